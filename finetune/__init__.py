@@ -1,0 +1,1 @@
+"""Staged transfer learning for images."""

@@ -1,0 +1,81 @@
+"""The one contract between data, model and export: what an image must look like when it reaches the model."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from finetune.errors import UserError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """How an image file becomes the ``uint8 (B, C, H, W)`` batch that a :class:`Classifier` takes.
+
+    Decoding and the evaluation view belong to the data side and read ``channels``, ``size``, ``interpolation``,
+    ``crop_pct`` and ``crop_mode``; normalisation belongs to the model and reads ``mean`` and ``std``.
+
+    Args:
+        channels: Channels of the image handed to the model (1 for grey, 3 for colour).
+        size: Height and width in pixels.
+        mean: Mean per channel that the pretrained network expects, on the scale 0 to 1.
+        std: Standard deviation per channel, likewise.
+        interpolation: Resampling filter of the resize (antialiased).
+        crop_pct: Share of the resized image that the evaluation crop keeps: the shorter side is resized to
+            ``size / crop_pct`` and the centre cut out. 1.0 keeps all of a square image.
+        crop_mode: ``center`` keeps the aspect ratio and crops; ``squash`` resizes both sides to ``size``.
+
+    Raises:
+        UserError: A value is out of range, or ``mean`` and ``std`` differ in length.
+    """
+
+    channels: int = 3
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Interpolation = "bilinear"
+    crop_pct: float = 0.875
+    crop_mode: CropMode = "center"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise UserError(f"input.channels={self.channels}: must be at least 1.")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"input.size={list(self.size)}: must be a height and a width of at least one pixel.")
+        if len(self.mean) != len(self.std):
+            raise UserError(f"input.mean={list(self.mean)}: must be as long as input.std={list(self.std)}.")
+        if min(self.std) <= 0:
+            raise UserError(f"input.std={list(self.std)}: must be positive.")
+        if self.interpolation not in get_args(Interpolation):
+            raise UserError(
+                f"input.interpolation={self.interpolation!r}: must be one of {', '.join(get_args(Interpolation))}."
+            )
+        if self.crop_mode not in get_args(CropMode):
+            raise UserError(f"input.crop_mode={self.crop_mode!r}: must be one of {', '.join(get_args(CropMode))}.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"input.crop_pct={self.crop_pct}: must be above 0 and at most 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_dict` takes them back.
+
+        >>> InputSpec.from_dict(InputSpec(channels=1).to_dict()) == InputSpec(channels=1)
+        True
+        """
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "InputSpec":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: A key is missing, unknown or out of range.
+        """
+        known = set(cls.__dataclass_fields__)
+        if set(values) != known:
+            wrong = sorted(set(values) ^ known)
+            raise UserError(f"input: the keys must be {', '.join(sorted(known))}. Missing or unknown: {wrong}.")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

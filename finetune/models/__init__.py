@@ -1,0 +1,1 @@
+"""Batches to logits: plain PyTorch, without Lightning and without data."""

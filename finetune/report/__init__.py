@@ -1,0 +1,1 @@
+"""The pages and tables a person looks at."""
