@@ -1,0 +1,125 @@
+"""The table of samples: where each image is, what it shows, which split it belongs to, and what its content is."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.path_table import PathTable
+
+SPLITS = ("train", "val", "test")
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names in the order a person counts: numbers by value, letters without regard to case.
+
+    >>> natural_order(["10", "2", "b1", "1", "B10", "b2"])
+    ['1', '2', '10', 'b1', 'b2', 'B10']
+    """
+
+    def key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+        parts = re.findall(r"[0-9]+|[^0-9]+", name)
+        return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts], name
+
+    return sorted(set(names), key=key)
+
+
+class Index:
+    """All samples of a data set, as compact arrays that worker processes share.
+
+    Args:
+        classes: Class names; a target is a position in them. One list for all splits.
+        root: The folder that relative paths start from; empty where the samples are not files.
+        paths: Path of each sample relative to ``root``, or absolute, or a stable name such as ``digits/0007``.
+        targets: int64 (N,); where one image may show several classes, uint8 (N, K) of zeros and ones.
+        splits: int8 (N,), position in ``SPLITS``.
+        content: uint64 (N, 2), 128 bits that identify the content of each sample.
+        skipped: Path and reason of each file that was left out on purpose.
+        notes: Sentences that the user should see before training.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Sequence[str],
+        root: str,
+        paths: PathTable,
+        targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
+        splits: npt.NDArray[np.int8],
+        content: npt.NDArray[np.uint64],
+        skipped: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        assert len(paths) == len(targets) == len(splits) == len(content), "the columns must be equally long"
+        assert content.shape[1:] == (2,), "content is 128 bits a sample"
+        self.classes = tuple(classes)
+        self.root = root
+        self.paths = paths
+        self.targets = targets
+        self.splits = splits
+        self.content = content
+        self.skipped = tuple(skipped)
+        self.notes = tuple(notes)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show several classes, or none: then ``targets`` is (N, K)."""
+        return self.targets.ndim == 2
+
+    def path(self, row: int) -> str:
+        """Absolute path of a file, or the stable name of a sample that is not a file."""
+        return os.path.join(self.root, self.paths[row])
+
+    def rows(self, split: str) -> npt.NDArray[np.int64]:
+        """Row numbers of one split, ascending."""
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Index":
+        """The index of some rows, in their order; classes, notes and the list of skipped files stay."""
+        return Index(
+            classes=self.classes,
+            root=self.root,
+            paths=self.paths.take(rows),
+            targets=self.targets[rows],
+            splits=self.splits[rows],
+            content=self.content[rows],
+            skipped=self.skipped,
+            notes=self.notes,
+        )
+
+    def counts(self) -> dict[str, list[int]]:
+        """Samples per split and class, in the order of ``classes``."""
+        return {split: self._count(self.targets[self.rows(split)]) for split in SPLITS}
+
+    def _count(self, targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]) -> list[int]:
+        if self.multi_label:
+            counted: list[int] = targets.sum(axis=0, dtype=np.int64).tolist()
+        else:
+            counted = np.bincount(targets, minlength=len(self.classes)).tolist()
+        return counted
+
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides what a run sees: classes, paths, targets, splits and contents.
+
+        The folder above the data is not part of it: a data set that was moved as a whole keeps its fingerprint.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        head = {"classes": self.classes, "folders": self.paths.folders, "shape": self.targets.shape}
+        digest.update(json.dumps(head).encode())
+        for column in (
+            self.paths.folder_ids,
+            self.paths.ends,
+            self.paths.names,
+            self.targets,
+            self.splits,
+            self.content,
+        ):
+            digest.update(column.tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,118 @@
+"""A list of file paths as three flat arrays, so that a million of them cost tens of megabytes and no Python objects.
+
+Worker processes that are forked share the arrays: reading a path touches no reference count of a million strings.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+class PathTable:
+    """Paths as (folder, name) pairs; the folders are few, the names lie in one byte buffer.
+
+    Args:
+        folders: The folders that occur, in any order; ``os.sep`` separates their parts, and they may be empty.
+        folder_ids: Position in ``folders`` of each row, int32 (N,).
+        names: The names one after the other, as ``os.fsencode`` gives them, uint8.
+        ends: Where each name ends in ``names``, int64 (N,).
+    """
+
+    def __init__(
+        self,
+        *,
+        folders: Sequence[str],
+        folder_ids: npt.NDArray[np.int32],
+        names: npt.NDArray[np.uint8],
+        ends: npt.NDArray[np.int64],
+    ) -> None:
+        assert len(folder_ids) == len(ends), "one folder and one name a row"
+        self.folders = tuple(folders)
+        self.folder_ids = folder_ids
+        self.names = names
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        """The path of one row; negative rows count from the end.
+
+        Raises:
+            IndexError: There is no such row.
+        """
+        row = range(len(self))[row]
+        start = self.ends[row - 1] if row else 0
+        name = os.fsdecode(self.names[start : self.ends[row]].tobytes())
+        return os.path.join(self.folders[self.folder_ids[row]], name)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "PathTable":
+        """The table of some rows, in their order."""
+        starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])[rows] if len(self) else self.ends[rows]
+        lengths = self.ends[rows] - starts
+        ends = np.cumsum(lengths, dtype=np.int64)
+        # position of every kept byte: its place in the new buffer, moved by where its name began in the old one
+        source = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+        return PathTable(folders=self.folders, folder_ids=self.folder_ids[rows], names=self.names[source], ends=ends)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays (the folder names come on top)."""
+        return int(self.folder_ids.nbytes + self.names.nbytes + self.ends.nbytes)
+
+
+class PathTableBuilder:
+    """Collects folders one at a time; only one folder's names exist as Python strings at any moment."""
+
+    def __init__(self) -> None:
+        self._folders: list[str] = []
+        self._lengths: list[int] = []
+        self._buffer = bytearray()
+        self._ends: list[npt.NDArray[np.int64]] = []
+
+    def add_folder(self, folder: str, names: Sequence[str]) -> None:
+        """Append the rows ``folder/name`` for each name, in the order given.
+
+        >>> builder = PathTableBuilder()
+        >>> builder.add_folder("cat", ["1.jpg", "10.jpg"])
+        >>> builder.add_folder("dog", ["2.jpg"])
+        >>> list(builder.build())
+        ['cat/1.jpg', 'cat/10.jpg', 'dog/2.jpg']
+        """
+        if not names:
+            return
+        # a file name never holds a NUL, so joining and splitting by it is exact, and numpy finds the ends at once
+        block = np.frombuffer(os.fsencode("\0".join(names)) + b"\0", np.uint8)
+        separators = np.flatnonzero(block == 0)
+        self._ends.append(separators - np.arange(len(separators)) + len(self._buffer))
+        self._buffer += block[block != 0].tobytes()
+        self._folders.append(folder)
+        self._lengths.append(len(names))
+
+    def build(self) -> PathTable:
+        """The table of all rows added so far."""
+        folder_ids = np.repeat(np.arange(len(self._folders), dtype=np.int32), self._lengths)
+        ends = np.concatenate(self._ends) if self._ends else np.zeros(0, np.int64)
+        names = np.frombuffer(bytes(self._buffer), np.uint8)
+        return PathTable(folders=self._folders, folder_ids=folder_ids, names=names, ends=ends)
+
+
+def path_table(paths: Iterable[str]) -> PathTable:
+    """A table of paths in any order, as a manifest lists them."""
+    folders: dict[str, int] = {}
+    folder_ids: list[int] = []
+    ends: list[int] = []
+    buffer = bytearray()
+    for path in paths:
+        folder, name = os.path.split(path)
+        folder_ids.append(folders.setdefault(folder, len(folders)))
+        buffer += os.fsencode(name)
+        ends.append(len(buffer))
+    return PathTable(
+        folders=list(folders),
+        folder_ids=np.asarray(folder_ids, np.int32),
+        names=np.frombuffer(bytes(buffer), np.uint8),
+        ends=np.asarray(ends, np.int64),
+    )
