@@ -24,6 +24,10 @@ class ConfigError(UserError):
         super().__init__("\n".join(problems))
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on though its configuration was right; commands print its text and exit with status 1."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A hint at the nearest valid name, with a leading space, or nothing where none is near.
 

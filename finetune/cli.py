@@ -1,0 +1,137 @@
+"""The command table. Imports nothing heavy: help, completion and mistakes are answered before torch is loaded."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune.errors import RunError, UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """One row of the table.
+
+    Args:
+        module: Holds ``run(argv: list[str]) -> int`` and, where it has one, its own help.
+        usage: What follows the command's name.
+        summary: One line.
+        composes: Whether it takes a run's configuration as key=value.
+    """
+
+    module: str
+    usage: str
+    summary: str
+    composes: bool = False
+
+
+COMMANDS = {
+    "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
+    "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
+    "resume": Command("resume", "RUN", "go on where a run stopped"),
+    "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
+    "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV or JSON Lines by suffix)"),
+    "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open"),
+}
+
+EXAMPLES = """\
+examples:
+  finetune experiment=digits                              a first run, offline, on the digits inside the package
+  finetune data=folder data.root=~/pets                   your folder: DIR/<class>/*, staged from the head down
+  finetune plan data=folder data.root=~/pets freeze=[stem,layer1] schedule.phases.1.epochs=5"""
+
+
+def overview() -> str:
+    """The text of ``finetune --help``."""
+    width = max(len(name) + 1 + len(command.usage) for name, command in COMMANDS.items())
+    rows = [f"  {f'{name} {c.usage}':{width}}  {c.summary}" for name, c in COMMANDS.items()]
+    return "\n".join(
+        [
+            "finetune: staged transfer learning for images",
+            "",
+            "usage: finetune [COMMAND] [key=value ...] [--traceback]",
+            "",
+            *rows,
+            "",
+            EXAMPLES,
+            "",
+            "finetune COMMAND --help says more. RUN is a run folder or a bundle folder.",
+        ]
+    )
+
+
+def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The command and what is left; ``train`` where the first word is an override or an option.
+
+    Raises:
+        UserError: The first word is no command.
+
+    >>> split_command(["experiment=digits"])
+    ('train', ['experiment=digits'])
+    >>> split_command(["plan", "data=digits"])
+    ('plan', ['data=digits'])
+    """
+    first = argv[0]
+    if first in COMMANDS:
+        return first, list(argv[1:])
+    if "=" in first or first.startswith(("-", "+", "~")):
+        return "train", list(argv)
+    raise UserError(
+        f"finetune {first}: no such command. Commands: {', '.join(COMMANDS)}.{did_you_mean(first, COMMANDS)}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 well, 1 a run that failed, 2 a mistake of the user's, 130 Ctrl-C."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in given or os.environ.get("FINETUNE_TRACEBACK", "") not in ("", "0")
+    given = [word for word in given if word != "--traceback"]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("stagewise-finetune"))
+        return 0
+    try:
+        if _is_completion(given):
+            return int(importlib.import_module("finetune.commands.completion").run(given))
+        name, rest = split_command(given)
+        module = importlib.import_module(f"finetune.commands.{COMMANDS[name].module}")
+        return int(module.run(rest))
+    except UserError as error:
+        return _fail(error, status=2, show_traceback=show_traceback)
+    except KeyboardInterrupt as error:
+        return _fail(error, status=130, show_traceback=show_traceback)
+    except BrokenPipeError:
+        # the reader of a pipe has gone, as with `| head`; nothing is left to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except RunError as error:
+        return _fail(error, status=1, show_traceback=show_traceback)
+    except Exception as error:
+        return _fail(error, status=1, show_traceback=show_traceback)
+
+
+def _is_completion(argv: Sequence[str]) -> bool:
+    return argv[0] in ("-sc", "--shell-completion")
+
+
+def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
+    if show_traceback:
+        traceback.print_exception(error)
+    elif isinstance(error, (UserError, RunError)):
+        print(error, file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        print(str(error) or "Stopped.", file=sys.stderr)
+    else:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        print(f"{type(error).__name__}: {first}\nRun again with --traceback to see where.", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

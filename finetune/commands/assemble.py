@@ -1,0 +1,306 @@
+"""From a configuration to the objects of a run. The only place that turns keys into arguments."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import Config, PhaseConfig, instantiate, locate
+from finetune.errors import ConfigError, UserError, did_you_mean, shortened
+
+if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
+    from finetune.data.datamodule import ImageDataModule
+    from finetune.data.sources import Source
+    from finetune.models.classifier import Classifier
+    from finetune.training.losses import TrainingLoss
+    from finetune.training.module import OptimizerFactory
+    from finetune.training.phases import Phase
+
+Say = Callable[[str], None]
+NATIVE_CHANNELS = {"digits": 1}
+
+
+def choose_run_dir(config: Config) -> Path:
+    """The folder that a new run will make.
+
+    A process that DDP started takes the folder of the process that started it.
+
+    Raises:
+        UserError: The folder given holds something already.
+    """
+    inherited = os.environ.get("FINETUNE_RUN_DIR")
+    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+        return Path(inherited)
+    if config.run_dir:
+        folder = Path(config.run_dir).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"run_dir='{config.run_dir}': must be new or empty. There is something in it already. "
+                f"Choose another, or go on with that run: finetune resume {config.run_dir}"
+            )
+        return folder
+    name = config.name or f"{config.data.source}-{config.backbone.name}-{config.schedule.name}"
+    base = Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name.replace('/', '_')}"
+    number, folder = 1, base
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def quick_checks(config: Config) -> None:
+    """What can be said of the data's place before torch is imported, which takes seconds.
+
+    Raises:
+        UserError: The folder is missing or holds no images.
+    """
+    if config.data.source == "folder":
+        from finetune.data.folder import scan_folder
+
+        assert config.data.root is not None
+        scan_folder(config.data.root)
+    weights = config.backbone.weights
+    if ("/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))) and not weights.startswith("hub:"):
+        if not Path(weights).expanduser().exists():
+            raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
+
+
+def build_source(config: Config) -> "Source":
+    """Where the images come from."""
+    from finetune.data.sources import SOURCES
+
+    data = config.data
+    if data.source not in SOURCES:
+        raise UserError(
+            f"data.source={data.source!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(data.source, SOURCES)}"
+        )
+    channels = config.input.channels or NATIVE_CHANNELS.get(data.source, 3)
+    arguments: dict[str, Any] = {"channels": channels, "seed": config.seed}
+    arguments |= {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
+    if data.source == "folder":
+        arguments["root"] = data.root
+    return SOURCES[data.source](**arguments)
+
+
+def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
+    """The network at its start, said where its weights come from.
+
+    Raises:
+        UserError: Weights or head do not fit.
+    """
+    from finetune.models.backbone import build_backbone
+    from finetune.models.classifier import adaptation_cost, build_classifier
+    from finetune.models.weights import load_head, state_hash
+
+    chosen = config.backbone
+    backbone = build_backbone(
+        source=chosen.source, name=chosen.name, weights=chosen.weights, seed=config.seed, **chosen.kwargs
+    )
+    if chosen.weights == "none":
+        say(f"weights: {chosen.name} starts from random weights (seed {config.seed}), not pretrained")
+    else:
+        say(f"weights: {chosen.name} from {chosen.weights}")
+    given = {key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
+    backbone.input_spec = replace(backbone.input_spec, **given)
+    head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
+    if config.head.name == "mlp":
+        head["hidden"] = config.head.hidden
+    classes = source.index.classes
+    size = image_size(config.input.size)
+    if config.input.adapt == "sum" and source.channels == 1:
+        from finetune.data.transforms import eval_view
+
+        import torch
+
+        view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
+        rows = source.index.rows("train")[:32]
+        images = torch.stack([view(source.read(int(row))) for row in rows])
+        cost = adaptation_cost(backbone=backbone, head_settings=head, images_BCHW=images, adapt="sum", seed=config.seed)
+        say(
+            f"input.adapt=sum: the logits differ by {cost:.1%} from those of the exact adaptation "
+            f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
+        )
+    classifier = build_classifier(
+        backbone=backbone,
+        head_settings=head,
+        classes=classes,
+        channels=source.channels,
+        size=size,
+        adapt=config.input.adapt,
+        seed=config.seed,
+    )
+    if config.head.weights:
+        classifier.head = load_head(
+            Path(config.head.weights).expanduser(), backbone_hash=state_hash(classifier.backbone), classes=classes
+        )
+        say(f"head: from {config.head.weights}")
+    return classifier
+
+
+def image_size(value: Any) -> tuple[int, int] | None:
+    """``input.size`` as height and width.
+
+    Raises:
+        UserError: It is neither a whole number nor two of them.
+
+    >>> image_size(64)
+    (64, 64)
+    """
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise UserError(f"input.size={value!r}: must be one positive whole number, or [height, width].")
+    return sides[0], sides[1]
+
+
+def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "list[Phase]":
+    """The schedule, resolved against the network.
+
+    Raises:
+        ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
+    """
+    from finetune.data.transforms import AUGMENTS
+    from finetune.training.phases import build_schedule
+
+    shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
+    defaults = shared | {"batch_size": shared["batch_size"] or config.data.batch_size}
+    defaults |= {"augment": shared["augment"] or config.data.augment, "optimizer": shared["optimizer"] or config.optimizer}
+    phases = build_schedule(
+        phases=[asdict(phase) for phase in config.schedule.phases],
+        defaults=defaults,
+        freeze=config.freeze,
+        stages=stages,
+        network=network,
+    )
+    problems = []
+    for position, phase in enumerate(phases):
+        if config.input.adapt == "reinit" and stages[0] in phase.frozen:
+            problems.append(
+                f"input.adapt='reinit': starts a new {stages[0]}, which schedule.phases[{position}] ({phase.name}) keeps "
+                f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
+            )
+        if phase.augment not in AUGMENTS:
+            problems.append(
+                f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
+                f"{did_you_mean(phase.augment, AUGMENTS)}"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return phases
+
+
+def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
+    """Batches."""
+    from finetune.data.datamodule import ImageDataModule
+
+    return ImageDataModule(
+        source=source,
+        spec=classifier.input_spec,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        eval_batch_size=config.data.eval_batch_size,
+        num_workers=config.data.num_workers,
+        augment=config.data.augment,
+    )
+
+
+def optimizer_factory(phase: "Phase") -> "OptimizerFactory":
+    """The optimizer of a phase as a function of its groups.
+
+    Raises:
+        UserError: The node's target is no optimizer, or refuses its arguments.
+    """
+    node = dict(phase.optimizer)
+    target = str(node.pop("_target_", "torch.optim.AdamW"))
+    make = locate(target)
+
+    def build(groups: list[dict[str, Any]]) -> Any:
+        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
+        try:
+            return make(groups, **arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer._target_={target}: refuses its arguments {arguments}. {error}") from error
+
+    return build
+
+
+def loss_of(config: Config, source: "Source") -> "Callable[[Phase], TrainingLoss]":
+    """The training loss of a phase."""
+    import torch
+
+    from finetune.training.losses import TrainingLoss
+
+    weights = None
+    if config.loss.class_weights == "balanced":
+        counts = torch.tensor(source.index.counts()["train"], dtype=torch.float32)
+        weights = counts.sum() / (len(counts) * counts)
+
+    def build(phase: "Phase") -> TrainingLoss:
+        return TrainingLoss(
+            name=config.loss.name,
+            label_smoothing=phase.label_smoothing,
+            class_weights=weights,
+            focal_gamma=config.loss.focal_gamma,
+        )
+
+    return build
+
+
+def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
+    """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
+
+    Raises:
+        UserError: The node sets what the run decides.
+    """
+
+    def build(**decided: Any) -> Any:
+        if taken := sorted(set(config.trainer) & set(decided)):
+            raise UserError(
+                f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
+                "See schedule.*, checkpoint.*, logger.* and callbacks.*."
+            )
+        return instantiate({"_target_": "lightning.pytorch.Trainer", **config.trainer}, run_dir=run_dir, **decided)
+
+    return build
+
+
+def phase_names(phases: Sequence[PhaseConfig]) -> list[str]:
+    """Names in order."""
+    return [phase.name for phase in phases]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything that a run, a plan or a learning-rate search starts from."""
+
+    source: "Source"
+    classifier: "Classifier"
+    data: "ImageDataModule"
+    phases: "list[Phase]"
+
+
+def assemble(config: Config, say: Say = lambda line: None, description: dict[str, Any] | None = None) -> Parts:
+    """Source, network, batches and schedule of a configuration.
+
+    Args:
+        config: Checked.
+        say: Takes what the user should hear.
+        description: Of the network, where its weights will be loaded from a run: nothing is fetched then.
+
+    Raises:
+        UserError: Something does not fit.
+    """
+    quick_checks(config)
+    source = build_source(config)
+    if description is None:
+        classifier = build_model(config, source, say)
+    else:
+        from finetune.models.classifier import classifier_from_description
+
+        classifier = classifier_from_description(description)
+    phases = build_phases(config, stages=classifier.stages, network=config.backbone.name)
+    return Parts(source=source, classifier=classifier, data=build_data(config, source, classifier), phases=phases)

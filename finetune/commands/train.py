@@ -1,0 +1,157 @@
+"""``finetune train``: train through the phases, test, write the bundle."""
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.assemble import Parts, assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
+from finetune.commands.composing import run_composed
+from finetune.config import Config, instantiate
+from finetune.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from finetune.training.run import RunResult
+
+ABOUT = """\
+Train a classifier on a folder of images, phase by phase, then test it and write the bundle.
+Everything lands in one run folder: finetune resume, evaluate, predict and export take it."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    return run_composed("train", argv, task, about=ABOUT)
+
+
+def task(config: Config) -> int:
+    """Train one configuration."""
+    train(config)
+    return 0
+
+
+def say(line: str) -> None:
+    """To the user at once, also through a pipe."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def train(config: Config) -> "RunResult":
+    """A new run."""
+    run_dir = choose_run_dir(config)
+    parts = assemble(config, say)
+    from finetune.training.record import begin_run
+
+    os.environ["FINETUNE_RUN_DIR"] = str(run_dir)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        begin_run(run_dir, config=config, parts=parts)
+    say(f"run: {run_dir}")
+    return execute(config, parts, run_dir)
+
+
+def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
+    """Train what is left of a run; shared by ``train`` and ``resume``."""
+    from finetune.report.model_card import model_card
+    from finetune.training.run import Run
+
+    with quiet_lightning(), terminated_like_interrupt(run_dir):
+        result = Run(
+            classifier=parts.classifier,
+            data=parts.data,
+            schedule=parts.phases,
+            run_dir=run_dir,
+            seed=config.seed,
+            make_trainer=trainer_factory(config, run_dir),
+            make_optimizer=optimizer_factory,
+            make_loss=loss_of(config, parts.source),
+            monitor=config.monitor,
+            checkpoint_every=config.checkpoint.every_n_steps,
+            loggers=[instantiate(node, run_dir=run_dir) for node in config.logger.values()],
+            callbacks=[instantiate(node, run_dir=run_dir) for node in config.callbacks.values()],
+            say=say,
+            card=model_card,
+            facts={
+                "backbone": {
+                    "source": config.backbone.source,
+                    "name": config.backbone.name,
+                    "weights": config.backbone.weights,
+                },
+                "schedule": config.schedule.name,
+            },
+        ).execute()
+    test = result.results["test"]
+    say(
+        f"test: accuracy {test['acc']:.4f}, macro F1 {test['f1_macro']:.4f}, loss {test['loss']:.4f} "
+        f"on {sum(result.results['data']['counts']['test'])} images"
+    )
+    say(f"bundle: {result.bundle}")
+    return result
+
+
+@contextmanager
+def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
+    """Ctrl-C ends with the way to go on; the signal that schedulers send ends like Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: With a message for the user.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = None
+    with suppress(ValueError):  # not in the main thread, where no handler can be set
+        previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {run_dir}") from None
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        import traceback
+
+        (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
+            f"Once the cause is gone, go on with: finetune resume {run_dir}"
+        ) from error
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's own chatter off, and its warnings about what is meant here."""
+    import logging
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in (
+            # frozen stages are in evaluation mode on purpose
+            r"Found \d+ module\(s\) in eval mode",
+            # how many workers is decided from the cores and the data, and said in the plan
+            r".*does not have many workers",
+            r"Consider setting `persistent_workers=True`",
+            # the evaluation data set is a torchvision view of rows in a fixed order
+            r".*Your `(val|test|predict)_dataloader`'s sampler has shuffling enabled",
+            # each phase has its own folder in the run, which is meant not to be empty when it is resumed
+            r"Checkpoint directory .* exists and is not empty",
+            # a position inside an epoch is restored exactly by the keyed sampler
+            r"You're resuming from a checkpoint that ended before the epoch ended",
+            r"The `srun` command is available",
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,181 @@
+"""Batches for the Trainer: a source, a view, and the order of one phase."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.data.sampling import BatchKey, EvalBatches, Rows, TrainBatches, key
+from finetune.data.sources import Source
+from finetune.data.transforms import eval_view, train_view
+from finetune.errors import UserError
+from finetune.input_spec import InputSpec
+
+View = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Position(NamedTuple):
+    """Which batch this is."""
+
+    epoch: int
+    step: int
+    # images in the whole batch, over the processes that share it
+    global_size: int
+    world: int
+
+
+class Batch(NamedTuple):
+    """What a training or evaluation step is handed."""
+
+    images: torch.Tensor  # uint8 (B, C, H, W)
+    targets: torch.Tensor  # int64 (B,)
+    rows: torch.Tensor  # int64 (B,), places in the index
+    # plain numbers, not tensors: reading them must not wait for a device
+    position: Position
+
+
+class ViewDataset(Dataset[Batch]):
+    """One view of the images of a source; a view is a pure function of (seed, phase, epoch, row).
+
+    Args:
+        source: Where images come from.
+        view: Makes an image of the source into one of the input's size.
+        seed: Seed of the run.
+        phase: Name of the phase; None for views that draw nothing.
+    """
+
+    def __init__(self, *, source: Source, view: View, seed: int = 0, phase: str | None = None) -> None:
+        self._source, self._view, self._seed, self._phase = source, view, seed, phase
+
+    def __getitems__(self, batch: BatchKey) -> Batch:
+        """One whole batch; the name is the one that torch's map-style fetcher looks for."""
+        before = torch.get_rng_state()
+        images = []
+        for row in batch.rows.tolist():
+            image = self._source.read(row)
+            if self._phase is not None:
+                torch.default_generator.manual_seed(key(self._seed, "view", self._phase, batch.epoch, row))
+            images.append(self._view(image))
+        torch.set_rng_state(before)
+        return Batch(
+            images=torch.stack(images),
+            targets=torch.from_numpy(self._source.index.targets[batch.rows]),
+            rows=torch.from_numpy(batch.rows),
+            position=Position(batch.epoch, batch.step, batch.global_size, batch.world),
+        )
+
+
+def _whole(batch: Batch) -> Batch:
+    """The data set already gives whole batches."""
+    return batch
+
+
+def default_workers(*, in_memory: bool) -> int:
+    """Loader processes: none for data in memory, else one less than this process's cores, at least one, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if in_memory else min(8, max(1, cores - 1))
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Train, validation and test batches of one source.
+
+    Args:
+        source: Where images come from.
+        spec: What the network is fed.
+        seed: Seed of the run.
+        batch_size: Images in a training batch over all devices.
+        eval_batch_size: Images in an evaluation batch of one device.
+        num_workers: Loader processes; None chooses.
+        augment: Training view of phases that name none.
+        sample_weights: Draw training rows in proportion to these (one a row of the index) instead of taking each once.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        spec: InputSpec,
+        seed: int = 0,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        num_workers: int | None = None,
+        augment: str = "standard",
+        sample_weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        super().__init__()
+        self.source, self.spec, self.seed = source, spec, seed
+        self._eval_batch_size, self._sample_weights = eval_batch_size, sample_weights
+        in_memory = bool(getattr(source, "in_memory", False))
+        self.num_workers = default_workers(in_memory=in_memory) if num_workers is None else num_workers
+        self.begin_phase(name="train", batch_size=batch_size, augment=augment)
+
+    def begin_phase(self, *, name: str, batch_size: int, augment: str) -> None:
+        """What the training batches of the phase about to start look like."""
+        self._phase, self._batch_size, self._augment = name, batch_size, augment
+
+    def batches_per_epoch(self, batch_size: int) -> int:
+        """Training batches in an epoch."""
+        return -(-len(self.source.index.rows("train")) // batch_size)
+
+    def _placement(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the phase, from where a restored Trainer stopped."""
+        rank, world = self._placement()
+        rows = self.source.index.rows("train")
+        try:
+            batches = TrainBatches(
+                rows=rows,
+                batch_size=self._batch_size,
+                seed=self.seed,
+                phase=self._phase,
+                rank=rank,
+                world=world,
+                weights=None if self._sample_weights is None else self._sample_weights[rows],
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if self.trainer is not None:
+            # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            batches.start_at(*divmod(done, len(batches)))
+        view = train_view(self.spec, augment=self._augment)
+        return self._loader(
+            ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase), batches
+        )
+
+    def eval_dataloader(self, split: str) -> DataLoader[Batch]:
+        """The evaluation view of every image of a split, once."""
+        rank, world = self._placement()
+        return self.rows_dataloader(self.source.index.rows(split)[rank::world])
+
+    def rows_dataloader(self, rows: Rows) -> DataLoader[Batch]:
+        """The evaluation view of some rows, in that order, in this process."""
+        batches = EvalBatches(rows=rows, batch_size=self._eval_batch_size)
+        return self._loader(ViewDataset(source=self.source, view=eval_view(self.spec)), batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation split."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split."""
+        return self.eval_dataloader("test")
+
+    def _loader(
+        self, dataset: ViewDataset, batches: TrainBatches | EvalBatches
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,  # type: ignore[arg-type] # it yields one key a batch, which __getitems__ takes whole
+            collate_fn=_whole,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

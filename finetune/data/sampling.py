@@ -1,0 +1,149 @@
+"""Order and randomness keyed by (seed, phase, epoch, sample), never streamed.
+
+A random number here depends on its key and on nothing else: not on how many were drawn before, which process draws it, how
+many workers there are, or whether the run was interrupted. numpy promises that the raw output of a bit generator never
+changes between versions (NEP 19), which it does not promise for ``Generator.permutation``; so only raw output is used.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Sampler
+
+Rows = npt.NDArray[np.int64]
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit number that stands for its parts; torch takes it as a seed.
+
+    >>> key(0, "order", "head", 1) == key(0, "order", "head", 1)
+    True
+    >>> key(1, 23) == key(12, 3)
+    False
+    """
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def uniform(count: int, *parts: int | str) -> npt.NDArray[np.uint64]:
+    """That many raw 64-bit numbers of a key."""
+    return np.random.Philox(key=key(*parts)).random_raw(count)
+
+
+def shuffled(rows: Rows, *parts: int | str) -> Rows:
+    """The rows in an order that depends on the key alone.
+
+    >>> shuffled(np.arange(5), 0, "order") .tolist() == shuffled(np.arange(5), 0, "order").tolist()
+    True
+    """
+    return rows[np.argsort(uniform(len(rows), *parts), kind="stable")]
+
+
+def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Rows:
+    """As many rows as given, drawn with replacement in proportion to their weights, by a key.
+
+    Args:
+        rows: Rows to draw from.
+        weights: One non-negative weight a row, not all zero.
+        *parts: The key.
+    """
+    edges = np.cumsum(weights, dtype=np.float64)
+    points = uniform(len(rows), *parts).astype(np.float64) / 2.0**64 * edges[-1]
+    return rows[np.minimum(np.searchsorted(edges, points, side="right"), len(rows) - 1)]
+
+
+class BatchKey(NamedTuple):
+    """Names one process's share of one batch; the data set turns it into tensors."""
+
+    epoch: int
+    step: int
+    rows: Rows
+    # images in the whole batch, over all processes
+    global_size: int
+    world: int
+
+
+class TrainBatches(Sampler[BatchKey]):
+    """Batches of an epoch in keyed order, nearly equal in size, so that none is dropped and none is a single image.
+
+    Each ``iter()`` gives the next epoch. Lightning makes the first iterator before it tells the epoch, and workers fetch
+    ahead of it (lightning#21938); so this sampler is told once where to start and counts by itself.
+
+    Args:
+        rows: Rows to train on.
+        batch_size: Images in one batch over all processes, at most.
+        seed: Seed of the run.
+        phase: Name of the phase.
+        rank: This process's number.
+        world: Number of processes; each takes every ``world``-th row of a batch.
+        weights: Draw rows in proportion to these instead of taking each once.
+
+    Raises:
+        ValueError: There are fewer rows in a batch than processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        phase: str,
+        rank: int = 0,
+        world: int = 1,
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        self._rows, self._weights = rows, weights
+        self._seed, self._phase, self._rank, self._world = seed, phase, rank, world
+        self._count = -(-len(rows) // batch_size)
+        if len(rows) // self._count < world:
+            raise ValueError(
+                f"data.batch_size={batch_size}: the smallest batch has {len(rows) // self._count} images for {world} "
+                "processes. Use a larger batch, or fewer devices."
+            )
+        self._next = (0, 0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def start_at(self, epoch: int, step: int) -> None:
+        """Where the next iterator begins: at that batch of that epoch."""
+        self._next = (epoch, step)
+
+    def order(self, epoch: int) -> Rows:
+        """All rows of an epoch in order."""
+        parts = (self._seed, "order", self._phase, epoch)
+        return shuffled(self._rows, *parts) if self._weights is None else drawn(self._rows, self._weights, *parts)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch, first = self._next
+        self._next = (epoch + 1, 0)
+        batches = np.array_split(self.order(epoch), self._count)
+        for step in range(first, self._count):
+            batch = batches[step]
+            yield BatchKey(epoch, step, batch[self._rank :: self._world], len(batch), self._world)
+
+
+class EvalBatches(Sampler[BatchKey]):
+    """Every row once, in order, over all processes together; no padding, so no image is counted twice.
+
+    Args:
+        rows: Rows to evaluate.
+        batch_size: Images in one batch of one process, at most.
+        rank: This process's number.
+        world: Number of processes.
+    """
+
+    def __init__(self, *, rows: Rows, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        mine = rows[rank::world]
+        self._batches = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        for step, rows in enumerate(self._batches):
+            yield BatchKey(0, step, rows, len(rows), 1)

@@ -1,0 +1,83 @@
+"""Training losses on logits, and mixing of images with their targets."""
+
+# B = batch, C = input channels, H/W = image height/width, K = classes
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms import v2
+
+Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class TrainingLoss(nn.Module):
+    """Loss of each image, so that the caller can weigh processes and images rightly.
+
+    Args:
+        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, for several classes:
+            ``-(1 - p)^gamma log p``).
+        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
+        class_weights: One weight a class (K,), or None. The loss of an image is multiplied with its class's weight; unlike
+            ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
+            which classes it holds.
+        focal_gamma: Exponent of ``focal``.
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        *,
+        name: str = "cross_entropy",
+        label_smoothing: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self._gamma = focal_gamma if name == "focal" else 0.0
+        self._smoothing = label_smoothing
+        # plain settings, not state: they must not enter a checkpoint
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Losses (B,).
+
+        Args:
+            logits_BK: Raw scores.
+            targets: Class numbers (B,), or class shares (B, K) from mixing.
+        """
+        count = logits_BK.shape[1]
+        shares_BK = F.one_hot(targets, count).to(logits_BK.dtype) if targets.ndim == 1 else targets
+        shares_BK = shares_BK * (1 - self._smoothing) + self._smoothing / count
+        logs_BK = F.log_softmax(logits_BK, dim=1)
+        losses_BK = -shares_BK * logs_BK
+        if self._gamma:
+            losses_BK = losses_BK * (1 - logs_BK.exp()) ** self._gamma
+        if self.class_weights is not None:
+            losses_BK = losses_BK * self.class_weights
+        return losses_BK.sum(1)
+
+
+def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | None:
+    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) by torchvision; with both, one of them a batch.
+
+    Args:
+        mixup: Alpha of the Beta distribution; 0 turns it off.
+        cutmix: Likewise.
+        num_classes: Classes K; mixed targets have shape (B, K).
+
+    Returns:
+        A function of images (B, C, H, W) and targets (B,), or None where both are off. It draws from torch's global
+        generator.
+    """
+    mixers: list[Mixer] = []
+    if mixup:
+        mixers.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+    if cutmix:
+        mixers.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+    if len(mixers) == 2:
+        both: Mixer = v2.RandomChoice(mixers)
+        return both
+    return mixers[0] if mixers else None

@@ -1,0 +1,300 @@
+"""The LightningModule of one phase: loss, optimizer, rates, averaging, and what is logged."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+from finetune.data.datamodule import Batch
+from finetune.data.sampling import key
+from finetune.errors import RunError, UserError
+from finetune.models.classifier import Classifier
+from finetune.training.ema import StageEma
+from finetune.training.freezing import tensors_of
+from finetune.training.losses import TrainingLoss, build_mixer
+from finetune.training.lr_schedules import scale
+from finetune.training.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.training.param_groups import build_param_groups, check_cover
+from finetune.training.phases import Phase
+from finetune.training.progress import Progress
+from finetune.training.watchers import Watchers
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+PREFIX = "classifier."
+
+
+class FineTuner(pl.LightningModule):
+    """Trains the stages of one phase.
+
+    ``apply_phase`` must have set gradient flags and modes before ``Trainer.fit``; the module itself never changes them.
+
+    Args:
+        classifier: The network.
+        phase: What to train, and how.
+        optimizer: Makes the optimizer from named groups.
+        loss: Of training.
+        seed: Seed of the run.
+        monitor: Metric that decides which epoch was best.
+        steps_per_epoch: Training batches in an epoch.
+        phase_number: Position in the schedule, from 0.
+        offset: Epochs and optimizer steps of the phases before, for the axes of logs.
+        file_of: Gives the file of a row, for messages.
+        carried: Optimizer state by parameter name, from the phase before.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        phase: Phase,
+        optimizer: OptimizerFactory,
+        loss: TrainingLoss,
+        seed: int,
+        monitor: str,
+        steps_per_epoch: int,
+        phase_number: int = 0,
+        offset: tuple[int, int] = (0, 0),
+        file_of: Callable[[int], str] = str,
+        carried: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
+        self.strict_loading = False
+        self.classifier = classifier
+        self.phase = phase
+        self.phase_number = phase_number
+        self.progress = Progress(monitor=monitor, patience=phase.patience)
+        self.loss = loss
+        self.metrics = build_metrics(len(classifier.classes))
+        self.rows: list[dict[str, Any]] = []
+        self.predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # of the last evaluation: metrics as plain values; rows (N,) in order and probabilities (N, K)
+        self.evaluated: dict[str, Any] = {}
+        self.predicted = (torch.zeros(0).long(), torch.zeros(0, len(classifier.classes)))
+        self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
+        self._offset = offset
+        self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
+        self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
+        self._raw: dict[str, torch.Tensor] | None = None
+        self._watchers = Watchers(classifier=classifier, phase=phase, file_of=file_of)
+        optimizer_steps = -(-steps_per_epoch // phase.accumulate)
+        self.total_steps = min(phase.epochs * optimizer_steps, phase.max_steps or phase.epochs * optimizer_steps)
+        self._warmup_steps = round(phase.warmup_epochs * optimizer_steps)
+        # loss sum, right answers, images: of the epoch so far
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters, in named groups."""
+        groups = build_param_groups(
+            self.classifier, rates=self.phase.rates(), weight_decay=self.phase.weight_decay
+        )
+        optimizer = self._make_optimizer(groups)
+        check_cover(optimizer, self.classifier)
+        if self._carried:
+            for name, parameter in self.classifier.named_parameters():
+                if parameter.requires_grad and name in self._carried:
+                    optimizer.state[parameter] = self._carried[name]
+        return optimizer
+
+    def optimizer_state(self) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter name, to be carried into the next phase."""
+        optimizer = self.trainer.optimizers[0]
+        return {n: optimizer.state[p] for n, p in self.classifier.named_parameters() if p in optimizer.state}
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """Learning rate of each stage at an optimizer step of this phase."""
+        factor = scale(
+            self.phase.lr_schedule,
+            step=step,
+            total_steps=self.total_steps,
+            warmup_steps=self._warmup_steps,
+            plateau_factor=self.progress.plateau_factor(),
+        )
+        return {stage: rate * factor for stage, rate in self.phase.rates().items()}
+
+    def on_fit_start(self) -> None:
+        """Move what is not a parameter to the device."""
+        self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
+
+    def on_train_epoch_start(self) -> None:
+        """Start the sums of an epoch; not called when an epoch is resumed inside, so they go on from the checkpoint."""
+        self._sums.zero_()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Check the position, seed the step's randomness, write the rates."""
+        position = batch.position
+        if (position.epoch, position.step) != (self.current_epoch, batch_idx):
+            raise RunError(
+                f"batch {position.step} of epoch {position.epoch} arrived where batch {batch_idx} of epoch "
+                f"{self.current_epoch} was due. The loaders and the Trainer have lost step; please report this."
+            )
+        self._watchers.before_batch()
+        torch.manual_seed(
+            key(self._seed, "step", self.phase.name, position.epoch, position.step, self.trainer.global_rank)
+        )
+        rates = self.rates_at(self.trainer.global_step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rates[group["stage"]]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Mean loss over the whole batch, this process's share of it."""
+        images, targets = batch.images, batch.targets
+        if self._mixer is not None:
+            images, targets = self._mixer(images.float() / 255, targets)
+        logits_BK = self.classifier(images)
+        losses_B = self.loss(logits_BK, targets)
+        with torch.no_grad():
+            right = (logits_BK.argmax(1) == batch.targets).sum()
+            self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
+        # DDP takes the mean over processes, whose shares of a batch may differ by one image
+        loss: torch.Tensor = losses_B.sum() * (batch.position.world / batch.position.global_size)
+        self._watchers.after_loss(loss, batch, self.trainer.global_step)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look whether each group learns."""
+        self._watchers.before_step(optimizer)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, and the averages right after it, so that a checkpoint written after any step has both."""
+        super().optimizer_step(*args, **kwargs)
+        if self._ema is not None:
+            self._ema.update()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """End the phase at its last step; Lightning then validates and ends the epoch as usual."""
+        if self.trainer.global_step >= self.total_steps:
+            self.trainer.should_stop = True
+
+    def on_validation_start(self) -> None:
+        """Validate the averaged weights where there are any."""
+        self.metrics.reset()
+        if self._ema is not None and self.trainer.state.fn == "fit":
+            self._raw = self._ema.swap_in()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch."""
+        logits_BK = self.classifier(batch.images)
+        losses_B = torch.nn.functional.cross_entropy(logits_BK.float(), batch.targets, reduction="none")
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets, losses=losses_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Make the epoch's validation values known to the progress and to callbacks."""
+        values = {f"val/{name}": value for name, value in plain_metrics(self.metrics).items()}
+        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
+        if self.trainer.state.fn == "fit":
+            if self.progress.monitor not in scalars:
+                raise UserError(
+                    f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
+                )
+            self.progress.history.append(scalars[self.progress.monitor])
+        self.log_dict(scalars, logger=False, batch_size=1, rank_zero_only=True)
+
+    def on_validation_end(self) -> None:
+        """The raw weights back."""
+        if self._raw is not None:
+            assert self._ema is not None
+            self._ema.swap_out(self._raw)
+            self._raw = None
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch, hold that nothing frozen moved, stop where patience ran out."""
+        self._watchers.after_epoch(self.current_epoch)
+        loss, right, images = self._global_sums().tolist()
+        rates = self.rates_at(self.trainer.global_step - 1)
+        row: dict[str, Any] = {
+            "phase": self.phase.name,
+            "epoch": self._offset[0] + self.current_epoch,
+            "step": self._offset[1] + self.trainer.global_step,
+            "train/loss": loss / images,
+            **({} if self._mixer is not None else {"train/acc": right / images}),
+            **{f"{name}": float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name},
+            **{f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups},
+        }
+        assert all(rates[g["stage"]] == g["lr"] for g in self.trainer.optimizers[0].param_groups)
+        self.rows.append(row)
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, step=row["step"])
+        if self.progress.stop:
+            self.trainer.should_stop = True
+
+    def _global_sums(self) -> torch.Tensor:
+        sums = self._sums.clone()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        return sums
+
+    def trainable_state(self) -> dict[str, torch.Tensor]:
+        """Weights and buffers of the stages of this phase, under the names they have in a checkpoint."""
+        return {PREFIX + name: tensor for name, tensor in tensors_of(self.classifier, self.phase.train).items()}
+
+    def best_checkpoint(self) -> dict[str, Any]:
+        """The weights that validation saw: the averaged ones where there are any."""
+        raw = self._ema.swap_in() if self._ema is not None else None
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.trainable_state().items()}
+        if raw is not None:
+            assert self._ema is not None
+            self._ema.swap_out(raw)
+        return {"state_dict": state, "finetune": self._state()}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "phase": self.phase.name,
+            "history": list(self.progress.history),
+            "rows": list(self.rows),
+            # of this phase: nothing is left to train, though the Trainer's own counters may not say so
+            "finished": self.trainer.global_step >= self.total_steps or self.progress.stop,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable stages only, and what the phase's course depends on."""
+        kept = set(self.trainable_state())
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["finetune"] = self._state() | {
+            "sums": self._global_sums().tolist(),
+            "ema": self._ema.averages if self._ema is not None else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the course of the phase back.
+
+        Raises:
+            UserError: The checkpoint is of another phase, or holds other tensors.
+        """
+        state = checkpoint.get("finetune")
+        wanted, found = set(self.trainable_state()), set(checkpoint.get("state_dict", {}))
+        if not isinstance(state, dict) or state.get("phase") != self.phase.name or wanted != found:
+            raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
+        self.progress.history = [float(value) for value in state["history"]]
+        self.rows = list(state["rows"])
+        if self.trainer.global_rank == 0:
+            self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        if self._ema is not None:
+            self._ema.averages = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
+
+    def on_test_start(self) -> None:
+        """Start a count."""
+        self.metrics.reset()
+        self.predictions = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count a batch and keep its probabilities."""
+        logits_BK = self.classifier(batch.images)
+        losses_B = torch.nn.functional.cross_entropy(logits_BK.float(), batch.targets, reduction="none")
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets, losses=losses_B)
+        self.predictions.append((batch.rows.cpu(), logits_BK.float().softmax(1).cpu()))
+
+    def on_test_epoch_end(self) -> None:
+        """Compute while the processes are still connected."""
+        self.evaluated = plain_metrics(self.metrics)
+        rows = torch.cat([rows for rows, _ in self.predictions]) if self.predictions else torch.zeros(0).long()
+        shares = torch.cat([s for _, s in self.predictions]) if self.predictions else torch.zeros(0, len(self.classifier.classes))
+        if dist.is_available() and dist.is_initialized():
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, (rows, shares))
+            rows, shares = torch.cat([r for r, _ in gathered]), torch.cat([s for _, s in gathered])
+        order = rows.argsort()
+        self.predicted = (rows[order], shares[order])

@@ -1,0 +1,173 @@
+"""A schedule: the ordered phases of a training, every setting resolved, every name checked against the network."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.errors import ConfigError, did_you_mean
+
+HEAD = "head"
+# names that a schedule may use without knowing the network
+ALIASES = ("all", "backbone", "last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A period of training with one fixed set of trainable stages.
+
+    Args:
+        name: Names the phase's folder and its rows in the metrics.
+        train: The trainable stages in the order of the network.
+        stages: All stages of the network in order, ``head`` last.
+        epochs: Passes over the training images, at most.
+        max_steps: Optimizer steps, at most; None leaves it to ``epochs``.
+        lr: Rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
+        layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``.
+        lr_slice: Rates of the deepest and the last trainable stage, the ones between spaced evenly by ratio
+            (fastai's ``slice(lo, hi)``).
+        stage_lr: Explicit rates that win over the rules above.
+        lr_schedule: ``cosine``, ``constant``, ``one_cycle`` or ``plateau``.
+        warmup_epochs: Linear rise from zero over that many epochs.
+        weight_decay: Of the parameters that decay (weights of two or more dimensions).
+        batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
+        parameters: ``all`` of a trainable backbone stage, or only its ``norms`` or its ``gates``.
+        batch_size: Images in one step over all devices.
+        augment: Name of the training view.
+        optimizer: ``_target_`` node.
+        carry_optimizer: Keep the optimizer's moments from the phase before.
+        restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
+        patience: Stop after that many epochs without a better metric.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    stages: tuple[str, ...]
+    epochs: int
+    lr: float
+    batch_size: int
+    augment: str
+    max_steps: int | None = None
+    layer_decay: float = 1.0
+    lr_slice: tuple[float, float] | None = None
+    stage_lr: Mapping[str, float] = field(default_factory=dict)
+    lr_schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.01
+    batch_norm: str = "eval"
+    parameters: str = "all"
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    carry_optimizer: bool = False
+    restore: str = "best"
+    patience: int | None = None
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float | None = None
+    gradient_clip: float | None = None
+    accumulate: int = 1
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The stages that do not train, in order."""
+        return tuple(stage for stage in self.stages if stage not in self.train)
+
+    def rates(self) -> dict[str, float]:
+        """The peak learning rate of each trainable stage, in order from the input.
+
+        >>> phase = Phase(name="p", train=("layer4", "head"), stages=("stem", "layer4", "head"), epochs=1, lr=0.1,
+        ...               batch_size=8, augment="none", layer_decay=0.5)
+        >>> phase.rates()
+        {'layer4': 0.05, 'head': 0.1}
+        """
+        if self.lr_slice is not None:
+            low, high = self.lr_slice
+            gaps = max(len(self.train) - 1, 1)
+            rates = {stage: low * (high / low) ** (i / gaps) for i, stage in enumerate(self.train)}
+            rates[self.train[-1]] = high
+        else:
+            last = len(self.stages) - 1
+            rates = {stage: self.lr * self.layer_decay ** (last - self.stages.index(stage)) for stage in self.train}
+        return {stage: self.stage_lr.get(stage, rate) for stage, rate in rates.items()}
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values, for ``plan.json``."""
+        plain = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+
+def expand_stages(names: Sequence[str], stages: Sequence[str], *, where: str, network: str) -> tuple[list[str], list[str]]:
+    """Resolve ``all``, ``backbone`` and ``last``, and find names that are no stage.
+
+    Returns:
+        The stages named, in the network's order, and the problems found.
+
+    >>> expand_stages(["last", "head"], ["stem", "layer4", "head"], where="train", network="resnet18")
+    (['layer4', 'head'], [])
+    """
+    backbone = [stage for stage in stages if stage != HEAD]
+    aliases = {"all": list(stages), "backbone": backbone, "last": backbone[-1:]}
+    found: set[str] = set()
+    problems = []
+    for position, name in enumerate(names):
+        if name in stages:
+            found.add(name)
+        elif name in aliases:
+            found.update(aliases[name])
+        else:
+            problems.append(
+                f"{where}[{position}]={name!r}: not a stage of {network!r}. Stages: {', '.join(stages)}."
+                f"{did_you_mean(name, stages)}"
+            )
+    return [stage for stage in stages if stage in found], problems
+
+
+def build_schedule(
+    *,
+    phases: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    freeze: Sequence[str],
+    stages: Sequence[str],
+    network: str,
+) -> list[Phase]:
+    """Resolve a schedule against a network.
+
+    Args:
+        phases: Settings of each phase; ``None`` and empty containers take the default.
+        defaults: What a phase takes for the settings that it leaves open.
+        freeze: Stages that no phase may train, whatever it names.
+        stages: The network's stages in order, ``head`` last.
+        network: Its name, for messages.
+
+    Raises:
+        ConfigError: A stage is unknown, or ``freeze`` leaves a phase nothing to train; all such problems together.
+    """
+    pinned, problems = expand_stages(freeze, stages, where="freeze", network=network)
+    known = {field.name for field in dataclasses.fields(Phase)}
+    resolved = []
+    for position, settings in enumerate(phases):
+        where = f"schedule.phases[{position}]"
+        given = {**defaults, **{key: value for key, value in settings.items() if value not in (None, {}, [])}}
+        named, wrong = expand_stages(given["train"], stages, where=f"{where}.train", network=network)
+        problems += wrong
+        train = tuple(stage for stage in named if stage not in pinned)
+        if named and not train:
+            problems.append(
+                f"{where}.train={list(given['train'])}: nothing is left to train. freeze={list(freeze)} pins all of it. "
+                "Take a stage out of freeze, or name another one here."
+            )
+        problems += [
+            f"{where}.stage_lr.{stage}: this phase does not train that stage. It trains {', '.join(train)}."
+            f"{did_you_mean(stage, train)}"
+            for stage in given.get("stage_lr") or {}
+            if stage not in train and not wrong
+        ]
+        fields = {key: value for key, value in given.items() if key in known and value is not None}
+        if fields.get("lr_slice"):
+            fields["lr_slice"] = tuple(fields["lr_slice"])
+        fields |= {"train": train, "stages": tuple(stages)}
+        if train:
+            resolved.append(Phase(**fields))
+    if problems:
+        raise ConfigError(problems)
+    return resolved

@@ -1,0 +1,73 @@
+"""What a phase's course so far decides: the best epoch, early stopping, the plateau. Pure functions of the history."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The monitored metric of each finished epoch, and what follows from it.
+
+    Everything is computed from ``history``, which is all that a checkpoint keeps: a resumed phase decides as the
+    uninterrupted one would have.
+
+    Args:
+        monitor: Name of the metric; a name that ends in ``loss`` or ``ece`` is better when smaller.
+        patience: Epochs without improvement after which to stop; None never stops.
+        history: One value an epoch.
+
+    >>> progress = Progress(monitor="val/acc", patience=2, history=[0.5, 0.7, 0.7, 0.6])
+    >>> progress.best_epoch, progress.improved, progress.stop
+    (1, False, True)
+    """
+
+    monitor: str
+    patience: int | None = None
+    history: list[float] = field(default_factory=list)
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether the metric is a loss or an error."""
+        return self.monitor.endswith(("loss", "ece"))
+
+    def _better(self, new: float, old: float) -> bool:
+        # a value that is no number never beats one that is
+        return (new < old if self.smaller_is_better else new > old) or (old != old and new == new)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch that no later one beat; -1 before the first."""
+        best = -1
+        for epoch, value in enumerate(self.history):
+            if best < 0 or self._better(value, self.history[best]):
+                best = epoch
+        return best
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last epoch is the best so far."""
+        return bool(self.history) and self.best_epoch == len(self.history) - 1
+
+    @property
+    def stop(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and len(self.history) - 1 - self.best_epoch >= self.patience
+
+    def plateau_factor(self, *, patience: int = 2, factor: float = 0.1) -> float:
+        """Product of the reductions after each ``patience`` epochs in a row without a better value.
+
+        The rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau`` with ``threshold=0``, ``cooldown=0`` and a patience
+        fit for the short phases of fine-tuning. It is not that class, because Lightning leaves out one of its steps at
+        each resume.
+
+        >>> Progress(monitor="val/loss", history=[1.0, 1.0, 1.0, 1.0]).plateau_factor()
+        0.1
+        """
+        scale, bad, best = 1.0, 0, None
+        for value in self.history:
+            if best is None or self._better(value, best):
+                best, bad = value, 0
+            else:
+                bad += 1
+            if bad > patience:
+                scale, bad = scale * factor, 0
+        return scale

@@ -1,0 +1,325 @@
+"""A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle. Interrupted, it goes on where it was."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+from safetensors.torch import load_file, save_file
+
+from finetune.atomic import atomic_path, remove_parts, write_json, write_text
+from finetune.bundle import save_bundle, versions
+from finetune.data.datamodule import ImageDataModule
+from finetune.errors import UserError
+from finetune.models.classifier import Classifier
+from finetune.models.weights import state_hash
+from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
+from finetune.training.display import EpochLines, PhaseProgressBar
+from finetune.training.freezing import apply_phase
+from finetune.training.losses import TrainingLoss
+from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
+from finetune.training.phases import Phase
+from finetune.training.run_log import RunLog
+
+START, RESULT = "start.safetensors", "result.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run left behind."""
+
+    run_dir: Path
+    bundle: Path
+    results: dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Trains a classifier through a schedule.
+
+    Args:
+        classifier: Network at its start; rebuilt in the same way when a run is resumed.
+        data: Batches.
+        schedule: Phases in order.
+        run_dir: Where everything is written; exists.
+        seed: Of all randomness.
+        make_trainer: Makes a Trainer from the arguments that the run decides.
+        make_optimizer: For a phase, makes the function that turns groups into an optimizer.
+        make_loss: For a phase.
+        monitor: Metric that decides which epoch is best.
+        checkpoint_every: Batches between checkpoints inside an epoch.
+        loggers: Beside ``metrics.csv``.
+        callbacks: The user's own.
+        say: Takes lines for the user; only the first process calls it.
+        card: Makes the model card from the results.
+        facts: Said in the results: where the weights came from, what the data set holds.
+    """
+
+    classifier: Classifier
+    data: ImageDataModule
+    schedule: Sequence[Phase]
+    run_dir: Path
+    seed: int
+    make_trainer: Callable[..., pl.Trainer]
+    make_optimizer: Callable[[Phase], OptimizerFactory]
+    make_loss: Callable[[Phase], TrainingLoss]
+    monitor: str = "val/acc"
+    checkpoint_every: int | None = None
+    loggers: Sequence[Logger] = ()
+    callbacks: Sequence[pl.Callback] = ()
+    say: Say = print
+    card: Callable[[Classifier, dict[str, Any]], str] = lambda classifier, results: ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def phase_dir(self, number: int) -> Path:
+        """Folder of one phase."""
+        return self.run_dir / "phases" / f"{number}-{self.schedule[number].name}"
+
+    def execute(self) -> RunResult:
+        """Train what is left to train, then test and write the bundle.
+
+        Raises:
+            UserError: Files of the run do not fit its configuration.
+            RunError: Training cannot go on.
+        """
+        if rank_zero_only.rank == 0:
+            remove_parts(self.run_dir)
+        log = RunLog(self.run_dir / "metrics.csv")
+        phases: list[dict[str, Any]] = []
+        carried: dict[str, Any] | None = None
+        for number, phase in enumerate(self.schedule):
+            result, carried = self._phase(number, phase, phases, log, carried)
+            phases.append(result)
+        evaluated = self._evaluate()
+        return self._finish(phases, evaluated)
+
+    def _phase(
+        self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, carried: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        folder = self.phase_dir(number)
+        if (folder / RESULT).is_file():
+            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            log.add(result["rows"])
+            self._load(self._after(number))
+            return result, None
+        self._start_weights(folder)
+        if carried is None and phase.carry_optimizer and number > 0:
+            carried = _optimizer_state(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
+        began = time.monotonic()
+        apply_phase(self.classifier, phase)
+        self.data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
+        steps = self.data.batches_per_epoch(phase.batch_size)
+        offset = (sum(p["epochs"] for p in before), sum(p["steps"] for p in before))
+        module = FineTuner(
+            classifier=self.classifier,
+            phase=phase,
+            optimizer=self.make_optimizer(phase),
+            loss=self.make_loss(phase),
+            seed=self.seed,
+            monitor=self.monitor,
+            steps_per_epoch=steps,
+            phase_number=number,
+            offset=offset,
+            file_of=self.data.source.index.path,
+            carried=carried if phase.carry_optimizer else None,
+        )
+        if rank_zero_only.rank == 0:
+            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}")
+        checkpoint = folder / LAST
+        if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
+            state = read_checkpoint(checkpoint)
+            module.progress.history, module.rows = state["finetune"]["history"], state["finetune"]["rows"]
+            epochs, optimizer_steps = len(module.rows), int(state["global_step"])
+            carry = None
+        else:
+            trainer = self._trainer(phase, folder, log)
+            trainer.fit(
+                module,
+                datamodule=self.data,
+                ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
+                weights_only=True,
+            )
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            trainer.strategy.barrier("phase end")
+            epochs, optimizer_steps = len(module.rows), trainer.global_step
+            carry = module.optimizer_state()
+        log.add(module.rows)
+        best = module.progress.best_epoch
+        self._restore(folder, phase)
+        result = {
+            "name": phase.name,
+            "train": list(phase.train),
+            "frozen": list(phase.frozen),
+            "epochs": epochs,
+            "steps": optimizer_steps,
+            "restored": phase.restore,
+            "weights": "ema" if phase.ema_decay else "raw",
+            "best_epoch": best,
+            "best": {self.monitor: module.progress.history[best]},
+            "rates": phase.rates(),
+            "rows": module.rows,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        if rank_zero_only.rank == 0:
+            self._save(self._after(number))
+            write_json(folder / RESULT, result)
+            value = module.progress.history[best]
+            self.say(f"  {self.monitor} {value:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
+        return result, carry
+
+    def _after(self, number: int) -> Path:
+        """Where the weights after a phase are kept: as the start of the next one, or as the run's own."""
+        last = number + 1 == len(self.schedule)
+        return self.run_dir / "final.safetensors" if last else self.phase_dir(number + 1) / START
+
+    def _start_weights(self, folder: Path) -> None:
+        """Write what the phase starts from, or read it where the phase had been begun."""
+        start = folder / START
+        if start.is_file():
+            self._load(start)
+        elif rank_zero_only.rank == 0:
+            self._save(start)
+
+    def _save(self, path: Path) -> None:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.classifier.state_dict().items()}
+        with atomic_path(path) as part:
+            save_file(state, part)
+
+    def _load(self, path: Path) -> None:
+        try:
+            self.classifier.load_state_dict(load_file(path))
+        except Exception as error:
+            raise UserError(f"{path}: does not fit this run's network. {str(error).splitlines()[0]}") from error
+
+    def _restore(self, folder: Path, phase: Phase) -> None:
+        """The weights that the phase hands on: of its best epoch or its last, averaged ones where it averages."""
+        chosen = folder / (BEST if phase.restore == "best" else LAST)
+        loaded = read_checkpoint(chosen)
+        state = {name.removeprefix(PREFIX): tensor for name, tensor in loaded["state_dict"].items()}
+        if phase.restore == "last" and loaded["finetune"].get("ema"):
+            state = loaded["finetune"]["ema"]
+        self.classifier.load_state_dict(state, strict=False)
+
+    def _trainer(self, phase: Phase, folder: Path, log: RunLog) -> pl.Trainer:
+        display = PhaseProgressBar() if PhaseProgressBar.wanted() else EpochLines(self.say)
+        return self.make_trainer(
+            max_epochs=phase.epochs,
+            accumulate_grad_batches=phase.accumulate,
+            gradient_clip_val=phase.gradient_clip,
+            default_root_dir=str(self.run_dir),
+            num_sanity_val_steps=0,
+            # ours places rows on processes, and Lightning's would shuffle even what is not to be shuffled
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=isinstance(display, PhaseProgressBar),
+            logger=list(self.loggers) or False,
+            log_every_n_steps=1,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[
+                *self.callbacks,
+                display,
+                PhaseCheckpoints(folder=folder, log=log, every_n_steps=self.checkpoint_every),
+            ],
+        )
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Validation and test metrics of the final weights, and the test set's probabilities."""
+        phase = self.schedule[-1]
+        module = FineTuner(
+            classifier=self.classifier,
+            phase=phase,
+            optimizer=self.make_optimizer(phase),
+            loss=self.make_loss(phase),
+            seed=self.seed,
+            monitor=self.monitor,
+            steps_per_epoch=1,
+        )
+        self.classifier.eval()
+        trainer = self.make_trainer(
+            default_root_dir=str(self.run_dir),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            logger=False,
+        )
+        evaluated: dict[str, Any] = {}
+        for split in ("val", "test"):
+            trainer.test(module, dataloaders=self.data.eval_dataloader(split), verbose=False)
+            evaluated[split] = module.evaluated
+        evaluated["predicted"] = module.predicted
+        return evaluated
+
+    def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
+        index = self.data.source.index
+        results = {
+            "test": evaluated["test"],
+            "val": evaluated["val"],
+            "phases": [{key: value for key, value in phase.items() if key != "rows"} for phase in phases],
+            "seconds": {
+                "training": round(sum(phase["seconds"] for phase in phases), 3),
+                "phases": {phase["name"]: phase["seconds"] for phase in phases},
+            },
+            "data": {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()},
+            "versions": versions(),
+            **self.facts,
+            "seed": self.seed,
+            "weights_hash": state_hash(self.classifier),
+            "threads": torch.get_num_threads(),
+        }
+        bundle = self.run_dir / "model"
+        if rank_zero_only.rank == 0:
+            rows, shares = evaluated["predicted"]
+            write_text(self.run_dir / "predictions.csv", predictions_csv(index, rows, shares))
+            save_bundle(
+                bundle,
+                self.classifier,
+                metrics={"val": evaluated["val"], "test": evaluated["test"]},
+                data=results["data"],
+                training={"seed": self.seed, "phases": results["phases"], **self.facts},
+                card=self.card(self.classifier, results),
+            )
+            write_json(self.run_dir / "results.json", results)
+        return RunResult(run_dir=self.run_dir, bundle=bundle, results=results)
+
+
+def _optimizer_state(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
+    """Optimizer state by parameter name from a phase's last checkpoint."""
+    from finetune.training.param_groups import build_param_groups
+
+    state = read_checkpoint(checkpoint)["optimizer_states"][0]
+    apply_phase(classifier, phase)
+    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    return {ordered[number]: values for number, values in state["state"].items()}
+
+
+def predictions_csv(index: Any, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:
+    """One line an image: file, true and predicted class, and their probabilities with all the digits they have."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "target", "predicted", "probability", "target_probability"])
+    best = shares_NK.argmax(1)
+    for at, row in enumerate(rows.tolist()):
+        target = int(index.targets[row])
+        predicted = int(best[at])
+        writer.writerow(
+            [
+                index.path(row),
+                index.classes[target],
+                index.classes[predicted],
+                repr(float(shares_NK[at, predicted])),
+                repr(float(shares_NK[at, target])),
+            ]
+        )
+    return text.getvalue()
