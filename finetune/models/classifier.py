@@ -1,0 +1,190 @@
+"""Classifier: raw images to logits, with normalisation, channel adaptation, backbone and head in one module."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import UserError
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone, backbone_from_description
+from finetune.models.channels import InputAdapter
+from finetune.models.heads import Head, build_head
+
+# B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
+# D = features, K = classes
+
+HEAD = "head"
+_NET_PREFIX = "backbone.net."
+_HEAD_PREFIX = "head."
+
+
+class Classifier(nn.Module):
+    """``uint8 (B, C, H, W)``, or float in [0, 1] of the same shape, to logits ``(B, K)``.
+
+    Args:
+        backbone: The network without classifier, its stem adapted to ``input_spec.channels``.
+        head: Features to logits.
+        input_spec: What images must look like; mean and std are those of the pretrained network.
+        adapt: How ``input_spec.channels`` became the channels of the stem.
+        classes: Class names in the order of the logits.
+    """
+
+    def __init__(
+        self, *, backbone: Backbone, head: Head, input_spec: InputSpec, adapt: str, classes: Sequence[str]
+    ) -> None:
+        super().__init__()
+        assert head.settings["num_classes"] == len(classes)
+        assert head.settings["num_features"] == backbone.num_features
+        self.input = InputAdapter(channels=input_spec.channels, adapt=adapt, mean=input_spec.mean, std=input_spec.std)
+        self.backbone = backbone
+        self.head = head
+        self.input_spec = input_spec
+        self.adapt = adapt
+        self.classes = tuple(classes)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in order from the input; the last is ``head``."""
+        return (*self.backbone.stages, HEAD)
+
+    def stage_of(self, name: str) -> str:
+        """The stage of a parameter or of an entry of the state dict, by its name in this module.
+
+        Raises:
+            KeyError: No such name, or a constant of the normalisation, which belongs to no stage.
+        """
+        if name.startswith(_HEAD_PREFIX):
+            return HEAD
+        if name.startswith(_NET_PREFIX):
+            return self.backbone.stage_of(name.removeprefix(_NET_PREFIX))
+        raise KeyError(f"{name!r} belongs to no stage")
+
+    def stage_modules(self) -> dict[str, list[nn.Module]]:
+        """All modules of the network and the head by stage, each once; set their modes one by one, not recursively."""
+        return {**self.backbone.stage_modules(), HEAD: list(self.head.modules())}
+
+    def prepare(self, images_BCHW: Tensor) -> Tensor:
+        """The input of the backbone, ``(B, S, H, W)``: scaled to [0, 1] if uint8, normalised, channels adapted.
+
+        Raises:
+            ValueError: Another number of channels or dimensions, or integers other than uint8.
+        """
+        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != self.input_spec.channels:
+            raise ValueError(
+                f"images of shape {tuple(images_BCHW.shape)}: this model takes (B, {self.input_spec.channels}, H, W)."
+            )
+        if images_BCHW.dtype == torch.uint8:
+            images_BCHW = images_BCHW.to(self.input.mean.dtype) / 255
+        elif not images_BCHW.is_floating_point():
+            raise ValueError(f"images of type {images_BCHW.dtype}: this model takes uint8, or float in [0, 1].")
+        images_BSHW: Tensor = self.input(images_BCHW)
+        return images_BSHW
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Features ``(B, D)`` of raw images."""
+        features_BD: Tensor = self.backbone(self.prepare(images_BCHW))
+        return features_BD
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of raw images."""
+        logits_BK: Tensor = self.head(self.embed(images_BCHW))
+        return logits_BK
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
+        return {
+            "backbone": self.backbone.describe(),
+            "head": dict(self.head.settings),
+            "input_spec": self.input_spec.to_dict(),
+            "adapt": self.adapt,
+            "classes": list(self.classes),
+        }
+
+
+def build_classifier(
+    *,
+    backbone: Backbone,
+    head_settings: Mapping[str, Any],
+    classes: Sequence[str],
+    channels: int,
+    size: tuple[int, int] | None = None,
+    adapt: str = "expand",
+    seed: int = 0,
+) -> Classifier:
+    """Put a new head on a backbone, and change its stem (in place) to the channels of the images.
+
+    Args:
+        backbone: The network; it is used, not copied.
+        head_settings: ``name`` and the keywords of :func:`finetune.models.heads.build_head` but for the two sizes.
+        classes: Class names in the order of the logits.
+        channels: Channels of the images.
+        size: Height and width in pixels; None takes what the weights were trained with.
+        adapt: One of :data:`finetune.models.channels.ADAPTATIONS`.
+        seed: For everything drawn here: a new stem and the head.
+
+    Raises:
+        UserError: The combination of channels and adaptation does not exist, or the head's settings are out of range.
+    """
+    given = {key: value for key, value in head_settings.items() if key not in ("num_features", "num_classes")}
+    head = build_head(**given, num_features=backbone.num_features, num_classes=len(classes), seed=seed)
+    backbone.check_size(size)
+    backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
+    spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
+    return Classifier(backbone=backbone, head=head, input_spec=spec, adapt=adapt, classes=classes)
+
+
+def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
+    """The architecture of :meth:`Classifier.describe`, with random weights; nothing is downloaded.
+
+    Raises:
+        UserError: The description is incomplete or does not fit this version.
+    """
+    expected = {"backbone", "head", "input_spec", "adapt", "classes"}
+    if set(description) != expected:
+        raise UserError(f"model description: needs the keys {sorted(expected)}. Found {sorted(description)}.")
+    spec = InputSpec.from_dict(description["input_spec"])
+    backbone = backbone_from_description(description["backbone"])
+    backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
+    return Classifier(
+        backbone=backbone,
+        head=build_head(**description["head"]),
+        input_spec=spec,
+        adapt=description["adapt"],
+        classes=description["classes"],
+    )
+
+
+@torch.no_grad()
+def adaptation_cost(
+    *, backbone: Backbone, head_settings: Mapping[str, Any], images_BCHW: Tensor, adapt: str, seed: int = 0
+) -> float:
+    """How far an adaptation to one channel moves the logits from those of ``expand``.
+
+    Args:
+        backbone: The pretrained network, its stem not yet adapted; it is copied, not changed.
+        head_settings: As in :func:`build_classifier`; the same seeded head is put on both.
+        images_BCHW: One-channel images, ``uint8`` or float in [0, 1].
+        adapt: The adaptation to compare with ``expand``.
+        seed: Of the head, and of the stem for ``reinit``.
+
+    Returns:
+        Euclidean norm of the difference over the norm of the logits of ``expand``.
+    """
+    logits = {}
+    for way in ("expand", adapt):
+        model = build_classifier(
+            backbone=copy.deepcopy(backbone),
+            head_settings=head_settings,
+            classes=("0", "1"),
+            channels=1,
+            adapt=way,
+            seed=seed,
+        )
+        dtype = next(backbone.parameters()).dtype
+        logits[way] = model.to(dtype).eval()(images_BCHW)
+    reference = logits["expand"]
+    return float((logits[adapt] - reference).norm() / reference.norm())

@@ -1,0 +1,110 @@
+"""Ordered stages of a network: which stage each parameter, buffer and module belongs to."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+RESERVED = ("stem", "head")
+
+
+def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """A name for each group of parameters: ``stem`` for the first, then the shortest dotted prefix nobody else has.
+
+    Args:
+        groups: Parameter names by group, in order from the input; no group is empty.
+
+    Returns:
+        As many different names, none of them ``head`` (that name belongs to the classifier).
+
+    >>> group_names([["conv1.weight"], ["layer1.0.conv1.weight", "layer1.1.conv1.weight"], ["head.norm.weight"]])
+    ('stem', 'layer1', 'head.norm')
+    >>> group_names([["embed"], ["blocks.0.w"], ["blocks.1.w", "norm.w"]])
+    ('stem', 'blocks.0', 'blocks.1')
+    """
+    names = ["stem"]
+    for group in groups[1:]:
+        parts = group[0].split(".")
+        prefixes = [".".join(parts[: length + 1]) for length in range(len(parts))]
+        others = [name for other in groups if other is not group for name in other]
+        free = (p for p in prefixes if p not in RESERVED and not any(f"{name}.".startswith(f"{p}.") for name in others))
+        names.append(next(free, f"group{len(names)}"))
+    return tuple(names)
+
+
+class StageMap:
+    """Every parameter, buffer and module of a network in exactly one stage.
+
+    Args:
+        net: The network.
+        names: Stage names in order from the input.
+        groups: Parameter names of each stage; together they are exactly ``net``'s parameters.
+
+    Raises:
+        ValueError: The groups do not cover the parameters of the network exactly once.
+    """
+
+    def __init__(self, net: nn.Module, *, names: Sequence[str], groups: Sequence[Iterable[str]]) -> None:
+        self.names = tuple(names)
+        self._stage_of_parameter: dict[str, int] = {}
+        for index, group in enumerate(groups):
+            for name in group:
+                if name in self._stage_of_parameter:
+                    raise ValueError(f"parameter {name!r} is in two stages")
+                self._stage_of_parameter[name] = index
+        if wrong := set(self._stage_of_parameter) ^ {name for name, _ in net.named_parameters()}:
+            raise ValueError(f"parameters without a stage, or stages without a parameter: {sorted(wrong)}")
+        self._stage_of_module = self._place_modules(net)
+
+    def _place_modules(self, net: nn.Module) -> dict[str, int]:
+        """Modules go with their parameters; one without any goes with its parent, or with what was registered before.
+
+        A container that spans several stages goes with the last of them: what such a forward does by itself,
+        it does after its children (timm's functional dropout before the classifier is an example).
+        """
+        placed: dict[str, int] = {}
+        single: dict[str, bool] = {}
+        previous = 0
+        for name, module in net.named_modules():
+            prefix = f"{name}." if name else ""
+            own = [self._stage_of_parameter[prefix + key] for key, _ in module.named_parameters(recurse=False)]
+            below = {self._stage_of_parameter[prefix + key] for key, _ in module.named_parameters()}
+            parent = name.rpartition(".")[0]
+            single[name] = len(below) == 1
+            if own:
+                placed[name] = min(own)
+            elif below:
+                placed[name] = max(below)
+            else:
+                single[name] = bool(name) and single[parent]
+                placed[name] = placed[parent] if single[name] else previous
+            if own or len(below) <= 1:
+                previous = placed[name]
+        return placed
+
+    def stage_of(self, name: str) -> str:
+        """The stage of a parameter or buffer, by its name in the network.
+
+        Raises:
+            KeyError: The network has no module that could own this name.
+        """
+        if name in self._stage_of_parameter:
+            return self.names[self._stage_of_parameter[name]]
+        return self.names[self._stage_of_module[name.rpartition(".")[0]]]
+
+    def modules(self, net: nn.Module) -> dict[str, list[nn.Module]]:
+        """All modules of the network by stage, containers included; each module once."""
+        by_stage: dict[str, list[nn.Module]] = {name: [] for name in self.names}
+        for name, module in net.named_modules():
+            by_stage[self.names[self._stage_of_module[name]]].append(module)
+        return by_stage
+
+
+def groups_by_prefix(net: nn.Module, prefixes: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
+    """Parameter names of each stage, where a stage is given by the prefixes of its names.
+
+    Args:
+        net: The network.
+        prefixes: Stage name to dotted prefixes, in order from the input.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    return [[name for name in names if f"{name}.".startswith(wanted)] for wanted in prefixes.values()]

@@ -1,0 +1,245 @@
+"""Weights as files: read without pickle, fitted to a network or refused with the differences, hashed, saved."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from finetune.errors import UserError, shortened
+from finetune.models.heads import Head, build_head
+
+log = logging.getLogger(__name__)
+
+METADATA_KEY = "finetune"
+FORMAT_VERSION = 1
+# the averaged weights first: where a file holds both, they are what its author evaluated
+CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "net.", "resnet.")
+CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.", "heads.", "last_linear.")
+
+
+def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, with plain names.
+
+    A dictionary around the state dict (an EMA copy, a Lightning checkpoint) is opened and the prefixes ``module.``,
+    ``model.``, ``backbone.``, ``net.``, ``resnet.`` and ``_orig_mod.`` are cut; what was recognised is logged. Nothing
+    in the file is executed: ``weights_only=True`` refuses a pickle that holds more than tensors and plain containers.
+
+    Raises:
+        UserError: There is no such file, it cannot be read safely, or it holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"backbone.weights='{path}': no such file.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise UserError(f"backbone.weights='{path}': not a safetensors file. {error}.") from None
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises half a dozen kinds here, none of them its own
+            first_line = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"backbone.weights='{path}': cannot be read as tensors alone. {type(error).__name__}: {first_line} "
+                "Nothing in it was executed. Save its state dict as .safetensors and give that file."
+            ) from None
+    return _recognised(content, path=path)
+
+
+def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
+    """The state dict inside what a file held, with its prefixes cut."""
+    found: list[str] = []
+    if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
+        found.append(f"a Lightning {content['pytorch-lightning_version']} checkpoint")
+    if isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
+        key = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            raise UserError(
+                f"backbone.weights='{path}': holds no state dict. Its keys: {shortened(sorted(map(str, content)))}. "
+                f"Looked for {', '.join(CONTAINERS)}."
+            )
+        found.append(f"the state dict under {key!r}")
+        content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"backbone.weights='{path}': holds no tensors. It is a {type(content).__name__}.")
+    state = dict(content)
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+        raise UserError(f"backbone.weights='{path}': not a plain state dict. No tensor under {shortened(odd)}.")
+    if state.pop("n_averaged", None) is not None:
+        found.append("the counter of an averaged model")
+    state, cut = _without_prefixes(state)
+    found += [f"the prefix {prefix!r}" for prefix in cut]
+    if found:
+        log.info("%s: recognised %s.", path, ", ".join(found))
+    return state
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Known prefixes cut from every name that bears them, and which they were."""
+    cut: list[str] = []
+    while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        cut.append(prefix)
+    return state, cut
+
+
+def fit_state_dict(net: nn.Module, state: Mapping[str, Tensor], *, origin: str = "state dict") -> list[str]:
+    """Load a state dict into a network without classifier, exactly or not at all.
+
+    Args:
+        net: The network; its dtype is kept.
+        state: Tensors by the names of ``net``; a classifier (``fc.*`` and the like) is cut, and that is logged.
+        origin: What to call the state dict in messages.
+
+    Returns:
+        The names of the classifier's tensors that were cut.
+
+    Raises:
+        UserError: Something is missing, left over, of another shape, or not finite; all of it in one message.
+    """
+    own = net.state_dict()
+    extra = [key for key in state if key not in own]
+    classifier = [key for key in extra if key.startswith(CLASSIFIERS)]
+    extra = [key for key in extra if key not in classifier]
+    # files older than PyTorch 0.4.1 lack the counter; nothing here reads it
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} {_shape(state[key])} instead of {_shape(own[key])}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    broken = [
+        key for key, value in state.items() if key in own and value.is_floating_point() and not value.isfinite().all()
+    ]
+    problems = {"missing": missing, "extra": extra, "other shape": shapes, "not finite": broken}
+    if any(problems.values()):
+        told = ". ".join(f"{what} ({len(items)}): {shortened(items)}" for what, items in problems.items() if items)
+        raise UserError(
+            f"backbone.weights='{origin}': does not fit this network. {told}. "
+            "Choose the backbone.name that these weights were made for."
+        )
+    if classifier:
+        log.info("%s: cut the classifier %s; the head is new.", origin, shortened(classifier))
+    net.load_state_dict({key: state.get(key, own[key]) for key in own})
+    return classifier
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over sorted names, dtypes, shapes and bytes; the step counters of BatchNorm are left out.
+
+    >>> one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> state_hash(one) == state_hash(two)
+    False
+    >>> _ = two.load_state_dict(one.state_dict())
+    >>> state_hash(one) == state_hash(two)
+    True
+    """
+    state = module_or_state.state_dict() if isinstance(module_or_state, nn.Module) else module_or_state
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if name.endswith("num_batches_tracked"):
+            continue
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{_shape(tensor)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file whole or not at all, with a JSON entry ``finetune`` in its metadata."""
+    path = Path(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    content = safetensors_bytes(tensors, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any] | None:
+    """The ``finetune`` entry of a safetensors file; None where it has none.
+
+    Raises:
+        UserError: The file is not a safetensors file, or comes from a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{path}': not a safetensors file. {error}.") from None
+    if entry is None:
+        return None
+    metadata: dict[str, Any] = json.loads(entry)
+    found = metadata.get("format")
+    if found != FORMAT_VERSION:
+        raise UserError(f"'{path}': written in format {found}. This version reads {FORMAT_VERSION}. Update finetune.")
+    return metadata
+
+
+def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequence[str]) -> None:
+    """Write a head, tied to the backbone and the classes it was trained with.
+
+    Args:
+        path: A ``.safetensors`` file.
+        head: A head of :func:`finetune.models.heads.build_head`.
+        backbone_hash: :func:`state_hash` of the backbone's network.
+        classes: Class names in the order of the logits.
+    """
+    metadata = {
+        "format": FORMAT_VERSION,
+        "kind": "head",
+        "head": head.settings,
+        "backbone_hash": backbone_hash,
+        "classes": list(classes),
+    }
+    save_tensors(path, head.state_dict(), metadata=metadata)
+
+
+def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str]) -> Head:
+    """Read a head back, if it belongs on this backbone and these classes.
+
+    Raises:
+        UserError: The file holds no head, or one that was trained on another backbone or another class list.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"head.weights='{path}': no such file.")
+    metadata = read_metadata(path)
+    if metadata is None or metadata.get("kind") != "head":
+        raise UserError(f"head.weights='{path}': not a head. Make one by `finetune export RUN --format head`.")
+    if metadata["classes"] != list(classes):
+        theirs, ours = metadata["classes"], list(classes)
+        different = [f"{a!r} instead of {b!r}" for a, b in zip(theirs, ours, strict=False) if a != b]
+        raise UserError(
+            f"head.weights='{path}': trained for another class list. It has {len(theirs)} classes, the data "
+            f"{len(ours)}; {shortened(different) or 'one list is the beginning of the other'}. "
+            "Train a new head, or give it the data it was trained for."
+        )
+    if metadata["backbone_hash"] != backbone_hash:
+        raise UserError(
+            f"head.weights='{path}': trained on another backbone. Its backbone's weights have the hash "
+            f"{metadata['backbone_hash'][:12]}, this one's {backbone_hash[:12]}. "
+            "Give backbone.weights= the backbone exported with it, or train a new head."
+        )
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    head = build_head(**metadata["head"])
+    head.load_state_dict(state)
+    return head
