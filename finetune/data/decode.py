@@ -1,12 +1,34 @@
-"""Bytes of an image file to a ``uint8 (C, H, W)`` tensor: what a person sees in a viewer, in one or three channels."""
+"""Bytes of an image file to a ``uint8 (C, H, W)`` tensor: what a person sees in a viewer, in one or three channels.
 
+The format is told by the first bytes, not by the name. Plain JPEG and WebP go to torchvision's decoders; a JPEG file at
+least twice as large as needed is decoded at a half, a quarter or an eighth by Pillow (the format's own scaled
+decoding); everything else goes to Pillow and :mod:`finetune.data.pixels`. Where torchvision fails, Pillow decides.
+Animations and files of several pages give their first picture.
+"""
+
+import io
+import os
+import stat
+import warnings
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
+from torch import Tensor
 
+from finetune.data import fast_decoders
+from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
+from finetune.data.pixels import HighDepth, is_srgb, to_pixels
 from finetune.errors import UserError
+
+# Pillow's own point of refusal: a file of a few kilobytes can claim to hold this many pixels
+MAX_PIXELS = 178_956_970
+
+_ORIENTATION_TAG = 0x0112
+
+# Pillow's remarks on damaged metadata; damage to pixels raises. Not set around each call: that is not thread-safe.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the message does)
@@ -20,36 +42,166 @@ class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the mess
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
-        super().__init__(f"{path}: cannot be read as an image. {reason} Replace or remove the file.")
+        super().__init__(f"{path}: cannot be read as an image. {reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # an exception that crosses from a worker process is rebuilt from its arguments, not from its message
         return type(self), (self.path, self.reason)
 
 
-def decode_image(path: str, *, channels: int, at_least: int | None = None) -> torch.Tensor:
-    """Read an image.
+def decode_image(
+    path: str,
+    *,
+    channels: int,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    high_depth: HighDepth = "full",
+) -> Tensor:
+    """Read an image file.
 
     Args:
         path: The file.
         channels: 1 for grey, 3 for colour.
         at_least: The shorter side may be decoded smaller than it is, but to no fewer pixels than this.
+        max_pixels: Larger images are refused before they are decoded.
+        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.pixels`.
 
     Returns:
-        uint8 (channels, H, W).
+        uint8 (channels, H, W), upright. It may be laid out channels last.
 
     Raises:
-        UnreadableImage: The file is missing, damaged or no image.
+        UnreadableImage: The file is missing, empty, damaged, cut short, too large or no image.
     """
-    mode = {1: "L", 3: "RGB"}[channels]
+    data = _read(path)
+    kind = sniff(data)
+    if kind is None:
+        raise UnreadableImage(path, what_instead(data))
     try:
-        with Image.open(path) as image:
-            if at_least is not None:
-                image.draft(mode, (at_least, at_least))
-            picture = ImageOps.exif_transpose(image).convert(mode)
+        if kind == "JPEG":
+            return _decode_jpeg(path, data, channels, at_least, max_pixels)
+        if kind == "WebP" and channels == 3 and data[12:16] == b"VP8 ":
+            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+            _check_size(path, width, height, max_pixels)
+            simple = fast_decoders.webp(data)
+            if simple is not None:
+                return simple
+        return _decode_with_pillow(path, kind, data, channels, at_least, max_pixels, high_depth, exif=None)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # the decoders raise many types on damaged files, and a crash would not name the file
+        raise UnreadableImage(path, f"It is damaged or cut short: {_words(error)}.") from error
+
+
+def _read(path: str) -> bytearray:
+    """The bytes of a regular file that is not empty."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage(path, "It is not a regular file.")
+        with open(path, "rb", buffering=0) as file:
+            data = bytearray(status.st_size)
+            view, filled = memoryview(data), 0
+            while filled < len(data) and (count := file.readinto(view[filled:])):
+                filled += count
     except FileNotFoundError:
-        raise UnreadableImage(path, "The file does not exist.") from None
-    except Exception as error:  # Pillow's plugins raise many types on damaged files
-        raise UnreadableImage(path, f"{type(error).__name__}: {error}.") from error
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+        raise UnreadableImage(path, "There is no such file.") from None
+    except OSError as error:
+        raise UnreadableImage(path, f"{error.strerror}.") from None
+    view.release()
+    del data[filled:]
+    if not data:
+        raise UnreadableImage(path, "The file is empty.")
+    return data
+
+
+def _decode_jpeg(path: str, data: bytearray, channels: int, at_least: int | None, max_pixels: int) -> Tensor:
+    header = read_jpeg_header(data)
+    if header is None:
+        return _decode_with_pillow(path, "JPEG", data, channels, at_least, max_pixels, "full", exif=None)
+    _check_size(path, header.width, header.height, max_pixels)
+    if not header.complete and not any(data[-64:]):
+        raise UnreadableImage(path, "Its end is filled with zero bytes, as after an interrupted download or copy.")
+    if not _shrinks(header, at_least) and _is_plain(header):
+        image = fast_decoders.jpeg(data, channels=channels)
+        if image is not None:
+            return _upright(image, _orientation(header.exif))
+    return _decode_with_pillow(path, "JPEG", data, channels, at_least, max_pixels, "full", exif=header.exif)
+
+
+def _shrinks(header: JpegHeader, at_least: int | None) -> bool:
+    return at_least is not None and min(header.width, header.height) >= 2 * at_least
+
+
+def _is_plain(header: JpegHeader) -> bool:
+    """Whether torchvision's decoder gives the right colours: 8 bits, grey or YCbCr, no profile to follow."""
+    return (
+        header.precision == 8
+        and (header.components == 1 or (header.components == 3 and header.adobe_transform in (None, 1)))
+        and (not header.icc or is_srgb(header.icc))
+    )
+
+
+def _decode_with_pillow(
+    path: str,
+    kind: str,
+    data: bytearray,
+    channels: int,
+    at_least: int | None,
+    max_pixels: int,
+    high_depth: HighDepth,
+    exif: bytes | None,
+) -> Tensor:
+    with io.BytesIO(data) as file:
+        image = OPENERS[kind](file)
+        _check_size(path, *image.size, max_pixels)
+        if kind == "JPEG":
+            smallest = min(image.size)
+            scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
+            size = (max(1, image.width // scale), max(1, image.height // scale))
+            image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
+        image.load()
+        orientation = _orientation(exif) if exif is not None else _orientation_of(image)
+        pixels = torch.from_numpy(to_pixels(image, channels=channels, high_depth=high_depth))
+    return _upright(pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1), orientation)
+
+
+def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImage(
+            path,
+            f"It claims {width} x {height} pixels, more than data.max_pixels={max_pixels}. "
+            "Raise the limit if the file is meant to be so large.",
+        )
+    if width * height == 0:
+        raise UnreadableImage(path, f"It claims {width} x {height} pixels.")
+
+
+def _orientation_of(image: ImageFile.ImageFile) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata is no reason to lose the pixels
+        return 1
+
+
+def _orientation(exif: bytes) -> int:
+    if not exif:
+        return 1
+    try:
+        tags = Image.Exif()
+        tags.load(exif)
+        return int(tags.get(_ORIENTATION_TAG, 1))
+    except Exception:  # as above
+        return 1
+
+
+def _upright(image: Tensor, orientation: int) -> Tensor:
+    """Undo the rotation or mirroring that Exif orientations 2 to 8 describe (CIPA DC-008, tag 0x0112)."""
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(-2, -1)
+    sides = {2: [-1], 3: [-2, -1], 4: [-2], 6: [-1], 7: [-2, -1], 8: [-2]}.get(orientation)
+    return image.flip(sides) if sides else image
+
+
+def _words(error: Exception) -> str:
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,189 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from finetune.data import fast_decoders
+from finetune.data.decode import UnreadableImage, decode_image
+from tests.data.odd_images import odd_images, picture, saved, stored_for
+from tests.data.raw_formats import exif, png
+
+# Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+CORPUS = odd_images()
+READABLE = [file for file in CORPUS if file.expected is not None]
+UNREADABLE = [file for file in CORPUS if file.expected is None]
+
+
+def write(folder, name, data):
+    path = folder / name
+    path.write_bytes(data)
+    return str(path)
+
+
+def photo(width, height):
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 60 * np.sin(x / 37 + c) + 50 * np.cos(y / 23 * (c + 1)) for c in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def assert_close(found, expected, tolerance):
+    difference = np.abs(found.astype(np.float64) - expected)
+    assert difference.mean() <= tolerance
+    assert difference.max() <= 10 * tolerance
+
+
+def test_the_corpus_is_as_large_as_promised():
+    assert len(READABLE) >= 60
+    assert len({file.name for file in CORPUS}) == len(CORPUS)
+
+
+@pytest.mark.parametrize("file", READABLE, ids=lambda file: file.name)
+def test_an_odd_file_gives_the_colours_a_person_sees(tmp_path, file):
+    image = decode_image(write(tmp_path, file.name, file.data), channels=3)
+    assert image.dtype == torch.uint8
+    assert_close(image.permute(1, 2, 0).numpy(), file.expected, file.tolerance)
+
+
+@pytest.mark.parametrize("file", READABLE, ids=lambda file: file.name)
+def test_an_odd_file_gives_the_luma_of_its_colours(tmp_path, file):
+    image = decode_image(write(tmp_path, file.name, file.data), channels=1)
+    luma = file.expected @ np.array([0.299, 0.587, 0.114])
+    # up to half a level is rounding; halved colours and alpha are rounded once more on the way
+    assert_close(image[0].numpy(), luma, file.tolerance + 0.7)
+    assert image.shape == (1, *file.expected.shape[:2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("file", UNREADABLE, ids=lambda file: file.name)
+def test_a_file_that_is_no_image_is_refused_by_path_and_reason(tmp_path, file, channels):
+    path = write(tmp_path, file.name, file.data)
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(path, channels=channels)
+    assert path in str(caught.value)
+    assert file.reason in caught.value.reason
+    assert caught.value.reason.endswith(".")
+
+
+def test_no_cut_of_a_file_crashes_and_no_cut_is_silent(tmp_path):
+    whole = {kind: saved(photo(48, 40), kind) for kind in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")}
+    for kind, data in whole.items():
+        for cut in range(0, len(data) - 24, max(1, len(data) // 40)):
+            path = write(tmp_path, f"{kind}_{cut}", data[:cut])
+            with pytest.raises(UnreadableImage):
+                decode_image(path, channels=3)
+
+
+def test_flipped_bytes_never_raise_anything_but_unreadable_image(tmp_path):
+    generator = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF"):
+        data = np.frombuffer(saved(photo(48, 40), kind), np.uint8)
+        for attempt in range(40):
+            damaged = data.copy()
+            places = generator.integers(0, min(len(data), 600), 3)
+            damaged[places] = generator.integers(0, 256, 3)
+            try:
+                image = decode_image(write(tmp_path, f"{kind}_{attempt}", damaged.tobytes()), channels=3)
+            except UnreadableImage:
+                continue
+            assert image.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "There is no such file."),
+        (lambda path: path.mkdir(), "It is not a regular file."),
+        (lambda path: path.symlink_to("nowhere"), "There is no such file."),
+        (lambda path: os.mkfifo(path), "It is not a regular file."),
+    ],
+    ids=["missing", "folder", "broken link", "pipe"],
+)
+def test_what_is_no_file_is_refused(tmp_path, make, reason):
+    path = tmp_path / "x.jpg"
+    make(path)
+    with pytest.raises(UnreadableImage, match=reason):
+        decode_image(str(path), channels=3)
+
+
+def test_the_limit_of_pixels_can_be_lowered_and_raised(tmp_path):
+    path = write(tmp_path, "x.png", png(picture()))
+    with pytest.raises(UnreadableImage, match=r"40 x 24 pixels, more than data.max_pixels=959"):
+        decode_image(path, channels=3, max_pixels=959)
+    assert decode_image(path, channels=3, max_pixels=960).shape == (3, 24, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP"])
+def test_orientations_agree_with_pillow(tmp_path, orientation, kind):
+    options = {"lossless": True} if kind == "WebP" else {"quality": 95}
+    data = saved(stored_for(picture(), orientation), kind, exif=exif(orientation), **options)
+    path = write(tmp_path, "x", data)
+    with Image.open(path) as image:
+        reference = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert_close(decode_image(path, channels=3).permute(1, 2, 0).numpy(), reference, 0.4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_torchvisions_decoders_pillow_gives_the_same_pixels(tmp_path, monkeypatch, channels):
+    names = {"a.jpg": saved(photo(200, 150), "JPEG", quality=90), "b.webp": saved(photo(200, 150), "WebP", quality=90)}
+    paths = [write(tmp_path, name, data) for name, data in names.items()]
+    fast = [decode_image(path, channels=channels) for path in paths]
+    monkeypatch.setattr(fast_decoders, "_OPERATORS", object())
+    for path, image in zip(paths, fast, strict=True):
+        assert_close(decode_image(path, channels=channels).numpy(), image.numpy(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [
+        (None, (384, 512)),
+        (193, (384, 512)),
+        (192, (192, 256)),
+        (96, (96, 128)),
+        (50, (96, 128)),
+        (48, (48, 64)),
+        (1, (48, 64)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_no_smaller_than_asked(tmp_path, at_least, expected):
+    path = write(tmp_path, "x.jpg", saved(photo(512, 384), "JPEG", quality=90))
+    assert decode_image(path, channels=3, at_least=at_least).shape[1:] == expected
+
+
+@pytest.mark.parametrize("size", [(501, 377), (1023, 769), (33, 400)])
+@pytest.mark.parametrize("at_least", [16, 30, 47, 90])
+def test_scaled_decoding_of_uneven_sizes_keeps_the_shorter_side(tmp_path, size, at_least):
+    path = write(tmp_path, "x.jpg", saved(photo(*size), "JPEG", quality=90))
+    assert min(decode_image(path, channels=3, at_least=at_least).shape[1:]) >= min(at_least, min(size))
+
+
+def test_scaled_decoding_shows_the_same_picture(tmp_path):
+    pixels = photo(512, 384)
+    path = write(tmp_path, "x.jpg", saved(pixels, "JPEG", quality=95, subsampling=0))
+    blocks = pixels.reshape(96, 4, 128, 4, 3).mean(axis=(1, 3))
+    assert_close(decode_image(path, channels=3, at_least=96).permute(1, 2, 0).numpy(), blocks, 1.0)
+
+
+def test_scaled_decoding_turns_the_picture_too(tmp_path):
+    pixels = photo(512, 384)
+    path = write(tmp_path, "x.jpg", saved(stored_for(pixels, 6), "JPEG", quality=95, exif=exif(6)))
+    blocks = pixels.reshape(96, 4, 128, 4, 3).mean(axis=(1, 3))
+    assert_close(decode_image(path, channels=3, at_least=96).permute(1, 2, 0).numpy(), blocks, 1.5)
+
+
+def test_stretching_spreads_the_few_levels_an_instrument_used(tmp_path):
+    values = np.array([[[100], [150]], [[200], [300]]], np.uint16)
+    path = write(tmp_path, "x.png", png(values))
+    assert decode_image(path, channels=1).flatten().tolist() == [0, 1, 1, 1]
+    assert decode_image(path, channels=1, high_depth="stretch").flatten().tolist() == [0, 64, 128, 255]
+
+
+def test_the_error_survives_the_way_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(UnreadableImage("a/b.jpg", "The file is empty.")))
+    assert (error.path, error.reason) == ("a/b.jpg", "The file is empty.")
+    assert str(error) == "a/b.jpg: cannot be read as an image. The file is empty."
