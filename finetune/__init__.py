@@ -1,1 +1,49 @@
-"""Staged transfer learning for images."""
+"""Staged transfer learning for images.
+
+>>> import finetune
+>>> finetune.InputSpec(channels=1).size
+(224, 224)
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, RunError, UserError
+from finetune.input_spec import InputSpec
+
+if TYPE_CHECKING:
+    from finetune.api import fit, load
+    from finetune.models.backbone import Backbone, build_backbone
+    from finetune.models.classifier import Classifier, build_classifier
+    from finetune.training.run import RunResult
+
+# what costs seconds to import is imported when it is first asked for
+_LATER = {
+    "fit": "finetune.api",
+    "load": "finetune.api",
+    "Backbone": "finetune.models.backbone",
+    "build_backbone": "finetune.models.backbone",
+    "Classifier": "finetune.models.classifier",
+    "build_classifier": "finetune.models.classifier",
+    "RunResult": "finetune.training.run",
+}
+
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "ConfigError",
+    "InputSpec",
+    "RunError",
+    "RunResult",
+    "UserError",
+    "build_backbone",
+    "build_classifier",
+    "fit",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'finetune' has no attribute {name!r}")

@@ -82,8 +82,8 @@ def save_bundle(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
         save_file(state, part)
-    with atomic_path(folder / HEAD_WEIGHTS) as part:
-        save_head(part, classifier)
+    backbone_hash = state_hash(classifier.backbone)
+    save_head(folder / HEAD_WEIGHTS, head=classifier.head, backbone_hash=backbone_hash, classes=classifier.classes)
     write_text(folder / CARD, card)
     write_json(
         folder / MODEL_JSON,
@@ -91,7 +91,7 @@ def save_bundle(
             "format": FORMAT,
             "model": classifier.describe(),
             "stages": list(classifier.stages),
-            "backbone_hash": state_hash(classifier.backbone),
+            "backbone_hash": backbone_hash,
             "weights_sha256": file_sha256(folder / MODEL_WEIGHTS),
             "metrics": dict(metrics),
             "data": dict(data),
@@ -115,7 +115,9 @@ def find_bundle(path: str | Path) -> Path:
     if not given.exists():
         raise UserError(f"RUN='{path}': no such folder.")
     if (given / "config.yaml").is_file():
-        raise UserError(f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: finetune resume {path}")
+        raise UserError(
+            f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: finetune resume {path}"
+        )
     raise UserError(f"RUN='{path}': neither a run nor a bundle. Expected {MODEL_JSON} or model/{MODEL_JSON} in it.")
 
 

@@ -262,9 +262,8 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
             problems.append(f"{text}: not an override. {why}. Write key=value, and quote values with spaces or '='.")
             continue
         key = override.key_or_group.split("@")[0].lstrip("/")
-        if key.startswith("hydra") or key in ("experiment", "sweep"):
-            if key not in groups:
-                continue
+        if key.startswith("hydra") and key not in groups:
+            continue
         if key in groups and not override.is_delete():
             names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
             if isinstance(names, str):
@@ -328,6 +327,29 @@ def omegaconf_message(error: Exception) -> str:
 def to_plain(config: Config) -> dict[str, Any]:
     """The configuration as plain containers, ready for JSON, YAML or a checkpoint."""
     return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, for people; :func:`from_yaml` reads it back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def from_yaml(path: Path) -> Config:
+    """A configuration from a run folder.
+
+    Raises:
+        UserError: It is not there, is no YAML, or does not fit the schema.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        loaded = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read. {str(error).splitlines()[0]}") from error
+    return to_config(loaded)
 
 
 def from_plain(values: dict[str, Any]) -> Config:
@@ -511,3 +533,13 @@ def _with_run_dir(value: Any, run_dir: Path | None) -> Any:
     if isinstance(value, str) and run_dir is not None:
         return value.replace(RUN_DIR, str(run_dir))
     return value
+
+
+def quoted(value: object) -> str:
+    """A value as Hydra's override grammar takes it, whatever characters it holds.
+
+    >>> quoted("a b=c")
+    "'a b=c'"
+    """
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"

@@ -78,4 +78,5 @@ class InputSpec:
         if set(values) != known:
             wrong = sorted(set(values) ^ known)
             raise UserError(f"input: the keys must be {', '.join(sorted(known))}. Missing or unknown: {wrong}.")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.config import Config, PhaseConfig, instantiate, locate
+from finetune.config import Config, instantiate, locate
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -62,9 +62,9 @@ def quick_checks(config: Config) -> None:
         assert config.data.root is not None
         scan_folder(config.data.root)
     weights = config.backbone.weights
-    if ("/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))) and not weights.startswith("hub:"):
-        if not Path(weights).expanduser().exists():
-            raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
+    looks_like_path = "/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
+    if looks_like_path and not weights.startswith("hub:") and not Path(weights).expanduser().exists():
+        raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
 
 
 def build_source(config: Config) -> "Source":
@@ -103,7 +103,9 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
     else:
         say(f"weights: {chosen.name} from {chosen.weights}")
     given = {key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
+    }
     backbone.input_spec = replace(backbone.input_spec, **given)
     head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if config.head.name == "mlp":
@@ -111,9 +113,9 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
     classes = source.index.classes
     size = image_size(config.input.size)
     if config.input.adapt == "sum" and source.channels == 1:
-        from finetune.data.transforms import eval_view
-
         import torch
+
+        from finetune.data.transforms import eval_view
 
         view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
         rows = source.index.rows("train")[:32]
@@ -168,7 +170,10 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
 
     shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
     defaults = shared | {"batch_size": shared["batch_size"] or config.data.batch_size}
-    defaults |= {"augment": shared["augment"] or config.data.augment, "optimizer": shared["optimizer"] or config.optimizer}
+    defaults |= {
+        "augment": shared["augment"] or config.data.augment,
+        "optimizer": shared["optimizer"] or config.optimizer,
+    }
     phases = build_schedule(
         phases=[asdict(phase) for phase in config.schedule.phases],
         defaults=defaults,
@@ -266,11 +271,6 @@ def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
         return instantiate({"_target_": "lightning.pytorch.Trainer", **config.trainer}, run_dir=run_dir, **decided)
 
     return build
-
-
-def phase_names(phases: Sequence[PhaseConfig]) -> list[str]:
-    """Names in order."""
-    return [phase.name for phase in phases]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,16 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.assemble import Parts, assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
 from finetune.commands.composing import run_composed
-from finetune.config import Config, instantiate
+from finetune.config import Config, instantiate, to_plain, to_yaml
 from finetune.errors import RunError, UserError
+from finetune.processes import is_first_process
 
 if TYPE_CHECKING:
     from finetune.training.run import RunResult
@@ -34,7 +34,7 @@ def task(config: Config) -> int:
 
 def say(line: str) -> None:
     """To the user at once, also through a pipe."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0":
+    if is_first_process():
         print(line, flush=True)
 
 
@@ -42,11 +42,19 @@ def train(config: Config) -> "RunResult":
     """A new run."""
     run_dir = choose_run_dir(config)
     parts = assemble(config, say)
+    from finetune.training.plan import build_plan
     from finetune.training.record import begin_run
 
     os.environ["FINETUNE_RUN_DIR"] = str(run_dir)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        begin_run(run_dir, config=config, parts=parts)
+    if is_first_process():
+        begin_run(
+            run_dir,
+            config=to_plain(config),
+            config_yaml=to_yaml(config),
+            model=parts.classifier.describe(),
+            index=parts.source.index,
+            plan=build_plan(parts.classifier, parts.phases, parts.data),
+        )
     say(f"run: {run_dir}")
     return execute(config, parts, run_dir)
 
@@ -107,7 +115,9 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {run_dir}") from None
+        raise KeyboardInterrupt(
+            f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {run_dir}"
+        ) from None
     except (UserError, RunError):
         raise
     except Exception as error:
@@ -148,6 +158,8 @@ def quiet_lightning() -> Iterator[None]:
             # a position inside an epoch is restored exactly by the keyed sampler
             r"You're resuming from a checkpoint that ended before the epoch ended",
             r"The `srun` command is available",
+            # torch's own deprecation, inside Lightning 2.6
+            r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

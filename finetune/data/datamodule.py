@@ -143,12 +143,10 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(str(error)) from error
         if self.trainer is not None:
             # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
             batches.start_at(*divmod(done, len(batches)))
         view = train_view(self.spec, augment=self._augment)
-        return self._loader(
-            ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase), batches
-        )
+        return self._loader(ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase), batches)
 
     def eval_dataloader(self, split: str) -> DataLoader[Batch]:
         """The evaluation view of every image of a split, once."""
@@ -168,13 +166,11 @@ class ImageDataModule(pl.LightningDataModule):
         """The test split."""
         return self.eval_dataloader("test")
 
-    def _loader(
-        self, dataset: ViewDataset, batches: TrainBatches | EvalBatches
-    ) -> DataLoader[Batch]:
+    def _loader(self, dataset: ViewDataset, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type] # it yields one key a batch, which __getitems__ takes whole
-            collate_fn=_whole,
+            collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -39,7 +39,8 @@ def shuffled(rows: Rows, *parts: int | str) -> Rows:
     >>> shuffled(np.arange(5), 0, "order") .tolist() == shuffled(np.arange(5), 0, "order").tolist()
     True
     """
-    return rows[np.argsort(uniform(len(rows), *parts), kind="stable")]
+    ordered: Rows = rows[np.argsort(uniform(len(rows), *parts), kind="stable")]
+    return ordered
 
 
 def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Rows:
@@ -52,7 +53,8 @@ def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Ro
     """
     edges = np.cumsum(weights, dtype=np.float64)
     points = uniform(len(rows), *parts).astype(np.float64) / 2.0**64 * edges[-1]
-    return rows[np.minimum(np.searchsorted(edges, points, side="right"), len(rows) - 1)]
+    chosen: Rows = rows[np.minimum(np.searchsorted(edges, points, side="right"), len(rows) - 1)]
+    return chosen
 
 
 class BatchKey(NamedTuple):

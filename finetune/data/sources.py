@@ -59,6 +59,9 @@ class ArraySource:
         channels: 1, or 3 for three equal channels.
     """
 
+    # nothing to decode: loader processes would cost more than they save
+    in_memory = True
+
     def __init__(self, *, index: Index, images: npt.NDArray[np.uint8], channels: int) -> None:
         self.index = index
         self.images = images

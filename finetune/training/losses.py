@@ -5,7 +5,7 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (the name that torch's own pages use)
 from torch import nn
 from torchvision.transforms import v2
 

@@ -3,9 +3,7 @@
 import math
 
 
-def scale(
-    kind: str, *, step: int, total_steps: int, warmup_steps: int = 0, plateau_factor: float = 1.0
-) -> float:
+def scale(kind: str, *, step: int, total_steps: int, warmup_steps: int = 0, plateau_factor: float = 1.0) -> float:
     """What a group's peak rate is multiplied with at one step of a phase.
 
     ``cosine`` falls to zero at the end (Loshchilov and Hutter 2017, without restarts); ``one_cycle`` rises from 1/25 over

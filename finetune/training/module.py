@@ -10,12 +10,12 @@ import torch.distributed as dist
 from finetune.data.datamodule import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
+from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.training.ema import StageEma
 from finetune.training.freezing import tensors_of
 from finetune.training.losses import TrainingLoss, build_mixer
 from finetune.training.lr_schedules import scale
-from finetune.training.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
 from finetune.training.progress import Progress
@@ -87,9 +87,7 @@ class FineTuner(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of the trainable parameters, in named groups."""
-        groups = build_param_groups(
-            self.classifier, rates=self.phase.rates(), weight_decay=self.phase.weight_decay
-        )
+        groups = build_param_groups(self.classifier, rates=self.phase.rates(), weight_decay=self.phase.weight_decay)
         optimizer = self._make_optimizer(groups)
         check_cover(optimizer, self.classifier)
         if self._carried:
@@ -291,7 +289,11 @@ class FineTuner(pl.LightningModule):
         """Compute while the processes are still connected."""
         self.evaluated = plain_metrics(self.metrics)
         rows = torch.cat([rows for rows, _ in self.predictions]) if self.predictions else torch.zeros(0).long()
-        shares = torch.cat([s for _, s in self.predictions]) if self.predictions else torch.zeros(0, len(self.classifier.classes))
+        shares = (
+            torch.cat([s for _, s in self.predictions])
+            if self.predictions
+            else torch.zeros(0, len(self.classifier.classes))
+        )
         if dist.is_available() and dist.is_initialized():
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, (rows, shares))

@@ -96,7 +96,9 @@ class Phase:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
-def expand_stages(names: Sequence[str], stages: Sequence[str], *, where: str, network: str) -> tuple[list[str], list[str]]:
+def expand_stages(
+    names: Sequence[str], stages: Sequence[str], *, where: str, network: str
+) -> tuple[list[str], list[str]]:
     """Resolve ``all``, ``backbone`` and ``last``, and find names that are no stage.
 
     Returns:

@@ -16,7 +16,13 @@ RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
 
 
 def begin_run(
-    run_dir: Path, *, config: dict[str, Any], config_yaml: str, model: dict[str, Any], index: Index, plan: list[dict[str, Any]]
+    run_dir: Path,
+    *,
+    config: dict[str, Any],
+    config_yaml: str,
+    model: dict[str, Any],
+    index: Index,
+    plan: list[dict[str, Any]],
 ) -> None:
     """Make the run folder. ``run.json`` is written last: with it, the run can be resumed.
 
@@ -86,5 +92,7 @@ def differences(then: Any, now: Any, path: str = "") -> list[str]:
                 found += differences(then[key], now[key], at)
         return found
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [line for i, pair in enumerate(zip(then, now, strict=True)) for line in differences(*pair, f"{path}[{i}]")]
+        return [
+            line for i, pair in enumerate(zip(then, now, strict=True)) for line in differences(*pair, f"{path}[{i}]")
+        ]
     return [] if then == now else [f"{path}: {then!r} -> {now!r}"]

@@ -1,4 +1,4 @@
-"""A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle. Interrupted, it goes on where it was."""
+"""A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle; interrupted, it goes on."""
 
 import csv
 import io
@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +20,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
+from finetune.processes import is_first_process
 from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
 from finetune.training.display import EpochLines, PhaseProgressBar
 from finetune.training.freezing import apply_phase
@@ -91,7 +91,7 @@ class Run:
             UserError: Files of the run do not fit its configuration.
             RunError: Training cannot go on.
         """
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             remove_parts(self.run_dir)
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ class Run:
             file_of=self.data.source.index.path,
             carried=carried if phase.carry_optimizer else None,
         )
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}")
         checkpoint = folder / LAST
         if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
@@ -170,7 +170,7 @@ class Run:
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
         }
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
             value = module.progress.history[best]
@@ -187,7 +187,7 @@ class Run:
         start = folder / START
         if start.is_file():
             self._load(start)
-        elif rank_zero_only.rank == 0:
+        elif is_first_process():
             self._save(start)
 
     def _save(self, path: Path) -> None:
@@ -277,7 +277,7 @@ class Run:
             "threads": torch.get_num_threads(),
         }
         bundle = self.run_dir / "model"
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             rows, shares = evaluated["predicted"]
             write_text(self.run_dir / "predictions.csv", predictions_csv(index, rows, shares))
             save_bundle(

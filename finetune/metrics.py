@@ -36,7 +36,9 @@ def build_metrics(num_classes: int) -> MetricCollection:
     return collection
 
 
-def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+def update_metrics(
+    metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
+) -> None:
     """Count one batch.
 
     Args:

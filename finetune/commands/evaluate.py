@@ -1,0 +1,76 @@
+"""``finetune evaluate``: test a trained run, on its own test split or on any data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.commands.arguments import Arguments
+from finetune.config import Config, check_overrides, compose, from_yaml, to_plain
+from finetune.errors import UserError
+
+ABOUT = """\
+Test a trained run. Without key=value it is tested on the test split it was made with.
+Other data: data=folder data.root=DIR; classes are aligned by name."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("evaluate", ABOUT)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
+    parser.add_argument("--output", metavar="FILE", help="write the metrics as JSON")
+    given = parser.parse_args(list(argv))
+    config = data_config(given.run, given.overrides)
+
+    from finetune.bundle import find_bundle, load_bundle
+
+    find_bundle(given.run)
+
+    import numpy as np
+
+    from finetune.atomic import write_json
+    from finetune.commands.assemble import build_source, quick_checks
+    from finetune.inference.evaluate import evaluate
+
+    quick_checks(config)
+    classifier = load_bundle(given.run)
+    config.input.channels = classifier.input_spec.channels
+    source = build_source(config)
+    rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
+    if not len(rows):
+        raise UserError(f"--split {given.split}: there is no image in it. Counts: {source.index.counts()}.")
+    metrics = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
+    print(
+        f"{metrics['images']} images ({given.split}): accuracy {metrics['acc']:.4f}, macro F1 {metrics['f1_macro']:.4f}, "
+    )
+    print(f"loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}")
+    width = max(len(name) for name in classifier.classes)
+    for name, recall in zip(classifier.classes, metrics["recall"], strict=True):
+        print(f"  {name:{width}}  recall {'-' if name in metrics['missing_classes'] else f'{recall:.4f}'}")
+    if metrics["missing_classes"]:
+        print(f"without an image here: {', '.join(metrics['missing_classes'])}")
+    if given.output:
+        write_json(given.output, metrics)
+    return 0
+
+
+def data_config(run: str, overrides: Sequence[str]) -> Config:
+    """The configuration that says where the data is: the run's own, changed by overrides, or a new one.
+
+    Raises:
+        UserError: There is none, or an override is wrong.
+    """
+    own = Path(run).expanduser() / "config.yaml"
+    if any(word.startswith("data=") for word in overrides):
+        return compose(overrides)
+    if not own.is_file():
+        raise UserError(f"RUN='{run}': a bundle does not say where its data is. Give data=folder data.root=DIR.")
+    if not overrides:
+        return from_yaml(own)
+    check_overrides(overrides)
+    from omegaconf import OmegaConf
+
+    from finetune.config import to_config
+
+    base = OmegaConf.create(to_plain(from_yaml(own)))
+    return to_config(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))))

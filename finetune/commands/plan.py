@@ -1,0 +1,32 @@
+"""``finetune plan``: what a training would do, without training."""
+
+from collections.abc import Sequence
+
+from finetune.commands.composing import run_composed
+from finetune.config import Config
+
+ABOUT = """\
+Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images.
+Takes the same key=value as finetune train. Nothing is trained and nothing is written."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    return run_composed("plan", argv, task, about=ABOUT)
+
+
+def task(config: Config) -> int:
+    """Print the plan of one configuration."""
+    from finetune.commands.assemble import assemble
+    from finetune.training.plan import build_plan, plan_table
+
+    parts = assemble(config, print)
+    index = parts.source.index
+    counts = {split: sum(numbers) for split, numbers in index.counts().items()}
+    images = ", ".join(f"{n} {split}" for split, n in counts.items())
+    print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
+    spec = parts.classifier.input_spec
+    print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
+    print()
+    print(plan_table(build_plan(parts.classifier, parts.phases, parts.data)))
+    return 0

@@ -1,0 +1,87 @@
+"""``finetune resume``: go on where a run stopped, to the same bits as if it had not."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.config import from_yaml, to_plain
+from finetune.errors import UserError, shortened
+
+USAGE = """\
+usage: finetune resume RUN [--anyway]
+
+Go on where a run stopped. Weights, metrics and predictions come out as those of the uninterrupted run.
+A run whose configuration, data or program version has changed since is refused, with the difference named;
+--anyway goes on with other versions of the program or its libraries, and the result may then differ."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    if "-h" in argv or "--help" in argv:
+        print(USAGE)
+        return 0
+    words = [word for word in argv if word != "--anyway"]
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError(
+            f"finetune resume: needs one RUN. Given: {' '.join(argv) or 'nothing'}.\n{USAGE.splitlines()[0]}"
+        )
+    resume(Path(words[0]).expanduser(), anyway="--anyway" in argv)
+    return 0
+
+
+def resume(run_dir: Path, *, anyway: bool = False) -> None:
+    """Resume a run.
+
+    Raises:
+        UserError: The folder is no run, or something that its result depends on has changed.
+    """
+    from finetune.commands.train import execute, say
+    from finetune.training.record import CONFIG, differences, read_record
+
+    record = read_record(run_dir)
+    if (run_dir / "results.json").is_file():
+        say(f"This run is finished; nothing is left to do. Its results: {run_dir / 'results.json'}")
+        return
+    config = from_yaml(run_dir / CONFIG)
+    _refuse(
+        run_dir, f"{CONFIG} has been edited", differences(_comparable(record["config"]), _comparable(to_plain(config)))
+    )
+
+    from finetune.bundle import versions
+
+    changed = differences(record["versions"], versions())
+    if changed and not anyway:
+        _refuse(run_dir, "begun with other versions (--anyway goes on, and the result may differ)", changed)
+
+    from finetune.commands.assemble import assemble
+
+    parts = assemble(config, say, description=record["model"])
+    index = parts.source.index
+    now = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}
+    if now != record["data"]:
+        detail = differences(
+            {k: v for k, v in record["data"].items() if k != "fingerprint"}, now | {"fingerprint": None}
+        )
+        detail = [line for line in detail if not line.startswith("fingerprint")]
+        _refuse(run_dir, "the data has changed", detail or ["files were renamed, or their contents are others"])
+
+    import torch
+
+    if torch.get_num_threads() != record["threads"]:
+        say(
+            f"This run was begun with {record['threads']} threads and goes on with {torch.get_num_threads()}: sums are "
+            "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
+        )
+    os.environ["FINETUNE_RUN_DIR"] = str(run_dir)
+    say(f"resuming: {run_dir}")
+    execute(config, parts, run_dir)
+
+
+def _comparable(config: dict[str, object]) -> dict[str, object]:
+    """A configuration without where the run lies: a run folder may be moved."""
+    return {key: value for key, value in config.items() if key != "run_dir"}
+
+
+def _refuse(run_dir: Path, what: str, found: list[str]) -> None:
+    if found:
+        raise UserError(f"RUN='{run_dir}': {what}, so it cannot go on as it began. {shortened(found)}.")

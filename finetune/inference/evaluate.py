@@ -1,0 +1,59 @@
+"""Test a trained model on a data set, its classes aligned by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.sampling import Rows
+from finetune.data.sources import Source
+from finetune.errors import UserError, shortened
+from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.models.classifier import Classifier
+
+
+def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Position in the model's class list of each class of the data.
+
+    Raises:
+        UserError: The data has a class that the model does not know.
+
+    >>> class_positions(["cat", "dog"], ["dog"]).tolist()
+    [1]
+    """
+    unknown = [name for name in data if name not in model]
+    if unknown:
+        raise UserError(
+            f"data: classes that the model was not trained on: {shortened(unknown)}. It knows {shortened(list(model))}. "
+            "Rename or remove these folders."
+        )
+    return np.array([list(model).index(name) for name in data], dtype=np.int64)
+
+
+@torch.inference_mode()
+def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> dict[str, Any]:
+    """Metrics on some rows of a source.
+
+    Args:
+        classifier: In evaluation mode.
+        source: The images; their classes may be fewer, or in another order, than the model's.
+        rows: Rows of the source's index.
+        num_workers: Loader processes; None chooses.
+
+    Returns:
+        As ``test`` in ``results.json``, with ``images`` and the names of ``missing_classes``.
+    """
+    positions = torch.from_numpy(class_positions(classifier.classes, source.index.classes))
+    data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=num_workers)
+    metrics = build_metrics(len(classifier.classes))
+    seen = torch.zeros(len(classifier.classes), dtype=torch.int64)
+    for batch in data.rows_dataloader(rows):
+        targets = positions[batch.targets]
+        logits = classifier(batch.images)
+        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        update_metrics(metrics, logits=logits, targets=targets, losses=losses)
+        seen += torch.bincount(targets, minlength=len(seen))
+    missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
+    return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

@@ -1,0 +1,75 @@
+"""What a schedule will do, before it does it: stages, rates, parameters and steps of each phase."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.data.datamodule import ImageDataModule
+from finetune.models.classifier import Classifier
+from finetune.training.freezing import trainable_names
+from finetune.training.phases import Phase
+
+
+def build_plan(classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule) -> list[dict[str, Any]]:
+    """One entry a phase, in plain JSON values; nothing is trained or changed.
+
+    Each entry has ``name``, ``train``, ``frozen``, ``epochs``, ``steps`` (optimizer steps, at most), ``images`` (seen in
+    training, at most), ``trainable`` (parameters), ``total`` (parameters), ``stages``: for each stage of the network
+    ``{"mode", "lr", "weight_decay", "batch_norm", "parameters"}``, and ``settings``: the phase as it was resolved.
+    """
+    images = len(data.source.index.rows("train"))
+    counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
+    plan = []
+    for phase in phases:
+        names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
+        rates = phase.rates()
+        per_epoch = -(-data.batches_per_epoch(phase.batch_size) // phase.accumulate)
+        steps = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
+        stages = {}
+        for stage in classifier.stages:
+            trains = stage in phase.train
+            stages[stage] = {
+                "mode": "train" if trains else "frozen",
+                "lr": rates[stage] if trains else 0.0,
+                "weight_decay": phase.weight_decay if trains else 0.0,
+                "batch_norm": phase.batch_norm if trains else "eval",
+                "parameters": sum(n for name, n in counts.items() if classifier.stage_of(name) == stage),
+                "trainable": sum(counts[name] for name in names if classifier.stage_of(name) == stage),
+            }
+        plan.append(
+            {
+                "name": phase.name,
+                "train": list(phase.train),
+                "frozen": list(phase.frozen),
+                "epochs": phase.epochs,
+                "steps": steps,
+                "images": min(steps * phase.batch_size * phase.accumulate, phase.epochs * images),
+                "trainable": sum(counts[name] for name in names),
+                "total": sum(counts.values()),
+                "stages": stages,
+                "settings": phase.to_plain(),
+            }
+        )
+    return plan
+
+
+def plan_table(plan: Sequence[dict[str, Any]]) -> str:
+    """The plan as text: one block a phase, one line a stage."""
+    lines = []
+    for number, phase in enumerate(plan):
+        settings = phase["settings"]
+        share = phase["trainable"] / phase["total"]
+        lines += [
+            f"phase {number}: {phase['name']}  {phase['epochs']} epochs, {phase['steps']} steps, {phase['images']} images, "
+            f"batch {settings['batch_size']}, {settings['lr_schedule']}, augment {settings['augment']}, "
+            f"restore {settings['restore']}",
+            f"  trains {phase['trainable']:,} of {phase['total']:,} parameters ({share:.1%})",
+            f"  {'stage':12}  {'mode':6}  {'lr':>9}  {'decay':>7}  {'norm':5}  {'trainable':>11}",
+        ]
+        for stage, row in phase["stages"].items():
+            rate = f"{row['lr']:.3g}" if row["mode"] == "train" else "-"
+            decay = f"{row['weight_decay']:.3g}" if row["mode"] == "train" else "-"
+            norm = row["batch_norm"] if row["mode"] == "train" else "-"
+            trainable = f"{row['trainable']:,}" if row["mode"] == "train" else "-"
+            lines.append(f"  {stage:12}  {row['mode']:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
+        lines.append("")
+    return "\n".join(lines)
