@@ -32,7 +32,7 @@ def parse_line(command: str, argv: Sequence[str]) -> Line:
     Raises:
         UserError: A word is neither.
 
-    >>> parse_line("train", ["data=digits", "-m", "--config-dir", "mine"]).overrides
+    >>> parse_line("train", ["data=digits", "-m", "--cfg", "job"]).overrides
     ['data=digits']
     """
     line = Line()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,6 +135,11 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
+def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
+    """A warning as one line, without the place in the source that raised it."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Lightning's own chatter off, and its warnings about what is meant here."""
@@ -145,6 +151,7 @@ def quiet_lightning() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         for message in (
             # frozen stages are in evaluation mode on purpose
             r"Found \d+ module\(s\) in eval mode",

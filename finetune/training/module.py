@@ -187,7 +187,7 @@ class FineTuner(pl.LightningModule):
                 raise UserError(
                     f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
                 )
-            self.progress.history.append(scalars[self.progress.monitor])
+            self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
         self.log_dict(scalars, logger=False, batch_size=1, rank_zero_only=True)
 
     def on_validation_end(self) -> None:
@@ -241,7 +241,7 @@ class FineTuner(pl.LightningModule):
     def _state(self) -> dict[str, Any]:
         return {
             "phase": self.phase.name,
-            "history": list(self.progress.history),
+            "history": [list(entry) for entry in self.progress.history],
             "rows": list(self.rows),
             # of this phase: nothing is left to train, though the Trainer's own counters may not say so
             "finished": self.trainer.global_step >= self.total_steps or self.progress.stop,
@@ -266,7 +266,7 @@ class FineTuner(pl.LightningModule):
         wanted, found = set(self.trainable_state()), set(checkpoint.get("state_dict", {}))
         if not isinstance(state, dict) or state.get("phase") != self.phase.name or wanted != found:
             raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
-        self.progress.history = [float(value) for value in state["history"]]
+        self.progress.history = [(float(value), float(loss)) for value, loss in state["history"]]
         self.rows = list(state["rows"])
         if self.trainer.global_rank == 0:
             self._sums = torch.tensor(state["sums"], dtype=torch.float64)

@@ -1,11 +1,14 @@
 """What a phase's course so far decides: the best epoch, early stopping, the plateau. Pure functions of the history."""
 
+import math
 from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """The monitored metric of each finished epoch, and what follows from it.
+    """The monitored metric and the validation loss of each finished epoch, and what follows from them.
+
+    An epoch is better than another by the metric, and where that ties (accuracy on few images often does) by the loss.
 
     Everything is computed from ``history``, which is all that a checkpoint keeps: a resumed phase decides as the
     uninterrupted one would have.
@@ -13,25 +16,29 @@ class Progress:
     Args:
         monitor: Name of the metric; a name that ends in ``loss`` or ``ece`` is better when smaller.
         patience: Epochs without improvement after which to stop; None never stops.
-        history: One value an epoch.
+        history: Metric and loss of each epoch.
 
-    >>> progress = Progress(monitor="val/acc", patience=2, history=[0.5, 0.7, 0.7, 0.6])
+    >>> progress = Progress(monitor="val/acc", patience=2, history=[(0.5, 1.0), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)])
     >>> progress.best_epoch, progress.improved, progress.stop
     (1, False, True)
     """
 
     monitor: str
     patience: int | None = None
-    history: list[float] = field(default_factory=list)
+    history: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def smaller_is_better(self) -> bool:
         """Whether the metric is a loss or an error."""
         return self.monitor.endswith(("loss", "ece"))
 
-    def _better(self, new: float, old: float) -> bool:
-        # a value that is no number never beats one that is
-        return (new < old if self.smaller_is_better else new > old) or (old != old and new == new)
+    def _better(self, new: tuple[float, float], old: tuple[float, float]) -> bool:
+        return self._rank(new) < self._rank(old)
+
+    def _rank(self, entry: tuple[float, float]) -> tuple[float, float]:
+        """Smaller is better; a value that is no number is worse than all that are."""
+        value, loss = (math.inf if math.isnan(x) else x for x in entry)
+        return (value if self.smaller_is_better or math.isinf(value) else -value), loss
 
     @property
     def best_epoch(self) -> int:
@@ -59,7 +66,7 @@ class Progress:
         fit for the short phases of fine-tuning. It is not that class, because Lightning leaves out one of its steps at
         each resume.
 
-        >>> Progress(monitor="val/loss", history=[1.0, 1.0, 1.0, 1.0]).plateau_factor()
+        >>> Progress(monitor="val/loss", history=[(1.0, 1.0)] * 4).plateau_factor()
         0.1
         """
         scale, bad, best = 1.0, 0, None

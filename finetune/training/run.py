@@ -137,7 +137,8 @@ class Run:
         checkpoint = folder / LAST
         if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
             state = read_checkpoint(checkpoint)
-            module.progress.history, module.rows = state["finetune"]["history"], state["finetune"]["rows"]
+            module.progress.history = [tuple(entry) for entry in state["finetune"]["history"]]
+            module.rows = state["finetune"]["rows"]
             epochs, optimizer_steps = len(module.rows), int(state["global_step"])
             carry = None
         else:
@@ -165,7 +166,7 @@ class Run:
             "restored": phase.restore,
             "weights": "ema" if phase.ema_decay else "raw",
             "best_epoch": best,
-            "best": {self.monitor: module.progress.history[best]},
+            "best": {self.monitor: module.progress.history[best][0]},
             "rates": phase.rates(),
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
@@ -173,7 +174,7 @@ class Run:
         if is_first_process():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
-            value = module.progress.history[best]
+            value = module.progress.history[best][0]
             self.say(f"  {self.monitor} {value:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
 

@@ -27,6 +27,7 @@ class Watchers:
         self._frozen: dict[str, int] | None = None
         self._learning: set[str] = set()
         self._silent: set[str] = set()
+        self._steps = 0
         self._told: set[str] = set()
         self._pending: tuple[torch.Tensor, Batch, int] | None = None
 
@@ -71,6 +72,7 @@ class Watchers:
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note which groups have a gradient; a group is looked at until it has shown one."""
+        self._steps += 1
         for group in optimizer.param_groups:
             if group["name"] in self._learning or group["peak_lr"] == 0:
                 continue
@@ -89,7 +91,8 @@ class Watchers:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._check_finite(*pending)
-        for name in sorted(self._silent - self._told):
+        # one or two steps prove nothing: a residual branch whose last gate starts at zero has no gradient at the first
+        for name in sorted(self._silent - self._told) if self._steps > 2 else ():
             self._told.add(name)
             warnings.warn(
                 f"optimizer group {name!r} has a positive learning rate and had no gradient in the whole of epoch "
