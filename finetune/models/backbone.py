@@ -1,9 +1,9 @@
 """Backbone: a pretrained network without its classifier, cut into named stages."""
 
+import importlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,26 +12,14 @@ from torch import Tensor, nn
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem
-from finetune.models.hub import UnavailableError, hub_file
-from finetune.models.stages import StageMap, group_names, groups_by_prefix
-from finetune.models.weights import fit_state_dict, load_state_dict_file, read_metadata
+from finetune.models.stages import StageMap
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
 
 log = logging.getLogger(__name__)
 
-RESNET_STAGES = {
-    "stem": ("conv1.", "bn1."),
-    "layer1": ("layer1.",),
-    "layer2": ("layer2.",),
-    "layer3": ("layer3.",),
-    "layer4": ("layer4.",),
-}
-# The plain ResNets come through timm. Of the ImageNet weights it has, torchvision's first ones (V1, He et al.'s
-# recipe) are taken: the later recipes with label smoothing, mixup and long training score higher on ImageNet, yet their
-# frozen features transfer worse (Kornblith et al. 2021, arXiv 2010.16402).
+SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-PRESET_TAG = "tv_in1k"
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights")
 
 
@@ -40,7 +28,7 @@ class Backbone(nn.Module):
 
     Args:
         net: The library's own network, its classifier removed.
-        source: The library: ``timm`` or ``torchvision``.
+        source: The library, one of :data:`SOURCES`.
         name: The network's name there.
         kwargs: What else its constructor was given; plain values.
         stage_map: Which stage each parameter and module is in.
@@ -48,6 +36,9 @@ class Backbone(nn.Module):
         input_spec: What the weights expect, for three channels.
         first_conv: Dotted name of the first convolution in ``net``.
         fixed_size: Whether the network takes images of ``input_spec.size`` only.
+        steps: The modules of each stage which, run one after the other, are the network; None where a network
+            cannot be written like that, and then it can be split after its last stage only.
+        neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
     """
 
     def __init__(
@@ -62,6 +53,8 @@ class Backbone(nn.Module):
         input_spec: InputSpec,
         first_conv: str,
         fixed_size: bool = False,
+        steps: Mapping[str, Sequence[nn.Module]] | None = None,
+        neutral: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -72,8 +65,12 @@ class Backbone(nn.Module):
         self.input_spec = input_spec
         self.first_conv = first_conv
         self.fixed_size = fixed_size
+        self.neutral = dict(neutral or {})
         self.adapted: tuple[int, str] | None = None
         self._stage_map = stage_map
+        # in a dictionary, so that the modules are not registered a second time under other names
+        self._steps = {stage: list(modules) for stage, modules in steps.items()} if steps else None
+        assert self._steps is None or tuple(self._steps) == self.stages
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -90,8 +87,41 @@ class Backbone(nn.Module):
 
     def forward(self, images_BSHW: Tensor) -> Tensor:
         """Features ``(B, D)``."""
-        features_BD: Tensor = self.net(images_BSHW)
+        output = self.net(images_BSHW)
+        # transformers gives a structure whose pooled map is still (B, D, 1, 1)
+        features_BD: Tensor = output if isinstance(output, Tensor) else output.pooler_output.flatten(1)
         return features_BD
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """The stages after which :meth:`split` can cut."""
+        return self.stages if self._steps is not None else self.stages[-1:]
+
+    def split(self, stage: str) -> tuple[nn.Module, nn.Module]:
+        """Cut the network in two after a stage; run one after the other, the parts give the bits of :meth:`forward`.
+
+        Args:
+            stage: One of :attr:`boundaries`.
+
+        Returns:
+            The prefix, from the input to the activation after ``stage``, and the suffix, from there to the features.
+            After the last stage the prefix gives the features and the suffix passes them on. Both share their modules
+            with the network.
+
+        Raises:
+            ValueError: The network cannot be cut there.
+        """
+        if stage not in self.boundaries:
+            raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
+        if stage == self.stages[-1]:
+            return _Whole(self), nn.Identity()
+        assert self._steps is not None
+        cut = self.stages.index(stage) + 1
+        parts = [[module for name in names for module in self._steps[name]] for names in self._halves(cut)]
+        return nn.Sequential(*parts[0]), nn.Sequential(*parts[1])
+
+    def _halves(self, cut: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.stages[:cut], self.stages[cut:]
 
     def check_size(self, size: tuple[int, int] | None) -> None:
         """Whether the network takes images of this size.
@@ -123,8 +153,15 @@ class Backbone(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         spec = self.input_spec
         adapt_stem(conv, channels=channels, adapt=adapt, mean=spec.mean, std=spec.std, seed=seed)
-        if conv.in_channels != PRETRAINED_CHANNELS or adapt == "reinit":
-            self.adapted = (channels, adapt)
+        if conv.in_channels == PRETRAINED_CHANNELS and adapt != "reinit":
+            return
+        self.adapted = (channels, adapt)
+        parts = self.first_conv.split(".")
+        for depth in range(len(parts)):
+            owner = self.net.get_submodule(".".join(parts[:depth]))
+            if getattr(owner, "num_channels", None) == PRETRAINED_CHANNELS:
+                # transformers compares the image with this number before the convolution sees it
+                owner.num_channels = conv.in_channels  # type: ignore[assignment]  # nn.Module types attributes as Tensor
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values from which :func:`backbone_from_description` builds the same architecture."""
@@ -136,202 +173,84 @@ class Backbone(nn.Module):
         }
 
 
+class _Whole(nn.Module):
+    """The backbone as a prefix, under no name of its own in the state dict."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images_BSHW: Tensor) -> Tensor:
+        features_BD: Tensor = self.backbone(images_BSHW)
+        return features_BD
+
+
 def build_backbone(*, source: str, name: str, weights: str = "imagenet", seed: int = 0, **kwargs: Any) -> Backbone:
     """A network with its weights.
 
     Args:
-        source: ``timm`` or ``torchvision``.
-        name: The network's name there; for timm with or without a tag (``resnet50.a1_in1k``).
-        weights: ``imagenet``, ``none`` (random, from ``seed``), or the path of a state dict in the network's layout.
+        source: One of :data:`SOURCES`.
+        name: The network's name there: for timm with or without a tag (``resnet50.a1_in1k``), for transformers a
+            snapshot folder or a name of the hub (``microsoft/resnet-50``), for ``residual`` ``resnet50`` or
+            ``cifar_resnet56``.
+        weights: ``none`` (random, from ``seed``), or what :func:`finetune.models.pretrained.load_weights` takes.
         seed: For random weights: the same seed gives the same weights; the global random state is left alone.
         **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
 
     Raises:
         UserError: An unknown source, name or keyword; weights that cannot be had, or that do not fit.
     """
+    from finetune.models.pretrained import load_weights  # it builds on this file
+
     backbone = _architecture(source, name, kwargs, seed=seed)
     if weights == "none":
         log.info("backbone %s: random weights from seed %d.", name, seed)
-        return backbone
-    if weights == "imagenet":
-        try:
-            _PRETRAINED[source](backbone)
-        except UnavailableError as tried:
-            raise UserError(_no_weights(name, weights, tried)) from None
-        return backbone
-    _load_path(backbone, Path(weights))
+    else:
+        load_weights(backbone, weights)
     return backbone
 
 
 def backbone_from_description(description: Mapping[str, Any]) -> Backbone:
-    """The architecture of :meth:`Backbone.describe`, with random weights; nothing is downloaded."""
+    """The architecture of :meth:`Backbone.describe`, with random weights; nothing is downloaded.
+
+    Raises:
+        UserError: The description does not fit this version.
+    """
+    if missing := {"source", "name", "kwargs", "input_spec"} - set(description):
+        raise UserError(f"model description: the backbone needs the keys {sorted(missing)}.")
     backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
     backbone.input_spec = InputSpec.from_dict(description["input_spec"])
     return backbone
 
 
-def _no_weights(name: str, weights: str, tried: UnavailableError) -> str:
-    return (
-        f"backbone.weights={weights!r}: no weights for {name!r} can be had here. Tried {tried}. Give one of: "
-        "a file or folder (backbone.weights=PATH); the weights inside this package (backbone.weights=embedded); random "
-        "weights (backbone.weights=none); or a cache filled elsewhere (HF_HOME, or TORCH_HOME for torchvision's)."
-    )
+def source_module(source: str) -> ModuleType:
+    """The module of :mod:`finetune.models.sources` for a source; only now its library is imported.
+
+    Raises:
+        UserError: The source is unknown, or its library is not installed.
+    """
+    if source not in SOURCES:
+        hint = did_you_mean(source, SOURCES)
+        raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(SOURCES)}.{hint}")
+    try:
+        return importlib.import_module(f"finetune.models.sources.from_{source}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"backbone.source={source!r}: needs the package {error.name!r}, which is not installed. "
+            f"Install it: pip install {error.name}."
+        ) from None
 
 
 def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: int) -> Backbone:
     """The network with seeded random weights."""
-    if source not in _SOURCES:
-        raise UserError(
-            f"backbone.source={source!r}: unknown. Sources: {', '.join(_SOURCES)}.{did_you_mean(source, _SOURCES)}"
-        )
+    module = source_module(source)
     for key in OWNED_KEYS:
         if key in kwargs:
             raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. Leave it out.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return _SOURCES[source](name, dict(kwargs))
+            backbone: Backbone = module.architecture(name, dict(kwargs))
         except TypeError as error:
             raise UserError(f"backbone.kwargs={dict(kwargs)}: {name} cannot be built with them. {error}.") from None
-
-
-def _load_path(backbone: Backbone, path: Path) -> None:
-    fit_state_dict(backbone.net, load_state_dict_file(path), origin=str(path))
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
-    if metadata is not None and "input_spec" in metadata:
-        backbone.input_spec = InputSpec.from_dict(metadata["input_spec"])
-
-
-def _tagged(name: str) -> str:
-    return f"{name}.{PRESET_TAG}" if name in PRESETS else name
-
-
-def _timm_backbone(name: str, kwargs: dict[str, Any]) -> Backbone:
-    import timm
-    from timm.models._manipulate import group_with_matcher
-
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, timm.list_models())
-        raise UserError(f"backbone.name={name!r}: timm {timm.__version__} has no such network.{hint}")
-    try:
-        net: Any = timm.create_model(_tagged(name), pretrained=False, num_classes=0, **kwargs)
-    except RuntimeError as error:  # timm's answer to an unknown tag
-        tags = list(timm.list_pretrained(f"{architecture}.*"))
-        raise UserError(f"backbone.name={name!r}: {error}.{did_you_mean(name, tags)}") from None
-    order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
-    groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
-    cfg = net.pretrained_cfg
-    return Backbone(
-        net,
-        source="timm",
-        name=name,
-        kwargs=kwargs,
-        stage_map=StageMap(net, names=group_names(groups), groups=groups),
-        num_features=getattr(net, "head_hidden_size", net.num_features),
-        input_spec=_timm_input_spec(cfg, kwargs),
-        first_conv=_first_conv(net),
-        fixed_size=bool(cfg.get("fixed_input_size")),
-    )
-
-
-def _timm_input_spec(cfg: Mapping[str, Any], kwargs: Mapping[str, Any]) -> InputSpec:
-    size = kwargs.get("img_size", cfg["input_size"][1:])
-    return InputSpec(
-        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-        interpolation=cfg["interpolation"] if cfg["interpolation"] in ("bicubic", "nearest") else "bilinear",
-        crop_pct=cfg["crop_pct"],
-        crop_mode="squash" if cfg.get("crop_mode") == "squash" else "center",
-    )
-
-
-def _first_conv(net: nn.Module) -> str:
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == PRETRAINED_CHANNELS:
-            return str(name)
-    raise UserError(f"backbone.name: {type(net).__name__} has no first convolution on three channels.")
-
-
-def _timm_pretrained(backbone: Backbone) -> None:
-    import timm
-
-    cfg = backbone.net.pretrained_cfg
-    assert isinstance(cfg, dict)
-    if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        raise UnavailableError(f"timm {timm.__version__}, which knows no weights for it")
-    overlay = None
-    if cfg.get("hf_hub_id"):
-        filename = cfg.get("hf_hub_filename")
-        path = hub_file(cfg["hf_hub_id"], [filename] if filename else ["model.safetensors", "pytorch_model.bin"])
-        overlay = {"file": str(path)}
-    try:
-        net = timm.create_model(
-            _tagged(backbone.name), pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **backbone.kwargs
-        )
-    except OSError as error:
-        raise UnavailableError(f"{cfg.get('url')} ({error})") from None
-    backbone.net.load_state_dict(net.state_dict())
-    log.info("backbone %s: ImageNet weights %s.", backbone.name, cfg.get("hf_hub_id") or cfg.get("url"))
-
-
-def _torchvision_backbone(name: str, kwargs: dict[str, Any]) -> Backbone:
-    from torchvision import models
-
-    names = [key for key in models.list_models(models) if key.startswith(("resn", "wide_resn"))]
-    if name not in names:
-        raise UserError(
-            f"backbone.name={name!r}: not one of torchvision's ResNets ({', '.join(names)}).{did_you_mean(name, names)}"
-        )
-    net = models.get_model(name, weights=None, **kwargs)
-    num_features = net.fc.in_features
-    net.fc = nn.Identity()
-    return Backbone(
-        net,
-        source="torchvision",
-        name=name,
-        kwargs=kwargs,
-        stage_map=StageMap(net, names=tuple(RESNET_STAGES), groups=groups_by_prefix(net, RESNET_STAGES)),
-        num_features=num_features,
-        input_spec=InputSpec(),
-        first_conv="conv1",
-    )
-
-
-def _torchvision_pretrained(backbone: Backbone, member: str = "IMAGENET1K_V1") -> None:
-    from torchvision import models
-
-    enum = models.get_model_weights(backbone.name)
-    if member not in enum.__members__:
-        names = list(enum.__members__)
-        raise UserError(
-            f"backbone.weights={member!r}: torchvision has {', '.join(names)} for {backbone.name}."
-            f"{did_you_mean(member, names)}"
-        )
-    weights = enum[member]
-    try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        raise UnavailableError(f"{weights.url} ({error}) and torch's cache {torch.hub.get_dir()}/checkpoints") from None
-    fit_state_dict(backbone.net, state, origin=str(weights))
-    preset = weights.transforms()
-    height = preset.crop_size[0]
-    backbone.input_spec = replace(
-        backbone.input_spec,
-        size=(height, height),
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-        crop_pct=height / preset.resize_size[0],
-    )
-
-
-_SOURCES: dict[str, Callable[[str, dict[str, Any]], Backbone]] = {
-    "timm": _timm_backbone,
-    "torchvision": _torchvision_backbone,
-}
-_PRETRAINED: dict[str, Callable[[Backbone], None]] = {
-    "timm": _timm_pretrained,
-    "torchvision": _torchvision_pretrained,
-}
+    return backbone

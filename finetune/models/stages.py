@@ -5,6 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 RESERVED = ("stem", "head")
+# the stages of every ResNet with torchvision's names, by the prefixes of their parameters
+RESNET_STAGES = {
+    "stem": ("conv1.", "bn1."),
+    "layer1": ("layer1.",),
+    "layer2": ("layer2.",),
+    "layer3": ("layer3.",),
+    "layer4": ("layer4.",),
+}
 
 
 def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:

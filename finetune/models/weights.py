@@ -90,18 +90,33 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     """Known prefixes cut from every name that bears them, and which they were."""
     cut: list[str] = []
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        shorter = {key.removeprefix(prefix): value for key, value in state.items()}
+        if len(shorter) < len(state):
+            # two copies of one network, such as a teacher beside its student: not ours to choose
+            twice = [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state]
+            raise UserError(
+                f"backbone.weights: holds the same names with and without the prefix {prefix!r} "
+                f"({shortened(twice)}). Save the network that you want by itself."
+            )
+        state = shorter
         cut.append(prefix)
     return state, cut
 
 
-def fit_state_dict(net: nn.Module, state: Mapping[str, Tensor], *, origin: str = "state dict") -> list[str]:
+def fit_state_dict(
+    net: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    origin: str = "state dict",
+    neutral: Mapping[str, Tensor] | None = None,
+) -> list[str]:
     """Load a state dict into a network without classifier, exactly or not at all.
 
     Args:
         net: The network; its dtype is kept.
         state: Tensors by the names of ``net``; a classifier (``fc.*`` and the like) is cut, and that is logged.
         origin: What to call the state dict in messages.
+        neutral: Tensors that the state dict may lack, all of them together, and what to put there.
 
     Returns:
         The names of the classifier's tensors that were cut.
@@ -110,6 +125,9 @@ def fit_state_dict(net: nn.Module, state: Mapping[str, Tensor], *, origin: str =
         UserError: Something is missing, left over, of another shape, or not finite; all of it in one message.
     """
     own = net.state_dict()
+    if neutral and not set(neutral) & set(state):
+        log.info("%s: has no %s; they start neutral.", origin, shortened(list(neutral)))
+        state = {**state, **neutral}
     extra = [key for key in state if key not in own]
     classifier = [key for key in extra if key.startswith(CLASSIFIERS)]
     extra = [key for key in extra if key not in classifier]
@@ -211,6 +229,36 @@ def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequ
         "classes": list(classes),
     }
     save_tensors(path, head.state_dict(), metadata=metadata)
+
+
+def save_backbone(
+    path: str | Path,
+    *,
+    net: nn.Module,
+    description: Mapping[str, Any],
+    adapted: tuple[int, str] | None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a backbone without its head; ``backbone.weights=PATH`` takes it.
+
+    Args:
+        path: A ``.safetensors`` file.
+        net: The backbone's network (``Backbone.net``).
+        description: :meth:`Backbone.describe`, with the input that the weights expect.
+        adapted: ``Backbone.adapted``: channels and way of a stem that is no longer the one of pretraining.
+        dtype: Type for the floating-point tensors of the file; None keeps theirs.
+    """
+    metadata = {
+        "format": FORMAT_VERSION,
+        "kind": "backbone",
+        **description,
+        "adapted": list(adapted) if adapted else None,
+        "backbone_hash": state_hash(net),
+    }
+    state = net.state_dict()
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    save_tensors(path, state, metadata=metadata)
 
 
 def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str]) -> Head:

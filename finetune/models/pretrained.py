@@ -1,0 +1,155 @@
+"""Where a backbone's weights come from: its library, a hub, this package, a file, a folder, a bundle."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError, did_you_mean
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone, source_module
+from finetune.models.hub import UnavailableError, hub_file
+from finetune.models.layouts import is_transformers_layout, to_torchvision, to_transformers
+from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
+from finetune.models.weights import fit_state_dict, load_state_dict_file, read_metadata
+
+log = logging.getLogger(__name__)
+
+WORDS = ("imagenet", "embedded", "none")
+EMBEDDED = Path(__file__).parent / "embedded"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+BUNDLE_FILE = "model.json"
+
+
+def load_weights(backbone: Backbone, weights: str) -> None:
+    """Put pretrained weights on a backbone, and take over the input they expect.
+
+    Args:
+        backbone: The network.
+        weights: ``imagenet`` (its library's own), a member of torchvision's enum (``IMAGENET1K_V2``), ``embedded``
+            (inside this package), ``hub:OWNER/NAME``, or a path: a state dict, a backbone exported by finetune, a
+            bundle, or a folder as the hub lays it out (``config.json`` and ``model.safetensors``).
+
+    Raises:
+        UserError: The weights cannot be had or do not fit; the message says what was tried and the ways out.
+    """
+    path = Path(weights).expanduser()
+    try:
+        if weights == "imagenet":
+            source_module(backbone.source).load_imagenet(backbone)
+        elif weights == "embedded":
+            _load_embedded(backbone)
+        elif weights.startswith("hub:"):
+            load_hub(backbone, weights.removeprefix("hub:"))
+        elif path.is_dir():
+            load_folder(backbone, path)
+        elif path.is_file():
+            load_file(backbone, path)
+        elif path.suffix or path.parent != Path("."):
+            raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
+        elif weights.isupper():
+            source_module(backbone.source).load_imagenet(backbone, weights)
+        else:
+            raise UserError(
+                f"backbone.weights={weights!r}: neither a file or folder nor one of {', '.join(WORDS)}, hub:NAME."
+                f"{did_you_mean(weights, WORDS)}"
+            )
+    except UnavailableError as tried:
+        raise UserError(
+            f"backbone.weights={weights!r}: no weights for {backbone.name!r} can be had here. Tried {tried}. Give a "
+            "file or folder (backbone.weights=PATH), the weights inside this package (backbone.weights=embedded), "
+            "random weights (backbone.weights=none), or a cache filled elsewhere (HF_HOME for the hub's, TORCH_HOME "
+            "for torchvision's)."
+        ) from None
+
+
+def load_file(backbone: Backbone, path: Path) -> None:
+    """A state dict in the layout of the network, or of another library's ResNet; or a backbone exported by finetune."""
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
+    if metadata is not None and metadata["kind"] == "head":
+        raise UserError(f"backbone.weights='{path}': holds a head, not a backbone. Give it as head.weights.")
+    if metadata is not None and metadata["adapted"] is not None:
+        channels, adapt = metadata["adapted"]
+        backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
+    state = load_state_dict_file(path)
+    wants_transformers = is_transformers_layout(backbone.net.state_dict())
+    if is_transformers_layout(state) and not wants_transformers:
+        log.info("%s: transformers' names, read as torchvision's.", path)
+        state = to_torchvision(state)
+    elif wants_transformers and "conv1.weight" in state:
+        log.info("%s: torchvision's names, read as transformers'.", path)
+        state = to_transformers(state)
+    fit_state_dict(backbone.net, state, origin=str(path), neutral=backbone.neutral)
+    if metadata is not None:
+        backbone.input_spec = InputSpec.from_dict(metadata["input_spec"])
+
+
+def load_folder(backbone: Backbone, folder: Path) -> None:
+    """A bundle of finetune's, or a folder as the hub lays it out."""
+    if (folder / BUNDLE_FILE).is_file():
+        _load_bundle(backbone, folder)
+        return
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"backbone.weights='{folder}': holds none of {', '.join(WEIGHT_FILES)}.")
+    config = _json(folder / "config.json")
+    preprocessor = _json(folder / "preprocessor_config.json")
+    ours = backbone.name.partition(".")[0]
+    theirs = config.get("architecture", ours)
+    if backbone.source == "timm" and theirs != ours:
+        raise UserError(
+            f"backbone.weights='{folder}': made for the timm network {theirs!r}. backbone.name is {ours!r}. "
+            f"Set backbone.name={theirs}."
+        )
+    load_file(backbone, path)
+    if "pretrained_cfg" in config:
+        backbone.input_spec = spec_from_timm(config["pretrained_cfg"], img_size=backbone.kwargs.get("img_size"))
+    elif preprocessor:
+        backbone.input_spec = spec_from_transformers(preprocessor)
+
+
+def load_hub(backbone: Backbone, repo: str) -> None:
+    """The weights and the input of a repository of the hub, from its cache if they are there.
+
+    Raises:
+        UnavailableError: The weights are neither cached nor reachable.
+    """
+    path = hub_file(repo, WEIGHT_FILES)
+    for extra in ("config.json", "preprocessor_config.json"):
+        try:
+            hub_file(repo, [extra])
+        except UnavailableError as tried:
+            log.info("hub:%s: no %s; tried %s.", repo, extra, tried)
+    load_folder(backbone, path.parent)
+
+
+def _load_embedded(backbone: Backbone) -> None:
+    family = backbone.name.partition(".")[0]
+    path = EMBEDDED / f"{family}.safetensors"
+    if not path.is_file():
+        there = sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))
+        raise UserError(
+            f"backbone.weights='embedded': this package has no weights for {family!r}. "
+            f"It has {', '.join(there) or 'none'}. Choose such a backbone, or other weights."
+        )
+    load_file(backbone, path)
+
+
+def _load_bundle(backbone: Backbone, folder: Path) -> None:
+    """The backbone of a trained model; its head and classes stay behind."""
+    content = _json(folder / BUNDLE_FILE)
+    found = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
+    if not found:
+        raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")
+    description = found[0]
+    spec = InputSpec.from_dict(description["input_spec"])
+    backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
+    load_file(backbone, folder / "model.safetensors")
+    backbone.input_spec = InputSpec.from_dict(description["backbone"]["input_spec"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,128 @@
+"""Networks of timm: any of its names, stages from its own ``group_matcher``, input from its ``pretrained_cfg``."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from timm.models._manipulate import group_with_matcher
+from torch import nn
+
+from finetune.errors import UserError, did_you_mean
+from finetune.models.backbone import PRESETS, Backbone
+from finetune.models.channels import PRETRAINED_CHANNELS
+from finetune.models.hub import UnavailableError, hub_file
+from finetune.models.preprocessing import spec_from_timm
+from finetune.models.stages import StageMap, group_names
+
+log = logging.getLogger(__name__)
+
+# Of the ImageNet weights that timm has for the plain ResNets, torchvision's first ones (V1, He et al.'s recipe) are
+# taken: later recipes with label smoothing, mixup and long training score higher on ImageNet, yet the features that
+# they leave frozen transfer worse (Kornblith et al. 2021, arXiv 2010.16402).
+PRESET_TAG = "tv_in1k"
+
+# Networks whose forward is their children one after the other: the children before, inside and after the stages.
+_CHAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "ResNet": (("conv1", "bn1", "act1", "maxpool"), ("layer1", "layer2", "layer3", "layer4"), ("global_pool", "fc")),
+    "ResNetV2": (("stem",), ("stages",), ("norm", "head")),
+    "ConvNeXt": (("stem",), ("stages",), ("norm_pre", "head")),
+    "EfficientNet": (("conv_stem", "bn1"), ("blocks",), ("conv_head", "bn2", "global_pool", "classifier")),
+}
+
+
+def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
+    """A timm network without classifier, random weights.
+
+    Raises:
+        UserError: timm has no such network or tag, or does not say what its stages are.
+    """
+    family = name.partition(".")[0]
+    if not timm.is_model(family):
+        hint = did_you_mean(family, timm.list_models())
+        raise UserError(f"backbone.name={name!r}: timm {timm.__version__} has no such network.{hint}")
+    net = _create(name, kwargs)
+    if not hasattr(net, "group_matcher"):
+        raise UserError(f"backbone.name={name!r}: timm does not say what its stages are. Choose another network.")
+    order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
+    groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
+    names = group_names(groups)
+    return Backbone(
+        net,
+        source="timm",
+        name=name,
+        kwargs=kwargs,
+        stage_map=StageMap(net, names=names, groups=groups),
+        num_features=int(getattr(net, "head_hidden_size", None) or net.num_features),
+        input_spec=spec_from_timm(net.pretrained_cfg, img_size=kwargs.get("img_size")),
+        first_conv=_first_conv(net, name),
+        fixed_size=bool(net.pretrained_cfg.get("fixed_input_size")),
+        steps=_steps(net, names),
+    )
+
+
+def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
+    """The weights of the network's tag (timm's default one where the name has none), by timm's own loader.
+
+    Raises:
+        UnavailableError: They are neither cached nor reachable, or there are none.
+        UserError: ``member`` is given: with timm the tag is part of ``backbone.name``.
+    """
+    if member is not None:
+        tags = timm.list_pretrained(f"{backbone.name.partition('.')[0]}.*")
+        raise UserError(
+            f"backbone.weights={member!r}: with timm the weights are chosen by the tag in backbone.name. "
+            f"Tags: {', '.join(tags) or 'none'}."
+        )
+    net: Any = backbone.net
+    cfg = net.pretrained_cfg
+    if not (cfg.get("hf_hub_id") or cfg.get("url")):
+        raise UnavailableError(f"timm {timm.__version__}, which knows no weights for it")
+    overlay = None
+    if cfg.get("hf_hub_id"):
+        wanted = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
+        overlay = {"file": str(hub_file(cfg["hf_hub_id"], wanted))}
+    try:
+        loaded = _create(backbone.name, backbone.kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
+    except OSError as error:
+        raise UnavailableError(f"{cfg.get('url')} ({error})") from None
+    net.load_state_dict(loaded.state_dict())
+    log.info("backbone %s: ImageNet weights %s.", backbone.name, cfg.get("hf_hub_id") or cfg.get("url"))
+
+
+def _create(name: str, kwargs: Mapping[str, Any], **more: Any) -> Any:
+    tagged = f"{name}.{PRESET_TAG}" if name in PRESETS else name
+    try:
+        return timm.create_model(tagged, num_classes=0, **kwargs, **more)
+    except RuntimeError as error:  # an unknown tag
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise UserError(f"backbone.name={name!r}: {error}.{did_you_mean(name, tags)}") from None
+
+
+def _first_conv(net: nn.Module, name: str) -> str:
+    for key, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == PRETRAINED_CHANNELS:
+            return str(key)
+    raise UserError(f"backbone.name={name!r}: has no first convolution on three channels. Choose another network.")
+
+
+def _steps(net: Any, names: Sequence[str]) -> dict[str, list[nn.Module]] | None:
+    """The network as a chain of modules by stage, where it is one."""
+    chain = _CHAINS.get(type(net).__name__)
+    # timm applies this dropout by a function, between two children
+    if chain is None or net.__dict__.get("drop_rate"):
+        return None
+    before, middle, after = chain
+    stages: list[nn.Module] = []
+    for key in middle:
+        child = getattr(net, key)
+        stages += list(child) if key in ("stages", "blocks") else [child]
+    steps = {names[0]: [getattr(net, key) for key in before]}
+    steps |= {name: [module] for name, module in zip(names[1:], stages, strict=False)}
+    if set(steps) == set(names):
+        steps[names[-1]] += [getattr(net, key) for key in after]
+    elif len(steps) + 1 == len(names):
+        steps[names[-1]] = [getattr(net, key) for key in after]
+    else:
+        return None
+    return steps

@@ -1,0 +1,86 @@
+"""ResNet, Wide-ResNet and ResNeXt of torchvision, with its weights enums."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from finetune.errors import UserError, did_you_mean
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone
+from finetune.models.hub import UnavailableError
+from finetune.models.stages import RESNET_STAGES, StageMap, groups_by_prefix
+from finetune.models.weights import fit_state_dict
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MEMBER = "IMAGENET1K_V1"  # why V1: see PRESET_TAG in from_timm.py
+
+
+def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
+    """A torchvision network without classifier, random weights.
+
+    Raises:
+        UserError: torchvision has no such ResNet.
+    """
+    names = [key for key in models.list_models(module=models) if key.startswith(("resnet", "resnext", "wide_resnet"))]
+    if name not in names:
+        raise UserError(
+            f"backbone.name={name!r}: not one of torchvision's ResNets ({', '.join(names)}).{did_you_mean(name, names)}"
+        )
+    net = models.get_model(name, weights=None, **kwargs)
+    num_features = net.fc.in_features
+    net.fc = nn.Identity()
+    return Backbone(
+        net,
+        source="torchvision",
+        name=name,
+        kwargs=kwargs,
+        stage_map=StageMap(net, names=tuple(RESNET_STAGES), groups=groups_by_prefix(net, RESNET_STAGES)),
+        num_features=num_features,
+        input_spec=InputSpec(),
+        first_conv="conv1",
+        steps={
+            "stem": [net.conv1, net.bn1, net.relu, net.maxpool],
+            "layer1": [net.layer1],
+            "layer2": [net.layer2],
+            "layer3": [net.layer3],
+            "layer4": [net.layer4, net.avgpool, nn.Flatten(1)],
+        },
+    )
+
+
+def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
+    """Weights of torchvision's enum, through its own loader, checked against the hash in their name.
+
+    Raises:
+        UnavailableError: They are neither cached nor reachable.
+        UserError: The enum has no such member.
+    """
+    enum = models.get_model_weights(backbone.name)
+    names = list(enum.__members__)
+    wanted = member or (DEFAULT_MEMBER if DEFAULT_MEMBER in names else names[0])
+    if wanted not in names:
+        raise UserError(
+            f"backbone.weights={wanted!r}: torchvision has {', '.join(names)} for {backbone.name}."
+            f"{did_you_mean(wanted, names)}"
+        )
+    weights = enum[wanted]
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise UnavailableError(f"torch's cache {torch.hub.get_dir()}/checkpoints and {weights.url} ({error})") from None
+    except RuntimeError as error:  # torch.hub's answer to a file with another hash
+        raise UnavailableError(f"{weights.url}, which came back damaged ({error})") from None
+    fit_state_dict(backbone.net, state, origin=str(weights), neutral=backbone.neutral)
+    preset = weights.transforms()
+    backbone.input_spec = InputSpec(
+        size=(preset.crop_size[0], preset.crop_size[0]),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+        crop_pct=preset.crop_size[0] / preset.resize_size[0],
+    )
+    log.info("backbone %s: %s.", backbone.name, weights)
