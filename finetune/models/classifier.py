@@ -13,11 +13,13 @@ from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, backbone_from_description
 from finetune.models.channels import InputAdapter
 from finetune.models.heads import Head, build_head
+from finetune.models.residual import Bias, Scale
 
 # B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
 # D = features, K = classes
 
 HEAD = "head"
+KINDS = ("norms", "gates", "head")
 _NET_PREFIX = "backbone.net."
 _HEAD_PREFIX = "head."
 
@@ -67,6 +69,28 @@ class Classifier(nn.Module):
         """All modules of the network and the head by stage, each once; set their modes one by one, not recursively."""
         return {**self.backbone.stage_modules(), HEAD: list(self.head.modules())}
 
+    def select(self, *kinds: str) -> frozenset[str]:
+        """Names of the parameters of some kinds, for training those alone (``norm_only``: ``norms`` and ``head``).
+
+        Args:
+            *kinds: ``norms``: the affine parameters of normalisation layers; ``gates``: the factors and Fixup biases
+                of residual branches, timm's LayerScale too; ``head``: the head.
+
+        Raises:
+            UserError: An unknown kind.
+
+        Returns:
+            Names as in :meth:`named_parameters`; empty where the network has nothing of the kind.
+        """
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise UserError(f"select={unknown[0]!r}: not a kind of parameters. Kinds: {', '.join(KINDS)}.")
+        chosen = set()
+        for path, module in self.named_modules():
+            for name, _ in module.named_parameters(recurse=False):
+                if _kind(path, module, name) in kinds:
+                    chosen.add(f"{path}.{name}")
+        return frozenset(chosen)
+
     def prepare(self, images_BCHW: Tensor) -> Tensor:
         """The input of the backbone, ``(B, S, H, W)``: scaled to [0, 1] if uint8, normalised, channels adapted.
 
@@ -103,6 +127,15 @@ class Classifier(nn.Module):
             "adapt": self.adapt,
             "classes": list(self.classes),
         }
+
+
+def _kind(path: str, module: nn.Module, name: str) -> str:
+    """What :meth:`Classifier.select` counts a parameter as; the empty kind is everything else."""
+    if path == HEAD or path.startswith(_HEAD_PREFIX):
+        return "head"
+    if isinstance(module, (Scale, Bias)) or name == "gamma":  # gamma is what timm calls the factors of LayerScale
+        return "gates"
+    return "norms" if any("Norm" in base.__name__ for base in type(module).__mro__) else ""
 
 
 def build_classifier(

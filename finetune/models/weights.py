@@ -5,8 +5,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 
 from finetune.errors import UserError, shortened
 from finetune.models.heads import Head, build_head
+
+if TYPE_CHECKING:
+    from finetune.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -234,28 +238,28 @@ def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequ
 def save_backbone(
     path: str | Path,
     *,
-    net: nn.Module,
-    description: Mapping[str, Any],
-    adapted: tuple[int, str] | None,
+    backbone: "Backbone",
+    size: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a backbone without its head; ``backbone.weights=PATH`` takes it.
 
     Args:
         path: A ``.safetensors`` file.
-        net: The backbone's network (``Backbone.net``).
-        description: :meth:`Backbone.describe`, with the input that the weights expect.
-        adapted: ``Backbone.adapted``: channels and way of a stem that is no longer the one of pretraining.
+        backbone: The backbone; a stem that is no longer the one of pretraining stays as it is, and the file says so.
+        size: Height and width in pixels that it was trained with; None for the size of its own weights.
         dtype: Type for the floating-point tensors of the file; None keeps theirs.
     """
+    spec = replace(backbone.input_spec, size=size or backbone.input_spec.size)
     metadata = {
         "format": FORMAT_VERSION,
         "kind": "backbone",
-        **description,
-        "adapted": list(adapted) if adapted else None,
-        "backbone_hash": state_hash(net),
+        **backbone.describe(),
+        "input_spec": spec.to_dict(),
+        "adapted": list(backbone.adapted) if backbone.adapted else None,
+        "backbone_hash": state_hash(backbone.net),
     }
-    state = net.state_dict()
+    state = backbone.net.state_dict()
     if dtype is not None:
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     save_tensors(path, state, metadata=metadata)
