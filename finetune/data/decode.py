@@ -13,19 +13,17 @@ import warnings
 from typing import Any
 
 import torch
-from PIL import Image, ImageFile
 from torch import Tensor
 
 from finetune.data import fast_decoders
 from finetune.data.formats import OPENERS, sniff, what_instead
 from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
+from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
 from finetune.data.pixels import HighDepth, is_srgb, to_pixels
 from finetune.errors import UserError
 
 # Pillow's own point of refusal: a file of a few kilobytes can claim to hold this many pixels
 MAX_PIXELS = 178_956_970
-
-_ORIENTATION_TAG = 0x0112
 
 # Pillow's remarks on damaged metadata; damage to pixels raises. Not set around each call: that is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -72,7 +70,21 @@ def decode_image(
     Raises:
         UnreadableImage: The file is missing, empty, damaged, cut short, too large or no image.
     """
-    data = _read(path)
+    return decode_bytes(
+        read_file(path), path=path, channels=channels, at_least=at_least, max_pixels=max_pixels, high_depth=high_depth
+    )
+
+
+def decode_bytes(
+    data: bytearray,
+    *,
+    path: str,
+    channels: int,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    high_depth: HighDepth = "full",
+) -> Tensor:
+    """As :func:`decode_image`, for the bytes of a file that were read already; ``path`` is for messages only."""
     kind = sniff(data)
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
@@ -92,8 +104,12 @@ def decode_image(
         raise UnreadableImage(path, f"It is damaged or cut short: {_words(error)}.") from error
 
 
-def _read(path: str) -> bytearray:
-    """The bytes of a regular file that is not empty."""
+def read_file(path: str) -> bytearray:
+    """The bytes of a regular file.
+
+    Raises:
+        UnreadableImage: It is missing, empty, no regular file, or may not be read.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -124,7 +140,7 @@ def _decode_jpeg(path: str, data: bytearray, channels: int, at_least: int | None
     if not _shrinks(header, at_least) and _is_plain(header):
         image = fast_decoders.jpeg(data, channels=channels)
         if image is not None:
-            return _upright(image, _orientation(header.exif))
+            return upright(image, orientation_of_exif(header.exif))
     return _decode_with_pillow(path, "JPEG", data, channels, at_least, max_pixels, "full", exif=header.exif)
 
 
@@ -160,9 +176,9 @@ def _decode_with_pillow(
             size = (max(1, image.width // scale), max(1, image.height // scale))
             image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
         image.load()
-        orientation = _orientation(exif) if exif is not None else _orientation_of(image)
+        orientation = orientation_of_exif(exif) if exif is not None else orientation_of_image(image)
         pixels = torch.from_numpy(to_pixels(image, channels=channels, high_depth=high_depth))
-    return _upright(pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1), orientation)
+    return upright(pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1), orientation)
 
 
 def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
@@ -174,32 +190,6 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
         )
     if width * height == 0:
         raise UnreadableImage(path, f"It claims {width} x {height} pixels.")
-
-
-def _orientation_of(image: ImageFile.ImageFile) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged metadata is no reason to lose the pixels
-        return 1
-
-
-def _orientation(exif: bytes) -> int:
-    if not exif:
-        return 1
-    try:
-        tags = Image.Exif()
-        tags.load(exif)
-        return int(tags.get(_ORIENTATION_TAG, 1))
-    except Exception:  # as above
-        return 1
-
-
-def _upright(image: Tensor, orientation: int) -> Tensor:
-    """Undo the rotation or mirroring that Exif orientations 2 to 8 describe (CIPA DC-008, tag 0x0112)."""
-    if orientation in (5, 6, 7, 8):
-        image = image.transpose(-2, -1)
-    sides = {2: [-1], 3: [-2, -1], 4: [-2], 6: [-1], 7: [-2, -1], 8: [-2]}.get(orientation)
-    return image.flip(sides) if sides else image
 
 
 def _words(error: Exception) -> str:

@@ -6,15 +6,14 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from finetune.data.index import SPLITS, natural_order
-from finetune.data.path_table import PathTable, PathTableBuilder
-from finetune.errors import UserError, shortened
+from finetune.data.listing import UNASSIGNED, Listing, check_classes, merge
+from finetune.data.path_table import PathTableBuilder
+from finetune.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -25,29 +24,6 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 
 # system folders that are not classes
 _NOT_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """What lies in a folder, before splits are made or contents read.
-
-    Args:
-        root: The folder, absolute.
-        classes: Class names in natural order.
-        paths: Paths of the images relative to ``root``.
-        targets: Position in ``classes`` of each image, int64 (N,).
-        splits: Position in ``SPLITS`` of each image, int8 (N,); all -1 where the folder has no split folders.
-        given: The splits that the folder names.
-        ignored: What was left out: a description and how often, for instance ``("*.txt", 3)``.
-    """
-
-    root: str
-    classes: tuple[str, ...]
-    paths: PathTable
-    targets: npt.NDArray[np.int64]
-    splits: npt.NDArray[np.int8]
-    given: tuple[str, ...] = ()
-    ignored: dict[str, int] = field(default_factory=dict)
 
 
 def check_root(root: str) -> str:
@@ -69,7 +45,19 @@ def check_root(root: str) -> str:
     return path
 
 
-def scan_folder(root: str) -> Scan:
+def scan_folders(root: str | Sequence[str]) -> Listing:
+    """One folder, or several as one data set.
+
+    Raises:
+        UserError: As :func:`scan_folder`, or the folders do not name the same splits.
+    """
+    roots = [root] if isinstance(root, str) else list(root)
+    if not roots:
+        raise UserError("data.root=[]: must name a folder of images. Give data.root=DIR.")
+    return check_classes(merge([_list_folder(one) for one in roots]))
+
+
+def scan_folder(root: str) -> Listing:
     """List the images of a folder; nothing is opened.
 
     Args:
@@ -79,15 +67,25 @@ def scan_folder(root: str) -> Scan:
         UserError: No folder, no image, fewer than two classes, a class without a training image, a class that only
             val or test has, or two folders for one split.
     """
+    return scan_folders(root)
+
+
+def _list_folder(root: str) -> Listing:
     top = check_root(root)
     walker = _Walker(top)
     visible = walker.subfolders("")
     layout = {name: SPLIT_FOLDERS[name.lower()] for name in visible if name.lower() in SPLIT_FOLDERS}
-    if "train" in layout.values():
+    train = next((name for name, split in layout.items() if split == "train"), None)
+    groups = [("", UNASSIGNED)]
+    if train is not None and walker.subfolders(train):
         groups = _split_groups(root, layout)
         walker.ignored.update({f"{name}/ (not a split)": 1 for name in visible if name not in layout})
-    else:
-        groups = [("", -1)]
+    elif visible and len(layout) == len(visible):
+        # without this the folders train and val would become two classes
+        found_in = f"{train}/ holds no class folder" if train else f"found only {', '.join(sorted(layout))}"
+        raise UserError(
+            f"data.root={root!r}: must hold train/<class>/* or <class>/*. {found_in}. Add the class folders."
+        )
 
     names: dict[str, int] = {}  # class name -> number in the order found
     found: list[tuple[int, int, int]] = []  # split, class number, images
@@ -103,11 +101,11 @@ def scan_folder(root: str) -> Scan:
         hint = f" {loose} images lie directly in it: put them into one folder a class." if loose else ""
         raise UserError(f"data.root={root!r}: no images found. Looked for {looked} in {below}.{hint}")
     classes = natural_order(names)
-    _check_classes(root, classes, names, found)
 
     position = {names[name]: target for target, name in enumerate(classes)}
     lengths = [images for _, _, images in found]
-    return Scan(
+    return Listing(
+        origin=f"data.root={root!r}",
         root=top,
         classes=tuple(classes),
         paths=walker.builder.build(),
@@ -125,29 +123,6 @@ def _split_groups(root: str, layout: dict[str, str]) -> list[tuple[str, int]]:
         both = " and ".join(sorted(name for name, split in layout.items() if split == twice[0]))
         raise UserError(f"data.root={root!r}: one folder for each split. Found {both}. Keep one of them.")
     return sorted(((name, SPLITS.index(split)) for name, split in layout.items()), key=lambda group: group[1])
-
-
-def _check_classes(root: str, classes: list[str], names: dict[str, int], found: list[tuple[int, int, int]]) -> None:
-    """Every class has a training image, and there are at least two."""
-    in_train = {number for split, number, images in found if split <= 0 and images}
-    elsewhere = {number for split, number, images in found if split > 0 and images}
-    without = [name for name in classes if names[name] not in in_train]
-    extra = [name for name in without if names[name] in elsewhere]
-    if extra:
-        raise UserError(
-            f"data.root={root!r}: every class needs a training image. Only in val or test: {shortened(extra)}. "
-            "Add training images, or take these folders away."
-        )
-    if without:
-        raise UserError(
-            f"data.root={root!r}: every class needs a training image. None in {shortened(without)}. "
-            "Add images, or take these folders away."
-        )
-    if len(classes) < 2:
-        raise UserError(
-            f"data.root={root!r}: must hold at least two classes, one folder each. Found only {classes[0]!r}. "
-            "Give the folder above the classes, or add a class."
-        )
 
 
 class _Walker:

@@ -116,3 +116,24 @@ def path_table(paths: Iterable[str]) -> PathTable:
         names=np.frombuffer(bytes(buffer), np.uint8),
         ends=np.asarray(ends, np.int64),
     )
+
+
+def concatenate(parts: Sequence[tuple[str, PathTable]]) -> PathTable:
+    """Tables one after the other, each below a folder.
+
+    >>> list(concatenate([("a", path_table(["x/1.jpg"])), ("b", path_table(["1.jpg"]))]))
+    ['a/x/1.jpg', 'b/1.jpg']
+    """
+    folders: list[str] = []
+    folder_ids, ends, before = [], [], 0
+    for prefix, table in parts:
+        folder_ids.append(table.folder_ids + np.int32(len(folders)))
+        ends.append(table.ends + before)
+        folders += [os.path.join(prefix, folder) if folder else prefix for folder in table.folders]
+        before += len(table.names)
+    return PathTable(
+        folders=folders,
+        folder_ids=np.concatenate(folder_ids),
+        names=np.concatenate([table.names for _, table in parts]),
+        ends=np.concatenate(ends),
+    )

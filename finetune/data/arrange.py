@@ -1,0 +1,185 @@
+"""From a listing and the contents of its files to the index of a run: the unreadable, the splits, the few-shot limit."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.index import SPLITS, Index
+from finetune.data.listing import Listing, check_classes, without_rows
+from finetune.data.splits import TEST, TRAIN, VAL, Rows, check_fractions, few_per_class, make_folds, make_splits
+from finetune.errors import UserError, did_you_mean, shortened
+
+OnUnreadable = Literal["error", "skip"]
+
+# beyond this many paths an error says how many more there are; `finetune audit` lists them all
+_LISTED = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """How samples are divided where the data does not say.
+
+    Args:
+        seed: Another seed gives other splits.
+        val_fraction: Share of each class for validation.
+        test_fraction: Share of each class for the test.
+        folds: Divide what is not test into this many folds; validation is one of them.
+        fold: Which one, from 0.
+        limit_per_class: Train on at most this many samples of each class; validation and test stay whole.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    seed: int = 0
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    folds: int | None = None
+    fold: int = 0
+    limit_per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fractions(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        if self.folds is not None and self.folds < 2:
+            raise UserError(f"data.folds={self.folds}: must be at least 2.")
+        if self.folds is None and self.fold:
+            raise UserError(f"data.fold={self.fold}: needs data.folds, the number of folds.")
+        if self.folds is not None and not 0 <= self.fold < self.folds:
+            raise UserError(
+                f"data.fold={self.fold}: must lie between 0 and {self.folds - 1}, as data.folds={self.folds}."
+            )
+        if self.limit_per_class is not None and self.limit_per_class < 1:
+            raise UserError(f"data.limit_per_class={self.limit_per_class}: must be at least 1.")
+
+
+def leave_out_unreadable(
+    listing: Listing, unreadable: list[tuple[int, str]], *, on_unreadable: str
+) -> tuple[Listing, list[tuple[str, str]]]:
+    """The listing without files that cannot be read, and those files' paths and reasons.
+
+    Raises:
+        UserError: There are some and they are not to be skipped, or a class is left without a training image.
+    """
+    if on_unreadable not in get_args(OnUnreadable):
+        choices = get_args(OnUnreadable)
+        raise UserError(
+            f"data.on_unreadable={on_unreadable!r}: must be one of {', '.join(choices)}."
+            f"{did_you_mean(on_unreadable, choices)}"
+        )
+    if not unreadable:
+        return listing, []
+    skipped = [(listing.paths[row], reason) for row, reason in unreadable]
+    if on_unreadable == "error":
+        lines = [f"  {path}: {reason}" for path, reason in skipped[:_LISTED]]
+        if len(skipped) > _LISTED:
+            lines.append(f"  and {len(skipped) - _LISTED} more; finetune audit lists them all")
+        files = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
+        raise UserError(
+            "\n".join(
+                [
+                    f"{listing.origin}: every image must be readable. {files} cannot be read:",
+                    *lines,
+                    "Replace or remove them, or train without them by data.on_unreadable=skip.",
+                ]
+            )
+        )
+    rows = np.array([row for row, _ in unreadable], np.int64)
+    return check_classes(without_rows(listing, rows)), skipped
+
+
+def arrange(
+    listing: Listing,
+    *,
+    content: npt.NDArray[np.uint64],
+    plan: SplitPlan,
+    skipped: list[tuple[str, str]] | None = None,
+) -> tuple[Index, Rows]:
+    """Give every sample its split.
+
+    Args:
+        listing: The samples that can be read.
+        content: Their content keys, uint64 (N, 2).
+        plan: How to divide what the listing does not.
+        skipped: Files left out before.
+
+    Returns:
+        The index, and the row of the listing that each of its rows comes from.
+
+    Raises:
+        UserError: The plan contradicts the listing, or nothing could be set aside for validation.
+    """
+    splits = _divide(listing, content, plan)
+    check_classes(replace(listing, splits=splits))
+    if not (splits == VAL).any():
+        raise UserError(
+            f"{listing.origin}: validation needs an image. None could be set aside: too few images, or all of a class "
+            "are copies of one image, which stay together. Add images, or give a validation split."
+        )
+    index = Index(
+        classes=listing.classes,
+        root=listing.root,
+        paths=listing.paths,
+        targets=listing.targets,
+        splits=splits,
+        content=content,
+        skipped=skipped or (),
+        notes=_notes(listing, splits, skipped or []),
+    )
+    rows = np.arange(len(index))
+    if plan.limit_per_class is None:
+        return index, rows
+    train = index.rows("train")
+    kept = few_per_class(
+        targets=index.targets[train], content=content[train], seed=plan.seed, limit=plan.limit_per_class
+    )
+    rows = np.setdiff1d(rows, train[~kept])
+    return index.take(rows), rows
+
+
+def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) -> npt.NDArray[np.int8]:
+    """The listing's own splits, and the missing ones made from what would be trained on."""
+    if plan.folds is not None and "val" in listing.given:
+        raise UserError(
+            f"data.folds={plan.folds}: folds are made from the training images. {listing.origin} has a validation split "
+            "of its own. Leave data.folds out, or move those images to train."
+        )
+    splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
+    rows = np.flatnonzero(splits == TRAIN)
+    splits[rows] = make_splits(
+        targets=listing.targets[rows],
+        content=content[rows],
+        seed=plan.seed,
+        val_fraction=0.0 if "val" in listing.given or plan.folds is not None else plan.val_fraction,
+        test_fraction=0.0 if "test" in listing.given else plan.test_fraction,
+    )
+    if plan.folds is not None:
+        rows = np.flatnonzero(splits == TRAIN)
+        folds = make_folds(targets=listing.targets[rows], content=content[rows], seed=plan.seed, folds=plan.folds)
+        splits[rows[folds == plan.fold]] = VAL
+    return splits
+
+
+def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[str, str]]) -> list[str]:
+    """What the user should know before training, a sentence each."""
+    notes = []
+    for position in (VAL, TEST):
+        targets = listing.targets[splits == position]
+        present = set(
+            np.unique(targets).tolist() if targets.ndim == 1 else np.flatnonzero(targets.any(axis=0)).tolist()
+        )
+        absent = [name for target, name in enumerate(listing.classes) if target not in present]
+        if absent and len(targets):
+            notes.append(
+                f"{SPLITS[position]} has no image of {shortened(absent)}; they keep their place in the class list."
+            )
+        elif not len(targets) and position == TEST:
+            notes.append("There is no test split: nothing is measured on images that chose nothing.")
+    if skipped:
+        first = f"{skipped[0][0]}: {skipped[0][1]}"
+        notes.append(f"{len(skipped)} unreadable files are skipped, the first {first}")
+    if listing.ignored:
+        parts = [f"{count} x {what}" for what, count in sorted(listing.ignored.items(), key=lambda item: -item[1])]
+        notes.append(f"Not read: {shortened(parts, 5)}.")
+    return notes

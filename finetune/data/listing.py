@@ -1,0 +1,113 @@
+"""What a place holds before anything is opened: paths, classes, and the splits that it names itself."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.index import SPLITS, natural_order
+from finetune.data.path_table import PathTable, concatenate
+from finetune.errors import UserError, shortened
+
+UNASSIGNED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Samples without contents.
+
+    Args:
+        origin: The setting that led here, for messages: ``data.root='pets'``.
+        root: The folder that ``paths`` start from, absolute.
+        classes: Class names in natural order.
+        paths: Path of each sample.
+        targets: int64 (N,), or uint8 (N, K) for several labels.
+        splits: int8 (N,), position in ``SPLITS``, or ``UNASSIGNED`` where no split is given.
+        given: The splits that the place names; the others are made from what it would train on.
+        ignored: What was left out, with how often: ``{"*.txt": 3}``.
+    """
+
+    origin: str
+    root: str
+    classes: tuple[str, ...]
+    paths: PathTable
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+    splits: npt.NDArray[np.int8]
+    given: tuple[str, ...] = ()
+    ignored: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def merge(listings: Sequence[Listing]) -> Listing:
+    """Several places as one data set; classes are aligned by name.
+
+    Raises:
+        UserError: They do not name the same splits.
+    """
+    if len(listings) == 1:
+        return listings[0]
+    if len({listing.given for listing in listings}) > 1:
+        found = "; ".join(f"{listing.root}: {', '.join(listing.given) or 'none'}" for listing in listings)
+        raise UserError(f"data.root: several folders must name the same splits. Found {found}. Arrange them alike.")
+    classes = natural_order(name for listing in listings for name in listing.classes)
+    position = {name: target for target, name in enumerate(classes)}
+    root = os.path.commonpath([listing.root for listing in listings])
+    ignored: Counter[str] = Counter()
+    for listing in listings:
+        ignored.update(listing.ignored)
+    translate = [np.array([position[name] for name in listing.classes], np.int64) for listing in listings]
+    return Listing(
+        origin=f"data.root={[listing.root for listing in listings]}",
+        root=root,
+        classes=tuple(classes),
+        paths=concatenate([(os.path.relpath(listing.root, root), listing.paths) for listing in listings]),
+        targets=np.concatenate([table[listing.targets] for table, listing in zip(translate, listings, strict=True)]),
+        splits=np.concatenate([listing.splits for listing in listings]),
+        given=listings[0].given,
+        ignored=dict(ignored),
+    )
+
+
+def check_classes(listing: Listing) -> Listing:
+    """The listing itself, if a model can be trained on it.
+
+    Raises:
+        UserError: There are fewer than two classes, or one without a training image, or one that only val or test has.
+    """
+    trains = listing.splits <= SPLITS.index("train")
+    if listing.targets.ndim == 1:
+        in_train = set(np.unique(listing.targets[trains]).tolist())
+        elsewhere = set(np.unique(listing.targets[~trains]).tolist())
+    else:
+        in_train = set(np.flatnonzero(listing.targets[trains].any(axis=0)).tolist())
+        elsewhere = set(np.flatnonzero(listing.targets[~trains].any(axis=0)).tolist())
+    without = [target for target in range(len(listing.classes)) if target not in in_train]
+    extra = [listing.classes[target] for target in without if target in elsewhere]
+    if extra:
+        raise UserError(
+            f"{listing.origin}: every class needs a training image. Only in val or test: {shortened(extra)}. "
+            "Add training images, or take these classes away."
+        )
+    if without:
+        names = shortened([listing.classes[target] for target in without])
+        raise UserError(
+            f"{listing.origin}: every class needs a training image. None in {names}. "
+            "Add images, or take these classes away."
+        )
+    if len(listing.classes) < 2:
+        raise UserError(
+            f"{listing.origin}: must hold at least two classes. Found only {listing.classes[0]!r}. "
+            "Give the folder above the classes, or add a class."
+        )
+    return listing
+
+
+def without_rows(listing: Listing, rows: npt.NDArray[np.int64]) -> Listing:
+    """The listing less some rows; the classes stay, so that no index shifts."""
+    keep = np.setdiff1d(np.arange(len(listing)), rows)
+    return replace(listing, paths=listing.paths.take(keep), targets=listing.targets[keep], splits=listing.splits[keep])

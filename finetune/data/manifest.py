@@ -1,0 +1,242 @@
+"""A table of images with their labels: CSV, TSV or Parquet in, and the splits of a run out again.
+
+Columns are found by name. Paths are relative to the table's folder unless a root is given. Several labels of one image
+stand in one column with a separator, or in one column of zeros and ones for each class.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.index import SPLITS, Index, natural_order
+from finetune.data.listing import UNASSIGNED, Listing, check_classes
+from finetune.data.path_table import path_table
+from finetune.errors import UserError, did_you_mean, shortened
+
+SEPARATOR = "|"
+
+_SPLIT_NAMES = {
+    "": UNASSIGNED,
+    "train": SPLITS.index("train"),
+    "training": SPLITS.index("train"),
+    "val": SPLITS.index("val"),
+    "valid": SPLITS.index("val"),
+    "validation": SPLITS.index("val"),
+    "dev": SPLITS.index("val"),
+    "test": SPLITS.index("test"),
+}
+
+Columns = dict[str, list[str]]
+
+
+def check_manifest(path: str) -> str:
+    """The absolute path of a manifest.
+
+    Raises:
+        UserError: It does not exist, or its suffix says that it is no table.
+    """
+    full = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isfile(full):
+        raise UserError(f"data.path={path!r}: no such file. Looked for {full}. Give a CSV, TSV or Parquet file.")
+    if not full.lower().endswith((".csv", ".tsv", ".parquet")):
+        raise UserError(f"data.path={path!r}: must end in .csv, .tsv or .parquet.")
+    return full
+
+
+def read_manifest(
+    path: str,
+    *,
+    root: str | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
+) -> Listing:
+    """List the samples of a table; no image is opened.
+
+    Args:
+        path: The table.
+        root: What its paths are relative to; None for the table's own folder.
+        path_column: Column of the image's path.
+        label_column: Column of its label.
+        split_column: Column of train, val or test; it may be missing, and its cells may be empty.
+        label_separator: Splits one label cell into several labels; an empty cell then means none.
+        label_columns: Columns of 0 and 1, one for each class, instead of ``label_column``.
+
+    Raises:
+        UserError: The table, a column or a value is wrong.
+    """
+    full = check_manifest(path)
+    where = f"data.path={path!r}"
+    columns = _read_parquet(full) if full.lower().endswith(".parquet") else _read_text(full)
+    paths = [cell.strip() for cell in _column(columns, path_column, "path_column", where)]
+    if not paths:
+        raise UserError(f"{where}: no images found. The table has no rows.")
+    _no_empty(paths, path_column, where)
+    splits = _splits(columns, split_column, where)
+    if label_columns:
+        classes = list(label_columns)
+        cells = [_column(columns, name, "label_columns", where) for name in classes]
+        targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8] = np.stack(
+            [_flags(column, name, where) for column, name in zip(cells, classes, strict=True)], axis=1
+        )
+    else:
+        labels = [cell.strip() for cell in _column(columns, label_column, "label_column", where)]
+        if label_separator:
+            classes, targets = _several(labels, label_separator)
+        else:
+            _no_empty(labels, label_column, where)
+            classes = natural_order(labels)
+            position = {name: target for target, name in enumerate(classes)}
+            targets = np.array([position[label] for label in labels], np.int64)
+    _no_conflicts(paths, splits, targets, where)
+    return check_classes(
+        Listing(
+            origin=where,
+            root=os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(full),
+            classes=tuple(classes),
+            paths=path_table(paths),
+            targets=targets,
+            splits=splits,
+            given=tuple(name for number, name in enumerate(SPLITS) if (splits == number).any()),
+        )
+    )
+
+
+def write_manifest(index: Index, path: Path) -> None:
+    """Write the samples of a run with their splits, as a table that :func:`read_manifest` takes back.
+
+    Raises:
+        UserError: A class name holds the separator and an image has several labels.
+    """
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for row in range(len(index)):
+            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]]])
+
+
+def write_skipped(index: Index, path: Path) -> None:
+    """Write the files that were left out, with the reasons."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "reason"])
+        writer.writerows(index.skipped)
+
+
+def _label(index: Index, row: int) -> str:
+    if not index.multi_label:
+        return index.classes[int(index.targets[row])]
+    names = [index.classes[target] for target in np.flatnonzero(index.targets[row])]
+    if any(SEPARATOR in name for name in names):
+        raise UserError(
+            f"data.label_columns: class names must not hold {SEPARATOR!r}. Found {shortened(names)}. Rename."
+        )
+    return SEPARATOR.join(names)
+
+
+def _read_text(path: str) -> Columns:
+    """Columns of a text table; a file without a comma in its first line may use semicolons or tabs."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=first.count)
+            rows = csv.reader(file, delimiter=delimiter)
+            header = [name.strip() for name in next(rows, [])]
+            columns: Columns = {name: [] for name in header}
+            for number, row in enumerate(rows, start=2):
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UserError(
+                        f"data.path={path!r}: every row must have {len(header)} cells. Line {number} has {len(row)}. "
+                        "Quote cells that hold the separator."
+                    )
+                for name, cell in zip(header, row, strict=True):
+                    columns[name].append(cell)
+    except csv.Error as error:
+        raise UserError(f"data.path={path!r}: is no readable table. {error}.") from None
+    return columns
+
+
+def _read_parquet(path: str) -> Columns:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise UserError(f"data.path={path!r}: Parquet needs pyarrow. Install stagewise-finetune[parquet].") from None
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"data.path={path!r}: is no readable Parquet file. {error}") from None
+    return {
+        name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
+        for name in table.column_names
+    }
+
+
+def _column(columns: Columns, name: str, setting: str, where: str) -> list[str]:
+    if name not in columns:
+        raise UserError(
+            f"data.{setting}={name!r}: not a column of {where}. Columns: {shortened(list(columns), 8)}."
+            f"{did_you_mean(name, columns)}"
+        )
+    return columns[name]
+
+
+def _splits(columns: Columns, name: str, where: str) -> npt.NDArray[np.int8]:
+    if name not in columns:
+        if name != "split":
+            _column(columns, name, "split_column", where)
+        return np.full(len(next(iter(columns.values()))), UNASSIGNED, np.int8)
+    cells = [cell.strip().lower() for cell in columns[name]]
+    if wrong := sorted({cell for cell in cells if cell not in _SPLIT_NAMES}):
+        raise UserError(
+            f"{where}: column {name!r} must hold train, val or test. Found {shortened([repr(cell) for cell in wrong])}."
+        )
+    return np.array([_SPLIT_NAMES[cell] for cell in cells], np.int8)
+
+
+def _several(labels: Iterable[str], separator: str) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    sets = [{part.strip() for part in label.split(separator)} - {""} for label in labels]
+    classes = natural_order(name for names in sets for name in names)
+    position = {name: target for target, name in enumerate(classes)}
+    targets = np.zeros((len(sets), len(classes)), np.uint8)
+    for row, names in enumerate(sets):
+        targets[row, [position[name] for name in names]] = 1
+    return classes, targets
+
+
+def _flags(cells: list[str], name: str, where: str) -> npt.NDArray[np.uint8]:
+    meaning = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
+    try:
+        return np.array([meaning[cell.strip().lower()] for cell in cells], np.uint8)
+    except KeyError as error:
+        raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {error.args[0]!r}.") from None
+
+
+def _no_empty(cells: list[str], name: str, where: str) -> None:
+    if empty := [number for number, cell in enumerate(cells, start=1) if not cell]:
+        raise UserError(f"{where}: column {name!r} must not be empty. It is in row {shortened(empty)}.")
+
+
+def _no_conflicts(
+    paths: list[str],
+    splits: npt.NDArray[np.int8],
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
+    where: str,
+) -> None:
+    """A file listed twice would count twice, and may contradict itself."""
+    if len(set(paths)) == len(paths):
+        return
+    first: dict[str, int] = {}
+    twice = [(path, first[path], row) for row, path in enumerate(paths) if first.setdefault(path, row) != row]
+    differ = [path for path, one, two in twice if splits[one] != splits[two] or (targets[one] != targets[two]).any()]
+    what = f"with another label or split: {shortened(differ)}" if differ else shortened([path for path, _, _ in twice])
+    raise UserError(f"{where}: every file must be listed once. Listed again {what}. Keep one row of each.")

@@ -1,0 +1,54 @@
+"""Data made for the tests: small image folders, and trained runs that several tests look at."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# small tensors gain nothing from a second thread, and lose much where the machine is shared
+torch.set_num_threads(1)
+
+TINY = (
+    "backbone=timm",
+    "backbone.name=resnet10t",
+    "backbone.weights=none",
+    "input.size=32",
+    "data.num_workers=0",
+    "data.batch_size=8",
+    "logger=none",
+)
+
+
+def write_images(folder: Path, *, count: int, hue: tuple[int, int, int], seed: int, size: int = 24) -> None:
+    """PNG files of noise around a colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        pixels = random.normal(hue, 40, (size, size + number % 5, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def make_pets(root: Path, *, count: int = 16) -> Path:
+    """Three classes whose natural order differs from the alphabetical one."""
+    for number, (name, hue) in enumerate({"1 cat": (90, 60, 60), "2 dog": (60, 90, 60), "10 owl": (60, 60, 90)}.items()):
+        write_images(root / name, count=count, hue=hue, seed=number)
+    return root
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``DIR/<class>/*`` with 3 x 16 images."""
+    return make_pets(tmp_path_factory.mktemp("pets"))
+
+
+@pytest.fixture
+def words(pets: Path) -> Callable[..., list[str]]:
+    """Overrides of a tiny run on the pets folder."""
+
+    def make(*more: str) -> list[str]:
+        return ["data=folder", f"data.root={pets}", *TINY, *more]
+
+    return make

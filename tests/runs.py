@@ -1,0 +1,50 @@
+"""Trains tiny runs for tests, in this process."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from finetune.commands.train import train
+from finetune.config import compose
+from finetune.training.run import RunResult
+
+
+def train_tiny(words: list[str], run_dir: Path) -> RunResult:
+    """A run from overrides."""
+    return train(compose([*words, f"run_dir={run_dir}"]))
+
+
+def stage_of(name: str) -> str:
+    """Stage of a state-dict name of a classifier around a ResNet, told from the name alone."""
+    name = name.removeprefix("backbone.net.")
+    if name.startswith("head."):
+        return "head"
+    return name.split(".")[0] if name.startswith("layer") else "stem"
+
+
+def moved_stages(before: Path, after: Path) -> set[str]:
+    """Stages of which a tensor differs in a bit between two weight files; the names in the files must be the same."""
+    old, new = load_file(before), load_file(after)
+    assert set(old) == set(new)
+    assert len(old) > 20
+    return {stage_of(name) for name in old if old[name].numpy().tobytes() != new[name].numpy().tobytes()}
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All of a finished run that must not depend on how it got there, as digests and plain values."""
+    results = json.loads((run_dir / "results.json").read_text())
+    digests = {
+        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in ("final.safetensors", "model/*.safetensors", "predictions.csv", "metrics.csv", "phases/*/best.ckpt")
+        for path in sorted(run_dir.glob(pattern))
+    }
+    assert len(digests) >= 5
+    return {
+        "files": digests,
+        "test": results["test"],
+        "val": results["val"],
+        "phases": [{k: v for k, v in phase.items() if k != "seconds"} for phase in results["phases"]],
+    }

@@ -1,0 +1,136 @@
+"""What a run does to the weights, asserted on the weights themselves."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import finetune
+from tests.runs import moved_stages, outcome, train_tiny
+
+ALL = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
+Words = Callable[..., list[str]]
+
+# preset -> the stages that each of its phases moves
+PRESETS = {
+    "frozen": [{"head"}],
+    "head_then_all": [{"head"}, ALL],
+    "gradual": [{"head"}, {"layer4", "head"}, ALL],
+    "full": [ALL],
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_each_phase_of_a_preset_moves_exactly_the_stages_it_names(
+    preset: str, batch_norm: str, words: Words, tmp_path: Path
+) -> None:
+    run = train_tiny(
+        words(f"schedule={preset}", "schedule.epochs=2", f"schedule.batch_norm={batch_norm}", *_short(preset)), tmp_path / "run"
+    )
+    starts = [*sorted(run.run_dir.glob("phases/*/start.safetensors")), run.run_dir / "final.safetensors"]
+    moved = [moved_stages(before, after) for before, after in zip(starts, starts[1:], strict=False)]
+    assert moved == PRESETS[preset]
+
+
+def _short(preset: str) -> list[str]:
+    # the last epoch's weights: the best may be an earlier one, which is fine but moves less
+    return ["schedule.restore=last"] + [f"schedule.phases.{n}.epochs=1" for n in range(len(PRESETS[preset]))]
+
+
+def test_freeze_pins_stages_whatever_the_schedule_says(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=full", "schedule.phases.0.epochs=1", "freeze=[stem,layer2]"), tmp_path / "run")
+    assert moved_stages(run.run_dir / "phases/0-all/start.safetensors", run.run_dir / "final.safetensors") == ALL - {
+        "stem",
+        "layer2",
+    }
+
+
+def test_one_phase_changes_from_the_command_line(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=gradual", "schedule.phases.1.train=[layer3,layer4,head]", "schedule.restore=last"]
+    run = train_tiny(words(*more, *[f"schedule.phases.{n}.epochs=1" for n in range(3)]), tmp_path / "run")
+    moved = moved_stages(run.run_dir / "phases/1-top/start.safetensors", run.run_dir / "phases/2-all/start.safetensors")
+    assert moved == {"layer3", "layer4", "head"}
+
+
+def test_two_runs_with_the_same_seed_are_equal_to_the_bit_with_and_without_workers(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=2", "head.drop_rate=0.2"]
+    outcomes = [
+        outcome(train_tiny(words(*more, f"data.num_workers={workers}", f"seed={seed}"), tmp_path / str(at)).run_dir)
+        for at, (workers, seed) in enumerate([(0, 3), (0, 3), (2, 3), (0, 4)])
+    ]
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] == outcomes[2]
+    assert outcomes[0]["files"]["final.safetensors"] != outcomes[3]["files"]["final.safetensors"]
+
+
+def test_the_bundle_gives_the_probabilities_that_the_test_wrote(words: Words, pets: Path, tmp_path: Path) -> None:
+    from finetune.data.decode import decode_image
+    from finetune.data.transforms import eval_view
+
+    run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=1"), tmp_path / "run")
+    model = finetune.load(run.bundle)
+    with (run.run_dir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    counts = json.loads((run.run_dir / "results.json").read_text())["data"]["counts"]
+    assert len(rows) == sum(counts["test"]) > 0
+    assert model.classes == ("1 cat", "2 dog", "10 owl")
+    images = torch.stack([eval_view(model.input_spec)(decode_image(row["path"], channels=3)) for row in rows])
+    with torch.no_grad():
+        best = model(images).softmax(1).max(1)
+    for at, row in enumerate(rows):
+        assert Path(row["path"]).is_relative_to(pets)
+        assert row["target"] == Path(row["path"]).parent.name
+        assert row["predicted"] == model.classes[int(best.indices[at])]
+        assert float(row["probability"]) == pytest.approx(float(best.values[at]), abs=1e-6)
+
+
+def test_the_best_epoch_is_what_is_handed_on(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=4", "schedule.lr=0.3"), tmp_path / "run")
+    phase = json.loads((run.run_dir / "phases/0-head/result.json").read_text())
+    accuracies = [row["val/acc"] for row in phase["rows"]]
+    losses = [row["val/loss"] for row in phase["rows"]]
+    expected = min(range(4), key=lambda epoch: (-accuracies[epoch], losses[epoch]))
+    assert phase["best_epoch"] == expected
+    best = torch.load(run.run_dir / "phases/0-head/best.ckpt", weights_only=True)["state_dict"]
+    final = load_file(run.run_dir / "final.safetensors")
+    assert {name.removeprefix("classifier.") for name in best} == {name for name in final if name.startswith("head.")}
+    assert all(torch.equal(final[name.removeprefix("classifier.")], tensor) for name, tensor in best.items())
+    # and what the run reports for validation is that epoch's value
+    assert run.results["val"]["acc"] == pytest.approx(accuracies[expected])
+    assert run.results["val"]["loss"] == pytest.approx(losses[expected], rel=1e-5)
+
+
+def test_metrics_csv_has_one_row_an_epoch_over_all_phases(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=gradual", *[f"schedule.phases.{n}.epochs={n + 1}" for n in range(3)]), tmp_path / "run")
+    with (run.run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], row["epoch"]) for row in rows] == [
+        ("head", "0"),
+        ("top", "1"),
+        ("top", "2"),
+        ("all", "3"),
+        ("all", "4"),
+        ("all", "5"),
+    ]
+    steps = [int(row["step"]) for row in rows]
+    assert steps == [steps[0] * n for n in range(1, 7)]
+
+
+def test_from_python_the_same_path(pets: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    run = finetune.fit(
+        data=pets,
+        schedule="frozen",
+        weights="none",
+        run_dir=tmp_path / "a b=c",
+        overrides=[*TINY, "schedule.phases.0.epochs=1"],
+    )
+    model = finetune.load(run.bundle)
+    assert run.run_dir == tmp_path / "a b=c"
+    assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
