@@ -1,0 +1,131 @@
+"""Batched random numbers that are a pure function of a key: the same on every device, in every batch, in every order.
+
+A stream (``torch.Generator``) gives image 17 other numbers when image 16 was skipped. Here number ``j`` of key ``k`` is a
+hash of ``(k, j)``: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), written in wrapping int64 arithmetic, so that
+a processor and a GPU agree on every bit.
+"""
+
+# B = images, N = numbers an image
+
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's own keeps the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(values: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of the 64-bit numbers under which neighbours become unrelated.
+
+    Args:
+        values: int64 of any shape.
+
+    Returns:
+        int64 of the same shape.
+    """
+    values = (values ^ _shifted(values, 30)) * _MIX_1
+    values = (values ^ _shifted(values, 27)) * _MIX_2
+    return values ^ _shifted(values, 31)
+
+
+def fold(keys: Tensor, salt: int) -> Tensor:
+    """New keys for another purpose: equal keys stay equal, and nothing of the old numbers shows in the new ones.
+
+    Args:
+        keys: int64 of any shape.
+        salt: The purpose.
+
+    Returns:
+        int64 of the same shape.
+    """
+    return mix(keys * _GOLDEN + _wrapped(salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019))
+
+
+def _wrapped(value: int) -> int:
+    """A Python integer as the signed 64-bit number with the same low bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= (1 << 63) else value
+
+
+def uniforms(keys_B: Tensor, count: int) -> Tensor:
+    """Independent numbers, uniform on [0, 1), for each key.
+
+    Args:
+        keys_B: int64 keys, one an image.
+        count: Numbers for each key, N.
+
+    Returns:
+        float32 (B, N).
+
+    >>> a = uniforms(torch.tensor([3, 4]), 5)
+    >>> b = uniforms(torch.tensor([4]), 7)
+    >>> bool((a[1] == b[0, :5]).all())
+    True
+    """
+    counters_N = torch.arange(1, count + 1, device=keys_B.device, dtype=torch.int64) * _GOLDEN
+    bits_BN = mix(mix(keys_B)[:, None] + counters_N)
+    return _shifted(bits_BN, 40).to(torch.float32) * 2.0**-24
+
+
+def normals(keys_B: Tensor, count: int) -> Tensor:
+    """Independent standard normal numbers for each key, by Box and Muller's transform.
+
+    Args:
+        keys_B: int64 keys, one an image.
+        count: Numbers for each key, N.
+
+    Returns:
+        float32 (B, N).
+    """
+    half = (count + 1) // 2
+    first_BN, second_BN = uniforms(keys_B, 2 * half).split(half, dim=1)
+    radius_BN = torch.sqrt(-2.0 * torch.log(1.0 - first_BN))
+    angle_BN = 2.0 * math.pi * second_BN
+    return torch.cat([radius_BN * torch.cos(angle_BN), radius_BN * torch.sin(angle_BN)], dim=1)[:, :count]
+
+
+class Draw:
+    """Named numbers of a batch of keys, taken one after another from one table.
+
+    A renderer asks for some tens of numbers an image. They are hashed together at the start, because one large
+    kernel costs what one small kernel does.
+
+    Args:
+        keys_B: int64 keys, one an image.
+        salt: Keeps the draws of two renderers of the same image apart.
+        count: Numbers an image that the renderer may ask for.
+    """
+
+    def __init__(self, keys_B: Tensor, salt: int, count: int = 64) -> None:
+        self._uniforms_BN = uniforms(fold(keys_B, salt), count)
+        self._taken = 0
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """One number an image, uniform on [low, high): float32 (B,)."""
+        return self.several(1, low, high)[:, 0]
+
+    def several(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Several numbers an image, uniform on [low, high): float32 (B, count)."""
+        start, self._taken = self._taken, self._taken + count
+        assert self._taken <= self._uniforms_BN.shape[1], f"this renderer announced fewer than {self._taken} numbers"
+        return low + (high - low) * self._uniforms_BN[:, start : self._taken]
+
+    def log_uniform(self, low: float, high: float) -> Tensor:
+        """One number an image whose logarithm is uniform between those of low and high: float32 (B,)."""
+        return torch.exp(self.uniform(math.log(low), math.log(high)))
+
+    def chance(self, probability: float) -> Tensor:
+        """True with this probability: bool (B,)."""
+        return self.uniform() < probability
+
+    def integer(self, count: int) -> Tensor:
+        """One of 0 to count - 1 an image: int64 (B,)."""
+        return (self.uniform() * count).long().clamp_max(count - 1)
