@@ -144,33 +144,39 @@ def accuracy(model: nn.Module, renderer: FormulaRenderer, *, size: int, images: 
 
 
 def write_weights(average: nn.Module, folder: Path, about: dict[str, str]) -> None:
-    """The averaged backbone without classifier in fp16, in numbered files small enough to be sent back."""
+    """The averaged backbone in fp16, in numbered files small enough to be sent back, and its classifier beside them."""
     state = {
         name: value.half().contiguous().cpu() if value.is_floating_point() else value.cpu()
         for name, value in average.state_dict().items()
-        if not name.startswith("fc.")
     }
+    classifier = {name: state.pop(name) for name in list(state) if name.startswith("fc.")}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(classifier, folder / "classifier.safetensors", metadata=about)
     parts: list[dict[str, Tensor]] = [{}]
     for name, value in state.items():
         held = sum(v.numel() * v.element_size() for v in parts[-1].values())
         if held + value.numel() * value.element_size() > MAX_FILE_BYTES:
             parts.append({})
         parts[-1][name] = value
-    folder.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(parts, start=1):
         target = folder / f"backbone-{number}-of-{len(parts)}.safetensors"
         save_file(part, f"{target}.partial", metadata=about)
         os.replace(f"{target}.partial", target)
 
 
+def joined(parts: list[Path]) -> dict[str, Tensor]:
+    """The tensors of several files in one dictionary."""
+    state: dict[str, Tensor] = {}
+    for part in parts:
+        state |= load_file(part)
+    return state
+
+
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
     assert parts and len(parts) == int(parts[0].stem.rsplit("-", 1)[1]), f"{folder} holds {len(parts)} parts"
-    state: dict[str, Tensor] = {}
-    for part in parts:
-        state |= load_file(part)
-    save_file(state, target)
+    save_file(joined(parts), target)
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -193,13 +199,21 @@ def pretrain(args: argparse.Namespace) -> None:
         torch.cuda.synchronize()
     filled = time.monotonic()
     rate = args.pool / (filled - built)
-    print(f"formulas {built - began:.1f} s; pool of {args.pool} in {filled - built:.1f} s: {rate:.0f} images/s", flush=True)
+    print(
+        f"formulas {built - began:.1f} s; pool of {args.pool} in {filled - built:.1f} s: {rate:.0f} images/s",
+        flush=True,
+    )
 
     def network() -> nn.Module:
         made = timm.create_model(args.model, num_classes=args.classes, zero_init_last=True)
         return made.to(device, memory_format=torch.channels_last)
 
     model, average = network(), network()
+    if args.init:
+        # another machine's weights, without its optimizer: the schedule goes on at --done of its length
+        model.load_state_dict(
+            {name: value.float() for name, value in joined(sorted(args.init.glob("*.safetensors"))).items()}
+        )
     average.load_state_dict(model.state_dict())
     groups = decay_groups(model, args.weight_decay)
     if args.optimizer == "sgd":
@@ -214,7 +228,7 @@ def pretrain(args: argparse.Namespace) -> None:
     lossy = nn.CrossEntropyLoss(label_smoothing=args.smoothing)
     model.train()
 
-    step, seen, trained_s = saved.get("step", 0), saved.get("seen", 0), saved.get("seconds", 0.0)
+    step, seen, trained_s = saved.get("step", 0), saved.get("seen", 0), saved.get("seconds", 60.0 * args.done_minutes)
     deadline = began + 60.0 * args.minutes - args.reserve
     total_s = 60.0 * (args.total_minutes or args.minutes) - args.reserve
     out, state_path = Path(args.out), Path(args.state)
@@ -303,6 +317,10 @@ def main() -> None:
     parser.add_argument("--out", default="pretrained", help="folder of the weights; the log lies beside it")
     parser.add_argument("--state", default="/tmp/pretrain/state.pt", help="everything, to go on from")
     parser.add_argument("--resume", action="store_true", help="go on from --state")
+    parser.add_argument("--init", type=Path, help="go on from the folder of weights that another machine wrote")
+    parser.add_argument(
+        "--done-minutes", type=float, default=0.0, help="with --init: minutes of the schedule done there"
+    )
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")

@@ -49,7 +49,10 @@ class Pose:
     def to_figure(self, size: int) -> Tensor:
         """The figure coordinates of every pixel, bent: float32 (B, 2, H, W)."""
         grid_2N = canvas(size, self.matrix_B22.device).flatten(1)
-        local_B2N = torch.linalg.inv_ex(self.matrix_B22)[0] @ (grid_2N - self.shift_B2[..., None])
+        (a, b), (c, d) = (row_B2.unbind(1) for row_B2 in self.matrix_B22.unbind(1))
+        adjugate_B22 = torch.stack([torch.stack([d, -b], dim=-1), torch.stack([-c, a], dim=-1)], dim=1)
+        inverse_B22 = adjugate_B22 / (a * d - b * c)[:, None, None]
+        local_B2N = inverse_B22 @ (grid_2N - self.shift_B2[..., None])
         x_BN, y_BN = local_B2N.unbind(1)
         a, fx, fy, p, b, gx, gy, q = (part_B[:, None] for part_B in self.bend_B8.unbind(1))
         bent_x = x_BN + a * torch.sin(fx * x_BN + fy * y_BN + p)

@@ -182,7 +182,9 @@ def dead_leaves(worlds: Leaves, keys_B: Tensor, size: int, *, count: int = 40) -
     aligned_B = draw.chance(0.4)
     for _ in range(count):
         place_B2, spread_B = draw.several(2, -1.15, 1.15), draw.uniform()
-        radius_B11 = ((low_B**power_B + spread_B * (high_B**power_B - low_B**power_B)) ** (1.0 / power_B))[:, None, None]
+        radius_B11 = ((low_B**power_B + spread_B * (high_B**power_B - low_B**power_B)) ** (1.0 / power_B))[
+            :, None, None
+        ]
         turn_B = torch.where(aligned_B, common_turn_B + draw.uniform(-0.2, 0.2), draw.uniform(0.0, 2.0 * math.pi))
         cos_B11, sin_B11 = turn_B.cos()[:, None, None], turn_B.sin()[:, None, None]
         dx, dy = x_HW - place_B2[:, 0, None, None], y_HW - place_B2[:, 1, None, None]
