@@ -175,8 +175,10 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
-    assert parts and len(parts) == int(parts[0].stem.rsplit("-", 1)[1]), f"{folder} holds {len(parts)} parts"
-    save_file(joined(parts), target)
+    assert parts, f"{folder} holds no backbone-*.safetensors"
+    assert len(parts) == int(parts[0].stem.rsplit("-", 1)[1]), f"{folder} holds {len(parts)} parts"
+    state = joined(parts)
+    save_file(state, target)
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
