@@ -1,11 +1,11 @@
 """Pictures from formulas, rendered on the fly: a data set without files, to pretrain on without natural images.
 
-A class is a formula (a fractal code, a contour, a glyph's strokes, a texture's spectrum); an image is a keyed draw of pose,
-colours and background. Image ``key`` of a recipe is a pure function of ``(recipe, classes, seed, key)``, whatever batch
-it is drawn in, on a processor or on a GPU (up to the rounding of floating point).
+A class is a formula (a fractal code, a contour, a glyph's strokes, a texture's spectrum); an image is a keyed draw of
+pose, colours and background. Image ``key`` of a recipe is a pure function of ``(recipe, classes, seed, key)``, whatever
+batch it is drawn in, on a processor or on a GPU (up to the rounding of floating point).
 
-Sources: Kataoka et al. 2020 (FractalDB), Kataoka et al. 2022 (contours), Anderson and Farrell 2022 (coloured fractals on
-backgrounds), Baradad et al. 2021 (dead leaves and noise). Each module in :mod:`finetune.data.formulas` cites its own.
+Sources: Kataoka et al. 2020 (FractalDB), Kataoka et al. 2022 (contours), Anderson and Farrell 2022 (coloured fractals
+on backgrounds), Baradad et al. 2021 (dead leaves and noise); each module of :mod:`finetune.data.formulas` cites its own.
 """
 
 # B = images, K = classes, H/W = pixels
@@ -23,6 +23,7 @@ from finetune.data.formulas.families import (
     PlainFractals,
 )
 from finetune.data.formulas.keyed import fold, mix
+from finetune.data.formulas.paint import to_bytes
 from finetune.errors import UserError, did_you_mean
 
 # Of each recipe the families and their shares of the classes.
@@ -91,7 +92,7 @@ class FormulaRenderer:
             rows_N = ((classes_B >= low) & (classes_B < high)).nonzero()[:, 0]
             if len(rows_N):
                 drawn_N3HW = family.render(classes_B[rows_N] - low, image_keys_B[rows_N], size)
-                images_B3HW[rows_N] = (drawn_N3HW.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8)
+                images_B3HW[rows_N] = to_bytes(drawn_N3HW)
         return images_B3HW
 
 

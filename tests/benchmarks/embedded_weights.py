@@ -1,4 +1,4 @@
-"""What the embedded weights are worth: five ways to start, four data sets they never saw, 5 to 100 labelled images a class.
+"""What the embedded weights are worth: five ways to train, four data sets they never saw, 5 to 100 labels a class.
 
     uv run --with matplotlib python tests/benchmarks/embedded_weights.py --weights embedded=FILE --out rows.jsonl
     uv run python tests/benchmarks/embedded_weights.py --table rows.jsonl

@@ -1,4 +1,4 @@
-"""Pretrain a ResNet-18 on formula images, rendered where it trains, within a fixed time: the source of the embedded weights.
+"""Pretrain a ResNet-18 on formula images within a fixed time, drawn where it trains: the embedded weights.
 
     PYTHONPATH=. python tests/benchmarks/pretrain_gpu.py --recipe mix --minutes 9 --total-minutes 18 --out OUT
     PYTHONPATH=. python tests/benchmarks/pretrain_gpu.py --recipe mix --minutes 9 --total-minutes 18 --out OUT --resume

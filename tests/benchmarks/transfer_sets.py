@@ -1,8 +1,8 @@
 """Small labelled data sets, made here, that no pretraining recipe has seen: digits, characters, automata and solids.
 
 Each is a pure function of its seed. None of them shares a generator with :mod:`finetune.data.formulas`: the digits are
-scanned handwriting, the characters are set in published typefaces, the automata are computed by rule, and the solids are
-ray-marched and lit.
+scanned handwriting, the characters are set in published typefaces, the automata are computed by rule, and the solids
+are ray-marched and lit.
 """
 
 # B = images, H/W = pixels
@@ -71,7 +71,7 @@ class TransferSet:
 
 
 def digits(*, size: int) -> TransferSet:
-    """Scikit-learn's 1797 scanned digits, enlarged from 8 pixels; every class's images after its first 110 are for testing."""
+    """Scikit-learn's 1797 scanned digits, enlarged from 8 pixels; 110 of each class may be labelled."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -167,7 +167,7 @@ def density(points_B2P: Tensor, values_BP: Tensor, size: int) -> tuple[Tensor, T
     """How many points fall on each pixel, and the mean of their values.
 
     Args:
-        points_B2P: Points in canvas coordinates: [-1, 1] in x to the right and y downwards. What falls outside is left out.
+        points_B2P: Points in canvas coordinates: [-1, 1] in x to the right and y downwards; others are left out.
         values_BP: One value a point.
         size: Side of the square canvas, pixels.
 
@@ -200,9 +200,12 @@ def good_codes(keys_K: Tensor, *, singular_values: bool, attempts: int = 24, chu
         chunk: Classes searched at once; bounds the memory.
     """
     make = singular_value_codes if singular_values else uniform_codes
-    kept = [make(fold(keys, 0)) for keys in keys_K.split(chunk)]
-    for part, keys in enumerate(keys_K.split(chunk)):
-        codes, found = kept[part], _looks_good(kept[part])
+    kept = []
+    for start in range(0, len(keys_K), chunk):
+        keys = keys_K[start : start + chunk]
+        codes = make(fold(keys, 0))
+        found = _looks_good(codes)
+        kept.append(codes)
         for attempt in range(1, attempts):
             if bool(found.all()):
                 break

@@ -1,8 +1,8 @@
-"""Batched random numbers that are a pure function of a key: the same on every device, in every batch, in every order.
+"""Batched random numbers that are a pure function of a key: the same on every device, in every batch and order.
 
-A stream (``torch.Generator``) gives image 17 other numbers when image 16 was skipped. Here number ``j`` of key ``k`` is a
-hash of ``(k, j)``: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), written in wrapping int64 arithmetic, so that
-a processor and a GPU agree on every bit.
+A stream (``torch.Generator``) gives image 17 other numbers when image 16 was skipped. Here number ``j`` of key ``k`` is
+a hash of ``(k, j)``: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), written in wrapping int64 arithmetic, so
+that a processor and a GPU agree on every bit.
 """
 
 # B = images, N = numbers an image
@@ -46,7 +46,8 @@ def fold(keys: Tensor, salt: int) -> Tensor:
     Returns:
         int64 of the same shape.
     """
-    return mix(keys * _GOLDEN + _wrapped(salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019))
+    # keys are mixed first: a plain sum would make key 5 for purpose 1 equal to key 4 for purpose 2
+    return mix(mix(keys) + _wrapped((salt + 1) * 0x9E3779B97F4A7C15))
 
 
 def _wrapped(value: int) -> int:
@@ -86,9 +87,9 @@ def normals(keys_B: Tensor, count: int) -> Tensor:
         float32 (B, N).
     """
     half = (count + 1) // 2
-    first_BN, second_BN = uniforms(keys_B, 2 * half).split(half, dim=1)
-    radius_BN = torch.sqrt(-2.0 * torch.log(1.0 - first_BN))
-    angle_BN = 2.0 * math.pi * second_BN
+    uniforms_BN = uniforms(keys_B, 2 * half)
+    radius_BN = torch.sqrt(-2.0 * torch.log(1.0 - uniforms_BN[:, :half]))
+    angle_BN = 2.0 * math.pi * uniforms_BN[:, half:]
     return torch.cat([radius_BN * torch.cos(angle_BN), radius_BN * torch.sin(angle_BN)], dim=1)[:, :count]
 
 

@@ -1,7 +1,7 @@
 """Colours, fills and backgrounds: how a figure's coverage becomes a picture.
 
-What may vary without changing the class varies here: polarity, contrast, hue, and what is behind the figure (Anderson and
-Farrell 2022 show that colour and background are worth more than more fractals).
+What may vary without changing the class varies here: polarity, contrast, hue, and what is behind the figure (Anderson
+and Farrell 2022 show that colour and background are worth more than more fractals).
 """
 
 # B = images, H/W = pixels
@@ -142,5 +142,5 @@ def softened(images_B3HW: Tensor, keys_B: Tensor, *, blurred: float = 0.2) -> Te
 
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8, rounded to the nearest."""
+    """Pictures in [0, 1] as uint8, rounded to the nearest; what lies outside is clipped."""
     return (images_B3HW.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8)

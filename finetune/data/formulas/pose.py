@@ -1,4 +1,4 @@
-"""Where a formula's figure stands on the canvas: scale, rotation, shear, position and a gentle bend, one draw an image."""
+"""Where a figure stands on the canvas: scale, rotation, shear, position and a gentle bend, one draw an image."""
 
 # B = images, H/W = pixels, P = points
 
@@ -57,7 +57,7 @@ class Pose:
         a, fx, fy, p, b, gx, gy, q = (part_B[:, None] for part_B in self.bend_B8.unbind(1))
         bent_x = x_BN + a * torch.sin(fx * x_BN + fy * y_BN + p)
         bent_y = y_BN + b * torch.sin(gx * x_BN + gy * y_BN + q)
-        return torch.stack([bent_x, bent_y], dim=1).unflatten(2, (size, size))
+        return torch.stack([bent_x, bent_y], dim=1).view(-1, 2, size, size)
 
 
 def draw_pose(

@@ -1,9 +1,9 @@
 """Figures with edges: closed contours from Gielis' superformula with harmonics, and glyphs of a few pen strokes.
 
-Sources: Kataoka et al. 2022, "Replacing Labeled Real-image Datasets with Auto-generated Contours" (radial contours teach
-what fractals teach); Gielis 2003, "A generic geometric transformation that unifies a wide range of natural and abstract
-shapes"; Lake, Salakhutdinov and Tenenbaum 2015 (characters as programs of strokes). No glyph is taken from any alphabet:
-a class is a random program of two to four strokes between the points of a lattice.
+Sources: Kataoka et al. 2022, "Replacing Labeled Real-image Datasets with Auto-generated Contours" (radial contours
+teach what fractals teach); Gielis 2003, "A generic geometric transformation that unifies a wide range of natural and
+abstract shapes"; Lake, Salakhutdinov and Tenenbaum 2015 (characters as programs of strokes). No glyph is taken from any
+alphabet: a class is a random program of two to four strokes between the points of a lattice.
 """
 
 # B = images, K = classes, H/W = pixels, S = strokes, V = vertices of a stroke's polyline
@@ -103,7 +103,7 @@ def glyphs(keys_K: Tensor) -> Tensor:
     strokes_K = 2 + draw.integer(STROKES - 1)
     along_V1 = torch.linspace(0.0, 1.0, VERTICES, device=keys_K.device)[:, None]
     lattice = torch.tensor([0.62, 0.85], device=keys_K.device)
-    lines = []
+    lines: list[Tensor] = []
     for stroke in range(STROKES):
         start_K2 = (draw.several(2) * 3).floor().clamp_max(2) - 1.0
         # a step of one or two lattice points, never none: drawn as one of the eight other points

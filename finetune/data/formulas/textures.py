@@ -1,8 +1,8 @@
 """Textures without figures: filtered noise, folded into bands, ridges and cells; and dead leaves.
 
-Sources: Baradad et al. 2021, "Learning to See by Looking at Noise" (spectrum models and dead leaves); Lee, Mumford and Huang
-2001 (dead leaves: discs of power-law size that occlude each other have the statistics of natural images); Perlin 1985
-(functions of noise as materials).
+Sources: Baradad et al. 2021, "Learning to See by Looking at Noise" (spectrum models and dead leaves); Lee, Mumford and
+Huang 2001 (dead leaves: discs of power-law size that occlude each other have the statistics of natural images); Perlin
+1985 (functions of noise as materials).
 """
 
 # B = images, K = classes, H/W = pixels, L = leaves
@@ -74,7 +74,7 @@ def filtered_noise(keys_B: Tensor, spectrum_B5: Tensor, size: int) -> Tensor:
     frequency = torch.sqrt((along * long) ** 2 + across**2)
     off_octaves = torch.log2(frequency.clamp_min(0.25) / centre) / octaves
     gain = frequency.clamp_min(0.5) ** (-exponent) * torch.exp(-0.5 * off_octaves**2)
-    shaped_BHW = torch.fft.irfft2(torch.fft.rfft2(white_BHW) * gain, s=(size, size))
+    shaped_BHW: Tensor = torch.fft.irfft2(torch.fft.rfft2(white_BHW) * gain, s=(size, size))
     shaped_BHW = shaped_BHW - shaped_BHW.mean((1, 2), keepdim=True)
     return shaped_BHW / shaped_BHW.std((1, 2), keepdim=True).clamp_min(1e-8)
 
