@@ -5,7 +5,7 @@ pose, colours and background. Image ``key`` of a recipe is a pure function of ``
 batch it is drawn in, on a processor or on a GPU (up to the rounding of floating point).
 
 Sources: Kataoka et al. 2020 (FractalDB), Kataoka et al. 2022 (contours), Anderson and Farrell 2022 (coloured fractals
-on backgrounds), Baradad et al. 2021 (dead leaves and noise); each module of :mod:`finetune.data.formulas` cites its own.
+on backgrounds), Baradad et al. 2021 (dead leaves and noise). The modules of ``finetune.data.formulas`` cite their own.
 """
 
 # B = images, K = classes, H/W = pixels

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_a_recipe_gives_every_family_its_share_of_the_classes() -> None:
     families = FormulaRenderer(recipe="mix", classes=100).families
     assert families[0][0] == 0
     assert families[-1][1] == 100
-    assert all(before[1] == after[0] for before, after in zip(families, families[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(families))
     shares = [share for _, share in RECIPES["mix"]]
     assert all(abs((high - low) - 100 * share) <= 4 for (low, high, _), share in zip(families, shares, strict=True))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.data.formulas import ifs
 from finetune.data.formulas.keyed import Draw, fold
-from finetune.data.formulas.paint import draw_colours, fills, grounds, mixed, over, softened
+from finetune.data.formulas.paint import draw_colours, fills, grounds, mixed, over, relief, softened
 from finetune.data.formulas.pose import draw_pose
 from finetune.data.formulas.shapes import Contours, contour_distance, contours, coverage, glyphs, stroke_distance
 from finetune.data.formulas.textures import (
@@ -86,7 +86,7 @@ class Fractals:
 
 
 class ContourShapes:
-    """Closed contours, filled, drawn as lines, or nested, on backgrounds (Kataoka et al. 2022; Gielis 2003).
+    """Closed contours, filled, raised, drawn as lines, or nested, on backgrounds (Kataoka et al. 2022; Gielis 2003).
 
     Args:
         keys_K: int64 keys, one a class; their device is where pictures are drawn.
@@ -113,7 +113,9 @@ class ContourShapes:
         colours = draw_colours(keys_B)
         share_BHW = torch.where(style_B > 0.85, line_BHW, fills(keys_B, size, salt=2, plain=0.45))
         figure_B3HW = mixed(colours.figure, colours.second_figure, share_BHW)
-        return softened(over(grounds(colours, keys_B, size), figure_B3HW, alpha_BHW), keys_B)
+        lit_B = (draw.chance(0.4) & (style_B[:, 0, 0] > 0.45))[:, None, None]
+        shade_BHW = torch.where(lit_B, relief(inside_BHW, keys_B, size), 1.0)
+        return softened(over(grounds(colours, keys_B, size), figure_B3HW * shade_BHW[:, None], alpha_BHW), keys_B)
 
 
 class Glyphs:

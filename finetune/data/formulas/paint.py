@@ -99,6 +99,35 @@ def fills(keys_B: Tensor, size: int, *, salt: int, plain: float) -> Tensor:
     return torch.where(kind_B11 < plain, 0.0, filled_BHW).clamp(0.0, 1.0)
 
 
+def relief(inside_BHW: Tensor, keys_B: Tensor, size: int) -> Tensor:
+    """Shading of a figure raised from the ground, from its signed distance: rounded at the rim, lit from one side.
+
+    Args:
+        inside_BHW: Canvas units, positive inside.
+        keys_B: int64 keys, one an image.
+        size: Side in pixels.
+
+    Returns:
+        float32 (B, H, W): the brightness that a figure's colour is multiplied by, from 0.1 to 1.
+    """
+    draw = Draw(keys_B, 36, 8)
+    rim_B11 = draw.log_uniform(0.1, 0.7)[:, None, None]
+    into_BHW = (inside_BHW / rim_B11).clamp(0.0, 1.0)
+    height_BHW = rim_B11 * torch.sqrt(1.0 - (1.0 - into_BHW) ** 2 + 1e-4)
+    near = torch.nn.functional.pad(height_BHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    # central differences, in canvas units
+    slope_x = (near[:, 1:-1, 2:] - near[:, 1:-1, :-2]) * (0.25 * size)
+    slope_y = (near[:, 2:, 1:-1] - near[:, :-2, 1:-1]) * (0.25 * size)
+    turn_B, raised_B = draw.uniform(0.0, 2.0 * math.pi), draw.uniform(0.3, 1.2)
+    lamp = [
+        part_B[:, None, None]
+        for part_B in (turn_B.cos() * raised_B.cos(), turn_B.sin() * raised_B.cos(), raised_B.sin())
+    ]
+    facing_BHW = (lamp[2] - slope_x * lamp[0] - slope_y * lamp[1]) / torch.sqrt(1.0 + slope_x**2 + slope_y**2)
+    ambient_B11 = draw.uniform(0.1, 0.45)[:, None, None]
+    return ambient_B11 + (1.0 - ambient_B11) * facing_BHW.clamp(0.0, 1.0)
+
+
 def grounds(colours: Colours, keys_B: Tensor, size: int, *, plain: float = 0.4, leafy: float = 0.12) -> Tensor:
     """Backgrounds of two colours; some are dead leaves between them.
 
