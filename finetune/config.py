@@ -33,6 +33,11 @@ class DataConfig:
     # null: none for data that is in memory, else one less than the cores of this process
     num_workers: Optional[int] = None
     augment: str = "standard"
+    # of formula images (data=fractals) alone; null takes the source's default
+    recipe: Optional[str] = None
+    classes: Optional[int] = None
+    images_per_class: Optional[int] = None
+    image_size: Optional[int] = None
 
 
 @dataclass
@@ -463,7 +468,7 @@ def check(config: Config) -> None:
     _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
     _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
-    for key in ("batch_size", "eval_batch_size", "limit_per_class"):
+    for key in ("batch_size", "eval_batch_size", "limit_per_class", "classes", "images_per_class", "image_size"):
         value = getattr(config.data, key)
         if value is not None and value < 1:
             problems.append(f"data.{key}={value}: must be at least 1.")

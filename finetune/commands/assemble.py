@@ -81,6 +81,11 @@ def build_source(config: Config) -> "Source":
     arguments |= {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
     if data.source == "folder":
         arguments["root"] = data.root
+    formula = {key: getattr(data, key) for key in ("recipe", "classes", "images_per_class", "image_size")}
+    given = {key: value for key, value in formula.items() if value is not None}
+    if given and data.source != "fractals":
+        raise UserError(f"data.{next(iter(given))}: belongs to data=fractals. Leave it out of data={data.source}.")
+    arguments |= given
     return SOURCES[data.source](**arguments)
 
 

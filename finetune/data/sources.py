@@ -13,6 +13,7 @@ from finetune.data.decode import MAX_PIXELS, decode_image
 from finetune.data.facts import Facts, facts_of_arrays
 from finetune.data.facts_cache import cached_facts
 from finetune.data.folder import scan_folders
+from finetune.data.formula_source import fractals_source
 from finetune.data.index import Index
 from finetune.data.listing import UNASSIGNED, Listing
 from finetune.data.manifest import read_manifest
@@ -304,4 +305,5 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": folder_source,
     "manifest": manifest_source,
     "digits": digits_source,
+    "fractals": fractals_source,
 }
