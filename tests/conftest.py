@@ -33,7 +33,9 @@ def write_images(folder: Path, *, count: int, hue: tuple[int, int, int], seed: i
 
 def make_pets(root: Path, *, count: int = 16) -> Path:
     """Three classes whose natural order differs from the alphabetical one."""
-    for number, (name, hue) in enumerate({"1 cat": (90, 60, 60), "2 dog": (60, 90, 60), "10 owl": (60, 60, 90)}.items()):
+    for number, (name, hue) in enumerate(
+        {"1 cat": (90, 60, 60), "2 dog": (60, 90, 60), "10 owl": (60, 60, 90)}.items()
+    ):
         write_images(root / name, count=count, hue=hue, seed=number)
     return root
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from finetune.commands.train import train
@@ -33,17 +34,35 @@ def moved_stages(before: Path, after: Path) -> set[str]:
     return {stage_of(name) for name in old if old[name].numpy().tobytes() != new[name].numpy().tobytes()}
 
 
+def _digest(value: Any) -> str:
+    """Digest of nested containers, tensors by their bits."""
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest()
+    if isinstance(value, dict):
+        return hashlib.sha256(repr([(str(k), _digest(v)) for k, v in value.items()]).encode()).hexdigest()
+    if isinstance(value, list | tuple):
+        return hashlib.sha256(repr([_digest(v) for v in value]).encode()).hexdigest()
+    return repr(value)
+
+
 def outcome(run_dir: Path) -> dict[str, Any]:
     """All of a finished run that must not depend on how it got there, as digests and plain values."""
     results = json.loads((run_dir / "results.json").read_text())
     digests = {
         str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for pattern in ("final.safetensors", "model/*.safetensors", "predictions.csv", "metrics.csv", "phases/*/best.ckpt")
+        for pattern in ("final.safetensors", "model/*.safetensors", "predictions.csv", "metrics.csv")
         for path in sorted(run_dir.glob(pattern))
     }
     assert len(digests) >= 5
+    # equal objects may be pickled to other bytes, for instance where one string was read from a file and is no longer shared
+    checkpoints = {
+        str(path.relative_to(run_dir)): _digest(torch.load(path, weights_only=True))
+        for path in sorted(run_dir.glob("phases/*/*.ckpt"))
+    }
+    assert checkpoints
     return {
         "files": digests,
+        "checkpoints": checkpoints,
         "test": results["test"],
         "val": results["val"],
         "phases": [{k: v for k, v in phase.items() if k != "seconds"} for phase in results["phases"]],

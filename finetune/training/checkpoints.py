@@ -25,8 +25,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write atomically."""
-        with atomic_path(path) as part:
-            torch.save(checkpoint, part)
+        # to an open file: by a path, torch puts the file's name into it, and equal contents would differ in bytes
+        with atomic_path(path) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read plain containers and tensors, whatever ``weights_only`` says."""

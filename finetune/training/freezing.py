@@ -23,7 +23,9 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
         parameters: ``all`` of the trainable backbone stages, or only their ``norms`` or ``gates``; the head always
             trains whole.
     """
-    chosen = None if parameters == "all" else classifier.select(parameters)
+    # gates scale what norms and head are fitted to, so these train with them
+    kinds = {"norms": ("norms",), "gates": ("gates", "norms")}
+    chosen = None if parameters == "all" else classifier.select(*kinds[parameters])
     return {
         name
         for name, _ in classifier.named_parameters()

@@ -30,7 +30,8 @@ def test_each_phase_of_a_preset_moves_exactly_the_stages_it_names(
     preset: str, batch_norm: str, words: Words, tmp_path: Path
 ) -> None:
     run = train_tiny(
-        words(f"schedule={preset}", "schedule.epochs=2", f"schedule.batch_norm={batch_norm}", *_short(preset)), tmp_path / "run"
+        words(f"schedule={preset}", "schedule.epochs=2", f"schedule.batch_norm={batch_norm}", *_short(preset)),
+        tmp_path / "run",
     )
     starts = [*sorted(run.run_dir.glob("phases/*/start.safetensors")), run.run_dir / "final.safetensors"]
     moved = [moved_stages(before, after) for before, after in zip(starts, starts[1:], strict=False)]
@@ -57,7 +58,9 @@ def test_one_phase_changes_from_the_command_line(words: Words, tmp_path: Path) -
     assert moved == {"layer3", "layer4", "head"}
 
 
-def test_two_runs_with_the_same_seed_are_equal_to_the_bit_with_and_without_workers(words: Words, tmp_path: Path) -> None:
+def test_two_runs_with_the_same_seed_are_equal_to_the_bit_with_and_without_workers(
+    words: Words, tmp_path: Path
+) -> None:
     more = ["schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=2", "head.drop_rate=0.2"]
     outcomes = [
         outcome(train_tiny(words(*more, f"data.num_workers={workers}", f"seed={seed}"), tmp_path / str(at)).run_dir)
@@ -106,7 +109,9 @@ def test_the_best_epoch_is_what_is_handed_on(words: Words, tmp_path: Path) -> No
 
 
 def test_metrics_csv_has_one_row_an_epoch_over_all_phases(words: Words, tmp_path: Path) -> None:
-    run = train_tiny(words("schedule=gradual", *[f"schedule.phases.{n}.epochs={n + 1}" for n in range(3)]), tmp_path / "run")
+    run = train_tiny(
+        words("schedule=gradual", *[f"schedule.phases.{n}.epochs={n + 1}" for n in range(3)]), tmp_path / "run"
+    )
     with (run.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["phase"], row["epoch"]) for row in rows] == [

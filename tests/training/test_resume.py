@@ -1,0 +1,126 @@
+"""Interrupted equals uninterrupted, to the bit."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.commands.resume import resume
+from finetune.errors import UserError
+from tests.runs import outcome, train_tiny
+from tests.training.killing import run_killed, run_whole
+
+Words = Callable[..., list[str]]
+
+MIXED = (
+    "schedule=head_then_all",
+    "schedule.phases.0.epochs=2",
+    "schedule.phases.1.epochs=2",
+    "schedule.phases.1.batch_norm=train",
+    "schedule.phases.1.mixup=0.4",
+    "schedule.phases.1.ema_decay=0.9",
+    "schedule.phases.1.lr_schedule=one_cycle",
+    "data.augment=standard",
+    "head.drop_rate=0.3",
+    "checkpoint.every_n_steps=2",
+)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_any_event_ends_as_the_uninterrupted_one(workers: int, words: Words, tmp_path: Path) -> None:
+    asked = words(*MIXED, f"data.num_workers={workers}")
+    total = run_whole(asked, tmp_path / "whole")
+    expected = outcome(tmp_path / "whole")
+    draw = random.Random(workers)
+    events = (tmp_path / "whole.events").read_text().splitlines()
+    writing = [at for at, name in enumerate(events) if "half written" in name and "last.ckpt" in name]
+    # one kill while a checkpoint is half written, one anywhere, one more after the resume
+    for number, kills in enumerate(
+        [[draw.choice(writing)], [draw.randrange(total)], [draw.randrange(total), draw.randrange(total // 2)]]
+    ):
+        run_dir = tmp_path / f"killed{number}"
+        assert run_killed(asked, run_dir, kills=kills) >= 1
+        assert outcome(run_dir) == expected, f"killed at {[events[kills[0]]]}"
+        assert not list(run_dir.rglob("*.part"))
+
+
+@pytest.fixture(scope="module")
+def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.conftest import TINY
+
+    words = ["data=folder", f"data.root={pets}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1"]
+    return train_tiny(words, tmp_path_factory.mktemp("finished") / "run").run_dir
+
+
+@pytest.fixture
+def unfinished(finished: Path, tmp_path: Path) -> Path:
+    """A run as it is when it was killed before its results were written."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "results.json").unlink()
+    return copy
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    resume(finished)
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_moved_run_can_be_resumed(unfinished: Path, finished: Path) -> None:
+    resume(unfinished)
+    assert outcome(unfinished) == outcome(finished)
+
+
+def test_an_edited_configuration_is_refused_with_the_key_named(unfinished: Path) -> None:
+    path = unfinished / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(UserError, match=r"config.yaml has been edited.* seed: 0 -> 1"):
+        resume(unfinished)
+
+
+def test_changed_data_is_refused_with_the_counts_named(pets: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    copy = tmp_path / "pets"
+    shutil.copytree(pets, copy)
+    words = ["data=folder", f"data.root={copy}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1"]
+    run_dir = train_tiny(words, tmp_path / "run").run_dir
+    (run_dir / "results.json").unlink()
+    next((copy / "2 dog").iterdir()).unlink()
+    with pytest.raises(UserError, match=r"the data has changed.*counts\.\w+\[1\]: \d+ -> \d+"):
+        resume(run_dir)
+
+
+def test_another_version_is_refused_with_both_versions_named(unfinished: Path) -> None:
+    record = json.loads((unfinished / "run.json").read_text())
+    record["versions"]["torch"] = "1.0.0"
+    (unfinished / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"other versions.*torch: '1.0.0' -> "):
+        resume(unfinished)
+    resume(unfinished, anyway=True)
+    assert (unfinished / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "run.json").unlink(), "stopped before its first phase began"),
+        (lambda run: (run / "run.json").write_text("{"), "damaged"),
+        (lambda run: (run / "run.json").write_text('{"format": 99}'), "format 99"),
+        (lambda run: shutil.rmtree(run), "no such folder"),
+        (lambda run: [p.unlink() for p in run.iterdir() if p.is_file()], "not a run folder"),
+    ],
+)
+def test_a_folder_that_is_no_whole_run_is_refused(
+    damage: Callable[[Path], None], message: str, unfinished: Path
+) -> None:
+    damage(unfinished)
+    with pytest.raises(UserError, match=message):
+        resume(unfinished)
