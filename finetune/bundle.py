@@ -7,9 +7,7 @@ other weights, is not a bundle. Nothing in it is a pickle.
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from finetune.atomic import atomic_path, write_json, write_text
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.weights import save_head, state_hash
+from finetune.versions import versions
 
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
@@ -36,19 +35,6 @@ _KEYS: dict[str, type] = {
     "training": dict,
     "versions": dict,
 }
-
-
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    names = {"finetune": "stagewise-finetune", "torch": "torch", "torchvision": "torchvision", "lightning": "lightning"}
-    names |= {"timm": "timm", "torchmetrics": "torchmetrics"}
-    found = {"python": platform.python_version()}
-    for name, distribution in names.items():
-        try:
-            found[name] = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def file_sha256(path: Path) -> str:

@@ -68,6 +68,8 @@ def parse_line(command: str, argv: Sequence[str]) -> Line:
 def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -> int:
     """Compose the configuration and hand it to a task; with ``-m``, once for each combination.
 
+    A job of a sweep that fails does not stop the others; its error is raised when they are through.
+
     Args:
         command: Its name.
         argv: What followed the name.
@@ -89,9 +91,10 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
 
     register_schema()
     statuses: list[int] = []
+    failures: list[Exception] = []
     program = sys.argv[0]
 
-    def wrapped(composed: Any) -> int:
+    def wrapped(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         # DDP starts this program again with sys.argv: it must find the command, and of a sweep this job alone
@@ -100,8 +103,10 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
         sys.argv = [program, command, *folders, *own]
         if "-m" in line.options or "--multirun" in line.options:
             composed.run_dir = composed.run_dir or HydraConfig.get().runtime.output_dir
-        statuses.append(task(to_config(composed)))
-        return statuses[-1]
+        try:
+            statuses.append(task(to_config(composed)))
+        except Exception as error:  # Hydra would print lines of its own around it; raised again below
+            failures.append(error)
 
     before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program, *line.options, *overrides]
@@ -118,6 +123,8 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+    if failures:
+        raise failures[0]
     return max(statuses, default=0)
 
 

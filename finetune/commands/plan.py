@@ -18,9 +18,11 @@ def run(argv: Sequence[str]) -> int:
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
     from finetune.commands.assemble import assemble
-    from finetune.training.plan import build_plan, plan_table
 
     parts = assemble(config, print)
+
+    from finetune.training.plan import build_plan, plan_table
+
     index = parts.source.index
     counts = {split: sum(numbers) for split, numbers in index.counts().items()}
     images = ", ".join(f"{n} {split}" for split, n in counts.items())

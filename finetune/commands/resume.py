@@ -47,7 +47,7 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
         run_dir, f"{CONFIG} has been edited", differences(_comparable(record["config"]), _comparable(to_plain(config)))
     )
 
-    from finetune.bundle import versions
+    from finetune.versions import versions
 
     changed = differences(record["versions"], versions())
     if changed and not anyway:

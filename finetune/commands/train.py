@@ -110,12 +110,13 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    previous = None
+    previous = {}
     with suppress(ValueError):  # not in the main thread, where no handler can be set
-        previous = signal.signal(signal.SIGTERM, interrupt)
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning answers Ctrl-C inside a fit by leaving with status 1
         raise KeyboardInterrupt(
             f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {run_dir}"
         ) from None
@@ -131,8 +132,9 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
             f"Once the cause is gone, go on with: finetune resume {run_dir}"
         ) from error
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        # Lightning turns SIGINT off when it has seen one
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:

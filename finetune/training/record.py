@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from finetune.atomic import write_json, write_text
-from finetune.bundle import versions
 from finetune.data.index import Index
 from finetune.errors import UserError
+from finetune.versions import versions
 
 FORMAT = 1
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
@@ -34,6 +32,8 @@ def begin_run(
         index: The table of samples.
         plan: One entry a phase.
     """
+    import torch  # imported here: reading a record must not take the seconds that torch takes
+
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / CONFIG, config_yaml)
     write_json(run_dir / PLAN, plan)

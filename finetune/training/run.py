@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 
 from finetune.atomic import atomic_path, remove_parts, write_json, write_text
-from finetune.bundle import save_bundle, versions
+from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
@@ -28,6 +28,7 @@ from finetune.training.losses import TrainingLoss
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.run_log import RunLog
+from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
 Say = Callable[[str], None]

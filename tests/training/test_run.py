@@ -1,6 +1,7 @@
 """What a run does to the weights, asserted on the weights themselves."""
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_each_phase_of_a_preset_moves_exactly_the_stages_it_names(
         tmp_path / "run",
     )
     starts = [*sorted(run.run_dir.glob("phases/*/start.safetensors")), run.run_dir / "final.safetensors"]
-    moved = [moved_stages(before, after) for before, after in zip(starts, starts[1:], strict=False)]
+    moved = [moved_stages(before, after) for before, after in itertools.pairwise(starts)]
     assert moved == PRESETS[preset]
 
 
