@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune.models.classifier import Classifier
-from finetune.models.weights import FORMAT_VERSION, save_head, save_tensors, state_hash
+from finetune.models.weights import save_backbone, save_head, state_hash
 
 
 def export_head(classifier: Classifier, path: Path) -> None:
@@ -13,10 +13,4 @@ def export_head(classifier: Classifier, path: Path) -> None:
 
 def export_backbone(classifier: Classifier, path: Path) -> None:
     """The backbone's state dict under the names of the library that it comes from, with its description beside it."""
-    metadata = {
-        "format": FORMAT_VERSION,
-        "kind": "backbone",
-        "backbone": classifier.backbone.describe(),
-        "backbone_hash": state_hash(classifier.backbone),
-    }
-    save_tensors(path, classifier.backbone.net.state_dict(), metadata=metadata)
+    save_backbone(path, backbone=classifier.backbone, size=classifier.input_spec.size)

@@ -70,25 +70,32 @@ class Classifier(nn.Module):
         return {**self.backbone.stage_modules(), HEAD: list(self.head.modules())}
 
     def select(self, *kinds: str) -> frozenset[str]:
-        """Names of the parameters of some kinds, for training those alone (``norm_only``: ``norms`` and ``head``).
+        """Names of the parameters of some kinds, for training few parameters of the whole network.
 
         Args:
-            *kinds: ``norms``: the affine parameters of normalisation layers; ``gates``: the factors and Fixup biases
-                of residual branches, timm's LayerScale too; ``head``: the head.
-
-        Raises:
-            UserError: An unknown kind.
+            *kinds: ``norms``: the affine parameters of normalisation layers. ``gates``: the factors of residual
+                branches (SkipInit, LayerScale, Fixup with its biases), and the norms with them. ``head``: the head.
 
         Returns:
-            Names as in :meth:`named_parameters`; empty where the network has nothing of the kind.
+            Names as in :meth:`named_parameters`.
+
+        Raises:
+            UserError: An unknown kind, or the network has nothing of the kind.
         """
-        if unknown := [kind for kind in kinds if kind not in KINDS]:
-            raise UserError(f"select={unknown[0]!r}: not a kind of parameters. Kinds: {', '.join(KINDS)}.")
-        chosen = set()
+        found: dict[str, set[str]] = {kind: set() for kind in ("", *KINDS)}
         for path, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
-                if _kind(path, module, name) in kinds:
-                    chosen.add(f"{path}.{name}")
+                found[_kind(path, module, name)].add(f"{path}.{name}")
+        chosen: set[str] = set()
+        for kind in kinds:
+            if kind not in KINDS:
+                raise UserError(
+                    f"schedule.phases.parameters={kind!r}: not a kind of parameters. Kinds: all, norms, gates."
+                )
+            if not found[kind]:
+                way = " Gates: backbone=residual backbone.kwargs.scaling=layerscale." if kind == "gates" else ""
+                raise UserError(f"schedule.phases.parameters={kind!r}: {self.backbone.name!r} has none.{way}")
+            chosen |= found[kind] | (found["norms"] if kind == "gates" else set())
         return frozenset(chosen)
 
     def prepare(self, images_BCHW: Tensor) -> Tensor:

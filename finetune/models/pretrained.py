@@ -68,7 +68,7 @@ def load_file(backbone: Backbone, path: Path) -> None:
     metadata = read_metadata(path) if path.suffix == ".safetensors" else None
     if metadata is not None and metadata["kind"] == "head":
         raise UserError(f"backbone.weights='{path}': holds a head, not a backbone. Give it as head.weights.")
-    if metadata is not None and metadata["adapted"] is not None:
+    if metadata is not None and metadata.get("adapted") is not None:
         channels, adapt = metadata["adapted"]
         backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
     state = load_state_dict_file(path)
@@ -81,7 +81,7 @@ def load_file(backbone: Backbone, path: Path) -> None:
         state = to_transformers(state)
     fit_state_dict(backbone.net, state, origin=str(path), neutral=backbone.neutral)
     if metadata is not None:
-        backbone.input_spec = InputSpec.from_dict(metadata["input_spec"])
+        backbone.input_spec = InputSpec.from_dict(metadata["backbone"]["input_spec"])
 
 
 def load_folder(backbone: Backbone, folder: Path) -> None:

@@ -90,10 +90,11 @@ class Scale(nn.Module):
 
     def __init__(self, *, size: int, start: float) -> None:
         super().__init__()
-        self.gate = nn.Parameter(torch.full((size, 1, 1), float(start)))
+        # one dimension, so that weight decay, which would pull the branch towards nothing, leaves it alone
+        self.gate = nn.Parameter(torch.full((size,), float(start)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW * self.gate
+        return x_BCHW * self.gate.view(-1, 1, 1)
 
 
 class ZeroPad(nn.Module):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from finetune.atomic import atomic_path
 from finetune.errors import UserError, shortened
 from finetune.models.heads import Head, build_head
 
@@ -185,15 +185,9 @@ def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
 
 def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file whole or not at all, with a JSON entry ``finetune`` in its metadata."""
-    path = Path(path)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    content = safetensors_bytes(tensors, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with atomic_path(path) as part:
+        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
@@ -222,7 +216,7 @@ def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequ
     Args:
         path: A ``.safetensors`` file.
         head: A head of :func:`finetune.models.heads.build_head`.
-        backbone_hash: :func:`state_hash` of the backbone's network.
+        backbone_hash: :func:`state_hash` of the backbone.
         classes: Class names in the order of the logits.
     """
     metadata = {
@@ -254,10 +248,9 @@ def save_backbone(
     metadata = {
         "format": FORMAT_VERSION,
         "kind": "backbone",
-        **backbone.describe(),
-        "input_spec": spec.to_dict(),
+        "backbone": {**backbone.describe(), "input_spec": spec.to_dict()},
         "adapted": list(backbone.adapted) if backbone.adapted else None,
-        "backbone_hash": state_hash(backbone.net),
+        "backbone_hash": state_hash(backbone),
     }
     state = backbone.net.state_dict()
     if dtype is not None:
