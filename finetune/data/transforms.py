@@ -39,15 +39,20 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class _Crop:
-    """Random crops: the least share of the area that is kept, the narrowest ratio of sides, the chance of mirroring."""
+    """Random crops: the least share of the area that is kept, the narrowest ratio of sides, the chance of mirroring.
+
+    ``inscribed``: the share is one of the largest rectangle with the output's proportions, not of the whole image. Large
+    shares of the whole of a long image fit no nearly square crop, and all crops would be the same middle.
+    """
 
     area: float
     ratio: float
     mirror: float
+    inscribed: bool = False
 
 
 _CROPS = {
-    "light": _Crop(area=0.8, ratio=0.9, mirror=0.0),
+    "light": _Crop(area=0.8, ratio=0.9, mirror=0.0, inscribed=True),
     "standard": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
     "trivial_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
     "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
@@ -68,7 +73,7 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
     Args:
         spec: The size and the resampling filter.
         augment: One of ``AUGMENTS``. ``none``: the evaluation view. ``light``: slight crops, never mirrored (text,
-            digits, medical images). ``standard``: crops of 25 to 100 % of the area, mirrored at random. The other two
+            digits, medical images), of the largest rectangle with the output's proportions. ``standard``: crops of 25 to 100 % of the area, mirrored at random. The other two
             add TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719) to ``standard``.
 
     Raises:
@@ -171,9 +176,13 @@ class TrainView:
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Top, left, height and width of a random crop, chosen as torchvision's RandomResizedCrop chooses it."""
         steepest = math.log(self._crop.ratio)
+        whole, proportion = height * width, 1.0
+        if self._crop.inscribed:
+            proportion = self.spec.size[1] / self.spec.size[0]
+            whole = round(min(height * proportion, width) * min(height, width / proportion))
         for share, tilt, down, right in torch.rand(10, 4).tolist():
-            area = height * width * (self._crop.area + share * (1 - self._crop.area))
-            ratio = math.exp(steepest * (1 - 2 * tilt))
+            area = whole * (self._crop.area + share * (1 - self._crop.area))
+            ratio = proportion * math.exp(steepest * (1 - 2 * tilt))
             crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
