@@ -1,4 +1,4 @@
-"""From a listing and the contents of its files to the index of a run: the unreadable, the splits, the few-shot limit."""
+"""From a listing and the contents of its files to the index of a run: what is unreadable, splits, few-shot limit."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -142,7 +142,7 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) 
     """The listing's own splits, and the missing ones made from what would be trained on."""
     if plan.folds is not None and "val" in listing.given:
         raise UserError(
-            f"data.folds={plan.folds}: folds are made from the training images. {listing.origin} has a validation split "
+            f"data.folds={plan.folds}: folds are made from training images. {listing.origin} has a validation split "
             "of its own. Leave data.folds out, or move those images to train."
         )
     splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
@@ -171,9 +171,8 @@ def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[s
         )
         absent = [name for target, name in enumerate(listing.classes) if target not in present]
         if absent and len(targets):
-            notes.append(
-                f"{SPLITS[position]} has no image of {shortened(absent)}; they keep their place in the class list."
-            )
+            names = shortened(absent)
+            notes.append(f"{SPLITS[position]} has no image of {names}; the class list is the same for all splits.")
         elif not len(targets) and position == TEST:
             notes.append("There is no test split: nothing is measured on images that chose nothing.")
     if skipped:

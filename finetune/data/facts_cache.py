@@ -92,7 +92,8 @@ def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
 def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
     """Stamps and facts of the last time; a file that cannot be read is as good as none."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # opened here, because numpy leaves a file open that it finds damaged
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

@@ -7,6 +7,7 @@ from torch's global generator alone, so it is a function of the image and of the
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,17 +17,49 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name th
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
-View = Callable[[Tensor], Tensor]
-
 AUGMENTS = ("none", "light", "standard", "trivial_augment", "rand_augment")
 
-# share of the area that a random crop keeps; its sides' ratio; chance of a mirror image
+
+class View(Protocol):
+    """A way to look at an image.
+
+    ``at_least`` is the shorter side, in pixels, that the image must have for the view to lose nothing; a decoder may
+    give more, and should not give less where there is more.
+    """
+
+    @property
+    def at_least(self) -> int:
+        """Pixels of the shorter side."""
+        ...
+
+    def __call__(self, image: Tensor, /) -> Tensor:
+        """From uint8 (C, H, W) to uint8 (C, *size)."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """Random crops: the least share of the area that is kept, the narrowest ratio of sides, the chance of mirroring.
+
+    ``inscribed``: the share is one of the largest rectangle with the output's proportions, not of the whole image. Large
+    shares of the whole of a long image fit no nearly square crop, and all crops would be the same middle.
+    """
+
+    area: float
+    ratio: float
+    mirror: float
+    inscribed: bool = False
+
+
 _CROPS = {
-    "light": ((0.8, 1.0), (0.9, 1.1), 0.0),
-    "standard": ((0.25, 1.0), (3 / 4, 4 / 3), 0.5),
-    "trivial_augment": ((0.25, 1.0), (3 / 4, 4 / 3), 0.5),
-    "rand_augment": ((0.25, 1.0), (3 / 4, 4 / 3), 0.5),
+    "light": _Crop(area=0.8, ratio=0.9, mirror=0.0, inscribed=True),
+    "standard": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
+    "trivial_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
+    "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
 }
+
+# a resized image longer than this many crops is cut before it is resized: only its middle is looked at
+_LONGEST = 8
 
 
 def eval_view(spec: InputSpec) -> View:
@@ -40,7 +73,7 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
     Args:
         spec: The size and the resampling filter.
         augment: One of ``AUGMENTS``. ``none``: the evaluation view. ``light``: slight crops, never mirrored (text,
-            digits, medical images). ``standard``: crops of 25 to 100 % of the area, mirrored at random. The other two
+            digits, medical images), of the largest rectangle with the output's proportions. ``standard``: crops of 25 to 100 % of the area, mirrored at random. The other two
             add TrivialAugment (arXiv:2103.10158) or RandAugment (arXiv:1909.13719) to ``standard``.
 
     Raises:
@@ -53,22 +86,66 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
     return EvalView(spec) if augment == "none" else TrainView(spec, augment)
 
 
+def in_words(spec: InputSpec, *, augment: str) -> str:
+    """One sentence on what a training view does, for the plan.
+
+    >>> in_words(InputSpec(channels=1), augment="light")
+    'random crops of 80 to 100 % of the area'
+    """
+    if augment == "none":
+        return "the evaluation view, no augmentation"
+    crop = _CROPS[augment]
+    parts = [f"random crops of {100 * crop.area:.0f} to 100 % of the area"]
+    if crop.mirror:
+        parts.append("mirrored at random")
+    name = {"trivial_augment": "TrivialAugment", "rand_augment": "RandAugment"}.get(augment)
+    if name:
+        grey = " less its colour operation, which does nothing to one channel" if spec.channels == 1 else ""
+        parts.append(f"{name}{grey}")
+    return ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class EvalView:
     """Resize so that the image covers ``size / crop_pct``, then cut out the centre (or squash both sides)."""
 
     spec: InputSpec
 
+    @property
+    def at_least(self) -> int:
+        """Twice the size resized to: a JPEG decoded at that scale gives the same view to within a level or two."""
+        return 2 * max(self._target)
+
+    @property
+    def _target(self) -> tuple[int, int]:
+        # the rounding is timm's and torchvision's, so that their networks see the pixels they were measured with
+        height, width = self.spec.size
+        return math.floor(height / self.spec.crop_pct), math.floor(width / self.spec.crop_pct)
+
     def __call__(self, image: Tensor) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
         height, width = self.spec.size
         if self.spec.crop_mode == "squash":
-            return _resize(image, self.spec.size, self.spec)
-        # the rounding is timm's and torchvision's, so that their networks see the pixels they were measured with
-        target = math.floor(height / self.spec.crop_pct), math.floor(width / self.spec.crop_pct)
-        resized = _resize(image, _cover(image, target), self.spec)
+            return _resize(image, self.spec.size, self.spec).contiguous()
+        resized = (
+            _resize(image, _cover(image, self._target), self.spec) if not self._long(image) else self._middle(image)
+        )
         top, left = round((resized.shape[-2] - height) / 2), round((resized.shape[-1] - width) / 2)
         return resized[:, top : top + height, left : left + width].contiguous()
+
+    def _long(self, image: Tensor) -> bool:
+        height, width = _cover(image, self._target)
+        return height > _LONGEST * self._target[0] or width > _LONGEST * self._target[1]
+
+    def _middle(self, image: Tensor) -> Tensor:
+        """The resized middle of an image so long that all of it, resized, would fill the memory."""
+        height, width = image.shape[-2:]
+        covered = _cover(image, self._target)
+        keep_height = min(height, math.ceil(height * _LONGEST * self._target[0] / covered[0]))
+        keep_width = min(width, math.ceil(width * _LONGEST * self._target[1] / covered[1]))
+        top, left = (height - keep_height) // 2, (width - keep_width) // 2
+        middle = image[:, top : top + keep_height, left : left + keep_width]
+        return _resize(middle, _cover(middle, self._target), self.spec)
 
 
 class TrainView:
@@ -76,35 +153,56 @@ class TrainView:
 
     def __init__(self, spec: InputSpec, augment: str) -> None:
         self.spec = spec
-        self.area, self.ratio, self.mirror = _CROPS[augment]
-        self.further: Callable[[Tensor], Tensor] | None = None
+        self._crop = _CROPS[augment]
+        self._further: Callable[[Tensor], Tensor] | None = None
         if augment == "trivial_augment":
-            self.further = v2.TrivialAugmentWide()
+            self._further = _GreyTrivialAugment() if spec.channels == 1 else v2.TrivialAugmentWide()
         elif augment == "rand_augment":
-            self.further = v2.RandAugment()
+            self._further = _GreyRandAugment() if spec.channels == 1 else v2.RandAugment()
+
+    @property
+    def at_least(self) -> int:
+        """So many that the smallest square crop need not be enlarged."""
+        return math.ceil(max(self.spec.size) / math.sqrt(self._crop.area))
 
     def __call__(self, image: Tensor) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
         top, left, height, width = self._box(image.shape[-2], image.shape[-1])
         view = _resize(image[:, top : top + height, left : left + width], self.spec.size, self.spec)
-        if self.mirror and float(torch.rand(())) < self.mirror:
+        if self._crop.mirror and float(torch.rand(())) < self._crop.mirror:
             view = view.flip(-1)
-        return (self.further(view) if self.further else view).contiguous()
+        return (self._further(view) if self._further else view).contiguous()
 
     def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random crop, as torchvision's RandomResizedCrop chooses it."""
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        """Top, left, height and width of a random crop, chosen as torchvision's RandomResizedCrop chooses it."""
+        steepest = math.log(self._crop.ratio)
+        whole, proportion = height * width, 1.0
+        if self._crop.inscribed:
+            proportion = self.spec.size[1] / self.spec.size[0]
+            whole = round(min(height * proportion, width) * min(height, width / proportion))
         for share, tilt, down, right in torch.rand(10, 4).tolist():
-            area = height * width * (self.area[0] + share * (self.area[1] - self.area[0]))
-            ratio = math.exp(low + tilt * (high - low))
+            area = whole * (self._crop.area + share * (1 - self._crop.area))
+            ratio = proportion * math.exp(steepest * (1 - 2 * tilt))
             crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
                 return top, left, crop_height, crop_width
         # an image too long for any such crop: the largest allowed rectangle in its middle
-        crop_width = max(1, min(width, round(height * self.ratio[1])))
-        crop_height = max(1, min(height, round(width / self.ratio[0])))
+        crop_width = max(1, min(width, round(height / self._crop.ratio)))
+        crop_height = max(1, min(height, round(width / self._crop.ratio)))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+class _GreyTrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc] # torchvision publishes no types
+    """Without the operation that changes nothing in one channel and would be drawn in vain."""
+
+    _AUGMENTATION_SPACE = {k: v for k, v in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items() if k != "Color"}  # noqa: RUF012 (as in the base class)
+
+
+class _GreyRandAugment(v2.RandAugment):  # type: ignore[misc] # as above
+    """Likewise."""
+
+    _AUGMENTATION_SPACE = {k: v for k, v in v2.RandAugment._AUGMENTATION_SPACE.items() if k != "Color"}  # noqa: RUF012 (as above)
 
 
 def _cover(image: Tensor, target: tuple[int, int]) -> tuple[int, int]:

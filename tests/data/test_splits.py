@@ -1,0 +1,161 @@
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.data.splits import TEST, TRAIN, VAL, few_per_class, make_folds, make_splits
+from finetune.errors import UserError
+
+FRACTIONS = st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.34])
+COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+def content_of(names):
+    """A content key a name; equal names are equal contents."""
+    return np.array(
+        [np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64) for name in names]
+    )
+
+
+def samples(counts):
+    """Targets and contents of classes of these sizes, all contents different."""
+    targets = np.repeat(np.arange(len(counts)), counts)
+    return targets, content_of([f"{target}/{row}" for row, target in enumerate(targets)])
+
+
+@given(counts=COUNTS, seed=st.integers(0, 2**40), val=FRACTIONS, test=FRACTIONS)
+def test_splits_are_exhaustive_and_stratified_within_one_sample(counts, seed, val, test):
+    targets, content = samples(counts)
+    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=val, test_fraction=test)
+    assert set(np.unique(splits)) <= {TRAIN, VAL, TEST}
+    for target, count in enumerate(counts):
+        mine = splits[targets == target]
+        assert abs((mine == VAL).sum() - count * val) <= 1
+        assert abs((mine == TEST).sum() - count * test) <= 1
+        assert (mine == TRAIN).sum() >= 1
+
+
+@given(counts=COUNTS, seed=st.integers(0, 100), copies=st.lists(st.integers(0, 10_000), max_size=30))
+def test_identical_contents_never_lie_on_both_sides(counts, seed, copies):
+    targets, content = samples(counts)
+    # copies of random samples under random labels, as careless downloads leave them
+    sources = np.array([copy % len(targets) for copy in copies], np.int64)
+    labels = np.array([copy // 7 % len(counts) for copy in copies], np.int64)
+    targets, content = np.concatenate([targets, labels]), np.concatenate([content, content[sources]])
+    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    folds = make_folds(targets=targets, content=content, seed=seed, folds=3)
+    for key in np.unique(content, axis=0):
+        rows = (content == key).all(axis=1)
+        assert len(set(splits[rows])) == 1
+        assert len(set(folds[rows])) == 1
+
+
+@given(counts=COUNTS, seed=st.integers(0, 100), copies=st.lists(st.integers(0, 10_000), max_size=10))
+def test_copies_within_a_class_leave_the_shares_nearly_exact(counts, seed, copies):
+    targets, content = samples(counts)
+    sources = np.array([copy % len(targets) for copy in copies], np.int64)
+    targets, content = np.concatenate([targets, targets[sources]]), np.concatenate([content, content[sources]])
+    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    for target in range(len(counts)):
+        mine = targets == target
+        sizes = np.unique(content[mine], axis=0, return_counts=True)[1]
+        for split in (VAL, TEST):
+            assert abs((splits[mine] == split).sum() - 0.2 * mine.sum()) <= max(1, sizes.max())
+
+
+@given(counts=COUNTS, seed=st.integers(0, 100), order=st.randoms(use_true_random=False))
+def test_the_order_and_the_names_of_files_do_not_matter(counts, seed, order):
+    targets, content = samples(counts)
+    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    shuffled = list(range(len(targets)))
+    order.shuffle(shuffled)
+    again = make_splits(
+        targets=targets[shuffled], content=content[shuffled], seed=seed, val_fraction=0.2, test_fraction=0.2
+    )
+    assert (again == splits[shuffled]).all()
+
+
+@given(count=st.integers(5, 200), added=st.integers(1, 20), seed=st.integers(0, 100))
+def test_adding_files_moves_no_more_old_ones_than_were_added_and_none_between_val_and_test(count, added, seed):
+    targets, content = samples([count + added])
+    settings_ = {"seed": seed, "val_fraction": 0.2, "test_fraction": 0.15}
+    before = make_splits(targets=targets[:count], content=content[:count], **settings_)
+    after = make_splits(targets=targets, content=content, **settings_)[:count]
+    for split in (VAL, TEST):
+        assert ((before == split) != (after == split)).sum() <= added
+    assert not ((before == VAL) & (after == TEST)).any()
+    assert not ((before == TEST) & (after == VAL)).any()
+
+
+def test_adding_a_tenth_moves_few_of_the_old_files():
+    targets, content = samples([1100] * 3)
+    old = np.concatenate([np.arange(1000) + 1100 * target for target in range(3)])
+    arguments = {"seed": 0, "val_fraction": 0.15, "test_fraction": 0.15}
+    before = make_splits(targets=targets[old], content=content[old], **arguments)
+    after = make_splits(targets=targets, content=content, **arguments)[old]
+    assert (before != after).mean() < 0.02
+
+
+def test_adding_to_one_class_leaves_the_others_alone():
+    targets, content = samples([30, 40])
+    arguments = {"seed": 0, "val_fraction": 0.2, "test_fraction": 0.2}
+    before = make_splits(targets=targets[:60], content=content[:60], **arguments)
+    after = make_splits(targets=targets, content=content, **arguments)
+    assert (before[:30] == after[:30]).all()
+
+
+def test_another_seed_gives_another_split():
+    targets, content = samples([100])
+    arguments = {"targets": targets, "content": content, "val_fraction": 0.2, "test_fraction": 0.2}
+    assert (make_splits(seed=0, **arguments) != make_splits(seed=1, **arguments)).mean() > 0.2
+
+
+@given(counts=COUNTS, seed=st.integers(0, 100), folds=st.integers(2, 6))
+def test_folds_are_disjoint_exhaustive_and_even_in_every_class(counts, seed, folds):
+    targets, content = samples(counts)
+    fold = make_folds(targets=targets, content=content, seed=seed, folds=folds)
+    assert fold.min() >= 0
+    assert fold.max() < folds
+    for target in range(len(counts)):
+        sizes = np.bincount(fold[targets == target], minlength=folds)
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_classes_smaller_than_the_number_of_folds_do_not_all_start_at_fold_0():
+    targets, content = samples([1] * 50)
+    assert np.bincount(make_folds(targets=targets, content=content, seed=0, folds=5)).tolist() == [10] * 5
+
+
+@given(counts=COUNTS, seed=st.integers(0, 100), limit=st.integers(1, 10))
+def test_the_few_shot_choice_is_exact_and_nested(counts, seed, limit):
+    targets, content = samples(counts)
+    kept = few_per_class(targets=targets, content=content, seed=seed, limit=limit)
+    more = few_per_class(targets=targets, content=content, seed=seed, limit=limit + 3)
+    assert np.bincount(targets[kept], minlength=len(counts)).tolist() == [min(count, limit) for count in counts]
+    assert not (kept & ~more).any()
+
+
+@given(labels=st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=8, max_size=60))
+@settings(max_examples=50)
+def test_images_with_several_labels_are_split_exhaustively_and_keep_rare_labels_in_train(labels):
+    targets = np.array(labels, np.uint8)
+    content = content_of([str(row) for row in range(len(labels))])
+    splits = make_splits(targets=targets, content=content, seed=0, val_fraction=0.2, test_fraction=0.2)
+    assert len(splits) == len(targets)
+    present = targets.any(axis=0)
+    rarest = (
+        min((count, column) for column, count in enumerate(targets.sum(axis=0)) if present[column])
+        if present.any()
+        else None
+    )
+    if rarest is not None:
+        assert targets[splits == TRAIN][:, rarest[1]].any()
+
+
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.1, 1.0), (0.6, 0.4)])
+def test_fractions_that_leave_nothing_to_train_on_are_refused(val, test):
+    targets, content = samples([10])
+    with pytest.raises(UserError, match=r"data\.(val|test)_fraction="):
+        make_splits(targets=targets, content=content, seed=0, val_fraction=val, test_fraction=test)
