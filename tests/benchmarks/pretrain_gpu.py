@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from finetune.data.formulas.keyed import Draw
 from finetune.data.fractals import RECIPES, FormulaRenderer
 from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
-from finetune.models.weights import FORMAT_VERSION, save_tensors
 
 RENDER_CHUNK = 4096  # images drawn at once: large kernels, little launching
 MAX_FILE_BYTES = 15 * 2**20
@@ -176,6 +175,8 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
+    from finetune.models.weights import FORMAT_VERSION, save_tensors  # pretraining itself needs the renderers alone
+
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
     assert parts, f"{folder} holds no backbone-*.safetensors"
     assert len(parts) == int(parts[0].stem.rsplit("-", 1)[1]), f"{folder} holds {len(parts)} parts"
