@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 
+from finetune.data.facts import Facts
 from finetune.data.formulas.keyed import fold
 from finetune.data.fractals import FormulaRenderer
 from finetune.data.index import SPLITS, Index
@@ -22,6 +23,9 @@ class FormulaSource:
         image_size: Side in pixels.
         channels: 3, or 1 for the mean of the three.
     """
+
+    in_memory = False
+    facts: Facts | None = None  # nothing about these images is unknown or odd
 
     def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:
         self.index, self.renderer, self.image_size, self.channels = index, renderer, image_size, channels

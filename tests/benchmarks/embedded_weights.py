@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -80,8 +81,11 @@ def shifted(images_BCHW: Tensor, generator: torch.Generator, reach: int) -> Tens
 
 
 def phase(model: nn.Module, images: Tensor, targets: Tensor, *, train: tuple[str, ...], steps: int, lr: float,
-          layer_decay: float, seed: int, batch: int) -> None:  # fmt: skip
-    """One phase: the named stages train at lr * layer_decay ** (distance from the head), all others are frozen."""
+          layer_decay: float, seed: int, batch: int, batch_norm: str = "train") -> None:  # fmt: skip
+    """One phase: the named stages train at lr * layer_decay ** (distance from the head), all others are frozen.
+
+    ``batch_norm`` says whether running statistics of the trained stages move, as ``schedule.batch_norm`` does.
+    """
     model.eval()
     groups = []
     for name, parameter in model.named_parameters():
@@ -94,7 +98,7 @@ def phase(model: nn.Module, images: Tensor, targets: Tensor, *, train: tuple[str
             groups.append({"params": [parameter], "peak": rate, "weight_decay": 0.05 * (parameter.ndim > 1)})
     for top, module in model.named_children():
         stage = {"fc": "head"}.get(top, top if top.startswith("layer") else "stem")
-        module.train(stage in train)
+        module.train(stage in train and batch_norm == "train")
     optimizer = torch.optim.AdamW(groups, lr=lr)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
@@ -116,10 +120,11 @@ def phase(model: nn.Module, images: Tensor, targets: Tensor, *, train: tuple[str
 
 def trained(model: nn.Module, way: str, images: Tensor, targets: Tensor, args: argparse.Namespace, seed: int) -> None:
     """Trains the model in place by the named way; each takes ``args.steps`` steps in all."""
-    common = {"seed": seed, "batch": args.batch}
+    common: dict[str, Any] = {"seed": seed, "batch": args.batch}
     if way == "scratch":
         phase(model, images, targets, train=STAGES, steps=args.steps, lr=args.scratch_lr, layer_decay=1.0, **common)
         return
+    common["batch_norm"] = args.batch_norm
     if way == "gradual":
         head, last = args.steps // 5, 3 * args.steps // 10
         phase(model, images, targets, train=("head",), steps=head, lr=3e-3, layer_decay=1.0, **common)
@@ -223,6 +228,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="rate of the pretrained rows at the head")
+    parser.add_argument("--batch-norm", choices=["train", "eval"], default="eval", help="of the pretrained rows")
     parser.add_argument("--scratch-lr", type=float, default=1e-3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

@@ -19,12 +19,13 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.data.formulas.keyed import Draw
 from finetune.data.fractals import RECIPES, FormulaRenderer
-from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD
+from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 
 RENDER_CHUNK = 4096  # images drawn at once: large kernels, little launching
 MAX_FILE_BYTES = 15 * 2**20
@@ -174,11 +175,27 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
+    from finetune.models.weights import FORMAT_VERSION, save_tensors  # pretraining itself needs the renderers alone
+
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
     assert parts, f"{folder} holds no backbone-*.safetensors"
     assert len(parts) == int(parts[0].stem.rsplit("-", 1)[1]), f"{folder} holds {len(parts)} parts"
     state = joined(parts)
-    save_file(state, target)
+    with safe_open(parts[0], framework="pt") as first:
+        about = dict(first.metadata())
+    size = int(about["size"])
+    # what `finetune export --format backbone` writes, so that the weights bring their input size along
+    save_tensors(
+        target,
+        state,
+        metadata={
+            "format": FORMAT_VERSION,
+            "kind": "backbone",
+            "adapted": None,
+            "input_spec": InputSpec(size=(size, size), crop_pct=1.0).to_dict(),
+            "pretraining": about,
+        },
+    )
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
