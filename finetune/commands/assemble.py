@@ -1,13 +1,14 @@
 """From a configuration to the objects of a run. The only place that turns keys into arguments."""
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.config import Config, instantiate, locate
+from finetune.config import Config, DataConfig, instantiate, locate
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
 
 Say = Callable[[str], None]
 NATIVE_CHANNELS = {"digits": 1}
+# keys of `data` that say how images are handed over, not where they come from
+_OF_THE_LOADER = ("source", "batch_size", "eval_batch_size", "num_workers", "augment")
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -76,17 +79,22 @@ def build_source(config: Config) -> "Source":
         raise UserError(
             f"data.source={data.source!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(data.source, SOURCES)}"
         )
-    channels = config.input.channels or NATIVE_CHANNELS.get(data.source, 3)
-    arguments: dict[str, Any] = {"channels": channels, "seed": config.seed}
-    arguments |= {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-    if data.source == "folder":
-        arguments["root"] = data.root
-    formula = {key: getattr(data, key) for key in ("recipe", "classes", "images_per_class", "image_size")}
-    given = {key: value for key, value in formula.items() if value is not None}
-    if given and data.source != "fractals":
-        raise UserError(f"data.{next(iter(given))}: belongs to data=fractals. Leave it out of data={data.source}.")
-    arguments |= given
-    return SOURCES[data.source](**arguments)
+    build = SOURCES[data.source]
+    takes = inspect.signature(build).parameters
+    arguments: dict[str, Any] = {
+        "channels": config.input.channels or NATIVE_CHANNELS.get(data.source, 3),
+        "seed": config.seed,
+    }
+    for key in fields(DataConfig):
+        value = getattr(data, key.name)
+        if key.name in _OF_THE_LOADER or value is None:
+            continue
+        if key.name in takes:
+            arguments[key.name] = value
+        elif value != key.default:
+            own = ", ".join(name for name in takes if name not in ("channels", "seed"))
+            raise UserError(f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {own}.")
+    return build(**arguments)
 
 
 def build_model(config: Config, source: "Source", say: Say) -> "Classifier":

@@ -1,0 +1,144 @@
+"""What the files of a run and of a bundle hold, field by field. This page is their documentation and their schema.
+
+A field is a dotted path: ``[]`` stands for each entry of a list, ``*`` for any key. The keys are stable: a later version may
+add some, and changes or removes none without raising ``format``.
+"""
+
+from typing import Any
+
+from finetune.errors import UserError, shortened
+
+NUMBER = (int, float)
+
+_METRICS = {
+    "acc": (float, "share of images whose most probable class is the true one"),
+    "f1_macro": (float, "F1 score, mean over classes that were true or predicted at least once"),
+    "ece": (float, "expected calibration error, 15 bins (Guo et al. 2017)"),
+    "loss": (float, "mean cross-entropy in nats, without label smoothing or class weights"),
+    "recall[]": (float, "recall of each class, in the order of the classes; 0 for a class without an image"),
+    "confusion[][]": (int, "images by true class (row) and predicted class (column)"),
+}
+
+_PHASE = {
+    "name": (str, "name of the phase"),
+    "train[]": (str, "stages that trained, from the input to the head"),
+    "frozen[]": (str, "stages that did not"),
+    "epochs": (int, "epochs that were run"),
+    "steps": (int, "optimizer steps that were run"),
+    "restored": (str, "'best' or 'last': which epoch's weights were handed on"),
+    "weights": (str, "'raw' or 'ema': which weights were validated and handed on"),
+    "best_epoch": (int, "the best epoch, from 0"),
+    "best.*": (NUMBER, "its monitored metric, by name"),
+    "rates.*": (NUMBER, "peak learning rate of each stage that trained"),
+    "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
+}
+
+_DATA = {
+    "fingerprint": (str, "digest of classes, paths, targets, splits and contents"),
+    "classes[]": (str, "class names in the order of the logits"),
+    "counts.*[]": (int, "images of each class, by split"),
+}
+
+
+def _under(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in fields.items()}
+
+
+RESULTS: dict[str, Any] = {
+    **_under("test", _METRICS),
+    **_under("val", _METRICS),
+    **_under("phases[]", _PHASE),
+    "seconds.training": (NUMBER, "sum of the phases"),
+    "seconds.phases.*": (NUMBER, "each phase"),
+    **_under("data", _DATA),
+    "versions.*": (str, "version of Python, of finetune and of the libraries that a result depends on"),
+    "backbone.source": (str, "library of the network"),
+    "backbone.name": (str, "its name there"),
+    "backbone.weights": (str, "where its weights came from"),
+    "schedule": (str, "name of the schedule"),
+    "seed": (int, "of all randomness"),
+    "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
+    "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
+}
+
+PREDICTIONS: dict[str, str] = {
+    "path": "the image file",
+    "target": "true class",
+    "predicted": "most probable class",
+    "probability": "its softmax probability",
+    "target_probability": "softmax probability of the true class",
+}
+
+MODEL: dict[str, Any] = {
+    "format": (int, "version of this description; a newer one is refused"),
+    "model.backbone.**": (object, "library, name and arguments of the network, and what its weights expect"),
+    "model.head.*": (object, "kind and sizes of the head, as finetune.models.heads.build_head takes them"),
+    "model.input_spec.*": (object, "fields of finetune.InputSpec: what an image must look like"),
+    "model.adapt": (str, "how the image's channels became those of the network"),
+    "model.classes[]": (str, "class names in the order of the logits"),
+    "stages[]": (str, "stages from the input to the head"),
+    "backbone_hash": (str, "SHA-256 of the backbone's weights; head.safetensors is tied to it"),
+    "weights_sha256": (str, "SHA-256 of the bytes of model.safetensors"),
+    **_under("metrics.test", _METRICS),
+    **_under("metrics.val", _METRICS),
+    **_under("data", _DATA),
+    "training.seed": (int, "of all randomness"),
+    "training.schedule": (str, "name of the schedule"),
+    "training.backbone.*": (str, "where the network and its weights came from"),
+    **_under("training.phases[]", _PHASE),
+    "versions.*": (str, "as in results.json"),
+}
+
+
+def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every value inside nested containers with its dotted path; an entry of a list has ``[]``.
+
+    >>> leaves({"a": {"b": [1, 2]}})
+    [('a.b[]', 1), ('a.b[]', 2)]
+    """
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in leaves(inner, f"{path}.{key}" if path else str(key))]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in leaves(inner, f"{path}[]")]
+    return [(path, value)]
+
+
+def _match(path: str, fields: dict[str, Any]) -> str | None:
+    """The field that describes a path."""
+    if path in fields:
+        return path
+    for name in fields:
+        if name.endswith(".**") and path.startswith(name[:-2]):
+            return name
+        stem, star, rest = name.partition(".*")
+        if star and path.startswith(f"{stem}.") and path.endswith(rest):
+            return name
+    return None
+
+
+def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -> None:
+    """Hold that values have the fields documented here, each of its type, and no others.
+
+    Args:
+        values: The contents of a JSON file.
+        fields: :data:`RESULTS` or :data:`MODEL`.
+        name: Of the file, for messages.
+
+    Raises:
+        UserError: Fields are missing, unknown or of another type; all are named.
+    """
+    found: set[str] = set()
+    problems = []
+    for path, value in leaves(values):
+        field = _match(path, fields)
+        if field is None:
+            problems.append(f"unknown field {path}")
+            continue
+        found.add(field)
+        if not isinstance(value, fields[field][0]) or (isinstance(value, bool) and fields[field][0] is not object):
+            problems.append(f"{path} is a {type(value).__name__}")
+    # an empty list or table has no leaf to be found by
+    optional = {name for name in fields if "[]" in name or "*" in name}
+    problems += [f"missing field {name}" for name in fields if name not in found and name not in optional]
+    if problems:
+        raise UserError(f"{name}: not as documented. {shortened(problems)}.")

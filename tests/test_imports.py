@@ -1,0 +1,81 @@
+"""Imports go one way, and each foreign library is known in few places."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "finetune"
+
+# room -> rooms that it must not import
+FORBIDDEN = {
+    "errors": {"*"},
+    "input_spec": {
+        "data",
+        "models",
+        "training",
+        "bundle",
+        "inference",
+        "export",
+        "report",
+        "config",
+        "commands",
+        "cli",
+    },
+    "data": {"models", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
+    "models": {"data", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
+    "training": {"inference", "export", "report", "config", "commands", "cli"},
+    "bundle": {"data", "training", "inference", "export", "report", "config", "commands", "cli"},
+    "inference": {"training", "config", "commands", "cli"},
+    "export": {"training", "config", "commands", "cli"},
+    "report": {"training", "config", "commands", "cli"},
+    "config": {"data", "models", "training", "bundle", "inference", "export", "report", "commands", "cli"},
+}
+
+# library -> where it may be imported, as prefixes of module paths
+KNOWN_BY = {
+    "hydra": ("config", "commands"),
+    "omegaconf": ("config", "commands"),
+    "lightning": ("training", "data/datamodule"),
+    "timm": ("models", "export"),
+    "transformers": ("models", "export"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [(str(path.relative_to(PACKAGE).with_suffix("")), path) for path in PACKAGE.rglob("*.py")]
+    assert len(files) > 40
+    return files
+
+
+def test_rooms_import_in_one_direction() -> None:
+    wrong = []
+    for name, path in modules():
+        room = name.split("/")[0]
+        for imported in imports(path):
+            parts = imported.split(".")
+            if parts[0] == "finetune" and len(parts) > 1:
+                banned = FORBIDDEN.get(room, set())
+                if parts[1] in banned or "*" in banned:
+                    wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_foreign_libraries_are_known_where_they_belong() -> None:
+    wrong = []
+    for name, path in modules():
+        for imported in imports(path):
+            allowed = KNOWN_BY.get(imported.split(".")[0])
+            if allowed is not None and not name.startswith(allowed):
+                wrong.append(f"{name} imports {imported}")
+    assert wrong == []
