@@ -46,11 +46,15 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means that the disk is full, in the words of the system, of torch or of safetensors."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    text = str(error)
-    # torch's zip writer raises a RuntimeError from inline_container.cc when a write comes up short
-    return "No space left" in text or ("inline_container.cc" in text and "PytorchStreamWriter failed" in text)
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        # safetensors keeps the system's words; torch's zip writer puts an error of its own in front of the system's
+        if "No space left" in str(at) or "File too large" in str(at):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
 
 
 def write_text(target: str | Path, text: str) -> None:

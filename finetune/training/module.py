@@ -201,7 +201,6 @@ class FineTuner(pl.LightningModule):
         """Log the epoch, hold that nothing frozen moved, stop where patience ran out."""
         self._watchers.after_epoch(self.current_epoch)
         loss, right, images = self._global_sums().tolist()
-        rates = self.rates_at(self.trainer.global_step - 1)
         row: dict[str, Any] = {
             "phase": self.phase.name,
             "epoch": self._offset[0] + self.current_epoch,
@@ -211,7 +210,6 @@ class FineTuner(pl.LightningModule):
             **{f"{name}": float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name},
             **{f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups},
         }
-        assert all(rates[g["stage"]] == g["lr"] for g in self.trainer.optimizers[0].param_groups)
         self.rows.append(row)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         for logger in self.loggers:
