@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights")
+OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
 
 
 class Backbone(nn.Module):

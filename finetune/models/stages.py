@@ -39,6 +39,11 @@ def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, of PyTorch or of a library that builds on it."""
+    return any("Norm" in base.__name__ for base in type(module).__mro__)
+
+
 class StageMap:
     """Every parameter, buffer and module of a network in exactly one stage.
 
