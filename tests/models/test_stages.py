@@ -56,6 +56,17 @@ def test_a_module_without_parameters_goes_with_what_runs_before_it() -> None:
     assert stage_of_module[net] == "stem"
 
 
+def test_a_module_used_under_two_names_is_in_one_stage() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(source="timm", name="coat_tiny", weights="none")
+    shared = "serial_blocks1.0.cpe.proj.weight"
+    assert shared in backbone.net.state_dict()
+    assert shared not in dict(backbone.net.named_parameters())
+    assert backbone.stage_of(shared) == backbone.stage_of("cpe1.proj.weight")
+    placed = [module for modules in backbone.stage_modules().values() for module in modules]
+    assert len(placed) == len(set(placed)) == len(list(backbone.net.modules()))
+
+
 def test_a_group_is_never_called_head() -> None:
     assert group_names([["a.w"], ["head.w"]]) == ("stem", "head.w")
     assert group_names([["a.w"], ["head"]]) == ("stem", "group1")
