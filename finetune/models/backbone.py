@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
-from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem
+from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem, stem_channels
 from finetune.models.stages import StageMap
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights")
+OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
 
 
 class Backbone(nn.Module):
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         stage_map: Which stage each parameter and module is in.
         num_features: Length ``D`` of the features.
         input_spec: What the weights expect, for three channels.
-        first_conv: Dotted name of the first convolution in ``net``.
+        first_convs: Dotted names of the convolutions in ``net`` that take the image; a stem with branches has several.
         fixed_size: Whether the network takes images of ``input_spec.size`` only.
         steps: The modules of each stage which, run one after the other, are the network; None where a network
             cannot be written like that, and then it can be split after its last stage only.
@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         stage_map: StageMap,
         num_features: int,
         input_spec: InputSpec,
-        first_conv: str,
+        first_convs: Sequence[str],
         fixed_size: bool = False,
         steps: Mapping[str, Sequence[nn.Module]] | None = None,
         neutral: Mapping[str, Tensor] | None = None,
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         self.kwargs = dict(kwargs)
         self.num_features = num_features
         self.input_spec = input_spec
-        self.first_conv = first_conv
+        self.first_convs = tuple(first_convs)
         self.fixed_size = fixed_size
         self.neutral = dict(neutral or {})
         self.adapted: tuple[int, str] | None = None
@@ -149,19 +149,26 @@ class Backbone(nn.Module):
                     f"input.adapt={self.adapted[1]}. Give these two, or weights with the stem of pretraining."
                 )
             return
-        conv = self.net.get_submodule(self.first_conv)
-        assert isinstance(conv, nn.Conv2d)
-        spec = self.input_spec
-        adapt_stem(conv, channels=channels, adapt=adapt, mean=spec.mean, std=spec.std, seed=seed)
-        if conv.in_channels == PRETRAINED_CHANNELS and adapt != "reinit":
-            return
-        self.adapted = (channels, adapt)
-        parts = self.first_conv.split(".")
+        mean, std = self.input_spec.mean, self.input_spec.std
+        for position, name in enumerate(self.first_convs):
+            conv = self.net.get_submodule(name)
+            if not isinstance(conv, nn.Conv2d):
+                raise UserError(
+                    f"input.adapt={adapt!r}: {self.name!r} begins with {name!r}, which is no convolution. "
+                    "Use images with three channels, or another backbone."
+                )
+            adapt_stem(conv, channels=channels, adapt=adapt, mean=mean, std=std, seed=seed + position)
+            self._tell_owners(name, conv.in_channels)
+        if stem_channels(channels=channels, adapt=adapt) != PRETRAINED_CHANNELS or adapt == "reinit":
+            self.adapted = (channels, adapt)
+
+    def _tell_owners(self, name: str, in_channels: int) -> None:
+        """transformers' stem compares the image with a number of its own before the convolution sees it."""
+        parts = name.split(".")
         for depth in range(len(parts)):
             owner = self.net.get_submodule(".".join(parts[:depth]))
             if getattr(owner, "num_channels", None) == PRETRAINED_CHANNELS:
-                # transformers compares the image with this number before the convolution sees it
-                owner.num_channels = conv.in_channels  # type: ignore[assignment]  # nn.Module types attributes as Tensor
+                owner.num_channels = in_channels  # type: ignore[assignment]  # nn.Module types attributes as Tensor
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON values from which :func:`backbone_from_description` builds the same architecture."""

@@ -136,8 +136,8 @@ def adapt_stem(
             f"input.adapt={adapt!r}: needs a first convolution with three input channels in one group. This one has "
             f"{conv.in_channels} in {conv.groups}."
         )
-    if adapt != "reinit" and type(conv).forward is not nn.Conv2d.forward and "Same" not in type(conv).__name__:
-        # a convolution that standardises its kernel does so over all input channels: no sum of kernels equals it
+    if adapt != "reinit" and type(conv).__name__ not in ("Conv2d", "Conv2dSame"):
+        # timm's StdConv2d and its like standardise a kernel over all input channels: no sum of kernels equals that
         raise UserError(
             f"input.adapt={adapt!r}: the first layer is a {type(conv).__name__}, not a plain convolution, "
             f"so its kernels cannot be combined. Use input.adapt={'expand' if channels == 1 else 'reinit'}."

@@ -14,6 +14,7 @@ from finetune.models.backbone import Backbone, backbone_from_description
 from finetune.models.channels import InputAdapter
 from finetune.models.heads import Head, build_head
 from finetune.models.residual import Bias, Scale
+from finetune.models.stages import is_norm
 
 # B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
 # D = features, K = classes
@@ -142,7 +143,7 @@ def _kind(path: str, module: nn.Module, name: str) -> str:
         return "head"
     if isinstance(module, (Scale, Bias)) or name == "gamma":  # gamma is what timm calls the factors of LayerScale
         return "gates"
-    return "norms" if any("Norm" in base.__name__ for base in type(module).__mro__) else ""
+    return "norms" if is_norm(module) else ""
 
 
 def build_classifier(

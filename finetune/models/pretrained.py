@@ -41,6 +41,10 @@ def load_weights(backbone: Backbone, weights: str) -> None:
             _load_embedded(backbone)
         elif weights.startswith("hub:"):
             load_hub(backbone, weights.removeprefix("hub:"))
+        elif "://" in weights:
+            raise UserError(
+                f"backbone.weights={weights!r}: addresses are not opened. Download the file, check it, and give its path."
+            )
         elif path.is_dir():
             load_folder(backbone, path)
         elif path.is_file():

@@ -300,6 +300,33 @@ def gate_names(net: nn.Module) -> list[str]:
     return [f"{name}.gate" for name, module in net.named_modules() if isinstance(module, Scale)]
 
 
+@torch.no_grad()
+def without_gates(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the same function without gates, each multiplied into the BatchNorm that ends its branch.
+
+    For opening trained weights in other tools: equal to rounding. The gates must follow a BatchNorm (``post``).
+
+    Args:
+        net: A :class:`ResidualNet` with ``scaling`` ``skipinit`` or ``layerscale``.
+
+    Raises:
+        UserError: A branch does not end in BatchNorm.
+    """
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for name, block in net.named_modules():
+        if isinstance(block, ResidualBlock) and hasattr(block, "scale"):
+            last = block.rest[block.rest.index("scale") - 1]
+            if not last.startswith("bn"):
+                raise UserError(
+                    f"backbone.kwargs.activation: the gate of {name} follows {last}, not BatchNorm, so it cannot be "
+                    "multiplied into one. Export it with its gates."
+                )
+            gate = state.pop(f"{name}.scale.gate")
+            for leaf in ("weight", "bias"):
+                state[f"{name}.{last}.{leaf}"] *= gate
+    return state
+
+
 def _run(owner: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
     for name in names:
         x = getattr(owner, name)(x)

@@ -39,6 +39,11 @@ def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, of PyTorch or of a library that builds on it."""
+    return any("Norm" in base.__name__ for base in type(module).__mro__)
+
+
 class StageMap:
     """Every parameter, buffer and module of a network in exactly one stage.
 
@@ -61,32 +66,38 @@ class StageMap:
                 self._stage_of_parameter[name] = index
         if wrong := set(self._stage_of_parameter) ^ {name for name, _ in net.named_parameters()}:
             raise ValueError(f"parameters without a stage, or stages without a parameter: {sorted(wrong)}")
-        self._stage_of_module = self._place_modules(net)
+        # by identity from here: a parameter or module that is used twice bears several names and is in one stage
+        stages = {id(parameter): self._stage_of_parameter[name] for name, parameter in net.named_parameters()}
+        for name, parameter in net.named_parameters(remove_duplicate=False):
+            self._stage_of_parameter[name] = stages[id(parameter)]
+        placed = self._place_modules(net, stages)
+        every = net.named_modules(remove_duplicate=False)
+        self._stage_of_module = {name: placed[id(module)] for name, module in every}
 
-    def _place_modules(self, net: nn.Module) -> dict[str, int]:
+    def _place_modules(self, net: nn.Module, stages: Mapping[int, int]) -> dict[int, int]:
         """Modules go with their parameters; one without any goes with its parent, or with what was registered before.
 
         A container that spans several stages goes with the last of them: what such a forward does by itself,
         it does after its children (timm's functional dropout before the classifier is an example).
         """
-        placed: dict[str, int] = {}
-        single: dict[str, bool] = {}
+        placed: dict[int, int] = {}
+        inside_one: dict[str, bool] = {"": False}
         previous = 0
         for name, module in net.named_modules():
-            prefix = f"{name}." if name else ""
-            own = [self._stage_of_parameter[prefix + key] for key, _ in module.named_parameters(recurse=False)]
-            below = {self._stage_of_parameter[prefix + key] for key, _ in module.named_parameters()}
+            own = [stages[id(parameter)] for parameter in module.parameters(recurse=False)]
+            below = {stages[id(parameter)] for parameter in module.parameters()}
             parent = name.rpartition(".")[0]
-            single[name] = len(below) == 1
+            inside_one[name] = len(below) == 1
             if own:
-                placed[name] = min(own)
+                stage = min(own)
             elif below:
-                placed[name] = max(below)
+                stage = max(below)
             else:
-                single[name] = bool(name) and single[parent]
-                placed[name] = placed[parent] if single[name] else previous
+                inside_one[name] = bool(name) and inside_one[parent]
+                stage = placed[id(net.get_submodule(parent))] if inside_one[name] else previous
+            placed[id(module)] = stage
             if own or len(below) <= 1:
-                previous = placed[name]
+                previous = stage
         return placed
 
     def stage_of(self, name: str) -> str:

@@ -26,7 +26,8 @@ METADATA_KEY = "finetune"
 FORMAT_VERSION = 1
 # the averaged weights first: where a file holds both, they are what its author evaluated
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
-PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "net.", "resnet.")
+# "classifier.backbone." is ours, in a Lightning checkpoint; "classifier." alone is many networks' last layer
+PREFIXES = ("_orig_mod.", "module.", "model.", "classifier.backbone.", "backbone.", "net.", "resnet.")
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.", "heads.", "last_linear.")
 
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD
+from finetune.models.backbone import build_backbone
 from finetune.models.channels import InputAdapter, adapt_stem
+from finetune.models.classifier import adaptation_cost
 
 Pixels = Callable[..., torch.Tensor]
 
@@ -92,7 +94,16 @@ def test_a_way_that_does_not_exist_is_refused_with_those_that_do(channels: int, 
         InputAdapter(channels=channels, adapt=adapt, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def test_a_stem_that_standardises_its_kernels_cannot_be_folded() -> None:
-    conv = timm.layers.StdConv2d(3, 8, 3)
-    with pytest.raises(UserError, match=r"StdConv2d, not a plain convolution.* Use input\.adapt=expand"):
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["repvgg_a0", "tf_efficientnet_lite0"])
+def test_fold_is_exact_for_a_stem_with_branches_and_for_one_that_pads_by_itself(name: str, pixels: Pixels) -> None:
+    backbone = build_backbone(source="timm", name=name, weights="none").double()
+    head = {"name": "linear"}
+    assert adaptation_cost(backbone=backbone, head_settings=head, images_BCHW=pixels(1, size=64), adapt="fold") < 1e-12
+
+
+@pytest.mark.parametrize("layer", ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d"])
+def test_a_stem_that_standardises_its_kernels_cannot_be_folded(layer: str) -> None:
+    conv = getattr(timm.layers, layer)(3, 8, 3)
+    with pytest.raises(UserError, match=rf"{layer}, not a plain convolution.* Use input\.adapt=expand"):
         adapt_stem(conv, channels=1, adapt="fold", mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0)

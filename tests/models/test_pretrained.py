@@ -210,6 +210,7 @@ def test_embedded_weights_are_looked_up_in_the_package(
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
+        ("https://example.org/w.pth", "addresses are not opened"),
         ("imagnet", "neither a file or folder nor one of .* Did you mean 'imagenet'"),
         ("somewhere/w.pth", "no such file or folder"),
         ("w.safetensors", "no such file or folder"),

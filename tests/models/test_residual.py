@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from finetune.errors import UserError
-from finetune.models.residual import ResidualBlock, ResidualNet
+from finetune.models.residual import ResidualBlock, ResidualNet, without_gates
 from finetune.models.sources.from_residual import settings
 
 
@@ -164,6 +164,21 @@ def test_a_fixup_network_starts_with_equal_logits_and_its_biases_are_in_the_pape
     inner = F.relu(block.get_submodule("conv1")(x_BCHW + 0.1) + 0.2)
     expected = F.relu(block.get_submodule("conv2")(inner + 0.3) * 0.5 + 0.4 + x_BCHW)
     torch.testing.assert_close(block(x_BCHW), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scaling", ["skipinit", "layerscale"])
+def test_gates_multiplied_into_batchnorm_give_the_function_to_a_network_without_gates(scaling: str) -> None:
+    gated = build("resnet18", scaling=scaling)
+    for name, parameter in gated.named_parameters():
+        if name.endswith(".gate"):
+            parameter.uniform_(0.2, 1.5)
+    plain = build("resnet18")
+    plain.load_state_dict(without_gates(gated))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(plain.eval()(images), gated.eval()(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="follows conv2, not BatchNorm"):
+        without_gates(build("resnet18", scaling=scaling, activation="pre"))
 
 
 def first_gradient(**choices: Any) -> float:

@@ -48,6 +48,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
             "a Lightning 2.6.0 checkpoint, the state dict under 'state_dict', the prefix 'model.', "
             "the prefix 'backbone.', the prefix 'net.'",
         ),
+        (
+            {"pytorch-lightning_version": "2.6.0", "state_dict": prefixed("classifier.backbone.net.")},
+            "the prefix 'classifier.backbone.', the prefix 'net.'",
+        ),
         ({**prefixed("module."), "n_averaged": torch.tensor(7)}, "the counter of an averaged model"),
     ],
 )

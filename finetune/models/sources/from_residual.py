@@ -74,7 +74,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         stage_map=StageMap(net, names=tuple(prefixes), groups=groups_by_prefix(net, prefixes)),
         num_features=net.num_features,
         input_spec=InputSpec(size=(32, 32), crop_pct=1.0) if name.startswith("cifar") else InputSpec(),
-        first_conv="conv1",
+        first_convs=["conv1"],
         steps=steps,
         # at 1 a gate changes nothing: weights that were trained without gates keep the function they had
         neutral={key: torch.ones_like(net.get_parameter(key).detach()) for key in gate_names(net)},

@@ -10,10 +10,9 @@ from torch import nn
 
 from finetune.errors import UserError, did_you_mean
 from finetune.models.backbone import PRESETS, Backbone
-from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.preprocessing import spec_from_timm
-from finetune.models.stages import StageMap, group_names
+from finetune.models.stages import StageMap, group_names, is_norm
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,9 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         raise UserError(f"backbone.name={name!r}: timm does not say what its stages are. Choose another network.")
     order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
     groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
+    groups = _with_last_norm_merged(net, groups)
     names = group_names(groups)
+    first = net.pretrained_cfg["first_conv"]
     return Backbone(
         net,
         source="timm",
@@ -55,7 +56,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         stage_map=StageMap(net, names=names, groups=groups),
         num_features=int(getattr(net, "head_hidden_size", None) or net.num_features),
         input_spec=spec_from_timm(net.pretrained_cfg, img_size=kwargs.get("img_size")),
-        first_conv=_first_conv(net, name),
+        first_convs=[first] if isinstance(first, str) else first,
         fixed_size=bool(net.pretrained_cfg.get("fixed_input_size")),
         steps=_steps(net, names),
     )
@@ -99,11 +100,15 @@ def _create(name: str, kwargs: Mapping[str, Any], **more: Any) -> Any:
         raise UserError(f"backbone.name={name!r}: {error}.{did_you_mean(name, tags)}") from None
 
 
-def _first_conv(net: nn.Module, name: str) -> str:
-    for key, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == PRETRAINED_CHANNELS:
-            return str(key)
-    raise UserError(f"backbone.name={name!r}: has no first convolution on three channels. Choose another network.")
+def _with_last_norm_merged(net: nn.Module, groups: list[list[str]]) -> list[list[str]]:
+    """A last group that is nothing but normalisation joins the stage before it, as timm itself has it for its ViTs.
+
+    By itself it would be the stage that unfreezes first, and a phase would train a thousandth of the network.
+    """
+    owners = [net.get_submodule(name.rpartition(".")[0]) for name in groups[-1]]
+    if len(groups) > 1 and all(is_norm(owner) for owner in owners):
+        return [*groups[:-2], groups[-2] + groups[-1]]
+    return groups
 
 
 def _steps(net: Any, names: Sequence[str]) -> dict[str, list[nn.Module]] | None:

@@ -41,7 +41,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         stage_map=StageMap(net, names=tuple(RESNET_STAGES), groups=groups_by_prefix(net, RESNET_STAGES)),
         num_features=num_features,
         input_spec=InputSpec(),
-        first_conv="conv1",
+        first_convs=["conv1"],
         steps={
             "stem": [net.conv1, net.bn1, net.relu, net.maxpool],
             "layer1": [net.layer1],

@@ -67,7 +67,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         num_features=config.hidden_sizes[-1],
         # what microsoft/resnet-50 says in its preprocessor_config.json; a folder's own replaces it with the weights
         input_spec=spec_from_transformers({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
-        first_conv="embedder.embedder.convolution",
+        first_convs=["embedder.embedder.convolution"],
         steps=steps,
     )
 
