@@ -28,6 +28,9 @@ _ENDINGS = frozenset(
 # pictures that exist in other formats too; these are named when they are left out
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
+# first bytes of JPEG, PNG, GIF and TIFF; two letters of BMP would match too many texts
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 # system folders that are not classes
@@ -123,6 +126,30 @@ def _list_folder(root: str) -> Listing:
         given=tuple(name for name in SPLITS if name in layout.values()) if groups[0][0] else (),
         ignored={what: count for what, count in walker.ignored.items() if count},
     )
+
+
+def pictures_left_out(root: str | Sequence[str]) -> list[str]:
+    """Paths of files below a folder that are pictures by their suffix or first bytes, and that are not read."""
+    found = []
+    for top in [root] if isinstance(root, str) else root:
+        for parent, folders, names in os.walk(check_root(top)):
+            folders[:] = sorted(name for name in folders if name[0] != "." and name not in _NOT_CLASSES)
+            for name in sorted(names):
+                if name[0] == "." or name.rpartition(".")[2] in _ENDINGS:
+                    continue
+                path = os.path.join(parent, name)
+                if name.lower().endswith(UNREAD_SUFFIXES) or _starts_like_a_picture(path):
+                    found.append(path)
+    return found
+
+
+def _starts_like_a_picture(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def _split_groups(root: str, layout: dict[str, str]) -> list[tuple[str, int]]:
