@@ -126,6 +126,7 @@ def arrange(
         content=content,
         skipped=skipped or (),
         notes=_notes(listing, splits, skipped or []),
+        ignored=listing.ignored,
     )
     rows = np.arange(len(index))
     if plan.limit_per_class is None:

@@ -5,20 +5,31 @@
 
 import os
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes, merge
 from finetune.data.path_table import PathTableBuilder
+from finetune.data.progress import Progress
 from finetune.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
+# all spellings of a suffix are looked up at once, because changing the case of a million names takes time
+_ENDINGS = frozenset(
+    "".join(letters) for suffix in SUFFIXES for letters in product(*((c, c.upper()) for c in suffix[1:]))
+)
+
 # pictures that exist in other formats too; these are named when they are left out
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef")
+
+# first bytes of JPEG, PNG, GIF and TIFF; two letters of BMP would match too many texts
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -94,6 +105,7 @@ def _list_folder(root: str) -> Listing:
             number = names.setdefault(unicodedata.normalize("NFC", class_folder), len(names))
             found.append((split, number, walker.add(os.path.join(folder, class_folder))))
 
+    walker.progress.close()
     if not sum(images for _, _, images in found):
         looked = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         below = f"{walker.folders} folder{'s' if walker.folders != 1 else ''} below it"
@@ -112,8 +124,32 @@ def _list_folder(root: str) -> Listing:
         targets=np.repeat(np.asarray([position[number] for _, number, _ in found], np.int64), lengths),
         splits=np.repeat(np.asarray([split for split, _, _ in found], np.int8), lengths),
         given=tuple(name for name in SPLITS if name in layout.values()) if groups[0][0] else (),
-        ignored=dict(walker.ignored),
+        ignored={what: count for what, count in walker.ignored.items() if count},
     )
+
+
+def pictures_left_out(root: str | Sequence[str]) -> list[str]:
+    """Paths of files below a folder that are pictures by their suffix or first bytes, and that are not read."""
+    found = []
+    for top in [root] if isinstance(root, str) else root:
+        for parent, folders, names in os.walk(check_root(top)):
+            folders[:] = sorted(name for name in folders if name[0] != "." and name not in _NOT_CLASSES)
+            for name in sorted(names):
+                if name[0] == "." or name.rpartition(".")[2] in _ENDINGS:
+                    continue
+                path = os.path.join(parent, name)
+                if name.lower().endswith(UNREAD_SUFFIXES) or _starts_like_a_picture(path):
+                    found.append(path)
+    return found
+
+
+def _starts_like_a_picture(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
 def _split_groups(root: str, layout: dict[str, str]) -> list[tuple[str, int]]:
@@ -133,48 +169,64 @@ class _Walker:
         self.builder = PathTableBuilder()
         self.ignored: Counter[str] = Counter()
         self.folders = 0
+        self.progress = Progress("listing images")
 
     def subfolders(self, folder: str) -> list[str]:
         """Names of the folders directly in ``folder`` that can be classes or splits; loose files are counted."""
         names, files = [], []
-        for entry in self._entries(folder):
-            if not entry.is_dir():
-                files.append(entry.name)
-            elif entry.name.startswith(".") or entry.name in _NOT_CLASSES:
-                self.ignored[f"{entry.name}/"] += 1
+        for name in self._names(folder):
+            if not os.path.isdir(os.path.join(self.top, folder, name)):
+                files.append(name)
+            elif name.startswith(".") or name in _NOT_CLASSES:
+                self.ignored[f"{name}/"] += 1
             else:
-                names.append(entry.name)
-        loose = sum(name.lower().endswith(SUFFIXES) and name[0] != "." for name in files)
+                names.append(name)
+        loose = [name for name in files if name.rpartition(".")[2] in _ENDINGS and name[0] != "."]
         if loose:
-            self.ignored["images outside a class folder"] += loose
-        self._count_others(name for name in files if not name.lower().endswith(SUFFIXES) or name[0] == ".")
+            self.ignored["images outside a class folder"] += len(loose)
+        self._count_others(sorted(set(files) - set(loose)))
         return natural_order(names)
 
     def add(self, class_folder: str) -> int:
-        """Append all images below a class folder; how many there were."""
+        """Append all images below a class folder; how many there were.
+
+        Only the names are looked at: a listing without a look at each file is what makes a million of them take a second.
+        What bears an image's name and is none, a folder for instance, is found when the images are checked.
+        """
         total, waiting = 0, [class_folder]
         seen: set[str] = set()
         while waiting:
             folder = waiting.pop()
             self.folders += 1
-            images, others = [], []
-            for entry in self._entries(folder):
-                name = entry.name
-                # the type of an entry comes with the listing; only links and odd names cost a look at the file
-                if name.lower().endswith(SUFFIXES) and name[0] != "." and not entry.is_dir(follow_symlinks=False):
-                    images.append(name)
-                elif entry.is_dir():
-                    if entry.is_symlink() and not self._leads_on(entry.path, folder, seen):
-                        self.ignored["links to a folder seen already"] += 1
-                        continue
-                    waiting.append(os.path.join(folder, name))
-                else:
-                    others.append(name)
-            images.sort()
+            names = self._names(folder)
+            images = sorted(name for name in names if name.rpartition(".")[2] in _ENDINGS)
+            # in sorted order the hidden ones lie together: "/" follows "." and is in no name
+            hidden = slice(bisect_left(images, "."), bisect_left(images, "/"))
+            self.ignored["hidden files"] += hidden.stop - hidden.start
+            del images[hidden]
             self.builder.add_folder(folder, images)
-            self._count_others(others)
             total += len(images)
+            self.progress.advance(len(images))
+            if len(images) < len(names):
+                others = [name for name in names if name.rpartition(".")[2] not in _ENDINGS]
+                waiting += self._enter(folder, others, seen)
         return total
+
+    def _enter(self, folder: str, names: list[str], seen: set[str]) -> list[str]:
+        """The folders among some names that are to be listed too; the rest is counted."""
+        folders, others = [], []
+        for name in sorted(names):
+            path = os.path.join(self.top, folder, name)
+            if not os.path.isdir(path):
+                others.append(name)
+            elif name.startswith(".") or name in _NOT_CLASSES:
+                self.ignored[f"{name}/"] += 1
+            elif os.path.islink(path) and not self._leads_on(path, folder, seen):
+                self.ignored["links to a folder seen already"] += 1
+            else:
+                folders.append(os.path.join(folder, name))
+        self._count_others(others)
+        return folders
 
     def _leads_on(self, link: str, folder: str, seen: set[str]) -> bool:
         """Whether a link to a folder leads neither upwards nor to a place visited by another link."""
@@ -185,14 +237,14 @@ class _Walker:
         seen.add(real)
         return True
 
-    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+    def _names(self, folder: str) -> list[str]:
+        path = os.path.join(self.top, folder)
         try:
-            with os.scandir(os.path.join(self.top, folder)) as entries:
-                yield from entries
+            return os.listdir(path)
         except OSError as error:
-            raise UserError(f"data.root: {error.filename!r} cannot be listed. {error.strerror}.") from None
+            raise UserError(f"data.root={self.top!r}: {path!r} cannot be listed. {error.strerror}.") from None
 
-    def _count_others(self, names: Iterator[str] | list[str]) -> None:
+    def _count_others(self, names: list[str]) -> None:
         for name in names:
             stem, suffix = os.path.splitext(name)
             self.ignored["hidden files" if name[0] == "." else f"*{suffix.lower()}" if suffix else stem] += 1

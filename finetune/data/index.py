@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class Index:
         content: uint64 (N, 2), 128 bits that identify the content of each sample.
         skipped: Path and reason of each file that was left out on purpose.
         notes: Sentences that the user should see before training.
+        ignored: What lay beside the images and was not read, with how often: ``{"*.txt": 3}``.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Index:
         content: npt.NDArray[np.uint64],
         skipped: Sequence[tuple[str, str]] = (),
         notes: Sequence[str] = (),
+        ignored: Mapping[str, int] | None = None,
     ) -> None:
         assert len(paths) == len(targets) == len(splits) == len(content), "the columns must be equally long"
         assert content.shape[1:] == (2,), "content is 128 bits a sample"
@@ -64,6 +66,7 @@ class Index:
         self.content = content
         self.skipped = tuple(skipped)
         self.notes = tuple(notes)
+        self.ignored = dict(ignored or {})
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -92,6 +95,7 @@ class Index:
             content=self.content[rows],
             skipped=self.skipped,
             notes=self.notes,
+            ignored=self.ignored,
         )
 
     def counts(self) -> dict[str, list[int]]:

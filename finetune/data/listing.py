@@ -14,6 +14,9 @@ from finetune.errors import UserError, shortened
 
 UNASSIGNED = -1
 
+# a million targets are looked at in parts, so that looking takes no memory
+_CHUNK = 1 << 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
@@ -79,15 +82,10 @@ def check_classes(listing: Listing) -> Listing:
     Raises:
         UserError: There are fewer than two classes, or one without a training image, or one that only val or test has.
     """
-    trains = listing.splits <= SPLITS.index("train")
-    if listing.targets.ndim == 1:
-        in_train = set(np.unique(listing.targets[trains]).tolist())
-        elsewhere = set(np.unique(listing.targets[~trains]).tolist())
-    else:
-        in_train = set(np.flatnonzero(listing.targets[trains].any(axis=0)).tolist())
-        elsewhere = set(np.flatnonzero(listing.targets[~trains].any(axis=0)).tolist())
-    without = [target for target in range(len(listing.classes)) if target not in in_train]
-    extra = [listing.classes[target] for target in without if target in elsewhere]
+    in_train = _shown(listing, train=True)
+    elsewhere = _shown(listing, train=False)
+    without = [target for target in range(len(listing.classes)) if not in_train[target]]
+    extra = [listing.classes[target] for target in without if elsewhere[target]]
     if extra:
         raise UserError(
             f"{listing.origin}: every class needs a training image. Only in val or test: {shortened(extra)}. "
@@ -105,6 +103,19 @@ def check_classes(listing: Listing) -> Listing:
             "Give the folder above the classes, or add a class."
         )
     return listing
+
+
+def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:
+    """Which classes have an image in train (or not yet in any split), or else outside it, bool (K,)."""
+    shown = np.zeros(len(listing.classes), np.bool_)
+    for start in range(0, len(listing), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        targets = listing.targets[rows][(listing.splits[rows] <= SPLITS.index("train")) == train]
+        if targets.ndim == 1:
+            shown[targets] = True
+        else:
+            shown |= targets.any(axis=0)
+    return shown
 
 
 def without_rows(listing: Listing, rows: npt.NDArray[np.int64]) -> Listing:

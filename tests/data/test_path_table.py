@@ -39,7 +39,7 @@ def test_rows_count_from_the_end_too_and_stop_there():
         table[2]
 
 
-def test_a_path_costs_its_name_and_twelve_bytes():
+def test_a_path_costs_its_name_and_eight_bytes():
     builder = PathTableBuilder()
     builder.add_folder("folder", [f"{number:08}.jpg" for number in range(10_000)])
-    assert builder.build().nbytes == 10_000 * (12 + 12)
+    assert builder.build().nbytes == 10_000 * (12 + 8)

@@ -1,0 +1,300 @@
+"""What a data set holds and what is wrong with it, before anything is trained on it."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from finetune.data.describe import KINDS, MODES
+from finetune.data.duplicates import alike_across, identical
+from finetune.data.folder import UNREAD_SUFFIXES
+from finetune.data.formats import FORMAT_OF_SUFFIX
+from finetune.data.index import SPLITS, Index
+from finetune.data.sources import Source
+
+Severity = Literal["error", "warning", "note"]
+
+# the largest class has so many times the images of the smallest
+IMBALANCED = 10
+# an image is tiny beside the others when its shorter side is below this share of the median's
+TINY_SHARE = 0.25
+# longer than so many times its width, an image shows the network only its middle
+LONG = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One kind of thing that the user should know.
+
+    Args:
+        kind: A stable name, such as ``leakage``.
+        severity: ``error`` makes results wrong; ``warning`` may; ``note`` is good to know.
+        text: What was found.
+        remedy: What to do about it.
+        files: The files concerned; files that belong together are in one group.
+    """
+
+    kind: str
+    severity: Severity
+    text: str
+    remedy: str
+    files: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Counts, sizes and findings of a data set.
+
+    Args:
+        images: Samples that can be read.
+        classes: Class names.
+        counts: Samples per split and class.
+        sizes: Smallest, median and largest of width and height, in pixels.
+        modes: Samples per format and mode.
+        findings: What is wrong, worst first.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    counts: dict[str, list[int]]
+    sizes: dict[str, list[int]]
+    modes: dict[str, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something would make results wrong."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def audit(source: Source, *, left_out: Sequence[str] = ()) -> Audit:
+    """Look at a data set whose unreadable files were skipped.
+
+    Args:
+        source: With facts for every row of its index.
+        left_out: Paths of pictures beside the images that are not read.
+    """
+    index, facts = source.index, source.facts
+    assert facts is not None, "an audit needs the facts of every row"
+    table = facts.table
+    findings = [
+        *_unreadable(index),
+        *_duplicates(source),
+        *_unlike_their_names(index, table),
+        *_odd_pictures(index, table),
+        *_classes(index),
+        *_left_out(index, left_out),
+    ]
+    order = ("error", "warning", "note")
+    turned = table["orientation"] >= 5
+    sides = {
+        "width": np.where(turned, table["height"], table["width"]),
+        "height": np.where(turned, table["width"], table["height"]),
+    }
+    modes = Counter(zip(table["kind"].tolist(), table["mode"].tolist(), strict=True))
+    return Audit(
+        images=len(index),
+        classes=index.classes,
+        counts=index.counts(),
+        sizes={name: [int(side.min()), int(np.median(side)), int(side.max())] for name, side in sides.items()},
+        modes={f"{KINDS[kind]} {MODES[mode]}".strip(): count for (kind, mode), count in modes.most_common()},
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
+    )
+
+
+def _unreadable(index: Index) -> Iterable[Finding]:
+    if index.skipped:
+        yield Finding(
+            kind="unreadable",
+            severity="error",
+            text=f"{_files(len(index.skipped))} cannot be read",
+            remedy="Replace or remove them, or train without them by data.on_unreadable=skip.",
+            files=tuple((f"{path}: {reason}",) for path, reason in index.skipped),
+        )
+
+
+def _duplicates(source: Source) -> Iterable[Finding]:
+    index, facts = source.index, source.facts
+    assert facts is not None, "checked by audit"
+    conflicts, leaks, copies = [], [], []
+    for rows in identical(index.content):
+        group = tuple(_named(index, int(row)) for row in rows)
+        contradicts = len(np.unique(index.targets[rows], axis=0)) > 1
+        leaks_out = len(np.unique(index.splits[rows])) > 1
+        if contradicts:
+            conflicts.append(group)
+        if leaks_out:
+            leaks.append(group)
+        if not contradicts and not leaks_out:
+            copies.append(group)
+    if conflicts:
+        yield Finding(
+            kind="conflicting labels",
+            severity="error",
+            text=f"{_pictures(len(conflicts))} stand under different labels, byte for byte the same",
+            remedy="Keep each under its right label.",
+            files=tuple(conflicts),
+        )
+    if leaks:
+        yield Finding(
+            kind="leakage",
+            severity="error",
+            text=f"{_pictures(len(leaks))} lie in more than one split: what is tested was trained on",
+            remedy="Remove the copies, or hand over all images unsplit: splits made here never part copies.",
+            files=tuple(leaks),
+        )
+    if copies:
+        yield Finding(
+            kind="duplicates",
+            severity="warning",
+            text=f"{_pictures(len(copies))} occur more than once in one split and count more than others",
+            remedy="Remove the copies.",
+            files=tuple(copies),
+        )
+    table = facts.table
+    alike = alike_across(
+        looks=np.ascontiguousarray(table["looks"]),
+        content=index.content,
+        splits=index.splits,
+        ranges=table["brightest"] - table["darkest"],
+        read=lambda row: source.read(row, at_least=64),
+    )
+    if alike:
+        yield Finding(
+            kind="near-duplicates",
+            severity="warning",
+            text=f"{len(alike)} pair{'s' * (len(alike) != 1)} of pictures in different splits look the same",
+            remedy="Look at them; if they are one scene, put both on one side by a manifest with a split column.",
+            files=tuple((_named(index, one), _named(index, other)) for one, other in alike),
+        )
+
+
+def _unlike_their_names(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
+    rows = []
+    for row in np.flatnonzero(table["kind"]).tolist():
+        promised = FORMAT_OF_SUFFIX.get(os.path.splitext(index.paths[row])[1].lower())
+        if promised is not None and promised != KINDS[table["kind"][row]]:
+            rows.append((f"{_named(index, row)}: {KINDS[table['kind'][row]]}",))
+    if rows:
+        yield Finding(
+            kind="other format than the name says",
+            severity="note",
+            text=f"{_files(len(rows))} hold another format than their suffix says; they are read by their content",
+            remedy="Nothing needs to be done here; other programs may refuse them.",
+            files=tuple(rows),
+        )
+
+
+def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
+    short = np.minimum(table["width"], table["height"]).astype(np.int64)
+    long = np.maximum(table["width"], table["height"]).astype(np.int64)
+    deep = np.isin(table["mode"], [number for number, mode in enumerate(MODES) if mode.startswith("I") or mode == "F"])
+    kinds: list[tuple[str, Severity, Any, str, str]] = [
+        ("constant", "warning", table["darkest"] == table["brightest"],
+         "show a single colour", "Remove them, or check how they were made."),
+        ("tiny", "warning", short < TINY_SHARE * np.median(short),
+         f"are tiny: shorter side below {TINY_SHARE:.0%} of the median", "Check that they are no thumbnails."),
+        ("long", "warning", long > LONG * short,
+         f"are more than {LONG} times as long as wide: the network sees only the middle",
+         "Cut them into pieces, or use input.crop_mode=squash."),
+        ("several pictures", "note", table["several"],
+         "hold several pictures or pages; the first is used", "Split them if the others matter."),
+        ("turned", "note", table["orientation"] > 1, "are turned upright as their Exif data says", "Nothing to do."),
+        ("colour profile", "note", table["profile"], "carry a colour profile, which is followed to sRGB",
+         "Nothing to do."),
+        ("high bit depth", "note", deep, "have more than 8 bits, scaled by data.high_depth",
+         "If they look too dark, try data.high_depth=stretch."),
+    ]  # fmt: skip
+    for kind, severity, found, text, remedy in kinds:
+        rows = np.flatnonzero(found).tolist()
+        if rows:
+            yield Finding(
+                kind=kind,
+                severity=severity,
+                text=f"{_pictures(len(rows))} {text}",
+                remedy=remedy,
+                files=tuple((_named(index, row),) for row in rows),
+            )
+
+
+def _classes(index: Index) -> Iterable[Finding]:
+    counts = index.counts()
+    train = counts["train"]
+    if max(train) >= IMBALANCED * max(1, min(train)):
+        most, least = int(np.argmax(train)), int(np.argmin(train))
+        yield Finding(
+            kind="imbalance",
+            severity="warning",
+            text=f"{index.classes[most]!r} has {max(train)} training images, {index.classes[least]!r} {min(train)}",
+            remedy="Judge by macro F1, and try loss.class_weights=balanced, data.balanced=true or loss.name=focal.",
+        )
+    for split in ("val", "test"):
+        absent = [name for name, count in zip(index.classes, counts[split], strict=True) if not count]
+        if absent and sum(counts[split]):
+            yield Finding(
+                kind=f"classes missing from {split}",
+                severity="warning",
+                text=f"{split} has no image of {len(absent)} of {len(index.classes)} classes",
+                remedy="Add some; the result says nothing about these classes.",
+                files=tuple((name,) for name in absent),
+            )
+    folded = Counter(name.casefold() for name in index.classes)
+    alike = [name for name in index.classes if folded[name.casefold()] > 1]
+    if alike:
+        yield Finding(
+            kind="class names alike",
+            severity="warning",
+            text="some class names differ only in capitals",
+            remedy="Join them if they mean the same.",
+            files=tuple((name,) for name in alike),
+        )
+
+
+def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
+    if left_out:
+        yield Finding(
+            kind="pictures not read",
+            severity="warning",
+            text=f"{_files(len(left_out))} beside the images look like pictures and are not read",
+            remedy="Convert them to JPEG or PNG, and give them that suffix.",
+            files=tuple((path,) for path in left_out),
+        )
+    loose = index.ignored.get("images outside a class folder", 0)
+    if loose:
+        yield Finding(
+            kind="images outside a class folder",
+            severity="warning",
+            text=f"{_pictures(loose)} lie beside the class folders and belong to no class",
+            remedy="Move them into the folder of their class.",
+        )
+    others = {
+        what: count
+        for what, count in index.ignored.items()
+        if what != "images outside a class folder" and not what.lower().endswith(UNREAD_SUFFIXES)
+    }
+    if others:
+        yield Finding(
+            kind="other files",
+            severity="note",
+            text="not images, not read: " + ", ".join(f"{count} x {what}" for what, count in sorted(others.items())),
+            remedy="Nothing to do.",
+        )
+
+
+def _named(index: Index, row: int) -> str:
+    return f"{SPLITS[index.splits[row]]}: {index.paths[row]}"
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file" + "s" * (count != 1)
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture" + "s" * (count != 1)

@@ -1,0 +1,78 @@
+"""An audit as text: a table for the terminal, and a few lines for the start of a run."""
+
+import numpy as np
+
+from finetune.data.audit import Audit
+from finetune.data.index import SPLITS
+from finetune.errors import shortened
+
+# more classes than this are shown by their largest and smallest
+_ALL_CLASSES = 24
+_EITHER_END = 8
+_MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
+
+
+def as_text(audit: Audit, *, show_files: int = 3) -> str:
+    """Counts per class and split, sizes, modes, and every finding with its remedy and first files."""
+    parts = [_class_table(audit), "", *_about_images(audit), ""]
+    if not audit.findings:
+        parts.append("Nothing wrong was found.")
+    for finding in audit.findings:
+        parts.append(f"{_MARKS[finding.severity]}: {finding.text}.")
+        if finding.severity != "note":
+            parts += [f"    {' = '.join(group)}" for group in finding.files[:show_files]]
+            if len(finding.files) > show_files:
+                parts.append(f"    and {len(finding.files) - show_files:,} more")
+            parts.append(f"    {finding.remedy}")
+    return "\n".join(parts)
+
+
+def short(audit: Audit) -> list[str]:
+    """What a run says before it starts: one line on the images, one for each error and warning."""
+    splits = ", ".join(f"{split} {sum(audit.counts[split]):,}" for split in SPLITS)
+    lines = [f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}."]
+    for finding in audit.findings:
+        if finding.severity != "note":
+            first = f": {shortened([' = '.join(group) for group in finding.files], 1)}" if finding.files else ""
+            lines.append(f"{_MARKS[finding.severity]}: {finding.text}{first}. {finding.remedy}")
+    return lines
+
+
+def _class_table(audit: Audit) -> str:
+    counts = np.array([audit.counts[split] for split in SPLITS])
+    order = list(range(len(audit.classes)))
+    left_out = 0
+    if len(order) > _ALL_CLASSES:
+        by_size = np.argsort(-counts.sum(axis=0), kind="stable").tolist()
+        order = sorted(by_size[:_EITHER_END]) + sorted(by_size[-_EITHER_END:])
+        left_out = len(audit.classes) - len(order)
+    rows: list[tuple[str, ...]] = [("class", *SPLITS, "all")]
+    for place, target in enumerate(order):
+        if left_out and place == _EITHER_END:
+            rows.append((f"... {left_out} classes between these", "", "", "", ""))
+        numbers = counts[:, target].tolist()
+        rows.append((audit.classes[target], *(f"{number:,}" for number in [*numbers, sum(numbers)])))
+    totals = counts.sum(axis=1).tolist()
+    rows.append(("all", *(f"{number:,}" for number in [*totals, sum(totals)])))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _about_images(audit: Audit) -> list[str]:
+    modes = ", ".join(f"{name or 'in memory'} {count:,}" for name, count in audit.modes.items())
+    return [_sizes(audit), f"formats: {modes}"]
+
+
+def _sizes(audit: Audit) -> str:
+    width, height = audit.sizes["width"], audit.sizes["height"]
+    if width[0] == width[2] and height[0] == height[2]:
+        return f"size: {width[1]} x {height[1]} pixels"
+    return (
+        f"size: {width[1]} x {height[1]} pixels at the median, width {width[0]} to {width[2]}, "
+        f"height {height[0]} to {height[2]}"
+    )
