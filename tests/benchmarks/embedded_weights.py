@@ -157,13 +157,28 @@ def rows(
             continue
         weight_file = weights.get(label)
         frozen_D = None
-        if "frozen" in way:
+        if "frozen" in way and not args.through_fit:
             # a zero-initialised last norm would switch off every residual branch of a network that never trains
             body = network(weight_file, classes=data.classes, seed=seed, zero_init_last=False)
             frozen_D = features(body.to(device), images)
         for per_class in args.per_class:
             chosen = data.labelled(per_class, seed)
             began = time.monotonic()
+            if args.through_fit:
+                from through_fit import fitted_accuracy  # needs Hydra, which a machine lent for the bare rows may lack
+
+                accuracy = fitted_accuracy(
+                    data,
+                    chosen,
+                    way=way,
+                    weights=weight_file,
+                    seed=seed,
+                    steps=args.steps,
+                    batch=args.batch,
+                    scratch_lr=args.scratch_lr,
+                )
+                yield measured(name, way, label, per_class, seed, accuracy, time.monotonic() - began)
+                continue
             if frozen_D is not None:
                 weight, bias = solved_head(frozen_D[chosen], data.targets[chosen])
                 guesses = (frozen_D[data.test] @ weight.T + bias).argmax(1)
@@ -175,15 +190,22 @@ def rows(
                     parts = images[data.test.to(device)].split(256)
                     guesses = torch.cat([model(normalised(part)).argmax(1) for part in parts]).cpu()
             accuracy = float((guesses == data.targets[data.test]).float().mean())
-            yield {
-                "set": name,
-                "way": way,
-                "weights": label,
-                "per_class": per_class,
-                "seed": seed,
-                "accuracy": accuracy,
-                "seconds": round(time.monotonic() - began, 2),
-            }
+            yield measured(name, way, label, per_class, seed, accuracy, time.monotonic() - began)
+
+
+def measured(
+    name: str, way: str, label: str, per_class: int, seed: int, accuracy: float, seconds: float
+) -> dict[str, object]:
+    """One measurement as a line of the output file."""
+    return {
+        "set": name,
+        "way": way,
+        "weights": label,
+        "per_class": per_class,
+        "seed": seed,
+        "accuracy": accuracy,
+        "seconds": round(seconds, 2),
+    }
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -230,6 +252,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="rate of the pretrained rows at the head")
     parser.add_argument("--batch-norm", choices=["train", "eval"], default="eval", help="of the pretrained rows")
     parser.add_argument("--scratch-lr", type=float, default=1e-3)
+    parser.add_argument("--through-fit", action="store_true", help="every row by finetune.fit, with the presets' rates")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--shard", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), help="0/4: a quarter"
@@ -241,14 +264,14 @@ def main() -> None:
         print(table([json.loads(line) for file in args.table for line in file.read_text().splitlines()]))
         return
     weights = {name: Path(path) for name, _, path in (entry.partition("=") for entry in args.weights)}
-    measured = []
+    lines = []
     for name in args.sets:
         for line in rows(name, SETS[name](size=args.size), weights, args):
-            measured.append(line)
+            lines.append(line)
             print(json.dumps(line), file=sys.stderr, flush=True)
             with args.out.open("a") as out:
                 out.write(json.dumps(line) + "\n")
-    print(table(measured))
+    print(table(lines))
 
 
 if __name__ == "__main__":

@@ -175,7 +175,9 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
-    from finetune.models.weights import FORMAT_VERSION, save_tensors  # pretraining itself needs the renderers alone
+    # pretraining itself needs the renderers alone, on a machine that may lack what the rest of the package needs
+    from finetune.models.backbone import build_backbone
+    from finetune.models.weights import fit_state_dict, save_backbone
 
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
     assert parts, f"{folder} holds no backbone-*.safetensors"
@@ -185,17 +187,10 @@ def join(folder: Path, target: Path) -> None:
         about = dict(first.metadata())
     size = int(about["size"])
     # what `finetune export --format backbone` writes, so that the weights bring their input size along
-    save_tensors(
-        target,
-        state,
-        metadata={
-            "format": FORMAT_VERSION,
-            "kind": "backbone",
-            "adapted": None,
-            "input_spec": InputSpec(size=(size, size), crop_pct=1.0).to_dict(),
-            "pretraining": about,
-        },
-    )
+    backbone = build_backbone(source="timm", name=about["model"], weights="none")
+    fit_state_dict(backbone.net, state, origin=str(folder))
+    backbone.input_spec = InputSpec(size=(size, size), crop_pct=1.0)
+    save_backbone(target, backbone=backbone, dtype=torch.float16)
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
