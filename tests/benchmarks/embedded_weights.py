@@ -238,6 +238,33 @@ def table(lines: list[dict[str, object]]) -> str:
     return "\n".join(text)
 
 
+def verdicts(lines: list[dict[str, object]]) -> str:
+    """For each set, number of labels and file of weights: do the pretrained rows beat theirs, intervals apart?"""
+
+    def at(name: object, way: str, label: object, count: object) -> tuple[float, float] | None:
+        place = (name, way, label, count)
+        values = [
+            100.0 * float(str(line["accuracy"]))
+            for line in lines
+            if (line["set"], line["way"], line["weights"], line["per_class"]) == place
+        ]
+        return interval(values) if len(values) > 1 else None
+
+    text = []
+    places = sorted({(str(line["set"]), int(str(line["per_class"])), str(line["weights"])) for line in lines})
+    for name, count, label in places:
+        for way, rival in (("frozen", "random_frozen"), ("gradual", "scratch"), ("lp_ft", "scratch")):
+            ours, theirs = at(name, way, label, count), at(name, rival, "random", count)
+            if ours is None or theirs is None:
+                continue
+            gap = (ours[0] - ours[1]) - (theirs[0] + theirs[1])
+            verdict = "apart" if gap > 0 else "touch"
+            text.append(
+                f"{name}, {count} a class, {label}: {way} {ours[0]:.1f} > {rival} {theirs[0]:.1f}? {verdict} ({gap:+.1f})"
+            )
+    return "\n".join(text)
+
+
 def main() -> None:
     """Reads the command line; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -261,7 +288,8 @@ def main() -> None:
     parser.add_argument("--table", nargs="+", type=Path, help="print the table of these files, measure nothing")
     args = parser.parse_args()
     if args.table:
-        print(table([json.loads(line) for file in args.table for line in file.read_text().splitlines()]))
+        read = [json.loads(line) for file in args.table for line in file.read_text().splitlines()]
+        print(table(read), verdicts(read), sep="\n\n")
         return
     weights = {name: Path(path) for name, _, path in (entry.partition("=") for entry in args.weights)}
     lines = []
@@ -271,7 +299,7 @@ def main() -> None:
             print(json.dumps(line), file=sys.stderr, flush=True)
             with args.out.open("a") as out:
                 out.write(json.dumps(line) + "\n")
-    print(table(lines))
+    print(table(lines), verdicts(lines), sep="\n\n")
 
 
 if __name__ == "__main__":
