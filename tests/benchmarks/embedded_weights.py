@@ -157,13 +157,28 @@ def rows(
             continue
         weight_file = weights.get(label)
         frozen_D = None
-        if "frozen" in way:
+        if "frozen" in way and not args.through_fit:
             # a zero-initialised last norm would switch off every residual branch of a network that never trains
             body = network(weight_file, classes=data.classes, seed=seed, zero_init_last=False)
             frozen_D = features(body.to(device), images)
         for per_class in args.per_class:
             chosen = data.labelled(per_class, seed)
             began = time.monotonic()
+            if args.through_fit:
+                from through_fit import fitted_accuracy  # needs Hydra, which a machine lent for the bare rows may lack
+
+                accuracy = fitted_accuracy(
+                    data,
+                    chosen,
+                    way=way,
+                    weights=weight_file,
+                    seed=seed,
+                    steps=args.steps,
+                    batch=args.batch,
+                    scratch_lr=args.scratch_lr,
+                )
+                yield measured(name, way, label, per_class, seed, accuracy, time.monotonic() - began)
+                continue
             if frozen_D is not None:
                 weight, bias = solved_head(frozen_D[chosen], data.targets[chosen])
                 guesses = (frozen_D[data.test] @ weight.T + bias).argmax(1)
@@ -175,15 +190,22 @@ def rows(
                     parts = images[data.test.to(device)].split(256)
                     guesses = torch.cat([model(normalised(part)).argmax(1) for part in parts]).cpu()
             accuracy = float((guesses == data.targets[data.test]).float().mean())
-            yield {
-                "set": name,
-                "way": way,
-                "weights": label,
-                "per_class": per_class,
-                "seed": seed,
-                "accuracy": accuracy,
-                "seconds": round(time.monotonic() - began, 2),
-            }
+            yield measured(name, way, label, per_class, seed, accuracy, time.monotonic() - began)
+
+
+def measured(
+    name: str, way: str, label: str, per_class: int, seed: int, accuracy: float, seconds: float
+) -> dict[str, object]:
+    """One measurement as a line of the output file."""
+    return {
+        "set": name,
+        "way": way,
+        "weights": label,
+        "per_class": per_class,
+        "seed": seed,
+        "accuracy": accuracy,
+        "seconds": round(seconds, 2),
+    }
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -216,6 +238,33 @@ def table(lines: list[dict[str, object]]) -> str:
     return "\n".join(text)
 
 
+def verdicts(lines: list[dict[str, object]]) -> str:
+    """For each set, number of labels and file of weights: do the pretrained rows beat theirs, intervals apart?"""
+
+    def at(name: object, way: str, label: object, count: object) -> tuple[float, float] | None:
+        place = (name, way, label, count)
+        values = [
+            100.0 * float(str(line["accuracy"]))
+            for line in lines
+            if (line["set"], line["way"], line["weights"], line["per_class"]) == place
+        ]
+        return interval(values) if len(values) > 1 else None
+
+    text = []
+    places = sorted({(str(line["set"]), int(str(line["per_class"])), str(line["weights"])) for line in lines})
+    for name, count, label in places:
+        for way, rival in (("frozen", "random_frozen"), ("gradual", "scratch"), ("lp_ft", "scratch")):
+            ours, theirs = at(name, way, label, count), at(name, rival, "random", count)
+            if ours is None or theirs is None:
+                continue
+            gap = (ours[0] - ours[1]) - (theirs[0] + theirs[1])
+            verdict = "apart" if gap > 0 else "touch"
+            text.append(
+                f"{name}, {count} a class, {label}: {way} {ours[0]:.1f} > {rival} {theirs[0]:.1f}? {verdict} ({gap:+.1f})"
+            )
+    return "\n".join(text)
+
+
 def main() -> None:
     """Reads the command line; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,6 +279,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="rate of the pretrained rows at the head")
     parser.add_argument("--batch-norm", choices=["train", "eval"], default="eval", help="of the pretrained rows")
     parser.add_argument("--scratch-lr", type=float, default=1e-3)
+    parser.add_argument("--through-fit", action="store_true", help="every row by finetune.fit, with the presets' rates")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--shard", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), help="0/4: a quarter"
@@ -238,17 +288,18 @@ def main() -> None:
     parser.add_argument("--table", nargs="+", type=Path, help="print the table of these files, measure nothing")
     args = parser.parse_args()
     if args.table:
-        print(table([json.loads(line) for file in args.table for line in file.read_text().splitlines()]))
+        read = [json.loads(line) for file in args.table for line in file.read_text().splitlines()]
+        print(table(read), verdicts(read), sep="\n\n")
         return
     weights = {name: Path(path) for name, _, path in (entry.partition("=") for entry in args.weights)}
-    measured = []
+    lines = []
     for name in args.sets:
         for line in rows(name, SETS[name](size=args.size), weights, args):
-            measured.append(line)
+            lines.append(line)
             print(json.dumps(line), file=sys.stderr, flush=True)
             with args.out.open("a") as out:
                 out.write(json.dumps(line) + "\n")
-    print(table(measured))
+    print(table(lines), verdicts(lines), sep="\n\n")
 
 
 if __name__ == "__main__":

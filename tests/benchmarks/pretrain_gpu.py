@@ -31,10 +31,10 @@ RENDER_CHUNK = 4096  # images drawn at once: large kernels, little launching
 MAX_FILE_BYTES = 15 * 2**20
 
 
-def augmented(images_BCHW: Tensor, keys_B: Tensor) -> Tensor:
-    """Crops, recoloured, noisy, blurred and with patches missing; normalised float32."""
+def augmented(images_BCHW: Tensor, keys_B: Tensor, *, size: int) -> Tensor:
+    """Crops of ``size`` pixels, recoloured, noisy, blurred and with patches missing; normalised float32."""
     draw = Draw(keys_B, 77, 40)
-    batch, _, size, _ = images_BCHW.shape
+    batch = len(images_BCHW)
     pictures = images_BCHW.float() / 255.0
 
     zoom_B, stretch_B = draw.uniform(0.6, 1.15), draw.log_uniform(0.8, 1.25).sqrt()
@@ -175,7 +175,9 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
-    from finetune.models.weights import FORMAT_VERSION, save_tensors  # pretraining itself needs the renderers alone
+    # pretraining itself needs the renderers alone, on a machine that may lack what the rest of the package needs
+    from finetune.models.backbone import build_backbone
+    from finetune.models.weights import fit_state_dict, save_backbone
 
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))
     assert parts, f"{folder} holds no backbone-*.safetensors"
@@ -185,17 +187,10 @@ def join(folder: Path, target: Path) -> None:
         about = dict(first.metadata())
     size = int(about["size"])
     # what `finetune export --format backbone` writes, so that the weights bring their input size along
-    save_tensors(
-        target,
-        state,
-        metadata={
-            "format": FORMAT_VERSION,
-            "kind": "backbone",
-            "adapted": None,
-            "input_spec": InputSpec(size=(size, size), crop_pct=1.0).to_dict(),
-            "pretraining": about,
-        },
-    )
+    backbone = build_backbone(source="timm", name=about["model"], weights="none")
+    fit_state_dict(backbone.net, state, origin=str(folder))
+    backbone.input_spec = InputSpec(size=(size, size), crop_pct=1.0)
+    save_backbone(target, backbone=backbone, dtype=torch.float16)
     print(f"{target}: {len(state)} tensors, {target.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -287,7 +282,8 @@ def pretrain(args: argparse.Namespace) -> None:
         images, classes = pool.batch(args.batch, args.fresh)
         keys = torch.randint(2**60, (args.batch,), device=device)
         with torch.no_grad():
-            inputs = augmented(images, keys)
+            scale = args.scales[step % len(args.scales)]
+            inputs = augmented(images, keys, size=round(args.size * scale))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = forward(inputs)
         loss = lossy(logits.float(), classes)
@@ -328,6 +324,8 @@ def main() -> None:
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="mix")
     parser.add_argument("--classes", type=int, default=4096)
     parser.add_argument("--size", type=int, default=64, help="side of the images, pixels")
+    # small images are what CI and first runs on two cores use; a network that saw one size only is worse at all others
+    parser.add_argument("--scales", nargs="+", type=float, default=[1.0, 0.75, 1.0, 0.5], help="of the crops, in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=2.0, help="this call ends within these")
     parser.add_argument("--total-minutes", type=float, default=0.0, help="the schedule's length over all calls")
