@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.conftest import TINY, make_pets  # noqa: E402 (the path must be set first)
-from tests.runs import outcome  # noqa: E402
-from tests.training.killing import run_killed, run_whole  # noqa: E402
+from tests.conftest import TINY, make_pets
+from tests.runs import outcome
+from tests.training.killing import run_killed, run_whole
 
 # name -> overrides; each is run with 0 and with 2 workers
 SCHEDULES = {
@@ -89,7 +89,8 @@ def main() -> int:
         failures += not same
         kills += struck
         moment = f"{at[0]}/{total} {events[at[0]]}" + (f", then its event {at[1]}" if len(at) > 1 else "")
-        print(f"{kills:4}  {name:9} {workers:7}  {'yes' if same else 'NO':9}  {time.monotonic() - began:5.1f}  {moment}", flush=True)
+        seconds = time.monotonic() - began
+        print(f"{kills:4}  {name:9} {workers:7}  {'yes' if same else 'NO':9}  {seconds:5.1f}  {moment}", flush=True)
     print(f"{kills} kills, {failures} runs that ended otherwise than the uninterrupted one")
     return 1 if failures else 0
 

@@ -65,8 +65,8 @@ class Watchers:
             return
         files = [self._file_of(row) for row in batch.rows.tolist()]
         raise RunError(
-            f"loss={float(loss.detach())}: not finite at step {step} of phase {self._phase.name!r} (batch {batch.position.step} of "
-            f"epoch {batch.position.epoch}). Its images: {shortened(files)}. The last checkpoint is good. Lower "
+            f"loss={float(loss.detach())}: not finite at step {step} of phase {self._phase.name!r} (batch {batch.position.step} "
+            f"of epoch {batch.position.epoch}). Its images: {shortened(files)}. The last checkpoint is good. Lower "
             "schedule.lr, set schedule.gradient_clip=1, or look at these images."
         )
 

@@ -28,7 +28,12 @@ def test_planned_logged_and_used_rates_are_equal_in_every_phase_epoch_and_group(
         return result
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spying)
-    given = ["schedule=gradual", "schedule.layer_decay=0.3", f"schedule.lr_schedule={lr_schedule}", "schedule.warmup_epochs=1"]
+    given = [
+        "schedule=gradual",
+        "schedule.layer_decay=0.3",
+        f"schedule.lr_schedule={lr_schedule}",
+        "schedule.warmup_epochs=1",
+    ]
     for number in range(3):
         given += [f"schedule.phases.{number}.layer_decay=0.3", f"schedule.phases.{number}.epochs=2"]
     run_dir = train_tiny(words(*given, "schedule.phases.1.accumulate=2"), tmp_path / "run").run_dir
@@ -55,7 +60,9 @@ def test_planned_logged_and_used_rates_are_equal_in_every_phase_epoch_and_group(
                 stage = name.split("/")[0]
                 distance = 5 - list(phase["stages"]).index(stage)
                 planned = phase["stages"][stage]["lr"] * factor
-                print(f"  {phase['name']:5} {epoch} {name:16} {planned:.6e} {float(row['lr/' + name]):.6e} {in_use[name]:.6e}")
+                print(
+                    f"  {phase['name']:5} {epoch} {name:16} {planned:.6e} {float(row['lr/' + name]):.6e} {in_use[name]:.6e}"
+                )
                 assert phase["stages"][stage]["lr"] == settings["lr"] * 0.3**distance
                 assert planned == float(row[f"lr/{name}"]) == in_use[name]
         at += phase["steps"]
@@ -74,7 +81,13 @@ def test_every_step_of_a_phase_uses_the_rate_of_its_own_number(
 
     monkeypatch.setattr(torch.optim.SGD, "step", spying)
     train_tiny(
-        words("optimizer=sgd", "schedule=frozen", "schedule.phases.0.epochs=3", "schedule.lr=0.125", "schedule.max_steps=7"),
+        words(
+            "optimizer=sgd",
+            "schedule=frozen",
+            "schedule.phases.0.epochs=3",
+            "schedule.lr=0.125",
+            "schedule.max_steps=7",
+        ),
         tmp_path / "run",
     )
     assert used == [0.125 * scale("cosine", step=step, total_steps=7) for step in range(7)]
@@ -83,7 +96,9 @@ def test_every_step_of_a_phase_uses_the_rate_of_its_own_number(
 def test_a_plateau_lowers_the_rate_of_all_groups_together(words: Words, tmp_path: Path) -> None:
     given = ["schedule=full", "schedule.lr_schedule=plateau", "schedule.phases.0.epochs=7", "monitor=val/loss"]
     # a rate so small that the validation loss stands still in its leading digits, and one that makes it worse
-    run_dir = train_tiny(words(*given, "schedule.phases.0.lr=0.2", "schedule.layer_decay=0.5"), tmp_path / "run").run_dir
+    run_dir = train_tiny(
+        words(*given, "schedule.phases.0.lr=0.2", "schedule.layer_decay=0.5"), tmp_path / "run"
+    ).run_dir
     with (run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     from finetune.training.progress import Progress
@@ -94,4 +109,6 @@ def test_a_plateau_lowers_the_rate_of_all_groups_together(words: Words, tmp_path
         assert float(row["lr/head/decay"]) == 0.2 * factor
         assert float(row["lr/stem/decay"]) == 0.2 * 0.7**5 * factor
         progress.history.append((float(row["val/loss"]), float(row["val/loss"])))
-    assert {float(row["lr/head/decay"]) for row in rows} > {0.2}, "the plateau was never reached; the test shows nothing"
+    assert {float(row["lr/head/decay"]) for row in rows} > {0.2}, (
+        "the plateau was never reached; the test shows nothing"
+    )

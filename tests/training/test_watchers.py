@@ -84,4 +84,6 @@ def test_a_group_without_a_gradient_for_an_epoch_is_told_once(pets: Path, capsys
 def test_a_group_at_rate_zero_may_be_silent(pets: Path) -> None:
     classifier = tiny_classifier()
     classifier.backbone.register_forward_hook(lambda module, inputs, output: output.detach())
-    fit(classifier, phase_for(classifier, ("layer4", "head"), stage_lr={"layer4": 0.0}), pets)  # warnings are errors here
+    fit(
+        classifier, phase_for(classifier, ("layer4", "head"), stage_lr={"layer4": 0.0}), pets
+    )  # warnings are errors here
