@@ -5,6 +5,7 @@ answered in well under a second.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -546,5 +547,6 @@ def quoted(value: object) -> str:
     >>> quoted("a b=c")
     "'a b=c'"
     """
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra reads a backslash as itself, except in a row of them before a quote
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
     return f"'{text}'"
