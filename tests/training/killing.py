@@ -99,15 +99,16 @@ def forked(job: Callable[[], None], events: Events, output: Path) -> int:
     if child == 0:
         status = 1
         try:
-            with output.open("a") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            with output.open("a", buffering=1) as file:
+                # pytest has put objects of its own in the place of these
+                sys.stdout = sys.stderr = file
                 torch.set_num_threads(1)
                 events.install()
-                job()
-                status = 0
-        except BaseException:
-            traceback.print_exc()
+                try:
+                    job()
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
         finally:
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -124,3 +124,29 @@ def test_a_folder_that_is_no_whole_run_is_refused(
     damage(unfinished)
     with pytest.raises(UserError, match=message):
         resume(unfinished)
+
+
+def test_a_full_disk_ends_the_run_with_one_message_and_can_be_resumed(words: Words, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    from tests.training.killing import Events, forked
+
+    # the head alone fits in the files that are allowed, the whole network does not: the second phase's checkpoint fails
+    asked = words("schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=2", "optimizer=sgd")
+    run_whole(asked, tmp_path / "whole")
+    start = (tmp_path / "whole/phases/0-head/start.safetensors").stat().st_size
+
+    def on_a_small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (start + 100_000, resource.RLIM_INFINITY))
+        train_tiny(asked, tmp_path / "run")
+
+    assert forked(on_a_small_disk, Events(), tmp_path / "out") == 1
+    said = (tmp_path / "out").read_text()
+    assert "RunError" in said
+    assert "could not be written, the disk is full" in said
+    assert (tmp_path / "run/phases/1-all/start.safetensors").is_file()
+    assert not list((tmp_path / "run").rglob("*.part"))
+    resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")

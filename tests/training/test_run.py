@@ -140,3 +140,65 @@ def test_from_python_the_same_path(pets: Path, tmp_path: Path) -> None:
     model = finetune.load(run.bundle)
     assert run.run_dir == tmp_path / "a b=c"
     assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_moments_are_carried_into_the_next_phase_only_when_asked(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_states: dict[bool, dict[str, float]] = {}
+    for carry in (False, True):
+        seen: list[dict[int, float]] = []
+        real = torch.optim.AdamW.step
+
+        def spying(optimizer: torch.optim.AdamW, *args: object, **kwargs: object) -> object:
+            seen.append({id(p): float(state["step"]) for p, state in optimizer.state.items()})  # noqa: B023 (used at once)
+            return real(optimizer, *args, **kwargs)  # noqa: B023
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spying)
+        more = ["schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=1"]
+        run = train_tiny(words(*more, f"schedule.phases.1.carry_optimizer={carry}"), tmp_path / str(carry))
+        monkeypatch.setattr(torch.optim.AdamW, "step", real)
+        steps = run.results["phases"][0]["steps"]
+        # what the optimizer of the second phase held just before its first step: the head's two tensors or nothing
+        first_states[carry] = {str(n): value for n, value in enumerate(seen[steps].values())}
+    assert first_states[False] == {}
+    assert list(first_states[True].values()) == [steps, steps]
+
+
+def test_averaged_weights_are_validated_shipped_and_named_in_the_results(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=frozen", "schedule.phases.0.epochs=2", "schedule.restore=last", "schedule.ema_decay=0.5", "schedule.lr=0.05"]
+    run = train_tiny(words(*more), tmp_path / "run")
+    last = torch.load(run.run_dir / "phases/0-head/last.ckpt", weights_only=True)
+    final = load_file(run.run_dir / "final.safetensors")
+    averages, raw = last["finetune"]["ema"], last["state_dict"]
+    assert set(averages) == {name for name in final if name.startswith("head.")}
+    assert all(torch.equal(final[name], tensor) for name, tensor in averages.items())
+    assert not any(torch.equal(final[name], raw[f"classifier.{name}"]) for name in averages)
+    assert run.results["phases"][0]["weights"] == "ema"
+    assert run.results["val"]["loss"] == pytest.approx(last["finetune"]["rows"][-1]["val/loss"], rel=1e-6)
+
+
+def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_path: Path) -> None:
+    # a rate of 1e-12 moves nothing that accuracy or loss would show in single precision for long
+    more = ["schedule=head_then_all", "schedule.phases.0.epochs=30", "schedule.phases.0.patience=2", "schedule.phases.0.lr=1e-12"]
+    run = train_tiny(words(*more, "schedule.phases.1.epochs=1"), tmp_path / "run")
+    epochs = [phase["epochs"] for phase in run.results["phases"]]
+    assert epochs[0] < 10
+    assert epochs[0] - 1 - run.results["phases"][0]["best_epoch"] == 2
+    assert epochs[1] == 1
+
+
+def test_a_phase_may_be_given_in_steps(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=5", "schedule.phases.0.max_steps=7"), tmp_path / "run")
+    assert run.results["phases"][0]["steps"] == 7
+    assert run.results["phases"][0]["epochs"] == 2
+    assert run.results["phases"][0]["best_epoch"] in (0, 1)
+
+
+def test_class_weights_and_the_focal_loss_change_what_is_learned(words: Words, tmp_path: Path) -> None:
+    outcomes = []
+    for number, more in enumerate(([], ["loss.name=focal"], ["loss.class_weights=balanced"])):
+        run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=1", *more), tmp_path / str(number))
+        outcomes.append(run.results["weights_hash"])
+    # the classes are equally large here, so that balanced weights are all one
+    assert outcomes[0] == outcomes[2] != outcomes[1]
