@@ -1,7 +1,6 @@
 """Where a backbone's weights come from: its library, a hub, this package, a file, a folder, a bundle."""
 
 import hashlib
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.layouts import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
-from finetune.models.weights import fit_state_dict, load_state_dict_file, read_metadata
+from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +111,10 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"backbone.weights='{folder}': holds none of {', '.join(WEIGHT_FILES)}.")
-    config = _json(folder / "config.json")
-    preprocessor = _json(folder / "preprocessor_config.json")
+    config, preprocessor = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("config.json", "preprocessor_config.json")
+    )
     ours = backbone.name.partition(".")[0]
     theirs = config.get("architecture", ours)
     if backbone.source == "timm" and theirs != ours:
@@ -157,7 +158,7 @@ def _load_embedded(backbone: Backbone) -> None:
 
 def _load_bundle(backbone: Backbone, folder: Path) -> None:
     """The backbone of a trained model; its head and classes stay behind."""
-    content = _json(folder / BUNDLE_FILE)
+    content = read_json(folder / BUNDLE_FILE)
     found = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
     if not found:
         raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")
@@ -174,10 +175,3 @@ def _load_bundle(backbone: Backbone, folder: Path) -> None:
         raise UserError(f"{error}{_made_for(description)}") from None
     # its mean and std are those of the backbone; the size is what it was trained with last
     backbone.input_spec = replace(spec, channels=PRETRAINED_CHANNELS)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content

@@ -228,6 +228,22 @@ def test_embedded_weights_are_looked_up_in_the_package(
         build_backbone(source="timm", name="resnet34", weights="embedded")
 
 
+def test_damaged_files_in_a_cache_are_told_with_their_place(no_network: Path, tmp_path: Path, settled: Settle) -> None:
+    fill_hub_cache(no_network, "timm/resnet18.tv_in1k", {"model.safetensors": timm_state(settled)})
+    path = next(no_network.rglob("model.safetensors"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors, which is damaged"):
+        build_backbone(source="timm", name="resnet18", weights="imagenet")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth is damaged"):
+        build_backbone(source="torchvision", name="resnet18", weights="imagenet")
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
