@@ -25,7 +25,12 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
         UnavailableError: Neither cached nor reachable, or the repository has no such file.
     """
     from huggingface_hub import constants, get_session, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     repo, _, marked = repo.partition("@")
     revision = revision or marked or None
@@ -34,6 +39,8 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
             return Path(hf_hub_download(repo, filename, revision=revision, local_files_only=True))
         except LocalEntryNotFoundError:
             continue
+        except HFValidationError:
+            raise UnavailableError(f"nothing: {repo!r} is no name of the hub, which are OWNER/NAME") from None
     cache = f"the hub's cache {constants.HF_HUB_CACHE}"
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)

@@ -1,17 +1,19 @@
 """Where a backbone's weights come from: its library, a hub, this package, a file, a folder, a bundle."""
 
-import json
+import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, source_module
+from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.layouts import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
-from finetune.models.weights import fit_state_dict, load_state_dict_file, read_metadata
+from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata
 
 log = logging.getLogger(__name__)
 
@@ -83,21 +85,36 @@ def load_file(backbone: Backbone, path: Path) -> None:
     elif wants_transformers and "conv1.weight" in state:
         log.info("%s: torchvision's names, read as transformers'.", path)
         state = to_transformers(state)
-    fit_state_dict(backbone.net, state, origin=str(path), neutral=backbone.neutral)
+    try:
+        fit_state_dict(backbone.net, state, origin=str(path), neutral=backbone.neutral)
+    except UserError as error:
+        raise UserError(f"{error}{_made_for(metadata)}") from None
     if metadata is not None:
         backbone.input_spec = InputSpec.from_dict(metadata["backbone"]["input_spec"])
 
 
+def _made_for(description: dict[str, Any] | None) -> str:
+    """A hint at the network that weights of finetune's belong to, with a leading space."""
+    made = (description or {}).get("backbone")
+    if not made:
+        return ""
+    kwargs = "".join(f" backbone.kwargs.{key}={value}" for key, value in made["kwargs"].items())
+    return f" They were made for backbone.source={made['source']} backbone.name={made['name']}{kwargs}."
+
+
 def load_folder(backbone: Backbone, folder: Path) -> None:
-    """A bundle of finetune's, or a folder as the hub lays it out."""
-    if (folder / BUNDLE_FILE).is_file():
-        _load_bundle(backbone, folder)
-        return
+    """A bundle of finetune's, a finished run with its bundle, or a folder as the hub lays it out."""
+    for bundle in (folder, folder / "model"):
+        if (bundle / BUNDLE_FILE).is_file():
+            _load_bundle(backbone, bundle)
+            return
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"backbone.weights='{folder}': holds none of {', '.join(WEIGHT_FILES)}.")
-    config = _json(folder / "config.json")
-    preprocessor = _json(folder / "preprocessor_config.json")
+    config, preprocessor = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("config.json", "preprocessor_config.json")
+    )
     ours = backbone.name.partition(".")[0]
     theirs = config.get("architecture", ours)
     if backbone.source == "timm" and theirs != ours:
@@ -141,19 +158,20 @@ def _load_embedded(backbone: Backbone) -> None:
 
 def _load_bundle(backbone: Backbone, folder: Path) -> None:
     """The backbone of a trained model; its head and classes stay behind."""
-    content = _json(folder / BUNDLE_FILE)
+    content = read_json(folder / BUNDLE_FILE)
     found = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
     if not found:
         raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")
-    description = found[0]
+    description, path = found[0], folder / "model.safetensors"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != content.get("weights_sha256", digest):
+        raise UserError(f"backbone.weights='{folder}': its weights are not those that {BUNDLE_FILE} describes.")
     spec = InputSpec.from_dict(description["input_spec"])
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
-    load_file(backbone, folder / "model.safetensors")
-    backbone.input_spec = InputSpec.from_dict(description["backbone"]["input_spec"])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    try:
+        load_file(backbone, path)
+    except UserError as error:
+        raise UserError(f"{error}{_made_for(description)}") from None
+    # its mean and std are those of the backbone; the size is what it was trained with last
+    backbone.input_spec = replace(spec, channels=PRETRAINED_CHANNELS)

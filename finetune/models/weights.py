@@ -191,6 +191,21 @@ def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Map
         save_file(tensors, part, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}': cannot be read as JSON. {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}': must hold a JSON object. It holds a {type(content).__name__}.")
+    return content
+
+
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
     """The ``finetune`` entry of a safetensors file; None where it has none.
 

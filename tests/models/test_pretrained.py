@@ -173,24 +173,45 @@ def test_a_grey_model_is_the_start_of_another_grey_model_with_other_classes(
 ) -> None:
     def grey(backbone: Backbone, classes: tuple[str, ...], way: str = adapt) -> Any:
         return build_classifier(
-            backbone=backbone, head_settings={"name": "linear"}, classes=classes, channels=1, adapt=way
+            backbone=backbone, head_settings={"name": "linear"}, classes=classes, channels=1, adapt=way, size=(32, 32)
         )
 
     first = grey(build_backbone(source="timm", name="resnet18", weights="none"), ("a", "b"))
     settled(first)
     if form == "export":
         path = tmp_path / "b.safetensors"
-        save_backbone(path, backbone=first.backbone)
+        save_backbone(path, backbone=first.backbone, size=first.input_spec.size)
     else:
         path = tmp_path / "model"
         write_folder(path, {"model.safetensors": first.state_dict(), "model.json": {"model": first.describe()}})
     second = grey(build_backbone(source="timm", name="resnet18", weights=str(path)), ("x", "y", "z"))
+    assert second.input_spec.size == (32, 32)
+    with pytest.raises(UserError, match=r"They were made for backbone\.source=timm backbone\.name=resnet18"):
+        build_backbone(source="timm", name="resnet34", weights=str(path))
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(second.eval().embed(images), first.embed(images))
     if adapt != "expand":
         with pytest.raises(UserError, match=rf"stem made for input.channels=1 input.adapt={adapt}"):
             grey(build_backbone(source="timm", name="resnet18", weights=str(path)), ("x", "y"), "expand")
+
+
+def test_a_run_folder_stands_for_the_bundle_in_it_and_damaged_weights_are_refused(
+    tmp_path: Path, settled: Settle
+) -> None:
+    model = build_classifier(
+        backbone=build_backbone(source="timm", name="resnet18", weights="none"),
+        head_settings={"name": "linear"},
+        classes=("a", "b"),
+        channels=3,
+    )
+    settled(model)
+    files = {"model.safetensors": model.state_dict(), "model.json": {"model": model.describe()}}
+    write_folder(tmp_path / "model", files)
+    assert holds(build_backbone(source="timm", name="resnet18", weights=str(tmp_path)), model.backbone.net.state_dict())
+    write_folder(tmp_path / "model", {"model.json": {"model": model.describe(), "weights_sha256": "0" * 64}})
+    with pytest.raises(UserError, match=r"its weights are not those that model\.json describes"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
 
 
 def test_embedded_weights_are_looked_up_in_the_package(
@@ -205,6 +226,22 @@ def test_embedded_weights_are_looked_up_in_the_package(
     assert holds(build_backbone(source="timm", name="resnet18", weights="embedded"), made.net.state_dict())
     with pytest.raises(UserError, match=r"no weights for 'resnet34'. It has resnet18"):
         build_backbone(source="timm", name="resnet34", weights="embedded")
+
+
+def test_damaged_files_in_a_cache_are_told_with_their_place(no_network: Path, tmp_path: Path, settled: Settle) -> None:
+    fill_hub_cache(no_network, "timm/resnet18.tv_in1k", {"model.safetensors": timm_state(settled)})
+    path = next(no_network.rglob("model.safetensors"))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors, which is damaged"):
+        build_backbone(source="timm", name="resnet18", weights="imagenet")
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "resnet18-f37072fd.pth").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth is damaged"):
+        build_backbone(source="torchvision", name="resnet18", weights="imagenet")
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
 
 
 @pytest.mark.parametrize(

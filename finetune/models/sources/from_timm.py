@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
@@ -87,6 +88,10 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
         loaded = _create(backbone.name, backbone.kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
     except OSError as error:
         raise UnavailableError(f"{cfg.get('url')} ({error})") from None
+    except (SafetensorError, RuntimeError) as error:
+        place = overlay["file"] if overlay else cfg.get("url")
+        reason = str(error).strip().split("\n")[0]
+        raise UnavailableError(f"{place}, which is damaged or does not fit these backbone.kwargs ({reason})") from None
     net.load_state_dict(loaded.state_dict())
     log.info("backbone %s: ImageNet weights %s.", backbone.name, cfg.get("hf_hub_id") or cfg.get("url"))
 

@@ -1,6 +1,7 @@
 """ResNet, Wide-ResNet and ResNeXt of torchvision, with its weights enums."""
 
 import logging
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -69,11 +70,12 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
         )
     weights = enum[wanted]
     try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
+        # the default of torch's loader would execute what it downloads
+        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
         raise UnavailableError(f"torch's cache {torch.hub.get_dir()}/checkpoints and {weights.url} ({error})") from None
-    except RuntimeError as error:  # torch.hub's answer to a file with another hash
-        raise UnavailableError(f"{weights.url}, which came back damaged ({error})") from None
+    except (RuntimeError, UnpicklingError, EOFError) as error:  # another hash than in its name, or cut short
+        raise UnavailableError(f"{torch.hub.get_dir()}/checkpoints, where {weights.url} is damaged ({error})") from None
     fit_state_dict(backbone.net, state, origin=str(weights), neutral=backbone.neutral)
     preset = weights.transforms()
     backbone.input_spec = InputSpec(

@@ -1,6 +1,5 @@
 """ResNet checkpoints of transformers: a snapshot folder, or a name of the hub such as ``microsoft/resnet-50``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.preprocessing import spec_from_transformers
 from finetune.models.stages import StageMap, groups_by_prefix
+from finetune.models.weights import read_json
 
 # What changes the network; the rest of a config.json is about labels and provenance.
 _FIELDS = (
@@ -104,7 +104,7 @@ def _published_or_read(name: str) -> dict[str, Any]:
                 f"backbone.name={name!r}: neither a snapshot folder nor a name whose configuration can be had. "
                 f"Tried {tried}. Known without a network: {', '.join(_PUBLISHED)}."
             ) from None
-    config = json.loads(path.read_text())
+    config = read_json(path)
     if config.get("model_type") != "resnet":
         raise UserError(
             f"backbone.name={name!r}: its config.json says model_type={config.get('model_type')!r}, not 'resnet'."
