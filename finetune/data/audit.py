@@ -13,7 +13,7 @@ from finetune.data.duplicates import alike_across, identical
 from finetune.data.folder import UNREAD_SUFFIXES
 from finetune.data.formats import FORMAT_OF_SUFFIX
 from finetune.data.index import SPLITS, Index
-from finetune.data.sources import Source
+from finetune.data.reading import Source
 
 Severity = Literal["error", "warning", "note"]
 
