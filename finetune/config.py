@@ -24,10 +24,33 @@ class DataConfig:
     """Where the images come from and how they are handed over (``conf/data/``)."""
 
     source: str = "folder"
-    root: Optional[str] = None
+    # a folder, or a list of folders that are one data set
+    root: Any = None
+    # of a table (data=manifest) or a data set on disk (data=huggingface)
+    path: Optional[str] = None
+    # of a torchvision data set (data=torchvision)
+    name: Optional[str] = None
+    # columns of a table; several labels stand in one column with a separator, or in one column of 0 and 1 a class
+    path_column: str = "path"
+    image_column: str = "image"
+    label_column: str = "label"
+    split_column: str = "split"
+    label_separator: Optional[str] = None
+    label_columns: Optional[list[str]] = None
+    # splits that the data does not name are made: stratified, by content, from the run's seed
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    folds: Optional[int] = None
+    fold: int = 0
     limit_per_class: Optional[int] = None
+    # error | skip
+    on_unreadable: str = "error"
+    # null: as many as Pillow allows, 178,956,970
+    max_pixels: Optional[int] = None
+    # how more than 8 bits become 8: full | stretch
+    high_depth: str = "full"
+    # draw training images so that every class is seen equally often
+    balanced: bool = False
     # images in one optimizer step, over all devices together: results do not depend on the number of devices
     batch_size: int = 32
     eval_batch_size: int = 64
@@ -466,6 +489,13 @@ def check(config: Config) -> None:
             problems.append(f"schedule.phases: {name!r} becomes a folder name and cannot contain '/', '\\' or '='.")
     if config.data.source == "folder" and not config.data.root:
         problems.append("data.root: must be given. Write data.root=DIR, the folder that holds your images.")
+    for source, key, what in (
+        ("manifest", "path", "FILE, a CSV, TSV or Parquet table"),
+        ("huggingface", "path", "DIR, a data set on disk"),
+        ("torchvision", "name", "NAME, such as OxfordIIITPet"),
+    ):
+        if config.data.source == source and not getattr(config.data, key):
+            problems.append(f"data.{key}: must be given. Write data.{key}={what}.")
     _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
     _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
 Say = Callable[[str], None]
 NATIVE_CHANNELS = {"digits": 1}
 # keys of `data` that say how images are handed over, not where they come from
-_OF_THE_LOADER = ("source", "batch_size", "eval_batch_size", "num_workers", "augment")
+_OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment")
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -60,10 +60,14 @@ def quick_checks(config: Config) -> None:
         UserError: The folder is missing or holds no images.
     """
     if config.data.source == "folder":
-        from finetune.data.folder import scan_folder
+        from finetune.data.folder import scan_folders
 
-        assert config.data.root is not None
-        scan_folder(config.data.root)
+        scan_folders(config.data.root)
+    elif config.data.source == "manifest":
+        from finetune.data.manifest import check_manifest
+
+        assert config.data.path is not None, "the configuration was checked"
+        check_manifest(config.data.path)
     weights = config.backbone.weights
     looks_like_path = "/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
     if looks_like_path and not weights.startswith("hub:") and not Path(weights).expanduser().exists():
@@ -214,6 +218,7 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
 def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
     """Batches."""
     from finetune.data.datamodule import ImageDataModule
+    from finetune.data.weights import balanced_sample_weights
 
     return ImageDataModule(
         source=source,
@@ -223,6 +228,7 @@ def build_data(config: Config, source: "Source", classifier: "Classifier") -> "I
         eval_batch_size=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
         augment=config.data.augment,
+        sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
     )
 
 
@@ -254,8 +260,9 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], TrainingLoss
 
     weights = None
     if config.loss.class_weights == "balanced":
-        counts = torch.tensor(source.index.counts()["train"], dtype=torch.float32)
-        weights = counts.sum() / (len(counts) * counts)
+        from finetune.data.weights import class_weights
+
+        weights = torch.tensor(class_weights(source.index.counts()["train"]), dtype=torch.float32)
 
     def build(phase: "Phase") -> TrainingLoss:
         return TrainingLoss(
@@ -296,6 +303,16 @@ class Parts:
     phases: "list[Phase]"
 
 
+def _say_what_the_data_holds(source: "Source", say: Say) -> None:
+    """The audit in a few lines, and what was decided about the data."""
+    from finetune.data.audit import audit
+    from finetune.data.audit_text import short
+
+    lines = short(audit(source)) if source.facts is not None else []
+    for line in (*lines, *source.index.notes):
+        say(line)
+
+
 def assemble(config: Config, say: Say = lambda line: None, description: dict[str, Any] | None = None) -> Parts:
     """Source, network, batches and schedule of a configuration.
 
@@ -310,6 +327,7 @@ def assemble(config: Config, say: Say = lambda line: None, description: dict[str
     quick_checks(config)
     source = build_source(config)
     if description is None:
+        _say_what_the_data_holds(source, say)
         classifier = build_model(config, source, say)
     else:
         from finetune.models.classifier import classifier_from_description

@@ -13,7 +13,7 @@ from finetune.data.duplicates import alike_across, identical
 from finetune.data.folder import UNREAD_SUFFIXES
 from finetune.data.formats import FORMAT_OF_SUFFIX
 from finetune.data.index import SPLITS, Index
-from finetune.data.sources import Source
+from finetune.data.reading import Source
 
 Severity = Literal["error", "warning", "note"]
 
@@ -35,6 +35,7 @@ class Finding:
         text: What was found.
         remedy: What to do about it.
         files: The files concerned; files that belong together are in one group.
+        rows: Their rows in the index, in the same groups, where they have one.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Finding:
     text: str
     remedy: str
     files: tuple[tuple[str, ...], ...] = ()
+    rows: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def _unreadable(index: Index) -> Iterable[Finding]:
         yield Finding(
             kind="unreadable",
             severity="error",
-            text=f"{_files(len(index.skipped))} cannot be read",
+            text=f"unreadable: {_files(len(index.skipped))}",
             remedy="Replace or remove them, or train without them by data.on_unreadable=skip.",
             files=tuple((f"{path}: {reason}",) for path, reason in index.skipped),
         )
@@ -124,10 +126,10 @@ def _duplicates(source: Source) -> Iterable[Finding]:
     index, facts = source.index, source.facts
     assert facts is not None, "checked by audit"
     conflicts, leaks, copies = [], [], []
-    for rows in identical(index.content):
-        group = tuple(_named(index, int(row)) for row in rows)
-        contradicts = len(np.unique(index.targets[rows], axis=0)) > 1
-        leaks_out = len(np.unique(index.splits[rows])) > 1
+    for found in identical(index.content):
+        contradicts = len(np.unique(index.targets[found], axis=0)) > 1
+        leaks_out = len(np.unique(index.splits[found])) > 1
+        group = tuple(found.tolist())
         if contradicts:
             conflicts.append(group)
         if leaks_out:
@@ -138,25 +140,28 @@ def _duplicates(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="conflicting labels",
             severity="error",
-            text=f"{_pictures(len(conflicts))} stand under different labels, byte for byte the same",
+            text=f"under different labels, byte for byte the same: {_pictures(len(conflicts))}",
             remedy="Keep each under its right label.",
-            files=tuple(conflicts),
+            files=_named_groups(index, conflicts),
+            rows=tuple(conflicts),
         )
     if leaks:
         yield Finding(
             kind="leakage",
             severity="error",
-            text=f"{_pictures(len(leaks))} lie in more than one split: what is tested was trained on",
+            text=f"in more than one split, so that what is tested was trained on: {_pictures(len(leaks))}",
             remedy="Remove the copies, or hand over all images unsplit: splits made here never part copies.",
-            files=tuple(leaks),
+            files=_named_groups(index, leaks),
+            rows=tuple(leaks),
         )
     if copies:
         yield Finding(
             kind="duplicates",
             severity="warning",
-            text=f"{_pictures(len(copies))} occur more than once in one split and count more than others",
+            text=f"more than once in one split, counting more than others: {_pictures(len(copies))}",
             remedy="Remove the copies.",
-            files=tuple(copies),
+            files=_named_groups(index, copies),
+            rows=tuple(copies),
         )
     table = facts.table
     alike = alike_across(
@@ -170,25 +175,28 @@ def _duplicates(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="near-duplicates",
             severity="warning",
-            text=f"{len(alike)} pair{'s' * (len(alike) != 1)} of pictures in different splits look the same",
+            text=f"alike to the eye in different splits: {len(alike):,} pair{'s' * (len(alike) != 1)} of pictures",
             remedy="Look at them; if they are one scene, put both on one side by a manifest with a split column.",
-            files=tuple((_named(index, one), _named(index, other)) for one, other in alike),
+            files=_named_groups(index, alike),
+            rows=tuple(alike),
         )
 
 
 def _unlike_their_names(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
-    rows = []
+    files, rows = [], []
     for row in np.flatnonzero(table["kind"]).tolist():
         promised = FORMAT_OF_SUFFIX.get(os.path.splitext(index.paths[row])[1].lower())
         if promised is not None and promised != KINDS[table["kind"][row]]:
-            rows.append((f"{_named(index, row)}: {KINDS[table['kind'][row]]}",))
+            files.append((f"{_named(index, row)}: {KINDS[table['kind'][row]]}",))
+            rows.append((row,))
     if rows:
         yield Finding(
             kind="other format than the name says",
             severity="note",
-            text=f"{_files(len(rows))} hold another format than their suffix says; they are read by their content",
+            text=f"of another format than the suffix says, read by their content: {_files(len(rows))}",
             remedy="Nothing needs to be done here; other programs may refuse them.",
-            files=tuple(rows),
+            files=tuple(files),
+            rows=tuple(rows),
         )
 
 
@@ -198,18 +206,18 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
     deep = np.isin(table["mode"], [number for number, mode in enumerate(MODES) if mode.startswith("I") or mode == "F"])
     kinds: list[tuple[str, Severity, Any, str, str]] = [
         ("constant", "warning", table["darkest"] == table["brightest"],
-         "show a single colour", "Remove them, or check how they were made."),
+         "of a single colour", "Remove them, or check how they were made."),
         ("tiny", "warning", short < TINY_SHARE * np.median(short),
-         f"are tiny: shorter side below {TINY_SHARE:.0%} of the median", "Check that they are no thumbnails."),
+         f"tiny, the shorter side below {TINY_SHARE:.0%} of the median", "Check that they are no thumbnails."),
         ("long", "warning", long > LONG * short,
-         f"are more than {LONG} times as long as wide: the network sees only the middle",
+         f"more than {LONG} times as long as wide, of which the network sees only the middle",
          "Cut them into pieces, or use input.crop_mode=squash."),
         ("several pictures", "note", table["several"],
-         "hold several pictures or pages; the first is used", "Split them if the others matter."),
-        ("turned", "note", table["orientation"] > 1, "are turned upright as their Exif data says", "Nothing to do."),
-        ("colour profile", "note", table["profile"], "carry a colour profile, which is followed to sRGB",
+         "of several frames or pages, of which the first is used", "Split them if the others matter."),
+        ("turned", "note", table["orientation"] > 1, "turned upright as their Exif data says", "Nothing to do."),
+        ("colour profile", "note", table["profile"], "with a colour profile, which is followed to sRGB",
          "Nothing to do."),
-        ("high bit depth", "note", deep, "have more than 8 bits, scaled by data.high_depth",
+        ("high bit depth", "note", deep, "of more than 8 bits, scaled by data.high_depth",
          "If they look too dark, try data.high_depth=stretch."),
     ]  # fmt: skip
     for kind, severity, found, text, remedy in kinds:
@@ -218,9 +226,10 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
             yield Finding(
                 kind=kind,
                 severity=severity,
-                text=f"{_pictures(len(rows))} {text}",
+                text=f"{text}: {_pictures(len(rows))}",
                 remedy=remedy,
-                files=tuple((_named(index, row),) for row in rows),
+                files=_named_groups(index, [(row,) for row in rows]),
+                rows=tuple((row,) for row in rows),
             )
 
 
@@ -262,7 +271,7 @@ def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
         yield Finding(
             kind="pictures not read",
             severity="warning",
-            text=f"{_files(len(left_out))} beside the images look like pictures and are not read",
+            text=f"pictures by their look, but not read: {_files(len(left_out))}",
             remedy="Convert them to JPEG or PNG, and give them that suffix.",
             files=tuple((path,) for path in left_out),
         )
@@ -271,7 +280,7 @@ def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
         yield Finding(
             kind="images outside a class folder",
             severity="warning",
-            text=f"{_pictures(loose)} lie beside the class folders and belong to no class",
+            text=f"beside the class folders, of no class: {_pictures(loose)}",
             remedy="Move them into the folder of their class.",
         )
     others = {
@@ -290,6 +299,10 @@ def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
 
 def _named(index: Index, row: int) -> str:
     return f"{SPLITS[index.splits[row]]}: {index.paths[row]}"
+
+
+def _named_groups(index: Index, groups: Iterable[tuple[int, ...]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(_named(index, row) for row in group) for group in groups)
 
 
 def _files(count: int) -> str:

@@ -1,7 +1,6 @@
 """Batches for the Trainer: a source, a view, and the order of one phase."""
 
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 import lightning.pytorch as pl
@@ -12,11 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.sampling import BatchKey, EvalBatches, Rows, TrainBatches, key
 from finetune.data.sources import Source
-from finetune.data.transforms import eval_view, train_view
+from finetune.data.transforms import View, eval_view, train_view
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
-
-View = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Position(NamedTuple):
@@ -57,7 +54,8 @@ class ViewDataset(Dataset[Batch]):
         before = torch.get_rng_state()
         images = []
         for row in batch.rows.tolist():
-            image = self._source.read(row)
+            # a photograph much larger than the view needs is decoded smaller
+            image = self._source.read(row, at_least=self._view.at_least)
             if self._phase is not None:
                 torch.default_generator.manual_seed(key(self._seed, "view", self._phase, batch.epoch, row))
             images.append(self._view(image))

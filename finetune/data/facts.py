@@ -130,14 +130,23 @@ def _fill(row: Table, path: str, max_pixels: int) -> str:
         # files that cannot be opened have no content; their path keeps them apart
         row["content"] = content_of_bytes(b"unreadable\0" + os.fsencode(path))
         return error.reason
-    row["content"] = content_of_bytes(data)
     try:
-        about = describe(data)
-        row["kind"], row["mode"] = about.kind, about.mode
-        row["width"], row["height"], row["orientation"] = about.width, about.height, about.orientation
-        row["several"], row["profile"] = about.several, about.profile
-        grey = decode_bytes(data, path=path, channels=1, at_least=_LOOK_AT, max_pixels=max_pixels)[0].numpy()
+        facts_of_bytes(data, row, path=path, max_pixels=max_pixels)
     except UnreadableImage as error:
         return error.reason
-    row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     return ""
+
+
+def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -> None:
+    """Write the facts of one file's bytes into a one-row view of a table.
+
+    Raises:
+        UnreadableImage: They are no image; what could be told is written all the same.
+    """
+    row["content"] = content_of_bytes(data)
+    about = describe(data)
+    row["kind"], row["mode"] = about.kind, about.mode
+    row["width"], row["height"], row["orientation"] = about.width, about.height, about.orientation
+    row["several"], row["profile"] = about.several, about.profile
+    grey = decode_bytes(data, path=path, channels=1, at_least=_LOOK_AT, max_pixels=max_pixels)[0].numpy()
+    row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()

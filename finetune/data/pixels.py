@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
+from finetune.errors import UserError, did_you_mean
+
 HighDepth = Literal["full", "stretch"]
 HIGH_DEPTHS: tuple[str, ...] = get_args(HighDepth)
 
@@ -77,6 +79,21 @@ def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "
     # adding a half and cutting rounds halves up; numpy's own rounding would send 0.5 to 0 and 1.5 to 2
     scaled = (numbers - low) * 255 / span if span > 0 else np.zeros_like(numbers)
     return np.floor(scaled + 0.5).astype(np.uint8)
+
+
+def check_high_depth(name: str) -> HighDepth:
+    """The name itself.
+
+    Raises:
+        UserError: There is no such rule.
+    """
+    for rule in get_args(HighDepth):
+        if name == rule:
+            found: HighDepth = rule
+            return found
+    raise UserError(
+        f"data.high_depth={name!r}: must be one of {', '.join(HIGH_DEPTHS)}.{did_you_mean(name, HIGH_DEPTHS)}"
+    )
 
 
 def is_srgb(profile: bytes) -> bool:

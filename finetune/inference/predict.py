@@ -87,7 +87,8 @@ def predict(classifier: Classifier, paths: Iterable[str], *, batch_size: int = 3
 
     for path in paths:
         try:
-            waiting.append((path, view(decode_image(path, channels=classifier.input_spec.channels))))
+            channels = classifier.input_spec.channels
+            waiting.append((path, view(decode_image(path, channels=channels, at_least=view.at_least))))
         except UnreadableImage as error:
             waiting.append((path, str(error)))
         if len(waiting) == batch_size:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.atomic import write_json, write_text
 from finetune.data.index import Index
+from finetune.data.manifest import write_manifest, write_skipped
 from finetune.errors import UserError
 from finetune.versions import versions
 
@@ -37,6 +38,10 @@ def begin_run(
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / CONFIG, config_yaml)
     write_json(run_dir / PLAN, plan)
+    # which image was in which split; data=manifest data.path=RUN/split.csv gives the same splits again
+    write_manifest(index, run_dir / "split.csv")
+    if index.skipped:
+        write_skipped(index, run_dir / "skipped.csv")
     write_json(
         run_dir / RECORD,
         {

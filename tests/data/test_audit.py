@@ -138,7 +138,7 @@ def test_the_text_names_every_finding_with_its_remedy(faulty):
     for finding in result.findings:
         assert finding.text in text
         assert finding.severity == "note" or finding.remedy in text
-    assert "ERROR: 2 files cannot be read." in text
+    assert "ERROR: unreadable: 2 files." in text
     assert "train: train/class 0/00020.bmp = test: test/class 0/leak.bmp" in text
     lines = text.splitlines()
     assert lines[0].split() == ["class", "train", "val", "test", "all"]
@@ -149,7 +149,7 @@ def test_the_short_form_counts_images_and_names_one_example_each(faulty):
     lines = short(audit_of(faulty[0]))
     assert lines[0].startswith("1,842 images in 10 classes: train 1,270, val 271, test 301.")
     assert sum(line.startswith("ERROR") for line in lines) == 3
-    assert "and 1 more" in next(line for line in lines if "cannot be read" in line)
+    assert "and 1 more" in next(line for line in lines if "unreadable" in line)
 
 
 def test_the_audit_is_plain_json(faulty):

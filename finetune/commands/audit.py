@@ -1,0 +1,81 @@
+"""``finetune audit``: what a data set holds and what is wrong with it."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from finetune.commands.composing import run_composed
+from finetune.config import Config
+from finetune.errors import UserError
+
+ABOUT = """\
+Look at the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
+pictures that look alike across splits, constant, tiny and long ones, imbalance. Nothing is changed in your folder.
+Takes the same key=value as finetune train, and:
+  output=DIR    where audit.json and audit.html are written (default: audit)
+  views=true    show sixteen training views of each class on the page
+The exit status is 1 where something would make results wrong."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    own = {"output": "audit", "views": "false"}
+    rest = []
+    for word in argv:
+        name, _, value = word.partition("=")
+        if name in own:
+            own[name] = value
+        else:
+            rest.append(word)
+    if own["views"].lower() not in ("true", "false"):
+        raise UserError(f"views={own['views']!r}: must be true or false.")
+    output = Path(own["output"]).expanduser()
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={own['output']!r}: must be a folder. It is a file.")
+    return run_composed("audit", rest, partial(task, output=output, views=own["views"].lower() == "true"), about=ABOUT)
+
+
+def task(config: Config, *, output: Path, views: bool) -> int:
+    """Audit the data of one configuration."""
+    from finetune.commands.assemble import build_source, quick_checks
+
+    quick_checks(config)
+    from finetune.data.sources import SOURCES
+
+    builder = SOURCES.get(config.data.source)
+    if builder is not None and "on_unreadable" in inspect.signature(builder).parameters:
+        # unreadable files are among the findings, so they must not end the audit
+        config = replace(config, data=replace(config.data, on_unreadable="skip"))
+    source = build_source(config)
+
+    from finetune.data.audit import audit
+    from finetune.data.audit_text import as_text
+    from finetune.data.folder import pictures_left_out
+    from finetune.data.transforms import AUGMENTS
+    from finetune.input_spec import InputSpec
+    from finetune.report.audit_page import audit_page
+
+    if source.facts is None:
+        raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
+    found = audit(source, left_out=pictures_left_out(config.data.root) if config.data.source == "folder" else ())
+    print(as_text(found))
+    spec = None
+    if views:
+        if config.data.augment not in AUGMENTS:
+            raise UserError(f"data.augment={config.data.augment!r}: must be one of {', '.join(AUGMENTS)}.")
+        size = config.input.size if config.input.size is not None else 128
+        pair = (size, size) if isinstance(size, int) else tuple(size)
+        spec = InputSpec(channels=source.channels, size=pair, mean=(0.5,), std=(0.5,))
+    name = str(config.data.root or config.data.path or config.data.name or config.data.source)
+    page = audit_page(found, source, name=name, view_spec=spec, augment=config.data.augment)
+
+    from finetune.atomic import write_text
+
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / "audit.json", json.dumps(found.to_dict(), indent=1))
+    write_text(output / "audit.html", page)
+    print(f"\nwritten: {output / 'audit.html'}, {output / 'audit.json'}")
+    return 1 if found.wrong else 0

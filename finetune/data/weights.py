@@ -1,0 +1,34 @@
+"""Weights against imbalance: of classes in the loss, of samples in the sampler."""
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.index import Index
+
+
+def class_weights(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Weights in inverse proportion to the counts; over all samples their mean is 1.
+
+    >>> class_weights([30, 10]).round(3).tolist()
+    [0.667, 2.0]
+
+    A class without a sample weighs nothing.
+    """
+    numbers = np.asarray(counts, np.float64)
+    present = numbers > 0
+    weights = np.zeros_like(numbers)
+    weights[present] = numbers.sum() / (present.sum() * numbers[present])
+    return weights
+
+
+def balanced_sample_weights(index: Index) -> npt.NDArray[np.float64]:
+    """A weight for each row, so that drawing training rows in proportion shows every class equally often.
+
+    An image with several labels weighs as much as the rarest of them; one with none as the commonest class.
+    """
+    per_class = class_weights(index.counts()["train"])
+    if not index.multi_label:
+        return per_class[index.targets]
+    shown: npt.NDArray[np.float64] = np.where(index.targets > 0, per_class, 0.0).max(axis=1, initial=0.0)
+    shown[shown == 0] = per_class[per_class > 0].min()
+    return shown

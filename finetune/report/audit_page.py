@@ -1,0 +1,106 @@
+"""The audit as a page: every finding with small pictures of the files concerned, and training views on request."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment
+from PIL import Image
+from torch import Tensor
+
+from finetune.data.audit import Audit, Finding
+from finetune.data.decode import UnreadableImage
+from finetune.data.reading import Source
+from finetune.data.sampling import key
+from finetune.data.transforms import eval_view, in_words, train_view
+from finetune.input_spec import InputSpec
+
+# groups of pictures shown for one finding, and views shown for one class
+_GROUPS = 12
+_VIEWS = 16
+_THUMBNAIL_PX = 112
+
+
+def audit_page(
+    audit: Audit, source: Source, *, name: str, view_spec: InputSpec | None = None, augment: str = "standard"
+) -> str:
+    """The page as HTML, with its pictures inside.
+
+    Args:
+        audit: What was found.
+        source: Where the pictures come from.
+        name: What was audited, for the title.
+        view_spec: Show training views for this input; None for none.
+        augment: Their preset.
+    """
+    template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    most = max(1, *(sum(numbers) for numbers in zip(*audit.counts.values(), strict=True)))
+    classes = [
+        {"name": name_, "train": train, "val": val, "test": test, "width": round(20 * (train + val + test) / most, 2)}
+        for name_, train, val, test in zip(audit.classes, *audit.counts.values(), strict=True)
+    ]
+    return template.render(
+        name=name,
+        audit=audit,
+        findings=[_shown(finding, source) for finding in audit.findings],
+        classes=classes,
+        views=training_views(source, view_spec, augment=augment) if view_spec else [],
+        view_words=in_words(view_spec, augment=augment) if view_spec else "",
+    )
+
+
+def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dict[str, Any]]:
+    """Sixteen training views a class, of its first training images, each as a data URL."""
+    index = source.index
+    view = train_view(spec, augment=augment)
+    rows = index.rows("train")
+    shown = []
+    before = torch.get_rng_state()
+    for target, name in enumerate(index.classes):
+        mine = rows[index.targets[rows, target] > 0] if index.multi_label else rows[index.targets[rows] == target]
+        images = []
+        for number in range(_VIEWS if len(mine) else 0):
+            row = int(mine[number % len(mine)])
+            torch.manual_seed(key("audit", name, number))
+            images.append(_data_url(view(source.read(row, at_least=view.at_least))))
+        shown.append({"name": name, "images": images})
+    torch.set_rng_state(before)
+    return shown
+
+
+def _shown(finding: Finding, source: Source) -> dict[str, Any]:
+    """A finding with pictures of its first groups."""
+    groups = []
+    for number, files in enumerate(finding.files[:_GROUPS]):
+        rows = finding.rows[number] if finding.rows else (None,) * len(files)
+        groups.append([{"name": file, "image": _thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
+    return {
+        "severity": finding.severity,
+        "text": finding.text,
+        "remedy": finding.remedy,
+        "groups": groups,
+        "more": len(finding.files) - len(groups),
+    }
+
+
+def _thumbnail(source: Source, row: int | None) -> str | None:
+    if row is None:
+        return None
+    try:
+        image = source.read(row, at_least=_THUMBNAIL_PX)
+    except UnreadableImage:
+        return None
+    height, width = image.shape[-2:]
+    scale = min(1.0, _THUMBNAIL_PX / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    spec = InputSpec(channels=int(image.shape[0]), size=size, crop_mode="squash")
+    return _data_url(eval_view(spec)(image))
+
+
+def _data_url(image_CHW: Tensor) -> str:
+    pixels = image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

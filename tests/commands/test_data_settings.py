@@ -1,0 +1,70 @@
+"""Settings of the data, from the command line to the index of a run."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from finetune.commands.assemble import build_data, build_source
+from finetune.config import compose
+from finetune.errors import UserError
+from finetune.input_spec import InputSpec
+from tests.data.folders import write_folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def source_of(*words):
+    return build_source(compose(list(words)))
+
+
+def test_folds_limits_and_fractions_reach_the_splits(tmp_path):
+    root = write_folder(tmp_path / "data", {"a": 20, "b": 20})
+    words = ["data=folder", f"data.root={root}"]
+    assert source_of(*words, "data.limit_per_class=2").index.counts()["train"] == [2, 2]
+    assert source_of(*words, "data.val_fraction=0.3").index.counts()["val"] == [6, 6]
+    validated = [source_of(*words, "data.folds=4", f"data.fold={fold}").index.rows("val") for fold in range(4)]
+    assert len(np.unique(np.concatenate(validated))) == sum(map(len, validated)) == 34
+
+
+def test_several_folders_are_given_as_a_list(tmp_path):
+    one = write_folder(tmp_path / "one", {"a": 4, "b": 4})
+    two = write_folder(tmp_path / "two", {"b": 4, "c": 4})
+    index = source_of("data=folder", f"data.root=[{one},{two}]").index
+    assert index.classes == ("a", "b", "c")
+    assert len(index) == 16
+
+
+def test_a_manifest_with_a_column_for_each_class_is_read(tmp_path):
+    root = write_folder(tmp_path / "data", {"a": 6, "b": 6})
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        rows = [(path, int(path.parent.name == "a"), 1) for path in sorted(root.rglob("*.png"))]
+        csv.writer(file).writerows([("path", "sharp", "new"), *rows])
+    index = source_of("data=manifest", f"data.path={tmp_path / 't.csv'}", "data.label_columns=[sharp,new]").index
+    assert index.multi_label
+    assert index.classes == ("sharp", "new")
+
+
+def test_a_setting_that_a_source_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"data\.on_unreadable='skip': not a setting of data=digits"):
+        source_of("data=digits", "data.on_unreadable=skip")
+
+
+@pytest.mark.parametrize("words", [["data=manifest"], ["data=torchvision"], ["data=huggingface"]])
+def test_what_a_source_cannot_do_without_is_asked_for(words):
+    with pytest.raises(UserError, match=r"data\.(path|name): must be given"):
+        compose(words)
+
+
+def test_balanced_sampling_draws_every_class_equally_often(tmp_path):
+    root = write_folder(tmp_path / "data", {"a": 60, "b": 12})
+    config = compose(["data=folder", f"data.root={root}", "data.balanced=true", "data.num_workers=0"])
+    source = build_source(config)
+    classifier = type("Classifier", (), {"input_spec": InputSpec(size=(8, 8))})()
+    data = build_data(config, source, classifier)
+    drawn = [np.concatenate([batch.targets.numpy() for batch in data.train_dataloader()]) for _ in range(4)]
+    share = np.concatenate(drawn).mean()
+    assert 0.35 < share < 0.65
