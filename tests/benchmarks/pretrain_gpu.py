@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 15 * 2**20
 
 
 def augmented(images_BCHW: Tensor, keys_B: Tensor, *, size: int) -> Tensor:
-    """Crops of ``size`` pixels, recoloured, noisy, blurred and with patches missing; normalised float32."""
+    """Crops of ``size`` pixels, recoloured, blurred, coarsened, noisy, with patches missing; normalised float32."""
     draw = Draw(keys_B, 77, 40)
     batch = len(images_BCHW)
     pictures = images_BCHW.float() / 255.0
@@ -63,6 +63,11 @@ def augmented(images_BCHW: Tensor, keys_B: Tensor, *, size: int) -> Tensor:
     near = nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
     soft = nn.functional.avg_pool2d(near, 3, stride=1)
     pictures = torch.lerp(pictures, soft, chosen(0.3, draw.uniform(0.2, 1.0)))
+    for factor in (4, 8):
+        # scans and thumbnails are often enlarged from a few pixels
+        few = nn.functional.avg_pool2d(pictures, factor)
+        enlarged = nn.functional.interpolate(few, size=(size, size), mode="bilinear", align_corners=False)
+        pictures = torch.where(draw.chance(0.08)[:, None, None, None], enlarged, pictures)
     pictures = pictures + torch.randn_like(pictures) * chosen(0.3, draw.uniform(0.0, 0.12))
 
     line = torch.arange(size, device=pictures.device)
