@@ -32,7 +32,7 @@ MAX_FILE_BYTES = 15 * 2**20
 
 
 def augmented(images_BCHW: Tensor, keys_B: Tensor, *, size: int) -> Tensor:
-    """Crops of ``size`` pixels, recoloured, noisy, blurred and with patches missing; normalised float32."""
+    """Crops of ``size`` pixels, recoloured, blurred, coarsened, noisy, with patches missing; normalised float32."""
     draw = Draw(keys_B, 77, 40)
     batch = len(images_BCHW)
     pictures = images_BCHW.float() / 255.0
@@ -63,6 +63,11 @@ def augmented(images_BCHW: Tensor, keys_B: Tensor, *, size: int) -> Tensor:
     near = nn.functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
     soft = nn.functional.avg_pool2d(near, 3, stride=1)
     pictures = torch.lerp(pictures, soft, chosen(0.3, draw.uniform(0.2, 1.0)))
+    for factor in (4, 8):
+        # scans and thumbnails are often enlarged from a few pixels
+        few = nn.functional.avg_pool2d(pictures, factor)
+        enlarged = nn.functional.interpolate(few, size=(size, size), mode="bilinear", align_corners=False)
+        pictures = torch.where(draw.chance(0.08)[:, None, None, None], enlarged, pictures)
     pictures = pictures + torch.randn_like(pictures) * chosen(0.3, draw.uniform(0.0, 0.12))
 
     line = torch.arange(size, device=pictures.device)
@@ -284,7 +289,7 @@ def pretrain(args: argparse.Namespace) -> None:
         with torch.no_grad():
             scale = args.scales[step % len(args.scales)]
             inputs = augmented(images, keys, size=round(args.size * scale))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
             logits = forward(inputs)
         loss = lossy(logits.float(), classes)
         optimizer.zero_grad(set_to_none=True)
@@ -349,6 +354,8 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--pool", type=int, default=262144, help="images held in the device's memory")
     parser.add_argument("--fresh", type=float, default=0.25, help="new images for each one trained on")
+    # bf16 is 1.4 to 1.6 times as fast as fp32 on a processor with avx512_bf16 (measured with this network)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="of the network's arithmetic")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sync", type=int, default=10, help="steps between looks at the clock")

@@ -137,7 +137,7 @@ class Glyphs:
         strokes = lines_BSV2.shape[1]
         lines_BSV2 = lines_BSV2 + draw.several(2 * strokes, -0.07, 0.07).view(-1, strokes, 1, 2)
         away_BHW = stroke_distance(lines_BSV2, pose, size)
-        pen_B = draw.log_uniform(0.05, 0.22) * pose.scale_B
+        pen_B = draw.log_uniform(0.05, 0.27) * pose.scale_B
         pen_B11 = pen_B.clamp_min(1.2 / size)[:, None, None]
         solid_BHW = coverage(pen_B11 - away_BHW, size)
         edge_BHW = coverage(0.35 * pen_B11 - (away_BHW - 0.8 * pen_B11).abs(), size)
