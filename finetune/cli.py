@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.errors import RunError, UserError, did_you_mean
+from finetune.processes import is_first_process, process_name
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,11 @@ def _is_completion(argv: Sequence[str]) -> bool:
 
 
 def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
+    if not is_first_process():
+        # Ctrl-C reaches every process of a run; one of them answers
+        if isinstance(error, KeyboardInterrupt):
+            return status
+        print(f"{process_name()}: ", end="", file=sys.stderr)
     if show_traceback:
         traceback.print_exception(error)
     elif isinstance(error, (UserError, RunError)):
