@@ -31,6 +31,7 @@ class Command:
 COMMANDS = {
     "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
+    "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV or JSON Lines by suffix)"),

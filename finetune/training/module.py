@@ -161,8 +161,12 @@ class FineTuner(pl.LightningModule):
             self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
         # DDP takes the mean over processes, whose shares of a batch may differ by one image
         loss: torch.Tensor = losses_B.sum() * (batch.position.world / batch.position.global_size)
-        self._watchers.after_loss(loss, batch, self.trainer.global_step)
+        self.after_loss(loss, batch)
         return loss
+
+    def after_loss(self, loss: torch.Tensor, batch: Batch) -> None:
+        """Refuse a loss that is not a number."""
+        self._watchers.after_loss(loss, batch, self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Look whether each group learns."""

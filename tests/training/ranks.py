@@ -6,11 +6,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
+from finetune.data.datamodule import Batch
 
 DDP = ("trainer.strategy=ddp", "trainer.accelerator=cpu")
 TWO = ("trainer.devices=2", *DDP)
@@ -18,44 +21,40 @@ TWO = ("trainer.devices=2", *DDP)
 PATIENCE_S = 120.0
 
 
+# "RANK:BATCHES", or "all:BATCHES": who dies without a word, and before its how-many-th batch; not in the configuration,
+# because the resumed run shall live
+DIE, FAIL = "FINETUNE_TEST_DIE", "FINETUNE_TEST_FAIL"
+
+
 class RecordRows(pl.Callback):
     """Writes down which images each process trains on, and a digest of the views it is given.
 
     Args:
         folder: Gets one file a process.
-        die_at: ``RANK:BATCHES``: that process kills itself without a word before its so many-th batch.
-        raise_at: Likewise, it raises an error.
     """
 
-    def __init__(self, folder: str, die_at: str = "", raise_at: str = "") -> None:
+    def __init__(self, folder: str) -> None:
         self._folder, self._seen = Path(folder), 0
-        self._die_at, self._raise_at = die_at, raise_at
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:  # type: ignore[no-untyped-def]
-        """One line a batch: phase, epoch, batch, rows, sum of the pixels of each view."""
-        now = f"{trainer.global_rank}:{self._seen}"
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """One line a batch: phase, epoch, batch, rows, a sum over the pixels of each view by their places."""
+        now = {f"{trainer.global_rank}:{self._seen}", f"all:{self._seen}"}
         self._seen += 1
-        if now == self._die_at:
+        if os.environ.get(DIE) in now:
             os.kill(os.getpid(), signal.SIGKILL)
-        if now == self._raise_at:
+        if os.environ.get(FAIL) in now:
             raise RuntimeError("the disk under this process is gone")
-        views = [
-            int(image.long().mul(torch.arange(image.numel()).view(image.shape) % 251 + 1).sum())
-            for image in batch.images
-        ]
+        places = torch.arange(batch.images[0].numel()).view(batch.images[0].shape) % 251 + 1
+        views = (batch.images.long() * places).flatten(1).sum(1).tolist()
         line = (pl_module.phase.name, batch.position.epoch, batch.position.step, batch.rows.tolist(), views)
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rows.{trainer.global_rank}").open("a") as file:
             file.write(f"{line!r}\n")
 
 
-def recorded(folder: Path, **more: str) -> list[str]:
+def recorded(folder: Path) -> list[str]:
     """Overrides that put the recorder into a run."""
-    settings = {"folder": str(folder), **more}
-    return [
-        "callbacks.rows._target_=tests.training.ranks.RecordRows",
-        *[f"callbacks.rows.{name}='{value}'" for name, value in settings.items()],
-    ]
+    return ["callbacks.rows._target_=tests.training.ranks.RecordRows", f"callbacks.rows.folder='{folder}'"]
 
 
 def free_port() -> int:
@@ -66,7 +65,12 @@ def free_port() -> int:
 
 
 def forked_ranks(
-    job: Callable[[], object], output: Path, *, world: int = 2, patience_s: float = PATIENCE_S
+    job: Callable[[], object],
+    output: Path,
+    *,
+    world: int = 2,
+    patience_s: float = PATIENCE_S,
+    environment: Mapping[str, str] | None = None,
 ) -> list[int]:
     """Do a job in several processes that find each other as those of a cluster do.
 
@@ -74,6 +78,7 @@ def forked_ranks(
         job: Done by each of them.
         output: Gets what each says, in files with its number behind the name.
         world: Number of processes.
+        environment: Further variables.
         patience_s: After that many seconds all are killed, and the test fails.
 
     Returns:
@@ -89,20 +94,24 @@ def forked_ranks(
             continue
         status = 1
         try:
-            with output.with_name(f"{output.name}.{rank}").open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-                environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0}
-                os.environ.update({name: str(value) for name, value in {**environment, "WORLD_SIZE": world}.items()})
-                torch.set_num_threads(1)
-                job()
-                status = 0
+            # pytest has put its own objects in the place of the streams
+            sys.stdout = sys.stderr = output.with_name(f"{output.name}.{rank}").open("w", buffering=1)
+            os.dup2(sys.stdout.fileno(), 1)
+            os.dup2(sys.stdout.fileno(), 2)
+            os.environ.update({**cluster(port, world), **(environment or {}), "LOCAL_RANK": str(rank)})
+            torch.set_num_threads(1)
+            job()
+            status = 0
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
             os._exit(status)
     return awaited(children, patience_s=patience_s)
+
+
+def cluster(port: int, world: int) -> dict[str, str]:
+    """Variables by which the processes of a run find each other."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
 
 
 def awaited(children: Sequence[int], *, patience_s: float = PATIENCE_S) -> list[int]:
