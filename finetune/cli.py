@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.errors import RunError, UserError, did_you_mean
+from finetune.processes import is_first_process, process_name
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ COMMANDS = {
     "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
     "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
+    "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV or JSON Lines by suffix)"),
@@ -122,6 +124,11 @@ def _is_completion(argv: Sequence[str]) -> bool:
 
 
 def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
+    if not is_first_process():
+        # Ctrl-C reaches every process of a run; one of them answers
+        if isinstance(error, KeyboardInterrupt):
+            return status
+        print(f"{process_name()}: ", end="", file=sys.stderr)
     if show_traceback:
         traceback.print_exception(error)
     elif isinstance(error, (UserError, RunError)):

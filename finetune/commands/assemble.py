@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config import Config, DataConfig, instantiate, locate
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
+from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from finetune.data.datamodule import ImageDataModule
@@ -31,13 +32,21 @@ def choose_run_dir(config: Config) -> Path:
     A process that DDP started takes the folder of the process that started it.
 
     Raises:
-        UserError: The folder given holds something already.
+        UserError: The folder given holds something already, or none is given and the processes, started by others than
+            this program, could not agree on one.
     """
-    inherited = os.environ.get("FINETUNE_RUN_DIR")
-    if inherited and os.environ.get("LOCAL_RANK", "0") != "0":
+    inherited = os.environ.get(RUN_DIR_OF_RUN)
+    if inherited and not is_first_process():
         return Path(inherited)
+    if not config.run_dir and (started_together() or config.trainer.get("num_nodes", 1) != 1):
+        raise UserError(
+            "run_dir: must be given where the processes of a run are started by torchrun, by a cluster or by hand: all of "
+            "them must name the same folder. Write run_dir=DIR, on a disk that every node sees."
+        )
     if config.run_dir:
         folder = Path(config.run_dir).expanduser()
+        if not is_first_process():
+            return folder
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(
                 f"run_dir='{config.run_dir}': must be new or empty. There is something in it already. "

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.config import Config, check_overrides, conf_dir, group_choices, hydra_message, register_schema, to_config
 from finetune.errors import UserError, did_you_mean
+from finetune.processes import environment_restored
 
 Task = Callable[[Config], int]
 
@@ -100,11 +101,12 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
         # DDP starts this program again with sys.argv: it must find the command, and of a sweep this job alone
         own = list(HydraConfig.get().overrides.task)
         folders = [word for folder in line.config_dirs for word in ("--config-dir", str(folder))]
-        sys.argv = [program, command, *folders, *own]
+        sys.argv = [program, command, *folders, *_named_config(line.options), *own]
         if "-m" in line.options or "--multirun" in line.options:
             composed.run_dir = composed.run_dir or HydraConfig.get().runtime.output_dir
         try:
-            statuses.append(task(to_config(composed)))
+            with environment_restored():
+                statuses.append(task(to_config(composed)))
         except Exception as error:  # Hydra would print lines of its own around it; raised again below
             failures.append(error)
 
@@ -126,6 +128,12 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     if failures:
         raise failures[0]
     return max(statuses, default=0)
+
+
+def _named_config(options: Sequence[str]) -> list[str]:
+    """The option that names another primary configuration, as given."""
+    at = next((at for at, word in enumerate(options) if word in ("--config-name", "-cn")), None)
+    return [] if at is None else list(options[at : at + 2])
 
 
 def help_text(command: str, about: str, config_dirs: Sequence[Path] = ()) -> str:

@@ -1,6 +1,6 @@
 """``finetune resume``: go on where a run stopped, to the same bits as if it had not."""
 
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +26,10 @@ def run(argv: Sequence[str]) -> int:
             f"finetune resume: needs one RUN. Given: {' '.join(argv) or 'nothing'}.\n{USAGE.splitlines()[0]}"
         )
     resume(Path(words[0]).expanduser(), anyway="--anyway" in argv)
+    if "finetune.training.companions" in sys.modules:
+        from finetune.training.companions import end_companions
+
+        end_companions()
     return 0
 
 
@@ -55,7 +59,9 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
 
     from finetune.commands.assemble import assemble
 
-    parts = assemble(config, say, description=record["model"])
+    # killed before the weights at the start were kept: they come from where they came from the first time
+    begun = any(run_dir.glob("phases/0-*/start.safetensors"))
+    parts = assemble(config, say, description=record["model"] if begun else None)
     index = parts.source.index
     now = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}
     if now != record["data"]:
@@ -72,7 +78,6 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
             f"This run was begun with {record['threads']} threads and goes on with {torch.get_num_threads()}: sums are "
             "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
         )
-    os.environ["FINETUNE_RUN_DIR"] = str(run_dir)
     say(f"resuming: {run_dir}")
     execute(config, parts, run_dir)
 

@@ -12,7 +12,7 @@ from finetune.commands.assemble import Parts, assemble, choose_run_dir, loss_of,
 from finetune.commands.composing import run_composed
 from finetune.config import Config, instantiate, to_plain, to_yaml
 from finetune.errors import RunError, UserError
-from finetune.processes import is_first_process
+from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
     from finetune.training.run import RunResult
@@ -30,6 +30,9 @@ def run(argv: Sequence[str]) -> int:
 def task(config: Config) -> int:
     """Train one configuration."""
     train(config)
+    from finetune.training.companions import end_companions
+
+    end_companions()
     return 0
 
 
@@ -46,7 +49,6 @@ def train(config: Config) -> "RunResult":
     from finetune.training.plan import build_plan
     from finetune.training.record import begin_run
 
-    os.environ["FINETUNE_RUN_DIR"] = str(run_dir)
     if is_first_process():
         begin_run(
             run_dir,
@@ -65,7 +67,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     from finetune.report.model_card import model_card
     from finetune.training.run import Run
 
-    with quiet_lightning(), terminated_like_interrupt(run_dir):
+    with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
             data=parts.data,
@@ -100,6 +102,16 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
 
 
 @contextmanager
+def handed_down(run_dir: Path) -> Iterator[None]:
+    """The run's folder is told to the processes that are started inside the block, and to no others."""
+    os.environ[RUN_DIR_OF_RUN] = str(run_dir)
+    try:
+        yield
+    finally:
+        os.environ.pop(RUN_DIR_OF_RUN, None)
+
+
+@contextmanager
 def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
     """Ctrl-C ends with the way to go on; the signal that schedulers send ends like Ctrl-C.
 
@@ -125,7 +137,8 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
     except Exception as error:
         import traceback
 
-        (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        if is_first_process():
+            (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
@@ -138,8 +151,9 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
-    """A warning as one line, without the place in the source that raised it."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """A warning as one line, without the place in the source that raised it; once, however many processes there are."""
+    if is_first_process():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -167,6 +181,8 @@ def quiet_lightning() -> Iterator[None]:
             # a position inside an epoch is restored exactly by the keyed sampler
             r"You're resuming from a checkpoint that ended before the epoch ended",
             r"The `srun` command is available",
+            # values are computed over all processes before they are logged
+            r"It is recommended to use `self.log\(.*sync_dist=True",
             # torch's own deprecation, inside Lightning 2.6
             r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         ):

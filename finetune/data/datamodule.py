@@ -1,6 +1,7 @@
 """Batches for the Trainer: a source, a view, and the order of one phase."""
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import lightning.pytorch as pl
@@ -146,9 +147,35 @@ class ImageDataModule(pl.LightningDataModule):
         view = train_view(self.spec, augment=self._augment)
         return self._loader(ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase), batches)
 
-    def eval_dataloader(self, split: str) -> DataLoader[Batch]:
-        """The evaluation view of every image of a split, once."""
-        rank, world = self._placement()
+    def check_processes(self, world: int, batch_sizes: Iterable[int]) -> None:
+        """Hold that each of several processes has something to do, before any is started.
+
+        Raises:
+            UserError: A training batch, or a split, has fewer images than there are processes.
+        """
+        for batch_size in batch_sizes:
+            try:
+                TrainBatches(rows=self.source.index.rows("train"), batch_size=batch_size, seed=0, phase="", world=world)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+        for split in ("val", "test"):
+            images = len(self.source.index.rows(split))
+            if images < world:
+                raise UserError(
+                    f"trainer.devices: {world} processes share the {split} split, which has {images} images; each needs "
+                    "one at least. Use fewer devices."
+                )
+
+    def eval_dataloader(self, split: str, *, rank: int | None = None, world: int | None = None) -> DataLoader[Batch]:
+        """The evaluation view of every image of a split, once, over all processes together.
+
+        Args:
+            split: Its name.
+            rank: This process's number; None asks the Trainer that this was last attached to.
+            world: Number of processes; likewise.
+        """
+        if rank is None or world is None:
+            rank, world = self._placement()
         return self.rows_dataloader(self.source.index.rows(split)[rank::world])
 
     def rows_dataloader(self, rows: Rows) -> DataLoader[Batch]:

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from finetune.processes import is_first_process
 
 
 class PhaseProgressBar(RichProgressBar):
@@ -38,10 +39,9 @@ class EpochLines(Callback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After each validation inside a fit."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if not is_first_process() or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         values = trainer.callback_metrics
         shown = "  ".join(f"{name} {float(values[name]):.4f}" for name in ("val/loss", "val/acc") if name in values)

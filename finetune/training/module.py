@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from finetune.data.datamodule import Batch
 from finetune.data.sampling import key
@@ -23,6 +24,11 @@ from finetune.training.watchers import Watchers
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 PREFIX = "classifier."
+
+
+def _connected() -> bool:
+    """Whether several processes train together, and are connected."""
+    return dist.is_available() and dist.is_initialized()
 
 
 class FineTuner(pl.LightningModule):
@@ -113,7 +119,14 @@ class FineTuner(pl.LightningModule):
         return {stage: rate * factor for stage, rate in self.phase.rates().items()}
 
     def on_fit_start(self) -> None:
-        """Move what is not a parameter to the device."""
+        """Move what is not a parameter to the device, and take the buffers into our own hands.
+
+        DDP copies the buffers of the first process to the others in every forward pass, evaluation included, where
+        processes may have different numbers of batches and would wait for each other. Here they are copied once, before
+        each validation (:meth:`on_validation_start`): training does not read them.
+        """
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.trainer.strategy.model.require_forward_param_sync = False
         self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def on_train_epoch_start(self) -> None:
@@ -148,8 +161,12 @@ class FineTuner(pl.LightningModule):
             self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
         # DDP takes the mean over processes, whose shares of a batch may differ by one image
         loss: torch.Tensor = losses_B.sum() * (batch.position.world / batch.position.global_size)
-        self._watchers.after_loss(loss, batch, self.trainer.global_step)
+        self.after_loss(loss, batch)
         return loss
+
+    def after_loss(self, loss: torch.Tensor, batch: Batch) -> None:
+        """Refuse a loss that is not a number."""
+        self._watchers.after_loss(loss, batch, self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Look whether each group learns."""
@@ -171,6 +188,12 @@ class FineTuner(pl.LightningModule):
         self.metrics.reset()
         if self._ema is not None and self.trainer.state.fn == "fit":
             self._raw = self._ema.swap_in()
+        if _connected():
+            # running statistics differ between processes; the checkpoint takes those of the first, so all validate these
+            buffers = dict(self.classifier.named_buffers())
+            for name in tensors_of(self.classifier, self.phase.train):
+                if name in buffers:
+                    dist.broadcast(buffers[name], src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
@@ -188,7 +211,8 @@ class FineTuner(pl.LightningModule):
                     f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
                 )
             self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
-        self.log_dict(scalars, logger=False, batch_size=1, rank_zero_only=True)
+        # on every process, for callbacks of the user's: the values are those of all images already
+        self.log_dict(scalars, logger=False, batch_size=1)
 
     def on_validation_end(self) -> None:
         """The raw weights back."""
@@ -200,7 +224,7 @@ class FineTuner(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch, hold that nothing frozen moved, stop where patience ran out."""
         self._watchers.after_epoch(self.current_epoch)
-        loss, right, images = self._global_sums().tolist()
+        loss, right, images = self._sums_by_process().sum(0).tolist()
         row: dict[str, Any] = {
             "phase": self.phase.name,
             "epoch": self._offset[0] + self.current_epoch,
@@ -217,11 +241,13 @@ class FineTuner(pl.LightningModule):
         if self.progress.stop:
             self.trainer.should_stop = True
 
-    def _global_sums(self) -> torch.Tensor:
-        sums = self._sums.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        return sums
+    def _sums_by_process(self) -> torch.Tensor:
+        """The sums of every process (world, 3), the same everywhere."""
+        if not _connected():
+            return self._sums.clone()[None]
+        gathered = [torch.zeros_like(self._sums) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, self._sums)
+        return torch.stack(gathered)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Weights and buffers of the stages of this phase, under the names they have in a checkpoint."""
@@ -250,7 +276,8 @@ class FineTuner(pl.LightningModule):
         kept = set(self.trainable_state())
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
         checkpoint["finetune"] = self._state() | {
-            "sums": self._global_sums().tolist(),
+            # apart: adding them up here would round otherwise than at the epoch's end
+            "sums": self._sums_by_process().tolist(),
             "ema": self._ema.averages if self._ema is not None else None,
         }
 
@@ -266,8 +293,11 @@ class FineTuner(pl.LightningModule):
             raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
         self.progress.history = [(float(value), float(loss)) for value, loss in state["history"]]
         self.rows = list(state["rows"])
-        if self.trainer.global_rank == 0:
-            self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        sums = torch.tensor(state["sums"], dtype=torch.float64)
+        if len(sums) == self.trainer.world_size:
+            self._sums = sums[self.trainer.global_rank]
+        elif self.trainer.global_rank == 0:
+            self._sums = sums.sum(0)
         if self._ema is not None:
             self._ema.averages = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
 
@@ -292,7 +322,7 @@ class FineTuner(pl.LightningModule):
             if self.predictions
             else torch.zeros(0, len(self.classifier.classes))
         )
-        if dist.is_available() and dist.is_initialized():
+        if _connected():
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, (rows, shares))
             rows, shares = torch.cat([r for r, _ in gathered]), torch.cat([s for _, s in gathered])

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
 from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
+from finetune.training.companions import Companions, check_strategy
 from finetune.training.display import EpochLines, PhaseProgressBar
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
@@ -97,10 +101,18 @@ class Run:
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
         carried: dict[str, Any] | None = None
-        for number, phase in enumerate(self.schedule):
-            result, carried = self._phase(number, phase, phases, log, carried)
-            phases.append(result)
-        evaluated = self._evaluate()
+        with Companions(resume_hint=f"Go on with: finetune resume {self.run_dir}") as companions:
+            self._companions = companions
+            try:
+                for number, phase in enumerate(self.schedule):
+                    result, carried = self._phase(number, phase, phases, log, carried)
+                    phases.append(result)
+                evaluated = self._evaluate()
+            except Exception as error:
+                explained = companions.explained(error)
+                if explained is error:
+                    raise
+                raise explained from error
         return self._finish(phases, evaluated)
 
     def _phase(
@@ -144,14 +156,13 @@ class Run:
             carry = None
         else:
             trainer = self._trainer(phase, folder, log)
-            trainer.fit(
-                module,
-                datamodule=self.data,
-                ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
-                weights_only=True,
-            )
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+            with self._running(trainer):
+                trainer.fit(
+                    module,
+                    datamodule=self.data,
+                    ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
+                    weights_only=True,
+                )
             trainer.strategy.barrier("phase end")
             epochs, optimizer_steps = len(module.rows), trainer.global_step
             carry = module.optimizer_state()
@@ -234,6 +245,25 @@ class Run:
             ],
         )
 
+    @contextmanager
+    def _running(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Around every call of a Trainer, which may start further processes.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, or the signal of a scheduler.
+        """
+        check_strategy(trainer)
+        self.data.check_processes(trainer.world_size, [phase.batch_size for phase in self.schedule])
+        self._companions.watch(trainer.strategy.launcher)
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            yield
+        except SystemExit as error:
+            # Lightning 2.6 answers Ctrl-C by leaving the program, with later ones ignored
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
+
     def _evaluate(self) -> dict[str, Any]:
         """Validation and test metrics of the final weights, and the test set's probabilities."""
         phase = self.schedule[-1]
@@ -256,7 +286,10 @@ class Run:
         )
         evaluated: dict[str, Any] = {}
         for split in ("val", "test"):
-            trainer.test(module, dataloaders=self.data.eval_dataloader(split), verbose=False)
+            # said, because the data knows no Trainer yet where every phase had been finished before a resume
+            batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
+            with self._running(trainer):
+                trainer.test(module, dataloaders=batches, verbose=False)
             evaluated[split] = module.evaluated
         evaluated["predicted"] = module.predicted
         return evaluated

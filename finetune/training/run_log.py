@@ -5,9 +5,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from finetune.atomic import write_text
+from finetune.processes import is_first_process
 
 
 class RunLog:
@@ -29,9 +28,10 @@ class RunLog:
         self._before += rows
         self.write([])
 
-    @rank_zero_only
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Write the file with the rows of the current phase behind those of the phases before."""
+        """Write the file with the rows of the current phase behind those of the phases before; the first process does."""
+        if not is_first_process():
+            return
         everything = self._before + rows
         columns = list(dict.fromkeys(name for row in everything for name in row))
         text = io.StringIO()

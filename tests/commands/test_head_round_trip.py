@@ -23,7 +23,9 @@ def exported(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["data=folder", f"data.root={pets}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=2", "head=mlp"]
     run_dir = train_tiny(words, tmp_path_factory.mktemp("exported") / "run").run_dir
     assert main(["export", str(run_dir), "--format", "head", "--output", str(run_dir / "head.safetensors")]) == 0
-    assert main(["export", str(run_dir), "--format", "backbone", "--output", str(run_dir / "backbone.safetensors")]) == 0
+    assert (
+        main(["export", str(run_dir), "--format", "backbone", "--output", str(run_dir / "backbone.safetensors")]) == 0
+    )
     return run_dir
 
 
@@ -31,7 +33,11 @@ SHORT = ("schedule=frozen", "schedule.phases.0.epochs=1")
 
 
 def test_an_exported_head_goes_back_onto_the_exported_backbone(exported: Path, words: Words, tmp_path: Path) -> None:
-    more = [f"backbone.weights={exported / 'backbone.safetensors'}", f"head.weights={exported / 'head.safetensors'}", "seed=5"]
+    more = [
+        f"backbone.weights={exported / 'backbone.safetensors'}",
+        f"head.weights={exported / 'head.safetensors'}",
+        "seed=5",
+    ]
     run = train_tiny(words(*SHORT, *more), tmp_path / "run")
     start = load_file(run.run_dir / "phases/0-head/start.safetensors")
     trained = load_file(exported / "final.safetensors")

@@ -166,7 +166,13 @@ def test_moments_are_carried_into_the_next_phase_only_when_asked(
 
 
 def test_averaged_weights_are_validated_shipped_and_named_in_the_results(words: Words, tmp_path: Path) -> None:
-    more = ["schedule=frozen", "schedule.phases.0.epochs=2", "schedule.restore=last", "schedule.ema_decay=0.5", "schedule.lr=0.05"]
+    more = [
+        "schedule=frozen",
+        "schedule.phases.0.epochs=2",
+        "schedule.restore=last",
+        "schedule.ema_decay=0.5",
+        "schedule.lr=0.05",
+    ]
     run = train_tiny(words(*more), tmp_path / "run")
     last = torch.load(run.run_dir / "phases/0-head/last.ckpt", weights_only=True)
     final = load_file(run.run_dir / "final.safetensors")
@@ -180,7 +186,12 @@ def test_averaged_weights_are_validated_shipped_and_named_in_the_results(words: 
 
 def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_path: Path) -> None:
     # a rate of 1e-12 moves nothing that accuracy or loss would show in single precision for long
-    more = ["schedule=head_then_all", "schedule.phases.0.epochs=30", "schedule.phases.0.patience=2", "schedule.phases.0.lr=1e-12"]
+    more = [
+        "schedule=head_then_all",
+        "schedule.phases.0.epochs=30",
+        "schedule.phases.0.patience=2",
+        "schedule.phases.0.lr=1e-12",
+    ]
     run = train_tiny(words(*more, "schedule.phases.1.epochs=1"), tmp_path / "run")
     epochs = [phase["epochs"] for phase in run.results["phases"]]
     assert epochs[0] < 10
@@ -189,7 +200,9 @@ def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_p
 
 
 def test_a_phase_may_be_given_in_steps(words: Words, tmp_path: Path) -> None:
-    run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=5", "schedule.phases.0.max_steps=7"), tmp_path / "run")
+    run = train_tiny(
+        words("schedule=frozen", "schedule.phases.0.epochs=5", "schedule.phases.0.max_steps=7"), tmp_path / "run"
+    )
     assert run.results["phases"][0]["steps"] == 7
     assert run.results["phases"][0]["epochs"] == 2
     assert run.results["phases"][0]["best_epoch"] in (0, 1)

@@ -1,0 +1,210 @@
+"""``finetune lr-find``: which learning rate, for all stages together."""
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.composing import run_composed
+from finetune.config import Config
+from finetune.errors import UserError, did_you_mean
+from finetune.processes import is_first_process
+
+if TYPE_CHECKING:
+    from finetune.training.lr_find import Sweep
+    from finetune.training.phases import Phase
+
+ABOUT = """\
+Find a learning rate: the rates of all stages rise together, their ratios kept, while a few batches are trained on; then
+the network is what it was. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
+lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next, and
+
+  --phase N           of the schedule, counted from 0, or its name (default: 0). A later phase is swept from the weights
+                      at the start: backbone.weights and head.weights can name better ones
+  --steps N           of the sweep (default: 100)
+  --lowest RATE       where the fastest stage begins (default: 1e-7)
+  --highest RATE      where it ends, unless the loss diverges before (default: 10)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of this command alone."""
+
+    phase: str = "0"
+    steps: int = 100
+    lowest: float = 1e-7
+    highest: float = 10.0
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    options, rest = parse_options(argv)
+    return run_composed("lr-find", rest, partial(task, options=options), about=ABOUT)
+
+
+def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """Options of this command, and the other words.
+
+    Raises:
+        UserError: A value is missing, is no number, or makes no sweep.
+
+    >>> parse_options(["data=digits", "--steps", "50"])
+    (Options(phase='0', steps=50, lowest=1e-07, highest=10.0), ['data=digits'])
+    """
+    kinds: dict[str, type] = {"--phase": str, "--steps": int, "--lowest": float, "--highest": float}
+    given: dict[str, Any] = {}
+    rest, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        option, joined, value = word.partition("=")
+        if option not in kinds:
+            rest.append(word)
+            continue
+        if not joined and not words:
+            raise UserError(f"{option}: needs a value.")
+        value = value if joined else words.pop(0)
+        try:
+            given[option.removeprefix("--")] = kinds[option](value)
+        except ValueError:
+            raise UserError(f"{option} {value}: must be a number.") from None
+    options = Options(**given)
+    if options.steps < 10:
+        raise UserError(f"--steps {options.steps}: must be at least 10, for a curve to look at.")
+    if not 0 < options.lowest < options.highest:
+        raise UserError(
+            f"--lowest {options.lowest:g} --highest {options.highest:g}: must be positive, the lowest below the highest."
+        )
+    return options, rest
+
+
+def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:
+    """Position of a phase by its number or name.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = [phase.name for phase in phases]
+    if asked in names:
+        return names.index(asked)
+    if asked.isdigit() and int(asked) < len(names):
+        return int(asked)
+    raise UserError(
+        f"--phase {asked}: no such phase. Phases: {', '.join(f'{n} ({name})' for n, name in enumerate(names))}."
+        f"{did_you_mean(asked, names)}"
+    )
+
+
+def task(config: Config, *, options: Options) -> int:
+    """Sweep one configuration."""
+    # on one device: a batch is the same whoever computes it, and so is the answer
+    if not is_first_process():
+        return 0
+    config = replace(config, trainer={**config.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"})
+    # how it was asked for, as the composing has left it: the program, the command, the rest
+    words = sys.argv[2:]
+    from finetune.commands.assemble import assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
+    from finetune.commands.train import quiet_lightning, say
+
+    folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
+    parts = assemble(config, say)
+    number = choose_phase(parts.phases, options.phase)
+    phase = parts.phases[number]
+    from finetune.training.lr_find import find_rate
+
+    say(
+        f"phase {number} ({phase.name}), training {', '.join(phase.train)}: {options.steps} steps of "
+        f"{phase.batch_size * phase.accumulate} images, rates from {options.lowest:g} to {options.highest:g}"
+    )
+    with quiet_lightning():
+        sweep = find_rate(
+            classifier=parts.classifier,
+            data=parts.data,
+            phase=phase,
+            seed=config.seed,
+            make_trainer=trainer_factory(config, folder),
+            make_optimizer=optimizer_factory,
+            make_loss=loss_of(config, parts.source),
+            lowest=options.lowest,
+            highest=options.highest,
+            steps=options.steps,
+        )
+    if len(sweep.losses) < 3:
+        raise UserError(
+            f"--lowest {options.lowest:g}: the loss was no number after {len(sweep.losses)} steps. Begin lower, or look at "
+            "the data: finetune plan shows what is trained."
+        )
+    if sweep.diverged:
+        say(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
+    tell(sweep, config=config, number=number, words=words, folder=folder)
+    return 0
+
+
+def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Any) -> None:
+    """Print the suggestions, and write the table, the numbers and the picture."""
+    from finetune.atomic import write_json, write_text
+    from finetune.commands.train import say
+    from finetune.report.rate_plot import plot_rates
+    from finetune.training.lr_find import table
+
+    suggestions = sweep.suggestions()
+    rows = table(sweep)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "lr_find.csv", text.getvalue())
+    told: dict[str, Any] = {
+        name: {
+            "lr": rate,
+            "stages": sweep.stage_rates(rate),
+            "overrides": sweep.overrides(rate, number),
+            "command": command_with(sweep.overrides(rate, number), words),
+        }
+        for name, rate in suggestions.items()
+    }
+    write_json(
+        folder / "lr_find.json",
+        {
+            "phase": sweep.phase.name,
+            "fastest_stage": sweep.stage,
+            "configured": sweep.phase.rates(),
+            "steps": len(sweep.losses),
+            "diverged": sweep.diverged,
+            "seed": config.seed,
+            "suggestions": told,
+        },
+    )
+    plot_rates(
+        folder / "lr_find.svg",
+        rates=sweep.rates.tolist(),
+        losses=sweep.losses.tolist(),
+        smoothed=sweep.smoothed.tolist(),
+        suggestions=suggestions,
+        stage=sweep.stage,
+        title=f"phase {number} ({sweep.phase.name}) of schedule {config.schedule.name}",
+    )
+    for name, entry in told.items():
+        say(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry['stages'].items())}")
+    if told:
+        say(f"use: {told.get('valley', next(iter(told.values())))['command']}")
+    else:
+        say(
+            "No suggestion: the loss fell at no rate. More steps (--steps 300), a larger data.batch_size, or a lower "
+            "--lowest may show more."
+        )
+    say(f"wrote: {folder / 'lr_find.svg'}, lr_find.csv and lr_find.json beside it")
+
+
+def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:
+    """The training command with some overrides in the place of those given before.
+
+    >>> command_with(["schedule.phases.0.lr=0.01"], ["data=digits", "run_dir=here", "schedule.phases.0.lr=1"])
+    'finetune data=digits schedule.phases.0.lr=0.01'
+    """
+    replaced = {word.partition("=")[0] for word in overrides} | {"run_dir"}
+    kept = [word for word in words if word.partition("=")[0].lstrip("+") not in replaced]
+    return shlex.join(["finetune", *kept, *overrides])

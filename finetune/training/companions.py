@@ -1,0 +1,152 @@
+"""The other processes of a run: when one of them dies, the run ends with a message instead of waiting for it for ever.
+
+Lightning starts one process for each further device and looks after them every five seconds; when one has failed, it kills
+all of them, this one included, without a word. In the other direction it does nothing: where the first process is killed
+before the others have connected to it, they wait for half an hour.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+from finetune.errors import RunError, UserError
+from finetune.processes import STARTED_BY, process_name
+
+# how torch tells that the other end of a connection is gone (gloo, NCCL, the store of the rendezvous)
+_CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo", "TCPStore")
+_started: list[subprocess.Popen[bytes]] = []
+
+
+class Companions:
+    """Looks after the processes that this one started, or after the one that started this.
+
+    Args:
+        resume_hint: Said behind the message.
+        patience_s: Seconds in which this process may end by itself, with what it has to say, once another has died.
+    """
+
+    def __init__(self, *, resume_hint: str, patience_s: float = 5.0) -> None:
+        self._hint, self._patience_s = resume_hint, patience_s
+        self._launchers: list[Any] = []
+        self._over = threading.Event()
+        self._started_by = os.environ.get(STARTED_BY)
+        self._parent = os.getppid() if self._started_by == str(os.getppid()) else None
+
+    def __enter__(self) -> Self:
+        os.environ[STARTED_BY] = str(os.getpid())
+        threading.Thread(target=self._watch, name="companions", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for process in self._processes():
+            if error is not None:
+                # it would wait for this one, and say so
+                process.kill()
+        if self._started_by is None:
+            os.environ.pop(STARTED_BY, None)
+        else:
+            os.environ[STARTED_BY] = self._started_by
+
+    def watch(self, launcher: Any) -> None:
+        """Look after the processes that a Trainer's launcher is about to start."""
+        if hasattr(launcher, "procs"):
+            self._launchers.append(launcher)
+
+    def explained(self, error: Exception) -> Exception:
+        """The error, or what is behind it where another process has died."""
+        if isinstance(error, (UserError, RunError)):
+            return error
+        # a connection breaks a moment before the system tells that the process at its other end is gone
+        deadline = time.monotonic() + 2.0
+        while (message := self._lost()) is None and self._has_companions() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        broken = any(words in str(error) for words in _CONNECTION_LOST)
+        if message is None and broken and dist.is_available() and dist.is_initialized():
+            message = "The connection to another process of the run is lost; what it said is the cause."
+        return error if message is None else RunError(f"{message}\n{self._hint}")
+
+    def _processes(self) -> list[subprocess.Popen[bytes]]:
+        found = [process for launcher in self._launchers for process in launcher.procs]
+        _started.extend(process for process in found if process not in _started)
+        return found
+
+    def _has_companions(self) -> bool:
+        return self._parent is not None or bool(self._processes())
+
+    def _lost(self) -> str | None:
+        """What happened to a process of this run; None while all live."""
+        if self._parent is not None and os.getppid() != self._parent:
+            return "The first process of the run has ended before the others."
+        for number, process in enumerate(self._processes(), 1):
+            if status := process.poll():
+                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"has failed (status {status})"
+                return f"Process {number} of the run {how}, so the others cannot go on."
+        return None
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            if (message := self._lost()) is None:
+                self._silence_lightning()
+                continue
+            if self._over.wait(self._patience_s):
+                return
+            # the main thread waits in a call that may not end, and no exception can reach it there
+            print(f"{process_name()}: {message}\n{self._hint}", file=sys.stderr, flush=True)
+            for process in self._processes():
+                process.kill()
+            os._exit(1)
+
+    def _silence_lightning(self) -> None:
+        """Take the processes out of the hands of Lightning's observer, which would kill this one too, unheard."""
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer" and getattr(thread, "_child_processes", None):
+                thread._child_processes = []  # type: ignore[attr-defined]
+
+
+def check_strategy(trainer: pl.Trainer) -> None:
+    """Refuse ways to use several devices that this program does not know to be right.
+
+    Raises:
+        UserError: The strategy shards the network, or copies this process instead of starting the program again.
+    """
+    known = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not known or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        name = type(trainer.strategy).__name__
+        raise UserError(
+            f"trainer.strategy: Lightning made it a {name}, which is not supported. Only strategy=ddp is, by which the "
+            "program is started once for each device; it needs a script or the command, not a notebook. For one device "
+            "set trainer.devices=1."
+        )
+
+
+def end_companions(*, patience_s: float = 60.0) -> None:
+    """Wait until the processes that this one has started are gone, and cut the connection to them."""
+    deadline = time.monotonic() + patience_s
+    if _started:
+        torch.set_num_threads(_threads_at_import)
+    for process in _started:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    _started.clear()
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# Lightning shares the cores among the processes; the next job of a sweep starts as this one did
+_threads_at_import = torch.get_num_threads()
