@@ -63,16 +63,16 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     except UnavailableError as tried:
         raise UserError(
             f"backbone.weights={weights!r}: no weights for {backbone.name!r} can be had here. Tried {tried}. Give a "
-            "file or folder (backbone.weights=PATH), the weights inside this package (backbone.weights=embedded), "
-            "random weights (backbone.weights=none), or a cache filled elsewhere (HF_HOME for the hub's, TORCH_HOME "
-            "for torchvision's)."
+            "file or folder (backbone.weights=PATH), weights inside this package (backbone=resnet18 "
+            "backbone.weights=embedded), random weights (backbone.weights=none), or a cache filled elsewhere "
+            "(HF_HOME for the hub's, TORCH_HOME for torchvision's)."
         ) from None
 
 
 def load_file(backbone: Backbone, path: Path) -> None:
     """A state dict in the layout of the network, or of another library's ResNet; or a backbone exported by finetune."""
     metadata = read_metadata(path) if path.suffix == ".safetensors" else None
-    if metadata is not None and metadata["kind"] == "head":
+    if metadata is not None and metadata.get("kind") == "head":
         raise UserError(f"backbone.weights='{path}': holds a head, not a backbone. Give it as head.weights.")
     if metadata is not None and metadata.get("adapted") is not None:
         channels, adapt = metadata["adapted"]
