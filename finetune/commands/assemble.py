@@ -62,16 +62,20 @@ def choose_run_dir(config: Config) -> Path:
     return folder
 
 
-def quick_checks(config: Config) -> None:
+def quick_checks(config: Config, *, training: bool = True) -> None:
     """What can be said of the data's place before torch is imported, which takes seconds.
+
+    Args:
+        config: Checked.
+        training: Whether every class needs a training image.
 
     Raises:
         UserError: The folder is missing or holds no images.
     """
     if config.data.source == "folder":
-        from finetune.data.folder import scan_folders
+        from finetune.data.folder import list_folders, scan_folders
 
-        scan_folders(config.data.root)
+        (scan_folders if training else list_folders)(config.data.root)
     elif config.data.source == "manifest":
         from finetune.data.manifest import check_manifest
 

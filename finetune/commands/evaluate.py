@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.commands.arguments import Arguments
 from finetune.config import Config, check_overrides, compose, from_yaml, to_plain
 from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.data.sources import Source
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
@@ -32,18 +36,32 @@ def run(argv: Sequence[str]) -> int:
     from finetune.commands.assemble import build_source, quick_checks
     from finetune.inference.evaluate import evaluate
 
-    quick_checks(config)
+    quick_checks(config, training=not given.overrides)
     classifier = load_bundle(given.run)
     config.input.channels = classifier.input_spec.channels
-    source = build_source(config)
+    if given.overrides and config.data.source == "folder":
+        # another folder is all test data, unless it names its splits
+        from finetune.data.evaluation import evaluation_folder
+
+        data = config.data
+        limits = {} if data.max_pixels is None else {"max_pixels": data.max_pixels}
+        source: Source = evaluation_folder(
+            root=data.root,
+            channels=classifier.input_spec.channels,
+            on_unreadable=data.on_unreadable,
+            high_depth=data.high_depth,
+            **limits,
+        )
+    else:
+        source = build_source(config)
     rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
     if not len(rows):
         raise UserError(f"--split {given.split}: there is no image in it. Counts: {source.index.counts()}.")
     metrics = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
     print(
         f"{metrics['images']} images ({given.split}): accuracy {metrics['acc']:.4f}, macro F1 {metrics['f1_macro']:.4f}, "
+        f"loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}"
     )
-    print(f"loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}")
     width = max(len(name) for name in classifier.classes)
     for name, recall in zip(classifier.classes, metrics["recall"], strict=True):
         print(f"  {name:{width}}  recall {'-' if name in metrics['missing_classes'] else f'{recall:.4f}'}")

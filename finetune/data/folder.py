@@ -62,10 +62,19 @@ def scan_folders(root: str | Sequence[str]) -> Listing:
     Raises:
         UserError: As :func:`scan_folder`, or the folders do not name the same splits.
     """
+    return check_classes(list_folders(root))
+
+
+def list_folders(root: str | Sequence[str]) -> Listing:
+    """As :func:`scan_folders`, for data that nothing is trained on: a class may stand alone, or in the test split only.
+
+    Raises:
+        UserError: No folder, no image, or two folders for one split.
+    """
     roots = [root] if isinstance(root, str) else list(root)
     if not roots:
         raise UserError("data.root=[]: must name a folder of images. Give data.root=DIR.")
-    return check_classes(merge([_list_folder(one) for one in roots]))
+    return merge([_list_folder(one) for one in roots])
 
 
 def scan_folder(root: str) -> Listing:

@@ -1,0 +1,51 @@
+"""A folder that a trained model is tested on: nothing in it is set aside for training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from finetune.data.arrange import leave_out_unreadable
+from finetune.data.decode import MAX_PIXELS
+from finetune.data.facts_cache import cached_facts
+from finetune.data.folder import list_folders
+from finetune.data.index import SPLITS, Index
+from finetune.data.reading import FileSource, check_high_depth
+
+TEST = SPLITS.index("test")
+
+
+def evaluation_folder(
+    *,
+    root: str | Sequence[str],
+    channels: int = 3,
+    on_unreadable: str = "error",
+    max_pixels: int = MAX_PIXELS,
+    high_depth: str = "full",
+) -> FileSource:
+    """An image folder whose images belong to ``test``, except where it names splits of its own.
+
+    Unlike a folder to train on, it may hold a single class, and classes without a training image.
+
+    Raises:
+        UserError: No folder, no image, or an image that cannot be read.
+    """
+    depth = check_high_depth(high_depth)
+    listing = list_folders(root)
+    facts = cached_facts(listing.root, listing.paths, max_pixels=max_pixels)
+    readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
+    if skipped:
+        facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))
+    splits = np.where(readable.splits < 0, TEST, readable.splits).astype(np.int8)
+    readable = replace(readable, splits=splits)
+    index = Index(
+        classes=readable.classes,
+        root=readable.root,
+        paths=readable.paths,
+        targets=readable.targets,
+        splits=splits,
+        content=facts.content,
+        skipped=skipped,
+        ignored=readable.ignored,
+    )
+    return FileSource(index=index, channels=channels, facts=facts, max_pixels=max_pixels, high_depth=depth)
