@@ -10,7 +10,8 @@ from finetune.data.decode import MAX_PIXELS
 from finetune.data.facts_cache import cached_facts
 from finetune.data.folder import list_folders
 from finetune.data.index import SPLITS, Index
-from finetune.data.reading import FileSource, check_high_depth
+from finetune.data.pixels import check_high_depth
+from finetune.data.reading import FileSource
 
 TEST = SPLITS.index("test")
 
