@@ -29,7 +29,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
+    "train": Command("train", "key=value ...", "train, test, write the bundle (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
     "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
