@@ -1,8 +1,5 @@
 """Exponential moving average of the trainable stages (Polyak averaging)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from finetune.models.classifier import Classifier
@@ -42,15 +39,6 @@ class StageEma:
         """Put the averages in the place of the weights."""
         for name, tensor in tensors_of(self._classifier, self._stages).items():
             tensor.copy_(self.averages[name])
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The network with averaged weights for the length of a ``with`` block."""
-        raw = self.swap_in()
-        try:
-            yield
-        finally:
-            self.swap_out(raw)
 
     @torch.no_grad()
     def swap_in(self) -> dict[str, torch.Tensor]:
