@@ -321,7 +321,7 @@ def _say_what_the_data_holds(source: "Source", say: Say) -> None:
     from finetune.data.audit import audit
     from finetune.data.audit_text import short
 
-    lines = short(audit(source)) if source.facts is not None else []
+    lines = short(audit(source, look_alikes=False)) if source.facts is not None else []
     for line in (*lines, *source.index.notes):
         say(line)
 

@@ -76,12 +76,13 @@ class Audit:
         return asdict(self)
 
 
-def audit(source: Source, *, left_out: Sequence[str] = ()) -> Audit:
+def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = True) -> Audit:
     """Look at a data set whose unreadable files were skipped.
 
     Args:
         source: With facts for every row of its index.
         left_out: Paths of pictures beside the images that are not read.
+        look_alikes: Also look for the same picture in other bytes across splits, which opens files again.
     """
     index, facts = source.index, source.facts
     assert facts is not None, "an audit needs the facts of every row"
@@ -89,6 +90,7 @@ def audit(source: Source, *, left_out: Sequence[str] = ()) -> Audit:
     findings = [
         *_unreadable(index),
         *_duplicates(source),
+        *(_look_alikes(source) if look_alikes else ()),
         *_unlike_their_names(index, table),
         *_odd_pictures(index, table),
         *_classes(index),
@@ -123,8 +125,7 @@ def _unreadable(index: Index) -> Iterable[Finding]:
 
 
 def _duplicates(source: Source) -> Iterable[Finding]:
-    index, facts = source.index, source.facts
-    assert facts is not None, "checked by audit"
+    index = source.index
     conflicts, leaks, copies = [], [], []
     for found in identical(index.content):
         contradicts = len(np.unique(index.targets[found], axis=0)) > 1
@@ -163,6 +164,11 @@ def _duplicates(source: Source) -> Iterable[Finding]:
             files=_named_groups(index, copies),
             rows=tuple(copies),
         )
+
+
+def _look_alikes(source: Source) -> Iterable[Finding]:
+    index, facts = source.index, source.facts
+    assert facts is not None, "checked by audit"
     table = facts.table
     alike = alike_across(
         looks=np.ascontiguousarray(table["looks"]),

@@ -175,6 +175,8 @@ def _decode_with_pillow(
             scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
             size = (max(1, image.width // scale), max(1, image.height // scale))
             image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
+        # all bytes at once: handed out in blocks, the JPEG decoder would begin the row at each block's end again
+        image.decodermaxblock = max(len(data), image.decodermaxblock)
         image.load()
         orientation = orientation_of_exif(exif) if exif is not None else orientation_of_image(image)
         pixels = torch.from_numpy(to_pixels(image, channels=channels, high_depth=high_depth))

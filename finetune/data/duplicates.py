@@ -16,6 +16,9 @@ Rows = npt.NDArray[np.int64]
 # up to this many images a band has 8 bits, and pictures that differ in up to 12 of 128 bits are found; above it 16 and 7
 _MANY = 50_000
 
+# pictures of one kind, X-rays for instance, may all be near to each other; no more pairs than these are looked at
+_MOST_PAIRS = 100_000
+
 # two thumbnails are one picture if they correlate so much and differ by so few levels, brightness apart
 _LEAST_CORRELATION = 0.97
 _MOST_LEVELS = 6.0
@@ -61,6 +64,8 @@ def alike_across(
                 ones, others = members[splits[members] == split], members[splits[members] > split]
                 # the smaller side row by row, so that a band shared by very many needs no large table
                 for one in ones if len(ones) <= len(others) else others:
+                    if len(pairs) >= _MOST_PAIRS:
+                        break
                     across = others if len(ones) <= len(others) else ones
                     near = across[distance(looks[across], looks[one]) <= most]
                     pairs.update((min(int(one), int(other)), max(int(one), int(other))) for other in near)

@@ -13,6 +13,7 @@ second column lets torchvision stop there too.
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,22 +80,36 @@ def main() -> None:
             best = rates.pop("ours")
             print(f"{width} x {height} ({size:.2f} MB): ours {best:.0f}, " + ", ".join(
                 f"{name} {rate:.0f} ({best / rate:.2f} x)" for name, rate in rates.items()))  # fmt: skip
-            for name, looked in (("training", view), ("evaluation", eval_view(InputSpec()))):
-                print(f"    {name} view, scaled against full decoding: {difference(paths[:12], looked)}")
+            # the smallest crop that the view makes, its edges on whole pixels of both decodings
+            looks = {
+                "evaluation view": eval_view(InputSpec()),
+                "smallest training crop": smallest_crop,
+                "training view, with crops rounded to whole pixels": view,
+            }
+            for name, look in looks.items():
+                at_least = eval_view(InputSpec()).at_least if name.startswith("evaluation") else view.at_least
+                print(f"    {name}, scaled against full decoding: {difference(paths[:12], look, at_least)}")
 
 
-def difference(paths: list[str], view) -> str:  # type: ignore[no-untyped-def] # a View of finetune.data.transforms
-    """Mean and largest difference of the same view of the two decodings."""
+def smallest_crop(image: torch.Tensor) -> torch.Tensor:
+    """The middle quarter of an image's area at 224 pixels."""
+    height, width = image.shape[-2:]
+    middle = image[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return eval_view(InputSpec(size=(224, 224), crop_mode="squash"))(middle)
+
+
+def difference(paths: list[str], look: Callable[[torch.Tensor], torch.Tensor], at_least: int) -> str:
+    """Mean and largest difference, in levels of 0..255, of the same view of the two decodings."""
     means, largest = [], 0.0
     for number, path in enumerate(paths):
         views = []
-        for at_least in (None, view.at_least):
+        for smaller in (None, at_least):
             torch.manual_seed(number)
-            views.append(view(decode_image(path, channels=3, at_least=at_least)).float())
+            views.append(look(decode_image(path, channels=3, at_least=smaller)).float())
         gap = (views[0] - views[1]).abs()
         means.append(float(gap.mean()))
         largest = max(largest, float(gap.max()))
-    return f"mean {statistics.mean(means):.2f} levels, largest {largest:.0f}"
+    return f"mean {statistics.mean(means):.2f}, largest {largest:.0f}"
 
 
 if __name__ == "__main__":
