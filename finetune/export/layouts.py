@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.atomic import write_json
 from finetune.errors import UserError
 from finetune.export.provenance import KEY, provenance
+from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
@@ -168,6 +169,22 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
             "image_std": list(spec.std),
         },
     )
+
+
+def crops_otherwise(spec: InputSpec, height: int, width: int) -> bool:
+    """Whether transformers cuts the centre of an image one pixel beside where timm, torchvision and evaluation cut it.
+
+    Where the margin is odd those round its half to even, transformers 5 always down.
+
+    >>> crops_otherwise(InputSpec(size=(64, 64)), 92, 95)
+    True
+    """
+    if spec.crop_mode != "center":
+        return False
+    target = _resize_sides(spec.size, spec.crop_pct)
+    longer = max(target[1], target[0] * width // height), max(target[0], target[1] * height // width)
+    margins = longer[0] - spec.size[1], longer[1] - spec.size[0]
+    return any(round(margin / 2) != margin // 2 for margin in margins)
 
 
 def colour_stem(classifier: Classifier) -> Tensor:

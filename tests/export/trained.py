@@ -76,12 +76,12 @@ def settled_classifier(
 
 
 def solve_head(fc: nn.Linear, features_ND: Tensor, targets: Tensor) -> None:
-    """Ridge regression onto logits of 3 for the right class and 0 for the others, in place."""
+    """Heavily damped ridge regression, close to the nearest class mean, in place: answers that vary and do not flicker."""
     mean_D = features_ND.mean(0)
     centred_ND = (features_ND - mean_D).double()
-    wanted_NK = 3.0 * nn.functional.one_hot(targets, fc.out_features).double()
+    wanted_NK = 12.0 * nn.functional.one_hot(targets, fc.out_features).double()
     gram_NN = centred_ND @ centred_ND.T
-    ridge = 0.1 * gram_NN.diagonal().mean()
+    ridge = 30 * gram_NN.diagonal().mean()
     weight_DK = centred_ND.T @ torch.linalg.solve(gram_NN + ridge * torch.eye(len(gram_NN)), wanted_NK)
     fc.weight.copy_(weight_DK.T)
     fc.bias.copy_(-(fc.weight @ mean_D))
