@@ -234,7 +234,9 @@ def colour_stem(classifier: Classifier) -> Tensor:
 def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
     """The network's state dict with a stem for colour, and the head as ``fc.weight`` and ``fc.bias``."""
     if not isinstance(classifier.head, LinearHead):
-        raise _no_layout(layout, f"its classifier is one linear layer, and this head is {classifier.head.settings['name']!r}")
+        raise _no_layout(
+            layout, f"its classifier is one linear layer, and this head is {classifier.head.settings['name']!r}"
+        )
     try:
         stem = colour_stem(classifier)
     except UserError as error:

@@ -1,5 +1,6 @@
 """ONNX with eight-bit weights and activations: static, calibrated on images, one scale a channel of the weights."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from finetune.data.decode import UnreadableImage, decode_image
 from finetune.export.onnx import INPUT
 from finetune.export.provenance import KEY, as_text
 
-# what is worth eight bits: convolutions and matrix products of the network. The resize is whole numbers already.
-QUANTISED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "GlobalAveragePool")
+# what is worth eight bits: convolutions and matrix products. The resize is whole numbers already.
+QUANTISED = ["Conv", "Gemm", "MatMul"]
 CALIBRATION_IMAGES = 128
 
 
@@ -40,7 +41,7 @@ def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels:
             _Images(files, channels=channels, layout=layout),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            op_types_to_quantize=QUANTISED,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
@@ -50,8 +51,6 @@ def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels:
     model = onnx.load(str(target))
     for entry in model.metadata_props:
         if entry.key == KEY:
-            import json
-
             entry.value = as_text({**json.loads(entry.value), "precision": "int8"})
     onnx.save(model, str(target))
 

@@ -24,6 +24,4 @@ def export_torch(classifier: Classifier, path: Path, *, layout: Layout = "nhwc")
         program = traced(classifier, layout=layout)
     # an open file: given a path, torch insists on the suffix .pt2, and what is written first is a part beside the target
     with path.open("wb") as file, quiet_exporter():
-        torch.export.save(
-            program, file, extra_files={EXTRA_FILE: as_text(provenance(classifier, layout=layout))}
-        )
+        torch.export.save(program, file, extra_files={EXTRA_FILE: as_text(provenance(classifier, layout=layout))})
