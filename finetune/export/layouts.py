@@ -7,7 +7,6 @@ function of a grey image whose channel is repeated, see :func:`colour_stem`.
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
