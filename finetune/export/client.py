@@ -107,11 +107,13 @@ class Timm(_Torch):
         import timm
         import torch
 
+        data: Any = timm.data
         self.torch = torch
-        self.model = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
-        self.config = timm.data.resolve_model_data_config(self.model)
-        self.transform = timm.data.create_transform(**self.config, is_training=False)
-        self.classes = list(self.model.pretrained_cfg["label_names"])
+        self.model: Any = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+        self.config = data.resolve_model_data_config(self.model)
+        self.transform = data.create_transform(**self.config, is_training=False)
+        cfg: Any = self.model.pretrained_cfg
+        self.classes = list(cfg["label_names"])
         self.grey = bool(options["grey"])
         self.opened_by = f"timm {timm.__version__}"
 
@@ -174,8 +176,8 @@ class Transformers(_Torch):
         import transformers
 
         self.torch = torch
-        self.pipe = transformers.pipeline("image-classification", model=target, device="cpu")
-        names = self.pipe.model.config.id2label
+        self.pipe: Any = transformers.pipeline("image-classification", model=target, device="cpu")
+        names: Any = self.pipe.model.config.id2label
         self.classes = [names[number] for number in range(len(names))]
         self.grey = bool(options["grey"])
         self.opened_by = f"transformers {transformers.__version__}"

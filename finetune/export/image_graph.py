@@ -16,6 +16,8 @@ from finetune.models.classifier import Classifier
 # B = batch, C = channels of the user's image, H/W = image height/width, K = classes
 
 Layout = Literal["nhwc", "nchw"]
+# a number of pixels, or a symbol for one while a graph is traced
+Side = int | torch.SymInt
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
@@ -64,13 +66,13 @@ def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
     return resized_BCHW[:, :, top : top + height, left : left + width]
 
 
-def _resized(images_BCHW: Tensor, height: int, width: int, spec: InputSpec) -> Tensor:
+def _resized(images_BCHW: Tensor, height: Side, width: Side, spec: InputSpec) -> Tensor:
     if spec.interpolation == "nearest":
         return nearest_like_evaluation(images_BCHW, height=height, width=width).float()
     return resize_like_evaluation(images_BCHW, height=height, width=width, interpolation=spec.interpolation).float()
 
 
-def _half_to_even(margin: int) -> int:
+def _half_to_even(margin: Side) -> Side:
     """``round(margin / 2)`` as Python rounds, in whole numbers.
 
     >>> [_half_to_even(n) for n in range(8)] == [round(n / 2) for n in range(8)]

@@ -7,6 +7,7 @@ function of a grey image whose channel is repeated, see :func:`colour_stem`.
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -69,7 +70,7 @@ def export_timm(classifier: Classifier, folder: Path) -> None:
                 "std": list(spec.std),
                 "num_classes": len(classifier.classes),
                 "pool_size": None,
-                "first_conv": net.first_conv,
+                "first_conv": net.first_convs[0] if len(net.first_convs) == 1 else list(net.first_convs),
                 "classifier": classifier_name,
             },
             KEY: provenance(classifier),
@@ -114,17 +115,21 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
     Raises:
         UserError: The network is not one of the plain ResNets, or the layout cannot hold its head, stem or crop.
     """
-    name, spec = _plain_resnet(classifier), classifier.input_spec
-    if name is None:
+    name, spec, own = _plain_resnet(classifier), classifier.input_spec, classifier.backbone.source == "transformers"
+    if name is None and not own:
         raise _no_layout(
             "transformers",
             f"its ResNet family holds {', '.join(RESNETS)}, and this network is {classifier.backbone.name!r}",
         )
     if spec.crop_mode == "center" and spec.size[0] != spec.size[1]:
         raise _no_layout("transformers", f"its processor cannot cover a crop of {spec.size[0]} x {spec.size[1]} pixels")
-    depths, layer = RESNETS[name]
     state = _with_linear_head(classifier, "transformers")
-    renamed = {_transformers_name(key): value for key, value in state.items()}
+    if own:
+        architecture = dict(classifier.backbone.kwargs)
+        renamed = {f"resnet.{key}" if key[:3] != "fc." else _transformers_name(key): state[key] for key in state}
+    else:
+        architecture = _transformers_architecture(*RESNETS[str(name)])
+        renamed = {_transformers_name(key): value for key, value in state.items()}
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     names = {str(number): name for number, name in enumerate(classifier.classes)}
     write_json(
@@ -133,13 +138,7 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
             "architectures": ["ResNetForImageClassification"],
             "model_type": "resnet",
             "num_channels": PRETRAINED_CHANNELS,
-            "embedding_size": 64,
-            "hidden_sizes": [64, 128, 256, 512] if layer == "basic" else [256, 512, 1024, 2048],
-            "depths": list(depths),
-            "layer_type": layer,
-            "hidden_act": "relu",
-            "downsample_in_first_stage": False,
-            "downsample_in_bottleneck": False,
+            **architecture,
             "id2label": names,
             "label2id": {name: int(number) for number, name in names.items()},
             "problem_type": "single_label_classification",
@@ -186,8 +185,8 @@ def crops_otherwise(spec: InputSpec, height: int, width: int) -> bool:
     return any(round(margin / 2) != margin // 2 for margin in margins)
 
 
-def colour_stem(classifier: Classifier) -> Tensor:
-    """The first convolution's weights ``(O, 3, k, k)`` for a normalised colour image, or a grey one repeated.
+def colour_stem(classifier: Classifier, conv: str) -> Tensor:
+    """A first convolution's weights ``(O, 3, k, k)`` for a normalised colour image, or a grey one repeated.
 
     A stem of one channel, with or without the constant channel of ``fold``, computes ``W * (g - m) / s + V * 1``. On three
     channels ``(g - m_c) / s_c`` the kernels ``s_c U_c`` compute the same, border included, where::
@@ -197,12 +196,14 @@ def colour_stem(classifier: Classifier) -> Tensor:
     With ``U_c = W / (3 s) - (m_c - m) V / sum_c (m_c - m)^2`` and m the average of the m_c both hold. Without V it always
     exists; with V it needs means that differ.
 
+    Args:
+        classifier: The network.
+        conv: Name of the convolution in the backbone's network.
+
     Raises:
         UserError: The stem has other channels, or the means are equal and V is not zero.
     """
-    conv = classifier.backbone.net.get_submodule(classifier.backbone.first_conv)
-    weight = conv.weight.detach()
-    assert isinstance(weight, Tensor)
+    weight = classifier.backbone.net.get_submodule(conv).get_parameter("weight").detach()
     if weight.shape[1] == PRETRAINED_CHANNELS and classifier.input_spec.channels in (1, PRETRAINED_CHANNELS):
         return weight
     channels, spec = classifier.input_spec.channels, classifier.input_spec
@@ -236,12 +237,12 @@ def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
         raise _no_layout(
             layout, f"its classifier is one linear layer, and this head is {classifier.head.settings['name']!r}"
         )
-    try:
-        stem = colour_stem(classifier)
-    except UserError as error:
-        raise UserError(f"--format {layout}: {error}") from None
     state = {name: tensor.detach().contiguous() for name, tensor in classifier.backbone.net.state_dict().items()}
-    state[f"{classifier.backbone.first_conv}.weight"] = stem
+    for conv in classifier.backbone.first_convs:
+        try:
+            state[f"{conv}.weight"] = colour_stem(classifier, conv)
+        except UserError as error:
+            raise UserError(f"--format {layout}: {error}") from None
     fc = classifier.head.fc
     return {**state, "fc.weight": fc.weight.detach().contiguous(), "fc.bias": fc.bias.detach().contiguous()}
 
@@ -256,6 +257,18 @@ def _plain_resnet(classifier: Classifier) -> str | None:
     name = backbone.name.partition(".")[0]
     known = backbone.source in ("timm", "torchvision") and name in RESNETS and not backbone.kwargs
     return name if known else None
+
+
+def _transformers_architecture(depths: tuple[int, ...], layer: str) -> dict[str, Any]:
+    return {
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512] if layer == "basic" else [256, 512, 1024, 2048],
+        "depths": list(depths),
+        "layer_type": layer,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
 
 
 def _transformers_name(key: str) -> str:

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from finetune.bundle import versions
 from finetune.export.image_graph import Layout
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
+from finetune.versions import versions
 
 FORMAT = 1
 # the entry of ONNX's metadata, of a .pt2 file's extra files and of config files that holds it

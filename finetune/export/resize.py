@@ -14,12 +14,14 @@ from torch import Tensor
 
 # B = batch, C = channels, H/W = height/width, N = new length of the axis, T = taps of the filter
 
+# a number of pixels, or a symbol for one while a graph is traced
+Side = int | torch.SymInt
 # filter name -> half its width at scale 1, in source pixels
 _REACH = {"bilinear": 1, "bicubic": 2}
 _WEIGHT_BITS, _MOST_BITS = 15, 22
 
 
-def resize_like_evaluation(images_BCHW: Tensor, *, height: int, width: int, interpolation: str) -> Tensor:
+def resize_like_evaluation(images_BCHW: Tensor, *, height: Side, width: Side, interpolation: str) -> Tensor:
     """Resize uint8 images as :func:`torchvision.transforms.v2.functional.resize` does on uint8, antialiased.
 
     Args:
@@ -35,29 +37,31 @@ def resize_like_evaluation(images_BCHW: Tensor, *, height: int, width: int, inte
     return _resample(wide_BCHN.transpose(2, 3), height, interpolation).transpose(2, 3)
 
 
-def nearest_like_evaluation(images_BCHW: Tensor, *, height: int, width: int) -> Tensor:
+def nearest_like_evaluation(images_BCHW: Tensor, *, height: Side, width: Side) -> Tensor:
     """The nearest pixel as PyTorch chooses it, in single precision; ONNX's Resize rounds another quotient."""
     rows_BCHW = images_BCHW.index_select(2, _nearest(images_BCHW.shape[2], height))
     return rows_BCHW.index_select(3, _nearest(images_BCHW.shape[3], width))
 
 
-def _nearest(given: int, wanted: int) -> Tensor:
+def _nearest(given: Side, wanted: Side) -> Tensor:
     scale = torch.scalar_tensor(given, dtype=torch.float32) / torch.scalar_tensor(wanted, dtype=torch.float32)
     return (torch.arange(wanted, dtype=torch.float32) * scale).floor().clamp(max=given - 1).long()
 
 
-def _resample(images_BCHW: Tensor, length: int, interpolation: str) -> Tensor:
+def _resample(images_BCHW: Tensor, length: Side, interpolation: str) -> Tensor:
     """The last axis to a new length, int32."""
     sources_NT, weights_NT, bits = fixed_point_filter(images_BCHW.shape[-1], length, interpolation)
     taps = sources_NT.shape[1]
-    gathered_BCHNT = images_BCHW.index_select(3, sources_NT.reshape(-1)).unflatten(3, (length, taps))
+    gathered = images_BCHW.index_select(3, sources_NT.reshape(-1))
+    gathered_BCHNT = gathered.reshape(*images_BCHW.shape[:3], length, taps)
     sums_BCHN = (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
     # adding half of the scale and cutting rounds halves up
     scale = torch.exp2(bits)
-    return ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
+    levels_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
+    return levels_BCHN
 
 
-def fixed_point_filter(given: int, wanted: int, interpolation: str) -> tuple[Tensor, Tensor, Tensor]:
+def fixed_point_filter(given: Side, wanted: Side, interpolation: str) -> tuple[Tensor, Tensor, Tensor]:
     """For each new pixel the source pixels that it is made of, and their weights as integers.
 
     Args:

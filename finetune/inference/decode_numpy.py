@@ -30,12 +30,13 @@ class UnreadableFile(UserError):  # noqa: N818 (it names the thing, as the messa
         super().__init__(reason)
 
 
-def decode_to_numpy(path: str, *, channels: int) -> npt.NDArray[np.uint8]:
+def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file.
 
     Args:
         path: The file.
         channels: 1 for grey, 3 for colour.
+        at_least: A JPEG file may be read at a half, a quarter or an eighth, to no fewer pixels of the shorter side.
 
     Returns:
         uint8 (H, W, channels), upright.
@@ -55,7 +56,7 @@ def decode_to_numpy(path: str, *, channels: int) -> npt.NDArray[np.uint8]:
     if kind is None:
         raise UnreadableFile(what_instead(data))
     try:
-        return _decode(data, kind, channels)
+        return _decode(data, kind, channels, at_least)
     except UnreadableFile:
         raise
     except Exception as error:  # the decoders raise many types on damaged files
@@ -63,13 +64,16 @@ def decode_to_numpy(path: str, *, channels: int) -> npt.NDArray[np.uint8]:
         raise UnreadableFile(f"It is damaged or cut short: {text}.") from error
 
 
-def _decode(data: bytes, kind: str, channels: int) -> npt.NDArray[np.uint8]:
+def _decode(data: bytes, kind: str, channels: int, at_least: int | None) -> npt.NDArray[np.uint8]:
     with io.BytesIO(data) as file:
         image = OPENERS[kind](file)
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableFile(f"It claims {image.width} x {image.height} pixels, more than {MAX_PIXELS}.")
         if kind == "JPEG":
-            image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, image.size)
+            smallest = min(image.size)
+            scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
+            size = (max(1, image.width // scale), max(1, image.height // scale))
+            image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
         image.load()
         pixels = to_pixels(image, channels=channels)
         swap, down, right = _TURNED.get(_orientation(image), (False, False, False))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from finetune.errors import UserError, shortened
 from finetune.inference.decode_numpy import decode_to_numpy
+from finetune.input_spec import InputSpec
 
 FORMAT = 1
 
@@ -45,6 +46,9 @@ class OnnxEngine:
         described = self._described(path)
         self.classes = tuple(described["classes"])
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
+        spec = InputSpec.from_dict(described["input"])
+        # as finetune.data.transforms has it: twice the size resized to
+        self.at_least = 2 * max(int(side / spec.crop_pct) for side in spec.size)
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
 
@@ -76,7 +80,7 @@ class OnnxEngine:
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
         """The pixels of a file, uint8 (1, H, W, C) or (1, C, H, W), of its own size."""
-        image_HWC = decode_to_numpy(path, channels=self.channels)
+        image_HWC = decode_to_numpy(path, channels=self.channels, at_least=self.at_least)
         image = image_HWC if self.layout == "nhwc" else image_HWC.transpose(2, 0, 1)
         return np.ascontiguousarray(image)[None]
 

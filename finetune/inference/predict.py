@@ -20,13 +20,17 @@ _REDRAW_SECONDS = 0.25
 
 
 class Engine(Protocol):
-    """Something that classifies images: PyTorch or ONNX Runtime.
+    """Something that classifies images: PyTorch or ONNX Runtime."""
 
-    ``identity`` says everything that its answers depend on, as plain JSON values.
-    """
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        ...
 
-    classes: Sequence[str]
-    identity: dict[str, Any]
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the answers depend on, as plain JSON values."""
+        ...
 
     def read(self, path: str) -> Any:
         """An image, ready for :meth:`classify`; called from several threads.
@@ -108,18 +112,18 @@ def classify_batches(engine: Engine, paths: Iterable[str], *, top_k: int, batch_
 
 
 def _classify(engine: Engine, batch: list[tuple[str, list[int], Future[Any]]], top_k: int) -> list[list[Any]]:
-    read: list[Any] = []
+    read: list[tuple[Any, str]] = []
     for _, _, future in batch:
         try:
             read.append((future.result(), ""))
         except UserError as error:
             read.append((None, getattr(error, "reason", str(error))))
-    images = [image for image, error in read if not error]
+    images = [image for image, reason in read if not reason]
     shares = iter(engine.classify(images)) if images else iter(())
     rows: list[list[Any]] = []
-    for (path, marked, _), (_, error) in zip(batch, read, strict=True):
-        if error:
-            rows.append([path, marked, error])
+    for (path, marked, _), (_, reason) in zip(batch, read, strict=True):
+        if reason:
+            rows.append([path, marked, reason])
             continue
         row = next(shares)
         best = np.argsort(-row, kind="stable")[:top_k]

@@ -31,7 +31,7 @@ class TorchEngine:
 
     def read(self, path: str) -> torch.Tensor:
         """The evaluation view of a file, uint8 (C, H, W)."""
-        return self.view(decode_image(path, channels=self.classifier.input_spec.channels))
+        return self.view(decode_image(path, channels=self.classifier.input_spec.channels, at_least=self.view.at_least))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
