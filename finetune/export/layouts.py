@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.atomic import write_json
+from finetune.atomic import atomic_path, write_json
 from finetune.errors import UserError
 from finetune.export.provenance import KEY, provenance
 from finetune.input_spec import InputSpec
@@ -50,7 +50,7 @@ def export_timm(classifier: Classifier, folder: Path) -> None:
     if not isinstance(classifier_name, str):
         raise _no_layout("timm", f"{name} has several classifiers there")
     arguments = dict(net.kwargs) if net.source == "timm" else {}
-    save_file(_renamed_head(state, classifier_name), folder / WEIGHTS, metadata={"format": "pt"})
+    _save(_renamed_head(state, classifier_name), folder)
     write_json(
         folder / "config.json",
         {
@@ -90,7 +90,7 @@ def export_torchvision(classifier: Classifier, folder: Path) -> None:
     if name is None:
         raise _no_layout("torchvision", f"torchvision's layout of {classifier.backbone.name!r} is another one")
     state, spec = _with_linear_head(classifier, "torchvision"), classifier.input_spec
-    save_file(_renamed_head(state, "fc"), folder / WEIGHTS, metadata={"format": "pt"})
+    _save(_renamed_head(state, "fc"), folder)
     write_json(
         folder / "classes.json",
         {
@@ -130,7 +130,7 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
     else:
         architecture = _transformers_architecture(*RESNETS[str(name)])
         renamed = {_transformers_name(key): value for key, value in state.items()}
-    save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+    _save(renamed, folder)
     names = {str(number): name for number, name in enumerate(classifier.classes)}
     write_json(
         folder / "config.json",
@@ -245,6 +245,11 @@ def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
             raise UserError(f"--format {layout}: {error}") from None
     fc = classifier.head.fc
     return {**state, "fc.weight": fc.weight.detach().contiguous(), "fc.bias": fc.bias.detach().contiguous()}
+
+
+def _save(state: dict[str, Tensor], folder: Path) -> None:
+    with atomic_path(folder / WEIGHTS) as part:
+        save_file(state, part, metadata={"format": "pt"})
 
 
 def _renamed_head(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
