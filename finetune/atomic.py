@@ -31,6 +31,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
+        open_to_umask(part)
         os.replace(part, target)
         _sync_folder(target.parent)
     except BaseException as error:
@@ -42,6 +43,13 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
                 "Make room and go on with: finetune resume RUN"
             ) from error
         raise
+
+
+def open_to_umask(path: Path) -> None:
+    """Give a file the mode that an ordinary one would have; safetensors makes its files readable by the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def is_disk_full(error: BaseException) -> bool:

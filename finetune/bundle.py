@@ -7,6 +7,7 @@ other weights, is not a bundle. Nothing in it is a pickle.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,23 @@ from safetensors.torch import load_file, save_file
 
 from finetune.atomic import atomic_path, write_json, write_text
 from finetune.errors import UserError, shortened
+from finetune.escaping import printable
+from finetune.models.backbone import SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.weights import save_head, state_hash
 from finetune.versions import versions
 
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
+
+# bytes; what is larger is no description, and parsing it would fill the memory
+LARGEST_JSON = 64 * 2**20
+LARGEST_SIDE = 10_000_000
+# keywords of timm's and torchvision's builders that lead to files or to the network
+_NOT_FROM_A_BUNDLE = {
+    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
+    *("weights", "weights_backbone", "progress", "file", "url", "hf_hub_id"),
+}
 
 # key of model.json -> the type of its value; docs in `docs` of finetune.results
 _KEYS: dict[str, type] = {
@@ -113,22 +125,79 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: It is damaged, of a newer format, or lacks a key.
     """
-    path = Path(folder) / MODEL_JSON
+    path = inside(folder, MODEL_JSON)
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path}: not a model description. It has {path.stat().st_size:,} bytes.")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: cannot be read. {error}") from error
     if not isinstance(values, dict) or not isinstance(values.get("format"), int):
         raise UserError(f"{path}: not a model description. It has no format number.")
     if values["format"] > FORMAT:
+        theirs = values.get("versions")
+        version = theirs.get("finetune", "of unknown version") if isinstance(theirs, dict) else "of unknown version"
         raise UserError(
             f"{path}: format {values['format']} is newer than this program reads ({FORMAT}). "
-            f"It was written by finetune {values.get('versions', {}).get('finetune', 'of unknown version')}; upgrade."
+            f"It was written by finetune {printable(str(version))}; this is {versions()['finetune']}. Upgrade."
         )
     wrong = [key for key, kind in _KEYS.items() if not isinstance(values.get(key), kind)]
     if wrong:
         raise UserError(f"{path}: damaged. Missing or of another type: {shortened(wrong)}.")
+    problems = description_problems(values["model"])
+    if problems:
+        raise UserError(f"{path}: damaged. {shortened(problems)}.")
     return values
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """A file of a bundle.
+
+    Raises:
+        UserError: It leads out of the folder, as a symbolic link can.
+    """
+    path = Path(folder) / name
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if home not in real.parents:
+        raise UserError(
+            f"{path}: leads out of the bundle, to {real}. What belongs to a bundle lies in it. "
+            f"If you trust it, copy it with its contents: cp -rL {folder} NEW_FOLDER"
+        )
+    return path
+
+
+def description_problems(model: dict[str, Any]) -> list[str]:
+    """What is wrong with the ``model`` entry of ``model.json``, before anything is built from it.
+
+    >>> description_problems({})[0]
+    'model: needs the keys adapt, backbone, classes, head, input_spec'
+    """
+    wanted = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
+    if set(model) != set(wanted):
+        return [f"model: needs the keys {', '.join(sorted(wanted))}"]
+    problems = [f"model.{key}: of another type" for key, kind in wanted.items() if not isinstance(model[key], kind)]
+    if problems:
+        return problems
+    classes, backbone, head = model["classes"], model["backbone"], model["head"]
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or len(classes) < 2:
+        problems.append("model.classes: must be at least two different names")
+    if head.get("num_classes") != len(classes):
+        problems.append(f"model.head.num_classes: must be the number of classes, {len(classes)}")
+    sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", "hidden")]
+    if not all(isinstance(size, int) and 0 < size <= LARGEST_SIDE for size in sizes):
+        problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
+    if set(backbone) != {"source", "name", "kwargs", "input_spec"} or not isinstance(backbone["kwargs"], dict):
+        return [*problems, "model.backbone: needs the keys input_spec, kwargs, name, source"]
+    if backbone["source"] not in SOURCES:
+        problems.append(f"model.backbone.source: must be one of {', '.join(SOURCES)}")
+    refused = sorted(set(backbone["kwargs"]) & _NOT_FROM_A_BUNDLE)
+    if refused:
+        problems.append(f"model.backbone.kwargs: {', '.join(refused)} would read files or the network")
+    if backbone["source"] == "transformers" and "depths" not in backbone["kwargs"]:
+        problems.append("model.backbone.kwargs: must hold the whole architecture, else it would be fetched")
+    return problems
 
 
 def load_bundle(path: str | Path) -> Classifier:
@@ -142,14 +211,27 @@ def load_bundle(path: str | Path) -> Classifier:
     """
     folder = find_bundle(path)
     values = read_model_json(folder)
-    weights = folder / MODEL_WEIGHTS
+    weights = inside(folder, MODEL_WEIGHTS)
     if not weights.is_file():
         raise UserError(f"{weights}: missing. The bundle is not whole; write it again with: finetune resume RUN")
     if file_sha256(weights) != values["weights_sha256"]:
         raise UserError(f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs).")
-    classifier = classifier_from_description(values["model"])
     try:
-        classifier.load_state_dict(load_file(weights))
+        classifier = classifier_from_description(values["model"])
+    except UserError:
+        raise
+    except Exception as error:  # a library asked for what it does not know raises whatever it likes
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {why}") from error
+    try:
+        state = load_file(weights)
+        classifier.load_state_dict(state)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{weights}: does not fit the network that {MODEL_JSON} describes. {error}") from error
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"{weights}: {len(broken)} tensors hold numbers that are not finite: {shortened(broken)}. "
+            "Such a network answers nothing; train it again with a smaller rate."
+        )
     return classifier.eval()

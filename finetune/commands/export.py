@@ -1,35 +1,134 @@
 """``finetune export``: the model, or a part of it, in a form that others open."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.arguments import Arguments
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
+    from finetune.export.images import CheckImages
     from finetune.models.classifier import Classifier
 
+PARTS = ("head", "backbone")
+FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", *PARTS)
 ABOUT = """\
-Write the trained model, or a part of it, as a file.
-  head      safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE
-  backbone  safetensors in the layout of the library that the network comes from: backbone.weights=FILE"""
+Write the trained model, or a part of it, in a form that others open.
+  onnx          uint8 pixels of any size to probabilities, class names in the metadata: ONNX Runtime
+  torch_export  the same as a .pt2 file: torch.export.load
+  timm          a folder: timm.create_model("local-dir:FOLDER", pretrained=True)
+  torchvision   a folder: torchvision.models.NAME().load_state_dict
+  transformers  a folder: pipeline("image-classification", model=FOLDER)
+  head          safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE
+  backbone      safetensors in the layout of the library that the network comes from: backbone.weights=FILE
+The first five are opened by their own client in a fresh process and compared with the trained model on real images
+before they are handed over; the figures go to parity.json."""
 
 
 def run(argv: Sequence[str]) -> int:
     """The command."""
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--format", required=True, choices=["head", "backbone"], metavar="FORMAT")
-    parser.add_argument("--output", metavar="FILE", help="default: FORMAT.safetensors in RUN")
+    parser.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--output", metavar="PATH", help="default: exports/ in RUN")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="for onnx")
+    parser.add_argument(
+        "--layout", choices=["nhwc", "nchw"], default="nhwc", help="of the pixels, onnx and torch_export"
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="PATH", help="compare on these; default: RUN's validation images"
+    )
+    parser.add_argument("--check", type=int, default=64, metavar="N", help="number of images to compare on (64)")
     given = parser.parse_args(list(argv))
+    if given.check < 1:
+        parser.error(f"--check {given.check}: must be at least 1")
 
-    from finetune.bundle import find_bundle, load_bundle
+    from finetune.bundle import find_bundle
+
+    find_bundle(given.run)  # a wrong path is answered before torch is loaded
+
+    from finetune.bundle import load_bundle
+
+    if given.format in PARTS:
+        return _part(given.run, given.format, given.output)
+    from finetune.export.hand_over import Wanted, hand_over, refuse_strangers
+    from finetune.export.parity import summary
+
+    wanted = Wanted(form=given.format, precision=given.precision, layout=given.layout)
+    wanted.check()
+    target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / wanted.filename
+    refuse_strangers(wanted, target)
+    classifier = load_bundle(given.run)
+    with tempfile.TemporaryDirectory() as folder:
+        images = choose_images(
+            given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
+        )
+        report = hand_over(classifier, wanted, target, images)
+    print(f"{given.format}: {target}")
+    print("\n".join(summary(report)))
+    return 0
+
+
+def _part(run: str, form: str, output: str | None) -> int:
+    from finetune.bundle import load_bundle
     from finetune.export.parts import export_backbone, export_head
 
-    folder = find_bundle(given.run)
-    classifier = load_bundle(given.run)
     writers: dict[str, Callable[[Classifier, Path], None]] = {"head": export_head, "backbone": export_backbone}
-    output = Path(given.output) if given.output else folder.parent / f"{given.format}.safetensors"
-    writers[given.format](classifier, output)
-    print(f"{given.format}: {output}")
+    target = Path(output).expanduser() if output else Path(run) / "exports" / f"{form}.safetensors"
+    if target.suffix != ".safetensors":
+        raise UserError(f"--output {target}: must end in .safetensors.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writers[form](load_bundle(run), target)
+    print(f"{form}: {target}")
     return 0
+
+
+def choose_images(
+    run: str, classifier: "Classifier", paths: Sequence[str] | None, *, count: int, int8: bool, folder: Path
+) -> "CheckImages":
+    """Images to compare an export on: those given, the run's validation images, or made-up ones, with the reason said.
+
+    Raises:
+        UserError: There is no image at the paths given, or int8 has nothing real to be calibrated on.
+    """
+    from finetune.commands.assemble import build_source
+    from finetune.commands.evaluate import data_config
+    from finetune.export.images import CheckImages, images_of_source, made_up_images
+    from finetune.export.quantise import CALIBRATION_IMAGES
+    from finetune.inference.inputs import find_images
+
+    calibration = CALIBRATION_IMAGES if int8 else 0
+    if paths:
+        found = []
+        for path in find_images(paths):
+            found.append(path)
+            if len(found) == count + calibration:
+                break
+        spare = len(found) > 2 * count
+        return CheckImages(
+            files=found[:count], told="--images", calibration=found[count:] if spare else found[:CALIBRATION_IMAGES]
+        )
+    try:
+        config = data_config(run, [])
+        config.input.channels = classifier.input_spec.channels
+        found_images = images_of_source(
+            build_source(config),
+            split="val",
+            classes=classifier.classes,
+            count=count,
+            calibration=calibration,
+            folder=folder,
+        )
+        why = "the run has no validation images"
+    except UserError as error:
+        found_images, why = None, str(error).splitlines()[0]
+    if found_images is not None:
+        return found_images
+    if int8:
+        raise UserError(
+            f"--precision int8: needs images like those it will see, to be calibrated on. {why} Give --images."
+        )
+    print(f"compared on made-up images: {why} --images PATH compares on yours.")
+    return made_up_images(folder, channels=classifier.input_spec.channels, count=count)

@@ -1,11 +1,22 @@
-"""``finetune predict``: classify images with a trained run."""
+"""``finetune predict``: classify images with a trained run or an exported ONNX file."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.commands.arguments import Arguments
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.inference.predict import Engine
 
 ABOUT = """\
-Classify images: files, or folders with all images below them. Unreadable images become rows that say why."""
+Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
+IMAGES are files, folders with all images below them, patterns ('photos/**/*.jpg'), lists (.csv, .tsv or .parquet with a
+column path, .txt with a path a line), or - for a list on standard input. Unreadable images become rows that say why.
+Killed, the same command goes on where it stopped. In CSV, a name that a spreadsheet would take for a formula gets an
+apostrophe before it.
+RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime, without PyTorch."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -13,22 +24,51 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("predict", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", metavar="IMAGES", nargs="+")
-    parser.add_argument("--output", required=True, metavar="FILE", help="predictions.csv or predictions.jsonl")
+    parser.add_argument("--output", required=True, metavar="FILE", help="predictions.csv, .jsonl or .parquet")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes in each row (1)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    given = parser.parse_args(list(argv))
-    if given.batch_size < 1:
-        parser.error(f"--batch-size {given.batch_size}: must be at least 1")
-
-    from finetune.bundle import find_bundle
-
-    find_bundle(given.run)  # a wrong path is answered before torch builds a network
-
-    from finetune.bundle import load_bundle
-    from finetune.inference.predict import find_images, predict, write_predictions
-
-    classifier = load_bundle(given.run)
-    rows, errors = write_predictions(
-        predict(classifier, find_images(given.images), batch_size=given.batch_size), given.output
+    parser.add_argument(
+        "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
+    given = parser.parse_args(list(argv))
+    for name in ("batch_size", "top_k"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least 1")
+
+    from finetune.inference.inputs import find_images
+    from finetune.inference.predict import predict_to_file
+    from finetune.inference.tables import check_output
+
+    check_output(Path(given.output).expanduser())
+    engine = choose_engine(given.run, given.runtime)
+    try:
+        rows, errors = predict_to_file(
+            engine, find_images(given.images), given.output, top_k=given.top_k, batch_size=given.batch_size
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
     print(f"{rows} images, {errors} of them unreadable: {given.output}" if errors else f"{rows} images: {given.output}")
     return 0
+
+
+def choose_engine(run: str, runtime: str | None) -> "Engine":
+    """PyTorch for a run or a bundle, ONNX Runtime for an ONNX file.
+
+    Raises:
+        UserError: RUN and runtime do not go together, or RUN cannot be opened.
+    """
+    path = Path(run).expanduser()
+    is_file = path.suffix == ".onnx"
+    if is_file and runtime == "torch":
+        raise UserError(f"--runtime torch: takes a run or a bundle. '{run}' is an ONNX file.")
+    if is_file or runtime == "onnx":
+        from finetune.inference.onnx_engine import OnnxEngine
+
+        return OnnxEngine(path if is_file else path / "exports" / "model.onnx")
+    from finetune.bundle import find_bundle
+
+    find_bundle(run)  # a wrong path is answered before torch builds a network
+
+    from finetune.inference.torch_engine import TorchEngine
+
+    return TorchEngine(run)

@@ -1,132 +1,165 @@
-"""Classify image files with a trained model, in a stream."""
+"""Classify image files in a stream: decoded ahead in threads, journalled batch by batch, written when all are done."""
 
-import csv
-import json
+import itertools
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from finetune.atomic import atomic_path
-from finetune.data.decode import UnreadableImage, decode_image
-from finetune.data.folder import SUFFIXES
-from finetune.data.index import natural_order
-from finetune.data.transforms import eval_view
 from finetune.errors import UserError
-from finetune.models.classifier import Classifier
+from finetune.inference.journal import Journal, journal_path, stamp
+from finetune.inference.tables import Prediction, check_output, write_predictions
+
+_REDRAW_SECONDS = 0.25
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One row of the output.
+class Engine(Protocol):
+    """Something that classifies images: PyTorch or ONNX Runtime."""
 
-    Args:
-        path: The image as it was named.
-        predicted: Class of the highest probability; empty where the image cannot be read.
-        probability: Its softmax probability; None where the image cannot be read.
-        error: Why the image cannot be read; empty otherwise.
-    """
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        ...
 
-    path: str
-    predicted: str
-    probability: float | None
-    error: str = ""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the answers depend on, as plain JSON values."""
+        ...
 
+    def read(self, path: str) -> Any:
+        """An image, ready for :meth:`classify`; called from several threads.
 
-def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
-    """Image files at the paths given: files as they are, folders with all images below them in natural order.
+        Raises:
+            UnreadableImage: It cannot be read.
+        """
+        ...
 
-    Raises:
-        UserError: A path does not exist, or a folder holds no image.
-    """
-    for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = False
-            for folder, names, files in os.walk(path):
-                names[:] = natural_order(name for name in names if not name.startswith("."))
-                for name in natural_order(f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")):
-                    found = True
-                    yield os.path.join(folder, name)
-            if not found:
-                wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-                raise UserError(f"IMAGES='{given}': no images found. Looked for {wanted} below it.")
-        elif path.exists():
-            yield str(path)
-        else:
-            raise UserError(f"IMAGES='{given}': no such file or folder.")
+    def classify(self, images: list[Any]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K)."""
+        ...
 
 
-@torch.inference_mode()
-def predict(classifier: Classifier, paths: Iterable[str], *, batch_size: int = 32) -> Iterator[Prediction]:
-    """Classify files one after another; an unreadable one becomes a row that says why.
+def predict_to_file(
+    engine: Engine,
+    paths: Iterable[str],
+    output: str | Path,
+    *,
+    top_k: int = 1,
+    batch_size: int = 32,
+    say: Any = print,
+) -> tuple[int, int]:
+    """Classify files into a table; interrupted, the same call goes on where it stopped.
+
+    Memory does not grow with the number of files.
 
     Args:
-        classifier: In evaluation mode.
-        paths: Image files.
+        engine: What classifies.
+        paths: Image files; the same ones in the same order when it goes on.
+        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        top_k: Classes in each row.
         batch_size: Images in one forward pass.
-    """
-    view = eval_view(classifier.input_spec)
-    waiting: list[tuple[str, torch.Tensor | str]] = []
-
-    def flush() -> Iterator[Prediction]:
-        images = [image for _, image in waiting if isinstance(image, torch.Tensor)]
-        shares = classifier(torch.stack(images)).float().softmax(1) if images else torch.zeros(0, 1)
-        best, classes = shares.max(1)
-        answers = iter(zip(best.tolist(), classes.tolist(), strict=True))
-        for path, image in waiting:
-            if isinstance(image, str):
-                yield Prediction(path=path, predicted="", probability=None, error=image)
-            else:
-                probability, number = next(answers)
-                yield Prediction(path=path, predicted=classifier.classes[number], probability=probability)
-        waiting.clear()
-
-    for path in paths:
-        try:
-            channels = classifier.input_spec.channels
-            waiting.append((path, view(decode_image(path, channels=channels, at_least=view.at_least))))
-        except UnreadableImage as error:
-            waiting.append((path, str(error)))
-        if len(waiting) == batch_size:
-            yield from flush()
-    yield from flush()
-
-
-def write_predictions(predictions: Iterable[Prediction], output: str | Path) -> tuple[int, int]:
-    """Write rows as they come, to CSV or JSON Lines by the suffix; the file appears when it is whole.
+        say: Takes a line for the user.
 
     Returns:
         Number of rows, and how many of them are unreadable images.
 
     Raises:
-        UserError: The suffix is neither.
+        UserError: The output cannot be written so, or ``top_k`` is more than there are classes.
     """
-    output = Path(output)
-    writers = {".csv": _write_csv, ".jsonl": _write_jsonl}
-    if output.suffix not in writers:
-        raise UserError(f"--output {output}: the suffix chooses the form. Use one of {', '.join(writers)}.")
-    with atomic_path(output) as part, part.open("w", encoding="utf-8", newline="") as file:
-        return writers[output.suffix](predictions, file)
+    output = Path(output).expanduser()
+    check_output(output)
+    if not 1 <= top_k <= len(engine.classes):
+        raise UserError(f"--top-k {top_k}: must be from 1 to the number of classes, {len(engine.classes)}.")
+    header = {"journal": 1, **engine.identity, "top_k": top_k, "batch_size": batch_size}
+    with Journal(journal_path(output), header=header, batch_size=batch_size) as journal:
+        if journal.begun_anew:
+            say("an earlier attempt had other settings or another model: begun anew")
+        left, kept = journal.resume(iter(paths))
+        if kept:
+            say(f"{kept} rows are there from an earlier attempt")
+        progress = Progress(kept)
+        for rows in classify_batches(engine, left, top_k=top_k, batch_size=batch_size):
+            journal.append(rows)
+            progress.advance(len(rows))
+        progress.finish()
+        counts = write_predictions(_predictions(journal, engine.classes), output, top_k=top_k)
+        journal.remove()
+    return counts
 
 
-def _write_csv(predictions: Iterable[Prediction], file: TextIO) -> tuple[int, int]:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "predicted", "probability", "error"])
-    rows = errors = 0
-    for row in predictions:
-        probability = "" if row.probability is None else repr(row.probability)
-        writer.writerow([row.path, row.predicted, probability, row.error])
-        rows, errors = rows + 1, errors + bool(row.error)
-    return rows, errors
+def classify_batches(engine: Engine, paths: Iterable[str], *, top_k: int, batch_size: int) -> Iterator[list[list[Any]]]:
+    """Rows for the journal, a batch at a time; the next batch is decoded while one is computed."""
+    paths = iter(paths)
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as threads:
+
+        def ahead() -> list[tuple[str, list[int], Future[Any]]]:
+            # the stamp is taken before the file is read: a file changed in between is then seen as changed
+            return [
+                (path, stamp(path), threads.submit(engine.read, path)) for path in itertools.islice(paths, batch_size)
+            ]
+
+        batch = ahead()
+        while batch:
+            following = ahead()
+            yield _classify(engine, batch, top_k)
+            batch = following
 
 
-def _write_jsonl(predictions: Iterable[Prediction], file: TextIO) -> tuple[int, int]:
-    rows = errors = 0
-    for row in predictions:
-        file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-        rows, errors = rows + 1, errors + bool(row.error)
-    return rows, errors
+def _classify(engine: Engine, batch: list[tuple[str, list[int], Future[Any]]], top_k: int) -> list[list[Any]]:
+    read: list[tuple[Any, str]] = []
+    for _, _, future in batch:
+        try:
+            read.append((future.result(), ""))
+        except UserError as error:
+            read.append((None, getattr(error, "reason", str(error))))
+    images = [image for image, reason in read if not reason]
+    shares = iter(engine.classify(images)) if images else iter(())
+    rows: list[list[Any]] = []
+    for (path, marked, _), (_, reason) in zip(batch, read, strict=True):
+        if reason:
+            rows.append([path, marked, reason])
+            continue
+        row = next(shares)
+        best = np.argsort(-row, kind="stable")[:top_k]
+        rows.append([path, marked, [[int(number), float(row[number])] for number in best]])
+    return rows
+
+
+def _predictions(journal: Journal, classes: Sequence[str]) -> Iterator[Prediction]:
+    for path, _, result in journal.rows():
+        if isinstance(result, str):
+            yield Prediction(path=path, error=result)
+        else:
+            yield Prediction(path=path, top=tuple((classes[number], share) for number, share in result))
+
+
+class Progress:
+    """Images done and images a second on standard error, where that is a terminal.
+
+    Args:
+        kept: Images done in earlier attempts.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept, self._done, self._began, self._drawn = kept, 0, time.monotonic(), 0.0
+        self._shown = sys.stderr.isatty()
+
+    def advance(self, count: int) -> None:
+        """More images are done."""
+        self._done += count
+        now = time.monotonic()
+        if self._shown and now - self._drawn >= _REDRAW_SECONDS:
+            self._drawn = now
+            rate = self._done / max(now - self._began, 1e-9)
+            print(f"\r{self._kept + self._done:,} images, {rate:,.0f} a second ", end="", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Leave the line."""
+        if self._shown and self._drawn:
+            print(file=sys.stderr)

@@ -1,0 +1,233 @@
+"""Opens exported models as strangers do, in a process of its own where this package cannot be imported.
+
+Run as a script by :mod:`finetune.export.parity`. It knows Pillow, NumPy and the library whose turn it is, and nothing of
+ours: each class below is also how a user opens that format.
+"""
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+# N = images, C = channels, H/W = image height/width, K = classes
+
+Array = npt.NDArray[np.generic]
+
+
+def pillow(path: str, *, grey: bool) -> Image.Image:
+    """An image file upright, in colour or in grey."""
+    with Image.open(path) as image:
+        if grey:
+            image.draft("L", image.size)  # JPEG files hold their grey values; this reads them instead of converting
+        return ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+
+
+def pixels_of(image: Image.Image, layout: str) -> Array:
+    """``uint8 (1, H, W, C)`` or ``(1, C, H, W)``."""
+    array = np.asarray(image)
+    array = array[..., None] if array.ndim == 2 else array
+    return np.ascontiguousarray(array if layout == "nhwc" else array.transpose(2, 0, 1))[None]
+
+
+class _Graph:
+    """A model that takes raw pixels of any size and prepares them itself."""
+
+    layout: str
+    grey: bool
+
+    def run(self, pixels: Array) -> Array:
+        raise NotImplementedError
+
+    def file(self, path: str) -> Array:
+        return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey), self.layout))[0])
+
+    def decoded(self, path: str) -> Array:
+        """The answer for pixels that were decoded elsewhere, uint8 (C, H, W) in a ``.npy`` file."""
+        image_CHW = np.load(path)
+        image = image_CHW if self.layout == "nchw" else image_CHW.transpose(1, 2, 0)
+        return np.asarray(self.run(np.ascontiguousarray(image)[None])[0])
+
+
+class Onnx(_Graph):
+    """``onnxruntime.InferenceSession(FILE).run(None, {"images": pixels})``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(target, settings, providers=["CPUExecutionProvider"])
+        described = json.loads(self.session.get_modelmeta().custom_metadata_map["finetune"])
+        self.classes = described["classes"]
+        self.layout = described["pixels"]["layout"]
+        self.grey = self.session.get_inputs()[0].shape[3 if self.layout == "nhwc" else 1] == 1
+        self.opened_by = f"onnxruntime {onnxruntime.__version__}"
+
+    def run(self, pixels: Array) -> Array:
+        return np.asarray(self.session.run(None, {"images": pixels})[0])
+
+
+class TorchExport(_Graph):
+    """``torch.export.load(FILE).module()(pixels)``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+
+        extra = {"finetune.json": ""}
+        self.torch = torch
+        self.model = torch.export.load(target, extra_files=extra).module()
+        described = json.loads(extra["finetune.json"])
+        self.classes, self.layout = described["classes"], described["pixels"]["layout"]
+        self.grey = described["input"]["channels"] == 1
+        self.opened_by = f"torch {torch.__version__}"
+
+    def run(self, pixels: Array) -> Array:
+        with self.torch.no_grad():
+            return np.asarray(self.model(self.torch.from_numpy(pixels)).numpy())
+
+
+class _Torch:
+    """What the three libraries share: normalised colour images to logits."""
+
+    def normalise(self, images_NCHW: Array, mean: list[float], std: list[float]) -> Array:
+        spread = np.asarray(std, np.float32).reshape(1, -1, 1, 1)
+        middle = np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
+        colour = np.broadcast_to(images_NCHW, (images_NCHW.shape[0], 3, *images_NCHW.shape[2:]))
+        return (colour.astype(np.float32) / np.float32(255) - middle) / spread
+
+
+class Timm(_Torch):
+    """``timm.create_model("local-dir:FOLDER", pretrained=True)`` with its own data config and transform."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import timm
+        import torch
+
+        data: Any = timm.data
+        self.torch = torch
+        self.model: Any = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+        self.config = data.resolve_model_data_config(self.model)
+        self.transform = data.create_transform(**self.config, is_training=False)
+        cfg: Any = self.model.pretrained_cfg
+        self.classes = list(cfg["label_names"])
+        self.grey = bool(options["grey"])
+        self.opened_by = f"timm {timm.__version__}"
+
+    def prepared(self, images_NCHW: Array) -> Array:
+        images = self.normalise(images_NCHW, self.config["mean"], self.config["std"])
+        with self.torch.no_grad():
+            return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
+
+    def file(self, path: str) -> Array:
+        image = self.transform(pillow(path, grey=self.grey).convert("RGB"))
+        with self.torch.no_grad():
+            return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
+
+
+class Torchvision(_Torch):
+    """``torchvision.models.NAME(num_classes=K).load_state_dict(load_file(FOLDER/model.safetensors))``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+        import torchvision
+        from safetensors.torch import load_file
+        from torchvision.transforms import v2
+
+        with open(f"{target}/classes.json", encoding="utf-8") as file:
+            described = json.load(file)
+        self.torch, self.steps = torch, described["preprocessing"]
+        self.classes = described["classes"]
+        self.model = torchvision.models.get_model(described["architecture"], num_classes=len(self.classes))
+        self.model.load_state_dict(load_file(f"{target}/model.safetensors"))
+        self.model.eval()
+        resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
+        self.transform = v2.Compose(
+            [
+                v2.PILToTensor(),
+                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"]), antialias=True),
+                v2.CenterCrop(self.steps["center_crop"]),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(self.steps["mean"], self.steps["std"]),
+            ]
+        )
+        self.grey = bool(options["grey"])
+        self.opened_by = f"torchvision {torchvision.__version__}"
+
+    def prepared(self, images_NCHW: Array) -> Array:
+        images = self.normalise(images_NCHW, self.steps["mean"], self.steps["std"])
+        with self.torch.no_grad():
+            return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
+
+    def file(self, path: str) -> Array:
+        image = self.transform(pillow(path, grey=self.grey).convert("RGB"))
+        with self.torch.no_grad():
+            return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
+
+
+class Transformers(_Torch):
+    """``transformers.pipeline("image-classification", model=FOLDER)(file)``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+        import transformers
+
+        self.torch = torch
+        self.pipe: Any = transformers.pipeline("image-classification", model=target, device="cpu")
+        names: Any = self.pipe.model.config.id2label
+        self.classes = [names[number] for number in range(len(names))]
+        self.grey = bool(options["grey"])
+        self.opened_by = f"transformers {transformers.__version__}"
+
+    def prepared(self, images_NCHW: Array) -> Array:
+        processor = self.pipe.image_processor
+        images = self.normalise(images_NCHW, processor.image_mean, processor.image_std)
+        with self.torch.no_grad():
+            return np.asarray(self.pipe.model(self.torch.from_numpy(images)).logits.softmax(1).numpy())
+
+    def file(self, path: str) -> Array:
+        # a file name is all that a colour model needs; the pipeline makes grey images of one channel colour again
+        given = pillow(path, grey=True) if self.grey else path
+        shares = {row["label"]: row["score"] for row in self.pipe(given, top_k=len(self.classes))}
+        return np.asarray([shares[name] for name in self.classes])
+
+
+CLIENTS: dict[str, Any] = {
+    "onnx": Onnx,
+    "torch_export": TorchExport,
+    "timm": Timm,
+    "torchvision": Torchvision,
+    "transformers": Transformers,
+}
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Probabilities of one export for the same pixels and for files; both go to the file ``answers``."""
+    client = CLIENTS[job["format"]](job["target"], job)
+    from_files = np.stack([client.file(path) for path in job["files"]])
+    if isinstance(client, _Graph):
+        # where Pillow decodes to the very pixels that the trained model saw, the file's answer is also that of the pixels
+        from_pixels = from_files.copy()
+        for number, path in job["decoded"].items():
+            from_pixels[int(number)] = client.decoded(path)
+    else:
+        images_NCHW = np.load(job["pixels"])
+        parts = [client.prepared(images_NCHW[at : at + 16]) for at in range(0, len(images_NCHW), 16)]
+        from_pixels = np.concatenate(parts)
+    np.savez(job["answers"], from_pixels=from_pixels, from_files=from_files)
+    return {"opened_by": client.opened_by, "classes": client.classes}
+
+
+def main() -> None:
+    """Work through the jobs of a file; the answers go beside each and a summary to standard output."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        jobs = json.load(file)
+    warnings.simplefilter("ignore")  # what libraries warn of in other people's processes is not ours to say here
+    print(json.dumps([answer(job) for job in jobs]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""ONNX: raw pixels of any size to probabilities in one file, with class names and provenance in its metadata."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.errors import UserError
+from finetune.export.image_graph import ImageGraph, Layout
+from finetune.export.provenance import KEY, as_text, provenance
+from finetune.models.classifier import Classifier
+
+INPUT, OUTPUT = "images", "probabilities"
+# protobuf, which ONNX files are, ends here; larger models would need their weights in a second file
+LARGEST_FILE = 2**31 - 1
+
+
+def export_onnx(classifier: Classifier, path: Path, *, layout: Layout = "nhwc", half: bool = False) -> None:
+    """Write one ``.onnx`` file; batch, height and width are free.
+
+    Args:
+        classifier: In evaluation mode, on the CPU; it is left as it is.
+        path: The file.
+        layout: Of the input.
+        half: Weights and network in half precision.
+
+    Raises:
+        UserError: The weights do not fit into one file.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in classifier.state_dict().values())
+    if size > LARGEST_FILE:
+        raise UserError(
+            f"--format onnx: an ONNX file holds at most 2 GiB. These weights have {size / 2**30:.1f}. "
+            "Use --format torch_export."
+        )
+    with quiet_exporter():
+        program = torch.onnx.export(
+            # traced here: the ONNX exporter's own tracing defers every check on a size, and spends a minute on it
+            traced(classifier, layout=layout, half=half),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(free_dimensions(layout),),  # already traced: only the names are taken from it
+            verbose=False,
+        )
+    assert program is not None
+    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32")
+    program.model.metadata_props[KEY] = as_text(described)
+    program.model.metadata_props["classes"] = as_text(described["classes"])
+    program.save(path, external_data=False)
+
+
+@torch.no_grad()
+def traced(classifier: Classifier, *, layout: Layout, half: bool = False) -> torch.export.ExportedProgram:
+    """The whole path as PyTorch's exported program."""
+    return torch.export.export(
+        image_graph(classifier, layout=layout, half=half),
+        (example_images(classifier, layout=layout),),
+        dynamic_shapes=(free_dimensions(layout),),
+    )
+
+
+def image_graph(classifier: Classifier, *, layout: Layout, half: bool = False) -> ImageGraph:
+    """The module that is exported, in evaluation mode."""
+    graph = ImageGraph(classifier, layout=layout, half=half).eval()
+    if half:
+        from copy import deepcopy
+
+        graph = deepcopy(graph)
+        graph.backbone.half()
+        graph.head.half()
+    return graph
+
+
+def example_images(classifier: Classifier, *, layout: Layout) -> torch.Tensor:
+    """Two images to trace with, larger than the crop and of unequal sides: an exporter takes sizes of 1 for constants."""
+    height, width = (side + side // 2 + 3 for side in classifier.input_spec.size)
+    shape = (2, height, width + 2, classifier.input_spec.channels)
+    images_BHWC = torch.zeros(shape, dtype=torch.uint8)
+    return images_BHWC if layout == "nhwc" else images_BHWC.permute(0, 3, 1, 2).contiguous()
+
+
+def free_dimensions(layout: Layout) -> dict[int, Any]:
+    """Batch, height and width by their position, named as they appear in the graph."""
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    return {0: batch, 1: height, 2: width} if layout == "nhwc" else {0: batch, 2: height, 3: width}
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """The exporter's progress lines and the deprecations inside it off; its errors stay."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

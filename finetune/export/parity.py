@@ -1,0 +1,332 @@
+"""Is the exported model the trained one? Opened by its own client in a fresh process, and compared on real images.
+
+Two comparisons. *From the same pixels*: the client's network on images that we prepared, so that only the network can
+differ. *From the file*: everything the client does, from opening the file to probabilities. Where the client does the
+preparing itself (timm, torchvision, transformers), its decoder and its resize are measured apart and said.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.data.decode import UnreadableImage, decode_image
+from finetune.data.transforms import eval_view
+from finetune.errors import RunError, UserError
+from finetune.export import client
+from finetune.export.layouts import crops_otherwise
+from finetune.models.classifier import Classifier
+
+# K = classes, N = images
+
+Shares = npt.NDArray[np.float32]
+BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What an export must keep to.
+
+    Args:
+        from_pixels: Largest difference of a probability from the same pixels.
+        from_files: The same from the file.
+        mean: Largest allowed mean difference of a probability from the same pixels.
+        agreement: Smallest share of images with the same first class.
+        remark_from_files: Above ``from_files`` and up to this, an export whose client prepares images itself passes
+            with a remark: the network is the same, the client's resize or decoder is another.
+    """
+
+    from_pixels: float = 1e-4
+    from_files: float = 1e-3
+    mean: float = 1.0
+    agreement: float = 1.0
+    remark_from_files: float = 5e-2
+
+
+FP32 = Bounds()
+# half precision keeps 11 bits; eight-bit weights and activations keep 8 a layer: single probabilities move, the first class
+# rarely does
+FP16 = Bounds(from_pixels=2e-2, from_files=2e-2, agreement=0.99)
+INT8 = Bounds(from_pixels=1.0, from_files=1.0, mean=0.03, agreement=0.95)
+BOUNDS = {"fp32": FP32, "fp16": FP16, "int8": INT8}
+PREPARES_ITSELF = ("timm", "torchvision", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the trained model answers.
+
+    Args:
+        files: Image files.
+        pixels: The evaluation views, uint8 (N, C, H, W).
+        shares: Probabilities, float32 (N, K).
+        told: Where the images come from, for the report.
+        decoded_otherwise: For each file whether Pillow's plain conversion gives other pixels than our decoder.
+        cropped_otherwise: For each file whether transformers' centre crop lies a pixel beside ours.
+        reduced: How many files training and ``finetune predict`` read at a reduced scale, and the largest difference of a
+            probability that this makes.
+        unreadable: How many files were left out because they cannot be read.
+        targets: Position of the true class of each image, or None where it is not known.
+    """
+
+    files: tuple[str, ...]
+    pixels: npt.NDArray[np.uint8]
+    shares: Shares
+    told: str
+    decoded_otherwise: npt.NDArray[np.bool_]
+    cropped_otherwise: npt.NDArray[np.bool_]
+    unreadable: int = 0
+    reduced: tuple[int, float] = (0, 0.0)
+    targets: npt.NDArray[np.int64] | None = None
+
+
+@torch.inference_mode()
+def make_reference(
+    classifier: Classifier, files: Sequence[str], *, told: str, targets: Sequence[int] | None = None
+) -> Reference:
+    """Probabilities of the trained model, by the way that ``finetune predict`` goes but for the scale of large JPEGs.
+
+    Those are read there at a half or less of their size where that is enough; other clients read all of it. The difference
+    is measured and said.
+
+    Raises:
+        UserError: None of the files can be read.
+    """
+    view, channels = eval_view(classifier.input_spec), classifier.input_spec.channels
+    smaller: list[tuple[int, torch.Tensor]] = []
+    kept: list[str] = []
+    views: list[torch.Tensor] = []
+    otherwise, cropped, positions = [], [], []
+    for number, file in enumerate(files):
+        try:
+            image = decode_image(file, channels=channels)
+        except UnreadableImage:
+            continue
+        reduced = decode_image(file, channels=channels, at_least=view.at_least)
+        if reduced.shape != image.shape:
+            smaller.append((len(kept), view(reduced)))
+        kept.append(file)
+        views.append(view(image))
+        positions.append(targets[number] if targets is not None else -1)
+        cropped.append(crops_otherwise(classifier.input_spec, image.shape[-2], image.shape[-1]))
+        otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image))
+    if not kept:
+        raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
+    pixels = torch.stack(views)
+    shares = torch.cat([classifier(part).float().softmax(1) for part in torch.split(pixels, BATCH)])
+    largest_reduced = 0.0
+    for number, reduced in smaller:
+        away = classifier(reduced[None]).float().softmax(1)[0] - shares[number]
+        largest_reduced = max(largest_reduced, float(away.abs().max()))
+    return Reference(
+        reduced=(len(smaller), largest_reduced),
+        files=tuple(kept),
+        pixels=pixels.numpy(),
+        shares=shares.numpy(),
+        told=told,
+        decoded_otherwise=np.array(otherwise),
+        cropped_otherwise=np.array(cropped),
+        unreadable=len(files) - len(kept),
+        targets=np.array(positions) if targets is not None else None,
+    )
+
+
+def _pillow_agrees(file: str, image: torch.Tensor) -> bool:
+    try:
+        theirs = client.pixels_of(client.pillow(file, grey=image.shape[0] == 1), "nchw")[0]
+    except Exception:  # whatever keeps Pillow's plain way from reading it
+        return False
+    return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
+
+
+def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str, Any]]:
+    """Open exports in one fresh process each format's own way.
+
+    Args:
+        exports: Format, file or folder, and the images to ask for.
+
+    Returns:
+        For each the client's ``opened_by`` and ``classes``, and its ``from_pixels`` and ``from_files``, (N, K).
+
+    Raises:
+        RunError: The client could not open or run one.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for number, (form, target, reference) in enumerate(exports):
+            pixels = Path(folder) / f"{number}.npy"
+            np.save(pixels, reference.pixels)
+            decoded = {}
+            for at in np.flatnonzero(reference.decoded_otherwise) if form not in PREPARES_ITSELF else ():
+                decoded[int(at)] = str(Path(folder) / f"{number}-{at}.npy")
+                image = decode_image(reference.files[at], channels=reference.pixels.shape[1])
+                np.save(decoded[int(at)], image.numpy())
+            jobs.append(
+                {
+                    "format": form,
+                    "target": str(target.resolve()),
+                    "grey": reference.pixels.shape[1] == 1,
+                    "pixels": str(pixels),
+                    "decoded": decoded,
+                    "files": [os.path.abspath(file) for file in reference.files],
+                    "answers": str(Path(folder) / f"{number}.npz"),
+                }
+            )
+        task = Path(folder) / "task.json"
+        task.write_text(json.dumps(jobs), encoding="utf-8")
+        # -I: no current folder, no PYTHON* variables; -S: no site, so no .pth file that leads to this package
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", WITHOUT_FINETUNE, client.__file__, str(task), *library_folders()],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise RunError(f"export: its own client cannot open it in a fresh process. {last}")
+        answers = json.loads(done.stdout.splitlines()[-1])
+        for said, job in zip(answers, jobs, strict=True):
+            with np.load(str(job["answers"])) as arrays:
+                said |= {name: arrays[name] for name in ("from_pixels", "from_files")}
+    return list(answers)
+
+
+# lets libraries be imported and this package not, makes sure of it, and runs the script given
+WITHOUT_FINETUNE = """
+import runpy, sys
+script, task, *folders = sys.argv[1:]
+sys.path.extend(folders)
+sys.modules["finetune"] = None  # where the package lies beside the libraries; None makes its import fail
+try:
+    import finetune
+except ImportError:
+    sys.argv = [script, task]
+    runpy.run_path(script, run_name="__main__")
+else:
+    sys.exit("finetune can be imported: this would prove nothing")
+"""
+
+
+def library_folders() -> list[str]:
+    """Where this process found its libraries, without the folder that this package is developed in."""
+    here = str(Path(client.__file__).parents[2])
+    return [entry for entry in sys.path if entry and os.path.isdir(entry) and os.path.realpath(entry) != here]
+
+
+def compare(
+    form: str, said: Mapping[str, Any], reference: Reference, *, classes: Sequence[str], precision: str = "fp32"
+) -> dict[str, Any]:
+    """The report that goes to ``parity.json``.
+
+    Args:
+        form: The format.
+        said: An entry of :func:`ask_clients`.
+        reference: What the trained model answers.
+        classes: Its class names.
+        precision: Chooses the bounds.
+
+    Returns:
+        Plain JSON values; ``passed`` is the decision, ``problems`` says why not, ``remarks`` what to know.
+    """
+    bounds = BOUNDS[precision]
+    pixels, files = np.asarray(said["from_pixels"]), np.asarray(said["from_files"])
+    decoded = reference.decoded_otherwise
+    cropped = reference.cropped_otherwise & ~decoded & (form == "transformers")
+    same = ~decoded & ~cropped
+    by_pixels = _difference(reference.shares, pixels)
+    by_files = _difference(reference.shares[same], files[same])
+    others = _difference(reference.shares[decoded], files[decoded])
+    beside = _difference(reference.shares[cropped], files[cropped])
+    problems, remarks = [], []
+    if list(said["classes"]) != list(classes):
+        problems.append("its class names are not those of the model, or in another order")
+    if by_pixels["largest"] > bounds.from_pixels or by_pixels["mean"] > bounds.mean:
+        problems.append(
+            f"from the same pixels a probability differs by {by_pixels['largest']:.1e} (mean {by_pixels['mean']:.1e}); "
+            f"allowed are {bounds.from_pixels:.0e} (mean {bounds.mean:.0e})"
+        )
+    if by_pixels["agreement"] < bounds.agreement:
+        problems.append(f"the first class agrees in {by_pixels['agreement']:.1%}, needed are {bounds.agreement:.0%}")
+    if by_files["largest"] > bounds.from_files:
+        told = f"from the file a probability differs by {by_files['largest']:.1e}, allowed are {bounds.from_files:.0e}"
+        if form in PREPARES_ITSELF and by_files["largest"] <= bounds.remark_from_files:
+            remarks.append(f"{told}; the network is the same, {form}'s own resize rounds some pixels to another level")
+        else:
+            problems.append(told)
+    if others["images"]:
+        remarks.append(
+            f"{others['images']} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
+            f"depths); probabilities differ by up to {others['largest']:.1e} there, agreement {others['agreement']:.1%}"
+        )
+    if reference.reduced[0]:
+        remarks.append(
+            f"{reference.reduced[0]} large JPEG files are read by finetune at a reduced scale, here in full; that alone "
+            f"changes its own probabilities by up to {reference.reduced[1]:.1e}"
+        )
+    if beside["images"]:
+        remarks.append(
+            f"{beside['images']} files are cropped one pixel beside by transformers, which rounds half a pixel down; "
+            f"probabilities differ by up to {beside['largest']:.1e} there, agreement {beside['agreement']:.1%}"
+        )
+    report = {
+        "format": form,
+        "precision": precision,
+        "opened_by": said["opened_by"],
+        "images": reference.told,
+        "unreadable": reference.unreadable,
+        "bounds": {name: getattr(bounds, name) for name in ("from_pixels", "from_files", "mean", "agreement")},
+        "from_pixels": by_pixels,
+        "from_files": by_files,
+        "decoded_otherwise": others,
+        "cropped_otherwise": beside,
+        "passed": not problems,
+        "problems": problems,
+        "remarks": remarks,
+    }
+    if reference.targets is not None:
+        report["accuracy"] = {
+            "trained": float((reference.shares.argmax(1) == reference.targets).mean()),
+            "exported": float((pixels.argmax(1) == reference.targets).mean()),
+        }
+    return report
+
+
+def _difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> dict[str, Any]:
+    """Largest and mean difference of a probability, and the share of images with the same first class."""
+    if not len(ours):
+        return {"images": 0, "largest": 0.0, "mean": 0.0, "agreement": 1.0}
+    away = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+    away = np.where(np.isnan(away), np.inf, away)
+    return {
+        "images": len(ours),
+        "largest": float(min(away.max(), 1e9)),
+        "mean": float(min(away.mean(), 1e9)),
+        "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+    }
+
+
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal."""
+    pixels, files = report["from_pixels"], report["from_files"]
+    lines = [
+        f"parity: {'passed' if report['passed'] else 'FAILED'} ({report['opened_by']}, {pixels['images']} images: "
+        f"{report['images']})",
+        f"  same pixels: largest difference {pixels['largest']:.1e}, top-1 agreement {pixels['agreement']:.1%}",
+        f"  from files:  largest difference {files['largest']:.1e}, top-1 agreement {files['agreement']:.1%}",
+    ]
+    if "accuracy" in report:
+        lines.append(
+            f"  accuracy:    {report['accuracy']['exported']:.4f}, trained model {report['accuracy']['trained']:.4f}"
+        )
+    return lines + [f"  {text}" for text in (*report["problems"], *report["remarks"])]

@@ -1,0 +1,90 @@
+"""Image files to pixels without PyTorch: the rules of :mod:`finetune.data.decode`, by Pillow alone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.pixels import to_pixels
+from finetune.errors import UserError
+
+# as in finetune.data.decode
+MAX_PIXELS = 178_956_970
+_ORIENTATION_TAG = 0x0112
+_TURNED = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False)}
+_TURNED |= {6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
+
+
+class UnreadableFile(UserError):  # noqa: N818 (it names the thing, as the message does)
+    """A file that cannot be read as an image.
+
+    Args:
+        reason: Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) -> npt.NDArray[np.uint8]:
+    """Read an image file.
+
+    Args:
+        path: The file.
+        channels: 1 for grey, 3 for colour.
+        at_least: A JPEG file may be read at a half, a quarter or an eighth, to no fewer pixels of the shorter side.
+
+    Returns:
+        uint8 (H, W, channels), upright.
+
+    Raises:
+        UnreadableFile: The file is missing, empty, damaged, too large or no image.
+    """
+    try:
+        if not Path(path).is_file():
+            raise UnreadableFile("There is no such file." if not Path(path).exists() else "It is not a regular file.")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UnreadableFile(f"{getattr(error, 'strerror', None) or error}.") from None
+    if not data:
+        raise UnreadableFile("The file is empty.")
+    kind = sniff(data)
+    if kind is None:
+        raise UnreadableFile(what_instead(data))
+    try:
+        return _decode(data, kind, channels, at_least)
+    except UnreadableFile:
+        raise
+    except Exception as error:  # the decoders raise many types on damaged files
+        text = (str(error).strip().rstrip(".") or type(error).__name__).splitlines()[0]
+        raise UnreadableFile(f"It is damaged or cut short: {text}.") from error
+
+
+def _decode(data: bytes, kind: str, channels: int, at_least: int | None) -> npt.NDArray[np.uint8]:
+    with io.BytesIO(data) as file:
+        image = OPENERS[kind](file)
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableFile(f"It claims {image.width} x {image.height} pixels, more than {MAX_PIXELS}.")
+        if kind == "JPEG":
+            smallest = min(image.size)
+            scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
+            size = (max(1, image.width // scale), max(1, image.height // scale))
+            image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
+        image.load()
+        pixels = to_pixels(image, channels=channels)
+        swap, down, right = _TURNED.get(_orientation(image), (False, False, False))
+    pixels = pixels[..., None] if channels == 1 else pixels
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    pixels = pixels[::-1] if down else pixels
+    return np.ascontiguousarray(pixels[:, ::-1] if right else pixels)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata is no reason to lose the pixels
+        return 1

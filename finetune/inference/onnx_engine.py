@@ -1,0 +1,89 @@
+"""An exported ONNX file, for prediction without PyTorch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.errors import UserError, shortened
+from finetune.inference.decode_numpy import decode_to_numpy
+from finetune.input_spec import InputSpec
+
+FORMAT = 1
+
+
+class OnnxEngine:
+    """A file of ``finetune export --format onnx``, ready to classify.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It is missing, no ONNX model, not one of ours, or of a newer format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(
+                "--runtime onnx: needs onnxruntime. Install with: pip install 'stagewise-finetune[onnx]'"
+            ) from None
+        if not path.is_file():
+            raise UserError(f"RUN='{path}': no such file. Make one with: finetune export RUN --format onnx")
+        content = path.read_bytes()
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 4
+        try:
+            # from memory: a model of ours is one file, and tensors that point to other files find none
+            self.session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a dozen classes of its own
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
+        described = self._described(path)
+        self.classes = tuple(described["classes"])
+        self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
+        spec = InputSpec.from_dict(described["input"])
+        # as finetune.data.transforms has it: twice the size resized to
+        self.at_least = 2 * max(int(side / spec.crop_pct) for side in spec.size)
+        digest = hashlib.sha256(content).hexdigest()
+        self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
+
+    def _described(self, path: Path) -> dict[str, Any]:
+        text = self.session.get_modelmeta().custom_metadata_map.get("finetune")
+        inputs = [(tensor.name, tensor.type) for tensor in self.session.get_inputs()]
+        if text is None or inputs != [("images", "tensor(uint8)")]:
+            raise UserError(
+                f"RUN='{path}': not an ONNX file of finetune's. Its inputs: {shortened([name for name, _ in inputs])}. "
+                "Make one with: finetune export RUN --format onnx"
+            )
+        try:
+            described = json.loads(text)
+            if described["format"] > FORMAT:
+                raise UserError(
+                    f"RUN='{path}': format {described['format']} is newer than this program reads ({FORMAT}). Upgrade."
+                )
+            classes, channels = described["classes"], described["input"]["channels"]
+            whole = all(isinstance(name, str) for name in classes) and channels in (1, 3)
+            whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
+            whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            whole = False
+        if not whole:
+            raise UserError(f"RUN='{path}': its description is damaged. Export it again.")
+        return dict(described)
+
+    def read(self, path: str) -> npt.NDArray[np.uint8]:
+        """The pixels of a file, uint8 (1, H, W, C) or (1, C, H, W), of its own size."""
+        image_HWC = decode_to_numpy(path, channels=self.channels, at_least=self.at_least)
+        image = image_HWC if self.layout == "nhwc" else image_HWC.transpose(2, 0, 1)
+        return np.ascontiguousarray(image)[None]
+
+    def classify(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K); each image has its own size, so each is a batch."""
+        return np.concatenate([self.session.run(None, {"images": image})[0] for image in images])

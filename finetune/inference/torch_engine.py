@@ -1,0 +1,40 @@
+"""The trained network in PyTorch, for prediction."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.bundle import find_bundle, load_bundle, read_model_json
+from finetune.data.decode import decode_image
+from finetune.data.transforms import eval_view
+
+
+class TorchEngine:
+    """A bundle, ready to classify.
+
+    Args:
+        run: A run folder or a bundle folder.
+
+    Raises:
+        UserError: There is no whole bundle.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.classifier = load_bundle(run)
+        self.classes = self.classifier.classes
+        self.view = eval_view(self.classifier.input_spec)
+        weights = read_model_json(find_bundle(run))["weights_sha256"]
+        self.identity: dict[str, Any] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
+
+    def read(self, path: str) -> torch.Tensor:
+        """The evaluation view of a file, uint8 (C, H, W)."""
+        return self.view(decode_image(path, channels=self.classifier.input_spec.channels, at_least=self.view.at_least))
+
+    @torch.inference_mode()
+    def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K)."""
+        shares: npt.NDArray[np.float32] = self.classifier(torch.stack(images)).float().softmax(1).numpy()
+        return shares

@@ -1,0 +1,64 @@
+"""The matrix: every format, network, number of channels and adaptation, opened by its own client without this package."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.export.layouts import export_timm, export_torchvision, export_transformers
+from finetune.export.onnx import export_onnx
+from finetune.export.parity import ask_clients, compare, make_reference
+from finetune.export.torch_export import export_torch
+from tests.export.odd_files import write_files
+from tests.export.trained import CLASSES, settled_classifier
+
+FILES = 200
+WRITERS = {
+    "onnx": (export_onnx, "model.onnx"),
+    "torch_export": (export_torch, "model.pt2"),
+    "timm": (export_timm, ""),
+    "torchvision": (export_torchvision, ""),
+    "transformers": (export_transformers, ""),
+}
+MODELS = [("resnet18", 3, "expand"), ("resnet18", 1, "expand"), ("resnet18", 1, "fold")]
+MODELS += [(name.replace("18", "50"), channels, adapt) for name, channels, adapt in MODELS]
+
+
+@pytest.mark.slow
+def test_every_format_predicts_what_was_trained_in_a_process_without_this_package(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    files = write_files(tmp_path / "images", FILES)
+    exports, cases = [], []
+    for name, channels, adapt in MODELS:
+        model = settled_classifier(name=name, channels=channels, adapt=adapt, size=(64, 64))
+        reference = make_reference(model, files, told=f"{FILES} files")
+        assert reference.shares.std(0).min() > 0.01, "answers that do not vary would prove nothing"
+        for form, (write, filename) in WRITERS.items():
+            target = tmp_path / f"{name}-{channels}-{adapt}-{form}"
+            target.mkdir()
+            target = target / filename
+            write(model, target)
+            exports.append((form, Path(target), reference))
+            cases.append((form, name, channels, adapt))
+    answers = ask_clients(exports)
+    lines = ["format        network   channels  same pixels  from file  top-1   files  cropped beside"]
+    reports = []
+    for (form, name, channels, adapt), (_, _, reference), said in zip(cases, exports, answers, strict=True):
+        report = compare(form, said, reference, classes=CLASSES)
+        pixels, by_file = report["from_pixels"], report["from_files"]
+        lines.append(
+            f"{form:13} {name:9} {channels} {adapt:8}{pixels['largest']:10.1e} {by_file['largest']:10.1e}"
+            f"  {by_file['agreement']:6.1%} {by_file['images']:5}  {report['cropped_otherwise']['images'] or ''}"
+        )
+        reports.append(report)
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+    for report in reports:
+        assert report["passed"], report
+        assert report["from_pixels"]["largest"] <= 1e-4
+        assert report["from_files"]["largest"] <= 1e-3
+        assert report["from_pixels"]["agreement"] == report["from_files"]["agreement"] == 1.0
+        assert report["decoded_otherwise"]["images"] == 0
+        # transformers rounds half a pixel of the crop down; where that differs is known beforehand and told apart
+        beside = report["cropped_otherwise"]["images"] if report["format"] == "transformers" else 0
+        assert report["from_files"]["images"] == FILES - beside
+        assert beside < FILES / 2

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from finetune.data.transforms import eval_view
+from finetune.export.onnx import export_onnx
+from finetune.export.quantise import quantise_onnx
+from finetune.export.torch_export import export_torch
+from tests.export.odd_files import write_files
+from tests.export.trained import CLASSES, picture, settled_classifier
+
+
+@pytest.fixture(scope="module")
+def model():
+    return settled_classifier(name="resnet10t", size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(model, path)
+    return path
+
+
+@torch.no_grad()
+def expected(model, images):
+    view = eval_view(model.input_spec)
+    return model(torch.stack([view(image) for image in images])).softmax(1).numpy()
+
+
+def batch(count, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([picture(n % 5, channels=3, size=size, generator=generator) for n in range(count)])
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, (32, 32)), (3, (77, 50)), (2, (20, 133)), (5, (37, 37))])
+def test_any_batch_of_any_size_gives_the_probabilities_of_the_trained_model(model, exported, count, size):
+    images = batch(count, size)
+    session = onnxruntime.InferenceSession(str(exported))
+    (found,) = session.run(None, {"images": images.permute(0, 2, 3, 1).contiguous().numpy()})
+    assert np.abs(found - expected(model, images)).max() < 1e-5
+
+
+def test_it_is_one_file_with_named_axes_class_names_and_provenance(exported):
+    assert [path.name for path in exported.parent.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(str(exported))
+    assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
+    assert session.get_inputs()[0].type == "tensor(uint8)"
+    assert session.get_outputs()[0].shape == ["batch", len(CLASSES)]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == list(CLASSES)
+    assert json.loads(metadata["finetune"])["input"]["crop_pct"] == pytest.approx(0.95, abs=0.1)
+
+
+def test_channels_may_come_first(model, tmp_path):
+    images = batch(2, (50, 41))
+    export_onnx(model, tmp_path / "nchw.onnx", layout="nchw")
+    session = onnxruntime.InferenceSession(str(tmp_path / "nchw.onnx"))
+    assert np.abs(session.run(None, {"images": images.numpy()})[0] - expected(model, images)).max() < 1e-5
+
+
+def test_a_model_of_five_channels_is_held_by_onnx(tmp_path):
+    model = settled_classifier(name="resnet10t", channels=5, adapt="tile", size=(32, 32))
+    export_onnx(model, tmp_path / "five.onnx")
+    image = torch.randint(0, 256, (1, 5, 48, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(str(tmp_path / "five.onnx"))
+    (found,) = session.run(None, {"images": image.permute(0, 2, 3, 1).contiguous().numpy()})
+    assert np.abs(found - expected(model, image)).max() < 1e-5
+
+
+def test_exporting_leaves_the_model_as_it_was(model, tmp_path):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export_onnx(model, tmp_path / "half.onnx", half=True)
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_half_and_eight_bits_are_smaller_and_stay_within_their_bounds(model, exported, tmp_path):
+    files = write_files(tmp_path, 40)
+    export_onnx(model, tmp_path / "half.onnx", half=True)
+    quantise_onnx(exported, tmp_path / "int8.onnx", files=files, channels=3, layout="nhwc")
+    images = batch(20, (48, 60), seed=7)
+    wanted = expected(model, images)
+    sizes = {path: Path(path).stat().st_size for path in (exported, tmp_path / "half.onnx", tmp_path / "int8.onnx")}
+    assert sizes[tmp_path / "half.onnx"] < 0.55 * sizes[exported]
+    assert sizes[tmp_path / "int8.onnx"] < 0.3 * sizes[exported]
+    for name, most in (("half.onnx", 1e-2), ("int8.onnx", 0.1)):
+        session = onnxruntime.InferenceSession(str(tmp_path / name))
+        (found,) = session.run(None, {"images": images.permute(0, 2, 3, 1).contiguous().numpy()})
+        assert 0 < np.abs(found - wanted).max() < most
+    assert json.loads(session.get_modelmeta().custom_metadata_map["finetune"])["precision"] == "int8"
+
+
+def test_the_pt2_file_gives_the_same_bits_on_another_size_and_holds_the_class_names(model, tmp_path):
+    export_torch(model, tmp_path / "model.pt2")
+    extra = {"finetune.json": ""}
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
+    images = batch(3, (61, 90))
+    found = program(images.permute(0, 2, 3, 1).contiguous()).detach().numpy()
+    assert np.abs(found - expected(model, images)).max() < 1e-6
+    assert json.loads(extra["finetune.json"])["classes"] == list(CLASSES)

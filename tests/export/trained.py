@@ -1,0 +1,96 @@
+"""Classifiers that look trained, without training: settled BatchNorm statistics, and a head solved on drawn pictures."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from finetune.models.backbone import build_backbone
+from finetune.models.classifier import Classifier, build_classifier
+
+CLASSES = ("cat", "dog", "owl", "émeu", "=1+1")
+PER_CLASS = 12
+
+
+@torch.no_grad()
+def settled_classifier(
+    *,
+    name: str = "resnet18",
+    source: str = "timm",
+    channels: int = 3,
+    adapt: str = "expand",
+    size: tuple[int, int] = (32, 32),
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
+    head: str = "linear",
+    **spec: object,
+) -> Classifier:
+    """Seeded random weights with uneven BatchNorm, its statistics taken from pictures; the head tells them apart.
+
+    Args:
+        name: The backbone.
+        source: Its library.
+        channels: Of the images.
+        adapt: How they reach the stem.
+        size: Of the images.
+        classes: Names.
+        seed: Of the weights.
+        head: Kind of head; only a linear one is solved.
+        **spec: Other fields of the InputSpec.
+    """
+    backbone = build_backbone(source=source, name=name, weights="none", seed=seed)
+    backbone.input_spec = replace(backbone.input_spec, **spec)  # type: ignore[arg-type]
+    model = build_classifier(
+        backbone=backbone,
+        head_settings={"name": head},
+        classes=classes,
+        channels=channels,
+        adapt=adapt,
+        size=size,
+        seed=seed,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.uniform_(0.5, 1.0, generator=generator)
+        norm.bias.uniform_(-0.2, 0.2, generator=generator)
+        norm.momentum = 1.0
+    for block in model.modules():
+        last = getattr(block, "bn3", getattr(block, "bn2", None))
+        if last is not None:
+            # branches that correct a little, as trained ones do; random ones of full size map all images to one answer,
+            # and a head that tells them apart then magnifies a single level of one pixel
+            last.weight.mul_(0.3)
+    targets = torch.arange(len(classes)).repeat(PER_CLASS)
+    images = torch.stack([picture(int(k), channels=channels, size=size, generator=generator) for k in targets])
+    model.train()
+    model(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+    if head == "linear":
+        assert isinstance(model.head.fc, nn.Linear)
+        solve_head(model.head.fc, model.embed(images), targets)
+    return model
+
+
+def solve_head(fc: nn.Linear, features_ND: Tensor, targets: Tensor) -> None:
+    """Heavily damped ridge regression, close to the nearest class mean, in place: answers that vary and do not flicker."""
+    mean_D = features_ND.mean(0)
+    centred_ND = (features_ND - mean_D).double()
+    wanted_NK = 12.0 * nn.functional.one_hot(targets, fc.out_features).double()
+    gram_NN = centred_ND @ centred_ND.T
+    ridge = 30 * gram_NN.diagonal().mean()
+    weight_DK = centred_ND.T @ torch.linalg.solve(gram_NN + ridge * torch.eye(len(gram_NN)), wanted_NK)
+    fc.weight.copy_(weight_DK.T)
+    fc.bias.copy_(-(fc.weight @ mean_D))
+
+
+def picture(kind: int, *, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A random smooth picture whose fineness, tint and brightness depend on its kind, uint8 (channels, *size)."""
+    grid = 2 + kind
+    coarse = torch.rand(1, channels, grid, grid, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)[0]
+    tint = torch.tensor([0.5 + 0.5 * ((kind + c) % 3) / 2 for c in range(channels)]).view(-1, 1, 1)
+    return (smooth * tint * 255).clamp(0, 255).to(torch.uint8)
