@@ -93,15 +93,14 @@ def test_metrics_count_each_image_once_though_two_does_not_divide_their_number(o
         assert together[split]["confusion"] == alone[split]["confusion"]
         for name in ("acc", "f1_macro", "recall", "ece", "loss"):
             assert together[split][name] == pytest.approx(alone[split][name], abs=1e-5)
-    with (two / "predictions.csv").open() as file:
-        paths = [row["path"] for row in csv.DictReader(file)]
-    with (one / "predictions.csv").open() as file:
-        assert paths == [row["path"] for row in csv.DictReader(file)]
+    listed = [csv.DictReader((run / "predictions.csv").read_text().splitlines()) for run in (one, two)]
+    paths, expected = ([row["path"] for row in rows] for rows in listed)
+    assert paths == expected
     assert len(set(paths)) == len(paths) == 9
 
 
 def test_the_log_of_an_epoch_is_that_of_one_process(one: Path, two: Path) -> None:
-    alone, together = (list(csv.DictReader((run / "metrics.csv").open())) for run in (one, two))
+    alone, together = (list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (one, two))
     assert len(alone) == len(together) == 3
     for row, other in zip(alone, together, strict=True):
         assert row.keys() == other.keys()
