@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from ast import literal_eval
 from collections.abc import Callable
@@ -148,6 +149,21 @@ def test_two_processes_killed_and_resumed_end_at_the_bits_of_the_uninterrupted_t
     assert not (killed / "results.json").exists()
     assert forked_ranks(lambda: resume(killed), tmp_path / "out") == [0, 0], said(tmp_path / "out")
     assert outcome(killed) == outcome(whole)
+    # running statistics differ between processes while they train, yet both validate the weights that are shipped
+    results = json.loads((whole / "results.json").read_text())
+    rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
+    best = rows[1 + results["phases"][1]["best_epoch"]]
+    assert float(best["val/loss"]) == pytest.approx(results["val"]["loss"], rel=1e-6)
+
+
+def test_a_run_killed_before_its_test_counts_each_image_once_when_it_is_resumed(two: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two, copy)
+    for name in ("results.json", "predictions.csv"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "model")
+    assert forked_ranks(lambda: resume(copy), tmp_path / "out") == [0, 0], said(tmp_path / "out")
+    assert outcome(copy) == outcome(two)
 
 
 @pytest.mark.parametrize("how", [DIE, FAIL])
