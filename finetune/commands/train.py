@@ -1,6 +1,7 @@
 """``finetune train``: train through the phases, test, write the bundle."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle.
-Everything lands in one run folder: finetune resume, evaluate, predict and export take it."""
+Everything lands in one run folder: finetune resume, evaluate, predict and export take it.
+
+Several devices: trainer.devices=2. Several machines: on each of them, with N its number from 0,
+  torchrun --nnodes 2 --node-rank N --nproc-per-node DEVICES --master-addr HOST_OF_NODE_0 --master-port 29500 \\
+      -m finetune train key=value ... trainer.num_nodes=2 trainer.devices=DEVICES run_dir=DIR_THAT_ALL_SEE"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -130,7 +135,7 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):  # Lightning answers Ctrl-C inside a fit by leaving with status 1
         raise KeyboardInterrupt(
-            f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {run_dir}"
+            f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {shlex.quote(str(run_dir))}"
         ) from None
     except (UserError, RunError):
         raise
@@ -142,7 +147,7 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
-            f"Once the cause is gone, go on with: finetune resume {run_dir}"
+            f"Once the cause is gone, go on with: finetune resume {shlex.quote(str(run_dir))}"
         ) from error
     finally:
         # Lightning turns SIGINT off when it has seen one

@@ -98,7 +98,7 @@ def steepest(log_rates: Curve, losses: Curve) -> int | None:
     """Step at which the loss falls fastest in the logarithm of the rate, before its lowest point.
 
     >>> steepest(np.arange(6.0), np.array([3.0, 2.9, 2.0, 1.8, 1.8, 9.0]))
-    1
+    2
     """
     lowest = int(losses.argmin())
     slopes = np.gradient(losses, log_rates)[: lowest + 1] if len(losses) > 1 else np.zeros(1)

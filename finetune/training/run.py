@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import signal
 import threading
 import time
@@ -101,7 +102,7 @@ class Run:
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
         carried: dict[str, Any] | None = None
-        with Companions(resume_hint=f"Go on with: finetune resume {self.run_dir}") as companions:
+        with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
             self._companions = companions
             try:
                 for number, phase in enumerate(self.schedule):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from ast import literal_eval
 from collections.abc import Callable
@@ -93,15 +94,14 @@ def test_metrics_count_each_image_once_though_two_does_not_divide_their_number(o
         assert together[split]["confusion"] == alone[split]["confusion"]
         for name in ("acc", "f1_macro", "recall", "ece", "loss"):
             assert together[split][name] == pytest.approx(alone[split][name], abs=1e-5)
-    with (two / "predictions.csv").open() as file:
-        paths = [row["path"] for row in csv.DictReader(file)]
-    with (one / "predictions.csv").open() as file:
-        assert paths == [row["path"] for row in csv.DictReader(file)]
+    listed = [csv.DictReader((run / "predictions.csv").read_text().splitlines()) for run in (one, two)]
+    paths, expected = ([row["path"] for row in rows] for rows in listed)
+    assert paths == expected
     assert len(set(paths)) == len(paths) == 9
 
 
 def test_the_log_of_an_epoch_is_that_of_one_process(one: Path, two: Path) -> None:
-    alone, together = (list(csv.DictReader((run / "metrics.csv").open())) for run in (one, two))
+    alone, together = (list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (one, two))
     assert len(alone) == len(together) == 3
     for row, other in zip(alone, together, strict=True):
         assert row.keys() == other.keys()
@@ -149,6 +149,21 @@ def test_two_processes_killed_and_resumed_end_at_the_bits_of_the_uninterrupted_t
     assert not (killed / "results.json").exists()
     assert forked_ranks(lambda: resume(killed), tmp_path / "out") == [0, 0], said(tmp_path / "out")
     assert outcome(killed) == outcome(whole)
+    # running statistics differ between processes while they train, yet both validate the weights that are shipped
+    results = json.loads((whole / "results.json").read_text())
+    rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
+    best = rows[1 + results["phases"][1]["best_epoch"]]
+    assert float(best["val/loss"]) == pytest.approx(results["val"]["loss"], rel=1e-6)
+
+
+def test_a_run_killed_before_its_test_counts_each_image_once_when_it_is_resumed(two: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two, copy)
+    for name in ("results.json", "predictions.csv"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "model")
+    assert forked_ranks(lambda: resume(copy), tmp_path / "out") == [0, 0], said(tmp_path / "out")
+    assert outcome(copy) == outcome(two)
 
 
 @pytest.mark.parametrize("how", [DIE, FAIL])

@@ -1,0 +1,75 @@
+"""``finetune lr-find`` as a user meets it."""
+
+import csv
+import json
+import shlex
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main
+from finetune.config import compose
+
+Words = Callable[..., list[str]]
+
+
+def test_it_writes_the_table_the_numbers_and_the_picture_and_says_the_command(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a b"
+    asked = words("schedule=gradual", "schedule.phases.1.lr=0.5", f"run_dir={str(folder)!r}")
+    # two devices are asked for the training; the search needs one, and starts no second process
+    asked += ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
+    assert main(["lr-find", "--phase", "top", "--steps=15", *asked, "--lowest", "1e-5", "--highest", "0.1"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.json", "lr_find.svg"}
+    with (folder / "lr_find.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    told = json.loads((folder / "lr_find.json").read_text())
+    assert list(rows[0]) == ["step", "loss", "smoothed", "lr/layer4", "lr/head"]
+    assert len(rows) == told["steps"] == 15
+    assert told["phase"] == "top"
+    assert {"".join(node.itertext()).strip() for node in ET.parse(folder / "lr_find.svg").iter()} >= {
+        "learning rate of head; the other stages keep their ratio to it"
+    }
+    assert set(told["suggestions"]) == {"valley", "steepest"}
+    command = told["suggestions"]["valley"]["command"]
+    output = capsys.readouterr().out
+    assert f"use: {command}" in output
+    assert [line.split()[0] for line in output.splitlines()].count("steepest") == 1
+    program, *overrides = shlex.split(command)
+    assert program == "finetune"
+    config = compose(overrides)
+    assert config.schedule.phases[1].lr == pytest.approx(told["suggestions"]["valley"]["lr"], rel=5e-3)
+    assert config.run_dir is None
+    assert config.trainer["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--phase", "tpo"], "--phase tpo: no such phase. Phases: 0 (head), 1 (top), 2 (all). Did you mean 'top'?"),
+        (["--phase", "3"], "--phase 3: no such phase."),
+        (["--steps", "3"], "--steps 3: must be at least 10"),
+        (["--steps", "many"], "--steps many: must be a number."),
+        (["--lowest", "1", "--highest", "0.1"], "--lowest 1 --highest 0.1: must be positive"),
+        (["--steps"], "--steps: needs a value."),
+        (["--step", "10"], "--step: no such option."),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    options: list[str], message: str, words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lr-find", *words("schedule=gradual", f"run_dir={tmp_path / 'run'}"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_names_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lr-find", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: finetune lr-find key=value ...")
+    assert all(option in text for option in ("--phase N", "--steps N", "--lowest RATE", "--highest RATE"))
