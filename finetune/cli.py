@@ -1,6 +1,7 @@
 """The command table. Imports nothing heavy: help, completion and mistakes are answered before torch is loaded."""
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.errors import RunError, UserError, did_you_mean
+from finetune.processes import is_first_process
 from finetune.processes import is_first_process, process_name
 
 
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(version("stagewise-finetune"))
         return 0
+    _show_log()
     try:
         if _is_completion(given):
             return int(importlib.import_module("finetune.commands.completion").run(given))
@@ -117,6 +120,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, status=1, show_traceback=show_traceback)
     except Exception as error:
         return _fail(error, status=1, show_traceback=show_traceback)
+
+
+class _Shown(logging.Handler):
+    """Prints, so that a line goes where standard output leads at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        print(record.getMessage(), flush=True)
+
+
+def _show_log() -> None:
+    """What the package logs (which prefix was cut from a state dict, say) is for the user; once, by the first process."""
+    logger = logging.getLogger("finetune")
+    if is_first_process() and not logger.handlers:
+        logger.addHandler(_Shown())
+        logger.setLevel(logging.INFO)
 
 
 def _is_completion(argv: Sequence[str]) -> bool:
