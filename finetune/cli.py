@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.errors import RunError, UserError, did_you_mean
-from finetune.processes import is_first_process
 from finetune.processes import is_first_process, process_name
 
 

@@ -171,7 +171,7 @@ def test_the_program_ends_on_ctrl_c_with_the_way_to_go_on(words: Words, tmp_path
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         # a shell that starts the tests in the background makes them, and what they start, deaf to SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (no other thread runs here)
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     last = tmp_path / "run/phases/0-all/last.ckpt"
     limit = time.monotonic() + 240
