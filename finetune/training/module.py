@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from finetune.data.datamodule import Batch
 from finetune.data.sampling import key
@@ -119,14 +118,7 @@ class FineTuner(pl.LightningModule):
         return {stage: rate * factor for stage, rate in self.phase.rates().items()}
 
     def on_fit_start(self) -> None:
-        """Move what is not a parameter to the device, and take the buffers into our own hands.
-
-        DDP copies the buffers of the first process to the others in every forward pass, evaluation included, where
-        processes may have different numbers of batches and would wait for each other. Here they are copied once, before
-        each validation (:meth:`on_validation_start`): training does not read them.
-        """
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            self.trainer.strategy.model.require_forward_param_sync = False
+        """Move what is not a parameter to the device."""
         self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def on_train_epoch_start(self) -> None:
@@ -188,12 +180,6 @@ class FineTuner(pl.LightningModule):
         self.metrics.reset()
         if self._ema is not None and self.trainer.state.fn == "fit":
             self._raw = self._ema.swap_in()
-        if _connected():
-            # running statistics differ between processes; the checkpoint takes those of the first, so all validate these
-            buffers = dict(self.classifier.named_buffers())
-            for name in tensors_of(self.classifier, self.phase.train):
-                if name in buffers:
-                    dist.broadcast(buffers[name], src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""

@@ -149,7 +149,8 @@ def test_two_processes_killed_and_resumed_end_at_the_bits_of_the_uninterrupted_t
     assert not (killed / "results.json").exists()
     assert forked_ranks(lambda: resume(killed), tmp_path / "out") == [0, 0], said(tmp_path / "out")
     assert outcome(killed) == outcome(whole)
-    # running statistics differ between processes while they train, yet both validate the weights that are shipped
+    # running statistics differ between processes while they train, yet both validate those of the first, which are shipped
+    # (DDP hands them over in the first forward pass of a validation, of which each process has at least one)
     results = json.loads((whole / "results.json").read_text())
     rows = list(csv.DictReader((whole / "metrics.csv").read_text().splitlines()))
     best = rows[1 + results["phases"][1]["best_epoch"]]
