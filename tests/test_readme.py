@@ -35,15 +35,15 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(line[0] == "finetune" for line in lines)
     trained = 0
     for _, *words in lines:
-        composes = words[0] == "plan" or "=" in words[0] or words[0].startswith("-")
+        composes = words[0] in ("plan", "audit", "lr-find") or "=" in words[0] or words[0].startswith("-")
         if composes:
             words = short(words)
-            if words[0] != "plan" and "-m" not in words:
+            if words[0] not in ("plan", "audit", "lr-find") and "-m" not in words:
                 words.append(f"run_dir={'my_run' if trained == 0 else f'other_{trained}'}")
                 trained += 1
         assert main(words) == 0, words
     assert (tmp_path / "predictions.csv").is_file()
-    assert (tmp_path / "my_run/head.safetensors").is_file()
+    assert list((tmp_path / "my_run/exports").rglob("head*.safetensors"))
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
