@@ -5,6 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
+CONFIG = ("config", "config_schema", "config_checks")
+
 # room -> rooms that it must not import
 FORBIDDEN = {
     "errors": {"*"},
@@ -20,13 +22,26 @@ FORBIDDEN = {
         "commands",
         "cli",
     },
-    "data": {"models", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
-    "models": {"data", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
-    "training": {"inference", "export", "report", "config", "commands", "cli"},
-    "bundle": {"data", "training", "inference", "export", "report", "config", "commands", "cli"},
-    "inference": {"training", "config", "commands", "cli"},
-    "export": {"training", "config", "commands", "cli"},
-    "report": {"training", "config", "commands", "cli"},
+    "data": {"models", "training", "bundle", "inference", "export", "report", *CONFIG, "commands", "cli"},
+    "models": {"data", "training", "bundle", "inference", "export", "report", *CONFIG, "commands", "cli"},
+    "training": {"inference", "export", "report", *CONFIG, "commands", "cli"},
+    "bundle": {"data", "training", "inference", "export", "report", *CONFIG, "commands", "cli"},
+    "inference": {"training", *CONFIG, "commands", "cli"},
+    "export": {"training", *CONFIG, "commands", "cli"},
+    "report": {"training", *CONFIG, "commands", "cli"},
+    "config_schema": {"*"},
+    "config_checks": {
+        "config",
+        "data",
+        "models",
+        "training",
+        "bundle",
+        "inference",
+        "export",
+        "report",
+        "commands",
+        "cli",
+    },
     "config": {"data", "models", "training", "bundle", "inference", "export", "report", "commands", "cli"},
 }
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.config import Config, DataConfig, instantiate, locate
+from finetune.config import instantiate, locate
+from finetune.config_schema import Config, DataConfig
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together
 

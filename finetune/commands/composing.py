@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.config import Config, check_overrides, conf_dir, group_choices, hydra_message, register_schema, to_config
+from finetune.config import check_overrides, conf_dir, group_choices, hydra_message, register_schema, to_config
+from finetune.config_schema import Config
 from finetune.errors import UserError, did_you_mean
 from finetune.processes import environment_restored
 

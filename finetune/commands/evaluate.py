@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.arguments import Arguments
-from finetune.config import Config, check_overrides, compose, from_yaml, to_plain
+from finetune.config import check_overrides, compose, from_yaml, to_plain
+from finetune.config_schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.commands.composing import run_composed
-from finetune.config import Config
+from finetune.config_schema import Config
 
 ABOUT = """\
 Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.assemble import Parts, assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
 from finetune.commands.composing import run_composed
-from finetune.config import Config, instantiate, to_plain, to_yaml
+from finetune.config import instantiate, to_plain, to_yaml
+from finetune.config_schema import Config
 from finetune.errors import RunError, UserError
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 

@@ -1,0 +1,104 @@
+"""What a configuration may not say, as far as it can be told without the data and the network."""
+
+from collections.abc import Sequence
+
+from finetune.config_schema import Config, PhaseSettings
+from finetune.errors import ConfigError, did_you_mean, shortened
+
+LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")
+BATCH_NORM_MODES = ("train", "eval")
+PARAMETER_KINDS = ("all", "norms", "gates")
+LOSSES = ("cross_entropy", "focal")
+CLASS_WEIGHTS = ("none", "balanced")
+ADAPTS = ("expand", "fold", "sum", "reinit", "tile")
+
+
+def _choice(problems: list[str], key: str, value: str | None, valid: Sequence[str]) -> None:
+    if value is not None and value not in valid:
+        problems.append(f"{key}={value!r}: not known. Choices: {', '.join(valid)}.{did_you_mean(value, valid)}")
+
+
+def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None:
+    def positive(key: str, value: float | None) -> None:
+        if value is not None and not value > 0:
+            problems.append(f"{prefix}.{key}={value}: must be above 0.")
+
+    def within(key: str, value: float | None, low: float, high: float) -> None:
+        if value is not None and not low <= value <= high:
+            problems.append(f"{prefix}.{key}={value}: must lie between {low:g} and {high:g}.")
+
+    for key in ("epochs", "max_steps", "lr", "layer_decay", "batch_size", "gradient_clip", "accumulate", "patience"):
+        positive(key, getattr(at, key))
+    for key in ("warmup_epochs", "weight_decay", "mixup", "cutmix"):
+        within(key, getattr(at, key), 0, float("inf"))
+    within("label_smoothing", at.label_smoothing, 0, 1)
+    if at.ema_decay is not None and not 0 < at.ema_decay < 1:
+        problems.append(f"{prefix}.ema_decay={at.ema_decay}: must lie strictly between 0 and 1.")
+    if at.lr_slice is not None and (len(at.lr_slice) != 2 or min(at.lr_slice) <= 0):
+        problems.append(f"{prefix}.lr_slice={at.lr_slice}: must be two positive rates, deepest stage first.")
+    for stage, rate in at.stage_lr.items():
+        if rate < 0:
+            problems.append(f"{prefix}.stage_lr.{stage}={rate}: must not be negative.")
+    if at.lr_slice is not None and at.stage_lr:
+        problems.append(f"{prefix}.lr_slice and {prefix}.stage_lr: only one of them can set the rates.")
+    _choice(problems, f"{prefix}.lr_schedule", at.lr_schedule, LR_SCHEDULES)
+    _choice(problems, f"{prefix}.batch_norm", at.batch_norm, BATCH_NORM_MODES)
+    _choice(problems, f"{prefix}.parameters", at.parameters, PARAMETER_KINDS)
+    _choice(problems, f"{prefix}.restore", at.restore, ("best", "last"))
+
+
+def check(config: Config) -> None:
+    """Cross-field checks that need neither the data nor the network.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    problems: list[str] = []
+    _check_settings(problems, "schedule", config.schedule)
+    if not config.schedule.phases:
+        problems.append("schedule.phases=[]: a schedule needs at least one phase.")
+    for position, phase in enumerate(config.schedule.phases):
+        prefix = f"schedule.phases[{position}]"
+        _check_settings(problems, prefix, phase)
+        if not phase.train:
+            problems.append(f"{prefix}.train=[]: a phase must name the stages that it trains.")
+    names = [phase.name for phase in config.schedule.phases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        problems.append(f"schedule.phases: names must differ. Used twice: {shortened(twice)}.")
+    for name in names:
+        if not name or any(letter in name for letter in "/\\=") or name.startswith("."):
+            problems.append(f"schedule.phases: {name!r} becomes a folder name and cannot contain '/', '\\' or '='.")
+    if config.data.source == "folder" and not config.data.root:
+        problems.append("data.root: must be given. Write data.root=DIR, the folder that holds your images.")
+    for source, key, what in (
+        ("manifest", "path", "FILE, a CSV, TSV or Parquet table"),
+        ("huggingface", "path", "DIR, a data set on disk"),
+        ("torchvision", "name", "NAME, such as OxfordIIITPet"),
+    ):
+        if config.data.source == source and not getattr(config.data, key):
+            problems.append(f"data.{key}: must be given. Write data.{key}={what}.")
+    _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
+    _choice(problems, "loss.name", config.loss.name, LOSSES)
+    _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
+    for key in ("batch_size", "eval_batch_size", "limit_per_class", "classes", "images_per_class", "image_size"):
+        value = getattr(config.data, key)
+        if value is not None and value < 1:
+            problems.append(f"data.{key}={value}: must be at least 1.")
+    if config.data.num_workers is not None and config.data.num_workers < 0:
+        problems.append(f"data.num_workers={config.data.num_workers}: must not be negative.")
+    for key in ("val_fraction", "test_fraction"):
+        value = getattr(config.data, key)
+        if not 0 < value < 1:
+            problems.append(f"data.{key}={value}: must lie strictly between 0 and 1.")
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        problems.append(
+            f"data.val_fraction={config.data.val_fraction}, data.test_fraction={config.data.test_fraction}: "
+            "must leave something to train on. Together they take everything."
+        )
+    if not 0 <= config.head.drop_rate < 1:
+        problems.append(f"head.drop_rate={config.head.drop_rate}: must be at least 0 and below 1.")
+    if config.checkpoint.every_n_steps is not None and config.checkpoint.every_n_steps < 1:
+        problems.append(f"checkpoint.every_n_steps={config.checkpoint.every_n_steps}: must be at least 1.")
+    if problems:
+        raise ConfigError(problems)
