@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -131,6 +133,22 @@ def check_strategy(trainer: pl.Trainer) -> None:
             "program is started once for each device; it needs a script or the command, not a notebook. For one device "
             "set trainer.devices=1."
         )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a call of a Trainer: Ctrl-C is Ctrl-C. Lightning 2.6 answers it by leaving the program, with later ones ignored.
+
+    Raises:
+        KeyboardInterrupt: In the place of Lightning's SystemExit.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 def end_companions(*, patience_s: float = 60.0) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from finetune.data.datamodule import Batch, ImageDataModule
 from finetune.models.classifier import Classifier
+from finetune.training.companions import interruptible
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.losses import TrainingLoss
 from finetune.training.module import FineTuner, OptimizerFactory
@@ -246,7 +247,7 @@ def find_rate(
             monitor="val/loss",
             steps_per_epoch=batches,
         )
-        make_trainer(
+        trainer = make_trainer(
             max_epochs=-(-steps // -(-batches // phase.accumulate)),
             accumulate_grad_batches=phase.accumulate,
             gradient_clip_val=phase.gradient_clip,
@@ -257,7 +258,9 @@ def find_rate(
             enable_progress_bar=False,
             enable_checkpointing=False,
             logger=False,
-        ).fit(module, datamodule=data)
+        )
+        with interruptible():
+            trainer.fit(module, datamodule=data)
     rates = phase.rates()
     return Sweep(
         phase=phase,

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
 from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
-from finetune.training.companions import Companions, check_strategy
+from finetune.training.companions import Companions, check_strategy, interruptible
 from finetune.training.display import EpochLines, PhaseProgressBar
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
@@ -256,14 +254,8 @@ class Run:
         check_strategy(trainer)
         self.data.check_processes(trainer.world_size, [phase.batch_size for phase in self.schedule])
         self._companions.watch(trainer.strategy.launcher)
-        handler = signal.getsignal(signal.SIGINT)
-        try:
+        with interruptible():
             yield
-        except SystemExit as error:
-            # Lightning 2.6 answers Ctrl-C by leaving the program, with later ones ignored
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)
-            raise KeyboardInterrupt from error
 
     def _evaluate(self) -> dict[str, Any]:
         """Validation and test metrics of the final weights, and the test set's probabilities."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 from ast import literal_eval
@@ -59,8 +60,22 @@ def two(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("two")
     words = ["data=folder", f"data.root={pets}", *TINY, *JOB, *TWO, *recorded(folder)]
-    statuses = forked_ranks(lambda: train_tiny(words, folder / "run"), folder / "out")
-    assert statuses == [0, 0], said(folder / "out")
+
+    def job() -> None:
+        # every file of a run is written beside its place and renamed: who does it, is noted (the cache of what is known
+        # of the images lies elsewhere, and is anybody's)
+        rename = os.replace
+
+        def noted(source: Path, target: Path) -> None:
+            if Path(target).is_relative_to(folder):
+                with (folder / f"writes.{os.environ['LOCAL_RANK']}").open("a") as file:
+                    file.write(f"{Path(target).name}\n")
+            rename(source, target)
+
+        os.replace = noted  # type: ignore[assignment]
+        train_tiny(words, folder / "run")
+
+    assert forked_ranks(job, folder / "out") == [0, 0], said(folder / "out")
     return folder / "run"
 
 
@@ -115,6 +130,9 @@ def test_the_log_of_an_epoch_is_that_of_one_process(one: Path, two: Path) -> Non
 def test_the_first_process_alone_writes_and_speaks(one: Path, two: Path) -> None:
     files = [{str(path.relative_to(run)) for path in run.rglob("*")} for run in (one, two)]
     assert files[0] == files[1]
+    writers = {path.name: path.read_text().split() for path in two.parent.glob("writes.*")}
+    assert list(writers) == ["writes.0"]
+    assert writers["writes.0"].count("results.json") == 1
     first, second = said(two.parent / "out")
     assert second == ""
     lines = first.splitlines()
