@@ -50,8 +50,9 @@ KNOWN_BY = {
     "hydra": ("config", "commands"),
     "omegaconf": ("config", "commands"),
     "lightning": ("training", "data/datamodule"),
-    "timm": ("models", "export"),
-    "transformers": ("models", "export"),
+    "timm": ("models/sources", "models/pretrained", "export"),
+    "transformers": ("models/sources", "export"),
+    "huggingface_hub": ("models/hub",),
 }
 
 

@@ -2,6 +2,25 @@
 
 Since Lightning 2.2 the Trainer never calls ``train()`` itself and keeps the modes that it finds, and the modes are not in
 a checkpoint. So the modes have one owner, :func:`apply_phase`, called before every fit, fresh or resumed.
+
+``batch_norm`` decides whether running statistics of *trainable* stages move. The default, ``eval``, was chosen by
+measurement: ResNet-18 from weights pretrained on formula images (14 minutes on one core, not those of a release), 20 labelled
+images a class, the default schedule's phases in 120 steps in all, 32 pixels, three seeds; test accuracy in % with standard error:
+
+| data | batch | ``train`` | ``eval`` | ``eval`` - ``train``, paired |
+|---|---|---|---|---|
+| digits | 8 | 91.4 ± 0.4 | 94.8 ± 0.5 | 3.3 ± 0.2 |
+| digits | 16 | 94.4 ± 0.9 | 96.3 ± 0.2 | 1.9 ± 0.8 |
+| digits | 32 | 95.4 ± 0.8 | 96.5 ± 0.2 | 1.1 ± 0.6 |
+| digits | 64 | 96.0 ± 0.5 | 97.0 ± 0.2 | 1.1 ± 0.4 |
+| automata | 8 | 51.5 ± 0.3 | 56.3 ± 0.7 | 4.9 ± 0.6 |
+| automata | 16 | 54.5 ± 1.7 | 58.4 ± 0.6 | 3.9 ± 1.2 |
+| automata | 32 | 57.4 ± 1.4 | 60.0 ± 1.9 | 2.6 ± 1.9 |
+| automata | 64 | 58.9 ± 1.3 | 60.9 ± 1.4 | 2.0 ± 1.3 |
+
+    uv run python tests/benchmarks/batch_norm_modes.py --weights PATH --seeds 3
+
+From random weights the statistics must move (``train``): those of a new network are 0 and 1.
 """
 
 from collections.abc import Collection
