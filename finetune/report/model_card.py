@@ -7,7 +7,6 @@ from finetune.escaping import markdown
 from finetune.models.classifier import Classifier
 from finetune.report.loading import how_to_load
 
-
 _MISTAKES = 10
 # where `finetune export` puts each format
 _EXPORTS = {

@@ -21,8 +21,8 @@ from finetune.export.quantise import quantise_onnx
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.export.odd_files import write_files  # noqa: E402 (found through the line above)
-from tests.export.trained import picture, settled_classifier  # noqa: E402
+from tests.export.odd_files import write_files
+from tests.export.trained import picture, settled_classifier
 
 
 def main() -> None:
