@@ -36,8 +36,8 @@ COMMANDS = {
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
-    "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV or JSON Lines by suffix)"),
-    "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open"),
+    "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
+    "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 
 EXAMPLES = """\

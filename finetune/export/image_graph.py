@@ -18,6 +18,8 @@ from finetune.models.classifier import Classifier
 Layout = Literal["nhwc", "nchw"]
 # a number of pixels, or a symbol for one while a graph is traced
 Side = int | torch.SymInt
+# as finetune.data.transforms has it: how many times the target's side an image may have after the resize
+LONGEST = 8
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
@@ -57,13 +59,30 @@ def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
         return _resized(images_BCHW, height, width, spec)
     # the rounding of finetune.data.transforms, which is timm's and torchvision's
     target_height, target_width = int(height / spec.crop_pct), int(width / spec.crop_pct)
-    given_height, given_width = images_BCHW.shape[-2], images_BCHW.shape[-1]
-    # of the two sides one is exactly the target and the other at least that: taking the larger needs no branch
-    new_height = torch.sym_max(target_height, target_width * given_height // given_width)
-    new_width = torch.sym_max(target_width, target_height * given_width // given_height)
+    images_BCHW = _middle(images_BCHW, target_height, target_width)
+    new_height, new_width = _cover(images_BCHW, target_height, target_width)
     resized_BCHW = _resized(images_BCHW, new_height, new_width, spec)
     top, left = _half_to_even(new_height - height), _half_to_even(new_width - width)
     return resized_BCHW[:, :, top : top + height, left : left + width]
+
+
+def _cover(images_BCHW: Tensor, target_height: int, target_width: int) -> tuple[Side, Side]:
+    """The size with the image's proportions that just covers the target."""
+    height, width = images_BCHW.shape[-2:]
+    # of the two sides one is exactly the target and the other at least that: taking the larger needs no branch
+    new_height = torch.sym_max(target_height, target_width * height // width)
+    return new_height, torch.sym_max(target_width, target_height * width // height)
+
+
+def _middle(images_BCHW: Tensor, target_height: int, target_width: int) -> Tensor:
+    """The middle of an image so long that all of it, resized, would fill the memory; any other image whole."""
+    height, width = images_BCHW.shape[-2:]
+    new_height, new_width = _cover(images_BCHW, target_height, target_width)
+    # rounded up by adding the divisor less one
+    keep_height = torch.sym_min(height, (height * LONGEST * target_height + new_height - 1) // new_height)
+    keep_width = torch.sym_min(width, (width * LONGEST * target_width + new_width - 1) // new_width)
+    top, left = (height - keep_height) // 2, (width - keep_width) // 2
+    return images_BCHW[:, :, top : top + keep_height, left : left + keep_width]
 
 
 def _resized(images_BCHW: Tensor, height: Side, width: Side, spec: InputSpec) -> Tensor:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.jpeg_header import read_jpeg_header
 from finetune.data.pixels import to_pixels
 from finetune.errors import UserError
 
@@ -65,6 +66,10 @@ def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) ->
 
 
 def _decode(data: bytes, kind: str, channels: int, at_least: int | None) -> npt.NDArray[np.uint8]:
+    if kind == "JPEG":
+        header = read_jpeg_header(bytearray(data))
+        if header is not None and not header.complete and not any(data[-64:]):
+            raise UnreadableFile("Its end is filled with zero bytes, as after an interrupted download or copy.")
     with io.BytesIO(data) as file:
         image = OPENERS[kind](file)
         if image.width * image.height > MAX_PIXELS:

@@ -1,13 +1,21 @@
 """The model card of a bundle: what a stranger needs to know before using it."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from finetune.escaping import markdown
 from finetune.models.classifier import Classifier
+from finetune.report.loading import how_to_load
 
-
-def _escaped(text: str) -> str:
-    """A name inside a Markdown table or list."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|" else c for c in text.replace("\n", " "))
+_MISTAKES = 10
+# where `finetune export` puts each format
+_EXPORTS = {
+    "onnx": "exports/model.onnx",
+    "torch_export": "exports/model.pt2",
+    "timm": "exports/timm",
+    "torchvision": "exports/torchvision",
+    "transformers": "exports/transformers",
+}
 
 
 def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
@@ -20,7 +28,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     spec, test, counts = classifier.input_spec, results["test"], results["data"]["counts"]
     backbone = results["backbone"]
     lines = [
-        f"# {_escaped(backbone['name'])}, {len(classifier.classes)} classes",
+        f"# {markdown(backbone['name'])}, {len(classifier.classes)} classes",
         "",
         f"Made by `finetune`. Backbone weights at the start: `{backbone['weights']}`. Schedule: "
         f"`{results['schedule']}`, seed {results['seed']}.",
@@ -45,8 +53,17 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     ]
     for position, name in enumerate(classifier.classes):
         recall = f"{test['recall'][position]:.3f}" if counts["test"][position] else "no image"
-        lines.append(f"| {_escaped(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
+        lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
+    lines += ["", *_confusions(classifier.classes, test.get("confusion"))]
+    lines += ["## Other programs", "", "`finetune export RUN --format FORMAT` writes what the code below opens.", ""]
+    for form, path in _EXPORTS.items():
+        # one level lower than in a folder of its own
+        lines.append(f"#{how_to_load(form, spec, path=path)}")
     lines += [
+        "## Intended use",
+        "",
+        "Sorting images like those it was trained on into the classes above. Test it on your own before a decision about "
+        "people rests on it: finetune evaluate RUN data=folder data.root=DIR.",
         "",
         "## Limits",
         "",
@@ -55,3 +72,23 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _confusions(classes: Sequence[str], confusion: Sequence[Sequence[int]] | None) -> list[str]:
+    """The most frequent mistakes; all pairs would fill pages where there are many classes."""
+    if confusion is None:
+        return []
+    pairs = [
+        (count, classes[true], classes[found])
+        for true, row in enumerate(confusion)
+        for found, count in enumerate(row)
+        if count and true != found
+    ]
+    if not pairs:
+        return ["No test image was put into a wrong class.", ""]
+    pairs.sort(key=lambda pair: -pair[0])
+    rows = [f"| {markdown(true)} | {markdown(found)} | {count} |" for count, true, found in pairs[:_MISTAKES]]
+    told = (
+        f"The {len(rows)} most frequent of {len(pairs)} kinds of mistakes:" if len(pairs) > len(rows) else "Mistakes:"
+    )
+    return [told, "", "| true class | predicted | test images |", "|---|---|---|", *rows, ""]

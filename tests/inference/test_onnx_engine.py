@@ -1,0 +1,94 @@
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from finetune.data.decode import decode_image
+from finetune.errors import UserError
+from finetune.export.onnx import export_onnx
+from finetune.inference.decode_numpy import decode_to_numpy
+from finetune.inference.onnx_engine import OnnxEngine
+from tests.bundles import small_bundle
+from tests.data.odd_images import odd_images
+from tests.export.odd_files import write_files
+from tests.export.trained import settled_classifier
+
+# Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decoding_without_torch_gives_the_pixels_of_decoding_with_it(tmp_path, channels):
+    readable = [file for file in odd_images() if file.expected is not None]
+    assert len(readable) > 60
+    for file in readable:
+        path = tmp_path / file.name
+        path.write_bytes(file.data)
+        ours = decode_image(str(path), channels=channels).permute(1, 2, 0).numpy()
+        found = decode_to_numpy(str(path), channels=channels)
+        assert found.shape == ours.shape, file.name
+        # torchvision's decoders of JPEG and WebP may round a level otherwise
+        assert np.abs(found.astype(int) - ours).max() <= 1, file.name
+
+
+def test_decoding_without_torch_refuses_what_decoding_with_it_refuses(tmp_path):
+    for file in odd_images():
+        if file.expected is None:
+            (tmp_path / file.name).write_bytes(file.data)
+            with pytest.raises(UserError):
+                decode_to_numpy(str(tmp_path / file.name), channels=3)
+
+
+def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_imports_torch(tmp_path):
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    bundle = small_bundle(tmp_path / "run", model)
+    export_onnx(model, tmp_path / "model.onnx")
+    (tmp_path / "images").mkdir()
+    write_files(tmp_path / "images", 12)
+    script = (
+        "import sys; from finetune.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'onnx'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    tables = []
+    for run, guarded in ((tmp_path / "model.onnx", True), (bundle, False)):
+        output = tmp_path / f"{run.name}.csv"
+        words = ["predict", str(run), str(tmp_path / "images"), "--output", str(output)]
+        start = [sys.executable, "-c", script] if guarded else [sys.executable, "-m", "finetune"]
+        done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        tables.append(list(csv.DictReader(output.open(encoding="utf-8"))))
+    for ours, theirs in zip(*tables, strict=True):
+        assert ours["predicted"] == theirs["predicted"]
+        assert abs(float(ours["probability"]) - float(theirs["probability"])) < 1e-4
+
+
+def test_other_files_are_refused_with_what_they_are(tmp_path):
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(UserError, match="cannot be opened as an ONNX model"):
+        OnnxEngine(tmp_path / "text.onnx")
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "other", values[:1], values[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), str(tmp_path / "other.onnx"))
+    with pytest.raises(UserError, match=r"not an ONNX file of finetune's\. Its inputs: x"):
+        OnnxEngine(tmp_path / "other.onnx")
+
+
+def test_tensors_in_files_elsewhere_are_not_read(tmp_path):
+    (tmp_path / "secret").write_bytes(np.ones(1, np.float32).tobytes())
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(tmp_path / "secret"))
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "thief", values[:1], values[1:], [tensor])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "thief.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="cannot be opened as an ONNX model"):
+        OnnxEngine(tmp_path / "thief.onnx")

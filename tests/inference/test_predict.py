@@ -1,0 +1,195 @@
+import csv
+import io
+import json
+import os
+import random
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from finetune.cli import main
+from finetune.errors import UserError
+from finetune.inference.inputs import find_images
+from finetune.inference.journal import journal_path
+from finetune.inference.predict import predict_to_file
+from finetune.inference.torch_engine import TorchEngine
+from tests.bundles import small_bundle
+from tests.export.odd_files import write_files
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("bundle"), size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_files(folder, 40)
+    (folder / "0007.webp").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    return folder
+
+
+class Fake:
+    """An engine whose answers are a function of the path, and that can be killed after some images."""
+
+    def __init__(self, dies_after=10**9):
+        self.classes = ("a", "=b", "c")
+        self.identity = {"model": "fake"}
+        self.left = dies_after
+        self.seen = []
+
+    def read(self, path):
+        if "bad" in path:
+            raise UserError("no image")
+        return path
+
+    def classify(self, images):
+        if self.left <= 0:
+            raise KeyboardInterrupt
+        self.left -= len(images)
+        self.seen += images
+        values = np.array([[hash_of(path, k) for k in range(3)] for path in images], dtype=np.float32)
+        return values / values.sum(1, keepdims=True)
+
+
+def hash_of(path, k):
+    return 1 + (sum(map(ord, path)) * (k + 3)) % 17
+
+
+def rows_of(path):
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_rows_say_what_the_network_says_and_why_a_file_is_unreadable(bundle, images, tmp_path, capsys):
+    command = ["predict", str(bundle), str(images), "--output", str(tmp_path / "p.csv"), "--top-k", "2"]
+    assert main(command) == 0
+    assert "40 images, 1 of them unreadable" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "p.csv")
+    assert len(rows) == 40
+    engine = TorchEngine(bundle)
+    row = rows[3]
+    with torch.inference_mode():
+        shares = engine.classifier(engine.read(row["path"])[None]).softmax(1)[0]
+    best = shares.argsort(descending=True)
+    assert row["predicted"].removeprefix("'") == engine.classes[best[0]]
+    assert row["predicted_2"].removeprefix("'") == engine.classes[best[1]]
+    assert float(row["probability"]) == pytest.approx(float(shares[best[0]]), abs=1e-6)
+    assert (rows[7]["predicted"], rows[7]["probability"]) == ("", "")
+    assert "damaged" in rows[7]["error"]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
+
+
+def test_the_three_forms_hold_the_same_rows(tmp_path):
+    paths = [f"img{n}" for n in range(20)] + ["bad"]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert predict_to_file(Fake(), paths, tmp_path / f"p{suffix}", top_k=3, batch_size=4) == (21, 1)
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    text = rows_of(tmp_path / "p.csv")
+    for line, row, cells in zip(lines, table, text, strict=True):
+        assert line["path"] == row["path"] == cells["path"]
+        assert line["predicted"] == row["predicted"] == cells["predicted"].removeprefix("'")
+        assert (
+            line["probability"] == row["probability"] == (float(cells["probability"]) if cells["probability"] else None)
+        )
+        assert [entry["class"] for entry in line["top"]] == [
+            row[name] for name in ("predicted", "predicted_2", "predicted_3") if row[name]
+        ]
+
+
+def test_killed_ten_times_and_resumed_the_output_is_that_of_an_uninterrupted_run(tmp_path):
+    paths = [f"img{n}{'bad' if n % 11 == 0 else ''}" for n in range(500)]
+    predict_to_file(Fake(), paths, tmp_path / "whole.csv", top_k=2, batch_size=8)
+    chance, seen = random.Random(0), 0
+    for _ in range(10):
+        engine = Fake(dies_after=chance.randint(1, 40))
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8, say=lambda line: None)
+        seen += len(engine.seen)
+        journal = journal_path(tmp_path / "parts.csv")
+        content = journal.read_bytes()
+        # a kill can tear the last line, wherever it is
+        journal.write_bytes(content[: len(content) - chance.randint(0, 30)])
+        assert not (tmp_path / "parts.csv").exists()
+    engine = Fake()
+    predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8, say=lambda line: None)
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert len(engine.seen) < 480, "it began anew"
+    assert not journal.exists()
+
+
+def test_a_changed_list_keeps_what_comes_before_the_change(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(Fake(dies_after=20), [f"i{n}" for n in range(30)], tmp_path / "p.csv", batch_size=5)
+    changed = [f"i{n}" for n in range(12)] + ["new"] + [f"i{n}" for n in range(12, 30)]
+    engine, said = Fake(), []
+    predict_to_file(engine, changed, tmp_path / "p.csv", batch_size=5, say=said.append)
+    assert [row["path"] for row in rows_of(tmp_path / "p.csv")] == changed
+    assert engine.seen == changed[10:]
+    assert said == ["10 rows are there from an earlier attempt"]
+
+
+def test_other_settings_begin_anew_and_say_so(tmp_path):
+    paths = [f"i{n}" for n in range(10)]
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(Fake(dies_after=5), paths, tmp_path / "p.csv", batch_size=5)
+    said = []
+    predict_to_file(Fake(), paths, tmp_path / "p.csv", batch_size=5, top_k=2, say=said.append)
+    assert said == ["an earlier attempt had other settings or another model: begun anew"]
+    assert len(rows_of(tmp_path / "p.csv")) == 10
+
+
+def test_names_that_a_spreadsheet_would_compute_are_escaped_in_csv_only(tmp_path):
+    for suffix in (".csv", ".jsonl"):
+        predict_to_file(Fake(), ["=cmd|'/c calc'!A1.png"], tmp_path / f"p{suffix}", top_k=3)
+    (row,) = rows_of(tmp_path / "p.csv")
+    assert row["path"] == "'=cmd|'/c calc'!A1.png"
+    assert "'=b" in row.values()
+    line = json.loads((tmp_path / "p.jsonl").read_text())
+    assert line["path"] == "=cmd|'/c calc'!A1.png"
+
+
+def test_a_file_name_that_is_no_text_gets_a_row(tmp_path):
+    predict_to_file(Fake(), [os.fsdecode(b"a\xff.png")], tmp_path / "p.csv")
+    assert rows_of(tmp_path / "p.csv")[0]["path"] == "a\\udcff.png"
+
+
+def test_images_come_from_lists_patterns_and_standard_input(images, tmp_path, monkeypatch):
+    names = sorted(path.name for path in images.iterdir())
+    (images / "list.csv").write_text("label,path\nx,0001.jpg\nx,0002.png\n")
+    (images / "list.txt").write_text("0001.jpg\n\n0002.png\n")
+    try:
+        both = [str(images / "0001.jpg"), str(images / "0002.png")]
+        assert list(find_images([images / "list.csv"])) == list(find_images([images / "list.txt"])) == both
+        assert list(find_images([str(images / "*.bmp")])) == [str(images / n) for n in names if n.endswith(".bmp")]
+        assert [os.path.basename(path) for path in find_images([images])] == names
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"one.png\r\ntwo.png")))
+        assert list(find_images(["-"])) == ["one.png", "two.png"]
+        (images / "wrong.csv").write_text("a,b\n1,2\n")
+        with pytest.raises(UserError, match=r"needs a column path or file.*Its columns: a, b"):
+            list(find_images([images / "wrong.csv"]))
+    finally:
+        for extra in images.glob("*.csv"):
+            extra.unlink()
+        (images / "list.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "p.xlsx"], "Use one of .csv, .jsonl, .parquet"),
+        (["--output", "p.csv", "--top-k", "6"], "from 1 to the number of classes, 5"),
+        (["--output", "p.csv", "--top-k", "0"], "--top-k 0: must be at least 1"),
+        (["--output", "p.csv", "--runtime", "onnx"], "Make one with: finetune export RUN --format onnx"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(bundle, images, tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(bundle), str(images), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.csv"))
