@@ -81,7 +81,13 @@ def save_bundle(
     with atomic_path(folder / MODEL_WEIGHTS) as part:
         save_file(state, part)
     backbone_hash = state_hash(classifier.backbone)
-    save_head(folder / HEAD_WEIGHTS, head=classifier.head, backbone_hash=backbone_hash, classes=classifier.classes)
+    save_head(
+        folder / HEAD_WEIGHTS,
+        head=classifier.head,
+        backbone_hash=backbone_hash,
+        classes=classifier.classes,
+        multi_label=classifier.multi_label,
+    )
     write_text(folder / CARD, card)
     write_json(
         folder / MODEL_JSON,
@@ -174,10 +180,11 @@ def description_problems(model: dict[str, Any]) -> list[str]:
     >>> description_problems({})[0]
     'model: needs the keys adapt, backbone, classes, head, input_spec'
     """
-    wanted = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
-    if set(model) != set(wanted):
+    wanted: dict[str, type] = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
+    if set(model) - {"multi_label"} != set(wanted):  # bundles from before there were several labels lack that key
         return [f"model: needs the keys {', '.join(sorted(wanted))}"]
-    problems = [f"model.{key}: of another type" for key, kind in wanted.items() if not isinstance(model[key], kind)]
+    wanted["multi_label"] = bool
+    problems = [f"model.{key}: of another type" for key in model if not isinstance(model[key], wanted[key])]
     if problems:
         return problems
     classes, backbone, head = model["classes"], model["backbone"], model["head"]

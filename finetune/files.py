@@ -4,11 +4,14 @@ A field is a dotted path: ``[]`` stands for each entry of a list, ``*`` for any 
 add some, and changes or removes none without raising ``format``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune.errors import UserError, shortened
 
 NUMBER = (int, float)
+# between the names of one image's classes, in tables
+LABELS = ";"
 
 _METRICS = {
     "acc": (float, "share of images whose most probable class is the true one"),
@@ -17,6 +20,17 @@ _METRICS = {
     "loss": (float, "mean cross-entropy in nats, without label smoothing or class weights"),
     "recall[]": (float, "recall of each class, in the order of the classes; 0 for a class without an image"),
     "confusion[][]": (int, "images by true class (row) and predicted class (column)"),
+}
+
+_METRICS_MULTI_LABEL = {
+    "acc": (float, "share of images with every class right: a class is predicted where its probability is above 0.5"),
+    "f1_macro": (float, "F1 score, mean over classes; 0 for a class neither true nor predicted anywhere"),
+    "f1_micro": (float, "F1 score over all pairs of an image and a class"),
+    "map": (float, "average precision, mean over the classes that an image shows"),
+    "ece": (float, "calibration error over all pairs of an image and a class, 15 bins (Guo et al. 2017)"),
+    "loss": (float, "mean binary cross-entropy in nats over images and classes, without smoothing or weights"),
+    "recall[]": (float, "recall of each class, in the order of the classes; 0 for a class without an image"),
+    "confusion[][][]": (int, "for each class, images by truth (row: no, yes) and prediction (column: no, yes)"),
 }
 
 _PHASE = {
@@ -37,6 +51,9 @@ _DATA = {
     "fingerprint": (str, "digest of classes, paths, targets, splits and contents"),
     "classes[]": (str, "class names in the order of the logits"),
     "counts.*[]": (int, "images of each class, by split"),
+    "skipped": (int, "unreadable files that were left out; skipped.csv lists them"),
+    "max_pixels": (int, "larger images count as unreadable, in prediction too"),
+    "high_depth": (str, "'full' or 'stretch': how more than 8 bits become 8, in prediction too"),
 }
 
 
@@ -44,9 +61,7 @@ def _under(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
 
-RESULTS: dict[str, Any] = {
-    **_under("test", _METRICS),
-    **_under("val", _METRICS),
+_RESULTS: dict[str, Any] = {
     **_under("phases[]", _PHASE),
     "seconds.training": (NUMBER, "sum of the phases"),
     "seconds.phases.*": (NUMBER, "each phase"),
@@ -61,6 +76,10 @@ RESULTS: dict[str, Any] = {
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
 }
 
+# results.json, of a run with one label an image, and with several
+RESULTS = {**_under("test", _METRICS), **_under("val", _METRICS), **_RESULTS}
+RESULTS_MULTI_LABEL = {**_under("test", _METRICS_MULTI_LABEL), **_under("val", _METRICS_MULTI_LABEL), **_RESULTS}
+
 PREDICTIONS: dict[str, str] = {
     "path": "the image file",
     "target": "true class",
@@ -69,18 +88,25 @@ PREDICTIONS: dict[str, str] = {
     "target_probability": "softmax probability of the true class",
 }
 
-MODEL: dict[str, Any] = {
+PREDICTIONS_MULTI_LABEL: dict[str, str] = {
+    "path": "the image file",
+    "target": "true classes, joined by ';'",
+    "predicted": "classes whose probability is above 0.5, joined by ';'; empty where there is none",
+    "probability": "of the most probable class",
+    "probabilities": "of every class, in the order of the logits, joined by ';'",
+}
+
+_MODEL: dict[str, Any] = {
     "format": (int, "version of this description; a newer one is refused"),
     "model.backbone.**": (object, "library, name and arguments of the network, and what its weights expect"),
     "model.head.*": (object, "kind and sizes of the head, as finetune.models.heads.build_head takes them"),
     "model.input_spec.*": (object, "fields of finetune.InputSpec: what an image must look like"),
     "model.adapt": (str, "how the image's channels became those of the network"),
     "model.classes[]": (str, "class names in the order of the logits"),
+    "model.multi_label": (bool, "whether an image may show several classes, or none: probabilities are then sigmoids"),
     "stages[]": (str, "stages from the input to the head"),
     "backbone_hash": (str, "SHA-256 of the backbone's weights; head.safetensors is tied to it"),
     "weights_sha256": (str, "SHA-256 of the bytes of model.safetensors"),
-    **_under("metrics.test", _METRICS),
-    **_under("metrics.val", _METRICS),
     **_under("data", _DATA),
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),
@@ -88,6 +114,24 @@ MODEL: dict[str, Any] = {
     **_under("training.phases[]", _PHASE),
     "versions.*": (str, "as in results.json"),
 }
+
+
+# model.json, likewise
+MODEL = {**_under("metrics.test", _METRICS), **_under("metrics.val", _METRICS), **_MODEL}
+MODEL_MULTI_LABEL = {
+    **_under("metrics.test", _METRICS_MULTI_LABEL),
+    **_under("metrics.val", _METRICS_MULTI_LABEL),
+    **_MODEL,
+}
+
+
+def labels_above_half(classes: Sequence[str], probabilities: Sequence[float]) -> str:
+    """The names of the classes that an image shows, as tables have them.
+
+    >>> labels_above_half(["cat", "dog", "owl"], [0.9, 0.5, 0.6])
+    'cat;owl'
+    """
+    return LABELS.join(name for name, share in zip(classes, probabilities, strict=True) if share > 0.5)
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
@@ -121,7 +165,7 @@ def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -
 
     Args:
         values: The contents of a JSON file.
-        fields: :data:`RESULTS` or :data:`MODEL`.
+        fields: :data:`RESULTS`, :data:`MODEL`, or these for several labels.
         name: Of the file, for messages.
 
     Raises:
@@ -135,7 +179,9 @@ def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -
             problems.append(f"unknown field {path}")
             continue
         found.add(field)
-        if not isinstance(value, fields[field][0]) or (isinstance(value, bool) and fields[field][0] is not object):
+        kind = fields[field][0]
+        # to Python a truth value is a whole number too
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
             problems.append(f"{path} is a {type(value).__name__}")
     # an empty list or table has no leaf to be found by
     optional = {name for name in fields if "[]" in name or "*" in name}

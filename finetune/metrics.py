@@ -1,60 +1,127 @@
 """The metrics of a split, all from torchmetrics."""
 
+import warnings
 from typing import Any
 
 import torch
-from torchmetrics import MeanMetric, MetricCollection
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
+    BinaryCalibrationError,
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassRecall,
+    MultilabelAveragePrecision,
+    MultilabelConfusionMatrix,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+    MultilabelRecall,
 )
 
+# B = batch, K = classes
 
-def build_metrics(num_classes: int) -> MetricCollection:
-    """Accuracy, macro F1, recall of each class, confusion matrix and expected calibration error, on probabilities (B, K).
+# an image shows a class whose probability is above this, where it may show several
+THRESHOLD = 0.5
+# Guo et al. 2017, arXiv 1706.04599
+_BINS = 15
 
-    ``val/acc`` counts images, not classes: accuracy is micro-averaged. A class without an image in the split does not
-    enter the macro F1 (torchmetrics leaves out classes with neither targets nor predictions).
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Average precision, mean over the classes that an image shows; 0 where no image shows any."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> torch.Tensor:  # type: ignore[override]  # torchmetrics' own average does so too
+        """The mean."""
+        with warnings.catch_warnings():
+            # a class without a positive image is left out here, and reported by the audit
+            warnings.filterwarnings("ignore", message="No positive samples found in target")
+            scores_K = super().compute()
+        shown = torch.cat(list(self.target)).any(0) if isinstance(self.target, list) else self.target.any(0)
+        return scores_K[shown].mean() if shown.any() else torch.zeros((), device=scores_K.device)
+
+
+def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
+    """The metrics of one label an image, or of several; all take probabilities (B, K).
+
+    One: accuracy, macro F1, recall of each class, confusion matrix, expected calibration error. ``acc`` counts images, not
+    classes: accuracy is micro-averaged. A class without an image in the split does not enter the macro F1 (torchmetrics
+    leaves out classes with neither targets nor predictions).
+
+    Several, with a threshold of a half: exact match as ``acc``, macro and micro F1, recall of each class, a confusion
+    matrix for each class, mean average precision, and the calibration error over all pairs of an image and a class.
     """
-    collection = MetricCollection(
-        {
+    if multi_label:
+        chosen: dict[str, Metric | MetricCollection] = {
+            "acc": MultilabelExactMatch(num_classes, threshold=THRESHOLD),
+            "f1_macro": MultilabelF1Score(num_classes, threshold=THRESHOLD, average="macro"),
+            "f1_micro": MultilabelF1Score(num_classes, threshold=THRESHOLD, average="micro"),
+            "recall": MultilabelRecall(num_classes, threshold=THRESHOLD, average="none"),
+            "confusion": MultilabelConfusionMatrix(num_classes, threshold=THRESHOLD),
+            "map": MeanAveragePrecision(num_classes),
+            "ece": BinaryCalibrationError(n_bins=_BINS, norm="l1"),
+        }
+        groups = [["acc"], ["f1_macro", "f1_micro", "recall"], ["confusion"], ["map"], ["ece"]]
+    else:
+        chosen = {
             "acc": MulticlassAccuracy(num_classes, average="micro"),
             "f1_macro": MulticlassF1Score(num_classes, average="macro"),
             "recall": MulticlassRecall(num_classes, average="none"),
             "confusion": MulticlassConfusionMatrix(num_classes),
-            # Guo et al. 2017, arXiv 1706.04599: 15 bins, l1
-            "ece": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
-        },
-        # the confusion matrix has another state than the others; groups are found at the first update by comparing
-        # states, which would make the first batch of a run cost more than the others
-        compute_groups=[["acc"], ["f1_macro", "recall"], ["confusion"], ["ece"]],
-    )
+            "ece": MulticlassCalibrationError(num_classes, n_bins=_BINS, norm="l1"),
+        }
+        groups = [["acc"], ["f1_macro", "recall"], ["confusion"], ["ece"]]
+    # the confusion matrix has another state than the others; groups are found at the first update by comparing states,
+    # which would make the first batch of a run cost more than the others
+    collection = MetricCollection(chosen, compute_groups=groups)
     collection.add_metrics({"loss": MeanMetric()})
     return collection
 
 
-def update_metrics(
-    metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor
-) -> None:
+def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Count one batch.
 
     Args:
         metrics: As built by :func:`build_metrics`.
         logits: Scores (B, K).
-        targets: Class numbers (B,).
-        losses: Loss of each image (B,).
+        targets: Class numbers (B,); for several labels zeros and ones (B, K).
     """
-    probabilities = logits.float().softmax(1)
+    logits = logits.float()
+    if targets.ndim == 2:
+        probabilities, targets = logits.sigmoid(), targets.long()
+        losses = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
+    else:
+        probabilities = logits.softmax(1)
+        losses = cross_entropy(logits, targets, reduction="none")
     for name, metric in metrics.items(keep_base=True, copy_state=False):
         if name == "loss":
-            metric.update(losses.float())
+            metric.update(losses)
         else:
             metric.update(probabilities, targets)
+
+
+def right_answers(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Which images are classified right, in every label where there are several, bool (B,)."""
+    if targets.ndim == 2:
+        # a probability above a half is a logit above zero
+        return ((logits_BK > 0) == targets.bool()).all(1)
+    return logits_BK.argmax(1) == targets
 
 
 def plain_metrics(metrics: MetricCollection) -> dict[str, Any]:
     """Values as plain numbers and lists; scalars alone are what a logger takes."""
     return {name: value.tolist() for name, value in metrics.compute().items()}
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """The main figures of :func:`plain_metrics`.
+
+    >>> in_words({"acc": 0.5, "f1_macro": 0.25, "loss": 1.0})
+    'accuracy 0.5000, macro F1 0.2500, loss 1.0000'
+    """
+    several = f", mean average precision {values['map']:.4f}" if "map" in values else ""
+    right = "exact match" if several else "accuracy"
+    return f"{right} {values['acc']:.4f}, macro F1 {values['f1_macro']:.4f}{several}, loss {values['loss']:.4f}"

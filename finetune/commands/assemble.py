@@ -14,10 +14,11 @@ from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
+    from torch import nn
+
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.sources import Source
     from finetune.models.classifier import Classifier
-    from finetune.training.losses import TrainingLoss
     from finetune.training.module import OptimizerFactory
     from finetune.training.phases import Phase
 
@@ -88,17 +89,27 @@ def quick_checks(config: Config, *, training: bool = True) -> None:
         raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
 
 
+def settings_of(source: str) -> Sequence[str]:
+    """The settings that a source takes.
+
+    Raises:
+        UserError: There is no such source.
+    """
+    from finetune.data.sources import SOURCES
+
+    if source not in SOURCES:
+        raise UserError(
+            f"data.source={source!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(source, SOURCES)}"
+        )
+    return list(inspect.signature(SOURCES[source]).parameters)
+
+
 def build_source(config: Config) -> "Source":
     """Where the images come from."""
     from finetune.data.sources import SOURCES
 
     data = config.data
-    if data.source not in SOURCES:
-        raise UserError(
-            f"data.source={data.source!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(data.source, SOURCES)}"
-        )
-    build = SOURCES[data.source]
-    takes = inspect.signature(build).parameters
+    takes = settings_of(data.source)
     arguments: dict[str, Any] = {
         "channels": config.input.channels or NATIVE_CHANNELS.get(data.source, 3),
         "seed": config.seed,
@@ -112,7 +123,7 @@ def build_source(config: Config) -> "Source":
         elif value != key.default:
             own = ", ".join(name for name in takes if name not in ("channels", "seed"))
             raise UserError(f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {own}.")
-    return build(**arguments)
+    return SOURCES[data.source](**arguments)
 
 
 def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
@@ -164,10 +175,14 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
         size=size,
         adapt=config.input.adapt,
         seed=config.seed,
+        multi_label=source.index.multi_label,
     )
     if config.head.weights:
         classifier.head = load_head(
-            Path(config.head.weights).expanduser(), backbone_hash=state_hash(classifier.backbone), classes=classes
+            Path(config.head.weights).expanduser(),
+            backbone_hash=state_hash(classifier.backbone),
+            classes=classes,
+            multi_label=classifier.multi_label,
         )
         say(f"head: from {config.head.weights}")
     return classifier
@@ -266,20 +281,23 @@ def optimizer_factory(phase: "Phase") -> "OptimizerFactory":
     return build
 
 
-def loss_of(config: Config, source: "Source") -> "Callable[[Phase], TrainingLoss]":
-    """The training loss of a phase."""
+def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
+    """The training loss of a phase, for one label an image or for several."""
     import torch
 
-    from finetune.training.losses import TrainingLoss
+    from finetune.data.weights import class_weights, positive_weights
+    from finetune.training.losses import MultiLabelLoss, TrainingLoss
 
+    index = source.index
+    loss = MultiLabelLoss if index.multi_label else TrainingLoss
     weights = None
     if config.loss.class_weights == "balanced":
-        from finetune.data.weights import class_weights
+        counts = index.counts()["train"]
+        balanced = positive_weights(counts, len(index.rows("train"))) if index.multi_label else class_weights(counts)
+        weights = torch.tensor(balanced, dtype=torch.float32)
 
-        weights = torch.tensor(class_weights(source.index.counts()["train"]), dtype=torch.float32)
-
-    def build(phase: "Phase") -> TrainingLoss:
-        return TrainingLoss(
+    def build(phase: "Phase") -> "nn.Module":
+        return loss(
             name=config.loss.name,
             label_smoothing=phase.label_smoothing,
             class_weights=weights,

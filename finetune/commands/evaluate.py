@@ -1,8 +1,8 @@
 """``finetune evaluate``: test a trained run, on its own test split or on any data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.commands.arguments import Arguments
 from finetune.config import check_overrides, compose, from_yaml, to_plain
@@ -36,10 +36,13 @@ def run(argv: Sequence[str]) -> int:
     from finetune.atomic import write_json
     from finetune.commands.assemble import build_source, quick_checks
     from finetune.inference.evaluate import evaluate
+    from finetune.inference.reading import reading_of
+    from finetune.metrics import in_words
 
     quick_checks(config, training=not given.overrides)
     classifier = load_bundle(given.run)
     config.input.channels = classifier.input_spec.channels
+    read_alike(config, given.overrides, reading_of(given.run))
     if given.overrides and config.data.source == "folder":
         # another folder is all test data, unless it names its splits
         from finetune.data.evaluation import evaluation_folder
@@ -59,10 +62,7 @@ def run(argv: Sequence[str]) -> int:
     if not len(rows):
         raise UserError(f"--split {given.split}: there is no image in it. Counts: {source.index.counts()}.")
     metrics = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
-    print(
-        f"{metrics['images']} images ({given.split}): accuracy {metrics['acc']:.4f}, macro F1 {metrics['f1_macro']:.4f}, "
-        f"loss {metrics['loss']:.4f}, calibration error {metrics['ece']:.4f}"
-    )
+    print(f"{metrics['images']} images ({given.split}): {in_words(metrics)}, calibration error {metrics['ece']:.4f}")
     width = max(len(name) for name in classifier.classes)
     for name, recall in zip(classifier.classes, metrics["recall"], strict=True):
         print(f"  {name:{width}}  recall {'-' if name in metrics['missing_classes'] else f'{recall:.4f}'}")
@@ -71,6 +71,15 @@ def run(argv: Sequence[str]) -> int:
     if given.output:
         write_json(given.output, metrics)
     return 0
+
+
+def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:
+    """Images of files are read as in training, unless it is said otherwise."""
+    from finetune.commands.assemble import settings_of
+
+    for key in set(reading) & set(settings_of(config.data.source)):
+        if not any(word.startswith(f"data.{key}=") for word in overrides):
+            setattr(config.data, key, reading[key])
 
 
 def data_config(run: str, overrides: Sequence[str]) -> Config:

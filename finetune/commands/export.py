@@ -61,6 +61,11 @@ def run(argv: Sequence[str]) -> int:
     target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / wanted.filename
     refuse_strangers(wanted, target)
     classifier = load_bundle(given.run)
+    if classifier.multi_label:
+        raise UserError(
+            f"--format {given.format}: holds one label an image, as a softmax. This model predicts several. Export "
+            "--format head or backbone, or use the bundle by finetune.load."
+        )
     with tempfile.TemporaryDirectory() as folder:
         images = choose_images(
             given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)

@@ -70,6 +70,7 @@ def train(config: Config) -> "RunResult":
 
 def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
+    from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.training.run import Run
 
@@ -99,10 +100,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
             },
         ).execute()
     test = result.results["test"]
-    say(
-        f"test: accuracy {test['acc']:.4f}, macro F1 {test['f1_macro']:.4f}, loss {test['loss']:.4f} "
-        f"on {sum(result.results['data']['counts']['test'])} images"
-    )
+    say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
     return result
 

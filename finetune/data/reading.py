@@ -48,6 +48,15 @@ class Source(Protocol):
         ...
 
 
+def read_by(source: Source) -> dict[str, Any]:
+    """The settings by which a source makes pixels of a file, as :func:`finetune.data.decode.decode_image` takes them."""
+    # images in memory are pixels already: files that are later predicted are read by the defaults
+    return {
+        "max_pixels": int(getattr(source, "max_pixels", MAX_PIXELS)),
+        "high_depth": str(getattr(source, "high_depth", "full")),
+    }
+
+
 class FileSource:
     """Samples that are image files."""
 

@@ -21,6 +21,19 @@ def class_weights(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return weights
 
 
+def positive_weights(counts: npt.ArrayLike, images: int) -> npt.NDArray[np.float64]:
+    """Weight of each class's positive images where an image may show several: negatives over positives.
+
+    A class that every image shows is treated as if one did not, so that it still counts.
+
+    >>> positive_weights([25, 50], 100).tolist()
+    [3.0, 1.0]
+    """
+    positives = np.maximum(np.asarray(counts, np.float64), 1)
+    weights: npt.NDArray[np.float64] = np.maximum(images - positives, 1) / positives
+    return weights
+
+
 def balanced_sample_weights(index: Index) -> npt.NDArray[np.float64]:
     """A weight for each row, so that drawing training rows in proportion shows every class equally often.
 

@@ -32,6 +32,16 @@ def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any
     return np.array([list(model).index(name) for name in data], dtype=np.int64)
 
 
+def _check_labels(classifier: Classifier, source: Source) -> None:
+    if source.index.multi_label == classifier.multi_label:
+        return
+    kinds = {True: "several labels", False: "one label"}
+    raise UserError(
+        f"data: has {kinds[source.index.multi_label]} an image. The model was trained for {kinds[classifier.multi_label]}. "
+        "Several come from a table: data=manifest data.path=FILE with data.label_separator or data.label_columns."
+    )
+
+
 @torch.inference_mode()
 def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> dict[str, Any]:
     """Metrics on some rows of a source.
@@ -44,16 +54,23 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
 
     Returns:
         As ``test`` in ``results.json``, with ``images`` and the names of ``missing_classes``.
+
+    Raises:
+        UserError: The data has a class that the model does not know, or labels of the other kind.
     """
     positions = torch.from_numpy(class_positions(classifier.classes, source.index.classes))
     data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=num_workers)
-    metrics = build_metrics(len(classifier.classes))
+    _check_labels(classifier, source)
+    metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
     seen = torch.zeros(len(classifier.classes), dtype=torch.int64)
     for batch in data.rows_dataloader(rows):
-        targets = positions[batch.targets]
-        logits = classifier(batch.images)
-        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-        update_metrics(metrics, logits=logits, targets=targets, losses=losses)
-        seen += torch.bincount(targets, minlength=len(seen))
+        if classifier.multi_label:
+            targets = torch.zeros(len(batch.targets), len(seen), dtype=torch.int64)
+            targets[:, positions] = batch.targets.long()
+            seen += targets.sum(0)
+        else:
+            targets = positions[batch.targets]
+            seen += torch.bincount(targets, minlength=len(seen))
+        update_metrics(metrics, logits=classifier(batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
     return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

@@ -25,6 +25,9 @@ class OnnxEngine:
         UserError: It is missing, no ONNX model, not one of ours, or of a newer format.
     """
 
+    # what shows several labels is not exported
+    multi_label = False
+
     def __init__(self, path: Path) -> None:
         try:
             import onnxruntime

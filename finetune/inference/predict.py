@@ -4,7 +4,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from finetune.inference.journal import Journal, journal_path, stamp
 from finetune.inference.tables import Prediction, check_output, write_predictions
 
 _REDRAW_SECONDS = 0.25
+# an image shows a class whose probability is above this, where it may show several
+HALF = 0.5
 
 
 class Engine(Protocol):
@@ -25,6 +27,11 @@ class Engine(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the probabilities."""
+        ...
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show several classes, or none."""
         ...
 
     @property
@@ -88,7 +95,7 @@ def predict_to_file(
             journal.append(rows)
             progress.advance(len(rows))
         progress.finish()
-        counts = write_predictions(_predictions(journal, engine.classes), output, top_k=top_k)
+        counts = write_predictions(_predictions(journal, engine, top_k), output, top_k=top_k)
         journal.remove()
     return counts
 
@@ -126,17 +133,22 @@ def _classify(engine: Engine, batch: list[tuple[str, list[int], Future[Any]]], t
             rows.append([path, marked, reason])
             continue
         row = next(shares)
-        best = np.argsort(-row, kind="stable")[:top_k]
+        # where an image may show several classes, all that it shows are kept
+        count = max(top_k, int((row > HALF).sum())) if engine.multi_label else top_k
+        best = np.argsort(-row, kind="stable")[:count]
         rows.append([path, marked, [[int(number), float(row[number])] for number in best]])
     return rows
 
 
-def _predictions(journal: Journal, classes: Sequence[str]) -> Iterator[Prediction]:
+def _predictions(journal: Journal, engine: Engine, top_k: int) -> Iterator[Prediction]:
     for path, _, result in journal.rows():
         if isinstance(result, str):
             yield Prediction(path=path, error=result)
-        else:
-            yield Prediction(path=path, top=tuple((classes[number], share) for number, share in result))
+            continue
+        top = tuple((engine.classes[number], share) for number, share in result[:top_k])
+        shown = sorted(number for number, share in result if share > HALF) if engine.multi_label else ()
+        labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
+        yield Prediction(path=path, top=top, labels=labels)
 
 
 class Progress:

@@ -11,6 +11,7 @@ from typing import Any
 from finetune.atomic import atomic_path
 from finetune.errors import UserError
 from finetune.escaping import csv_cell, encodable
+from finetune.files import LABELS
 
 _PARQUET_ROWS = 50_000
 
@@ -23,15 +24,19 @@ class Prediction:
         path: The image as it was named.
         top: Classes of the highest probabilities, with these; empty where the image cannot be read.
         error: Why the image cannot be read; empty otherwise.
+        labels: Where an image may show several classes, those that it shows; None where it shows one.
     """
 
     path: str
     top: tuple[tuple[str, float], ...] = ()
     error: str = ""
+    labels: tuple[str, ...] | None = None
 
     @property
     def predicted(self) -> str:
-        """The first class; empty where the image cannot be read."""
+        """The first class, or all labels joined by ``;``; empty where the image cannot be read."""
+        if self.labels is not None:
+            return LABELS.join(self.labels)
         return self.top[0][0] if self.top else ""
 
     @property
@@ -89,7 +94,8 @@ def columns(top_k: int) -> list[str]:
 
 
 def _cells(row: Prediction, top_k: int, text: Callable[[str], str]) -> list[Any]:
-    pairs = list(row.top) + [("", None)] * (top_k - len(row.top))
+    further = list(row.top[1:]) + [("", None)] * (top_k - max(1, len(row.top)))
+    pairs = [(row.predicted, row.probability), *further]
     answers = itertools.chain.from_iterable((text(name), share) for name, share in pairs)
     return [text(row.path), *answers, text(row.error)]
 

@@ -10,6 +10,7 @@ import torch
 from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
+from finetune.inference.reading import reading_of
 
 
 class TorchEngine:
@@ -24,17 +25,20 @@ class TorchEngine:
 
     def __init__(self, run: str | Path) -> None:
         self.classifier = load_bundle(run)
-        self.classes = self.classifier.classes
+        self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
         self.view = eval_view(self.classifier.input_spec)
+        self.reading = reading_of(run)
         weights = read_model_json(find_bundle(run))["weights_sha256"]
         self.identity: dict[str, Any] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
+        self.identity |= {"multi_label": self.multi_label, **self.reading}
 
     def read(self, path: str) -> torch.Tensor:
         """The evaluation view of a file, uint8 (C, H, W)."""
-        return self.view(decode_image(path, channels=self.classifier.input_spec.channels, at_least=self.view.at_least))
+        channels = self.classifier.input_spec.channels
+        return self.view(decode_image(path, channels=channels, at_least=self.view.at_least, **self.reading))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K)."""
-        shares: npt.NDArray[np.float32] = self.classifier(torch.stack(images)).float().softmax(1).numpy()
+        shares: npt.NDArray[np.float32] = self.classifier.probabilities(self.classifier(torch.stack(images))).numpy()
         return shares

@@ -34,10 +34,18 @@ class Classifier(nn.Module):
         input_spec: What images must look like; mean and std are those of the pretrained network.
         adapt: How ``input_spec.channels`` became the channels of the stem.
         classes: Class names in the order of the logits.
+        multi_label: Whether an image may show several classes, or none: each logit then stands for itself.
     """
 
     def __init__(
-        self, *, backbone: Backbone, head: Head, input_spec: InputSpec, adapt: str, classes: Sequence[str]
+        self,
+        *,
+        backbone: Backbone,
+        head: Head,
+        input_spec: InputSpec,
+        adapt: str,
+        classes: Sequence[str],
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         assert head.settings["num_classes"] == len(classes)
@@ -48,6 +56,7 @@ class Classifier(nn.Module):
         self.input_spec = input_spec
         self.adapt = adapt
         self.classes = tuple(classes)
+        self.multi_label = multi_label
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -126,6 +135,11 @@ class Classifier(nn.Module):
         logits_BK: Tensor = self.head(self.embed(images_BCHW))
         return logits_BK
 
+    def probabilities(self, logits_BK: Tensor) -> Tensor:
+        """Probabilities ``(B, K)`` in single precision: of one class among all, or of each class by itself."""
+        logits_BK = logits_BK.float()
+        return logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(1)
+
     def describe(self) -> dict[str, Any]:
         """Plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
         return {
@@ -134,6 +148,7 @@ class Classifier(nn.Module):
             "input_spec": self.input_spec.to_dict(),
             "adapt": self.adapt,
             "classes": list(self.classes),
+            "multi_label": self.multi_label,
         }
 
 
@@ -155,6 +170,7 @@ def build_classifier(
     size: tuple[int, int] | None = None,
     adapt: str = "expand",
     seed: int = 0,
+    multi_label: bool = False,
 ) -> Classifier:
     """Put a new head on a backbone, and change its stem (in place) to the channels of the images.
 
@@ -166,6 +182,7 @@ def build_classifier(
         size: Height and width in pixels; None takes what the weights were trained with.
         adapt: One of :data:`finetune.models.channels.ADAPTATIONS`.
         seed: For everything drawn here: a new stem and the head.
+        multi_label: Whether an image may show several classes, or none.
 
     Raises:
         UserError: The combination of channels and adaptation does not exist, or the head's settings are out of range.
@@ -175,7 +192,9 @@ def build_classifier(
     backbone.check_size(size)
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
-    return Classifier(backbone=backbone, head=head, input_spec=spec, adapt=adapt, classes=classes)
+    return Classifier(
+        backbone=backbone, head=head, input_spec=spec, adapt=adapt, classes=classes, multi_label=multi_label
+    )
 
 
 def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
@@ -184,7 +203,9 @@ def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
     Raises:
         UserError: The description is incomplete or does not fit this version.
     """
-    expected = {"backbone", "head", "input_spec", "adapt", "classes"}
+    # descriptions from before there were several labels lack the key
+    description = {"multi_label": False, **description}
+    expected = {"backbone", "head", "input_spec", "adapt", "classes", "multi_label"}
     if set(description) != expected:
         raise UserError(f"model description: needs the keys {sorted(expected)}. Found {sorted(description)}.")
     spec = InputSpec.from_dict(description["input_spec"])
@@ -196,6 +217,7 @@ def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
         input_spec=spec,
         adapt=description["adapt"],
         classes=description["classes"],
+        multi_label=description["multi_label"],
     )
 
 

@@ -226,7 +226,9 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     return metadata
 
 
-def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequence[str]) -> None:
+def save_head(
+    path: str | Path, *, head: Head, backbone_hash: str, classes: Sequence[str], multi_label: bool = False
+) -> None:
     """Write a head, tied to the backbone and the classes it was trained with.
 
     Args:
@@ -234,6 +236,7 @@ def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequ
         head: A head of :func:`finetune.models.heads.build_head`.
         backbone_hash: :func:`state_hash` of the backbone.
         classes: Class names in the order of the logits.
+        multi_label: Whether an image may show several classes, or none.
     """
     metadata = {
         "format": FORMAT_VERSION,
@@ -241,6 +244,7 @@ def save_head(path: str | Path, *, head: Head, backbone_hash: str, classes: Sequ
         "head": head.settings,
         "backbone_hash": backbone_hash,
         "classes": list(classes),
+        "multi_label": multi_label,
     }
     save_tensors(path, head.state_dict(), metadata=metadata)
 
@@ -274,11 +278,12 @@ def save_backbone(
     save_tensors(path, state, metadata=metadata)
 
 
-def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str]) -> Head:
+def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], multi_label: bool = False) -> Head:
     """Read a head back, if it belongs on this backbone and these classes.
 
     Raises:
-        UserError: The file holds no head, or one that was trained on another backbone or another class list.
+        UserError: The file holds no head, or one that was trained on another backbone, another class list or another
+            kind of labels.
     """
     if not Path(path).is_file():
         raise UserError(f"head.weights='{path}': no such file.")
@@ -292,6 +297,12 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str]) -
             f"head.weights='{path}': trained for another class list. It has {len(theirs)} classes, the data "
             f"{len(ours)}; {shortened(different) or 'one list is the beginning of the other'}. "
             "Train a new head, or give it the data it was trained for."
+        )
+    if metadata.get("multi_label", False) != multi_label:
+        kinds = {True: "several labels", False: "one label"}
+        raise UserError(
+            f"head.weights='{path}': trained for {kinds[not multi_label]} an image. The data has {kinds[multi_label]} "
+            "an image. Train a new head."
         )
     if metadata["backbone_hash"] != backbone_hash:
         raise UserError(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.escaping import markdown
+from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
 from finetune.report.loading import how_to_load
 
@@ -26,7 +27,15 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         results: As in ``results.json``.
     """
     spec, test, counts = classifier.input_spec, results["test"], results["data"]["counts"]
-    backbone = results["backbone"]
+    backbone, figures = results["backbone"], in_words(test)
+    several = classifier.multi_label
+    # of several labels there is one matrix a class, each with every image
+    images = sum(map(sum, test["confusion"][0] if several else test["confusion"]))
+    answers = (
+        "It knows no other classes than these."
+        if several
+        else "It always answers with one of its classes, also for an image that shows none of them."
+    )
     lines = [
         f"# {markdown(backbone['name'])}, {len(classifier.classes)} classes",
         "",
@@ -42,11 +51,11 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         "",
         f"Input: {spec.channels} channel(s), {spec.size[0]} x {spec.size[1]} pixels, `uint8`. The shorter side is resized "
         f"to the size over {spec.crop_pct:g} ({spec.interpolation}, {spec.crop_mode}); normalisation is inside the model.",
+        *(["", "An image may show several classes, or none: probabilities are `logits.sigmoid()`."] if several else []),
         "",
         "## Test",
         "",
-        f"Accuracy {test['acc']:.4f}, macro F1 {test['f1_macro']:.4f}, expected calibration error {test['ece']:.4f}, "
-        f"cross-entropy {test['loss']:.4f} on {sum(counts['test'])} images.",
+        f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test['ece']:.4f} on {images} images.",
         "",
         "| class | training images | test images | recall |",
         "|---|---|---|---|",
@@ -67,8 +76,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "These figures hold for images like those it was trained on. It always answers with one of its classes, also for "
-        "an image that shows none of them.",
+        f"These figures hold for images like those it was trained on. {answers}",
         "",
     ]
     return "\n".join(lines)

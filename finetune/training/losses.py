@@ -60,6 +60,51 @@ class TrainingLoss(nn.Module):
         return losses_BK.sum(1)
 
 
+class MultiLabelLoss(nn.Module):
+    """Binary cross-entropy of each image, the mean over its classes, where an image may show several classes or none.
+
+    Args:
+        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, without its alpha).
+        label_smoothing: Moves each target towards a half: 0 and 1 become ``s / 2`` and ``1 - s / 2``.
+        class_weights: What the positive images of each class weigh (K,), as ``pos_weight`` of
+            ``torch.nn.functional.binary_cross_entropy_with_logits``; or None.
+        focal_gamma: Exponent of ``focal``.
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        *,
+        name: str = "cross_entropy",
+        label_smoothing: float = 0.0,
+        class_weights: torch.Tensor | None = None,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self._gamma = focal_gamma if name == "focal" else 0.0
+        self._smoothing = label_smoothing
+        # plain settings, not state: they must not enter a checkpoint
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
+        """Losses (B,).
+
+        Args:
+            logits_BK: Raw scores.
+            targets_BK: Zeros and ones, or shares from mixing.
+        """
+        shares_BK = targets_BK.to(logits_BK.dtype) * (1 - self._smoothing) + self._smoothing / 2
+        positive_BK = -shares_BK * F.logsigmoid(logits_BK)
+        negative_BK = -(1 - shares_BK) * F.logsigmoid(-logits_BK)
+        if self._gamma:
+            positive_BK = positive_BK * (-logits_BK).sigmoid() ** self._gamma
+            negative_BK = negative_BK * logits_BK.sigmoid() ** self._gamma
+        if self.class_weights is not None:
+            positive_BK = positive_BK * self.class_weights
+        return (positive_BK + negative_BK).mean(1)
+
+
 def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | None:
     """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) by torchvision; with both, one of them a batch.
 
@@ -69,8 +114,8 @@ def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | Non
         num_classes: Classes K; mixed targets have shape (B, K).
 
     Returns:
-        A function of images (B, C, H, W) and targets (B,), or None where both are off. It draws from torch's global
-        generator.
+        A function of images (B, C, H, W) and targets (B,) or, for several labels, (B, K); or None where both are off. It
+        draws from torch's global generator.
     """
     mixers: list[Mixer] = []
     if mixup:

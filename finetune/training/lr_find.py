@@ -14,12 +14,12 @@ import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from finetune.data.datamodule import Batch, ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.companions import interruptible
 from finetune.training.freezing import apply_phase, module_mode_flags
-from finetune.training.losses import TrainingLoss
 from finetune.training.module import FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 
@@ -212,7 +212,7 @@ def find_rate(
     seed: int,
     make_trainer: Callable[..., pl.Trainer],
     make_optimizer: Callable[[Phase], OptimizerFactory],
-    make_loss: Callable[[Phase], TrainingLoss],
+    make_loss: Callable[[Phase], nn.Module],
     lowest: float = 1e-7,
     highest: float = 10.0,
     steps: int = 100,

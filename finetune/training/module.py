@@ -6,15 +6,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from finetune.data.datamodule import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
-from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.training.ema import StageEma
 from finetune.training.freezing import tensors_of
-from finetune.training.losses import TrainingLoss, build_mixer
+from finetune.training.losses import build_mixer
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
@@ -55,7 +56,7 @@ class FineTuner(pl.LightningModule):
         classifier: Classifier,
         phase: Phase,
         optimizer: OptimizerFactory,
-        loss: TrainingLoss,
+        loss: nn.Module,
         seed: int,
         monitor: str,
         steps_per_epoch: int,
@@ -72,7 +73,7 @@ class FineTuner(pl.LightningModule):
         self.phase_number = phase_number
         self.progress = Progress(monitor=monitor, patience=phase.patience)
         self.loss = loss
-        self.metrics = build_metrics(len(classifier.classes))
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
         self.rows: list[dict[str, Any]] = []
         self.predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
         # of the last evaluation: metrics as plain values; rows (N,) in order and probabilities (N, K)
@@ -149,7 +150,7 @@ class FineTuner(pl.LightningModule):
         logits_BK = self.classifier(images)
         losses_B = self.loss(logits_BK, targets)
         with torch.no_grad():
-            right = (logits_BK.argmax(1) == batch.targets).sum()
+            right = right_answers(logits_BK, batch.targets).sum()
             self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
         # DDP takes the mean over processes, whose shares of a batch may differ by one image
         loss: torch.Tensor = losses_B.sum() * (batch.position.world / batch.position.global_size)
@@ -184,8 +185,7 @@ class FineTuner(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
         logits_BK = self.classifier(batch.images)
-        losses_B = torch.nn.functional.cross_entropy(logits_BK.float(), batch.targets, reduction="none")
-        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets, losses=losses_B)
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
 
     def on_validation_epoch_end(self) -> None:
         """Make the epoch's validation values known to the progress and to callbacks."""
@@ -295,9 +295,8 @@ class FineTuner(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch and keep its probabilities."""
         logits_BK = self.classifier(batch.images)
-        losses_B = torch.nn.functional.cross_entropy(logits_BK.float(), batch.targets, reduction="none")
-        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets, losses=losses_B)
-        self.predictions.append((batch.rows.cpu(), logits_BK.float().softmax(1).cpu()))
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
+        self.predictions.append((batch.rows.cpu(), self.classifier.probabilities(logits_BK).cpu()))
 
     def on_test_epoch_end(self) -> None:
         """Compute while the processes are still connected."""

@@ -1,7 +1,5 @@
 """A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle; interrupted, it goes on."""
 
-import csv
-import io
 import json
 import shlex
 import time
@@ -15,10 +13,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from finetune.atomic import atomic_path, remove_parts, write_json, write_text
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.reading import read_by
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
@@ -27,9 +27,9 @@ from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseC
 from finetune.training.companions import Companions, check_strategy, interruptible
 from finetune.training.display import EpochLines, PhaseProgressBar
 from finetune.training.freezing import apply_phase
-from finetune.training.losses import TrainingLoss
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
+from finetune.training.predictions import predictions_csv
 from finetune.training.run_log import RunLog
 from finetune.versions import versions
 
@@ -75,7 +75,7 @@ class Run:
     seed: int
     make_trainer: Callable[..., pl.Trainer]
     make_optimizer: Callable[[Phase], OptimizerFactory]
-    make_loss: Callable[[Phase], TrainingLoss]
+    make_loss: Callable[[Phase], nn.Module]
     monitor: str = "val/acc"
     checkpoint_every: int | None = None
     loggers: Sequence[Logger] = ()
@@ -297,7 +297,13 @@ class Run:
                 "training": round(sum(phase["seconds"] for phase in phases), 3),
                 "phases": {phase["name"]: phase["seconds"] for phase in phases},
             },
-            "data": {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()},
+            "data": {
+                "fingerprint": index.fingerprint(),
+                "classes": list(index.classes),
+                "counts": index.counts(),
+                "skipped": len(index.skipped),
+                **read_by(self.data.source),
+            },
             "versions": versions(),
             **self.facts,
             "seed": self.seed,
@@ -330,24 +336,3 @@ def _optimizer_state(checkpoint: Path, classifier: Classifier, phase: Phase) -> 
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
     return {ordered[number]: values for number, values in state["state"].items()}
-
-
-def predictions_csv(index: Any, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:
-    """One line an image: file, true and predicted class, and their probabilities with all the digits they have."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "target", "predicted", "probability", "target_probability"])
-    best = shares_NK.argmax(1)
-    for at, row in enumerate(rows.tolist()):
-        target = int(index.targets[row])
-        predicted = int(best[at])
-        writer.writerow(
-            [
-                index.path(row),
-                index.classes[target],
-                index.classes[predicted],
-                repr(float(shares_NK[at, predicted])),
-                repr(float(shares_NK[at, target])),
-            ]
-        )
-    return text.getvalue()

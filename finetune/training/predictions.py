@@ -1,0 +1,39 @@
+"""What a run predicts for its test images, as a table."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import torch
+
+from finetune.data.index import Index
+from finetune.files import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, labels_above_half
+
+
+def predictions_csv(index: Index, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:
+    """One line an image: file, true and predicted classes, and their probabilities with all the digits they have.
+
+    Args:
+        index: Of the run.
+        rows: Rows of the index (N,).
+        shares_NK: Their probabilities.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(PREDICTIONS_MULTI_LABEL if index.multi_label else PREDICTIONS)
+    cells = _several if index.multi_label else _one
+    for row, shares in zip(rows.tolist(), shares_NK.tolist(), strict=True):
+        writer.writerow([index.path(row), *cells(index, row, shares)])
+    return text.getvalue()
+
+
+def _one(index: Index, row: int, shares: Sequence[float]) -> list[str]:
+    target = int(index.targets[row])
+    predicted = max(range(len(shares)), key=shares.__getitem__)
+    return [index.classes[target], index.classes[predicted], repr(shares[predicted]), repr(shares[target])]
+
+
+def _several(index: Index, row: int, shares: Sequence[float]) -> list[str]:
+    target = labels_above_half(index.classes, index.targets[row].tolist())
+    predicted = labels_above_half(index.classes, shares)
+    return [target, predicted, repr(max(shares)), LABELS.join(map(repr, shares))]

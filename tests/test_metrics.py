@@ -1,0 +1,57 @@
+"""Metrics of several labels an image, against scikit-learn and torch."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sklearn
+
+from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
+
+RANDOM = np.random.default_rng(0)
+TARGETS = (RANDOM.random((23, 4)) < (0.2, 0.5, 0.8, 0.4)).astype(np.uint8)
+LOGITS = (RANDOM.normal(size=(23, 4)) + TARGETS).astype(np.float32)
+
+
+def counted(logits: np.ndarray, targets: np.ndarray) -> dict:
+    """In two batches, as a split is counted."""
+    built = build_metrics(targets.shape[1], multi_label=True)
+    for part in (slice(0, 10), slice(10, None)):
+        update_metrics(built, logits=torch.from_numpy(logits[part]), targets=torch.from_numpy(targets[part]))
+    return plain_metrics(built)
+
+
+def test_metrics_of_several_labels_are_scikit_learns() -> None:
+    found = counted(LOGITS, TARGETS)
+    probabilities, predicted = 1 / (1 + np.exp(-LOGITS)), LOGITS > 0
+    expected = {
+        "acc": sklearn.accuracy_score(TARGETS, predicted),
+        "f1_macro": sklearn.f1_score(TARGETS, predicted, average="macro"),
+        "f1_micro": sklearn.f1_score(TARGETS, predicted, average="micro"),
+        "recall": sklearn.recall_score(TARGETS, predicted, average=None),
+        "map": sklearn.average_precision_score(TARGETS, probabilities, average="macro"),
+        "loss": np.mean([sklearn.log_loss(TARGETS[:, k], probabilities[:, k]) for k in range(4)]),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+    assert found["confusion"] == sklearn.multilabel_confusion_matrix(TARGETS, predicted).tolist()
+
+
+def test_the_calibration_error_is_over_all_pairs_of_image_and_class() -> None:
+    # pairs at a probability of 0.75, half of them true: 0.25 away
+    logits, targets = np.full((12, 2), np.log(3), np.float32), np.array([[1, 0]] * 12, np.uint8)
+    assert counted(logits, targets)["ece"] == pytest.approx(0.25, abs=1e-6)
+
+
+def test_a_class_that_no_image_shows_is_left_out_of_the_mean_average_precision() -> None:
+    targets = TARGETS.copy()
+    targets[:, 1] = 0
+    kept = [0, 2, 3]
+    expected = sklearn.average_precision_score(targets[:, kept], LOGITS[:, kept], average="macro")
+    assert counted(LOGITS, targets)["map"] == pytest.approx(expected, abs=1e-6)
+    assert counted(LOGITS, np.zeros_like(targets))["map"] == 0
+
+
+def test_an_image_is_right_when_every_label_is() -> None:
+    right = right_answers(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8))
+    assert right.tolist() == [True, False]
+    assert right_answers(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
