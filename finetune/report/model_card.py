@@ -63,7 +63,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     for position, name in enumerate(classifier.classes):
         recall = f"{test['recall'][position]:.3f}" if counts["test"][position] else "no image"
         lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
-    lines += ["", *_confusions(classifier.classes, test.get("confusion"))]
+    lines += ["", *_confusions(classifier.classes, None if several else test.get("confusion"))]
     lines += ["## Other programs", "", "`finetune export RUN --format FORMAT` writes what the code below opens.", ""]
     for form, path in _EXPORTS.items():
         # one level lower than in a folder of its own

@@ -39,6 +39,7 @@ class Fake:
 
     def __init__(self, dies_after=10**9):
         self.classes = ("a", "=b", "c")
+        self.multi_label = False
         self.identity = {"model": "fake"}
         self.left = dies_after
         self.seen = []
