@@ -24,8 +24,7 @@ def task(config: Config) -> int:
     from finetune.training.plan import build_plan, plan_table
 
     index = parts.source.index
-    counts = {split: sum(numbers) for split, numbers in index.counts().items()}
-    images = ", ".join(f"{n} {split}" for split, n in counts.items())
+    images = ", ".join(f"{n} {split}" for split, n in index.images().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.index import SPLITS, Index
+from finetune.data.index import Index
 from finetune.data.listing import Listing, check_classes, without_rows
 from finetune.data.splits import TEST, TRAIN, VAL, Rows, check_fractions, few_per_class, make_folds, make_splits
 from finetune.errors import UserError, did_you_mean, shortened
@@ -163,19 +163,10 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) 
 
 
 def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[str, str]]) -> list[str]:
-    """What the user should know before training, a sentence each."""
+    """What the user should know before training and the audit does not say, a sentence each."""
     notes = []
-    for position in (VAL, TEST):
-        targets = listing.targets[splits == position]
-        present = set(
-            np.unique(targets).tolist() if targets.ndim == 1 else np.flatnonzero(targets.any(axis=0)).tolist()
-        )
-        absent = [name for target, name in enumerate(listing.classes) if target not in present]
-        if absent and len(targets):
-            names = shortened(absent)
-            notes.append(f"{SPLITS[position]} has no image of {names}; the class list is the same for all splits.")
-        elif not len(targets) and position == TEST:
-            notes.append("There is no test split: nothing is measured on images that chose nothing.")
+    if not (splits == TEST).any():
+        notes.append("There is no test split: nothing is measured on images that chose nothing.")
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"
         notes.append(f"{len(skipped)} unreadable files are skipped, the first {first}")

@@ -53,6 +53,7 @@ class Audit:
     Args:
         images: Samples that can be read.
         classes: Class names.
+        split_images: Samples per split.
         counts: Samples per split and class.
         sizes: Smallest, median and largest of width and height, in pixels.
         modes: Samples per format and mode.
@@ -61,6 +62,7 @@ class Audit:
 
     images: int
     classes: tuple[str, ...]
+    split_images: dict[str, int]
     counts: dict[str, list[int]]
     sizes: dict[str, list[int]]
     modes: dict[str, int]
@@ -106,6 +108,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     return Audit(
         images=len(index),
         classes=index.classes,
+        split_images=index.images(),
         counts=index.counts(),
         sizes={name: [int(side.min()), int(np.median(side)), int(side.max())] for name, side in sides.items()},
         modes={f"{KINDS[kind]} {MODES[mode]}".strip(): count for (kind, mode), count in modes.most_common()},
@@ -257,7 +260,7 @@ def _classes(index: Index) -> Iterable[Finding]:
                 kind=f"classes missing from {split}",
                 severity="warning",
                 text=f"{split} has no image of {len(absent)} of {len(index.classes)} classes",
-                remedy="Add some; the result says nothing about these classes.",
+                remedy="Add some; the result says nothing about these classes, which keep their numbers.",
                 files=tuple((name,) for name in absent),
             )
     folded = Counter(name.casefold() for name in index.classes)

@@ -29,7 +29,7 @@ def as_text(audit: Audit, *, show_files: int = 3) -> str:
 
 def short(audit: Audit) -> list[str]:
     """What a run says before it starts: one line on the images, one for each error and warning."""
-    splits = ", ".join(f"{split} {sum(audit.counts[split]):,}" for split in SPLITS)
+    splits = ", ".join(f"{split} {audit.split_images[split]:,}" for split in SPLITS)
     lines = [f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}."]
     for finding in audit.findings:
         if finding.severity != "note":
@@ -52,7 +52,7 @@ def _class_table(audit: Audit) -> str:
             rows.append((f"... {left_out} classes between these", "", "", "", ""))
         numbers = counts[:, target].tolist()
         rows.append((audit.classes[target], *(f"{number:,}" for number in [*numbers, sum(numbers)])))
-    totals = counts.sum(axis=1).tolist()
+    totals = [audit.split_images[split] for split in SPLITS]
     rows.append(("all", *(f"{number:,}" for number in [*totals, sum(totals)])))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(

@@ -98,6 +98,10 @@ class Index:
             ignored=self.ignored,
         )
 
+    def images(self) -> dict[str, int]:
+        """Samples per split; where an image may show several classes, not the sum of :meth:`counts`."""
+        return {split: len(self.rows(split)) for split in SPLITS}
+
     def counts(self) -> dict[str, list[int]]:
         """Samples per split and class, in the order of ``classes``."""
         return {split: self._count(self.targets[self.rows(split)]) for split in SPLITS}

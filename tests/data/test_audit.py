@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance
 from finetune.data.audit import audit
 from finetune.data.audit_text import as_text, short
 from finetune.data.folder import pictures_left_out
-from finetune.data.sources import digits_source, folder_source
-from tests.data.folders import write_folder
+from finetune.data.sources import digits_source, folder_source, manifest_source
+from tests.data.folders import write_folder, write_image
 from tests.data.raw_formats import exif
 
 CLASSES = [f"class {number}" for number in range(10)]
@@ -206,3 +206,13 @@ def test_many_classes_are_shown_by_their_largest_and_smallest(tmp_path):
     text = as_text(audit_of(tmp_path))
     assert "... 14 classes between these" in text
     assert len(io.StringIO(text).readlines()) < 30
+
+
+def test_an_image_of_several_classes_is_counted_once(tmp_path):
+    for number in range(12):
+        write_image(tmp_path / f"{number}.png", number)
+    rows = [f"{number}.png,{['a|b', 'a', 'b', ''][number % 4]}" for number in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    found = audit(manifest_source(path=str(tmp_path / "t.csv"), label_separator="|"), look_alikes=False)
+    assert sum(found.split_images.values()) == found.images == 12
+    assert as_text(found).splitlines()[3].split() == ["all", *map(str, found.split_images.values()), "12"]

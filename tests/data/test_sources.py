@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from finetune.data.audit import audit
+from finetune.data.audit_text import short
 from finetune.data.decode import UnreadableImage
 from finetune.data.manifest import write_skipped
 from finetune.data.sources import SOURCES, digits_source, folder_source, manifest_source
@@ -119,13 +121,15 @@ def test_skipping_the_last_image_of_a_class_is_an_error(tmp_path):
 
 def test_a_class_that_a_split_lacks_keeps_its_number_and_is_reported(tmp_path):
     write_folder(tmp_path, {"train/a": 4, "train/b": 4, "train/c": 4, "val/c": 2, "test/a": 1, "test/c": 1})
-    index = folder_source(root=str(tmp_path)).index
-    assert index.classes == ("a", "b", "c")
-    assert index.counts()["val"] == [0, 0, 2]
-    assert [note for note in index.notes if "no image of" in note] == [
-        "val has no image of a, b; the class list is the same for all splits.",
-        "test has no image of b; the class list is the same for all splits.",
+    source = folder_source(root=str(tmp_path))
+    assert source.index.classes == ("a", "b", "c")
+    assert source.index.counts()["val"] == [0, 0, 2]
+    lines = short(audit(source, look_alikes=False))
+    assert [line.partition(". ")[0] for line in lines if "no image of" in line] == [
+        "warning: val has no image of 2 of 3 classes: a and 1 more",
+        "warning: test has no image of 1 of 3 classes: b",
     ]
+    assert not [note for note in source.index.notes if "no image of" in note], "the audit has said it"
 
 
 def test_copies_of_one_image_alone_leave_nothing_to_validate_on(tmp_path):
