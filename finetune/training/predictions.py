@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from finetune.data.index import Index
+from finetune.escaping import csv_cell
 from finetune.files import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, labels_above_half
 
 
@@ -23,17 +24,19 @@ def predictions_csv(index: Index, rows: torch.Tensor, shares_NK: torch.Tensor) -
     writer.writerow(PREDICTIONS_MULTI_LABEL if index.multi_label else PREDICTIONS)
     cells = _several if index.multi_label else _one
     for row, shares in zip(rows.tolist(), shares_NK.tolist(), strict=True):
-        writer.writerow([index.path(row), *cells(index, row, shares)])
+        # a path or a class name that a spreadsheet would compute is made harmless; numbers stay what they are
+        writer.writerow([csv_cell(index.path(row)), *cells(index, row, shares)])
     return text.getvalue()
 
 
 def _one(index: Index, row: int, shares: Sequence[float]) -> list[str]:
     target = int(index.targets[row])
     predicted = max(range(len(shares)), key=shares.__getitem__)
-    return [index.classes[target], index.classes[predicted], repr(shares[predicted]), repr(shares[target])]
+    names = [csv_cell(index.classes[number]) for number in (target, predicted)]
+    return [*names, repr(shares[predicted]), repr(shares[target])]
 
 
 def _several(index: Index, row: int, shares: Sequence[float]) -> list[str]:
     target = labels_above_half(index.classes, index.targets[row].tolist())
     predicted = labels_above_half(index.classes, shares)
-    return [target, predicted, repr(max(shares)), LABELS.join(map(repr, shares))]
+    return [csv_cell(target), csv_cell(predicted), repr(max(shares)), LABELS.join(map(repr, shares))]
