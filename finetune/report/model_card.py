@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.escaping import markdown
+from finetune.input_spec import InputSpec
 from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
 from finetune.report.loading import how_to_load
@@ -63,11 +64,11 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     for position, name in enumerate(classifier.classes):
         recall = f"{test['recall'][position]:.3f}" if counts["test"][position] else "no image"
         lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
-    lines += ["", *_confusions(classifier.classes, None if several else test.get("confusion"))]
-    lines += ["## Other programs", "", "`finetune export RUN --format FORMAT` writes what the code below opens.", ""]
-    for form, path in _EXPORTS.items():
-        # one level lower than in a folder of its own
-        lines.append(f"#{how_to_load(form, spec, path=path)}")
+    if several:
+        # no class is mistaken for another, and the other programs' formats hold one label an image
+        lines.append("")
+    else:
+        lines += ["", *_confusions(classifier.classes, test.get("confusion")), *_other_programs(spec)]
     lines += [
         "## Intended use",
         "",
@@ -80,6 +81,18 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _other_programs(spec: InputSpec) -> list[str]:
+    """How each export is opened, one level lower than in a folder of its own."""
+    sections = [f"#{how_to_load(form, spec, path=path)}" for form, path in _EXPORTS.items()]
+    return [
+        "## Other programs",
+        "",
+        "`finetune export RUN --format FORMAT` writes what the code below opens.",
+        "",
+        *sections,
+    ]
 
 
 def _confusions(classes: Sequence[str], confusion: Sequence[Sequence[int]] | None) -> list[str]:

@@ -148,6 +148,13 @@ def test_data_of_one_label_an_image_is_refused(
     assert "has one label an image. The model was trained for several labels" in capsys.readouterr().err
 
 
+def test_the_card_says_how_probabilities_are_had_and_names_no_export_that_is_refused(run_dir: Path) -> None:
+    card = (run_dir / "model/README.md").read_text()
+    assert "`logits.sigmoid()`" in card
+    assert "Exact match" in card
+    assert "softmax" not in card
+
+
 def test_an_export_as_softmax_is_refused_and_the_head_is_not(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
