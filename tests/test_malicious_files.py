@@ -260,6 +260,8 @@ def test_class_names_with_html_and_formulae_are_harmless_where_they_are_shown(tm
     names = ("<script>alert(1)</script>", "=1+1", "a|b\n# c", "[x](javascript:y)", "\x1b[31mred")
     model = settled_classifier(name="resnet10t", size=(32, 32), classes=names)
     test = {"acc": 1.0, "f1_macro": 1.0, "ece": 0.0, "loss": 0.1, "recall": [1.0] * 5}
+    # every class is taken for another once, so that each name is among the mistakes too
+    test["confusion"] = [[int(column == (row + 1) % 5) for column in range(5)] for row in range(5)]
     counts = {"train": [1] * 5, "val": [1] * 5, "test": [1] * 5}
     backbone = {"source": "timm", "name": "resnet10t", "weights": "none"}
     results = {"test": test, "data": {"counts": counts}, "backbone": backbone, "schedule": "full", "seed": 0}
