@@ -125,8 +125,9 @@ class _Shown(logging.Handler):
     """Prints, so that a line goes where standard output leads at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
-        print(record.getMessage(), flush=True)
+        """One line; a process that was forked from the first is not the first."""
+        if is_first_process():
+            print(record.getMessage(), flush=True)
 
 
 def _show_log() -> None:

@@ -1,5 +1,6 @@
 """The matrix: every format, network, number of channels and adaptation, opened by its own client without this package."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from finetune.export.torch_export import export_torch
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, settled_classifier
 
-# files of mixed sizes, formats and modes; fewer for the larger network, whose forward passes are most of the time here
-FILES = {"resnet18": 200, "resnet50": 60}
+# files of mixed sizes, formats and modes; few, so that all tests together stay within their time. The whole matrix:
+# FINETUNE_MATRIX_FILES=200 uv run pytest -s tests/export/test_matrix.py
+FILES = {"resnet18": int(os.environ.get("FINETUNE_MATRIX_FILES", "60")), "resnet50": 20}
 # timm resizes by Pillow, whose weights have 22 bits where PyTorch's have 15: a few pixels in a thousand differ by a level.
 # What that makes of a probability depends on the network; these random ones at 64 pixels are more easily moved than
 # trained ones, and 1e-3 is not kept by all of them.
