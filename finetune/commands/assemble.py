@@ -281,6 +281,16 @@ def optimizer_factory(phase: "Phase") -> "OptimizerFactory":
     return build
 
 
+def imbalance(config: Config) -> dict[str, str]:
+    """What a run does about classes of different size, as its plan and its results say it."""
+    gamma = f", gamma {config.loss.focal_gamma:g}" if config.loss.name == "focal" else ""
+    return {
+        "loss": f"{config.loss.name}{gamma}",
+        "class_weights": config.loss.class_weights,
+        "sampling": "balanced" if config.data.balanced else "each image once",
+    }
+
+
 def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
     """The training loss of a phase, for one label an image or for several."""
     import torch

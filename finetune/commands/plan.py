@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
-    from finetune.commands.assemble import assemble
+    from finetune.commands.assemble import assemble, imbalance
 
     parts = assemble(config, print)
 
@@ -28,6 +28,7 @@ def task(config: Config) -> int:
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
+    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in imbalance(config).items()))
     print()
     print(plan_table(build_plan(parts.classifier, parts.phases, parts.data)))
     return 0

@@ -9,7 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.assemble import Parts, assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
+from finetune.commands.assemble import (
+    Parts,
+    assemble,
+    choose_run_dir,
+    imbalance,
+    loss_of,
+    optimizer_factory,
+    trainer_factory,
+)
 from finetune.commands.composing import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config_schema import Config
@@ -97,6 +105,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
                     "weights": config.backbone.weights,
                 },
                 "schedule": config.schedule.name,
+                "imbalance": imbalance(config),
             },
         ).execute()
     test = result.results["test"]

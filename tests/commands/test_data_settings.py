@@ -68,3 +68,17 @@ def test_balanced_sampling_draws_every_class_equally_often(tmp_path):
     drawn = [np.concatenate([batch.targets.numpy() for batch in data.train_dataloader()]) for _ in range(4)]
     share = np.concatenate(drawn).mean()
     assert 0.35 < share < 0.65
+
+
+def test_what_is_done_about_imbalance_is_in_the_plan_and_in_the_results(tmp_path, capsys):
+    from finetune.cli import main
+    from tests.conftest import TINY, make_pets
+    from tests.runs import train_tiny
+
+    make_pets(tmp_path / "pets")
+    words = ["data=folder", f"data.root={tmp_path / 'pets'}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1"]
+    words += ["loss.name=focal", "loss.focal_gamma=1.5", "loss.class_weights=balanced", "data.balanced=true"]
+    assert main(["plan", *words]) == 0
+    assert "loss: focal, gamma 1.5, class weights: balanced, sampling: balanced" in capsys.readouterr().out
+    results = train_tiny(words, tmp_path / "run").results
+    assert results["imbalance"] == {"loss": "focal, gamma 1.5", "class_weights": "balanced", "sampling": "balanced"}
