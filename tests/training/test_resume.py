@@ -150,3 +150,24 @@ def test_a_full_disk_ends_the_run_with_one_message_and_can_be_resumed(words: Wor
     assert not list((tmp_path / "run").rglob("*.part"))
     resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_malicious_checkpoint_in_a_run_is_refused_by_resume_and_runs_nothing(
+    name: str, unfinished: Path, tmp_path: Path
+) -> None:
+    import os
+
+    import torch
+
+    class Payload:
+        def __reduce__(self) -> object:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    folder = unfinished / "phases/0-head"
+    # the phase is to be taken up again: from its checkpoint, or from the best one that it hands on
+    (folder / "result.json").unlink()
+    torch.save({"state_dict": {}, "finetune": {}, "x": Payload()}, folder / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read as a checkpoint of tensors and plain values"):
+        resume(unfinished)
+    assert not (tmp_path / "made").exists()
