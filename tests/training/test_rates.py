@@ -36,7 +36,8 @@ def test_planned_logged_and_used_rates_are_equal_in_every_phase_epoch_and_group(
     ]
     for number in range(3):
         given += [f"schedule.phases.{number}.layer_decay=0.3", f"schedule.phases.{number}.epochs=2"]
-    run_dir = train_tiny(words(*given, "schedule.phases.1.accumulate=2"), tmp_path / "run").run_dir
+    given += ["backbone.name=resnet18", "schedule.phases.1.accumulate=2"]
+    run_dir = train_tiny(words(*given), tmp_path / "run").run_dir
 
     plan = json.loads((run_dir / "plan.json").read_text())
     with (run_dir / "metrics.csv").open() as file:
