@@ -147,9 +147,10 @@ class Torchvision(_Torch):
         resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
         self.transform = v2.Compose(
             [
-                v2.PILToTensor(),
-                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"]), antialias=True),
+                # of the Pillow image, as torchvision's own presets do; a tensor is resized with coarser weights
+                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"])),
                 v2.CenterCrop(self.steps["center_crop"]),
+                v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(self.steps["mean"], self.steps["std"]),
             ]
@@ -169,7 +170,7 @@ class Torchvision(_Torch):
 
 
 class Transformers(_Torch):
-    """``transformers.pipeline("image-classification", model=FOLDER)(file)``."""
+    """``transformers.pipeline("image-classification", model=FOLDER)(file)``; it has timm prepare the image."""
 
     def __init__(self, target: str, options: dict[str, Any]) -> None:
         import torch
@@ -183,8 +184,8 @@ class Transformers(_Torch):
         self.opened_by = f"transformers {transformers.__version__}"
 
     def prepared(self, images_NCHW: Array) -> Array:
-        processor = self.pipe.image_processor
-        images = self.normalise(images_NCHW, processor.image_mean, processor.image_std)
+        config = self.pipe.image_processor.data_config
+        images = self.normalise(images_NCHW, config["mean"], config["std"])
         with self.torch.no_grad():
             return np.asarray(self.pipe.model(self.torch.from_numpy(images)).logits.softmax(1).numpy())
 

@@ -1,8 +1,8 @@
 """Is the exported model the trained one? Opened by its own client in a fresh process, and compared on real images.
 
 Two comparisons. *From the same pixels*: the client's network on images that we prepared, so that only the network can
-differ. *From the file*: everything the client does, from opening the file to probabilities. Where the client does the
-preparing itself (timm, torchvision, transformers), its decoder and its resize are measured apart and said.
+differ. *From the file*: everything the client does, from opening the file to probabilities: decoding by Pillow, resize,
+crop, network. Files that plain Pillow decodes to other pixels than our decoder are measured apart and said.
 """
 
 import json
@@ -23,7 +23,6 @@ from finetune.data.decode import UnreadableImage, decode_image
 from finetune.data.transforms import eval_view
 from finetune.errors import RunError, UserError
 from finetune.export import client
-from finetune.export.layouts import crops_otherwise
 from finetune.models.classifier import Classifier
 
 # K = classes, N = images
@@ -41,15 +40,12 @@ class Bounds:
         from_files: The same from the file.
         mean: Largest allowed mean difference of a probability from the same pixels.
         agreement: Smallest share of images with the same first class.
-        remark_from_files: Above ``from_files`` and up to this, an export whose client prepares images itself passes
-            with a remark: the network is the same, the client's resize or decoder is another.
     """
 
     from_pixels: float = 1e-4
     from_files: float = 1e-3
     mean: float = 1.0
     agreement: float = 1.0
-    remark_from_files: float = 5e-2
 
 
 FP32 = Bounds()
@@ -71,7 +67,6 @@ class Reference:
         shares: Probabilities, float32 (N, K).
         told: Where the images come from, for the report.
         decoded_otherwise: For each file whether Pillow's plain conversion gives other pixels than our decoder.
-        cropped_otherwise: For each file whether transformers' centre crop lies a pixel beside ours.
         reduced: How many files training and ``finetune predict`` read at a reduced scale, and the largest difference of a
             probability that this makes.
         unreadable: How many files were left out because they cannot be read.
@@ -83,7 +78,6 @@ class Reference:
     shares: Shares
     told: str
     decoded_otherwise: npt.NDArray[np.bool_]
-    cropped_otherwise: npt.NDArray[np.bool_]
     unreadable: int = 0
     reduced: tuple[int, float] = (0, 0.0)
     targets: npt.NDArray[np.int64] | None = None
@@ -105,7 +99,7 @@ def make_reference(
     smaller: list[tuple[int, torch.Tensor]] = []
     kept: list[str] = []
     views: list[torch.Tensor] = []
-    otherwise, cropped, positions = [], [], []
+    otherwise, positions = [], []
     for number, file in enumerate(files):
         try:
             image = decode_image(file, channels=channels)
@@ -117,7 +111,6 @@ def make_reference(
         kept.append(file)
         views.append(view(image))
         positions.append(targets[number] if targets is not None else -1)
-        cropped.append(crops_otherwise(classifier.input_spec, image.shape[-2], image.shape[-1]))
         otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image))
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
@@ -134,7 +127,6 @@ def make_reference(
         shares=shares.numpy(),
         told=told,
         decoded_otherwise=np.array(otherwise),
-        cropped_otherwise=np.array(cropped),
         unreadable=len(files) - len(kept),
         targets=np.array(positions) if targets is not None else None,
     )
@@ -242,12 +234,10 @@ def compare(
     bounds = BOUNDS[precision]
     pixels, files = np.asarray(said["from_pixels"]), np.asarray(said["from_files"])
     decoded = reference.decoded_otherwise
-    cropped = reference.cropped_otherwise & ~decoded & (form == "transformers")
-    same = ~decoded & ~cropped
+    same = ~decoded
     by_pixels = _difference(reference.shares, pixels)
     by_files = _difference(reference.shares[same], files[same])
     others = _difference(reference.shares[decoded], files[decoded])
-    beside = _difference(reference.shares[cropped], files[cropped])
     problems, remarks = [], []
     if list(said["classes"]) != list(classes):
         problems.append("its class names are not those of the model, or in another order")
@@ -259,11 +249,11 @@ def compare(
     if by_pixels["agreement"] < bounds.agreement:
         problems.append(f"the first class agrees in {by_pixels['agreement']:.1%}, needed are {bounds.agreement:.0%}")
     if by_files["largest"] > bounds.from_files:
-        told = f"from the file a probability differs by {by_files['largest']:.1e}, allowed are {bounds.from_files:.0e}"
-        if form in PREPARES_ITSELF and by_files["largest"] <= bounds.remark_from_files:
-            remarks.append(f"{told}; the network is the same, {form}'s own resize rounds some pixels to another level")
-        else:
-            problems.append(told)
+        problems.append(
+            f"from the file a probability differs by {by_files['largest']:.1e}, allowed are {bounds.from_files:.0e}"
+        )
+    if by_files["agreement"] < bounds.agreement:
+        problems.append(f"from the file the first class agrees in {by_files['agreement']:.1%}")
     if others["images"]:
         remarks.append(
             f"{others['images']} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
@@ -273,11 +263,6 @@ def compare(
         remarks.append(
             f"{reference.reduced[0]} large JPEG files are read by finetune at a reduced scale, here in full; that alone "
             f"changes its own probabilities by up to {reference.reduced[1]:.1e}"
-        )
-    if beside["images"]:
-        remarks.append(
-            f"{beside['images']} files are cropped one pixel beside by transformers, which rounds half a pixel down; "
-            f"probabilities differ by up to {beside['largest']:.1e} there, agreement {beside['agreement']:.1%}"
         )
     report = {
         "format": form,
@@ -289,7 +274,6 @@ def compare(
         "from_pixels": by_pixels,
         "from_files": by_files,
         "decoded_otherwise": others,
-        "cropped_otherwise": beside,
         "passed": not problems,
         "problems": problems,
         "remarks": remarks,
