@@ -140,8 +140,10 @@ class EvalView:
         top, left = round((covered[0] - height) / 2), round((covered[1] - width) / 2)
         if max(covered) > _LONGEST * max(self._target):
             # the whole image, resized, could fill the memory
-            window = {"corner": (top, left), "window": (height, width), "interpolation": filter_name}
-            return resize_window(image[None], size=covered, **window)[0].to(torch.uint8).contiguous()
+            seen = resize_window(
+                image[None], size=covered, corner=(top, left), window=(height, width), interpolation=filter_name
+            )
+            return seen[0].to(torch.uint8).contiguous()
         resized = pillow_resize(image, size=covered, interpolation=filter_name)
         return resized[:, top : top + height, left : left + width].contiguous()
 
