@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.atomic import write_json, write_text
 from finetune.errors import RunError, UserError
+from finetune.export.image_graph import Layout
 from finetune.export.images import CheckImages
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.models.classifier import Classifier
@@ -21,7 +22,13 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "transformers": (("transformers",), "transformers"),
 }
-_FILE_NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+_FULL = "full.onnx"
+_FILE_NAMES = {
+    "onnx": "model.onnx",
+    "torch_export": "model.pt2",
+    "head": "head.safetensors",
+    "backbone": "backbone.safetensors",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +43,7 @@ class Wanted:
 
     form: str
     precision: str = "fp32"
-    layout: str = "nhwc"
+    layout: Layout = "nhwc"
 
     def check(self) -> None:
         """Whether the combination exists and its libraries are there.
@@ -92,7 +99,9 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
         else:
             work.mkdir()
         _write(classifier, wanted, made, images)
-        reference = make_reference(classifier, images.files, told=images.told, targets=images.targets)
+        reference = make_reference(
+            classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
+        )
         (said,) = ask_clients([(wanted.form, made, reference)])
         report = compare(wanted.form, said, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
@@ -102,6 +111,11 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
                 f"--format {wanted.form}: the export does not predict what the trained model does, so it was not kept. "
                 f"{'. '.join(report['problems'])}. All figures: {failed}"
             )
+        if wanted.form == "onnx":
+            from finetune.export.speed import measure_speed
+
+            full = {"fp32": work / _FULL} if wanted.precision == "int8" else {}
+            report["speed"] = measure_speed(classifier, {**full, wanted.precision: made}, layout=wanted.layout)
         if wanted.form in FOLDERS:
             write_json(made / PARITY, report)
         _put(made, target)
@@ -144,17 +158,24 @@ def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImag
     elif wanted.form == "torch_export":
         from finetune.export.torch_export import export_torch
 
-        export_torch(classifier, made, layout=wanted.layout)  # type: ignore[arg-type]  # checked by the parser
+        export_torch(classifier, made, layout=wanted.layout, reading=images.reading)
     else:
         from finetune.export.onnx import export_onnx
 
-        full = made.with_name("fp32.onnx") if wanted.precision == "int8" else made
-        export_onnx(classifier, full, layout=wanted.layout, half=wanted.precision == "fp16")  # type: ignore[arg-type]
+        full = made.with_name(_FULL) if wanted.precision == "int8" else made
+        export_onnx(classifier, full, layout=wanted.layout, half=wanted.precision == "fp16", reading=images.reading)
         if wanted.precision == "int8":
             from finetune.export.quantise import quantise_onnx
 
             channels = classifier.input_spec.channels
-            quantise_onnx(full, made, files=images.calibration, channels=channels, layout=wanted.layout)
+            quantise_onnx(
+                full,
+                made,
+                files=images.calibration,
+                channels=channels,
+                layout=wanted.layout,
+                reading=images.reading,
+            )
 
 
 def _put(made: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def export_onnx(
     layout: Layout = "nhwc",
     half: bool = False,
     program: torch.export.ExportedProgram | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one ``.onnx`` file; batch, height and width are free.
 
@@ -35,6 +36,7 @@ def export_onnx(
         layout: Of the input.
         half: Weights and network in half precision.
         program: What :func:`traced` gives for these, where it is there already.
+        reading: How the run reads files, for whoever predicts with the export.
 
     Raises:
         UserError: The weights do not fit into one file.
@@ -56,7 +58,7 @@ def export_onnx(
             verbose=False,
         )
     assert written is not None
-    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32")
+    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", reading=reading)
     written.model.metadata_props[KEY] = as_text(described)
     written.model.metadata_props["classes"] = as_text(described["classes"])
     written.save(path, external_data=False)
