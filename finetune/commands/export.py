@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 PARTS = ("head", "backbone")
-FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", *PARTS)
+FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", "web", *PARTS)
 ABOUT = """\
 Write the trained model, or a part of it, in a form that others open.
   onnx          uint8 pixels of any size to probabilities, class names in the metadata: ONNX Runtime
@@ -22,6 +22,7 @@ Write the trained model, or a part of it, in a form that others open.
   timm          a folder: timm.create_model("local-dir:FOLDER", pretrained=True)
   torchvision   a folder: torchvision.models.NAME().load_state_dict
   transformers  a folder: pipeline("image-classification", model=FOLDER)
+  web           a folder with one page that runs the model in a browser; serve it with: python -m http.server
   head          safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE
   backbone      safetensors in the layout of the library that the network comes from: backbone.weights=FILE
 Each is opened by its own client in a fresh process, where finetune cannot be imported, and compared with the trained model
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 
     find_bundle(given.run)  # a wrong path is answered before torch is loaded
 
-    from finetune.bundle import load_bundle
+    from finetune.bundle import CARD, load_bundle
     from finetune.export.hand_over import Wanted, hand_over, refuse_strangers
     from finetune.export.parity import summary
     from finetune.inference.reading import reading_of
@@ -81,11 +82,12 @@ def run(argv: Sequence[str]) -> int:
 
             report = hand_over_part(classifier, given.format, target, images)
         else:
-            report = hand_over(classifier, wanted, target, images)
+            card = find_bundle(given.run) / CARD
+            text = card.read_text(encoding="utf-8") if card.is_file() else "There is no model card."
+            report = hand_over(classifier, wanted, target, images, card=text)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
     if "speed" in report:
-        from finetune.bundle import CARD
         from finetune.report.export_section import tell_card
 
         tell_card(find_bundle(given.run) / CARD, target.parent)

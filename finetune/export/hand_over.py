@@ -16,11 +16,12 @@ from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.models.classifier import Classifier
 
 PARITY = "parity.json"
-FOLDERS = ("timm", "torchvision", "transformers")
+FOLDERS = ("timm", "torchvision", "transformers", "web")
 # format -> what must be installed, and the extra that brings it
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "transformers": (("transformers",), "transformers"),
+    "web": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
 }
 _FULL = "full.onnx"
 _FILE_NAMES = {
@@ -36,7 +37,7 @@ class Wanted:
     """What to export.
 
     Args:
-        form: ``onnx``, ``torch_export``, ``timm``, ``torchvision`` or ``transformers``.
+        form: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers`` or ``web``.
         precision: ``fp32``; for ONNX also ``fp16`` and ``int8``.
         layout: Of the pixels that ONNX and torch_export take.
     """
@@ -71,7 +72,9 @@ class Wanted:
         return name if self.precision == "fp32" else f"{stem}-{self.precision}{dot}{suffix}"
 
 
-def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages) -> dict[str, Any]:
+def hand_over(
+    classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages, *, card: str = ""
+) -> dict[str, Any]:
     """Export, check, and put in place.
 
     Args:
@@ -79,6 +82,7 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
         wanted: What to write.
         target: File or folder; an earlier export there is replaced, anything else refused.
         images: To check on.
+        card: The model card, for a form that shows it.
 
     Returns:
         The parity report, which also lies in ``parity.json`` inside a folder or ``NAME.parity.json`` beside a file.
@@ -98,11 +102,13 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
             made.mkdir(parents=True)
         else:
             work.mkdir()
-        _write(classifier, wanted, made, images)
+        _write(classifier, wanted, made, images, card)
         reference = make_reference(
             classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
         )
-        (said,) = ask_clients([(wanted.form, made, reference)])
+        # of a page the model is opened by ONNX Runtime here, and not by a browser
+        opened = ("onnx", made / "model.onnx") if wanted.form == "web" else (wanted.form, made)
+        (said,) = ask_clients([(*opened, reference)])
         report = compare(wanted.form, said, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
             failed = target.with_name(f"{target.name}.parity.json")
@@ -143,7 +149,7 @@ def refuse_strangers(wanted: Wanted, target: Path) -> Path:
     return target.with_name(f"{target.name}.parity.json")
 
 
-def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImages) -> None:
+def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImages, card: str) -> None:
     from finetune.export.layouts import export_timm, export_torchvision, export_transformers
     from finetune.report.loading import how_to_load
 
@@ -155,6 +161,10 @@ def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImag
     if wanted.form in layouts:
         layouts[wanted.form](classifier, made)
         write_text(made / "README.md", how_to_load(wanted.form, classifier.input_spec, path="."))
+    elif wanted.form == "web":
+        from finetune.export.web_page import export_web
+
+        export_web(classifier, made, images, card=card)
     elif wanted.form == "torch_export":
         from finetune.export.torch_export import export_torch
 
