@@ -37,6 +37,7 @@ COMMANDS = {
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
+    "serve": Command("serve", "RUN", "an HTTP server for a trained run"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 
