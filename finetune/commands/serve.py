@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -101,6 +102,9 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         server_header=False,
         lifespan="on",
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn sends itself the signal again when it has stopped well; that must not end this process as if it had not
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
     print("stopped: what was taken is answered", flush=True)
     return 0
