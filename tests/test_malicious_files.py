@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from finetune.cli import COMMANDS as EVERY_COMMAND
 from finetune.cli import main
 from finetune.errors import UserError
 from finetune.report.model_card import model_card
@@ -27,7 +28,10 @@ COMMANDS = {
     "predict": ["IMAGES", "--output", "OUT/p.csv"],
     "export": ["--format", "timm", "--images", "IMAGES", "--output", "OUT/timm"],
     "evaluate": ["data=folder", "data.root=IMAGES"],
+    "serve": ["--port", "0"],
 }
+# reads checkpoints of a run in place of a bundle; its pickles have a test of their own below
+APART = {"resume"}
 
 
 class Payload:
@@ -89,6 +93,11 @@ def refused(capsys, command, folder, images, tmp_path, *, says):
     assert says in said
     assert "Traceback" not in said
     assert not list(out.iterdir())
+
+
+def test_every_command_that_opens_a_model_is_in_this_corpus():
+    opens = {name for name, command in EVERY_COMMAND.items() if command.usage.startswith("RUN")}
+    assert opens - APART == set(COMMANDS), "add the new command to COMMANDS, with words that make it open RUN"
 
 
 def test_the_payload_would_run_if_it_were_unpickled(mark):
