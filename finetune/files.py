@@ -44,6 +44,12 @@ _PHASE = {
     "best_epoch": (int, "the best epoch, from 0"),
     "best.*": (NUMBER, "its monitored metric, by name"),
     "rates.*": (NUMBER, "peak learning rate of each stage that trained"),
+    "cached_after": (str, "the stage whose output was cached and trained on; empty where the phase trained on images"),
+    "views": (int, "views of each image that the epochs drew from; 0: a new one every epoch"),
+    "probe.**": (
+        object,
+        "of a head that was solved: penalties tried, validation loss and accuracy of each, the one chosen",
+    ),
     "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
 }
 
@@ -74,6 +80,7 @@ _RESULTS: dict[str, Any] = {
     "imbalance.loss": (str, "the training loss; 'focal' with its gamma"),
     "imbalance.class_weights": (str, "'balanced' weighs classes by how few images they have, 'none' does not"),
     "imbalance.sampling": (str, "'balanced' draws every class equally often, else each image is seen once an epoch"),
+    "precision": (str, "as Lightning's Trainer takes it: what auto became"),
     "seed": (int, "of all randomness"),
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
@@ -113,6 +120,7 @@ _MODEL: dict[str, Any] = {
     **_under("data", _DATA),
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),
+    "training.precision": (str, "as in results.json"),
     "training.imbalance.*": (str, "as in results.json"),
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),

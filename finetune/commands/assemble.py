@@ -221,8 +221,8 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         "optimizer": shared["optimizer"] or config.optimizer,
     }
     phases = build_schedule(
-        phases=[asdict(phase) for phase in config.schedule.phases],
-        defaults=defaults,
+        phases=[_with_cache_words(asdict(phase)) for phase in config.schedule.phases],
+        defaults=_with_cache_words(defaults),
         freeze=config.freeze,
         stages=stages,
         network=network,
@@ -239,9 +239,30 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
                 f"{did_you_mean(phase.augment, AUGMENTS)}"
             )
+        if phase.solver == "lbfgs":
+            where = f"schedule.phases[{position}].solver='lbfgs'"
+            if config.head.name != "linear":
+                problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
+            if phase.train != ("head",):
+                problems.append(
+                    f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "
+                    "Write train=[head], or solver=gradient."
+                )
+            if phase.mixup or phase.cutmix:
+                problems.append(
+                    f"{where}: takes no mixup or cutmix, which mix pixels. Leave them out, or solver=gradient."
+                )
     if problems:
         raise ConfigError(problems)
     return phases
+
+
+def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """``cache`` as a word where YAML made a truth value of it."""
+    words = {True: "auto", False: "off"}
+    return {
+        key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()
+    }
 
 
 def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
@@ -317,8 +338,13 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
     return build
 
 
-def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
+def trainer_factory(config: Config, run_dir: Path, *, precision: str) -> Callable[..., Any]:
     """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
+
+    Args:
+        config: Checked.
+        run_dir: Of the run.
+        precision: In place of ``auto``.
 
     Raises:
         UserError: The node sets what the run decides.
@@ -330,7 +356,11 @@ def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
-        return instantiate({"_target_": "lightning.pytorch.Trainer", **config.trainer}, run_dir=run_dir, **decided)
+        return instantiate(
+            {"_target_": "lightning.pytorch.Trainer", **config.trainer, "precision": precision},
+            run_dir=run_dir,
+            **decided,
+        )
 
     return build
 
