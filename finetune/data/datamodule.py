@@ -236,11 +236,19 @@ class ImageDataModule(pl.LightningDataModule):
             # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
             batches.start_at(*divmod(done, len(batches)))
-        keyed = {"source": self.source, "seed": self.seed, "phase": self._phase, "views": self._views}
         if self._activations is not None:
-            # none of the workers' work is left to do
-            return self._loader(ActivationDataset(activations=self._activations, **keyed), batches, num_workers=0)
-        return self._loader(ViewDataset(view=train_view(self.spec, augment=self._augment), **keyed), batches)
+            stored = ActivationDataset(
+                source=self.source,
+                activations=self._activations,
+                seed=self.seed,
+                phase=self._phase,
+                views=self._views,
+            )
+            # nothing is left for workers to do
+            return self._loader(stored, batches, num_workers=0)
+        view = train_view(self.spec, augment=self._augment)
+        images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
+        return self._loader(images, batches)
 
     def views_dataloader(
         self, chunks: Iterable[tuple[int, Rows]], *, augment: str, phase: str, view: int

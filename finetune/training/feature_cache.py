@@ -69,7 +69,7 @@ def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
         return net, False
     if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
         return net, False
-    return fused.to(memory_format=torch.channels_last), True  # type: ignore[call-overload]  # missing in torch's stubs
+    return fused.to(memory_format=torch.channels_last), True
 
 
 class FeatureCache:
@@ -81,7 +81,6 @@ class FeatureCache:
         choice: Boundary and number of views.
         data: Makes the views that are missing.
         seed: Of the run.
-        half: The activations' half precision, or None for float32.
         limit_bytes: Of the whole cache.
         say: Takes a line for the user.
     """
@@ -128,7 +127,7 @@ class FeatureCache:
         base = self._parts(device, folded=prefix.folded)
         found = computed = 0
         for view in range(self._views):
-            view_parts = {"augment": self._phase.augment}
+            view_parts: dict[str, Any] = {"augment": self._phase.augment}
             if self.random_views:
                 view_parts |= {"seed": self._seed, "phase": self._phase.name, "view": view}
             rows = self._data.source.index.rows("train")

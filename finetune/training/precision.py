@@ -1,5 +1,6 @@
 """``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
 
+import contextlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from finetune.atomic import write_json
+from finetune.errors import RunError
 from finetune.models.classifier import Classifier
 
 FULL, HALF = "32-true", "bf16-mixed"
@@ -82,10 +84,9 @@ def _known_gain(classifier: Classifier) -> float:
     if name not in known:
         known[name] = round(_trial(classifier), 3)
         if file is not None:
-            try:
+            # a cache that cannot be written is done without
+            with contextlib.suppress(OSError, RunError):
                 write_json(file, known)
-            except OSError:  # a cache that cannot be written is done without
-                pass
     return known[name]
 
 

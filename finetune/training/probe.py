@@ -60,7 +60,7 @@ def solve_heads(
     *,
     num_classes: int,
     strengths: tuple[float, ...] = STRENGTHS,
-    loss: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss(reduction="none"),
+    loss: Callable[[Tensor, Tensor], Tensor],
 ) -> Heads:
     """Linear heads that minimise the mean loss and a penalty on their weights (not on their offsets).
 
@@ -89,7 +89,7 @@ def solve_heads(
         line_search_fn="strong_wolfe",
     )
 
-    def losses_S() -> Tensor:
+    def losses() -> Tensor:
         weight, bias = packed[..., :width], packed[..., width]
         # one product for all strengths
         logits = (x @ weight.reshape(-1, width).T).view(len(x), count, num_classes) + bias
@@ -97,7 +97,7 @@ def solve_heads(
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        total = losses_S().sum() + (penalties / 2 * packed[..., :width].square().sum((1, 2))).sum()
+        total = losses().sum() + (penalties / 2 * packed[..., :width].square().sum((1, 2))).sum()
         total.backward()  # type: ignore[no-untyped-call]  # torch's own
         return total
 
@@ -111,7 +111,7 @@ def solve_heads(
         return Heads(
             weight_SKD=weight.float(),
             bias_SK=bias.float(),
-            losses=tuple(losses_S().tolist()),
+            losses=tuple(losses().tolist()),
             iterations=int(optimizer.state[packed]["n_iter"]),
             gradient=float(packed.grad.abs().max()),
         )

@@ -105,7 +105,7 @@ class Run:
         if is_first_process():
             remove_parts(self.run_dir)
         # a quarter faster on a CPU; with half precision on a GPU too (tests/benchmarks/through_fit.py)
-        self.classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self.classifier.to(memory_format=torch.channels_last)
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
         carried: dict[str, Any] | None = None
