@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from finetune.data.datamodule import Batch, ImageDataModule
+from finetune.data.datamodule import ImageDataModule
 from finetune.data.reading import read_by
 from finetune.data.sampling import Rows
 from finetune.errors import RunError
@@ -72,6 +71,122 @@ def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
     return fused.to(memory_format=torch.channels_last), True
 
 
+class ActivationStore:
+    """Opens entries of activations after one stage, and computes what they lack.
+
+    Args:
+        classifier: In evaluation mode up to the stage.
+        data: Makes the views.
+        boundary: The stage.
+        seed: Of the run.
+        limit_bytes: Of the whole cache.
+        say: Takes a line for the user.
+        device: Where the prefix runs.
+        context: Makes the context of the precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        data: ImageDataModule,
+        boundary: str,
+        seed: int,
+        limit_bytes: int,
+        say: Callable[[str], None],
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._classifier, self._data, self._seed = classifier.to(device), data, seed
+        self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
+        self._boundary = boundary
+        spec = classifier.input_spec
+        with context():
+            image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
+            plain = Prefix(classifier, boundary, fold=False)(image)
+            self._prefix = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
+        self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
+        self._parts = self._depends_on()
+        self.found = self.computed = 0
+
+    def _depends_on(self) -> dict[str, Any]:
+        """All that an activation depends on, but for the split and the view."""
+        classifier, source = self._classifier, self._data.source
+        stages = classifier.backbone.stages[: classifier.backbone.stages.index(self._boundary) + 1]
+        network = classifier.backbone.state_dict()
+        state = {n: t for n, t in network.items() if classifier.backbone.stage_of(n.removeprefix("net.")) in stages}
+        model = {
+            key: value for key, value in classifier.describe().items() if key in ("backbone", "input_spec", "adapt")
+        }
+        return {
+            "weights": state_hash(state),
+            "model": model,
+            "boundary": self._boundary,
+            "data": source.index.fingerprint(),
+            "reading": {**read_by(source), "channels": source.channels},
+            "dtype": str(self.dtype),
+            "folded": self._prefix.folded,
+            "device": self._device.type,
+            "versions": {name: version for name, version in versions().items() if name != "finetune"},
+        }
+
+    def view(self, split: str, *, augment: str = "none", phase: str = "", view: int | None = None) -> Entry:
+        """One view of all images of a split, computed where it is not there.
+
+        Args:
+            split: Its name.
+            augment: Training view; ``none`` is the evaluation view.
+            phase: Name of the phase, for a random view.
+            view: Its number, likewise.
+
+        Raises:
+            RunError: The disk filled up since the plan was made.
+        """
+        parts: dict[str, Any] = {"augment": augment}
+        if view is not None:
+            parts |= {"seed": self._seed, "phase": phase, "view": view}
+        rows = self._data.source.index.rows(split)
+        layout = Layout(
+            rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
+        )
+        about = {
+            "backbone": self._classifier.backbone.name,
+            "boundary": self._boundary,
+            "split": split,
+            "augment": augment,
+            "view": view or 0,
+            "rows": len(rows),
+        }
+        key = {**self._parts, "split": split, "view": parts}
+        entry = opened(key, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
+        if entry is None:
+            raise RunError(
+                f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
+                "FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
+            )
+        computed = self._fill(entry, rows, augment=augment, phase=phase, view=view)
+        self.found, self.computed = self.found + len(rows) - computed, self.computed + computed
+        return entry
+
+    def _fill(self, entry: Entry, rows: Rows, *, augment: str, phase: str, view: int | None) -> int:
+        """Compute the chunks that nobody has; returns the number of rows computed here."""
+        if not entry.missing:
+            return 0
+        computed = 0
+        chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed())
+        for batch in self._data.views_dataloader(chunks, augment=augment, phase=phase, view=view or 0):
+            with self._context():
+                activations = self._prefix(batch.images.to(self._device, non_blocking=True))
+            entry.write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
+            computed += len(batch.rows)
+        entry.flush()
+        return computed
+
+    def tensor(self, values: Any) -> Tensor:
+        """Activations (B, ...) from their bytes (B, row bytes)."""
+        return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
+
+
 class FeatureCache:
     """Cached activations of one phase; the data module reads its batches from it.
 
@@ -97,14 +212,14 @@ class FeatureCache:
         say: Callable[[str], None],
     ) -> None:
         assert choice.boundary is not None
-        self.boundary, self.random_views = choice.boundary, phase.augment != "none"
+        self.boundary = choice.boundary
         self._classifier, self._phase, self._data = classifier, phase, data
         self._seed, self._limit, self._say = seed, limit_bytes, say
-        self._views = (choice.views or 1) if self.random_views else 1
+        self._random = phase.augment != "none"
+        self._views = (choice.views or 1) if self._random else 1
+        self._store: ActivationStore | None = None
         self._train: list[Entry] = []
         self._val: Entry | None = None
-        self._shape: tuple[int, ...] = ()
-        self._dtype = torch.float32
 
     def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Open what is there, compute what is missing together with the other processes of the run.
@@ -117,122 +232,47 @@ class FeatureCache:
             RunError: The disk filled up since the plan was made.
         """
         self.close()
-        self._classifier.to(device)
-        spec = self._classifier.input_spec
-        with context():
-            probe = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
-            plain = Prefix(self._classifier, self.boundary, fold=False)(probe)
-            prefix = Prefix(self._classifier, self.boundary, fold=plain.dtype != torch.float32)
-        self._shape, self._dtype = tuple(plain.shape[1:]), plain.dtype
-        base = self._parts(device, folded=prefix.folded)
-        found = computed = 0
+        self._store = store = ActivationStore(
+            classifier=self._classifier,
+            data=self._data,
+            boundary=self.boundary,
+            seed=self._seed,
+            limit_bytes=self._limit,
+            say=self._say,
+            device=device,
+            context=context,
+        )
         for view in range(self._views):
-            view_parts: dict[str, Any] = {"augment": self._phase.augment}
-            if self.random_views:
-                view_parts |= {"seed": self._seed, "phase": self._phase.name, "view": view}
-            rows = self._data.source.index.rows("train")
-            entry = self._entry({**base, "split": "train", "view": view_parts}, len(rows), "train", view)
-            self._train.append(entry)
-            loaded = self._fill(entry, rows, prefix, device, context, view=view if self.random_views else None)
-            found, computed = found + len(rows) - loaded, computed + loaded
-        rows = self._data.source.index.rows("val")
-        entry = self._entry({**base, "split": "val", "view": {"augment": "none"}}, len(rows), "val", 0)
-        self._val = entry
-        loaded = self._fill(entry, rows, prefix, device, context, view=None)
-        found, computed = found + len(rows) - loaded, computed + loaded
+            number = view if self._random else None
+            self._train.append(store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number))
+        self._val = store.view("val")
+        index = self._data.source.index
         # places of the index's rows in the entries
-        self._places = np.zeros(len(self._data.source.index), np.int64)
+        self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
-            rows = self._data.source.index.rows(split)
-            self._places[rows] = np.arange(len(rows))
+            self._places[index.rows(split)] = np.arange(len(index.rows(split)))
         size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
-        self._say(f"  cache: {computed} activations after {self.boundary} computed, {found} found; {size:.1f} MB")
-
-    def _parts(self, device: torch.device, *, folded: bool) -> dict[str, Any]:
-        """All that an activation depends on, but for the split and the view."""
-        classifier, source = self._classifier, self._data.source
-        stages = classifier.backbone.stages[: classifier.backbone.stages.index(self.boundary) + 1]
-        state = {n: t for n, t in classifier.state_dict().items() if classifier.stage_of(n) in stages}
-        model = {
-            key: value for key, value in classifier.describe().items() if key in ("backbone", "input_spec", "adapt")
-        }
-        return {
-            "weights": state_hash(state),
-            "model": model,
-            "boundary": self.boundary,
-            "data": source.index.fingerprint(),
-            "reading": {**read_by(source), "channels": source.channels},
-            "dtype": str(self._dtype),
-            "folded": folded,
-            "device": device.type,
-            "versions": {name: version for name, version in versions().items() if name != "finetune"},
-        }
-
-    def _entry(self, parts: dict[str, Any], rows: int, split: str, view: int) -> Entry:
-        layout = Layout(
-            rows=rows, shape=self._shape, dtype=str(self._dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
+        self._say(
+            f"  cache: {store.computed} activations after {self.boundary} computed, {store.found} found; {size:.1f} MB"
         )
-        about = {
-            "backbone": self._classifier.backbone.name,
-            "boundary": self.boundary,
-            "split": split,
-            "augment": parts["view"]["augment"],
-            "view": view,
-            "rows": rows,
-        }
-        entry = opened(parts, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
-        if entry is None:
-            raise RunError(
-                f"cache: the {layout.bytes / 1e6:.0f} MB of phase {self._phase.name!r} find no room any more. Make room, "
-                "or point FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
-            )
-        return entry
-
-    def _fill(
-        self,
-        entry: Entry,
-        rows: Rows,
-        prefix: Prefix,
-        device: torch.device,
-        context: Callable[[], AbstractContextManager[Any]],
-        *,
-        view: int | None,
-    ) -> int:
-        """Compute the chunks that nobody has; returns the number of rows computed here."""
-        if not entry.missing:
-            return 0
-        computed = 0
-        chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed())
-        loader: DataLoader[Batch] = self._data.views_dataloader(
-            chunks, augment=self._phase.augment if view is not None else "none", phase=self._phase.name, view=view or 0
-        )
-        for batch in loader:
-            with context():
-                activations = prefix(batch.images.to(device, non_blocking=True))
-            entry.write(batch.position.step, _bytes(activations.to("cpu", self._dtype)))
-            computed += len(batch.rows)
-        entry.flush()
-        return computed
-
-    def _tensor(self, values: Any) -> Tensor:
-        flat = torch.from_numpy(values).view(self._dtype)
-        return flat.view(-1, *self._shape)
 
     def train(self, views: Rows, rows: Rows) -> Tensor:
         """Activations (B, ...) of some rows of the index, each of one of its views."""
+        assert self._store is not None
         places = self._places[rows]
         if len(self._train) == 1:
-            return self._tensor(self._train[0].read(places))
+            return self._store.tensor(self._train[0].read(places))
         values = np.empty((len(rows), self._train[0].layout.row_bytes), np.uint8)
         for view in np.unique(views):
             chosen = views == view
             values[chosen] = self._train[view].read(places[chosen])
-        return self._tensor(values)
+        return self._store.tensor(values)
 
     def val(self, rows: Rows) -> Tensor:
         """Activations (B, ...) of the evaluation view of validation rows."""
+        assert self._store is not None
         assert self._val is not None
-        return self._tensor(self._val.read(self._places[rows]))
+        return self._store.tensor(self._val.read(self._places[rows]))
 
     def close(self) -> None:
         """Let go of the entries."""
@@ -240,6 +280,44 @@ class FeatureCache:
             if entry is not None:
                 entry.close()
         self._train, self._val = [], None
+
+
+def eval_features(
+    classifier: Classifier,
+    data: ImageDataModule,
+    *,
+    splits: tuple[str, ...],
+    limit_bytes: int,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Tensor]:
+    """Pooled features (N, D) float32 of the evaluation view of every image of some splits, through the same cache.
+
+    Args:
+        classifier: In evaluation mode.
+        data: For the splits.
+        splits: Their names.
+        limit_bytes: Of the whole cache.
+        device: Where to compute.
+        context: Makes the context of the precision.
+    """
+    boundary = classifier.backbone.stages[-1]
+    store = ActivationStore(
+        classifier=classifier,
+        data=data,
+        boundary=boundary,
+        seed=0,
+        limit_bytes=limit_bytes,
+        say=lambda line: None,
+        device=device,
+        context=context,
+    )
+    features = {}
+    for split in splits:
+        entry = store.view(split)
+        features[split] = store.tensor(entry.read(np.arange(entry.layout.rows))).float()
+        entry.close()
+    return features
 
 
 def _bytes(activations: Tensor) -> Any:
