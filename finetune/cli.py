@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
     "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
+    "ladder": Command("ladder", "key=value ...", "compare the strategies on this data, and recommend one"),
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
