@@ -37,6 +37,10 @@ COMMANDS = {
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
+    "embed": Command("embed", "RUN IMAGES... --output FILE", "features of images, also of a bare backbone=NAME"),
+    "search": Command("search", "EMBEDDINGS QUERY...", "nearest images, near-duplicates, quality of retrieval"),
+    "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
+    "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 

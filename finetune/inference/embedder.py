@@ -63,8 +63,8 @@ class Embedder(nn.Module):
             "input": spec.to_dict(),
             "hash": state_hash(backbone),
         }
-        # the last stage's own features are what the head was trained on, pooled as the network has it
-        self.net = backbone if stage is None else backbone.split(self.stage)[0]
+        # after the last stage these are the features that a head is trained on, pooled as the network does it
+        self.net = backbone.split(self.stage)[0]
         self.eval().requires_grad_(False)
 
     @property
@@ -192,7 +192,7 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
     try:
         model, stage, reading = about["model"], about["stage"], about["reading"]
         description, spec = model["backbone"], InputSpec.from_dict(model["input"])
-        place, last = run or model["run"], stage == about["last_stage"]
+        place = run or model["run"]
         problems = backbone_problems(description)
     except (KeyError, TypeError) as error:
         raise UserError(f"EMBEDDINGS: its record of the model is damaged. {error} is missing.") from None
@@ -207,7 +207,7 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
         _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder)
-        return embedder_of_classifier(classifier, stage=None if last else stage, reading=reading, run=place)
+        return embedder_of_classifier(classifier, stage=stage, reading=reading, run=place)
     backbone = build_backbone(
         source=description["source"],
         name=description["name"],
@@ -223,7 +223,7 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
         channels=spec.channels,
         adapt=model["adapt"],
         size=spec.size,
-        stage=None if last else stage,
+        stage=stage,
         reading=reading,
     )
     _same_weights(embedder.model["hash"], model["hash"], f"backbone.weights={model['weights']}")

@@ -74,7 +74,7 @@ def fit_whitening(
     sound = int((variances > _LEAST_VARIANCE * max(variances[0], 0.0)).sum())
     if not sound or (keep is not None and keep > sound):
         raise UserError(
-            f"--whiten {keep or ''}: there are {sound} directions in which {count} images differ. "
+            f"--whiten{f' --directions {keep}' if keep else ''}: there are {sound} directions in which {count} images differ. "
             f"Keep at most as many, or embed more images."
         )
     directions, variances = directions[: keep or sound], variances[: keep or sound]
