@@ -299,9 +299,7 @@ def transformed(
     return scaled_to_one(values) if normalize else values
 
 
-def _blocks(
-    journal: Journal, known: Known | None, whitening: Whitening | None, settings: Settings
-) -> Iterator[Block]:
+def _blocks(journal: Journal, known: Known | None, whitening: Whitening | None, settings: Settings) -> Iterator[Block]:
     rows = _readable(journal)
     while some := list(itertools.islice(rows, _BLOCK)):
         vectors: list[Features | None] = [None] * len(some)

@@ -57,7 +57,9 @@ def check_embeddings_file(path: str | Path) -> Path:
     """
     full = Path(path).expanduser()
     if not full.exists():
-        raise UserError(f"EMBEDDINGS='{path}': no such file. Make one with: finetune embed RUN IMAGES --output FILE.npz")
+        raise UserError(
+            f"EMBEDDINGS='{path}': no such file. Make one with: finetune embed RUN IMAGES --output FILE.npz"
+        )
     check_embeddings_path(full, name="EMBEDDINGS")
     return full
 
@@ -174,7 +176,9 @@ def _open_npz(path: Path) -> Embeddings:
             about = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
         features = _map_features(archive, file, path)
         columns = [_texts(archive, f"{name}.npy", len(features)) for name in _TEXTS]
-        blocks = (Block(**dict(zip(_FIELDS, texts, strict=True)), features=features) for texts in zip(*columns, strict=True))
+        blocks = (
+            Block(**dict(zip(_FIELDS, texts, strict=True)), features=features) for texts in zip(*columns, strict=True)
+        )
         return collect(blocks, features=features, about=about)
 
 
@@ -229,9 +233,13 @@ def _write_parquet(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -
             table = pa.table([*columns, vectors], names=[*_TEXTS, "features"]).replace_schema_metadata(metadata)
             if writer is None:
                 # numbers that fill their range do not shrink; texts do
-                compression = {name: "zstd" for name in _TEXTS}
+                compression = dict.fromkeys(_TEXTS, "zstd")
                 writer = pq.ParquetWriter(
-                    part, table.schema, compression=compression, use_dictionary=["label", "split"], write_statistics=False
+                    part,
+                    table.schema,
+                    compression=compression,
+                    use_dictionary=["label", "split"],
+                    write_statistics=False,
                 )
             writer.write_table(table)
             count += len(values)

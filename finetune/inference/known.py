@@ -43,14 +43,18 @@ class Known:
         """Whether a row has this content."""
         return self.row_of_content(content) != MISSING
 
-    def note_path(self, path: str) -> bool:
-        """Note that a path is still there; whether the earlier file had it."""
+    def row_of_path(self, path: str) -> int:
+        """A row of this path, or -1."""
         key = np.uint64(_path_key(path))
         at = int(np.searchsorted(self._paths, key))
-        there = at < len(self._paths) and self._paths[at] == key
-        if there:
-            self._seen[self._by_path[at]] = True
-        return bool(there)
+        return int(self._by_path[at]) if at < len(self._paths) and self._paths[at] == key else MISSING
+
+    def note_path(self, path: str) -> bool:
+        """Note that a path is still there; whether the earlier file had it."""
+        row = self.row_of_path(path)
+        if row != MISSING:
+            self._seen[row] = True
+        return row != MISSING
 
     def note_row(self, row: int) -> None:
         """Note that a row is used, under whatever path."""
