@@ -121,6 +121,7 @@ def embed_to_file(
         about = {
             **embedder.identity,
             "model": embedder.model,
+            "stages": list(embedder.stages),
             **settings.identity,
             "whitening": _named(output, whitening),
             **samples.about,

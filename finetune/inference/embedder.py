@@ -53,7 +53,7 @@ class Embedder(nn.Module):
     ) -> None:
         super().__init__()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
-        self.stage = _check_stage(backbone, stage)
+        self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
         # everything that the features depend on, and where to have it again, as plain JSON values
         self.model = {

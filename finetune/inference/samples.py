@@ -70,7 +70,7 @@ class FileSamples:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = paths
         self.identity: dict[str, Any] = {"data": "files"}
-        self.about: dict[str, Any] = {"data": None, "classes": None, "multi_label": False}
+        self.about: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
 
     def __iter__(self) -> Iterator[Sample]:
         """All of them, once."""
@@ -100,6 +100,8 @@ class SourceSamples:
         self.identity: dict[str, Any] = {"data": index.fingerprint()}
         self.about: dict[str, Any] = {
             "data": data,
+            "fingerprint": index.fingerprint(),
+            "skipped": len(index.skipped),
             "classes": None if index.multi_label else list(index.classes),
             "multi_label": index.multi_label,
         }

@@ -11,7 +11,8 @@ from torch import Tensor
 from finetune.escaping import printable
 from finetune.report.thumbnails import thumbnail
 
-Mark = Literal["", "asked", "right", "wrong"]
+Mark = Literal["", "asked", "right", "wrong", "unsure"]
+_WORDS = {"": "", "asked": "query", "right": "same label", "wrong": "other label", "unsure": "doubtful"}
 # gives the picture of a path or a stored name; None where it cannot be read
 Pictures = Callable[[str], Tensor | None]
 
@@ -23,7 +24,7 @@ class Tile:
     Args:
         path: Of the image.
         lines: Below it, such as label and distance.
-        mark: ``asked`` for a query, ``right`` and ``wrong`` where labels agree with it or not.
+        mark: ``asked`` for a query, ``right`` and ``wrong`` where labels agree with it or not, ``unsure`` for one in doubt.
     """
 
     path: str
@@ -65,12 +66,11 @@ def contact_sheet(*, title: str, facts: Sequence[str], groups: Sequence[Group], 
 
 def _shown(tile: Tile, pictures: Pictures) -> dict[str, object]:
     image = pictures(tile.path)
-    words = {"asked": "query", "right": "same label", "wrong": "other label", "": ""}[tile.mark]
     return {
         "image": None if image is None else thumbnail(image),
         "path": printable(tile.path),
         "name": printable(Path(tile.path).name),
         "lines": [printable(line) for line in tile.lines],
         "mark": tile.mark,
-        "words": words,
+        "words": _WORDS[tile.mark],
     }
