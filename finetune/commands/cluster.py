@@ -110,10 +110,7 @@ def _sheet(
         members, unsure = clusters.members(number), clusters.doubtful(number)
         shares = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
         labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in shares) if shares else ""
-        tiles = [
-            Tile(path=embeddings.paths[row], lines=[embeddings.label(row)])
-            for row in members[:_TYPICAL].tolist()
-        ]
+        tiles = [Tile(path=embeddings.paths[row], lines=[embeddings.label(row)]) for row in members[:_TYPICAL].tolist()]
         tiles += [
             Tile(path=embeddings.paths[row], lines=[embeddings.label(row)], mark="unsure")
             for row in unsure[:_DOUBTFUL].tolist()
@@ -134,7 +131,4 @@ def _sheet(
         groups.append(Group(title=title, tiles=tiles, more=doubts.likely - count))
     facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
-    return contact_sheet(
-        title=f"Clusters of {name}", facts=facts, groups=groups, pictures=Pictures(embeddings.about)
-    )
-
+    return contact_sheet(title=f"Clusters of {name}", facts=facts, groups=groups, pictures=Pictures(embeddings.about))

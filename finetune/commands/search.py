@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetune.inference.embeddings import Embeddings
     from finetune.inference.found import Found
     from finetune.inference.queries import Queries
+    from finetune.inference.search import Distances, Rows
 
 ABOUT = """\
 Images near others, in a file of finetune embed.
@@ -150,7 +151,7 @@ def _duplicates(given: argparse.Namespace, embeddings: "Embeddings") -> "list[Fo
     return [row for at, group in named for row in _found(embeddings, f"group {at}", group.rows, group.distances)]
 
 
-def _found(embeddings: "Embeddings", query: str, rows: Sequence[int], distances: Sequence[float]) -> "list[Found]":
+def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Distances") -> "list[Found]":
     from finetune.inference.found import Found
 
     return [

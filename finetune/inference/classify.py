@@ -18,8 +18,10 @@ from finetune.inference.search import nearest
 
 METHODS = ("knn", "logistic")
 FOLDS = 5
-# inverse strengths of the L2 penalty, and numbers of neighbours, that are tried
+# inverse strengths of the L2 penalty, the strongest first, and numbers of neighbours, that are tried
 STRENGTHS = tuple(10.0**power for power in range(-5, 4))
+# weaker penalties are not tried after so many that were worse than the best: they take longest
+_PATIENCE = 2
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 _STEPS = 2000
 # the least probability a class is given, so that a loss stays finite
@@ -124,7 +126,7 @@ def fit(
         UserError: There is no such method, or the training images show one class alone.
     """
     train = index.rows("train")
-    targets = np.asarray(index.targets)[train]
+    targets = index.targets[train].astype(np.int64)
     if len(np.unique(targets)) < 2:
         raise UserError("EMBEDDINGS: classify needs training images of two classes at least.")
     if method == "knn":
@@ -197,28 +199,35 @@ class Logistic:
         folds: npt.NDArray[np.int64],
     ) -> None:
         self._classes = classes
-        values = np.asarray(features_ND, np.float64)
-        held_out = {strength: np.full((len(targets), classes), 1.0 / classes) for strength in STRENGTHS}
-        stopped: set[float] = set()
-        for fold in np.unique(folds):
-            inside, outside = folds != fold, folds == fold
-            if len(np.unique(targets[inside])) < 2:
-                continue
-            for strength, model in self._path(values[inside], targets[inside], stopped):
-                held_out[strength][outside] = self._probabilities(model, values[outside])
-        tried = [{"C": strength, **_figures(held_out[strength], targets)} for strength in STRENGTHS]
-        best = min(tried, key=lambda row: (row["loss"], row["C"]))
+        values = np.asarray(features_ND, np.float32)
+        parts = [folds != fold for fold in np.unique(folds)]
+        paths = {at: _Path(values[part], targets[part]) for at, part in enumerate(parts) if _several(targets[part])}
+        tried: list[dict[str, float]] = []
+        complete = True
+        for strength in STRENGTHS:
+            held_out = np.full((len(targets), classes), 1.0 / classes)
+            complete = True
+            for at, path in paths.items():
+                complete &= path.fit(strength)
+                held_out[~parts[at]] = self._probabilities(path.model, values[~parts[at]])
+            tried.append({"C": strength, **_figures(held_out, targets), "complete": float(complete)})
+            best = min(tried, key=lambda row: (row["loss"], row["C"]))
+            if len(tried) - tried.index(best) > _PATIENCE:
+                break
         remarks = []
         if best["C"] in (STRENGTHS[0], STRENGTHS[-1]):
             remarks.append(f"logistic: the chosen C={best['C']:g} is at the end of what was tried.")
-        if best["C"] in stopped:
+        if not best["complete"]:
             remarks.append(f"logistic: with C={best['C']:g} a fit of cross-validation stopped at {_STEPS} steps.")
-        up_to = [strength for strength in STRENGTHS if strength <= best["C"]]
-        (*_, (_, self._model)) = self._path(values, targets, set(), strengths=up_to)
+        whole = _Path(values, targets)
+        for strength in (row["C"] for row in tried if row["C"] <= best["C"]):
+            whole.fit(strength)
+        self._model = whole.model
         scaler, regression = self._model[0], self._model[-1]
         # the scaling folded in: logits are features @ weight.T + bias
-        weight, bias = regression.coef_ / scaler.scale_, regression.intercept_ - regression.coef_ @ (
-            scaler.mean_ / scaler.scale_
+        weight, bias = (
+            regression.coef_ / scaler.scale_,
+            regression.intercept_ - regression.coef_ @ (scaler.mean_ / scaler.scale_),
         )
         if len(weight) == 1:  # of two classes scikit-learn keeps the difference
             weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
@@ -234,36 +243,38 @@ class Logistic:
 
     def shares(self, features: npt.NDArray[np.floating[Any]]) -> Shares:
         """Probabilities (N, K)."""
-        return _finite(self._probabilities(self._model, np.asarray(features, np.float64)))
+        return _finite(self._probabilities(self._model, np.asarray(features, np.float32)))
 
-    def _path(
-        self,
-        values: npt.NDArray[np.float64],
-        targets: npt.NDArray[np.int64],
-        stopped: set[float],
-        strengths: Any = STRENGTHS,
-    ) -> Any:
-        """Models from the strongest penalty to the weakest, each starting where the one before ended."""
-        from sklearn.exceptions import ConvergenceWarning
+    def _probabilities(self, model: Any, values: npt.NDArray[np.float32]) -> Shares:
+        shares = np.zeros((len(values), self._classes))
+        shares[:, model[-1].classes_] = model.predict_proba(values)
+        return shares
+
+
+class _Path:
+    """Fits from the strongest penalty to the weakest, each starting where the one before ended."""
+
+    def __init__(self, values: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        regression = LogisticRegression(max_iter=_STEPS, warm_start=True)
-        model = make_pipeline(StandardScaler(), regression)
-        for strength in strengths:
-            regression.C = strength
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", ConvergenceWarning)
-                model.fit(values, targets)
-            if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-                stopped.add(strength)
-            yield strength, model
+        self._values, self._targets = values, targets
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_STEPS, warm_start=True))
 
-    def _probabilities(self, model: Any, values: npt.NDArray[np.float64]) -> Shares:
-        shares = np.zeros((len(values), self._classes))
-        shares[:, model[-1].classes_] = model.predict_proba(values)
-        return shares
+    def fit(self, strength: float) -> bool:
+        """Fit; whether it converged."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        self.model[-1].C = strength
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            self.model.fit(self._values, self._targets)
+        return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _several(targets: npt.NDArray[np.int64]) -> bool:
+    return len(np.unique(targets)) > 1
 
 
 def _figures(shares: Shares, targets: npt.NDArray[np.int64]) -> dict[str, float]:

@@ -172,7 +172,7 @@ def _open_npz(path: Path) -> Embeddings:
         if missing := sorted(names - set(archive.namelist())):
             raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune. It lacks {', '.join(missing)}.")
         with archive.open("about.npy") as member:
-            shape, dtype = _read_header(member, kinds="U")
+            _, dtype = _read_header(member, kinds="U")
             about = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
         features = _map_features(archive, file, path)
         columns = [_texts(archive, f"{name}.npy", len(features)) for name in _TEXTS]

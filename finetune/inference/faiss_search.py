@@ -5,7 +5,17 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.inference.search import Features, Neighbours, Rows, check_search, nearest, rerank, rounding_errors
+from finetune.inference.search import (
+    Distances,
+    Features,
+    Neighbours,
+    Rows,
+    check_search,
+    nearest,
+    rerank,
+    rounding_errors,
+)
+from finetune.inference.whitening import scaled_to_one
 
 EXACT = "Flat"
 _ROWS = 65_536
@@ -51,7 +61,7 @@ class FaissIndex:
         rows = np.full((len(queries_QD), k), -1, np.int64)
         distances = np.full((len(queries_QD), k), np.inf)
         unsure = []
-        errors = rounding_errors(self.features, queries_QD, metric=self.metric)
+        errors: Distances = rounding_errors(self.features, queries_QD, metric=self.metric)
         for at in range(len(queries_QD)):
             query = np.asarray(queries_QD[at], np.float64)
             found, apart = rerank(
@@ -69,11 +79,7 @@ class FaissIndex:
         return Neighbours(rows=rows, distances=distances)
 
     def _single(self, values: Features) -> Any:
-        single = np.ascontiguousarray(values, np.float32)
-        if self.metric == "cosine":
-            lengths = np.linalg.norm(single, axis=1, keepdims=True)
-            single = single / np.where(lengths > 0, lengths, 1)
-        return single
+        return np.ascontiguousarray(scaled_to_one(values) if self.metric == "cosine" else values, np.float32)
 
 
 def _faiss() -> Any:
@@ -81,6 +87,7 @@ def _faiss() -> Any:
         import faiss
     except ImportError:
         raise UserError(
-            "--engine faiss: FAISS is not installed. Install with: pip install faiss-cpu, or leave --engine out."
+            "--engine faiss: FAISS is not installed. Install with: pip install 'stagewise-finetune[faiss]', or use "
+            "--engine numpy."
         ) from None
     return faiss

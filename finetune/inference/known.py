@@ -20,7 +20,7 @@ class Known:
         self.features: Features = earlier.features
         self._by_content = np.argsort(earlier.content[:, 0], kind="stable")
         self._contents = earlier.content[self._by_content]
-        paths = np.array([_path_key(path) for path in earlier.paths], np.uint64)
+        paths = np.array([_path_key(path) for path in map(earlier.paths.__getitem__, range(len(earlier)))], np.uint64)
         self._by_path = np.argsort(paths, kind="stable")
         self._paths = paths[self._by_path]
         self._seen = np.zeros(len(earlier), np.bool_)

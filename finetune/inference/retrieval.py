@@ -8,6 +8,7 @@ from finetune.data.index import SPLITS
 from finetune.errors import UserError
 from finetune.inference.embeddings import Embeddings, Rows
 from finetune.inference.search import nearest
+from finetune.inference.whitening import scaled_to_one
 
 # scores held at once
 _CELLS = 16_000_000
@@ -103,8 +104,4 @@ def _average_precisions(embeddings: Embeddings, queries: Rows, among: Rows, rele
 
 
 def _ready(features: Any, metric: str) -> Any:
-    values = np.asarray(features, np.float32)
-    if metric == "cosine":
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        values = values / np.where(lengths > 0, lengths, 1)
-    return values
+    return scaled_to_one(features) if metric == "cosine" else np.asarray(features, np.float32)

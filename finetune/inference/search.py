@@ -23,6 +23,12 @@ _QUERIES = 256
 _SPARE = 8
 # relative error of rounding to single precision
 _UNIT = 2.0**-24
+# rows whose bits are moved at once, so that they stay in the processor's cache
+_CACHED_ROWS = 1024
+# the sign, and 15 bits of exponent and fraction 13 places further left
+_SIGN_AND_HALF = np.int32(-(2**31) + (2**15 - 1) * 2**13)
+# the square of what infinity in half precision turns into
+_BEYOND_HALF = np.float32(65536.0**2)
 # distances that differ by less count as equal, in the order of neighbours
 _SAME = 12
 
@@ -130,10 +136,13 @@ def rerank(
 
 def _distances(values: Distances, query_D: Distances, metric: str) -> Distances:
     if metric == "l2":
-        return np.sqrt(((values - query_D) ** 2).sum(1))
+        apart: Distances = np.sqrt(((values - query_D) ** 2).sum(1))
+        return apart
     lengths = np.sqrt((values**2).sum(1)) * np.sqrt((query_D**2).sum())
     products = (values * query_D).sum(1)
-    return np.maximum(1 - np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0), 0.0)
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    from_one: Distances = np.maximum(1 - cosines, 0.0)
+    return from_one
 
 
 def _settle(
@@ -193,7 +202,11 @@ class _Scan:
         scores = np.full((len(self.queries), count), -np.inf, np.float32)
         rows = np.full((len(self.queries), count), -1, np.int64)
         for numbers, block in self._blocks():
-            hit, place = np.nonzero(block > scores[:, -1:])
+            better = block > scores[:, -1:]
+            # late blocks hold nothing better for most queries, and looking for where costs more than asking whether
+            if not better.any():
+                continue
+            hit, place = np.nonzero(better)
             ends = np.searchsorted(hit, np.arange(len(self.queries) + 1))
             for query in np.unique(hit).tolist():
                 mine = place[ends[query] : ends[query + 1]]
@@ -224,8 +237,7 @@ class _Scan:
         for start in range(0, count, _ROWS):
             part = slice(start, min(start + _ROWS, count))
             numbers = np.arange(part.start, part.stop) if self.among is None else self.among[part]
-            values = np.asarray(self.features[part if self.among is None else numbers], np.float32)
-            squares = np.einsum("ij,ij->i", values, values)
+            values, squares = single(self.features[part if self.among is None else numbers])
             scores = self._single @ values.T
             if self.metric == "cosine":
                 scores /= np.sqrt(np.where(squares > 0, squares, 1))
@@ -244,11 +256,35 @@ def rounding_errors(features_ND: Features, queries_QD: Features, *, metric: str)
 
 
 def _longest(features_ND: Features) -> float:
-    longest = 0.0
-    for start in range(0, len(features_ND), _ROWS):
-        values = np.asarray(features_ND[start : start + _ROWS], np.float32)
-        longest = max(longest, float(np.einsum("ij,ij->i", values, values).max(initial=0)) ** 0.5)
-    return longest
+    starts = range(0, len(features_ND), _ROWS)
+    return max((float(single(features_ND[at : at + _ROWS])[1].max(initial=0)) ** 0.5 for at in starts), default=0.0)
+
+
+def single(features_ND: Features) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Features in single precision, and the squares of their lengths (N,).
+
+    Half precision is widened by moving its bits, five times as fast as numpy's own conversion: exponent and fraction go to
+    their places, and a multiplication by 2^112 makes up for the other bias, subnormal numbers included. Infinity and NaN,
+    which become 65536 and more, are left to numpy.
+    """
+    if features_ND.dtype != np.float16:
+        values = np.asarray(features_ND, np.float32)
+        return values, np.einsum("ij,ij->i", values, values)
+    halves = np.ascontiguousarray(features_ND).view(np.int16)
+    bits = np.empty(halves.shape, np.int32)
+    for start in range(0, len(bits), _CACHED_ROWS):
+        part = bits[start : start + _CACHED_ROWS]
+        np.copyto(part, halves[start : start + _CACHED_ROWS])
+        np.left_shift(part, 13, out=part)
+        np.bitwise_and(part, _SIGN_AND_HALF, out=part)
+        scaled = part.view(np.float32)
+        np.multiply(scaled, np.float32(2.0**112), out=scaled)
+    values = bits.view(np.float32)
+    squares = np.einsum("ij,ij->i", values, values)
+    if not squares.max(initial=0) < _BEYOND_HALF:
+        values = features_ND.astype(np.float32)
+        squares = np.einsum("ij,ij->i", values, values)
+    return values, squares
 
 
 def _errors(lengths: Distances, longest: float, dim: int, metric: str) -> Distances:

@@ -37,8 +37,9 @@ class Whitening:
 
     def __call__(self, features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
         """Whitened features (N, P)."""
-        turned: npt.NDArray[np.float32] = (features_ND.astype(np.float32) - self.mean) @ self.directions.T
-        return turned / np.sqrt(self.variances)
+        turned = (features_ND.astype(np.float32) - self.mean) @ self.directions.T
+        scaled: npt.NDArray[np.float32] = np.divide(turned, np.sqrt(self.variances), dtype=np.float32)
+        return scaled
 
 
 def fit_whitening(
@@ -94,7 +95,8 @@ def scaled_to_one(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.
     """Features of Euclidean length one; a vector of zeros stays one."""
     values = features_ND.astype(np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.where(lengths > 0, lengths, 1)
+    scaled: npt.NDArray[np.float32] = np.divide(values, np.where(lengths > 0, lengths, 1), dtype=np.float32)
+    return scaled
 
 
 def whitening_path(output: Path) -> Path:
