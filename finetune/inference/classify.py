@@ -24,6 +24,8 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 4))
 _PATIENCE = 2
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 _STEPS = 2000
+# largest entry of the gradient at which a fit has ended
+_SOLVED = 1e-6
 # the least probability a class is given, so that a loss stays finite
 _LEAST = 1e-6
 
@@ -203,25 +205,23 @@ class Logistic:
         parts = [folds != fold for fold in np.unique(folds)]
         paths = {at: _Path(values[part], targets[part]) for at, part in enumerate(parts) if _several(targets[part])}
         tried: list[dict[str, float]] = []
-        complete = True
         for strength in STRENGTHS:
             held_out = np.full((len(targets), classes), 1.0 / classes)
-            complete = True
             for at, path in paths.items():
-                complete &= path.fit(strength)
+                path.fit(strength)
                 held_out[~parts[at]] = self._probabilities(path.model, values[~parts[at]])
-            tried.append({"C": strength, **_figures(held_out, targets), "complete": float(complete)})
+            tried.append({"C": strength, **_figures(held_out, targets)})
             best = min(tried, key=lambda row: (row["loss"], row["C"]))
             if len(tried) - tried.index(best) > _PATIENCE:
                 break
         remarks = []
         if best["C"] in (STRENGTHS[0], STRENGTHS[-1]):
             remarks.append(f"logistic: the chosen C={best['C']:g} is at the end of what was tried.")
-        if not best["complete"]:
-            remarks.append(f"logistic: with C={best['C']:g} a fit of cross-validation stopped at {_STEPS} steps.")
-        whole = _Path(values, targets)
+        whole = _Path(values.astype(np.float64), targets)
         for strength in (row["C"] for row in tried if row["C"] <= best["C"]):
-            whole.fit(strength)
+            # what is handed over is solved further than what is only compared
+            if not whole.fit(strength, tolerance=_SOLVED if strength == best["C"] else None):
+                remarks.append(f"logistic: the fit with C={strength:g} stopped at {_STEPS} steps.")
         self._model = whole.model
         scaler, regression = self._model[0], self._model[-1]
         # the scaling folded in: logits are features @ weight.T + bias
@@ -243,9 +243,9 @@ class Logistic:
 
     def shares(self, features: npt.NDArray[np.floating[Any]]) -> Shares:
         """Probabilities (N, K)."""
-        return _finite(self._probabilities(self._model, np.asarray(features, np.float32)))
+        return _finite(self._probabilities(self._model, np.asarray(features, np.float64)))
 
-    def _probabilities(self, model: Any, values: npt.NDArray[np.float32]) -> Shares:
+    def _probabilities(self, model: Any, values: npt.NDArray[np.floating[Any]]) -> Shares:
         shares = np.zeros((len(values), self._classes))
         shares[:, model[-1].classes_] = model.predict_proba(values)
         return shares
@@ -254,7 +254,7 @@ class Logistic:
 class _Path:
     """Fits from the strongest penalty to the weakest, each starting where the one before ended."""
 
-    def __init__(self, values: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, values: npt.NDArray[np.floating[Any]], targets: npt.NDArray[np.int64]) -> None:
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
@@ -262,11 +262,11 @@ class _Path:
         self._values, self._targets = values, targets
         self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_STEPS, warm_start=True))
 
-    def fit(self, strength: float) -> bool:
+    def fit(self, strength: float, *, tolerance: float | None = None) -> bool:
         """Fit; whether it converged."""
         from sklearn.exceptions import ConvergenceWarning
 
-        self.model[-1].C = strength
+        self.model[-1].set_params(C=strength, **({} if tolerance is None else {"tol": tolerance}))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             self.model.fit(self._values, self._targets)

@@ -60,8 +60,9 @@ def test_faiss_at_its_exact_setting_gives_the_same(metric: str) -> None:
     index = FaissIndex(rows, metric=metric)
     queries = np.concatenate([rows[:12], np.random.default_rng(2).normal(size=(20, rows.shape[1])).astype(np.float16)])
     for left_out in (None, np.concatenate([np.arange(12), np.full(20, -1)])):
-        ours, theirs = nearest(rows, queries, 6, metric=metric, leave_out=left_out), index.nearest(
-            queries, 6, leave_out=left_out
+        ours, theirs = (
+            nearest(rows, queries, 6, metric=metric, leave_out=left_out),
+            index.nearest(queries, 6, leave_out=left_out),
         )
         np.testing.assert_array_equal(theirs.rows, ours.rows)
         np.testing.assert_array_equal(theirs.distances, ours.distances)
