@@ -111,6 +111,8 @@ def search(
     Raises:
         UserError: The widths differ, or a setting is out of range.
     """
+    from finetune.inference.embeddings import Embeddings
     from finetune.inference.search import nearest
 
-    return nearest(embeddings.features, getattr(queries, "features", queries), k, metric=metric)
+    wanted = queries.features if isinstance(queries, Embeddings) else queries
+    return nearest(embeddings.features, wanted, k, metric=metric)

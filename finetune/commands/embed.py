@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--directions", type=int, metavar="N", help="of --whiten (default: all that images differ in)")
     parser.add_argument("--precision", default="float16", metavar="TYPE", help="float16 (default) or float32")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    given = parser.parse_args(list(argv))
+    given = parser.parse_intermixed_args(list(argv))
     if given.directions is not None and not given.whiten:
         parser.error(f"--directions {given.directions}: belongs to --whiten, which is not given")
     line = split_words(given.words)
@@ -112,9 +112,13 @@ def _checked(line: Line, output: Path) -> Config | None:
     """The configuration, if one is needed; wrong paths are answered before torch is imported."""
     from finetune.commands.assemble import quick_checks
     from finetune.inference.embeddings_file import check_embeddings_path
+    from finetune.inference.inputs import STDIN, find_images
 
     check_embeddings_path(output, name="--output")
     own_data = not line.images
+    for word in line.images:
+        if word != STDIN:
+            next(find_images([word]))
     if line.run is not None:
         if not Path(line.run).expanduser().exists():
             raise UserError(f"RUN='{line.run}': no such folder. A network that was not trained here: backbone=NAME.")

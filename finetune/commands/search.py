@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--model", metavar="RUN", help="where the run lies now, if it was moved")
     parser.add_argument("--output", type=_path, metavar="FILE", help="found.csv or .json; .json for --quality")
     parser.add_argument("--sheet", type=_path, metavar="FILE", help="a page of pictures, .html")
-    given = parser.parse_args(list(argv))
+    given = parser.parse_intermixed_args(list(argv))
     _check(given, parser)
 
     from finetune.inference.embeddings import Embeddings

@@ -34,8 +34,16 @@ def embed_in_memory(
         **embedder.identity,
         "model": embedder.model,
         "stages": list(embedder.stages),
-        **{"normalize": normalize, "whiten": False, "directions": None, "precision": "float32", "whitening": None},
-        **{"data": None, "fingerprint": None, "classes": None, "multi_label": False, "versions": versions()},
+        "normalize": normalize,
+        "whiten": False,
+        "directions": None,
+        "precision": "float32",
+        "whitening": None,
+        "data": None,
+        "fingerprint": None,
+        "classes": None,
+        "multi_label": False,
+        "versions": versions(),
     }
 
     def blocks() -> Iterator[Block]:

@@ -141,7 +141,8 @@ def _distances(values: Distances, query_D: Distances, metric: str) -> Distances:
     lengths = np.sqrt((values**2).sum(1)) * np.sqrt((query_D**2).sum())
     products = (values * query_D).sum(1)
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    from_one: Distances = np.maximum(1 - cosines, 0.0)
+    # what differs from a cosine of 1 by rounding alone is no distance
+    from_one: Distances = np.where(1 - cosines < 10.0**-_SAME, 0.0, 1 - cosines)
     return from_one
 
 

@@ -182,7 +182,8 @@ def main() -> None:
             f"{given.rows:,} x {DIM} float16, {path.stat().st_size / 1e6:,.0f} MB, made in {time.monotonic() - began:.0f} s"
         )
         print(
-            f"{'engine':8} {'open s':>7} {'build s':>8} {'1 query s':>10} {given.queries:>5} s {'private MB':>11} {'mapped MB':>10}"
+            f"{'engine':8} {'open s':>7} {'build s':>8} {'1 query s':>10} {given.queries:>5} s "
+            f"{'private MB':>11} {'mapped MB':>10}"
         )
         engines = ENGINES if given.hnsw else ENGINES[:2]
         for engine in engines:

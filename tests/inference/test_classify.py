@@ -19,19 +19,19 @@ from tests.inference.embedding_sets import digits, embeddings_of
 
 @pytest.fixture(scope="module")
 def few_digits() -> Embeddings:
-    return digits().take(np.arange(600))
+    return digits().take(np.arange(400))
 
 
 def test_missing_splits_are_made_and_images_without_labels_left_out(few_digits: Embeddings) -> None:
     labels = few_digits.labels.copy()
     labels[:5] = -1
     index, rows, notes = split_index(replace(few_digits, labels=labels))
-    assert rows.tolist() == list(range(5, 600))
+    assert rows.tolist() == list(range(5, 400))
     assert notes[0] == "5 images without a label are left out."
     assert notes[1].startswith("val and test: made of the training images")
     counts = index.images()
-    assert counts["val"] + counts["test"] == pytest.approx(0.3 * 595, abs=12)
-    given = replace(few_digits, splits=np.array([0, 0, 1, 2] * 150, np.int8))
+    assert counts["val"] + counts["test"] == pytest.approx(0.3 * 395, abs=12)
+    given = replace(few_digits, splits=np.array([0, 0, 1, 2] * 100, np.int8))
     index, _, notes = split_index(given)
     assert (index.splits == given.splits).all()
     assert notes == []
@@ -48,7 +48,7 @@ def test_logistic_regression_is_that_of_scikit_learn_at_the_chosen_strength(few_
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.chosen["C"], max_iter=5000, tol=1e-7))
     reference.fit(features[train].astype(np.float64), index.targets[train])
     shares = reference.predict_proba(features[test].astype(np.float64))
-    np.testing.assert_allclose(judged.test_shares, shares, atol=2e-4)
+    np.testing.assert_allclose(judged.test_shares, shares, atol=2e-3)
     right = judged.test_shares.argmax(1) == index.targets[test]
     assert judged.metrics["test"]["acc"] == pytest.approx(right.mean())
     # the same as one linear layer on the features
