@@ -39,6 +39,10 @@ COMMANDS = {
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
     "cache": Command("cache", "list | clear", "the cache of what frozen stages computed"),
+    "embed": Command("embed", "RUN IMAGES... --output FILE", "features of images, also of a bare backbone=NAME"),
+    "search": Command("search", "EMBEDDINGS QUERY...", "nearest images, near-duplicates, quality of retrieval"),
+    "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
+    "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 

@@ -106,6 +106,54 @@ PREDICTIONS_MULTI_LABEL: dict[str, str] = {
     "probabilities": "of every class, in the order of the logits, joined by ';'",
 }
 
+EMBEDDINGS: dict[str, str] = {
+    "features": "float16 or float32, N x D: one row an image; in .npz at an offset that can be mapped into memory",
+    "path": "the image file, absolute, or the stable name of an image that is no file",
+    "label": "its class; several are joined by '|'; empty for none",
+    "split": "train, val, test, or empty",
+    "content": "BLAKE2b digest of the file's bytes, 32 hexadecimal digits",
+    "about": "JSON: model, stage, input, transforms, data and versions; in Parquet an entry 'finetune' of the metadata",
+}
+
+# of finetune search --output; for near-duplicates `query` is the number of the group
+FOUND: dict[str, str] = {
+    "query": "what was looked for",
+    "rank": "from 1, the nearest",
+    "path": "the image found",
+    "label": "its class; empty for none",
+    "split": "its split; empty for none",
+    "distance": "1 - cosine, or Euclidean; in a group of near-duplicates to the nearest other member",
+}
+
+# of finetune cluster, clusters.csv
+CLUSTERS: dict[str, str] = {
+    "path": "the image",
+    "label": "its class; empty for none",
+    "split": "its split; empty for none",
+    "cluster": "from 0, the largest; -1 for an outlier",
+    "distance": "to the centre of its cluster (of an outlier: to the nearest): the smaller the more typical",
+    "margin": "from -1 to 1: by what share its own centre is nearer than the next; the smaller the more doubtful",
+}
+
+# of finetune cluster, doubtful.csv; a manifest as it is
+DOUBTFUL: dict[str, str] = {
+    "path": "the image",
+    "label": "its class",
+    "split": "its split; empty for none",
+    "suggested": "the class that most of its neighbours have, other than its own",
+    "doubt": "weighted share of neighbours of that class, less the share of its own; above 0",
+    "agreeing": "neighbours of its own class",
+    "neighbours": "looked at",
+}
+
+# of finetune cluster, manifest.csv
+MANIFEST: dict[str, str] = {
+    "path": "the image",
+    "label": "its class",
+    "split": "its split; empty for none",
+    "suggested": "its class, or where the doubt is above a half that of the neighbours",
+}
+
 _MODEL: dict[str, Any] = {
     "format": (int, "version of this description; a newer one is refused"),
     "model.backbone.**": (object, "library, name and arguments of the network, and what its weights expect"),

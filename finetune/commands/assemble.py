@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
 
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.sources import Source
+    from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
     from finetune.training.module import OptimizerFactory
     from finetune.training.phases import Phase
@@ -126,15 +127,13 @@ def build_source(config: Config) -> "Source":
     return SOURCES[data.source](**arguments)
 
 
-def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
-    """The network at its start, said where its weights come from.
+def build_pretrained(config: Config, say: Say) -> "Backbone":
+    """The pretrained network, said where its weights come from; its stem is not adapted yet.
 
     Raises:
-        UserError: Weights or head do not fit.
+        UserError: The weights cannot be had, or do not fit.
     """
     from finetune.models.backbone import build_backbone
-    from finetune.models.classifier import adaptation_cost, build_classifier
-    from finetune.models.weights import load_head, state_hash
 
     chosen = config.backbone
     backbone = build_backbone(
@@ -149,6 +148,19 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
         key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
     }
     backbone.input_spec = replace(backbone.input_spec, **given)
+    return backbone
+
+
+def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
+    """The network at its start, said where its weights come from.
+
+    Raises:
+        UserError: Weights or head do not fit.
+    """
+    from finetune.models.classifier import adaptation_cost, build_classifier
+    from finetune.models.weights import load_head, state_hash
+
+    backbone = build_pretrained(config, say)
     head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if config.head.name == "mlp":
         head["hidden"] = config.head.hidden
