@@ -20,6 +20,7 @@ from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.reading import read_by
 from finetune.errors import UserError
+from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
@@ -31,6 +32,7 @@ from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.run_log import RunLog
+from finetune.training.tested import Tested, sample_of, save_tested
 from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
@@ -258,7 +260,7 @@ class Run:
             yield
 
     def _evaluate(self) -> dict[str, Any]:
-        """Validation and test metrics of the final weights, and the test set's probabilities."""
+        """Validation and test metrics of the final weights, and what they say of each image."""
         phase = self.schedule[-1]
         module = FineTuner(
             classifier=self.classifier,
@@ -277,14 +279,17 @@ class Run:
             enable_progress_bar=False,
             logger=False,
         )
-        evaluated: dict[str, Any] = {}
+        evaluated: dict[str, Any] = {"gathered": {}}
         for split in ("val", "test"):
+            # a map of the test images is all that embeddings are kept for
+            rows = torch.from_numpy(self.data.source.index.rows(split))
+            module.tested = Tested(sample_of(rows) if split == "test" else None)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
             batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
             with self._running(trainer):
                 trainer.test(module, dataloaders=batches, verbose=False)
             evaluated[split] = module.evaluated
-        evaluated["predicted"] = module.predicted
+            evaluated["gathered"][split] = module.gathered
         return evaluated
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
@@ -312,8 +317,9 @@ class Run:
         }
         bundle = self.run_dir / "model"
         if is_first_process():
-            rows, shares = evaluated["predicted"]
-            write_text(self.run_dir / "predictions.csv", predictions_csv(index, rows, shares))
+            test = evaluated["gathered"]["test"]
+            write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
+            save_tested(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
                 bundle,
                 self.classifier,
