@@ -21,7 +21,7 @@ from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
 from finetune.training.progress import Progress
-from finetune.training.tested import Tested
+from finetune.training.split_outputs import SplitOutputs
 from finetune.training.watchers import Watchers
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -78,7 +78,7 @@ class FineTuner(pl.LightningModule):
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
         self.rows: list[dict[str, Any]] = []
         # of the next evaluation: what is collected; of the last one: metrics as plain values, and what was collected
-        self.tested = Tested()
+        self.outputs = SplitOutputs()
         self.evaluated: dict[str, Any] = {}
         self.gathered: dict[str, torch.Tensor] = {}
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
@@ -303,7 +303,7 @@ class FineTuner(pl.LightningModule):
         features_BD = self.classifier.embed(batch.images)
         logits_BK = self.classifier.head(features_BD)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
-        self.tested.add(
+        self.outputs.add(
             rows=batch.rows,
             targets=batch.targets,
             probabilities_BK=self.classifier.probabilities(logits_BK),
@@ -313,4 +313,4 @@ class FineTuner(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute while the processes are still connected."""
         self.evaluated = plain_metrics(self.metrics)
-        self.gathered = self.tested.gather()
+        self.gathered = self.outputs.gather()

@@ -32,7 +32,7 @@ from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.run_log import RunLog
-from finetune.training.tested import Tested, sample_of, save_tested
+from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
 from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
@@ -283,7 +283,7 @@ class Run:
         for split in ("val", "test"):
             # a map of the test images is all that embeddings are kept for
             rows = torch.from_numpy(self.data.source.index.rows(split))
-            module.tested = Tested(sample_of(rows) if split == "test" else None)
+            module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
             batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
             with self._running(trainer):
@@ -319,7 +319,7 @@ class Run:
         if is_first_process():
             test = evaluated["gathered"]["test"]
             write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
-            save_tested(self.run_dir / EVALUATION, evaluated["gathered"])
+            save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
                 bundle,
                 self.classifier,

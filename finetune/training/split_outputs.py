@@ -14,7 +14,7 @@ from finetune.atomic import atomic_path
 EMBEDDED = 2000
 
 
-class Tested:
+class SplitOutputs:
     """Collects batches of one split.
 
     Args:
@@ -64,7 +64,7 @@ def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).round().long()]
 
 
-def save_tested(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """Write what was collected; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
     tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
     with atomic_path(path) as part:

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 import finetune
 from finetune.files import EVALUATION, EVALUATION_TENSORS, METRICS_CSV
-from finetune.training.tested import Tested, sample_of
+from finetune.training.split_outputs import SplitOutputs, sample_of
 from tests.runs import train_tiny
 
 
 def test_only_the_sample_s_embeddings_are_kept_and_rows_come_in_order() -> None:
-    tested = Tested(torch.tensor([0, 3]))
+    outputs = SplitOutputs(torch.tensor([0, 3]))
     for rows in ([3, 1], [2, 0]):
         at = torch.tensor(rows)
-        tested.add(rows=at, targets=at * 10, probabilities_BK=at[:, None] / 10, features_BD=at[:, None].double())
-    found = tested.gather()
+        outputs.add(rows=at, targets=at * 10, probabilities_BK=at[:, None] / 10, features_BD=at[:, None].double())
+    found = outputs.gather()
     assert found["rows"].tolist() == [0, 1, 2, 3]
     assert found["targets"].tolist() == [0, 10, 20, 30]
     assert found["embedded_rows"].tolist() == [0, 3]
