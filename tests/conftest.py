@@ -19,6 +19,8 @@ TINY = (
     "data.num_workers=0",
     "data.batch_size=8",
     "logger=none",
+    # seconds that only the tests of the report need
+    "report=false",
 )
 
 

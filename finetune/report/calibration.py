@@ -8,6 +8,8 @@ import numpy.typing as npt
 BINS = 15
 # probabilities are kept in single precision; below this their logarithm says nothing any more
 _TINY = 1e-30
+# what is left beside a probability that single precision rounds to 1: half of its last digit
+_REST = 2.0**-25
 
 Floats = npt.NDArray[np.floating]
 
@@ -66,7 +68,7 @@ def tempered(probabilities_NK: Floats, temperature: float, *, multi_label: bool)
     """
     shares = np.clip(probabilities_NK.astype(np.float64), _TINY, 1.0)
     if multi_label:
-        rest = np.clip(1 - shares, 1e-16, 1.0)
+        rest = np.clip(1 - shares, _REST, 1.0)
         return np.asarray(1 / (1 + np.exp((np.log(rest) - np.log(shares)) / temperature)))
     # up to a constant that cancels, the logarithm of a softmax is its logits
     logits = np.log(shares) / temperature
@@ -78,7 +80,7 @@ def mean_loss(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> flo
     """Mean cross-entropy in nats; with several labels the binary one over images and classes."""
     shares = np.clip(probabilities_NK.astype(np.float64), _TINY, 1.0)
     if targets.ndim == 2:
-        rest = np.clip(1 - shares, 1e-16, 1.0)
+        rest = np.clip(1 - shares, _REST, 1.0)
         return float(-np.where(targets > 0, np.log(shares), np.log(rest)).mean())
     return float(-np.log(shares[np.arange(len(targets)), targets]).mean())
 

@@ -86,7 +86,7 @@ def confusion_chart(confusion_KK: Counts, classes: Sequence[str]) -> Markup:
         figure = new_figure(margin + cell_inches * count, margin + cell_inches * count)
         axes = figure.subplots()
         axes.imshow(pixels, interpolation="none", aspect="equal")
-        axes.set_xticks(range(count), names, rotation=90, fontsize=letters)
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=letters)
         axes.set_yticks(range(count), names, fontsize=letters)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -102,7 +102,9 @@ def confusion_chart(confusion_KK: Counts, classes: Sequence[str]) -> Markup:
         for spine in axes.spines.values():
             spine.set_visible(True)
             spine.set_color(GRID)
-        return inline_svg(figure, name="confusion", says="Confusion matrix, true classes by predicted classes")
+        return inline_svg(
+            figure, name="confusion", says="Confusion matrix, true classes by predicted classes", fixed=True
+        )
 
 
 def _short(name: str) -> str:

@@ -25,10 +25,14 @@ def projections(embeddings_ND: Floats, *, seed: int = 0) -> dict[str, Floats]:
     from sklearn.manifold import TSNE
 
     centred = embeddings_ND - embeddings_ND.mean(axis=0)
+    if not centred.any():
+        # all in one place: there is no direction to look from
+        return dict.fromkeys(("PCA", "t-SNE"), np.zeros((len(centred), 2)))
     kept = min(_KEPT_DIMENSIONS, *centred.shape)
     # first to few dimensions: distances hardly change, and t-SNE's neighbours are found much faster
     reduced = PCA(kept, svd_solver="randomized" if kept < min(centred.shape) else "full", random_state=seed)
     points = reduced.fit_transform(centred)
+    points = np.pad(points, ((0, 0), (0, max(2 - points.shape[1], 0))))
     perplexity = min(30.0, (len(points) - 1) / 3)
     # a constant direction would be divided by zero
     start = points[:, :2] / max(float(points[:, 0].std()), 1e-12) * 1e-4
@@ -50,7 +54,7 @@ def map_chart(
     """
     shown = [int(k) for k in np.unique(groups)]
     with drawing():
-        figure = new_figure(4.6, 4.0)
+        figure = new_figure(4.1, 3.8)
         axes = figure.subplots()
         for place, k in enumerate(shown):
             mine = points_N2[groups == k]

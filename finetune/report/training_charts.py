@@ -1,19 +1,22 @@
 """What happened while a run trained, drawn: the plan, the curves, the rates, the movement and the gradients."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from finetune.escaping import printable
 from finetune.report.run_files import RunFiles
-from finetune.report.svg import GRID, INK, MUTED, SERIES, drawing, inline_svg, new_figure
+from finetune.report.svg import GRID, INK, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 4.6
+# inches; letters are then still read where a telephone makes the picture small
+WIDTH = 4.1
 # more lines than this are not all named beside the picture
 _NAMED = 8
 
@@ -117,33 +120,46 @@ def rate_chart(run: RunFiles) -> Markup:
         for column in row:
             if column.startswith("lr/"):
                 groups.setdefault(column.removeprefix("lr/").rpartition("/")[0], column)
-    return _by_stage(run, groups, name="rates", label="learning rate, end of epoch", logarithmic=True)
+    # a schedule that ends at zero would press everything else against the upper edge
+    return _by_stage(run, groups, name="rates", label="learning rate, end of epoch", decades=3)
 
 
 def gradient_chart(run: RunFiles) -> Markup | None:
     """The mean norm of each stage's gradient in each epoch; None where it was not logged."""
     columns = {column.removeprefix("grad/"): column for row in run.epochs for column in row if "grad/" in column}
-    return _by_stage(run, columns, name="gradients", label="gradient norm", logarithmic=True) if columns else None
+    return _by_stage(run, columns, name="gradients", label="gradient norm") if columns else None
 
 
-def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: str, logarithmic: bool) -> Markup:
+def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: str, decades: int = 0) -> Markup:
+    """A line a stage, broken where a phase ends; ``decades`` cuts what lies farther below the largest value."""
     import matplotlib
 
     ramp = matplotlib.colormaps["plasma"]
-    stages = [stage for stage in run.stages if stage in columns]
-    named = {round(place) for place in np.linspace(0, len(stages) - 1, min(len(stages), _NAMED))}
+    lines: dict[bytes, tuple[list[str], NDArray[np.float64]]] = {}
+    highest = 0.0
+    for stage in (stage for stage in run.stages if stage in columns):
+        values = _numbers(run.column(columns[stage]))
+        values[values <= 0] = np.nan
+        highest = max(highest, float(np.nanmax(values, initial=0)))
+        # stages with the same values all along share a line, which would else hide the others
+        lines.setdefault(values.tobytes(), ([], values))[0].append(stage)
+    named = {round(place) for place in np.linspace(0, len(lines) - 1, min(len(lines), _NAMED))}
     with drawing():
         figure = new_figure(WIDTH, 2.9)
         axes = figure.subplots()
-        for place, stage in enumerate(stages):
-            values = _numbers(run.column(columns[stage]))
-            values[values <= 0] = np.nan
-            shade = ramp(0.08 + 0.75 * place / max(len(stages) - 1, 1))
-            told = printable(stage) if place in named else None
-            axes.plot(_epochs(run), values, color=shade, label=told, marker="." if len(values) < 12 else None)
+        for place, (stages, values) in enumerate(lines.values()):
+            shade = ramp(0.22 + 0.63 * place / max(len(lines) - 1, 1))
+            told = printable(stages[0] if len(stages) == 1 else f"{stages[0]} … {stages[-1]}")
+            label_or_none = told if place in named else None
+            for start, end in _spans(run):
+                marker = "." if len(values) < 12 or end - start == 1 else None
+                axes.plot(_epochs(run)[start:end], values[start:end], color=shade, label=label_or_none, marker=marker)
+                label_or_none = None
         _phases(axes, run)
-        if logarithmic:
-            axes.set_yscale("log")
+        axes.set_yscale("log")
+        plain_log_ticks(axes.yaxis)
+        if decades and highest and axes.get_ylim()[0] < highest * 10**-decades:
+            axes.set_ylim(bottom=highest * 10**-decades)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(axis="y")
@@ -154,15 +170,20 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
 
 def best_epochs(run: RunFiles) -> list[int]:
     """The best epoch of each phase, counted from 0 over the whole run."""
-    starts = np.concatenate([[0], np.cumsum([phase["epochs"] for phase in run.results["phases"]])])
-    return [int(start) + phase["best_epoch"] for start, phase in zip(starts, run.results["phases"], strict=False)]
+    return [start + phase["best_epoch"] for (start, _), phase in zip(_spans(run), run.results["phases"], strict=True)]
 
 
-def _epochs(run: RunFiles) -> "np.ndarray[Any, np.dtype[np.int64]]":
+def _spans(run: RunFiles) -> list[tuple[int, int]]:
+    """First epoch of each phase, and the one behind its last."""
+    ends = list(itertools.accumulate(phase["epochs"] for phase in run.results["phases"]))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _epochs(run: RunFiles) -> NDArray[np.int64]:
     return np.arange(1, len(run.epochs) + 1)
 
 
-def _numbers(values: Sequence[float | None]) -> "np.ndarray[Any, np.dtype[np.float64]]":
+def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([value if isinstance(value, float) else np.nan for value in values])
 
 

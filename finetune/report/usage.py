@@ -6,12 +6,14 @@ from finetune.input_spec import InputSpec
 
 _PYTHON = """\
 import finetune
+import torch
 from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 
 model = finetune.load({bundle!r})
 image = decode_image("photo.jpg", channels={channels})  # uint8 (C, H, W), any size
-logits = model(eval_view(model.input_spec)(image)[None])
+with torch.inference_mode():
+    logits = model(eval_view(model.input_spec)(image)[None])
 probabilities = model.probabilities(logits)[0]
 {answer}
 """
