@@ -81,6 +81,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
+    from finetune.report.result_table import result_table
     from finetune.training.run import Run
 
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
@@ -110,6 +111,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
             },
         ).execute()
     test = result.results["test"]
+    say(f"\n{result_table(result.results)}\n")
     say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
     if config.report and is_first_process():

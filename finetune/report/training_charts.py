@@ -207,4 +207,8 @@ def _phases(axes: "Axes", run: RunFiles) -> None:
     axes.set_xlim(0.5, start)
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    last = len(run.epochs)
+    if last <= 8:
+        axes.set_xticks(range(1, last + 1))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))

@@ -26,13 +26,14 @@ from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
 from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
 from finetune.training.companions import Companions, check_strategy, interruptible
-from finetune.training.display import EpochLines, PhaseProgressBar
+from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.freezing import apply_phase
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
+from finetune.training.time_left import TimeLeft
 from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
@@ -104,6 +105,7 @@ class Run:
         carried: dict[str, Any] | None = None
         with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
             self._companions = companions
+            self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
                     result, carried = self._phase(number, phase, phases, log, carried)
@@ -147,7 +149,10 @@ class Run:
             carried=carried if phase.carry_optimizer else None,
         )
         if is_first_process():
-            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}")
+            self.say(
+                f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}, "
+                f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
+            )
         checkpoint = folder / LAST
         if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
             state = read_checkpoint(checkpoint)
@@ -225,7 +230,9 @@ class Run:
         self.classifier.load_state_dict(state, strict=False)
 
     def _trainer(self, phase: Phase, folder: Path, log: RunLog) -> pl.Trainer:
-        display = PhaseProgressBar() if PhaseProgressBar.wanted() else EpochLines(self.say)
+        display = (
+            PhaseProgressBar(self._time_left) if PhaseProgressBar.wanted() else EpochLines(self.say, self._time_left)
+        )
         return self.make_trainer(
             max_epochs=phase.epochs,
             accumulate_grad_batches=phase.accumulate,
