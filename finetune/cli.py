@@ -30,7 +30,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("train", "key=value ...", "train, test, write the bundle (the default)", True),
+    "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
     "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
@@ -43,6 +43,7 @@ COMMANDS = {
     "search": Command("search", "EMBEDDINGS QUERY...", "nearest images, near-duplicates, quality of retrieval"),
     "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
     "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
+    "report": Command("report", "RUN [key=value ...]", "write the page of a run again"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 

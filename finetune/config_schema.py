@@ -183,6 +183,8 @@ class Config:
     name: Optional[str] = None
     run_dir: Optional[str] = None
     monitor: str = "val/acc"
+    # write report.html at the end; `finetune report RUN` writes it at any time
+    report: bool = True
     freeze: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)

@@ -153,6 +153,30 @@ MANIFEST: dict[str, str] = {
     "split": "its split; empty for none",
     "suggested": "its class, or where the doubt is above a half that of the neighbours",
 }
+# metrics.csv has a row an epoch; an empty cell is a quantity that the epoch's phase does not have
+METRICS_CSV: dict[str, str] = {
+    "phase": "name of the phase",
+    "epoch": "from 0, over all phases",
+    "step": "optimizer steps so far, over all phases",
+    "train/loss": "mean training loss of the epoch",
+    "train/acc": "share of training views classified right; empty where images were mixed",
+    "val/*": "metrics on the validation split, as in results.json",
+    "lr/*": "learning rate of a parameter group at the epoch's last step",
+    "grad/*": "mean Euclidean norm of a stage's gradient before clipping, of every eighth step",
+}
+
+# what the network says of the images of a split (val, test), for the report; in the order of the rows
+EVALUATION = "evaluation.safetensors"
+EVALUATION_TENSORS: dict[str, str] = {
+    "*/rows": "rows of the index (N,), in the order of split.csv",
+    "*/targets": "class numbers (N,); for several labels zeros and ones (N, K)",
+    "*/probabilities": "of each class (N, K)",
+    "*/embedded_rows": "rows of the images whose embeddings are kept (M,), at most 2,000 of the test split, none of val",
+    "*/embeddings": "features before the head (M, D)",
+}
+
+# the page for people: made from the files of the run alone, and from its images where they are still there
+REPORT = "report.html"
 
 _MODEL: dict[str, Any] = {
     "format": (int, "version of this description; a newer one is refused"),

@@ -21,6 +21,8 @@ TINY = (
     "logger=none",
     # the same on every machine that runs the tests
     "trainer.precision=32-true",
+    # seconds that only the tests of the report need
+    "report=false",
 )
 
 

@@ -1,4 +1,4 @@
-"""``finetune train``: train through the phases, test, write the bundle."""
+"""``finetune train``: train through the phases, test, write the bundle and the report."""
 
 import os
 import shlex
@@ -27,10 +27,11 @@ from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 if TYPE_CHECKING:
     from finetune.training.cache_choice import CacheChoice
     from finetune.training.precision import Precision
+    from finetune.data.sources import Source
     from finetune.training.run import RunResult
 
 ABOUT = """\
-Train a classifier on a folder of images, phase by phase, then test it and write the bundle.
+Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.
 Everything lands in one run folder: finetune resume, evaluate, predict and export take it.
 
 Several devices: trainer.devices=2. Several machines: on each of them, with N its number from 0,
@@ -103,6 +104,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     from finetune.report.model_card import model_card
     from finetune.training.cache_choice import CacheChoice
     from finetune.training.record import wait_for_record
+    from finetune.report.result_table import result_table
     from finetune.training.run import Run
 
     decided = wait_for_record(run_dir)["decided"]
@@ -136,9 +138,26 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
             cache_limit_bytes=int(config.cache.max_gb * 1e9),
         ).execute()
     test = result.results["test"]
+    say(f"\n{result_table(result.results)}\n")
     say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
+    if config.report and is_first_process():
+        report(run_dir, parts.source)
     return result
+
+
+def report(run_dir: Path, source: "Source | None") -> None:
+    """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
+    from finetune.report.run_page import write_report
+
+    try:
+        say(f"report: {write_report(run_dir, source)}")
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(
+            f"report: could not be written ({type(error).__name__}: {first}). The run itself is whole. "
+            f"Try again: finetune report {shlex.quote(str(run_dir))}"
+        )
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.reading import read_by
 from finetune.errors import UserError
+from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
 from finetune.training.cache_choice import CacheChoice
 from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
 from finetune.training.companions import Companions, check_strategy, interruptible
-from finetune.training.display import EpochLines, PhaseProgressBar
+from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.feature_cache import FeatureCache
 from finetune.training.freezing import apply_phase
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
@@ -34,6 +35,8 @@ from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.probe import probe_phase
 from finetune.training.run_log import RunLog
+from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
+from finetune.training.time_left import TimeLeft
 from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
@@ -111,6 +114,7 @@ class Run:
         carried: dict[str, Any] | None = None
         with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
             self._companions = companions
+            self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
                     result, carried = self._phase(number, phase, phases, log, carried)
@@ -164,7 +168,10 @@ class Run:
             boundary=cache.boundary if cache is not None else None,
         )
         if is_first_process():
-            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}")
+            self.say(
+                f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}, "
+                f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
+            )
         checkpoint = folder / LAST
         if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
             state = read_checkpoint(checkpoint)
@@ -332,7 +339,9 @@ class Run:
         self.classifier.load_state_dict(state, strict=False)
 
     def _trainer(self, phase: Phase, folder: Path, log: RunLog) -> pl.Trainer:
-        display = PhaseProgressBar() if PhaseProgressBar.wanted() else EpochLines(self.say)
+        display = (
+            PhaseProgressBar(self._time_left) if PhaseProgressBar.wanted() else EpochLines(self.say, self._time_left)
+        )
         return self.make_trainer(
             max_epochs=phase.epochs,
             accumulate_grad_batches=phase.accumulate,
@@ -367,7 +376,7 @@ class Run:
             yield
 
     def _evaluate(self) -> dict[str, Any]:
-        """Validation and test metrics of the final weights, and the test set's probabilities."""
+        """Validation and test metrics of the final weights, and what they say of each image."""
         phase = self.schedule[-1]
         module = FineTuner(
             classifier=self.classifier,
@@ -386,14 +395,17 @@ class Run:
             enable_progress_bar=False,
             logger=False,
         )
-        evaluated: dict[str, Any] = {}
+        evaluated: dict[str, Any] = {"gathered": {}}
         for split in ("val", "test"):
+            # a map of the test images is all that embeddings are kept for
+            rows = torch.from_numpy(self.data.source.index.rows(split))
+            module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
             batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
             with self._running(trainer):
                 trainer.test(module, dataloaders=batches, verbose=False)
             evaluated[split] = module.evaluated
-        evaluated["predicted"] = module.predicted
+            evaluated["gathered"][split] = module.gathered
         return evaluated
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
@@ -421,8 +433,9 @@ class Run:
         }
         bundle = self.run_dir / "model"
         if is_first_process():
-            rows, shares = evaluated["predicted"]
-            write_text(self.run_dir / "predictions.csv", predictions_csv(index, rows, shares))
+            test = evaluated["gathered"]["test"]
+            write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
+            save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
                 bundle,
                 self.classifier,
