@@ -25,9 +25,9 @@ from finetune.errors import RunError, UserError
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
+    from finetune.data.sources import Source
     from finetune.training.cache_choice import CacheChoice
     from finetune.training.precision import Precision
-    from finetune.data.sources import Source
     from finetune.training.run import RunResult
 
 ABOUT = """\
@@ -102,9 +102,9 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
+    from finetune.report.result_table import result_table
     from finetune.training.cache_choice import CacheChoice
     from finetune.training.record import wait_for_record
-    from finetune.report.result_table import result_table
     from finetune.training.run import Run
 
     decided = wait_for_record(run_dir)["decided"]
