@@ -33,7 +33,7 @@ from finetune.training.freezing import apply_phase
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
-from finetune.training.probe import probe_phase
+from finetune.training.probe import solved_phase
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
 from finetune.training.time_left import TimeLeft
@@ -244,64 +244,37 @@ class Run:
         self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
     ) -> dict[str, Any]:
         """A phase whose head is solved to convergence instead of trained."""
-        began = time.monotonic()
         if is_first_process():
             self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, solving the head")
-        trainer = self.make_trainer(
-            default_root_dir=str(self.run_dir),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
         if cache is None:
             raise UserError(
                 f"schedule.phases[{number}].solver='lbfgs': solves the head on cached features, and this phase has no cache "
                 f"({self.caches[number].why if self.caches else 'none was chosen'})."
             )
-        solved = probe_phase(
+        result = solved_phase(
             classifier=self.classifier,
             phase=phase,
             cache=cache,
             data=self.data,
             loss=self.make_loss(phase),
             monitor=self.monitor,
-            device=trainer.strategy.root_device,
-            context=trainer.precision_plugin.forward_context,
+            trainer=self.make_trainer(
+                default_root_dir=str(self.run_dir),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ),
             views=self.caches[number].views,
-        )
-        cache.close()
-        row = {
-            "phase": phase.name,
-            "epoch": sum(p["epochs"] for p in before),
-            "step": sum(p["steps"] for p in before) + solved.iterations,
-            "train/loss": solved.train_loss,
-            **{f"val/{name}": value for name, value in solved.metrics[solved.best].items()},
-        }
-        log.add([row])
-        result = {
-            "name": phase.name,
-            "train": list(phase.train),
-            "frozen": list(phase.frozen),
-            "epochs": 1,
-            "steps": solved.iterations,
-            "restored": "best",
-            "weights": "raw",
-            "best_epoch": 0,
-            "best": {self.monitor: solved.metrics[solved.best][self.monitor.removeprefix("val/")]},
-            "rates": {},
-            **self._cached(number),
-            "probe": solved.to_plain(),
-            "rows": [row],
-            "seconds": round(time.monotonic() - began, 3),
-        }
+            offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
+        ) | self._cached(number)
+        log.add(result["rows"])
         if is_first_process():
-            log.write([])
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
             self.say(
-                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {solved.strengths[solved.best]:.1e} of "
-                f"{len(solved.strengths)} tried, {solved.iterations} iterations, {result['seconds']:.0f} s"
+                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {result['probe']['chosen']:.1e} of "
+                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations, {result['seconds']:.0f} s"
             )
         return result
 
