@@ -45,6 +45,11 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
                 f"{did_you_mean(phase.augment, AUGMENTS)}"
             )
+        if phase.carry_optimizer and position > 0 and phases[position - 1].solver == "lbfgs":
+            problems.append(
+                f"schedule.phases[{position}].carry_optimizer=True: the phase before solves the head and has no moments to "
+                "carry. Leave it out."
+            )
         if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
             if config.head.name != "linear":
