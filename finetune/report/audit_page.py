@@ -1,26 +1,21 @@
 """The audit as a page: every finding with small pictures of the files concerned, and training views on request."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment
-from PIL import Image
-from torch import Tensor
 
 from finetune.data.audit import Audit, Finding
-from finetune.data.decode import UnreadableImage
 from finetune.data.reading import Source
 from finetune.data.sampling import key
-from finetune.data.transforms import eval_view, in_words, train_view
+from finetune.data.transforms import in_words, train_view
 from finetune.input_spec import InputSpec
+from finetune.report.pictures import data_url, thumbnail
 
 # groups of pictures shown for one finding, and views shown for one class
 _GROUPS = 12
 _VIEWS = 16
-_THUMBNAIL_PX = 112
 
 
 def audit_page(
@@ -64,7 +59,7 @@ def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dic
         for number in range(_VIEWS if len(mine) else 0):
             row = int(mine[number % len(mine)])
             torch.manual_seed(key("audit", name, number))
-            images.append(_data_url(view(source.read(row, at_least=view.at_least))))
+            images.append(data_url(view(source.read(row, at_least=view.at_least))))
         shown.append({"name": name, "images": images})
     torch.set_rng_state(before)
     return shown
@@ -75,7 +70,7 @@ def _shown(finding: Finding, source: Source) -> dict[str, Any]:
     groups = []
     for number, files in enumerate(finding.files[:_GROUPS]):
         rows = finding.rows[number] if finding.rows else (None,) * len(files)
-        groups.append([{"name": file, "image": _thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
+        groups.append([{"name": file, "image": thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
     return {
         "severity": finding.severity,
         "text": finding.text,
@@ -83,24 +78,3 @@ def _shown(finding: Finding, source: Source) -> dict[str, Any]:
         "groups": groups,
         "more": len(finding.files) - len(groups),
     }
-
-
-def _thumbnail(source: Source, row: int | None) -> str | None:
-    if row is None:
-        return None
-    try:
-        image = source.read(row, at_least=_THUMBNAIL_PX)
-    except UnreadableImage:
-        return None
-    height, width = image.shape[-2:]
-    scale = min(1.0, _THUMBNAIL_PX / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    spec = InputSpec(channels=int(image.shape[0]), size=size, crop_mode="squash")
-    return _data_url(eval_view(spec)(image))
-
-
-def _data_url(image_CHW: Tensor) -> str:
-    pixels = image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
