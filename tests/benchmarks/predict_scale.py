@@ -10,6 +10,7 @@ bounds are 1.3 times the memory, and equality; outside them it ends with status 
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def killed(words: list[str], output: Path, further: int) -> bool:
         time.sleep(0.005)
     process.kill()
     process.wait()
-    return process.returncode != 0
+    return process.returncode == -signal.SIGKILL
 
 
 def main() -> None:
