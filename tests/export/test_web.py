@@ -95,12 +95,13 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     files = mixed_files(tmp_path / "images")
     (tmp_path / "images" / "not.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
-    refused = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg")]
+    colour(2, 420, 610).save(tmp_path / "images" / "large.jpg")
+    others = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg", "large.jpg")]
     with Browser(str(PROGRAM)) as browser:
         browser.open(served, width=360)
         browser.wait_for("document.body?.dataset.ready === 'yes'")
-        browser.choose_files("#files", [*files, *refused])
-        browser.wait_for("globalThis.answers.length === 12")
+        browser.choose_files("#files", [*files, *others])
+        browser.wait_for("globalThis.answers.length === 13")
         answers = browser.evaluate("globalThis.answers")
         shown = browser.evaluate("document.querySelectorAll('#results > li').length")
         first = browser.evaluate("document.querySelector('#results li.first span').textContent")
@@ -117,7 +118,7 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     assert complaints == []
     assert all(url.startswith((served, f"blob:{served}")) for url in requests), requests
     assert any(url.endswith("model.onnx") for url in requests)
-    assert shown == 12
+    assert shown == 13
     assert first == answers[0]["predicted"]
     assert scripts == 0
     assert widest == 360
@@ -134,6 +135,8 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
             print(Path(path).name, np.abs(np.array(answer["shares"]) - wanted).max())
     assert "damaged" in answers[10]["refused"]
     assert "CMYK" in answers[11]["refused"]
+    assert "reduced scale" in answers[12]["notes"][0]
+    assert all(answer["notes"] == [] for answer in answers[:10])
 
 
 def test_the_folder_holds_all_that_the_page_needs_checked_by_hash(exported: tuple[Path, Path]) -> None:
