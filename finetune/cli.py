@@ -30,17 +30,20 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("train", "key=value ...", "train, test, write the bundle (the default)", True),
+    "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
     "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
+    "ladder": Command("ladder", "key=value ...", "compare the strategies on this data, and recommend one"),
     "resume": Command("resume", "RUN", "go on where a run stopped"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
+    "cache": Command("cache", "list | clear", "the cache of what frozen stages computed"),
     "embed": Command("embed", "RUN IMAGES... --output FILE", "features of images, also of a bare backbone=NAME"),
     "search": Command("search", "EMBEDDINGS QUERY...", "nearest images, near-duplicates, quality of retrieval"),
     "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
     "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
+    "report": Command("report", "RUN [key=value ...]", "write the page of a run again"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 

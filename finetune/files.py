@@ -44,6 +44,12 @@ _PHASE = {
     "best_epoch": (int, "the best epoch, from 0"),
     "best.*": (NUMBER, "its monitored metric, by name"),
     "rates.*": (NUMBER, "peak learning rate of each stage that trained"),
+    "cached_after": (str, "the stage whose output was cached and trained on; empty where the phase trained on images"),
+    "views": (int, "views of each image that the epochs drew from; 0: a new one every epoch"),
+    "probe.**": (
+        object,
+        "of a head that was solved: penalties tried, validation loss and accuracy of each, the one chosen",
+    ),
     "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
 }
 
@@ -74,6 +80,7 @@ _RESULTS: dict[str, Any] = {
     "imbalance.loss": (str, "the training loss; 'focal' with its gamma"),
     "imbalance.class_weights": (str, "'balanced' weighs classes by how few images they have, 'none' does not"),
     "imbalance.sampling": (str, "'balanced' draws every class equally often, else each image is seen once an epoch"),
+    "precision": (str, "as Lightning's Trainer takes it: what auto became"),
     "seed": (int, "of all randomness"),
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
@@ -185,6 +192,30 @@ MANIFEST: dict[str, str] = {
     "split": "its split; empty for none",
     "suggested": "its class, or where the doubt is above a half that of the neighbours",
 }
+# metrics.csv has a row an epoch; an empty cell is a quantity that the epoch's phase does not have
+METRICS_CSV: dict[str, str] = {
+    "phase": "name of the phase",
+    "epoch": "from 0, over all phases",
+    "step": "optimizer steps so far, over all phases",
+    "train/loss": "mean training loss of the epoch",
+    "train/acc": "share of training views classified right; empty where images were mixed",
+    "val/*": "metrics on the validation split, as in results.json",
+    "lr/*": "learning rate of a parameter group at the epoch's last step",
+    "grad/*": "mean Euclidean norm of a stage's gradient before clipping, of every eighth step",
+}
+
+# what the network says of the images of a split (val, test), for the report; in the order of the rows
+EVALUATION = "evaluation.safetensors"
+EVALUATION_TENSORS: dict[str, str] = {
+    "*/rows": "rows of the index (N,), in the order of split.csv",
+    "*/targets": "class numbers (N,); for several labels zeros and ones (N, K)",
+    "*/probabilities": "of each class (N, K)",
+    "*/embedded_rows": "rows of the images whose embeddings are kept (M,), at most 2,000 of the test split, none of val",
+    "*/embeddings": "features before the head (M, D)",
+}
+
+# the page for people: made from the files of the run alone, and from its images where they are still there
+REPORT = "report.html"
 
 _MODEL: dict[str, Any] = {
     "format": (int, "version of this description; a newer one is refused"),
@@ -200,6 +231,7 @@ _MODEL: dict[str, Any] = {
     **_under("data", _DATA),
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),
+    "training.precision": (str, "as in results.json"),
     "training.imbalance.*": (str, "as in results.json"),
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),

@@ -4,13 +4,14 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.commands.schedule import build_phases as build_phases
 from finetune.config import instantiate, locate
 from finetune.config_schema import Config, DataConfig
-from finetune.errors import ConfigError, UserError, did_you_mean, shortened
+from finetune.errors import UserError, did_you_mean, shortened
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -217,45 +218,6 @@ def image_size(value: Any) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "list[Phase]":
-    """The schedule, resolved against the network.
-
-    Raises:
-        ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
-    """
-    from finetune.data.transforms import AUGMENTS
-    from finetune.training.phases import build_schedule
-
-    shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
-    defaults = shared | {"batch_size": shared["batch_size"] or config.data.batch_size}
-    defaults |= {
-        "augment": shared["augment"] or config.data.augment,
-        "optimizer": shared["optimizer"] or config.optimizer,
-    }
-    phases = build_schedule(
-        phases=[asdict(phase) for phase in config.schedule.phases],
-        defaults=defaults,
-        freeze=config.freeze,
-        stages=stages,
-        network=network,
-    )
-    problems = []
-    for position, phase in enumerate(phases):
-        if config.input.adapt == "reinit" and stages[0] in phase.frozen:
-            problems.append(
-                f"input.adapt='reinit': starts a new {stages[0]}, which schedule.phases[{position}] ({phase.name}) keeps "
-                f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
-            )
-        if phase.augment not in AUGMENTS:
-            problems.append(
-                f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
-                f"{did_you_mean(phase.augment, AUGMENTS)}"
-            )
-    if problems:
-        raise ConfigError(problems)
-    return phases
-
-
 def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
     """Batches."""
     from finetune.data.datamodule import ImageDataModule
@@ -329,8 +291,13 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
     return build
 
 
-def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
+def trainer_factory(config: Config, run_dir: Path, *, precision: str) -> Callable[..., Any]:
     """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
+
+    Args:
+        config: Checked.
+        run_dir: Of the run.
+        precision: In place of ``auto``.
 
     Raises:
         UserError: The node sets what the run decides.
@@ -342,7 +309,11 @@ def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
-        return instantiate({"_target_": "lightning.pytorch.Trainer", **config.trainer}, run_dir=run_dir, **decided)
+        return instantiate(
+            {"_target_": "lightning.pytorch.Trainer", **config.trainer, "precision": precision},
+            run_dir=run_dir,
+            **decided,
+        )
 
     return build
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.config import from_yaml, to_plain
 from finetune.errors import UserError, shortened
+from finetune.files import REPORT
 
 USAGE = """\
 usage: finetune resume RUN [--anyway]
@@ -43,10 +44,14 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
     from finetune.training.record import CONFIG, differences, read_record
 
     record = read_record(run_dir)
+    config = from_yaml(run_dir / CONFIG)
     if (run_dir / "results.json").is_file():
         say(f"This run is finished; nothing is left to do. Its results: {run_dir / 'results.json'}")
+        if config.report and not (run_dir / REPORT).is_file():
+            from finetune.commands.report import write_from_files
+
+            say(f"report: {write_from_files(run_dir, config)}")
         return
-    config = from_yaml(run_dir / CONFIG)
     _refuse(
         run_dir, f"{CONFIG} has been edited", differences(_comparable(record["config"]), _comparable(to_plain(config)))
     )

@@ -1,4 +1,4 @@
-"""``finetune train``: train through the phases, test, write the bundle."""
+"""``finetune train``: train through the phases, test, write the bundle and the report."""
 
 import os
 import shlex
@@ -25,10 +25,13 @@ from finetune.errors import RunError, UserError
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
+    from finetune.data.sources import Source
+    from finetune.training.cache_choice import CacheChoice
+    from finetune.training.precision import Precision
     from finetune.training.run import RunResult
 
 ABOUT = """\
-Train a classifier on a folder of images, phase by phase, then test it and write the bundle.
+Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.
 Everything lands in one run folder: finetune resume, evaluate, predict and export take it.
 
 Several devices: trainer.devices=2. Several machines: on each of them, with N its number from 0,
@@ -64,24 +67,47 @@ def train(config: Config) -> "RunResult":
     from finetune.training.record import begin_run
 
     if is_first_process():
+        precision, caches = decide(config, parts)
         begin_run(
             run_dir,
             config=to_plain(config),
             config_yaml=to_yaml(config),
             model=parts.classifier.describe(),
             index=parts.source.index,
-            plan=build_plan(parts.classifier, parts.phases, parts.data),
+            plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
+            decided={"precision": precision.name, "caches": [choice.to_plain() for choice in caches]},
         )
+        say(f"precision: {precision.name} ({precision.why})")
     say(f"run: {run_dir}")
     return execute(config, parts, run_dir)
+
+
+def decide(config: Config, parts: Parts) -> "tuple[Precision, list[CacheChoice]]":
+    """What is left to be decided once the network is there: the precision, and which phases train on a cache."""
+    from finetune.training.cache_choice import choose_caches
+    from finetune.training.precision import choose_precision
+
+    precision = choose_precision(
+        str(config.trainer.get("precision", "auto")),
+        parts.classifier,
+        accelerator=str(config.trainer.get("accelerator", "auto")),
+    )
+    caches = choose_caches(
+        parts.classifier, parts.phases, parts.data, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
+    )
+    return precision, caches
 
 
 def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
+    from finetune.report.result_table import result_table
+    from finetune.training.cache_choice import CacheChoice
+    from finetune.training.record import wait_for_record
     from finetune.training.run import Run
 
+    decided = wait_for_record(run_dir)["decided"]
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
@@ -89,7 +115,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
             schedule=parts.phases,
             run_dir=run_dir,
             seed=config.seed,
-            make_trainer=trainer_factory(config, run_dir),
+            make_trainer=trainer_factory(config, run_dir, precision=decided["precision"]),
             make_optimizer=optimizer_factory,
             make_loss=loss_of(config, parts.source),
             monitor=config.monitor,
@@ -106,12 +132,32 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
                 },
                 "schedule": config.schedule.name,
                 "imbalance": imbalance(config),
+                "precision": decided["precision"],
             },
+            caches=[CacheChoice(**choice) for choice in decided["caches"]],
+            cache_limit_bytes=int(config.cache.max_gb * 1e9),
         ).execute()
     test = result.results["test"]
+    say(f"\n{result_table(result.results)}\n")
     say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
+    if config.report and is_first_process():
+        report(run_dir, parts.source)
     return result
+
+
+def report(run_dir: Path, source: "Source | None") -> None:
+    """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
+    from finetune.report.run_page import write_report
+
+    try:
+        say(f"report: {write_report(run_dir, source)}")
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(
+            f"report: could not be written ({type(error).__name__}: {first}). The run itself is whole. "
+            f"Try again: finetune report {shlex.quote(str(run_dir))}"
+        )
 
 
 @contextmanager

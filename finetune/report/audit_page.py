@@ -7,12 +7,11 @@ import torch
 from jinja2 import Environment
 
 from finetune.data.audit import Audit, Finding
-from finetune.data.decode import UnreadableImage
 from finetune.data.reading import Source
 from finetune.data.sampling import key
 from finetune.data.transforms import in_words, train_view
 from finetune.input_spec import InputSpec
-from finetune.report.thumbnails import SIDE_PX, data_url, thumbnail
+from finetune.report.pictures import data_url, thumbnail
 
 # groups of pictures shown for one finding, and views shown for one class
 _GROUPS = 12
@@ -71,7 +70,7 @@ def _shown(finding: Finding, source: Source) -> dict[str, Any]:
     groups = []
     for number, files in enumerate(finding.files[:_GROUPS]):
         rows = finding.rows[number] if finding.rows else (None,) * len(files)
-        groups.append([{"name": file, "image": _thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
+        groups.append([{"name": file, "image": thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
     return {
         "severity": finding.severity,
         "text": finding.text,
@@ -79,13 +78,3 @@ def _shown(finding: Finding, source: Source) -> dict[str, Any]:
         "groups": groups,
         "more": len(finding.files) - len(groups),
     }
-
-
-def _thumbnail(source: Source, row: int | None) -> str | None:
-    if row is None:
-        return None
-    try:
-        image = source.read(row, at_least=SIDE_PX)
-    except UnreadableImage:
-        return None
-    return thumbnail(image)

@@ -15,11 +15,13 @@ from finetune.metrics import build_metrics, plain_metrics, right_answers, update
 from finetune.models.classifier import Classifier
 from finetune.training.ema import StageEma
 from finetune.training.freezing import tensors_of
+from finetune.training.gradient_norms import GradientNorms
 from finetune.training.losses import build_mixer
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
 from finetune.training.progress import Progress
+from finetune.training.split_outputs import SplitOutputs
 from finetune.training.watchers import Watchers
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -48,6 +50,7 @@ class FineTuner(pl.LightningModule):
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
+        boundary: The stage whose cached output the batches hold in place of images; None where they hold images.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class FineTuner(pl.LightningModule):
         offset: tuple[int, int] = (0, 0),
         file_of: Callable[[int], str] = str,
         carried: dict[str, dict[str, Any]] | None = None,
+        boundary: str | None = None,
     ) -> None:
         super().__init__()
         # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
@@ -75,16 +79,19 @@ class FineTuner(pl.LightningModule):
         self.loss = loss
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
         self.rows: list[dict[str, Any]] = []
-        self.predictions: list[tuple[torch.Tensor, torch.Tensor]] = []
-        # of the last evaluation: metrics as plain values; rows (N,) in order and probabilities (N, K)
+        # of the next evaluation: what is collected; of the last one: metrics as plain values, and what was collected
+        self.outputs = SplitOutputs()
         self.evaluated: dict[str, Any] = {}
-        self.predicted = (torch.zeros(0).long(), torch.zeros(0, len(classifier.classes)))
+        self.gathered: dict[str, torch.Tensor] = {}
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
         self._offset = offset
+        # in a tuple, so that the modules are not registered a second time under other names
+        self._rest = None if boundary is None else (classifier.backbone.split(boundary)[1],)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._raw: dict[str, torch.Tensor] | None = None
         self._watchers = Watchers(classifier=classifier, phase=phase, file_of=file_of)
+        self._gradients = GradientNorms(classifier, stages=phase.train)
         optimizer_steps = -(-steps_per_epoch // phase.accumulate)
         self.total_steps = min(phase.epochs * optimizer_steps, phase.max_steps or phase.epochs * optimizer_steps)
         self._warmup_steps = round(phase.warmup_epochs * optimizer_steps)
@@ -142,12 +149,22 @@ class FineTuner(pl.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rates[group["stage"]]
 
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
+        if self._rest is None:
+            logits_BK: torch.Tensor = self.classifier(images)
+            return logits_BK
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        from_cache_BK: torch.Tensor = self.classifier.head(self._rest[0](images))
+        return from_cache_BK
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Mean loss over the whole batch, this process's share of it."""
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
-        logits_BK = self.classifier(images)
+        logits_BK = self.logits(images)
         losses_B = self.loss(logits_BK, targets)
         with torch.no_grad():
             right = right_answers(logits_BK, batch.targets).sum()
@@ -162,8 +179,9 @@ class FineTuner(pl.LightningModule):
         self._watchers.after_loss(loss, batch, self.trainer.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look whether each group learns."""
+        """Look whether each group learns, and how large its gradient is."""
         self._watchers.before_step(optimizer)
+        self._gradients.before_step()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One step, and the averages right after it, so that a checkpoint written after any step has both."""
@@ -184,7 +202,7 @@ class FineTuner(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
-        logits_BK = self.classifier(batch.images)
+        logits_BK = self.logits(batch.images)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
 
     def on_validation_epoch_end(self) -> None:
@@ -219,6 +237,7 @@ class FineTuner(pl.LightningModule):
             **({} if self._mixer is not None else {"train/acc": right / images}),
             **{f"{name}": float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name},
             **{f"lr/{group['name']}": group["lr"] for group in self.trainer.optimizers[0].param_groups},
+            **{f"grad/{stage}": norm for stage, norm in self._gradients.epoch().items()},
         }
         self.rows.append(row)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
@@ -265,6 +284,7 @@ class FineTuner(pl.LightningModule):
             # apart: adding them up here would round otherwise than at the epoch's end
             "sums": self._sums_by_process().tolist(),
             "ema": self._ema.averages if self._ema is not None else None,
+            "gradients": self._gradients.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -279,6 +299,7 @@ class FineTuner(pl.LightningModule):
             raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
         self.progress.history = [(float(value), float(loss)) for value, loss in state["history"]]
         self.rows = list(state["rows"])
+        self._gradients.load(state.get("gradients"))
         sums = torch.tensor(state["sums"], dtype=torch.float64)
         if len(sums) == self.trainer.world_size:
             self._sums = sums[self.trainer.global_rank]
@@ -290,26 +311,20 @@ class FineTuner(pl.LightningModule):
     def on_test_start(self) -> None:
         """Start a count."""
         self.metrics.reset()
-        self.predictions = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count a batch and keep its probabilities."""
-        logits_BK = self.classifier(batch.images)
+        """Count a batch and keep what the network says of it."""
+        features_BD = self.classifier.embed(batch.images)
+        logits_BK = self.classifier.head(features_BD)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
-        self.predictions.append((batch.rows.cpu(), self.classifier.probabilities(logits_BK).cpu()))
+        self.outputs.add(
+            rows=batch.rows,
+            targets=batch.targets,
+            probabilities_BK=self.classifier.probabilities(logits_BK),
+            features_BD=features_BD,
+        )
 
     def on_test_epoch_end(self) -> None:
         """Compute while the processes are still connected."""
         self.evaluated = plain_metrics(self.metrics)
-        rows = torch.cat([rows for rows, _ in self.predictions]) if self.predictions else torch.zeros(0).long()
-        shares = (
-            torch.cat([s for _, s in self.predictions])
-            if self.predictions
-            else torch.zeros(0, len(self.classifier.classes))
-        )
-        if _connected():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, (rows, shares))
-            rows, shares = torch.cat([r for r, _ in gathered]), torch.cat([s for _, s in gathered])
-        order = rows.argsort()
-        self.predicted = (rows[order], shares[order])
+        self.gathered = self.outputs.gather()

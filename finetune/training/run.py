@@ -18,20 +18,31 @@ from torch import nn
 from finetune.atomic import atomic_path, remove_parts, write_json, write_text
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.reading import read_by
 from finetune.errors import UserError
+from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
-from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
-from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
+from finetune.training.cache_choice import CacheChoice
+from finetune.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    PhaseCheckpoints,
+    optimizer_state_of,
+    read_checkpoint,
+)
 from finetune.training.companions import Companions, check_strategy, interruptible
-from finetune.training.display import EpochLines, PhaseProgressBar
+from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
+from finetune.training.feature_cache import FeatureCache
 from finetune.training.freezing import apply_phase
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
+from finetune.training.probe import solved_phase
+from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
-from finetune.versions import versions
+from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
+from finetune.training.time_left import TimeLeft
 
 START, RESULT = "start.safetensors", "result.json"
 Say = Callable[[str], None]
@@ -66,6 +77,8 @@ class Run:
         say: Takes lines for the user; only the first process calls it.
         card: Makes the model card from the results.
         facts: Said in the results: where the weights came from, what the data set holds.
+        caches: For each phase, whether it trains on cached activations; empty where none does.
+        cache_limit_bytes: Of the whole cache.
     """
 
     classifier: Classifier
@@ -83,6 +96,8 @@ class Run:
     say: Say = print
     card: Callable[[Classifier, dict[str, Any]], str] = lambda classifier, results: ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    caches: Sequence[CacheChoice] = ()
+    cache_limit_bytes: int = 20 * 10**9
 
     def phase_dir(self, number: int) -> Path:
         """Folder of one phase."""
@@ -97,11 +112,14 @@ class Run:
         """
         if is_first_process():
             remove_parts(self.run_dir)
+        # a quarter faster on a CPU; with half precision on a GPU too (tests/benchmarks/through_fit.py)
+        self.classifier.to(memory_format=torch.channels_last)
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
         carried: dict[str, Any] | None = None
         with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
             self._companions = companions
+            self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
                     result, carried = self._phase(number, phase, phases, log, carried)
@@ -125,10 +143,19 @@ class Run:
             return result, None
         self._start_weights(folder)
         if carried is None and phase.carry_optimizer and number > 0:
-            carried = _optimizer_state(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
+            carried = optimizer_state_of(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
         began = time.monotonic()
         apply_phase(self.classifier, phase)
-        self.data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
+        cache = self._cache(number, phase)
+        self.data.begin_phase(
+            name=phase.name,
+            batch_size=phase.batch_size,
+            augment=phase.augment,
+            views=self.caches[number].views if self.caches else None,
+            activations=cache,
+        )
+        if phase.solver == "lbfgs":
+            return self._solved(number, phase, before, log, cache), None
         steps = self.data.batches_per_epoch(phase.batch_size)
         offset = (sum(p["epochs"] for p in before), sum(p["steps"] for p in before))
         module = FineTuner(
@@ -143,9 +170,13 @@ class Run:
             offset=offset,
             file_of=self.data.source.index.path,
             carried=carried if phase.carry_optimizer else None,
+            boundary=cache.boundary if cache is not None else None,
         )
         if is_first_process():
-            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}")
+            self.say(
+                f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}, "
+                f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
+            )
         checkpoint = folder / LAST
         if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
             state = read_checkpoint(checkpoint)
@@ -165,6 +196,8 @@ class Run:
             trainer.strategy.barrier("phase end")
             epochs, optimizer_steps = len(module.rows), trainer.global_step
             carry = module.optimizer_state()
+        if cache is not None:
+            cache.close()
         log.add(module.rows)
         best = module.progress.best_epoch
         self._restore(folder, phase)
@@ -179,6 +212,7 @@ class Run:
             "best_epoch": best,
             "best": {self.monitor: module.progress.history[best][0]},
             "rates": phase.rates(),
+            **self._cached(number),
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
         }
@@ -188,6 +222,66 @@ class Run:
             value = module.progress.history[best][0]
             self.say(f"  {self.monitor} {value:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
+
+    def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
+        choice = self.caches[number] if self.caches else None
+        if choice is None or choice.boundary is None:
+            return None
+        return FeatureCache(
+            classifier=self.classifier,
+            phase=phase,
+            choice=choice,
+            data=self.data,
+            seed=self.seed,
+            limit_bytes=self.cache_limit_bytes,
+            say=self.say,
+        )
+
+    def _cached(self, number: int) -> dict[str, Any]:
+        """What the results say of the cache."""
+        choice = self.caches[number] if self.caches else None
+        return {
+            "cached_after": (choice.boundary or "") if choice else "",
+            "views": (choice.views or 0) if choice else 0,
+        }
+
+    def _solved(
+        self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
+    ) -> dict[str, Any]:
+        """A phase whose head is solved to convergence instead of trained."""
+        if is_first_process():
+            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, solving the head")
+        if cache is None:
+            raise UserError(
+                f"schedule.phases[{number}].solver='lbfgs': solves the head on cached features, and this phase has no cache "
+                f"({self.caches[number].why if self.caches else 'none was chosen'})."
+            )
+        result = solved_phase(
+            classifier=self.classifier,
+            phase=phase,
+            cache=cache,
+            data=self.data,
+            loss=self.make_loss(phase),
+            monitor=self.monitor,
+            trainer=self.make_trainer(
+                default_root_dir=str(self.run_dir),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ),
+            views=self.caches[number].views,
+            offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
+        ) | self._cached(number)
+        log.add(result["rows"])
+        if is_first_process():
+            self._save(self._after(number))
+            write_json(self.phase_dir(number) / RESULT, result)
+            self.say(
+                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {result['probe']['chosen']:.1e} of "
+                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations, {result['seconds']:.0f} s"
+            )
+        return result
 
     def _after(self, number: int) -> Path:
         """Where the weights after a phase are kept: as the start of the next one, or as the run's own."""
@@ -223,7 +317,9 @@ class Run:
         self.classifier.load_state_dict(state, strict=False)
 
     def _trainer(self, phase: Phase, folder: Path, log: RunLog) -> pl.Trainer:
-        display = PhaseProgressBar() if PhaseProgressBar.wanted() else EpochLines(self.say)
+        display = (
+            PhaseProgressBar(self._time_left) if PhaseProgressBar.wanted() else EpochLines(self.say, self._time_left)
+        )
         return self.make_trainer(
             max_epochs=phase.epochs,
             accumulate_grad_batches=phase.accumulate,
@@ -258,7 +354,7 @@ class Run:
             yield
 
     def _evaluate(self) -> dict[str, Any]:
-        """Validation and test metrics of the final weights, and the test set's probabilities."""
+        """Validation and test metrics of the final weights, and what they say of each image."""
         phase = self.schedule[-1]
         module = FineTuner(
             classifier=self.classifier,
@@ -277,43 +373,34 @@ class Run:
             enable_progress_bar=False,
             logger=False,
         )
-        evaluated: dict[str, Any] = {}
+        evaluated: dict[str, Any] = {"gathered": {}}
         for split in ("val", "test"):
+            # a map of the test images is all that embeddings are kept for
+            rows = torch.from_numpy(self.data.source.index.rows(split))
+            module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
             batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
             with self._running(trainer):
                 trainer.test(module, dataloaders=batches, verbose=False)
             evaluated[split] = module.evaluated
-        evaluated["predicted"] = module.predicted
+            evaluated["gathered"][split] = module.gathered
         return evaluated
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
         index = self.data.source.index
-        results = {
-            "test": evaluated["test"],
-            "val": evaluated["val"],
-            "phases": [{key: value for key, value in phase.items() if key != "rows"} for phase in phases],
-            "seconds": {
-                "training": round(sum(phase["seconds"] for phase in phases), 3),
-                "phases": {phase["name"]: phase["seconds"] for phase in phases},
-            },
-            "data": {
-                "fingerprint": index.fingerprint(),
-                "classes": list(index.classes),
-                "counts": index.counts(),
-                "skipped": len(index.skipped),
-                **read_by(self.data.source),
-            },
-            "versions": versions(),
-            **self.facts,
-            "seed": self.seed,
-            "weights_hash": state_hash(self.classifier),
-            "threads": torch.get_num_threads(),
-        }
+        results = run_results(
+            classifier=self.classifier,
+            data=self.data,
+            phases=phases,
+            evaluated=evaluated,
+            facts=self.facts,
+            seed=self.seed,
+        )
         bundle = self.run_dir / "model"
         if is_first_process():
-            rows, shares = evaluated["predicted"]
-            write_text(self.run_dir / "predictions.csv", predictions_csv(index, rows, shares))
+            test = evaluated["gathered"]["test"]
+            write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
+            save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
                 bundle,
                 self.classifier,
@@ -324,15 +411,3 @@ class Run:
             )
             write_json(self.run_dir / "results.json", results)
         return RunResult(run_dir=self.run_dir, bundle=bundle, results=results)
-
-
-def _optimizer_state(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
-    """Optimizer state by parameter name from a phase's last checkpoint."""
-    from finetune.training.param_groups import build_param_groups
-
-    state = read_checkpoint(checkpoint)["optimizer_states"][0]
-    apply_phase(classifier, phase)
-    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
-    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
-    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
-    return {ordered[number]: values for number, values in state["state"].items()}

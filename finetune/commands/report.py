@@ -1,0 +1,50 @@
+"""``finetune report``: write the page of a run again."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from finetune.commands.arguments import Arguments
+from finetune.config_schema import Config
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.data.sources import Source
+
+ABOUT = """\
+Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
+Images are shown where the run's data still is. Where it has moved: data.root=DIR."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("report", ABOUT)
+    parser.epilog = "RUN is a run folder."
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="where the data is now")
+    given = parser.parse_args(list(argv))
+
+    from finetune.commands.evaluate import data_config
+    from finetune.report.run_files import check_run
+
+    folder = check_run(given.run)
+    page = write_from_files(folder, data_config(given.run, given.overrides))
+    print(f"report: {page}")
+    return 0
+
+
+def write_from_files(run_dir: "Path", config: Config) -> "Path":
+    """Write the page, with images where the data can be read."""
+    from finetune.commands.assemble import build_source, quick_checks
+    from finetune.report.run_page import write_report
+
+    source: Source | None = None
+    why = ""
+    try:
+        quick_checks(config)
+        source = build_source(config)
+    except UserError as error:
+        why = f"No images are shown. {str(error).splitlines()[0]}"
+        print(why)
+    return write_report(run_dir, source, why_no_images=why)

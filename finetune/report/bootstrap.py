@@ -1,0 +1,70 @@
+"""Intervals for the headline figures: the test images drawn again and again, with replacement (Efron 1979)."""
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 1000
+SHARE = 0.95
+
+Interval = tuple[float, float]
+
+
+def intervals(confusion_KK: npt.NDArray[np.int64], *, seed: int = 0) -> dict[str, Interval]:
+    """Percentile intervals of accuracy and macro F1 for one label an image.
+
+    Drawing N images with replacement is drawing N times from the cells of the confusion matrix in proportion to their
+    counts, so the cost does not grow with the number of images.
+
+    Args:
+        confusion_KK: Images by true (row) and predicted (column) class; at least one image.
+        seed: Of the draws.
+    """
+    true, found = np.nonzero(confusion_KK)
+    counts = confusion_KK[true, found]
+    images = int(counts.sum())
+    draws_RC = np.random.default_rng(seed).multinomial(images, counts / images, size=RESAMPLES)
+    classes = len(confusion_KK)
+    # sums over the cells of each class, as products with indicator matrices
+    hit = true == found
+    correct_RK = draws_RC[:, hit] @ _one_hot(true[hit], classes)
+    support_RK = draws_RC @ _one_hot(true, classes) + draws_RC @ _one_hot(found, classes)
+    return {
+        "acc": _percentiles(draws_RC[:, hit].sum(axis=1) / images),
+        "f1_macro": _percentiles(_macro_f1(correct_RK, support_RK, absent_counts=False)),
+    }
+
+
+def multi_label_intervals(
+    targets_NK: npt.NDArray[np.bool_], predicted_NK: npt.NDArray[np.bool_], *, seed: int = 0
+) -> dict[str, Interval]:
+    """The same for several labels an image: exact match and macro F1."""
+    images = len(targets_NK)
+    right_N = (targets_NK == predicted_NK).all(axis=1)
+    random = np.random.default_rng(seed)
+    both_NK = (targets_NK & predicted_NK).astype(np.float32)
+    support_NK = targets_NK.astype(np.float32) + predicted_NK
+    accuracies, scores = [], []
+    for _ in range(RESAMPLES):
+        times_N = np.bincount(random.integers(0, images, images), minlength=images).astype(np.float32)
+        accuracies.append(times_N @ right_N / images)
+        scores.append(_macro_f1(times_N[None] @ both_NK, times_N[None] @ support_NK, absent_counts=True)[0])
+    return {"acc": _percentiles(np.array(accuracies)), "f1_macro": _percentiles(np.array(scores))}
+
+
+def _one_hot(numbers: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
+    return np.asarray(numbers[:, None] == np.arange(classes), dtype=np.float64)
+
+
+def _macro_f1(
+    correct_RK: npt.NDArray[np.floating], support_RK: npt.NDArray[np.floating], *, absent_counts: bool
+) -> npt.NDArray[np.float64]:
+    """``2 tp / (2 tp + fp + fn)``, mean over the classes; with several labels an absent class counts as 0 (torchmetrics)."""
+    scores_RK = 2 * correct_RK / np.maximum(support_RK, 1)
+    shown_R = np.full(len(scores_RK), scores_RK.shape[1]) if absent_counts else (support_RK > 0).sum(axis=1)
+    return np.asarray(scores_RK.sum(axis=1) / shown_R, dtype=np.float64)
+
+
+def _percentiles(values: npt.NDArray[np.floating]) -> Interval:
+    tail = 100 * (1 - SHARE) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)

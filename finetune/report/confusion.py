@@ -1,0 +1,113 @@
+"""Which classes are taken for which: the matrix with confused classes beside each other, and the worst pairs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from finetune.escaping import printable
+from finetune.report.svg import GRID, HIT, MISS, drawing, inline_svg, new_figure
+
+# more classes than this cannot be read in one picture: those with the most mistakes are shown
+MOST_CLASSES = 200
+# up to so many classes the counts stand in the cells
+_WITH_COUNTS = 30
+_LABEL_LETTERS = 22
+
+Counts = npt.NDArray[np.int64]
+
+
+def clustered_order(confusion_KK: Counts) -> list[int]:
+    """Classes in an order that puts those which are confused with each other side by side.
+
+    Average linkage over ``1 - share of confusions``, the leaves in optimal order (Bar-Joseph et al. 2001). Without a
+    mistake the order stays.
+    """
+    counts = confusion_KK.astype(np.float64)
+    np.fill_diagonal(counts, 0.0)
+    if len(counts) < 3 or not counts.any():
+        return list(range(len(counts)))
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    support = np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
+    shares = counts / support
+    apart = 1 - np.clip((shares + shares.T) / 2, 0, 1)
+    np.fill_diagonal(apart, 0.0)
+    return [int(k) for k in leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))]
+
+
+def confused_pairs(confusion_KK: Counts, classes: Sequence[str], most: int = 20) -> tuple[list[dict[str, object]], int]:
+    """The most frequent mistakes, worst first, and how many kinds there are in all."""
+    true, found = np.nonzero(confusion_KK * (1 - np.eye(len(confusion_KK), dtype=np.int64)))
+    counts = confusion_KK[true, found]
+    support = confusion_KK.sum(axis=1)
+    worst = np.argsort(-counts, kind="stable")[:most]
+    pairs = [
+        {
+            "true": classes[true[place]],
+            "found": classes[found[place]],
+            "count": int(counts[place]),
+            "share": float(counts[place] / support[true[place]]),
+        }
+        for place in worst
+    ]
+    return pairs, len(counts)
+
+
+def most_confused(confusion_KK: Counts) -> list[int]:
+    """The classes that fit into the picture: all, or those in the most mistakes."""
+    if len(confusion_KK) <= MOST_CLASSES:
+        return list(range(len(confusion_KK)))
+    wrong = confusion_KK * (1 - np.eye(len(confusion_KK), dtype=np.int64))
+    return sorted(int(k) for k in np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:MOST_CLASSES])
+
+
+def confusion_chart(confusion_KK: Counts, classes: Sequence[str]) -> Markup:
+    """The matrix, each row shaded by its share of the true class; hits and mistakes in colours of their own."""
+    chosen = most_confused(confusion_KK)
+    inside = confusion_KK[np.ix_(chosen, chosen)]
+    order = clustered_order(inside)
+    matrix = inside[np.ix_(order, order)]
+    names = [_short(classes[chosen[k]]) for k in order]
+    count = len(names)
+    shares = matrix / np.maximum(confusion_KK.sum(axis=1)[[chosen[k] for k in order]][:, None], 1)
+    cell_inches, letters = (0.3, 8.0) if count <= _WITH_COUNTS else (0.115, 6.5)
+    pixels = np.zeros((count, count, 4))
+    diagonal = np.eye(count, dtype=bool)
+    for mask, colour in ((diagonal, HIT), (~diagonal, MISS)):
+        pixels[mask, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    # a single mistake among hundreds must still be seen
+    pixels[..., 3] = np.where(matrix > 0, 0.15 + 0.85 * np.sqrt(shares), 0.0)
+    # letters are about 0.6 times as wide as high
+    margin = 0.35 + max(map(len, names)) * letters * 0.6 / 72
+    with drawing():
+        figure = new_figure(margin + cell_inches * count, margin + cell_inches * count)
+        axes = figure.subplots()
+        axes.imshow(pixels, interpolation="none", aspect="equal")
+        axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=letters)
+        axes.set_yticks(range(count), names, fontsize=letters)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.tick_params(length=0)
+        if count <= _WITH_COUNTS:
+            for y, x in zip(*np.nonzero(matrix), strict=True):
+                axes.text(x, y, str(matrix[y, x]), ha="center", va="center", fontsize=7)
+        else:
+            axes.set_xticks(np.arange(-0.5, count, 5), minor=True)
+            axes.set_yticks(np.arange(-0.5, count, 5), minor=True)
+            axes.grid(which="minor", color=GRID, linewidth=0.4)
+            axes.tick_params(which="minor", length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+            spine.set_color(GRID)
+        return inline_svg(
+            figure, name="confusion", says="Confusion matrix, true classes by predicted classes", fixed=True
+        )
+
+
+def _short(name: str) -> str:
+    """A class name that fits beside the picture."""
+    name = printable(name)
+    return name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"

@@ -1,0 +1,41 @@
+"""How far the weights of each stage moved in each phase."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from finetune.models.classifier import Classifier
+
+
+def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, float | None]]:
+    """Relative Euclidean distance of each stage's parameters between weight files that follow one another.
+
+    ``|after - before| / |before|`` over all parameters of the stage together; buffers (running statistics) do not count.
+    A stage that was frozen has exactly 0. None where the stage was all zeros before.
+
+    Args:
+        classifier: Tells which parameter is in which stage.
+        files: Weights before the first phase, between the phases, and after the last.
+
+    Returns:
+        For each phase a value a stage; behind them one entry from the first file to the last.
+    """
+    pairs = [*itertools.pairwise(files), (files[0], files[-1])]
+    return [_between(classifier, before, after) for before, after in pairs]
+
+
+def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, float | None]:
+    moved, length = (dict.fromkeys(classifier.stages, 0.0) for _ in range(2))
+    with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
+        for name, _ in classifier.named_parameters():
+            stage = classifier.stage_of(name)
+            start = old.get_tensor(name).double()
+            moved[stage] += float((new.get_tensor(name).double() - start).square().sum())
+            length[stage] += float(start.square().sum())
+    return {
+        stage: float(np.sqrt(moved[stage] / length[stage])) if length[stage] else (None if moved[stage] else 0.0)
+        for stage in moved
+    }

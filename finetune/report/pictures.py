@@ -1,0 +1,32 @@
+"""Images of a data set as small pictures inside a page."""
+
+import base64
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from finetune.data.decode import UnreadableImage
+from finetune.data.reading import Source
+from finetune.report.thumbnails import SIDE_PX as THUMBNAIL_PX
+from finetune.report.thumbnails import data_url as data_url  # the name under which pages know it
+from finetune.report.thumbnails import thumbnail as small
+
+
+def thumbnail(source: Source, row: int | None) -> str | None:
+    """The whole image of a row as a data URL; None where it cannot be read."""
+    if row is None:
+        return None
+    try:
+        image = source.read(row, at_least=THUMBNAIL_PX)
+    except UnreadableImage:
+        return None
+    return small(image)
+
+
+def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """``uint8`` (H, W) or (H, W, 3), likewise."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

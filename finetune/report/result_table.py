@@ -1,0 +1,49 @@
+"""The end of a run on the terminal: what each phase did, and the figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.escaping import printable
+
+_FIGURES = {
+    "acc": "accuracy",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "map": "mean average precision",
+    "loss": "loss",
+    "ece": "calibration error",
+}
+
+
+def result_table(results: dict[str, Any]) -> str:
+    """Plain text, the same on a terminal, in a pipe and in a log.
+
+    Args:
+        results: As in ``results.json``.
+    """
+    phases = [["phase", "trains", "epochs", "steps", "best", "seconds"]]
+    for phase in results["phases"]:
+        (name, value), *_ = phase["best"].items()
+        stages = phase["train"]
+        trains = ", ".join(stages) if len(stages) < 4 else f"{stages[0]} ... {stages[-1]} ({len(stages)} stages)"
+        best = f"{name} {value:.4f} (epoch {phase['best_epoch'] + 1})"
+        cells = [phase["name"], trains, str(phase["epochs"]), f"{phase['steps']:,}", best, f"{phase['seconds']:.0f}"]
+        phases.append([printable(cell) for cell in cells])
+    figures = [["", "val", "test"]]
+    for key, told in _FIGURES.items():
+        if key in results["test"]:
+            # with several labels, right means right in every label
+            told = "exact match" if key == "acc" and "map" in results["test"] else told
+            figures.append([told, f"{results['val'][key]:.4f}", f"{results['test'][key]:.4f}"])
+    return "\n".join([*_aligned(phases, left=2), "", *_aligned(figures, left=1)])
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]

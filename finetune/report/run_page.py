@@ -1,0 +1,218 @@
+"""``report.html``: everything a person asks after a run, on one page with all its pictures inside."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment
+
+from finetune.atomic import write_text
+from finetune.bundle import load_bundle
+from finetune.data.audit import audit
+from finetune.data.audit_text import short
+from finetune.data.reading import Source
+from finetune.data.transforms import eval_view
+from finetune.escaping import encodable, printable
+from finetune.files import REPORT
+from finetune.models.classifier import Classifier
+from finetune.report import bootstrap, calibration, embedding_map, gallery, training_charts, usage
+from finetune.report.calibration_chart import calibration_chart
+from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart
+from finetune.report.grad_cam import find_layer, heat_maps, overlay
+from finetune.report.movement import movements
+from finetune.report.run_files import RunFiles, read_run
+
+# images with a heat map, of the mistakes and of the hits
+_LOOKED_AT = 6
+_OTHER_DATA = "The data has changed since the run (another fingerprint), so no images are shown beside its answers."
+
+
+def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: str = "") -> Path:
+    """Write the page of a finished run.
+
+    Args:
+        run_dir: The run.
+        source: Its images; None where they are gone.
+        why_no_images: Said in the place of images where there are none.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: The folder is no finished run, or a file of it is damaged.
+    """
+    run = read_run(run_dir)
+    if source is not None and source.index.fingerprint() != run.results["data"]["fingerprint"]:
+        source, why_no_images = None, _OTHER_DATA
+    target = run.run_dir / REPORT
+    write_text(target, run_page(run, source, why_no_images=why_no_images))
+    return target
+
+
+def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -> str:
+    """The page as HTML."""
+    classifier = load_bundle(run.run_dir)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shown"] = printable
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}%"
+    template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
+    weights = run.weights()
+    page = template.render(
+        run=run,
+        results=run.results,
+        name=run.run_dir.resolve().name,
+        why_no_images=why_no_images,
+        headline=_headline(run),
+        plan_chart=training_charts.plan_chart(run),
+        curves=training_charts.curve_charts(run) if run.epochs else [],
+        rate_chart=training_charts.rate_chart(run) if run.epochs else None,
+        gradient_chart=training_charts.gradient_chart(run),
+        movement=_movement(run, classifier) if weights else None,
+        classes=_classes(run),
+        confusion=_confusion(run),
+        calibrated=(calibrated := _calibration(run)),
+        maps=_maps(run),
+        audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
+        snippet=usage.python_snippet(
+            str(run.run_dir),
+            classifier.input_spec,
+            multi_label=run.multi_label,
+            temperature=calibrated["temperature"] if calibrated and calibrated["helps"] else None,
+        ),
+        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label),
+        **_images(run, classifier, source),
+    )
+    # bytes of file names that are no text cannot be written as UTF-8
+    return encodable(page)
+
+
+def _images_of(run: RunFiles) -> int:
+    """Test images: with several labels there is one matrix a class, each with every image."""
+    confusion = run.results["test"]["confusion"]
+    return int(np.sum(confusion[0] if run.multi_label else confusion))
+
+
+def _headline(run: RunFiles) -> dict[str, Any]:
+    """The main figures with their intervals, and what was trained for how long."""
+    test = run.results["test"]
+    evaluation = run.evaluation.get("test")
+    found: dict[str, bootstrap.Interval] = {}
+    if not run.multi_label:
+        found = bootstrap.intervals(np.array(test["confusion"], dtype=np.int64))
+    elif evaluation:
+        shown = evaluation["probabilities"] > 0.5
+        found = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
+    seconds = run.results["seconds"]["training"]
+    return {
+        "images": _images_of(run),
+        "intervals": found,
+        "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
+        "trainable": max(phase["trainable"] for phase in run.plan),
+        "total": run.plan[0]["total"],
+    }
+
+
+def _movement(run: RunFiles, classifier: Classifier) -> dict[str, Any]:
+    moved = movements(classifier, run.weights())
+    whole = moved[-1]
+    return {
+        "chart": training_charts.movement_chart(run, moved),
+        "farthest": max(whole, key=lambda stage: whole[stage] or 0.0),
+        "untouched": [stage for stage, value in whole.items() if value == 0.0],
+    }
+
+
+def _classes(run: RunFiles) -> list[dict[str, Any]]:
+    """Each class with its counts and scores, the weakest first; a class without a test image last."""
+    confusion = np.array(run.results["test"]["confusion"], dtype=np.int64)
+    if run.multi_label:
+        hits, support, found = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
+    else:
+        hits, support, found = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    rows = [
+        {
+            "name": name,
+            "train": run.results["data"]["counts"]["train"][k],
+            "test": int(support[k]),
+            "recall": hits[k] / support[k] if support[k] else None,
+            "precision": hits[k] / found[k] if found[k] else None,
+            "f1": 2 * hits[k] / (support[k] + found[k]) if support[k] + found[k] else None,
+            "missed": int(support[k] - hits[k]),
+            "false": int(found[k] - hits[k]),
+        }
+        for k, name in enumerate(run.classes)
+    ]
+    return sorted(rows, key=lambda row: (not row["test"], row["f1"] or 0.0))
+
+
+def _confusion(run: RunFiles) -> dict[str, Any] | None:
+    """None with several labels: no class is taken for another there."""
+    if run.multi_label:
+        return None
+    matrix = np.array(run.results["test"]["confusion"], dtype=np.int64)
+    pairs, kinds = confused_pairs(matrix, run.classes)
+    left_out = max(len(matrix) - MOST_CLASSES, 0)
+    return {"chart": confusion_chart(matrix, run.classes), "pairs": pairs, "kinds": kinds, "left_out": left_out}
+
+
+def _calibration(run: RunFiles) -> dict[str, Any] | None:
+    """Reliability on the test images, and the temperature that validation asks for."""
+    if not {"val", "test"} <= set(run.evaluation):
+        return None
+    val, test = run.evaluation["val"], run.evaluation["test"]
+    temperature = calibration.fit_temperature(val["probabilities"], val["targets"])
+    changed = calibration.tempered(test["probabilities"], temperature, multi_label=run.multi_label)
+    before = calibration.reliability(*calibration.answers(test["probabilities"], test["targets"]))
+    after = calibration.reliability(*calibration.answers(changed, test["targets"]))
+    losses = [calibration.mean_loss(shares, test["targets"]) for shares in (test["probabilities"], changed)]
+    curves = {"as trained": before, f"with temperature {temperature:.2f}": after}
+    return {
+        "chart": calibration_chart(curves, multi_label=run.multi_label),
+        "temperature": temperature,
+        "before": before.ece,
+        "after": after.ece,
+        "losses": losses,
+        # judged where it was not fitted
+        "helps": losses[1] < losses[0],
+    }
+
+
+def _maps(run: RunFiles) -> list[Any]:
+    test = run.evaluation.get("test")
+    if test is None or len(test["embedded_rows"]) < embedding_map.FEWEST:
+        return []
+    places = np.searchsorted(test["rows"], test["embedded_rows"])
+    # several labels have no one colour: that of the class which the network is surest of
+    groups = test["probabilities"][places].argmax(axis=1) if run.multi_label else test["targets"][places]
+    wrong = ~gallery.right_answers(test)[places]
+    return [
+        embedding_map.map_chart(points, method=method, groups=groups, names=run.classes, wrong=wrong)
+        for method, points in embedding_map.projections(test["embeddings"]).items()
+    ]
+
+
+def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> dict[str, Any]:
+    """Mistakes and hits with their pictures, and heat maps on a few of each."""
+    test = run.evaluation.get("test")
+    if test is None:
+        return {"mistakes": [], "hits": [], "cams": [], "cam_stage": None, "wrong": 0}
+    mistakes, hits = gallery.choose(test, run.paths, run.classes)
+    found: dict[str, Any] = {"cams": [], "cam_stage": None}
+    few = [*mistakes[:_LOOKED_AT], *hits[:_LOOKED_AT]]
+    if source is not None and few:
+        view = eval_view(classifier.input_spec)
+        images = torch.stack([view(source.read(answer.row, at_least=view.at_least)) for answer in few])
+        where = find_layer(classifier, images[0])
+        if where is not None:
+            heat = heat_maps(classifier, where, images, [answer.target for answer in few])
+            found["cam_stage"] = where
+            found["cams"] = [
+                {"answer": answer, "images": overlay(image, heat_HW), "hit": place >= len(mistakes[:_LOOKED_AT])}
+                for place, (answer, image, heat_HW) in enumerate(zip(few, images, heat, strict=True))
+            ]
+    return found | {
+        "mistakes": gallery.shown(mistakes, source),
+        "hits": gallery.shown(hits, source),
+        "wrong": int((~gallery.right_answers(test)).sum()),
+    }

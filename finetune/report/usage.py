@@ -1,0 +1,49 @@
+"""How the trained model is used, as code that runs."""
+
+import shlex
+
+from finetune.input_spec import InputSpec
+
+_PYTHON = """\
+import finetune
+import torch
+from finetune.data.decode import decode_image
+from finetune.data.transforms import eval_view
+
+model = finetune.load({bundle!r})
+image = decode_image("photo.jpg", channels={channels})  # uint8 (C, H, W), any size
+with torch.inference_mode():
+    logits = model(eval_view(model.input_spec)(image)[None])
+probabilities = model.probabilities(logits)[0]
+{answer}
+"""
+_ONE = "print(model.classes[int(probabilities.argmax())], float(probabilities.max()))"
+_SEVERAL = "print([name for name, share in zip(model.classes, probabilities) if share > 0.5])"
+
+
+def python_snippet(run: str, spec: InputSpec, *, multi_label: bool, temperature: float | None = None) -> str:
+    """One image from Python.
+
+    Args:
+        run: The run's folder.
+        spec: Of the model.
+        multi_label: Whether an image may show several classes.
+        temperature: What logits are divided by; None for the probabilities as they are.
+    """
+    text = _PYTHON.format(bundle=f"{run}/model", channels=spec.channels, answer=_SEVERAL if multi_label else _ONE)
+    return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")
+
+
+def commands(run: str, *, multi_label: bool) -> list[tuple[str, str]]:
+    """Command lines, each with what it does."""
+    name = shlex.quote(run)
+    # the other programs' formats hold one label an image
+    form = "head" if multi_label else "onnx"
+    return [
+        ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv"),
+        ("test it on other data", f"finetune evaluate {name} data=folder data.root=DIR"),
+        (
+            "hand on the head" if multi_label else "hand it to programs without PyTorch",
+            f"finetune export {name} --format {form}",
+        ),
+    ]

@@ -1,0 +1,57 @@
+"""How large the gradient of each stage is, at next to no cost: the norms stay on the device until an epoch is over."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+
+from finetune.models.classifier import Classifier
+
+
+class GradientNorms:
+    """The mean Euclidean norm of each trainable stage's gradient over every ``every``-th optimizer step of an epoch.
+
+    Measured before clipping. A step whose norm is not finite (the first ones of mixed precision, whose scale is still
+    being found) does not count.
+
+    Args:
+        classifier: The network, its gradient flags set.
+        stages: Stages to watch.
+        every: Measure each so many steps, the first of an epoch always.
+    """
+
+    def __init__(self, classifier: Classifier, *, stages: Collection[str], every: int = 8) -> None:
+        self._parameters: dict[str, list[torch.nn.Parameter]] = {stage: [] for stage in stages}
+        for name, parameter in classifier.named_parameters():
+            if parameter.requires_grad and (stage := classifier.stage_of(name)) in self._parameters:
+                self._parameters[stage].append(parameter)
+        self._every, self._steps = every, 0
+        # for each stage the sum of the norms and how many they are, (S, 2); None until the device is known
+        self._sums: torch.Tensor | None = None
+
+    def before_step(self) -> None:
+        """Measure where it is due; nothing here waits for the device."""
+        if self._steps % self._every == 0:
+            norms = [get_total_norm([p.grad for p in of if p.grad is not None]) for of in self._parameters.values()]
+            device = next(p.device for of in self._parameters.values() for p in of)
+            norms_S = torch.stack([norm.to(device, torch.float32) for norm in norms])
+            finite = norms_S.isfinite()
+            measured = torch.stack([torch.where(finite, norms_S, 0), finite.float()], dim=1)
+            self._sums = measured if self._sums is None else self._sums.to(device) + measured
+        self._steps += 1
+
+    def epoch(self) -> dict[str, float]:
+        """The means of the epoch that is over, by stage, and a fresh start; one transfer from the device."""
+        sums = self._sums.tolist() if self._sums is not None else []
+        self._sums, self._steps = None, 0
+        return {stage: total / count for stage, (total, count) in zip(self._parameters, sums, strict=False) if count}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint inside an epoch."""
+        return {"steps": self._steps, "sums": None if self._sums is None else self._sums.cpu()}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Take a state back; None, from an older checkpoint, starts afresh."""
+        if state is not None:
+            self._steps, self._sums = int(state["steps"]), state["sums"]

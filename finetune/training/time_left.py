@@ -1,0 +1,68 @@
+"""How much longer a run will take: what it has done so far, carried on to the phases that are left."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from finetune.training.phases import Phase
+
+
+def cost_of(phase: Phase) -> float:
+    """Work of one image relative to a forward pass, roughly: a backward pass costs two, and goes down to the first
+    stage that trains.
+
+    >>> stages = ("stem", "layer1", "layer2", "head")
+    >>> settings = {"name": "p", "stages": stages, "epochs": 1, "lr": 0.1, "batch_size": 8, "augment": "none"}
+    >>> cost_of(Phase(train=("head",), **settings)), cost_of(Phase(train=("stem", "head"), **settings))
+    (1.5, 3.0)
+    """
+    reached = len(phase.stages) - phase.stages.index(phase.train[0])
+    return 1.0 + 2.0 * reached / len(phase.stages)
+
+
+class TimeLeft:
+    """An estimate, in seconds, for the whole schedule.
+
+    Later phases train more stages and take longer for each image; that is allowed for by :func:`cost_of`. Early stopping is
+    not foreseen.
+
+    Args:
+        phases: Of the schedule.
+        images: Training images in an epoch.
+        clock: Seconds.
+    """
+
+    def __init__(self, phases: Sequence[Phase], *, images: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._work = [phase.epochs * images * cost_of(phase) for phase in phases]
+        self._clock = clock
+        # where this process began to train, and when; a resumed run has done work in another process
+        self._began: tuple[float, float] | None = None
+
+    def at(self, phase: int, share: float) -> float | None:
+        """Seconds left at a place in the schedule; None at the first place that is asked for.
+
+        Args:
+            phase: Number of the phase.
+            share: Of the phase that is done.
+        """
+        done = sum(self._work[:phase]) + share * self._work[phase]
+        if self._began is None:
+            self._began = (done, self._clock())
+            return None
+        began_at, began = self._began
+        if done <= began_at:
+            return None
+        return (self._clock() - began) / (done - began_at) * (sum(self._work) - done)
+
+
+def in_words(seconds: float | None) -> str:
+    """About how long, for a person.
+
+    >>> in_words(None), in_words(0.0), in_words(4.2), in_words(95), in_words(7000)
+    ('', '', 'about 5 s left', 'about 2 min left', 'about 1.9 h left')
+    """
+    if not seconds:
+        return ""
+    if seconds < 60:
+        # to the next five: the estimate is no better
+        return f"about {5 * max(1, -int(-seconds // 5))} s left"
+    return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"

@@ -1,0 +1,148 @@
+"""A headless Chromium, driven over a pipe by its own protocol (no driver package, no port)."""
+
+import base64
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# nothing but the page itself, so that every request seen is the page's
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)
+
+
+def find_chromium() -> str | None:
+    """The program, where one is installed."""
+    return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Browser:
+    """One page of one browser; events are kept in the order in which they came.
+
+    Args:
+        program: Of :func:`find_chromium`.
+    """
+
+    def __init__(self, program: str) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        # the program reads from descriptor 3 and writes to 4; copies above these cannot be in each other's way
+        handed = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
+        place = f"import os, sys; os.dup2({handed[0]}, 3); os.dup2({handed[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-c", place, program, *_FLAGS, f"--user-data-dir={self._profile.name}"],
+            pass_fds=handed,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in (theirs_in, theirs_out, *handed):
+            os.close(end)
+        self._buffer, self._number, self._session = b"", 0, ""
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = ""
+        try:
+            self.call("Browser.close")
+            self._process.wait(10)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+        self._profile.cleanup()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Ask, and wait for the answer."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, (method, answer)
+                return dict(answer["result"])
+            self.events.append(answer)
+
+    def _read(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            more = os.read(self._in, 1 << 20)
+            if not more:
+                raise OSError("Chromium has ended")
+            self._buffer += more
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return dict(json.loads(message))
+
+    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
+        """Load a file at a width, and wait until all of it is there."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        deadline = time.monotonic() + 30
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            assert time.monotonic() < deadline, "the page does not finish loading"
+            self.evaluate("1")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def requests(self) -> list[str]:
+        """Addresses that the page asked for, itself included; data inside the page is no request to anybody."""
+        sent = (event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent"))
+        return [url for url in sent if not url.startswith("data:")]
+
+    def complaints(self) -> list[str]:
+        """What stands in the console: errors, warnings, and whatever was refused."""
+        said = [event["params"]["entry"]["text"] for event in self._of("Log.entryAdded")]
+        said += [
+            json.dumps(event["params"]) for event in self._of("Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        ]
+        return said
+
+    def _of(self, *methods: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["method"] in methods]
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page as a PNG."""
+        height = self.evaluate("document.documentElement.scrollHeight")
+        width = self.evaluate("document.documentElement.clientWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        taken = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(taken["data"]))
