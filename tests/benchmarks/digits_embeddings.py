@@ -13,7 +13,18 @@ For each seed (of the splits, and of training) the same network embeds the digit
 Then 2% of all labels are made wrong at random, five times, and the doubtful list of finetune cluster is read: precision and
 recall in its first 2% and 5%, on the pretrained features, which saw no label.
 
-Measured: not yet.
+Measured (resnet18, embedded weights, 32 x 32 pixels, seeds 0, 1, 2; mean, least, most); four minutes on a loaded core:
+
+                before                  after
+    recall@1    0.986  0.985  0.989     0.996  0.993  1.000
+    map         0.757  0.748  0.762     0.996  0.994  1.000
+    NMI         0.847  0.828  0.872     0.993  0.986  1.000
+    kNN         0.984  0.978  0.993     0.996  0.993  1.000
+    logistic    0.985  0.981  0.989     0.996  0.993  1.000
+    run                                 0.994  0.989  1.000
+
+    planted: in the first 2% of the list precision = recall = 0.928 (0.917 to 0.944); in the first 5% recall 1.000 in all five
+    draws, and precision 0.400, which is all that there are; 42 (41 to 43) listed as likely, 36 planted
 """
 
 import argparse
