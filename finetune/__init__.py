@@ -12,7 +12,8 @@ from finetune.errors import ConfigError, RunError, UserError
 from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
-    from finetune.api import fit, load
+    from finetune.api import embed, fit, load, search
+    from finetune.inference.embeddings import Embeddings
     from finetune.models.backbone import Backbone, build_backbone
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.training.run import RunResult
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _LATER = {
     "fit": "finetune.api",
     "load": "finetune.api",
+    "embed": "finetune.api",
+    "search": "finetune.api",
+    "Embeddings": "finetune.inference.embeddings",
     "Backbone": "finetune.models.backbone",
     "build_backbone": "finetune.models.backbone",
     "Classifier": "finetune.models.classifier",
@@ -32,14 +36,17 @@ __all__ = [
     "Backbone",
     "Classifier",
     "ConfigError",
+    "Embeddings",
     "InputSpec",
     "RunError",
     "RunResult",
     "UserError",
     "build_backbone",
     "build_classifier",
+    "embed",
     "fit",
     "load",
+    "search",
 ]
 
 

@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from finetune.inference.embedder import Embedder
+    from finetune.inference.embeddings import Embeddings
+    from finetune.inference.search import Neighbours
     from finetune.models.classifier import Classifier
     from finetune.training.run import RunResult
 
@@ -59,3 +66,53 @@ def load(path: str | Path) -> "Classifier":
     from finetune.bundle import load_bundle
 
     return load_bundle(path)
+
+
+def embed(
+    model: "Classifier | Embedder | str | Path",
+    images: "Tensor | str | Path | Sequence[str | Path]",
+    *,
+    stage: str | None = None,
+    normalize: bool = False,
+    batch_size: int = 32,
+) -> "Embeddings":
+    """Features of images, in memory; ``finetune embed`` does it for many, into a file.
+
+    Args:
+        model: A run or bundle folder, what :func:`load` gave, or an :class:`finetune.inference.embedder.Embedder`.
+        images: uint8 (B, C, H, W), or what ``finetune predict`` takes: files, folders, patterns, lists.
+        stage: Pool the output of this stage; None takes the features below the head.
+        normalize: Scale features to length one.
+        batch_size: Images in one forward pass.
+
+    Raises:
+        UserError: There is no such model, stage or image, or an image cannot be read.
+    """
+    from finetune.inference.in_memory import embed_in_memory
+
+    return embed_in_memory(model, images, stage=stage, normalize=normalize, batch_size=batch_size)
+
+
+def search(
+    embeddings: "Embeddings",
+    queries: "Embeddings | npt.NDArray[np.floating[Any]]",
+    k: int = 5,
+    *,
+    metric: str = "cosine",
+) -> "Neighbours":
+    """The k nearest embeddings of each query, exactly; ``rows`` and ``distances``, both (Q, k).
+
+    Args:
+        embeddings: Searched in.
+        queries: Embeddings by the same model, or their features (Q, D).
+        k: Neighbours of each.
+        metric: ``cosine`` or ``l2``.
+
+    Raises:
+        UserError: The widths differ, or a setting is out of range.
+    """
+    from finetune.inference.embeddings import Embeddings
+    from finetune.inference.search import nearest
+
+    wanted = queries.features if isinstance(queries, Embeddings) else queries
+    return nearest(embeddings.features, wanted, k, metric=metric)

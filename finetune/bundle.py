@@ -195,8 +195,18 @@ def description_problems(model: dict[str, Any]) -> list[str]:
     sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", "hidden")]
     if not all(isinstance(size, int) and 0 < size <= LARGEST_SIDE for size in sizes):
         problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
+    return [*problems, *backbone_problems(backbone)]
+
+
+def backbone_problems(backbone: dict[str, Any]) -> list[str]:
+    """What is wrong with the description of a backbone that somebody else may have written.
+
+    >>> backbone_problems({"source": "timm", "name": "resnet18", "kwargs": {"file": "x"}, "input_spec": {}})
+    ['model.backbone.kwargs: file would read files or the network']
+    """
+    problems = []
     if set(backbone) != {"source", "name", "kwargs", "input_spec"} or not isinstance(backbone["kwargs"], dict):
-        return [*problems, "model.backbone: needs the keys input_spec, kwargs, name, source"]
+        return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
     if backbone["source"] not in SOURCES:
         problems.append(f"model.backbone.source: must be one of {', '.join(SOURCES)}")
     refused = sorted(set(backbone["kwargs"]) & _NOT_FROM_A_BUNDLE)

@@ -8,6 +8,7 @@ from finetune.errors import ConfigError, did_you_mean, shortened
 LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")
 BATCH_NORM_MODES = ("train", "eval")
 PARAMETER_KINDS = ("all", "norms", "gates")
+SOLVERS = ("gradient", "lbfgs")
 LOSSES = ("cross_entropy", "focal")
 CLASS_WEIGHTS = ("none", "balanced")
 ADAPTS = ("expand", "fold", "sum", "reinit", "tile")
@@ -45,6 +46,10 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
     _choice(problems, f"{prefix}.batch_norm", at.batch_norm, BATCH_NORM_MODES)
     _choice(problems, f"{prefix}.parameters", at.parameters, PARAMETER_KINDS)
     _choice(problems, f"{prefix}.restore", at.restore, ("best", "last"))
+    _choice(problems, f"{prefix}.solver", at.solver, SOLVERS)
+    # YAML reads the bare words on and off as true and false
+    if not (at.cache in (None, "auto", "off") or (isinstance(at.cache, int) and (at.cache >= 1 or at.cache is False))):
+        problems.append(f"{prefix}.cache={at.cache!r}: must be auto, off, or a number of views from 1 up.")
 
 
 def check(config: Config) -> None:
@@ -98,6 +103,8 @@ def check(config: Config) -> None:
         )
     if not 0 <= config.head.drop_rate < 1:
         problems.append(f"head.drop_rate={config.head.drop_rate}: must be at least 0 and below 1.")
+    if not config.cache.max_gb > 0:
+        problems.append(f"cache.max_gb={config.cache.max_gb}: must be above 0. schedule.cache=off turns the cache off.")
     if config.checkpoint.every_n_steps is not None and config.checkpoint.every_n_steps < 1:
         problems.append(f"checkpoint.every_n_steps={config.checkpoint.every_n_steps}: must be at least 1.")
     if problems:

@@ -113,6 +113,10 @@ class PhaseSettings:
     ema_decay: Optional[float] = None
     gradient_clip: Optional[float] = None
     accumulate: Optional[int] = None
+    # auto | off | number of views: train on cached activations of the frozen prefix
+    cache: Any = None
+    # gradient | lbfgs: how the head is trained; lbfgs solves it to convergence on cached features
+    solver: Optional[str] = None
 
 
 @dataclass
@@ -143,6 +147,8 @@ class ScheduleConfig(PhaseSettings):
     mixup: Optional[float] = 0.0
     cutmix: Optional[float] = 0.0
     accumulate: Optional[int] = 1
+    cache: Any = "auto"
+    solver: Optional[str] = "gradient"
 
 
 @dataclass
@@ -152,6 +158,14 @@ class LossConfig:
     name: str = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: str = "none"
+
+
+@dataclass
+class CacheConfig:
+    """The cache of activations, which all runs share (``finetune cache``)."""
+
+    # 10^9 bytes of all entries together: the ones used longest ago are deleted to stay below it
+    max_gb: float = 20.0
 
 
 @dataclass
@@ -179,6 +193,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     # nodes for classes of other libraries: `_target_` and whatever arguments those take
     optimizer: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -44,6 +44,12 @@ _PHASE = {
     "best_epoch": (int, "the best epoch, from 0"),
     "best.*": (NUMBER, "its monitored metric, by name"),
     "rates.*": (NUMBER, "peak learning rate of each stage that trained"),
+    "cached_after": (str, "the stage whose output was cached and trained on; empty where the phase trained on images"),
+    "views": (int, "views of each image that the epochs drew from; 0: a new one every epoch"),
+    "probe.**": (
+        object,
+        "of a head that was solved: penalties tried, validation loss and accuracy of each, the one chosen",
+    ),
     "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
 }
 
@@ -74,6 +80,7 @@ _RESULTS: dict[str, Any] = {
     "imbalance.loss": (str, "the training loss; 'focal' with its gamma"),
     "imbalance.class_weights": (str, "'balanced' weighs classes by how few images they have, 'none' does not"),
     "imbalance.sampling": (str, "'balanced' draws every class equally often, else each image is seen once an epoch"),
+    "precision": (str, "as Lightning's Trainer takes it: what auto became"),
     "seed": (int, "of all randomness"),
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
@@ -99,6 +106,53 @@ PREDICTIONS_MULTI_LABEL: dict[str, str] = {
     "probabilities": "of every class, in the order of the logits, joined by ';'",
 }
 
+EMBEDDINGS: dict[str, str] = {
+    "features": "float16 or float32, N x D: one row an image; in .npz at an offset that can be mapped into memory",
+    "path": "the image file, absolute, or the stable name of an image that is no file",
+    "label": "its class; several are joined by '|'; empty for none",
+    "split": "train, val, test, or empty",
+    "content": "BLAKE2b digest of the file's bytes, 32 hexadecimal digits",
+    "about": "JSON: model, stage, input, transforms, data and versions; in Parquet an entry 'finetune' of the metadata",
+}
+
+# of finetune search --output; for near-duplicates `query` is the number of the group
+FOUND: dict[str, str] = {
+    "query": "what was looked for",
+    "rank": "from 1, the nearest",
+    "path": "the image found",
+    "label": "its class; empty for none",
+    "split": "its split; empty for none",
+    "distance": "1 - cosine, or Euclidean; in a group of near-duplicates to the nearest other member",
+}
+
+# of finetune cluster, clusters.csv
+CLUSTERS: dict[str, str] = {
+    "path": "the image",
+    "label": "its class; empty for none",
+    "split": "its split; empty for none",
+    "cluster": "from 0, the largest; -1 for an outlier",
+    "distance": "to the centre of its cluster (of an outlier: to the nearest): the smaller the more typical",
+    "margin": "from -1 to 1: by what share its own centre is nearer than the next; the smaller the more doubtful",
+}
+
+# of finetune cluster, doubtful.csv; a manifest as it is
+DOUBTFUL: dict[str, str] = {
+    "path": "the image",
+    "label": "its class",
+    "split": "its split; empty for none",
+    "suggested": "the class that most of its neighbours have, other than its own",
+    "doubt": "weighted share of neighbours of that class, less the share of its own; above 0",
+    "agreeing": "neighbours of its own class",
+    "neighbours": "looked at",
+}
+
+# of finetune cluster, manifest.csv
+MANIFEST: dict[str, str] = {
+    "path": "the image",
+    "label": "its class",
+    "split": "its split; empty for none",
+    "suggested": "its class, or where the doubt is above a half that of the neighbours",
+}
 # metrics.csv has a row an epoch; an empty cell is a quantity that the epoch's phase does not have
 METRICS_CSV: dict[str, str] = {
     "phase": "name of the phase",
@@ -138,6 +192,7 @@ _MODEL: dict[str, Any] = {
     **_under("data", _DATA),
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),
+    "training.precision": (str, "as in results.json"),
     "training.imbalance.*": (str, "as in results.json"),
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),

@@ -1,6 +1,6 @@
 """Data made for the tests: small image folders, and trained runs that several tests look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,19 @@ TINY = (
     "data.num_workers=0",
     "data.batch_size=8",
     "logger=none",
+    # the same on every machine that runs the tests
+    "trainer.precision=32-true",
     # seconds that only the tests of the report need
     "report=false",
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_features_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Not the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def write_images(folder: Path, *, count: int, hue: tuple[int, int, int], seed: int, size: int = 24) -> None:

@@ -73,6 +73,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["resume", "nowhere"], "RUN='nowhere': no such folder."),
         (["evaluate", "nowhere"], "RUN='nowhere': a bundle does not say where its data is"),
         (["export", "nowhere", "--format", "head"], "RUN='nowhere': no such folder."),
+        (["embed", "nowhere", "--output", "e.npz"], "RUN='nowhere': no such folder."),
+        (["search", "nowhere.npz", "x.png"], "EMBEDDINGS='nowhere.npz': no such file."),
     ],
 )
 def test_a_mistake_gets_one_message_status_2_and_writes_nothing(
@@ -97,6 +99,8 @@ def test_mistakes_are_answered_without_importing_anything_heavy(tmp_path: Path) 
         ["plan", "data=folder", "data.root=."],
     ]
     lines += [["resume", "nowhere"], ["predict", "--help"], ["export", "--help"], ["evaluate", "--help"]]
+    lines += [["embed", "nowhere", "--output", "e.npz"], ["embed", "backbone=resnet18", "no.png", "--output", "e.npz"]]
+    lines += [["search", "no.npz", "x"], ["cluster", "no.npz"], ["classify", "no.npz"], ["embed", "--help"]]
     program = (
         "import sys\n"
         "from finetune.cli import main\n"

@@ -1,6 +1,7 @@
 """Commands that take a RUN and options: argparse, with mistakes told in our own way."""
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from finetune.errors import UserError
@@ -21,3 +22,15 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and leaving."""
         raise UserError(f"{self.prog}: {message}.\n{self.format_usage().strip()}")
+
+
+def output_folder(given: str | None, default: Path) -> Path:
+    """Where a command writes several files.
+
+    Raises:
+        UserError: A file stands there.
+    """
+    folder = default if given is None else Path(given).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: must be a folder. It is a file.")
+    return folder

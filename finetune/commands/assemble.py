@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
 
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.sources import Source
+    from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
     from finetune.training.module import OptimizerFactory
     from finetune.training.phases import Phase
@@ -126,15 +127,13 @@ def build_source(config: Config) -> "Source":
     return SOURCES[data.source](**arguments)
 
 
-def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
-    """The network at its start, said where its weights come from.
+def build_pretrained(config: Config, say: Say) -> "Backbone":
+    """The pretrained network, said where its weights come from; its stem is not adapted yet.
 
     Raises:
-        UserError: Weights or head do not fit.
+        UserError: The weights cannot be had, or do not fit.
     """
     from finetune.models.backbone import build_backbone
-    from finetune.models.classifier import adaptation_cost, build_classifier
-    from finetune.models.weights import load_head, state_hash
 
     chosen = config.backbone
     backbone = build_backbone(
@@ -149,6 +148,19 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
         key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
     }
     backbone.input_spec = replace(backbone.input_spec, **given)
+    return backbone
+
+
+def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
+    """The network at its start, said where its weights come from.
+
+    Raises:
+        UserError: Weights or head do not fit.
+    """
+    from finetune.models.classifier import adaptation_cost, build_classifier
+    from finetune.models.weights import load_head, state_hash
+
+    backbone = build_pretrained(config, say)
     head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if config.head.name == "mlp":
         head["hidden"] = config.head.hidden
@@ -221,8 +233,8 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         "optimizer": shared["optimizer"] or config.optimizer,
     }
     phases = build_schedule(
-        phases=[asdict(phase) for phase in config.schedule.phases],
-        defaults=defaults,
+        phases=[_with_cache_words(asdict(phase)) for phase in config.schedule.phases],
+        defaults=_with_cache_words(defaults),
         freeze=config.freeze,
         stages=stages,
         network=network,
@@ -239,9 +251,30 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
                 f"{did_you_mean(phase.augment, AUGMENTS)}"
             )
+        if phase.solver == "lbfgs":
+            where = f"schedule.phases[{position}].solver='lbfgs'"
+            if config.head.name != "linear":
+                problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
+            if phase.train != ("head",):
+                problems.append(
+                    f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "
+                    "Write train=[head], or solver=gradient."
+                )
+            if phase.mixup or phase.cutmix:
+                problems.append(
+                    f"{where}: takes no mixup or cutmix, which mix pixels. Leave them out, or solver=gradient."
+                )
     if problems:
         raise ConfigError(problems)
     return phases
+
+
+def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """``cache`` as a word where YAML made a truth value of it."""
+    words = {True: "auto", False: "off"}
+    return {
+        key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()
+    }
 
 
 def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
@@ -317,8 +350,13 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
     return build
 
 
-def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
+def trainer_factory(config: Config, run_dir: Path, *, precision: str) -> Callable[..., Any]:
     """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
+
+    Args:
+        config: Checked.
+        run_dir: Of the run.
+        precision: In place of ``auto``.
 
     Raises:
         UserError: The node sets what the run decides.
@@ -330,7 +368,11 @@ def trainer_factory(config: Config, run_dir: Path) -> Callable[..., Any]:
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
-        return instantiate({"_target_": "lightning.pytorch.Trainer", **config.trainer}, run_dir=run_dir, **decided)
+        return instantiate(
+            {"_target_": "lightning.pytorch.Trainer", **config.trainer, "precision": precision},
+            run_dir=run_dir,
+            **decided,
+        )
 
     return build
 

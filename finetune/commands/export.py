@@ -1,7 +1,8 @@
 """``finetune export``: the model, or a part of it, in a form that others open."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 PARTS = ("head", "backbone")
-FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", *PARTS)
+FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", "web", *PARTS)
 ABOUT = """\
 Write the trained model, or a part of it, in a form that others open.
   onnx          uint8 pixels of any size to probabilities, class names in the metadata: ONNX Runtime
@@ -21,10 +22,11 @@ Write the trained model, or a part of it, in a form that others open.
   timm          a folder: timm.create_model("local-dir:FOLDER", pretrained=True)
   torchvision   a folder: torchvision.models.NAME().load_state_dict
   transformers  a folder: pipeline("image-classification", model=FOLDER)
+  web           a folder with one page that runs the model in a browser; serve it with: python -m http.server
   head          safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE
   backbone      safetensors in the layout of the library that the network comes from: backbone.weights=FILE
-The first five are opened by their own client in a fresh process and compared with the trained model on real images
-before they are handed over; the figures go to parity.json."""
+Each is opened by its own client in a fresh process, where finetune cannot be imported, and compared with the trained model
+on real images before it is handed over; the figures go to parity.json, and those of onnx to the model card too."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -40,8 +42,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="compare on these; default: RUN's validation images"
     )
-    parser.add_argument("--check", type=int, default=64, metavar="N", help="number of images to compare on (64)")
+    parser.add_argument("--check", type=int, metavar="N", help="number of images to compare on (64; int8: 256)")
     given = parser.parse_args(list(argv))
+    if given.check is None:
+        # the accuracy of eight bits is a figure of its own
+        given.check = 256 if given.precision == "int8" else 64
     if given.check < 1:
         parser.error(f"--check {given.check}: must be at least 1")
 
@@ -49,19 +54,20 @@ def run(argv: Sequence[str]) -> int:
 
     find_bundle(given.run)  # a wrong path is answered before torch is loaded
 
-    from finetune.bundle import load_bundle
-
-    if given.format in PARTS:
-        return _part(given.run, given.format, given.output)
+    from finetune.bundle import CARD, load_bundle
     from finetune.export.hand_over import Wanted, hand_over, refuse_strangers
     from finetune.export.parity import summary
+    from finetune.inference.reading import reading_of
 
+    part = given.format in PARTS
     wanted = Wanted(form=given.format, precision=given.precision, layout=given.layout)
     wanted.check()
     target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / wanted.filename
+    if part and target.suffix != ".safetensors":
+        raise UserError(f"--output {target}: must end in .safetensors.")
     refuse_strangers(wanted, target)
     classifier = load_bundle(given.run)
-    if classifier.multi_label:
+    if classifier.multi_label and not part:
         raise UserError(
             f"--format {given.format}: holds one label an image, as a softmax. This model predicts several. Export "
             "--format head or backbone, or use the bundle by finetune.load."
@@ -70,23 +76,21 @@ def run(argv: Sequence[str]) -> int:
         images = choose_images(
             given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
         )
-        report = hand_over(classifier, wanted, target, images)
+        images = replace(images, reading=reading_of(given.run))
+        if part:
+            from finetune.export.parts import hand_over_part
+
+            report = hand_over_part(classifier, given.format, target, images)
+        else:
+            card = find_bundle(given.run) / CARD
+            text = card.read_text(encoding="utf-8") if card.is_file() else "There is no model card."
+            report = hand_over(classifier, wanted, target, images, card=text)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
-    return 0
+    if "speed" in report:
+        from finetune.report.export_section import tell_card
 
-
-def _part(run: str, form: str, output: str | None) -> int:
-    from finetune.bundle import load_bundle
-    from finetune.export.parts import export_backbone, export_head
-
-    writers: dict[str, Callable[[Classifier, Path], None]] = {"head": export_head, "backbone": export_backbone}
-    target = Path(output).expanduser() if output else Path(run) / "exports" / f"{form}.safetensors"
-    if target.suffix != ".safetensors":
-        raise UserError(f"--output {target}: must end in .safetensors.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    writers[form](load_bundle(run), target)
-    print(f"{form}: {target}")
+        tell_card(find_bundle(given.run) / CARD, target.parent)
     return 0
 
 

@@ -107,7 +107,7 @@ def task(config: Config, *, options: Options) -> int:
     # how it was asked for, as the composing has left it: the program, the command, the rest
     words = sys.argv[2:]
     from finetune.commands.assemble import assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
-    from finetune.commands.train import quiet_lightning, say
+    from finetune.commands.train import decide, quiet_lightning, say
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
     parts = assemble(config, say)
@@ -125,7 +125,7 @@ def task(config: Config, *, options: Options) -> int:
             data=parts.data,
             phase=phase,
             seed=config.seed,
-            make_trainer=trainer_factory(config, folder),
+            make_trainer=trainer_factory(config, folder, precision=decide(config, parts)[0].name),
             make_optimizer=optimizer_factory,
             make_loss=loss_of(config, parts.source),
             lowest=options.lowest,

@@ -18,17 +18,20 @@ def run(argv: Sequence[str]) -> int:
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
     from finetune.commands.assemble import assemble, imbalance
+    from finetune.commands.train import decide
 
     parts = assemble(config, print)
 
     from finetune.training.plan import build_plan, plan_table
 
+    precision, caches = decide(config, parts)
     index = parts.source.index
     images = ", ".join(f"{n} {split}" for split, n in index.images().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in imbalance(config).items()))
+    print(f"precision: {precision.name} ({precision.why})")
     print()
-    print(plan_table(build_plan(parts.classifier, parts.phases, parts.data)))
+    print(plan_table(build_plan(parts.classifier, parts.phases, parts.data, caches=caches)))
     return 0

@@ -26,6 +26,8 @@ from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
     from finetune.data.sources import Source
+    from finetune.training.cache_choice import CacheChoice
+    from finetune.training.precision import Precision
     from finetune.training.run import RunResult
 
 ABOUT = """\
@@ -65,16 +67,35 @@ def train(config: Config) -> "RunResult":
     from finetune.training.record import begin_run
 
     if is_first_process():
+        precision, caches = decide(config, parts)
         begin_run(
             run_dir,
             config=to_plain(config),
             config_yaml=to_yaml(config),
             model=parts.classifier.describe(),
             index=parts.source.index,
-            plan=build_plan(parts.classifier, parts.phases, parts.data),
+            plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
+            decided={"precision": precision.name, "caches": [choice.to_plain() for choice in caches]},
         )
+        say(f"precision: {precision.name} ({precision.why})")
     say(f"run: {run_dir}")
     return execute(config, parts, run_dir)
+
+
+def decide(config: Config, parts: Parts) -> "tuple[Precision, list[CacheChoice]]":
+    """What is left to be decided once the network is there: the precision, and which phases train on a cache."""
+    from finetune.training.cache_choice import choose_caches
+    from finetune.training.precision import choose_precision
+
+    precision = choose_precision(
+        str(config.trainer.get("precision", "auto")),
+        parts.classifier,
+        accelerator=str(config.trainer.get("accelerator", "auto")),
+    )
+    caches = choose_caches(
+        parts.classifier, parts.phases, parts.data, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
+    )
+    return precision, caches
 
 
 def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
@@ -82,8 +103,11 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
+    from finetune.training.cache_choice import CacheChoice
+    from finetune.training.record import wait_for_record
     from finetune.training.run import Run
 
+    decided = wait_for_record(run_dir)["decided"]
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
@@ -91,7 +115,7 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
             schedule=parts.phases,
             run_dir=run_dir,
             seed=config.seed,
-            make_trainer=trainer_factory(config, run_dir),
+            make_trainer=trainer_factory(config, run_dir, precision=decided["precision"]),
             make_optimizer=optimizer_factory,
             make_loss=loss_of(config, parts.source),
             monitor=config.monitor,
@@ -108,7 +132,10 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
                 },
                 "schedule": config.schedule.name,
                 "imbalance": imbalance(config),
+                "precision": decided["precision"],
             },
+            caches=[CacheChoice(**choice) for choice in decided["caches"]],
+            cache_limit_bytes=int(config.cache.max_gb * 1e9),
         ).execute()
     test = result.results["test"]
     say(f"\n{result_table(result.results)}\n")

@@ -1,8 +1,9 @@
 """Batches for the Trainer: a source, a view, and the order of one phase."""
 
 import os
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.sampling import BatchKey, EvalBatches, Rows, TrainBatches, key
+from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, key, views_of
 from finetune.data.sources import Source
 from finetune.data.transforms import View, eval_view, train_view
 from finetune.errors import UserError
@@ -30,39 +31,105 @@ class Position(NamedTuple):
 class Batch(NamedTuple):
     """What a training or evaluation step is handed."""
 
-    images: torch.Tensor  # uint8 (B, C, H, W)
+    # uint8 (B, C, H, W); or, of a phase that trains on cached activations, those (B, ...)
+    images: torch.Tensor
     targets: torch.Tensor  # int64 (B,)
     rows: torch.Tensor  # int64 (B,), places in the index
     # plain numbers, not tensors: reading them must not wait for a device
     position: Position
 
 
+class Activations(Protocol):
+    """What the frozen part of a network makes of the views of a phase, computed beforehand."""
+
+    def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Compute what is missing; called on every process of the run, inside the fit.
+
+        Args:
+            device: Where to.
+            context: Makes the context of the run's precision.
+        """
+        ...
+
+    def train(self, views: Rows, rows: Rows) -> torch.Tensor:
+        """Activations (B, ...) of rows of the index, each of one of its training views."""
+        ...
+
+    def val(self, rows: Rows) -> torch.Tensor:
+        """Activations (B, ...) of the evaluation view of validation rows."""
+        ...
+
+
 class ViewDataset(Dataset[Batch]):
-    """One view of the images of a source; a view is a pure function of (seed, phase, epoch, row).
+    """One view of the images of a source; a view is a pure function of (seed, phase, its number, row).
 
     Args:
         source: Where images come from.
         view: Makes an image of the source into one of the input's size.
         seed: Seed of the run.
         phase: Name of the phase; None for views that draw nothing.
+        views: Views of each image that the epochs draw from; None takes a new one every epoch.
     """
 
-    def __init__(self, *, source: Source, view: View, seed: int = 0, phase: str | None = None) -> None:
-        self._source, self._view, self._seed, self._phase = source, view, seed, phase
+    def __init__(
+        self, *, source: Source, view: View, seed: int = 0, phase: str | None = None, views: int | None = None
+    ) -> None:
+        self._source, self._view, self._seed, self._phase, self._views = source, view, seed, phase, views
 
     def __getitems__(self, batch: BatchKey) -> Batch:
         """One whole batch; the name is the one that torch's map-style fetcher looks for."""
         before = torch.get_rng_state()
         images = []
-        for row in batch.rows.tolist():
+        numbers = views_of(
+            batch.rows, epoch=batch.epoch, views=self._views, seed=self._seed, phase=self._phase or ""
+        ).tolist()
+        for row, number in zip(batch.rows.tolist(), numbers, strict=True):
             # a photograph much larger than the view needs is decoded smaller
             image = self._source.read(row, at_least=self._view.at_least)
             if self._phase is not None:
-                torch.default_generator.manual_seed(key(self._seed, "view", self._phase, batch.epoch, row))
+                torch.default_generator.manual_seed(key(self._seed, "view", self._phase, number, row))
             images.append(self._view(image))
         torch.set_rng_state(before)
         return Batch(
             images=torch.stack(images),
+            targets=torch.from_numpy(self._source.index.targets[batch.rows]),
+            rows=torch.from_numpy(batch.rows),
+            position=Position(batch.epoch, batch.step, batch.global_size, batch.world),
+        )
+
+
+class ActivationDataset(Dataset[Batch]):
+    """Cached activations in place of images.
+
+    Args:
+        source: For targets.
+        activations: Where they are.
+        seed: Seed of the run.
+        phase: Name of the phase; None reads validation rows.
+        views: As in :class:`ViewDataset`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        activations: Activations,
+        seed: int = 0,
+        phase: str | None = None,
+        views: int | None = None,
+    ) -> None:
+        self._source, self._activations = source, activations
+        self._seed, self._phase, self._views = seed, phase, views
+
+    def __getitems__(self, batch: BatchKey) -> Batch:
+        """One whole batch."""
+        if self._phase is None:
+            images = self._activations.val(batch.rows)
+        else:
+            numbers = views_of(batch.rows, epoch=batch.epoch, views=self._views, seed=self._seed, phase=self._phase)
+            images = self._activations.train(numbers, batch.rows)
+        return Batch(
+            images=images,
             targets=torch.from_numpy(self._source.index.targets[batch.rows]),
             rows=torch.from_numpy(batch.rows),
             position=Position(batch.epoch, batch.step, batch.global_size, batch.world),
@@ -113,9 +180,34 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = default_workers(in_memory=in_memory) if num_workers is None else num_workers
         self.begin_phase(name="train", batch_size=batch_size, augment=augment)
 
-    def begin_phase(self, *, name: str, batch_size: int, augment: str) -> None:
-        """What the training batches of the phase about to start look like."""
+    def begin_phase(
+        self,
+        *,
+        name: str,
+        batch_size: int,
+        augment: str,
+        views: int | None = None,
+        activations: Activations | None = None,
+    ) -> None:
+        """What the training batches of the phase about to start look like.
+
+        Args:
+            name: Of the phase.
+            batch_size: Images in a batch over all devices.
+            augment: Training view.
+            views: Views of each image that the epochs draw from; None takes a new one every epoch.
+            activations: Hand these over in place of images, in training and validation.
+        """
         self._phase, self._batch_size, self._augment = name, batch_size, augment
+        self._views, self._activations = views, activations
+
+    def setup(self, stage: str) -> None:
+        """Compute what the phase trains on; on every process, so that they share the work."""
+        if stage == "fit" and self._activations is not None:
+            assert self.trainer is not None
+            self._activations.prepare(
+                device=self.trainer.strategy.root_device, context=self.trainer.precision_plugin.forward_context
+            )
 
     def batches_per_epoch(self, batch_size: int) -> int:
         """Training batches in an epoch."""
@@ -144,8 +236,38 @@ class ImageDataModule(pl.LightningDataModule):
             # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
             batches.start_at(*divmod(done, len(batches)))
+        if self._activations is not None:
+            stored = ActivationDataset(
+                source=self.source,
+                activations=self._activations,
+                seed=self.seed,
+                phase=self._phase,
+                views=self._views,
+            )
+            # nothing is left for workers to do
+            return self._loader(stored, batches, num_workers=0)
         view = train_view(self.spec, augment=self._augment)
-        return self._loader(ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase), batches)
+        images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
+        return self._loader(images, batches)
+
+    def views_dataloader(
+        self, chunks: Iterable[tuple[int, Rows]], *, augment: str, phase: str, view: int
+    ) -> DataLoader[Batch]:
+        """One view of the rows of each chunk, in this process; a batch's ``position.step`` is the chunk's number.
+
+        Args:
+            chunks: Number and rows of each; asked for one after the other.
+            augment: Training view, ``none`` for the evaluation view.
+            phase: Name of the phase.
+            view: Number of the view.
+        """
+        view_dataset = ViewDataset(
+            source=self.source,
+            view=train_view(self.spec, augment=augment),
+            seed=self.seed,
+            phase=None if augment == "none" else phase,
+        )
+        return self._loader(view_dataset, ChunkBatches(chunks, epoch=view), persistent=False)
 
     def check_processes(self, world: int, batch_sizes: Iterable[int]) -> None:
         """Hold that each of several processes has something to do, before any is started.
@@ -185,18 +307,32 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split."""
-        return self.eval_dataloader("val")
+        if self._activations is None:
+            return self.eval_dataloader("val")
+        rank, world = self._placement()
+        batches = EvalBatches(rows=self.source.index.rows("val")[rank::world], batch_size=self._eval_batch_size)
+        return self._loader(
+            ActivationDataset(source=self.source, activations=self._activations), batches, num_workers=0
+        )
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split."""
         return self.eval_dataloader("test")
 
-    def _loader(self, dataset: ViewDataset, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
+    def _loader(
+        self,
+        dataset: ViewDataset | ActivationDataset,
+        batches: TrainBatches | EvalBatches | ChunkBatches,
+        *,
+        num_workers: int | None = None,
+        persistent: bool = True,
+    ) -> DataLoader[Batch]:
+        workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type] # it yields one key a batch, which __getitems__ takes whole
             collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0 and persistent,
             pin_memory=torch.cuda.is_available(),
         )

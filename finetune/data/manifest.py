@@ -123,10 +123,15 @@ def write_manifest(index: Index, path: Path) -> None:
 
 def write_skipped(index: Index, path: Path) -> None:
     """Write the files that were left out, with the reasons."""
+    write_left_out(index.skipped, path)
+
+
+def write_left_out(files: Iterable[tuple[str, str]], path: Path) -> None:
+    """Write path and reason of files as a table."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
-        writer.writerows(index.skipped)
+        writer.writerows(files)
 
 
 def _label(index: Index, row: int) -> str:

@@ -6,7 +6,7 @@ changes between versions (NEP 19), which it does not promise for ``Generator.per
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +55,29 @@ def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Ro
     points = uniform(len(rows), *parts).astype(np.float64) / 2.0**64 * edges[-1]
     chosen: Rows = rows[np.minimum(np.searchsorted(edges, points, side="right"), len(rows) - 1)]
     return chosen
+
+
+def views_of(rows: Rows, *, epoch: int, views: int | None, seed: int, phase: str) -> Rows:
+    """Which view of each image an epoch looks at, where a phase draws from a pool of views.
+
+    The first ``views`` epochs take one view after the other, so that a pool as large as the number of epochs is no
+    restriction at all; later ones draw from the pool, each image by itself.
+
+    Args:
+        rows: Rows of the index.
+        epoch: Of the phase, from 0.
+        views: Size of the pool; None has no end.
+        seed: Of the run.
+        phase: Name of the phase.
+
+    >>> views_of(np.arange(4), epoch=1, views=2, seed=0, phase="head").tolist()
+    [1, 1, 1, 1]
+    >>> sorted(set(views_of(np.arange(40), epoch=2, views=2, seed=0, phase="head").tolist()))
+    [0, 1]
+    """
+    if views is None or epoch < views:
+        return np.full(len(rows), epoch, np.int64)
+    return np.array([key(seed, "pool", phase, epoch, int(row)) % views for row in rows], np.int64)
 
 
 class BatchKey(NamedTuple):
@@ -127,6 +150,22 @@ class TrainBatches(Sampler[BatchKey]):
         for step in range(first, self._count):
             batch = batches[step]
             yield BatchKey(epoch, step, batch[self._rank :: self._world], len(batch), self._world)
+
+
+class ChunkBatches(Sampler[BatchKey]):
+    """Batches that are made up while they are asked for, each under its own number.
+
+    Args:
+        chunks: Number and rows of each; taken one after the other, once.
+        epoch: The view of the images.
+    """
+
+    def __init__(self, chunks: Iterable[tuple[int, Rows]], *, epoch: int = 0) -> None:
+        self._chunks, self._epoch = chunks, epoch
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        for number, rows in self._chunks:
+            yield BatchKey(self._epoch, number, rows, len(rows), 1)
 
 
 class EvalBatches(Sampler[BatchKey]):

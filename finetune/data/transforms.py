@@ -14,6 +14,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name that torchvision's own pages use)
 
+from finetune.data.pillow_resize import pillow_resize
+from finetune.data.window_resize import resize_window
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
@@ -61,7 +63,7 @@ _CROPS = {
 # pixels of the smallest crop's side for each pixel of the view's
 _SHARPNESS = 0.75
 
-# a resized image longer than this many crops is cut before it is resized: only its middle is looked at
+# of an image that would be longer than this many crops when resized, only the crop is computed
 _LONGEST = 8
 
 
@@ -111,7 +113,10 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
 
 @dataclass(frozen=True)
 class EvalView:
-    """Resize so that the image covers ``size / crop_pct``, then cut out the centre (or squash both sides)."""
+    """Resize so that the image covers ``size / crop_pct``, then cut out the centre (or squash both sides).
+
+    Levels, sizes and offsets are those of timm's evaluation transform on a Pillow image, which are torchvision's too.
+    """
 
     spec: InputSpec
 
@@ -128,28 +133,19 @@ class EvalView:
 
     def __call__(self, image: Tensor) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
-        height, width = self.spec.size
+        (height, width), filter_name = self.spec.size, self.spec.interpolation
         if self.spec.crop_mode == "squash":
-            return _resize(image, self.spec.size, self.spec).contiguous()
-        resized = (
-            _resize(image, _cover(image, self._target), self.spec) if not self._long(image) else self._middle(image)
-        )
-        top, left = round((resized.shape[-2] - height) / 2), round((resized.shape[-1] - width) / 2)
-        return resized[:, top : top + height, left : left + width].contiguous()
-
-    def _long(self, image: Tensor) -> bool:
-        height, width = _cover(image, self._target)
-        return height > _LONGEST * self._target[0] or width > _LONGEST * self._target[1]
-
-    def _middle(self, image: Tensor) -> Tensor:
-        """The resized middle of an image so long that all of it, resized, would fill the memory."""
-        height, width = image.shape[-2:]
+            return pillow_resize(image, size=(height, width), interpolation=filter_name).contiguous()
         covered = _cover(image, self._target)
-        keep_height = min(height, math.ceil(height * _LONGEST * self._target[0] / covered[0]))
-        keep_width = min(width, math.ceil(width * _LONGEST * self._target[1] / covered[1]))
-        top, left = (height - keep_height) // 2, (width - keep_width) // 2
-        middle = image[:, top : top + keep_height, left : left + keep_width]
-        return _resize(middle, _cover(middle, self._target), self.spec)
+        top, left = round((covered[0] - height) / 2), round((covered[1] - width) / 2)
+        if max(covered) > _LONGEST * max(self._target):
+            # the whole image, resized, could fill the memory
+            seen = resize_window(
+                image[None], size=covered, corner=(top, left), window=(height, width), interpolation=filter_name
+            )
+            return seen[0].to(torch.uint8).contiguous()
+        resized = pillow_resize(image, size=covered, interpolation=filter_name)
+        return resized[:, top : top + height, left : left + width].contiguous()
 
 
 class TrainView:
@@ -214,11 +210,15 @@ class _GreyRandAugment(v2.RandAugment):  # type: ignore[misc] # as above
 
 
 def _cover(image: Tensor, target: tuple[int, int]) -> tuple[int, int]:
-    """The size with the image's proportions that just covers the target."""
+    """The size with the image's proportions that just covers the target.
+
+    The longer side is cut to a whole number as torchvision does, but for a target that is no square rounded as timm does.
+    """
     height, width = image.shape[-2:]
+    half = 0 if target[0] == target[1] else 1
     if target[0] * width <= target[1] * height:
-        return max(target[0], int(target[1] * height / width)), target[1]
-    return target[0], max(target[1], int(target[0] * width / height))
+        return max(target[0], (2 * target[1] * height + half * width) // (2 * width)), target[1]
+    return target[0], max(target[1], (2 * target[0] * width + half * height) // (2 * height))
 
 
 def _resize(image: Tensor, size: tuple[int, int], spec: InputSpec) -> Tensor:

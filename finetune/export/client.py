@@ -147,9 +147,10 @@ class Torchvision(_Torch):
         resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
         self.transform = v2.Compose(
             [
-                v2.PILToTensor(),
-                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"]), antialias=True),
+                # of the Pillow image, as torchvision's own presets do; a tensor is resized with coarser weights
+                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"])),
                 v2.CenterCrop(self.steps["center_crop"]),
+                v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(self.steps["mean"], self.steps["std"]),
             ]
@@ -169,7 +170,7 @@ class Torchvision(_Torch):
 
 
 class Transformers(_Torch):
-    """``transformers.pipeline("image-classification", model=FOLDER)(file)``."""
+    """``transformers.pipeline("image-classification", model=FOLDER)(file)``; it has timm prepare the image."""
 
     def __init__(self, target: str, options: dict[str, Any]) -> None:
         import torch
@@ -183,8 +184,8 @@ class Transformers(_Torch):
         self.opened_by = f"transformers {transformers.__version__}"
 
     def prepared(self, images_NCHW: Array) -> Array:
-        processor = self.pipe.image_processor
-        images = self.normalise(images_NCHW, processor.image_mean, processor.image_std)
+        config = self.pipe.image_processor.data_config
+        images = self.normalise(images_NCHW, config["mean"], config["std"])
         with self.torch.no_grad():
             return np.asarray(self.pipe.model(self.torch.from_numpy(images)).logits.softmax(1).numpy())
 
@@ -195,7 +196,77 @@ class Transformers(_Torch):
         return np.asarray([shares[name] for name in self.classes])
 
 
+def described(path: str) -> dict[str, Any]:
+    """The JSON entry ``finetune`` in the metadata of a safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads(file.metadata()["finetune"]))
+
+
+class Head:
+    """``safetensors.torch.load_file(FILE)`` and a matrix product: features to logits."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        self.torch, self.weights = torch, load_file(target)
+        entry = described(target)
+        self.kind, self.classes = entry["head"]["name"], entry["classes"]
+        self.opened_by = f"safetensors, torch {torch.__version__}"
+
+    def run(self, features_ND: Array) -> Array:
+        functional, weights, features = self.torch.nn.functional, self.weights, self.torch.from_numpy(features_ND)
+        if self.kind == "cosine":
+            directions = functional.normalize(weights["weight"], dim=1)
+            return np.asarray(weights["scale"] * functional.linear(functional.normalize(features, dim=1), directions))
+        if self.kind == "mlp":
+            features = functional.linear(features, weights["fc1.weight"], weights["fc1.bias"]).relu()
+        return np.asarray(functional.linear(features, weights["fc.weight"], weights["fc.bias"]))
+
+
+class Backbone:
+    """The library's own network with ``load_state_dict(safetensors.torch.load_file(FILE))``: images to features."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        entry = described(target)["backbone"]
+        self.torch = torch
+        source, name, kwargs, channels = entry["source"], entry["name"], entry["kwargs"], options["in_chans"]
+        self.opened_by = f"{source} {__import__(source).__version__}"
+        if source == "timm":
+            self.model: Any = __import__("timm").create_model(name, num_classes=0, in_chans=channels, **kwargs)
+        elif source == "torchvision":
+            import torchvision
+
+            self.model = torchvision.models.get_model(name, **kwargs)
+            self.model.fc = torch.nn.Identity()
+            first = self.model.conv1
+            if first.in_channels != channels:
+                kept = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+                self.model.conv1 = torch.nn.Conv2d(channels, first.out_channels, bias=False, **kept)
+        else:
+            import transformers
+
+            config = transformers.ResNetConfig(**{**kwargs, "num_channels": channels})
+            self.model = transformers.ResNetModel(config)
+        self.model.load_state_dict(load_file(target))
+        self.model.eval()
+
+    def run(self, images_NSHW: Array) -> Array:
+        with self.torch.no_grad():
+            found = self.model(self.torch.from_numpy(images_NSHW))
+        return np.asarray(found if isinstance(found, self.torch.Tensor) else found.pooler_output.flatten(1))
+
+
 CLIENTS: dict[str, Any] = {
+    "head": Head,
+    "backbone": Backbone,
     "onnx": Onnx,
     "torch_export": TorchExport,
     "timm": Timm,
@@ -207,6 +278,12 @@ CLIENTS: dict[str, Any] = {
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Probabilities of one export for the same pixels and for files; both go to the file ``answers``."""
     client = CLIENTS[job["format"]](job["target"], job)
+    if isinstance(client, (Head, Backbone)):
+        given = np.load(job["given"])
+        np.savez(
+            job["answers"], answers=np.concatenate([client.run(given[at : at + 16]) for at in range(0, len(given), 16)])
+        )
+        return {"opened_by": client.opened_by, "classes": list(client.classes)}
     from_files = np.stack([client.file(path) for path in job["files"]])
     if isinstance(client, _Graph):
         # where Pillow decodes to the very pixels that the trained model saw, the file's answer is also that of the pixels

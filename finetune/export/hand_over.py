@@ -10,18 +10,26 @@ from typing import Any
 
 from finetune.atomic import write_json, write_text
 from finetune.errors import RunError, UserError
+from finetune.export.image_graph import Layout
 from finetune.export.images import CheckImages
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.models.classifier import Classifier
 
 PARITY = "parity.json"
-FOLDERS = ("timm", "torchvision", "transformers")
+FOLDERS = ("timm", "torchvision", "transformers", "web")
 # format -> what must be installed, and the extra that brings it
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "transformers": (("transformers",), "transformers"),
+    "web": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
 }
-_FILE_NAMES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+_FULL = "full.onnx"
+_FILE_NAMES = {
+    "onnx": "model.onnx",
+    "torch_export": "model.pt2",
+    "head": "head.safetensors",
+    "backbone": "backbone.safetensors",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +37,14 @@ class Wanted:
     """What to export.
 
     Args:
-        form: ``onnx``, ``torch_export``, ``timm``, ``torchvision`` or ``transformers``.
+        form: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers`` or ``web``.
         precision: ``fp32``; for ONNX also ``fp16`` and ``int8``.
         layout: Of the pixels that ONNX and torch_export take.
     """
 
     form: str
     precision: str = "fp32"
-    layout: str = "nhwc"
+    layout: Layout = "nhwc"
 
     def check(self) -> None:
         """Whether the combination exists and its libraries are there.
@@ -64,7 +72,9 @@ class Wanted:
         return name if self.precision == "fp32" else f"{stem}-{self.precision}{dot}{suffix}"
 
 
-def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages) -> dict[str, Any]:
+def hand_over(
+    classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages, *, card: str = ""
+) -> dict[str, Any]:
     """Export, check, and put in place.
 
     Args:
@@ -72,6 +82,7 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
         wanted: What to write.
         target: File or folder; an earlier export there is replaced, anything else refused.
         images: To check on.
+        card: The model card, for a form that shows it.
 
     Returns:
         The parity report, which also lies in ``parity.json`` inside a folder or ``NAME.parity.json`` beside a file.
@@ -91,9 +102,13 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
             made.mkdir(parents=True)
         else:
             work.mkdir()
-        _write(classifier, wanted, made, images)
-        reference = make_reference(classifier, images.files, told=images.told, targets=images.targets)
-        (said,) = ask_clients([(wanted.form, made, reference)])
+        _write(classifier, wanted, made, images, card)
+        reference = make_reference(
+            classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
+        )
+        # of a page the model is opened by ONNX Runtime here, and not by a browser
+        opened = ("onnx", made / "model.onnx") if wanted.form == "web" else (wanted.form, made)
+        (said,) = ask_clients([(*opened, reference)])
         report = compare(wanted.form, said, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
             failed = target.with_name(f"{target.name}.parity.json")
@@ -102,6 +117,11 @@ def hand_over(classifier: Classifier, wanted: Wanted, target: Path, images: Chec
                 f"--format {wanted.form}: the export does not predict what the trained model does, so it was not kept. "
                 f"{'. '.join(report['problems'])}. All figures: {failed}"
             )
+        if wanted.form == "onnx":
+            from finetune.export.speed import measure_speed
+
+            full = {"fp32": work / _FULL} if wanted.precision == "int8" else {}
+            report["speed"] = measure_speed(classifier, {**full, wanted.precision: made}, layout=wanted.layout)
         if wanted.form in FOLDERS:
             write_json(made / PARITY, report)
         _put(made, target)
@@ -129,7 +149,7 @@ def refuse_strangers(wanted: Wanted, target: Path) -> Path:
     return target.with_name(f"{target.name}.parity.json")
 
 
-def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImages) -> None:
+def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImages, card: str) -> None:
     from finetune.export.layouts import export_timm, export_torchvision, export_transformers
     from finetune.report.loading import how_to_load
 
@@ -141,20 +161,31 @@ def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImag
     if wanted.form in layouts:
         layouts[wanted.form](classifier, made)
         write_text(made / "README.md", how_to_load(wanted.form, classifier.input_spec, path="."))
+    elif wanted.form == "web":
+        from finetune.export.web_page import export_web
+
+        export_web(classifier, made, images, card=card)
     elif wanted.form == "torch_export":
         from finetune.export.torch_export import export_torch
 
-        export_torch(classifier, made, layout=wanted.layout)  # type: ignore[arg-type]  # checked by the parser
+        export_torch(classifier, made, layout=wanted.layout, reading=images.reading)
     else:
         from finetune.export.onnx import export_onnx
 
-        full = made.with_name("fp32.onnx") if wanted.precision == "int8" else made
-        export_onnx(classifier, full, layout=wanted.layout, half=wanted.precision == "fp16")  # type: ignore[arg-type]
+        full = made.with_name(_FULL) if wanted.precision == "int8" else made
+        export_onnx(classifier, full, layout=wanted.layout, half=wanted.precision == "fp16", reading=images.reading)
         if wanted.precision == "int8":
             from finetune.export.quantise import quantise_onnx
 
             channels = classifier.input_spec.channels
-            quantise_onnx(full, made, files=images.calibration, channels=channels, layout=wanted.layout)
+            quantise_onnx(
+                full,
+                made,
+                files=images.calibration,
+                channels=channels,
+                layout=wanted.layout,
+                reading=images.reading,
+            )
 
 
 def _put(made: Path, target: Path) -> None:

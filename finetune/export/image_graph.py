@@ -9,17 +9,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from finetune.export.resize import nearest_like_evaluation, resize_like_evaluation
+from finetune.data.window_resize import Side, resize_window
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 
 # B = batch, C = channels of the user's image, H/W = image height/width, K = classes
 
 Layout = Literal["nhwc", "nchw"]
-# a number of pixels, or a symbol for one while a graph is traced
-Side = int | torch.SymInt
-# as finetune.data.transforms has it: how many times the target's side an image may have after the resize
-LONGEST = 8
 LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
@@ -55,40 +51,23 @@ class ImageGraph(nn.Module):
 def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
     """The evaluation view of uint8 images as float on the scale 0 to 255, without a branch on their size."""
     height, width = spec.size
-    if spec.crop_mode == "squash":
-        return _resized(images_BCHW, height, width, spec)
-    # the rounding of finetune.data.transforms, which is timm's and torchvision's
-    target_height, target_width = int(height / spec.crop_pct), int(width / spec.crop_pct)
-    images_BCHW = _middle(images_BCHW, target_height, target_width)
-    new_height, new_width = _cover(images_BCHW, target_height, target_width)
-    resized_BCHW = _resized(images_BCHW, new_height, new_width, spec)
-    top, left = _half_to_even(new_height - height), _half_to_even(new_width - width)
-    return resized_BCHW[:, :, top : top + height, left : left + width]
+    size: tuple[Side, Side] = spec.size
+    if spec.crop_mode == "center":
+        # the rounding of finetune.data.transforms, which is timm's and torchvision's
+        size = _cover(images_BCHW, int(height / spec.crop_pct), int(width / spec.crop_pct))
+    corner = _half_to_even(size[0] - height), _half_to_even(size[1] - width)
+    return resize_window(
+        images_BCHW, size=size, corner=corner, window=spec.size, interpolation=spec.interpolation
+    ).float()
 
 
 def _cover(images_BCHW: Tensor, target_height: int, target_width: int) -> tuple[Side, Side]:
     """The size with the image's proportions that just covers the target."""
     height, width = images_BCHW.shape[-2:]
+    half = 0 if target_height == target_width else 1
     # of the two sides one is exactly the target and the other at least that: taking the larger needs no branch
-    new_height = torch.sym_max(target_height, target_width * height // width)
-    return new_height, torch.sym_max(target_width, target_height * width // height)
-
-
-def _middle(images_BCHW: Tensor, target_height: int, target_width: int) -> Tensor:
-    """The middle of an image so long that all of it, resized, would fill the memory; any other image whole."""
-    height, width = images_BCHW.shape[-2:]
-    new_height, new_width = _cover(images_BCHW, target_height, target_width)
-    # rounded up by adding the divisor less one
-    keep_height = torch.sym_min(height, (height * LONGEST * target_height + new_height - 1) // new_height)
-    keep_width = torch.sym_min(width, (width * LONGEST * target_width + new_width - 1) // new_width)
-    top, left = (height - keep_height) // 2, (width - keep_width) // 2
-    return images_BCHW[:, :, top : top + keep_height, left : left + keep_width]
-
-
-def _resized(images_BCHW: Tensor, height: Side, width: Side, spec: InputSpec) -> Tensor:
-    if spec.interpolation == "nearest":
-        return nearest_like_evaluation(images_BCHW, height=height, width=width).float()
-    return resize_like_evaluation(images_BCHW, height=height, width=width, interpolation=spec.interpolation).float()
+    new_height = torch.sym_max(target_height, (2 * target_width * height + half * width) // (2 * width))
+    return new_height, torch.sym_max(target_width, (2 * target_height * width + half * height) // (2 * height))
 
 
 def _half_to_even(margin: Side) -> Side:

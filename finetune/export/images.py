@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,12 +22,14 @@ class CheckImages:
         told: Where they come from.
         targets: Position of the true class for each, or None where it is not known.
         calibration: To take the ranges of activations from.
+        reading: ``max_pixels`` and ``high_depth`` by which the run reads files; empty for the defaults.
     """
 
     files: list[str]
     told: str
     targets: list[int] | None = None
     calibration: list[str] = field(default_factory=list)
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 def images_of_source(

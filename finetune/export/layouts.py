@@ -22,6 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
 
 WEIGHTS = "model.safetensors"
+WITHOUT_TIMM = "without_timm"
 # name -> blocks a stage, basic or bottleneck: He et al. 2015, the networks that all three libraries lay out alike
 RESNETS: dict[str, tuple[tuple[int, ...], str]] = {
     "resnet18": ((2, 2, 2, 2), "basic"),
@@ -61,13 +62,8 @@ def export_timm(classifier: Classifier, folder: Path) -> None:
             **({"model_args": arguments} if arguments else {}),
             "pretrained_cfg": {
                 "custom_load": False,
-                "input_size": [PRETRAINED_CHANNELS, *spec.size],
                 "fixed_input_size": net.fixed_size,
-                "interpolation": spec.interpolation,
-                "crop_pct": spec.crop_pct,
-                "crop_mode": spec.crop_mode,
-                "mean": list(spec.mean),
-                "std": list(spec.std),
+                **_timm_preparation(spec),
                 "num_classes": len(classifier.classes),
                 "pool_size": None,
                 "first_conv": net.first_convs[0] if len(net.first_convs) == 1 else list(net.first_convs),
@@ -82,14 +78,17 @@ def export_torchvision(classifier: Classifier, folder: Path) -> None:
     """A folder with a state dict for ``torchvision.models.NAME(num_classes=K).load_state_dict`` and its classes.
 
     Raises:
-        UserError: torchvision has no such network, or the layout cannot hold its head or stem.
+        UserError: torchvision has no such network, or the layout cannot hold its head, stem or crop.
     """
     name = _plain_resnet(classifier)
     if name is None and classifier.backbone.source == "torchvision" and not classifier.backbone.kwargs:
         name = classifier.backbone.name
     if name is None:
         raise _no_layout("torchvision", f"torchvision's layout of {classifier.backbone.name!r} is another one")
-    state, spec = _with_linear_head(classifier, "torchvision"), classifier.input_spec
+    spec = classifier.input_spec
+    if spec.crop_mode == "center" and spec.size[0] != spec.size[1]:
+        raise _no_layout("torchvision", f"its Resize cannot cover a crop of {spec.size[0]} x {spec.size[1]} pixels")
+    state = _with_linear_head(classifier, "torchvision")
     _save(_renamed_head(state, "fc"), folder)
     write_json(
         folder / "classes.json",
@@ -110,10 +109,14 @@ def export_torchvision(classifier: Classifier, folder: Path) -> None:
 
 
 def export_transformers(classifier: Classifier, folder: Path) -> None:
-    """A folder for ``transformers.pipeline("image-classification", model=FOLDER)``.
+    """A folder for ``transformers.pipeline("image-classification", model=FOLDER)``, which prepares images by timm.
+
+    transformers' own processors resize with other filter weights and round half a pixel of the crop down, where timm,
+    torchvision and evaluation round it to even: a quarter of all images would be cut one pixel beside. Its processor
+    ``TimmWrapperImageProcessor`` runs timm's transform. A processor that does without timm lies in ``without_timm/``.
 
     Raises:
-        UserError: The network is not one of the plain ResNets, or the layout cannot hold its head, stem or crop.
+        UserError: The network is not one of the plain ResNets, or the layout cannot hold its head or stem.
     """
     name, spec, own = _plain_resnet(classifier), classifier.input_spec, classifier.backbone.source == "transformers"
     if name is None and not own:
@@ -121,8 +124,6 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
             "transformers",
             f"its ResNet family holds {', '.join(RESNETS)}, and this network is {classifier.backbone.name!r}",
         )
-    if spec.crop_mode == "center" and spec.size[0] != spec.size[1]:
-        raise _no_layout("transformers", f"its processor cannot cover a crop of {spec.size[0]} x {spec.size[1]} pixels")
     state = _with_linear_head(classifier, "transformers")
     if own:
         architecture = dict(classifier.backbone.kwargs)
@@ -143,46 +144,48 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
             "label2id": {name: int(number) for number, name in names.items()},
             "problem_type": "single_label_classification",
             "dtype": "float32",
+            "image_processor_type": "TimmWrapperImageProcessor",
+            "architecture": name or classifier.backbone.name,
+            "pretrained_cfg": _timm_preparation(spec),
             KEY: provenance(classifier),
         },
     )
-    height, width = spec.size
-    covers = spec.crop_mode == "center"
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "BitImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": _resize_sides(spec.size, spec.crop_pct)[0]}
-            if covers
-            else {"height": height, "width": width},
-            "resample": _PILLOW_FILTERS[spec.interpolation],
-            "do_center_crop": covers,
-            "crop_size": {"height": height, "width": width},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(spec.mean),
-            "image_std": list(spec.std),
-        },
-    )
+    if spec.crop_mode == "squash" or spec.size[0] == spec.size[1]:
+        (folder / WITHOUT_TIMM).mkdir(exist_ok=True)
+        write_json(folder / WITHOUT_TIMM / "preprocessor_config.json", _bit_preparation(spec))
 
 
-def crops_otherwise(spec: InputSpec, height: int, width: int) -> bool:
-    """Whether transformers cuts the centre of an image one pixel beside where timm, torchvision and evaluation cut it.
+def _timm_preparation(spec: InputSpec) -> dict[str, Any]:
+    """The part of a ``pretrained_cfg`` that timm makes its evaluation transform of."""
+    return {
+        "input_size": [PRETRAINED_CHANNELS, *spec.size],
+        "interpolation": spec.interpolation,
+        # timm would resize to the size over crop_pct and crop also where both sides are squashed
+        "crop_pct": spec.crop_pct if spec.crop_mode == "center" else 1.0,
+        "crop_mode": spec.crop_mode,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
 
-    Where the margin is odd those round its half to even, transformers 5 always down.
 
-    >>> crops_otherwise(InputSpec(size=(64, 64)), 92, 95)
-    True
-    """
-    if spec.crop_mode != "center":
-        return False
-    target = _resize_sides(spec.size, spec.crop_pct)
-    longer = max(target[1], target[0] * width // height), max(target[0], target[1] * height // width)
-    margins = longer[0] - spec.size[1], longer[1] - spec.size[0]
-    return any(round(margin / 2) != margin // 2 for margin in margins)
+def _bit_preparation(spec: InputSpec) -> dict[str, Any]:
+    """A processor of transformers' own; it cuts a quarter of all images one pixel beside, see export_transformers."""
+    (height, width), covers = spec.size, spec.crop_mode == "center"
+    shortest = {"shortest_edge": _resize_sides(spec.size, spec.crop_pct)[0]}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": shortest if covers else {"height": height, "width": width},
+        "resample": _PILLOW_FILTERS[spec.interpolation],
+        "do_center_crop": covers,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
 
 
 def colour_stem(classifier: Classifier, conv: str) -> Tensor:

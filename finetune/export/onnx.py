@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ INPUT, OUTPUT = "images", "probabilities"
 LARGEST_FILE = 2**31 - 1
 
 
-def export_onnx(classifier: Classifier, path: Path, *, layout: Layout = "nhwc", half: bool = False) -> None:
+def export_onnx(
+    classifier: Classifier,
+    path: Path,
+    *,
+    layout: Layout = "nhwc",
+    half: bool = False,
+    program: torch.export.ExportedProgram | None = None,
+    reading: Mapping[str, Any] | None = None,
+) -> None:
     """Write one ``.onnx`` file; batch, height and width are free.
 
     Args:
@@ -27,6 +35,8 @@ def export_onnx(classifier: Classifier, path: Path, *, layout: Layout = "nhwc", 
         path: The file.
         layout: Of the input.
         half: Weights and network in half precision.
+        program: What :func:`traced` gives for these, where it is there already.
+        reading: How the run reads files, for whoever predicts with the export.
 
     Raises:
         UserError: The weights do not fit into one file.
@@ -38,20 +48,20 @@ def export_onnx(classifier: Classifier, path: Path, *, layout: Layout = "nhwc", 
             "Use --format torch_export."
         )
     with quiet_exporter():
-        program = torch.onnx.export(
+        written = torch.onnx.export(
             # traced here: the ONNX exporter's own tracing defers every check on a size, and spends a minute on it
-            traced(classifier, layout=layout, half=half),
+            program or traced(classifier, layout=layout, half=half),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=(free_dimensions(layout),),  # already traced: only the names are taken from it
             verbose=False,
         )
-    assert program is not None
-    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32")
-    program.model.metadata_props[KEY] = as_text(described)
-    program.model.metadata_props["classes"] = as_text(described["classes"])
-    program.save(path, external_data=False)
+    assert written is not None
+    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", reading=reading)
+    written.model.metadata_props[KEY] = as_text(described)
+    written.model.metadata_props["classes"] = as_text(described["classes"])
+    written.save(path, external_data=False)
 
 
 @torch.no_grad()

@@ -1,9 +1,62 @@
-"""A trained head alone, and a trained backbone alone, as safetensors files."""
+"""A trained head alone, and a trained backbone alone, as safetensors files, checked before they are handed over.
 
+Each is opened by plain PyTorch (a backbone by the library that its network comes from) in a fresh process where this package
+cannot be imported, and does its half of the work on real images; the probabilities are those of the whole model.
+"""
+
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+
+from finetune.atomic import write_json
+from finetune.errors import RunError
+from finetune.export.images import CheckImages
+from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
 from finetune.models.classifier import Classifier
 from finetune.models.weights import save_backbone, save_head, state_hash
+
+PARTS = ("head", "backbone")
+
+
+def hand_over_part(classifier: Classifier, form: str, target: Path, images: CheckImages) -> dict[str, Any]:
+    """Write a part beside its target, check it, and put it in its place.
+
+    Args:
+        classifier: In evaluation mode.
+        form: ``head`` or ``backbone``.
+        target: A ``.safetensors`` file.
+        images: To check on.
+
+    Returns:
+        The parity report, which also lies in ``NAME.parity.json`` beside the file.
+
+    Raises:
+        RunError: The part does not compute what it does in the model; it is not left behind, the report is.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    report_path = target.with_name(f"{target.name}.parity.json")
+    try:
+        made = work / target.name
+        {"head": export_head, "backbone": export_backbone}[form](classifier, made)
+        report = check_part(classifier, form, made, images)
+        write_json(report_path, report)
+        if not report["passed"]:
+            raise RunError(
+                f"--format {form}: the file does not compute what it does in the trained model, so it was not kept. "
+                f"{'. '.join(report['problems'])}. All figures: {report_path}"
+            )
+        os.replace(made, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return report
 
 
 def export_head(classifier: Classifier, path: Path) -> None:
@@ -20,3 +73,44 @@ def export_head(classifier: Classifier, path: Path) -> None:
 def export_backbone(classifier: Classifier, path: Path) -> None:
     """The backbone's state dict under the names of the library that it comes from, with its description beside it."""
     save_backbone(path, backbone=classifier.backbone, size=classifier.input_spec.size)
+
+
+@torch.inference_mode()
+def check_part(classifier: Classifier, form: str, path: Path, images: CheckImages) -> dict[str, Any]:
+    """The report on a part: the largest difference of a probability when its own client does its half of the work."""
+    source = classifier.backbone.source
+    report: dict[str, Any] = {"format": form, "precision": "fp32", "images": images.told, "problems": [], "remarks": []}
+    if form == "backbone" and source == "residual":
+        report["remarks"].append("its network is built by finetune alone, so no other client can open it: not compared")
+        return report | {"opened_by": "none", "passed": True}
+    reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
+    pixels = torch.from_numpy(reference.pixels)
+    prepared = torch.cat([classifier.prepare(part) for part in torch.split(pixels, BATCH)])
+    # expand normalises one channel three ways by broadcasting
+    prepared = prepared.expand(-1, _stem_channels(classifier), -1, -1)
+    features = torch.cat([classifier.backbone(part) for part in torch.split(prepared, BATCH)])
+    given = features if form == "head" else prepared
+    with tempfile.TemporaryDirectory() as folder:
+        job = {name: str(Path(folder) / f"{name}.npz") for name in ("answers",)}
+        job |= {"given": str(Path(folder) / "given.npy"), "format": form, "target": str(path.resolve())}
+        np.save(job["given"], given.contiguous().numpy())
+        (said,) = run_client([{**job, "in_chans": prepared.shape[1]}], folder)
+        with np.load(job["answers"]) as arrays:
+            answers = torch.from_numpy(arrays["answers"])
+    logits = answers if form == "head" else classifier.head(answers)
+    ours = classifier.probabilities(classifier.head(features)).numpy()
+    found = difference(ours, classifier.probabilities(logits).numpy())
+    if form == "head" and list(said["classes"]) != list(classifier.classes):
+        report["problems"].append("its class names are not those of the model, or in another order")
+    if found["largest"] > FP32.from_pixels or found["agreement"] < FP32.agreement:
+        report["problems"].append(
+            f"a probability differs by {found['largest']:.1e}, allowed are {FP32.from_pixels:.0e}; the first class "
+            f"agrees in {found['agreement']:.1%}"
+        )
+    report |= {"opened_by": said["opened_by"], "from_pixels": found, "passed": not report["problems"]}
+    return report
+
+
+def _stem_channels(classifier: Classifier) -> int:
+    conv = classifier.backbone.net.get_submodule(classifier.backbone.first_convs[0])
+    return int(conv.in_channels)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor

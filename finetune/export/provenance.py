@@ -1,6 +1,7 @@
 """What travels inside or beside every export, so that a stranger can use it and trace where it came from."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.export.image_graph import Layout
@@ -13,13 +14,20 @@ FORMAT = 1
 KEY = "finetune"
 
 
-def provenance(classifier: Classifier, *, layout: Layout | None = None, precision: str = "fp32") -> dict[str, Any]:
+def provenance(
+    classifier: Classifier,
+    *,
+    layout: Layout | None = None,
+    precision: str = "fp32",
+    reading: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Plain JSON values.
 
     Args:
         classifier: The trained network.
         layout: Of the raw pixels that the export takes; None where it takes prepared images.
         precision: ``fp32``, ``fp16`` or ``int8``.
+        reading: ``max_pixels`` and ``high_depth`` by which the run reads files, where they are known.
     """
     spec = classifier.input_spec
     described: dict[str, Any] = {
@@ -32,6 +40,8 @@ def provenance(classifier: Classifier, *, layout: Layout | None = None, precisio
         "weights_hash": state_hash(classifier),
         "versions": versions(),
     }
+    if reading:
+        described["reading"] = dict(reading)
     if layout is not None:
         channels = str(spec.channels)
         described["pixels"] = {

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ QUANTISED = ["Conv", "Gemm", "MatMul"]
 CALIBRATION_IMAGES = 128
 
 
-def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels: int, layout: str) -> None:
+def quantise_onnx(
+    source: Path,
+    target: Path,
+    *,
+    files: Sequence[str],
+    channels: int,
+    layout: str,
+    reading: Mapping[str, Any] | None = None,
+) -> None:
     """Write an int8 version of an fp32 ONNX file of ours.
 
     Args:
@@ -27,6 +35,7 @@ def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels:
         files: Images that the ranges of the activations are taken from.
         channels: Of the images.
         layout: ``nhwc`` or ``nchw``, of the model's input.
+        reading: How the run reads files.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -38,7 +47,7 @@ def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels:
         quantize_static(
             str(source),
             str(target),
-            _Images(files, channels=channels, layout=layout),
+            _Images(files, channels=channels, layout=layout, reading=reading or {}),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=QUANTISED,
@@ -58,14 +67,16 @@ def quantise_onnx(source: Path, target: Path, *, files: Sequence[str], channels:
 class _Images:
     """Raw pixels of image files, one after another, as ONNX Runtime's calibration asks for them."""
 
-    def __init__(self, files: Sequence[str], *, channels: int, layout: str) -> None:
-        self.images = self._read(files[:CALIBRATION_IMAGES], channels, layout)
+    def __init__(self, files: Sequence[str], *, channels: int, layout: str, reading: Mapping[str, Any]) -> None:
+        self.images = self._read(files[:CALIBRATION_IMAGES], channels, layout, reading)
 
     @staticmethod
-    def _read(files: Sequence[str], channels: int, layout: str) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
+    def _read(
+        files: Sequence[str], channels: int, layout: str, reading: Mapping[str, Any]
+    ) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
         for file in files:
             try:
-                image_CHW = decode_image(file, channels=channels).numpy()
+                image_CHW = decode_image(file, channels=channels, **reading).numpy()
             except UnreadableImage:
                 continue
             image = image_CHW if layout == "nchw" else image_CHW.transpose(1, 2, 0)

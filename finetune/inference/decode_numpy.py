@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.data.formats import OPENERS, sniff, what_instead
 from finetune.data.jpeg_header import read_jpeg_header
-from finetune.data.pixels import to_pixels
+from finetune.data.pixels import HighDepth, to_pixels
 from finetune.errors import UserError
 
 # as in finetune.data.decode
@@ -31,13 +31,22 @@ class UnreadableFile(UserError):  # noqa: N818 (it names the thing, as the messa
         super().__init__(reason)
 
 
-def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) -> npt.NDArray[np.uint8]:
+def decode_to_numpy(
+    path: str,
+    *,
+    channels: int,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    high_depth: HighDepth = "full",
+) -> npt.NDArray[np.uint8]:
     """Read an image file.
 
     Args:
         path: The file.
         channels: 1 for grey, 3 for colour.
         at_least: A JPEG file may be read at a half, a quarter or an eighth, to no fewer pixels of the shorter side.
+        max_pixels: Larger images are refused before they are decoded.
+        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.pixels`.
 
     Returns:
         uint8 (H, W, channels), upright.
@@ -57,7 +66,7 @@ def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) ->
     if kind is None:
         raise UnreadableFile(what_instead(data))
     try:
-        return _decode(data, kind, channels, at_least)
+        return _decode(data, kind, channels, at_least, max_pixels, high_depth)
     except UnreadableFile:
         raise
     except Exception as error:  # the decoders raise many types on damaged files
@@ -65,22 +74,26 @@ def decode_to_numpy(path: str, *, channels: int, at_least: int | None = None) ->
         raise UnreadableFile(f"It is damaged or cut short: {text}.") from error
 
 
-def _decode(data: bytes, kind: str, channels: int, at_least: int | None) -> npt.NDArray[np.uint8]:
+def _decode(
+    data: bytes, kind: str, channels: int, at_least: int | None, max_pixels: int, high_depth: HighDepth
+) -> npt.NDArray[np.uint8]:
     if kind == "JPEG":
         header = read_jpeg_header(bytearray(data))
         if header is not None and not header.complete and not any(data[-64:]):
             raise UnreadableFile("Its end is filled with zero bytes, as after an interrupted download or copy.")
     with io.BytesIO(data) as file:
         image = OPENERS[kind](file)
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableFile(f"It claims {image.width} x {image.height} pixels, more than {MAX_PIXELS}.")
+        if image.width * image.height > max_pixels:
+            raise UnreadableFile(
+                f"It claims {image.width} x {image.height} pixels, more than data.max_pixels={max_pixels}."
+            )
         if kind == "JPEG":
             smallest = min(image.size)
             scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
             size = (max(1, image.width // scale), max(1, image.height // scale))
             image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
         image.load()
-        pixels = to_pixels(image, channels=channels)
+        pixels = to_pixels(image, channels=channels, high_depth=high_depth)
         swap, down, right = _TURNED.get(_orientation(image), (False, False, False))
     pixels = pixels[..., None] if channels == 1 else pixels
     pixels = pixels.swapaxes(0, 1) if swap else pixels

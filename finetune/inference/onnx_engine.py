@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.pixels import HIGH_DEPTHS
 from finetune.errors import UserError, shortened
-from finetune.inference.decode_numpy import decode_to_numpy
+from finetune.inference.decode_numpy import MAX_PIXELS, decode_to_numpy
 from finetune.input_spec import InputSpec
 
 FORMAT = 1
@@ -52,8 +53,10 @@ class OnnxEngine:
         spec = InputSpec.from_dict(described["input"])
         # as finetune.data.transforms has it: twice the size resized to
         self.at_least = 2 * max(int(side / spec.crop_pct) for side in spec.size)
+        self.reading = described.get("reading", {})
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
+        self.identity |= self.reading
 
     def _described(self, path: Path) -> dict[str, Any]:
         text = self.session.get_modelmeta().custom_metadata_map.get("finetune")
@@ -73,6 +76,10 @@ class OnnxEngine:
             whole = all(isinstance(name, str) for name in classes) and channels in (1, 3)
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
+            # files of before it was written tell nothing, and are read by the defaults
+            reading = described.get("reading", {"max_pixels": MAX_PIXELS, "high_depth": "full"})
+            whole = whole and set(reading) == {"max_pixels", "high_depth"} and reading["high_depth"] in HIGH_DEPTHS
+            whole = whole and type(reading["max_pixels"]) is int and reading["max_pixels"] > 0
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if isinstance(error, UserError):
                 raise
@@ -83,7 +90,7 @@ class OnnxEngine:
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
         """The pixels of a file, uint8 (1, H, W, C) or (1, C, H, W), of its own size."""
-        image_HWC = decode_to_numpy(path, channels=self.channels, at_least=self.at_least)
+        image_HWC = decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading)
         image = image_HWC if self.layout == "nhwc" else image_HWC.transpose(2, 0, 1)
         return np.ascontiguousarray(image)[None]
 

@@ -114,7 +114,8 @@ class Backbone(nn.Module):
         if stage not in self.boundaries:
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
-            return _Whole(self), nn.Identity()
+            # transformers gives a structure, which is taken apart behind the network
+            return _Whole(self) if self.source == "transformers" else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
         parts = [[module for name in names for module in self._steps[name]] for names in self._halves(cut)]

@@ -59,10 +59,10 @@ model.load_state_dict(load_file("{path}/model.safetensors"))
 model.eval()
 steps = described["preprocessing"]
 transform = v2.Compose([
-    v2.PILToTensor(),
     v2.Resize(steps["resize"][:1] if steps["keep_proportions"] else steps["resize"],
-              interpolation=v2.InterpolationMode(steps["interpolation"]), antialias=True),
+              interpolation=v2.InterpolationMode(steps["interpolation"])),
     v2.CenterCrop(steps["center_crop"]),
+    v2.PILToTensor(),  # after the resize: a tensor is resized with coarser weights than a Pillow image
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(steps["mean"], steps["std"]),
 ])
@@ -70,9 +70,10 @@ probabilities = model(transform(image{rgb})[None]).softmax(1)[0]
 print(described["classes"][int(probabilities.argmax())], float(probabilities.max()))
 """,
     "transformers": """\
-import transformers
+import transformers  # needs timm beside it: its transform prepares the images
 {image}
 classify = transformers.pipeline("image-classification", model="{path}")
+# without timm, up to a pixel beside: image_processor="{path}/without_timm"
 print(classify(image))
 """,
 }

@@ -6,14 +6,12 @@ import io
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
 from finetune.data.decode import UnreadableImage
 from finetune.data.reading import Source
-from finetune.data.transforms import eval_view
-from finetune.input_spec import InputSpec
-
-THUMBNAIL_PX = 112
+from finetune.report.thumbnails import SIDE_PX as THUMBNAIL_PX
+from finetune.report.thumbnails import data_url as data_url  # the name under which pages know it
+from finetune.report.thumbnails import thumbnail as small
 
 
 def thumbnail(source: Source, row: int | None) -> str | None:
@@ -24,16 +22,7 @@ def thumbnail(source: Source, row: int | None) -> str | None:
         image = source.read(row, at_least=THUMBNAIL_PX)
     except UnreadableImage:
         return None
-    height, width = image.shape[-2:]
-    scale = min(1.0, THUMBNAIL_PX / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    spec = InputSpec(channels=int(image.shape[0]), size=size, crop_mode="squash")
-    return data_url(eval_view(spec)(image))
-
-
-def data_url(image_CHW: Tensor) -> str:
-    """A ``uint8`` image of one or three channels as a JPEG inside a URL."""
-    return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy())
+    return small(image)
 
 
 def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:

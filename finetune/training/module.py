@@ -50,6 +50,7 @@ class FineTuner(pl.LightningModule):
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
+        boundary: The stage whose cached output the batches hold in place of images; None where they hold images.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class FineTuner(pl.LightningModule):
         offset: tuple[int, int] = (0, 0),
         file_of: Callable[[int], str] = str,
         carried: dict[str, dict[str, Any]] | None = None,
+        boundary: str | None = None,
     ) -> None:
         super().__init__()
         # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
@@ -83,6 +85,8 @@ class FineTuner(pl.LightningModule):
         self.gathered: dict[str, torch.Tensor] = {}
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
         self._offset = offset
+        # in a tuple, so that the modules are not registered a second time under other names
+        self._rest = None if boundary is None else (classifier.backbone.split(boundary)[1],)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._raw: dict[str, torch.Tensor] | None = None
@@ -145,12 +149,22 @@ class FineTuner(pl.LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rates[group["stage"]]
 
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
+        if self._rest is None:
+            logits_BK: torch.Tensor = self.classifier(images)
+            return logits_BK
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        from_cache_BK: torch.Tensor = self.classifier.head(self._rest[0](images))
+        return from_cache_BK
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Mean loss over the whole batch, this process's share of it."""
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
-        logits_BK = self.classifier(images)
+        logits_BK = self.logits(images)
         losses_B = self.loss(logits_BK, targets)
         with torch.no_grad():
             right = right_answers(logits_BK, batch.targets).sum()
@@ -188,7 +202,7 @@ class FineTuner(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
-        logits_BK = self.classifier(batch.images)
+        logits_BK = self.logits(batch.images)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
 
     def on_validation_epoch_end(self) -> None:

@@ -38,6 +38,8 @@ class Phase:
         carry_optimizer: Keep the optimizer's moments from the phase before.
         restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
         patience: Stop after that many epochs without a better metric.
+        cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, or of how many views of each image.
+        solver: ``gradient`` descends by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Phase:
     ema_decay: float | None = None
     gradient_clip: float | None = None
     accumulate: int = 1
+    cache: int | str = "auto"
+    solver: str = "gradient"
 
     @property
     def frozen(self) -> tuple[str, ...]:

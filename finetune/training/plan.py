@@ -5,21 +5,25 @@ from typing import Any
 
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
+from finetune.training.cache_choice import CacheChoice
 from finetune.training.freezing import trainable_names
 from finetune.training.phases import Phase
 
 
-def build_plan(classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule) -> list[dict[str, Any]]:
+def build_plan(
+    classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CacheChoice]
+) -> list[dict[str, Any]]:
     """One entry a phase, in plain JSON values; nothing is trained or changed.
 
     Each entry has ``name``, ``train``, ``frozen``, ``epochs``, ``steps`` (optimizer steps, at most), ``images`` (seen in
     training, at most), ``trainable`` (parameters), ``total`` (parameters), ``stages``: for each stage of the network
-    ``{"mode", "lr", "weight_decay", "batch_norm", "parameters"}``, and ``settings``: the phase as it was resolved.
+    ``{"mode", "lr", "weight_decay", "batch_norm", "parameters"}``, ``cache``: whether it trains on cached activations, of how
+    many views, and why, and ``settings``: the phase as it was resolved.
     """
     images = len(data.source.index.rows("train"))
     counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     plan = []
-    for phase in phases:
+    for phase, cache in zip(phases, caches, strict=True):
         names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
         rates = phase.rates()
         per_epoch = -(-data.batches_per_epoch(phase.batch_size) // phase.accumulate)
@@ -46,6 +50,7 @@ def build_plan(classifier: Classifier, phases: Sequence[Phase], data: ImageDataM
                 "trainable": sum(counts[name] for name in names),
                 "total": sum(counts.values()),
                 "stages": stages,
+                "cache": cache.to_plain(),
                 "settings": phase.to_plain(),
             }
         )
@@ -58,11 +63,14 @@ def plan_table(plan: Sequence[dict[str, Any]]) -> str:
     for number, phase in enumerate(plan):
         settings = phase["settings"]
         share = phase["trainable"] / phase["total"]
+        cache = phase["cache"]
+        room = f" ({cache['bytes'] / 1e6:.1f} MB)" if cache["boundary"] else ""
         lines += [
             f"phase {number}: {phase['name']}  {phase['epochs']} epochs, {phase['steps']} steps, {phase['images']} images, "
             f"batch {settings['batch_size']}, {settings['lr_schedule']}, augment {settings['augment']}, "
             f"restore {settings['restore']}",
             f"  trains {phase['trainable']:,} of {phase['total']:,} parameters ({share:.1%})",
+            f"  cache: {'on' if cache['boundary'] else 'none'}, {cache['why']}{room}",
             f"  {'stage':12}  {'mode':6}  {'lr':>9}  {'decay':>7}  {'norm':5}  {'trainable':>11}",
         ]
         for stage, row in phase["stages"].items():

@@ -1,6 +1,7 @@
 """What a run folder says about how it was started, and what must still hold when it is resumed."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ from finetune.atomic import write_json, write_text
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.errors import UserError
+from finetune.processes import is_first_process
 from finetune.versions import versions
 
-FORMAT = 1
+# 2: what was decided for `auto` is in it
+FORMAT = 2
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
 
 
@@ -22,6 +25,7 @@ def begin_run(
     model: dict[str, Any],
     index: Index,
     plan: list[dict[str, Any]],
+    decided: dict[str, Any],
 ) -> None:
     """Make the run folder. ``run.json`` is written last: with it, the run can be resumed.
 
@@ -32,6 +36,7 @@ def begin_run(
         model: Description of the network, from which it is rebuilt without fetching anything.
         index: The table of samples.
         plan: One entry a phase.
+        decided: What the program chose where the configuration says ``auto``; a resumed run takes it from here.
     """
     import torch  # imported here: reading a record must not take the seconds that torch takes
 
@@ -49,10 +54,23 @@ def begin_run(
             "config": config,
             "model": model,
             "data": {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()},
+            "decided": decided,
             "versions": versions(),
             "threads": torch.get_num_threads(),
         },
     )
+
+
+def wait_for_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str, Any]:
+    """The record, once the first process of the run has written it.
+
+    Raises:
+        UserError: It does not come, or cannot be read.
+    """
+    deadline = time.monotonic() + patience_s
+    while not (run_dir / RECORD).is_file() and not is_first_process() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return read_record(run_dir)
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

@@ -28,27 +28,37 @@ def spec(**changes):
     return InputSpec(**{"size": (32, 32)} | changes)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("shape", [(40, 50), (50, 40), (33, 97), (200, 31), (32, 32), (7, 9)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", [(40, 50), (50, 40), (33, 97), (200, 31), (32, 32), (7, 9), (4, 400), (90, 13)])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
-def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop(shape, interpolation, crop_pct):
+def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop_of_a_pillow_image(shape, interpolation, crop_pct):
     image = noise(*shape)
     reference = v2.Compose(
         [v2.Resize(int(32 / crop_pct), interpolation=v2.InterpolationMode(interpolation)), v2.CenterCrop(32)]
     )
     view = eval_view(spec(interpolation=interpolation, crop_pct=crop_pct))
-    assert torch.equal(view(image), reference(image))
+    wanted = v2.functional.pil_to_tensor(reference(Image.fromarray(image.permute(1, 2, 0).numpy())))
+    assert torch.equal(view(image), wanted)
 
 
+@pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_evaluation_view_is_timms_to_two_levels(interpolation):
-    pixels = smooth(90, 123)
+@pytest.mark.parametrize("size", [(64, 64), (64, 40), (40, 64)])
+def test_the_evaluation_view_is_timms_level_for_level(size, interpolation, mode):
+    crop_pct = 0.875 if mode == "center" else 1.0
     reference = timm.data.create_transform(
-        input_size=(3, 64, 64), interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=0.875
-    )(Image.fromarray(pixels))
-    view = eval_view(spec(size=(64, 64), interpolation=interpolation))
-    found = view(torch.from_numpy(pixels).permute(2, 0, 1)).float()
-    assert (found - reference * 255).abs().max() <= 2
+        input_size=(3, *size),
+        interpolation=interpolation,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        crop_pct=crop_pct,
+        crop_mode=mode,
+    )
+    view = eval_view(spec(size=size, interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode))
+    for height, width in ((90, 123), (91, 124), (200, 77), (30, 47), (480, 640)):
+        pixels = smooth(height, width)
+        found = view(torch.from_numpy(pixels).permute(2, 0, 1))
+        assert torch.equal(found, (reference(Image.fromarray(pixels)) * 255).round().to(torch.uint8))
 
 
 def test_squashing_shows_the_whole_image():

@@ -9,6 +9,7 @@ from finetune.export import hand_over as hand_over_module
 from finetune.export.hand_over import Wanted, hand_over
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
+from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, settled_classifier
@@ -26,6 +27,12 @@ def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.parity.json"]
     report = json.loads((folder / "model.onnx.parity.json").read_text())
     assert report["passed"]
+    assert set(report["speed"]["ways"]) == {"pytorch", "fp32"}
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.startswith("# A model")
+    assert "| onnx fp32 | not labelled | not labelled | 100.0% |" in card
+    tell_card(tmp_path / "run" / "README.md", tmp_path / "run" / "exports")
+    assert (tmp_path / "run" / "README.md").read_text() == card
     assert report["from_files"]["images"] == 8
     assert report["from_files"]["largest"] < 1e-5
 

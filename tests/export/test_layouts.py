@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from finetune.errors import UserError
-from finetune.export.layouts import colour_stem, crops_otherwise, export_timm, export_torchvision, export_transformers
-from finetune.input_spec import InputSpec
+from finetune.export.layouts import colour_stem, export_timm, export_torchvision, export_transformers
 from tests.export.trained import CLASSES, settled_classifier
 
 GREY = (0.5, 0.5, 0.5)
@@ -45,7 +44,7 @@ def test_a_folded_stem_is_refused_where_no_colour_stem_computes_the_same(tmp_pat
         ({"name": "resnet10t"}, export_torchvision, "torchvision's layout of 'resnet10t' is another one"),
         ({"name": "resnet10t"}, export_transformers, "this network is 'resnet10t'"),
         ({"name": "resnet18", "channels": 5, "adapt": "tile"}, export_timm, "This network takes 5"),
-        ({"name": "resnet18", "size": (32, 48)}, export_transformers, "cannot cover a crop of 32 x 48 pixels"),
+        ({"name": "resnet18", "size": (32, 48)}, export_torchvision, "cannot cover a crop of 32 x 48 pixels"),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused_with_the_way_out(tmp_path, settings, write, why):
@@ -65,18 +64,11 @@ def test_class_names_and_the_whole_preparation_are_in_each_folder(tmp_path):
             assert described["label_names"] == list(CLASSES)
             assert (cfg["crop_pct"], cfg["interpolation"], cfg["input_size"]) == (0.9, "bicubic", [3, 32, 32])
         elif write is export_transformers:
-            steps = json.loads((tmp_path / "preprocessor_config.json").read_text())
             assert list(described["id2label"].values()) == list(CLASSES)
+            assert described["pretrained_cfg"]["crop_pct"] == 0.9
+            steps = json.loads((tmp_path / "without_timm" / "preprocessor_config.json").read_text())
             assert (steps["size"], steps["resample"]) == ({"shortest_edge": 35}, 3)
         else:
             told = json.loads((tmp_path / "classes.json").read_text())
             assert told["classes"] == list(CLASSES)
             assert told["preprocessing"]["resize"] == [35, 35]
-
-
-def test_where_transformers_crops_beside_is_known_beforehand():
-    spec = InputSpec(size=(64, 64), crop_pct=0.875)
-    # 73 x 75 after the resize: a margin of 11, of which half to even is 6 and half down is 5
-    assert crops_otherwise(spec, 92, 95)
-    assert not crops_otherwise(spec, 91, 89)
-    assert not crops_otherwise(InputSpec(size=(64, 64), crop_mode="squash"), 92, 95)

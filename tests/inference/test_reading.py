@@ -77,3 +77,21 @@ def test_a_setting_out_of_range_is_damage(data: dict[str, object], tmp_path: Pat
     (folder / "model.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="out of range"):
         reading_of(folder)
+
+
+def test_an_onnx_export_reads_images_as_the_run_does(run_dir: Path, microscope: Path, tmp_path: Path) -> None:
+    command = ["export", str(run_dir), "--format", "onnx", "--check", "4", "--output", str(tmp_path / "model.onnx")]
+    assert main(command) == 0
+    tables = []
+    Image.new("L", (25, 25)).save(tmp_path / "large.png")
+    for run in (run_dir, tmp_path / "model.onnx"):
+        output = tmp_path / f"{run.name}.jsonl"
+        words = ["predict", str(run), str(microscope / "bright"), str(tmp_path / "large.png"), "--output", str(output)]
+        assert main(words) == 0
+        tables.append([json.loads(line) for line in output.read_text().splitlines()])
+    assert len(tables[0]) == 11
+    for ours, theirs in zip(*tables, strict=True):
+        assert ours["predicted"] == theirs["predicted"]
+        if ours["probability"] is not None:
+            assert abs(ours["probability"] - theirs["probability"]) < 1e-4
+    assert all("more than data.max_pixels=600" in table[-1]["error"] for table in tables)

@@ -1,0 +1,52 @@
+"""``finetune cache``: what the frozen prefixes computed, and deleting it."""
+
+import time
+from collections.abc import Sequence
+
+from finetune.errors import UserError, did_you_mean
+
+USAGE = """\
+usage: finetune cache list | clear
+
+list   one line an entry: what it holds, its size, when it was last used
+clear  delete all entries that no process is using
+
+Entries are found again by later runs, other phases and resumed runs with the same frozen weights, data and views. They lie
+in $FINETUNE_CACHE/features (else $XDG_CACHE_HOME/finetune or ~/.cache/finetune); cache.max_gb=20 is the limit of them all,
+and schedule.cache=off trains without."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    if "-h" in argv or "--help" in argv:
+        print(USAGE)
+        return 0
+    if len(argv) != 1 or argv[0] not in ("list", "clear"):
+        given = " ".join(argv) or "nothing"
+        hint = did_you_mean(argv[0], ("list", "clear")) if argv else ""
+        raise UserError(f"finetune cache: takes list or clear. Given: {given}.{hint}\n{USAGE.splitlines()[0]}")
+
+    from finetune.feature_store import delete, features_folder, listed
+
+    folder = features_folder()
+    if folder is None:
+        print("FINETUNE_CACHE=off: there is no cache")
+        return 0
+    entries = listed()
+    if argv[0] == "list":
+        for entry in entries:
+            about = entry.about
+            views = f"{about.get('augment', '?')} view {about.get('view', '?')}"
+            state = "" if entry.complete else "  unfinished"
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+            print(
+                f"{entry.bytes / 1e6:>10.1f} MB  {used}  {about.get('backbone', '?')} after {about.get('boundary', '?')}, "
+                f"{about.get('rows', '?')} {about.get('split', '?')} images, {views}{state}"
+            )
+        print(f"{sum(entry.bytes for entry in entries) / 1e6:.1f} MB in {len(entries)} entries in {folder}")
+        return 0
+    gone = [entry for entry in entries if delete(entry.folder)]
+    print(f"deleted {len(gone)} entries, {sum(entry.bytes for entry in gone) / 1e6:.1f} MB, from {folder}")
+    if kept := len(entries) - len(gone):
+        print(f"{kept} entries are in use and were kept")
+    return 0

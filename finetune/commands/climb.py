@@ -1,0 +1,168 @@
+"""The rungs of a ladder, one after the other: trained, or found trained, and compared."""
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import write_json, write_text
+from finetune.commands.assemble import assemble, trainer_factory
+from finetune.commands.ladder import Options, output_folder, words_of
+from finetune.commands.resume import resume
+from finetune.commands.train import decide, quiet_lightning, say, train
+from finetune.config import compose
+from finetune.errors import UserError
+from finetune.report.ladder import Rung, ladder_page, ladder_table, recommend
+
+_LADDER = "ladder.json"
+
+
+def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
+    """Run what is left of a ladder; returns what ``ladder.json`` holds.
+
+    Raises:
+        UserError: The folder holds something else, or the configuration is wrong.
+    """
+    base = compose(overrides)
+    folder = output_folder(options, base.data.source)
+    _begin(folder, overrides, options)
+    curves: list[list[dict[str, float]]] = []
+    simple: dict[str, list[dict[str, float]]] = {"majority": [], "knn": []}
+    for seed in range(options.seeds):
+        curve, baselines = _on_features(folder, overrides, seed, options)
+        curves.append(curve)
+        for name, measured in baselines.items():
+            simple[name].append(measured)
+    rungs = [
+        Rung(name=name, runs=simple[name] if name in simple else _trained(folder, overrides, name, options))
+        for name in options.rungs
+    ]
+    chosen = recommend(rungs)
+    command = None
+    if chosen is not None:
+        words = [*overrides, *words_of(chosen.name, epochs=options.epochs)]
+        command = f"finetune {shlex.join(words)}"
+    result = {
+        "command": f"finetune ladder {shlex.join(overrides)}",
+        "options": asdict(options),
+        "rungs": [rung.to_plain() for rung in rungs],
+        "recommended": None if chosen is None else chosen.to_plain(),
+        "train_it": command,
+        "learning_curve": curves,
+    }
+    write_json(folder / _LADDER, result)
+    write_text(folder / "ladder.html", ladder_page(result))
+    say("")
+    say(ladder_table(result))
+    say(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
+    return result
+
+
+def _begin(folder: Path, overrides: Sequence[str], options: Options) -> None:
+    """Make the folder, or hold that it is of this ladder."""
+    about = {"overrides": list(overrides), "epochs": options.epochs}
+    path = folder / "begun.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != about:
+            raise UserError(
+                f"--output {folder}: holds the ladder of other settings: {' '.join(found['overrides'])}, "
+                f"--epochs {found['epochs']}. Choose another folder, or give the same settings to go on with it."
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. There is something else in it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, about)
+
+
+def _words(overrides: Sequence[str], seed: int) -> list[str]:
+    return [*overrides, f"seed={seed}"]
+
+
+def _trained(folder: Path, overrides: Sequence[str], rung: str, options: Options) -> list[dict[str, float]]:
+    """Results of a rung, a seed each; trained where they are not there."""
+    found = []
+    for seed in range(options.seeds):
+        run_dir = folder / "runs" / f"{rung}-{seed}"
+        began = time.monotonic()
+        if not (run_dir / "results.json").is_file():
+            log = folder / "runs" / f"{rung}-{seed}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+                if (run_dir / "run.json").is_file():
+                    resume(run_dir)
+                else:
+                    _clear_unbegun(run_dir)
+                    words = [*_words(overrides, seed), *words_of(rung, epochs=options.epochs), f"run_dir={run_dir}"]
+                    train(compose([*words, "logger=none"]))
+        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+        plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
+        found.append(
+            {
+                "seed": seed,
+                "val": results["val"]["acc"],
+                "test": results["test"]["acc"],
+                "seconds": results["seconds"]["training"],
+                "trained": max(phase["trainable"] for phase in plan),
+            }
+        )
+        say(
+            f"{rung:10} seed {seed}  val {found[-1]['val']:.4f}  test {found[-1]['test']:.4f}  "
+            f"{time.monotonic() - began:.0f} s"
+        )
+    return found
+
+
+def _clear_unbegun(run_dir: Path) -> None:
+    """A run that was stopped before it could be resumed holds nothing but its description."""
+    if run_dir.is_dir():
+        for file in run_dir.iterdir():
+            if file.is_file():
+                os.unlink(file)
+
+
+def _on_features(
+    folder: Path, overrides: Sequence[str], seed: int, options: Options
+) -> tuple[list[dict[str, float]], dict[str, dict[str, float]]]:
+    """The learning curve and the rungs that need features alone, from the cache that the other rungs use."""
+    path = folder / "features" / f"{seed}.json"
+    if not path.is_file():
+        from finetune.training.baselines import baselines, learning_curve
+        from finetune.training.feature_cache import eval_features
+
+        config = compose([*_words(overrides, seed), "schedule=probe"])
+        parts = assemble(config)
+        precision, _ = decide(config, parts)
+        began = time.monotonic()
+        with quiet_lightning():
+            trainer = trainer_factory(config, folder, precision=precision.name)(
+                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+            )
+            parts.classifier.eval()
+            features = eval_features(
+                parts.classifier,
+                parts.data,
+                splits=("train", "val", "test"),
+                limit_bytes=int(config.cache.max_gb * 1e9),
+                device=trainer.strategy.root_device,
+                context=trainer.precision_plugin.forward_context,
+            )
+        seconds = time.monotonic() - began
+        write_json(
+            path,
+            {
+                "curve": learning_curve(features, parts.source.index, seed=seed),
+                "baselines": baselines(features, parts.source.index, seconds=seconds),
+            },
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, measured in found["baselines"].items():
+        if name in options.rungs:
+            say(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")
+    return found["curve"], {name: {"seed": seed, **measured} for name, measured in found["baselines"].items()}

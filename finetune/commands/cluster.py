@@ -1,0 +1,134 @@
+"""``finetune cluster``: group images, and list labels that look wrong."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.arguments import Arguments
+
+if TYPE_CHECKING:
+    from finetune.inference.cluster import Clusters
+    from finetune.inference.doubtful import Doubts
+    from finetune.inference.embeddings import Embeddings
+
+ABOUT = """\
+Group the images of a file of finetune embed, and list labels that their neighbours contradict. Writes a folder:
+
+  clusters.csv    one row an image: its cluster, how typical it is, how near to another one
+  summary.json    silhouette, and agreement with labels where there are some: NMI, ARI, purity
+  sheet.html      the most typical and the most doubtful images of each cluster, and the labels in doubt
+  doubtful.csv    images whose neighbours have another label, the most doubtful first
+  manifest.csv    all labelled images; train on it as it is (column label), or with the neighbours' labels where they agree:
+                  finetune data=manifest data.path=DIR/manifest.csv data.label_column=suggested"""
+
+_TYPICAL, _DOUBTFUL, _SHEET_CLUSTERS, _SHEET_DOUBTS = 10, 6, 60, 60
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("cluster", ABOUT)
+    parser.add_argument("embeddings", metavar="EMBEDDINGS")
+    parser.add_argument("--method", choices=["kmeans", "hdbscan"], default="kmeans")
+    parser.add_argument("--clusters", type=int, metavar="K", help="of kmeans (default: the best silhouette)")
+    parser.add_argument("--most-clusters", type=int, default=30, metavar="K", help="the largest number tried (30)")
+    parser.add_argument("--least-members", type=int, default=5, metavar="N", help="of a cluster of hdbscan (5)")
+    parser.add_argument("--neighbours", type=int, default=10, metavar="N", help="asked about each label (10)")
+    parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default) or l2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", metavar="DIR", help="default: beside EMBEDDINGS, NAME-clusters")
+    given = parser.parse_args(list(argv))
+    if given.clusters is not None and given.method != "kmeans":
+        parser.error(f"--clusters {given.clusters}: belongs to --method kmeans; hdbscan finds the number itself")
+    for name, least in (("most_clusters", 2), ("least_members", 2), ("neighbours", 1)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
+
+    from finetune.commands.arguments import output_folder
+    from finetune.inference.embeddings import Embeddings
+    from finetune.inference.embeddings_file import check_embeddings_file
+
+    file = check_embeddings_file(given.embeddings)
+    folder = output_folder(given.output, file.with_name(f"{file.stem}-clusters"))
+    embeddings = Embeddings.load(file)
+
+    from finetune.atomic import write_json, write_text
+    from finetune.inference.cluster import cluster, quality
+    from finetune.inference.cluster_files import write_clusters, write_doubtful, write_relabelled
+    from finetune.inference.doubtful import doubtful_labels
+
+    clusters = cluster(
+        embeddings,
+        method=given.method,
+        clusters=given.clusters,
+        most_clusters=given.most_clusters,
+        least_members=given.least_members,
+        metric=given.metric,
+        seed=given.seed,
+        say=print,
+    )
+    summary: dict[str, Any] = {"method": given.method, "metric": given.metric, "seed": given.seed}
+    summary |= quality(embeddings, clusters, metric=given.metric, seed=given.seed)
+    summary["sizes"] = [len(clusters.members(number)) for number in range(len(clusters))]
+    summary["silhouette_by_count"] = {str(number): value for number, value in clusters.silhouette_by_count.items()}
+    doubts = None
+    labelled = len(embeddings.labelled())
+    if labelled > 2 and not embeddings.multi_label:
+        neighbours = min(given.neighbours, labelled - 1)
+        doubts = doubtful_labels(embeddings, neighbours=neighbours, metric=given.metric)
+        summary["doubtful"] = doubts.likely
+        write_doubtful(folder / "doubtful.csv", embeddings, doubts)
+        write_relabelled(folder / "manifest.csv", embeddings, doubts)
+    write_clusters(folder / "clusters.csv", embeddings, clusters)
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "sheet.html", _sheet(embeddings, clusters, doubts, summary, name=file.name))
+    _say(summary)
+    print(f"clusters: {folder}")
+    return 0
+
+
+def _say(summary: dict[str, Any]) -> None:
+    print(_in_words(summary))
+    if "doubtful" in summary:
+        print(f"labels that their neighbours contradict: {summary['doubtful']} (doubtful.csv)")
+
+
+def _in_words(summary: dict[str, Any]) -> str:
+    outliers = f", {summary['outliers']} outliers" if summary["method"] == "hdbscan" else ""
+    names = ("silhouette", "nmi", "ari", "purity")
+    figures = [f"{name} {summary[name]:.4f}" for name in names if summary.get(name) is not None]
+    return f"{summary['clusters']} clusters{outliers}" + (f": {', '.join(figures)}" if figures else "")
+
+
+def _sheet(
+    embeddings: "Embeddings", clusters: "Clusters", doubts: "Doubts | None", summary: dict[str, Any], *, name: str
+) -> str:
+    from finetune.commands.pictures import Pictures
+    from finetune.inference.cluster import label_shares
+    from finetune.report.contact_sheet import Group, Tile, contact_sheet
+
+    groups = []
+    for number in range(min(len(clusters), _SHEET_CLUSTERS)):
+        members, unsure = clusters.members(number), clusters.doubtful(number)
+        shares = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
+        labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in shares) if shares else ""
+        tiles = [Tile(path=embeddings.paths[row], lines=[embeddings.label(row)]) for row in members[:_TYPICAL].tolist()]
+        tiles += [
+            Tile(path=embeddings.paths[row], lines=[embeddings.label(row)], mark="unsure")
+            for row in unsure[:_DOUBTFUL].tolist()
+            if row not in members[:_TYPICAL]
+        ]
+        groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
+    if doubts is not None and doubts.likely:
+        count = min(doubts.likely, _SHEET_DOUBTS)
+        tiles = [
+            Tile(
+                path=embeddings.paths[row],
+                lines=[f"is {embeddings.label(row)}", f"neighbours say {embeddings.classes[suggested]}"],
+                mark="unsure",
+            )
+            for row, suggested in zip(doubts.rows[:count].tolist(), doubts.suggested[:count], strict=True)
+        ]
+        title = f"Labels that their neighbours contradict: {doubts.likely}"
+        groups.append(Group(title=title, tiles=tiles, more=doubts.likely - count))
+    facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
+    facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
+    return contact_sheet(title=f"Clusters of {name}", facts=facts, groups=groups, pictures=Pictures(embeddings.about))

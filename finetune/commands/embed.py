@@ -1,0 +1,193 @@
+"""``finetune embed``: features of images, from a run, a bundle or a pretrained backbone."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.commands.arguments import Arguments
+from finetune.config import compose
+from finetune.config_schema import Config, DataConfig
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.data.sources import Source
+    from finetune.inference.embedder import Embedder
+    from finetune.inference.samples import Samples
+
+ABOUT = """\
+Features of images into a file that finetune search, cluster and classify read, .npz or .parquet by the suffix of --output.
+
+  finetune embed RUN IMAGES... --output FILE              files, folders, patterns, lists, or - (as finetune predict)
+  finetune embed RUN [data=... key=value] --output FILE   a data set with its labels and splits; alone, the run's own
+  finetune embed backbone=resnet50 [key=value] IMAGES...  a pretrained network that was never trained here
+
+Where FILE is there already, only images whose content it does not hold are computed, and rows whose image is no longer
+named are left out. Killed, the same command goes on where it stopped. Unreadable images are left out and listed beside it."""
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+@dataclass(frozen=True)
+class Line:
+    """The words of the command line by what they are."""
+
+    run: str | None
+    images: list[str]
+    overrides: list[str]
+
+
+def split_words(words: Sequence[str]) -> Line:
+    """Tell RUN, IMAGES and key=value apart; a word that names a file is an image, whatever it looks like.
+
+    Raises:
+        UserError: There is neither a run nor a backbone, or there are both images and a data set.
+
+    >>> split_words(["my_run", "a.png", "data=digits"]) # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    finetune.errors.UserError: finetune embed: takes images or a data set. Both are given: a.png and data=digits...
+    >>> split_words(["backbone=resnet50", "photos"])
+    Line(run=None, images=['photos'], overrides=['backbone=resnet50'])
+    """
+    overrides = [word for word in words if _OVERRIDE.match(word) and not os.path.exists(word)]
+    others = [word for word in words if word not in overrides]
+    run = None
+    if not any(word.startswith(("backbone=", "backbone.")) for word in overrides):
+        if not others:
+            raise UserError("finetune embed: needs a RUN, or a network as backbone=NAME.")
+        run = others.pop(0)
+    data = [word for word in overrides if word.startswith(("data=", "data."))]
+    if others and data:
+        raise UserError(f"finetune embed: takes images or a data set. Both are given: {others[0]} and {data[0]}.")
+    return Line(run, others, overrides)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("embed", ABOUT)
+    parser.add_argument("words", metavar="RUN | IMAGES | key=value", nargs="+")
+    parser.add_argument("--output", required=True, metavar="FILE", help="embeddings.npz or .parquet")
+    parser.add_argument("--stage", metavar="NAME", help="pool the output of this stage (default: the last)")
+    parser.add_argument("--normalize", action="store_true", help="scale features to length one (L2)")
+    parser.add_argument("--whiten", action="store_true", help="PCA whitening, fitted once and kept beside FILE")
+    parser.add_argument("--directions", type=int, metavar="N", help="of --whiten (default: all that images differ in)")
+    parser.add_argument("--precision", default="float16", metavar="TYPE", help="float16 (default) or float32")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    given = parser.parse_intermixed_args(list(argv))
+    if given.directions is not None and not given.whiten:
+        parser.error(f"--directions {given.directions}: belongs to --whiten, which is not given")
+    line = split_words(given.words)
+    output = Path(given.output).expanduser()
+    config = _checked(line, output)
+
+    from finetune.inference.embed import Settings, check_settings, embed_to_file
+
+    settings = Settings(
+        normalize=given.normalize,
+        whiten=given.whiten,
+        directions=given.directions,
+        precision=given.precision,
+        batch_size=given.batch_size,
+    )
+    check_settings(settings, output)
+    embedder = _embedder(line, config, given.stage)
+    samples = _samples(line, config, embedder)
+    try:
+        told = embed_to_file(embedder, samples, output, settings=settings)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
+    parts = [f"{told.computed} computed"]
+    parts += [f"{told.images - told.computed} kept from before"] if told.images > told.computed else []
+    parts += [f"{told.changed} of them changed"] if told.changed else []
+    parts += [f"{told.gone} no longer named and left out"] if told.gone else []
+    parts += [f"{len(told.unreadable)} unreadable"] if told.unreadable else []
+    print(f"{told.images} images ({', '.join(parts)}): {output}")
+    return 0
+
+
+def _checked(line: Line, output: Path) -> Config | None:
+    """The configuration, if one is needed; wrong paths are answered before torch is imported."""
+    from finetune.commands.assemble import quick_checks
+    from finetune.inference.embeddings_file import check_embeddings_path
+    from finetune.inference.inputs import STDIN, find_images
+
+    check_embeddings_path(output, name="--output")
+    own_data = not line.images
+    for word in line.images:
+        if word != STDIN:
+            next(find_images([word]))
+    if line.run is not None:
+        if not Path(line.run).expanduser().exists():
+            raise UserError(f"RUN='{line.run}': no such folder. A network that was not trained here: backbone=NAME.")
+        if line.images:
+            if line.overrides:
+                raise UserError(
+                    f"{line.overrides[0]}: a run says itself how images are read. Leave it out, or give a data set "
+                    "instead of images."
+                )
+            return None
+        from finetune.commands.evaluate import data_config
+
+        config = data_config(line.run, line.overrides)
+    else:
+        if own_data and not any(word.startswith("data=") for word in line.overrides):
+            raise UserError("finetune embed: needs images, or a data set as data=folder data.root=DIR.")
+        # the data of a configuration is not used where images are named
+        config = compose([*line.overrides, *(["data=digits"] if line.images else [])])
+    quick_checks(config if own_data else replace(config, data=DataConfig(source="digits")), training=False)
+    return config
+
+
+def _embedder(line: Line, config: Config | None, stage: str | None) -> "Embedder":
+    if line.run is not None:
+        from finetune.bundle import find_bundle
+
+        find_bundle(line.run)
+
+        from finetune.inference.embedder import embedder_of_run
+
+        return embedder_of_run(line.run, stage=stage)
+    assert config is not None, "a network that was not trained here has a configuration"
+    from finetune.commands.assemble import NATIVE_CHANNELS, build_pretrained, image_size
+    from finetune.inference.embedder import DEFAULT_READING, embedder_of_backbone
+
+    native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
+    said = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
+    return embedder_of_backbone(
+        build_pretrained(config, print),
+        weights=config.backbone.weights,
+        seed=config.seed,
+        channels=config.input.channels or native,
+        adapt=config.input.adapt,
+        size=image_size(config.input.size),
+        stage=stage,
+        reading=DEFAULT_READING | {key: value for key, value in said.items() if value is not None},
+    )
+
+
+def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Samples":
+    from finetune.inference.samples import FileSamples, SourceSamples
+
+    if line.images:
+        from finetune.inference.inputs import find_images
+
+        return FileSamples(find_images(line.images))
+    assert config is not None, "a data set has a configuration"
+    source, data = data_set(config, line, embedder)
+    for note in source.index.notes:
+        print(note)
+    return SourceSamples(source, data=data)
+
+
+def data_set(config: Config, line: Line, embedder: "Embedder") -> "tuple[Source, dict[str, Any]]":
+    """The data set of a command line, and the values from which it can be made again."""
+    from finetune.commands.assemble import build_source
+    from finetune.commands.evaluate import read_alike
+
+    config.input.channels = embedder.spec.channels
+    if line.run is not None:
+        read_alike(config, line.overrides, embedder.reading)
+    return build_source(config), {"seed": config.seed, "data": asdict(config.data)}

@@ -1,0 +1,59 @@
+"""The images behind embeddings, for pages: files by their path, samples of a data set in memory by their name."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from finetune.data.sources import Source
+
+
+class Pictures:
+    """Reads the images of embeddings.
+
+    Args:
+        about: Of the embeddings; where it names a data set that is no folder of files, its images are made again.
+    """
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self._data = about.get("data")
+        reading = about.get("reading")
+        self._reading = dict(reading) if isinstance(reading, Mapping) else {}
+
+    def __call__(self, path: str) -> "Tensor | None":
+        """The image, uint8 (3, H, W); None where it cannot be had."""
+        from finetune.data.decode import UnreadableImage, decode_image
+        from finetune.report.thumbnails import SIDE_PX
+
+        try:
+            if Path(path).is_file():
+                return decode_image(path, channels=3, at_least=SIDE_PX, **self._reading)
+            row = self._rows.get(path)
+            return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
+        except (UnreadableImage, TypeError):  # TypeError: the file of embeddings names settings that there are not
+            return None
+
+    @cached_property
+    def _source(self) -> "Source | None":
+        """The data set, where its samples are no files."""
+        from finetune.commands.assemble import build_source
+        from finetune.config import from_plain
+
+        if not isinstance(self._data, dict):
+            return None
+        try:
+            return build_source(from_plain({"seed": self._data["seed"], "data": self._data["data"]}))
+        except (UserError, KeyError):
+            return None
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        if self._source is None or not self._source.in_memory:
+            return {}
+        index = self._source.index
+        return {index.path(row): row for row in range(len(index))}

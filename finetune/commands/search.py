@@ -1,0 +1,206 @@
+"""``finetune search``: nearest images, near-duplicates, and how well neighbours agree with labels."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.commands.arguments import Arguments
+
+if TYPE_CHECKING:
+    from finetune.inference.embedder import Embedder
+    from finetune.inference.embeddings import Embeddings
+    from finetune.inference.found import Found
+    from finetune.inference.queries import Queries
+    from finetune.inference.search import Distances, Rows
+
+ABOUT = """\
+Images near others, in a file of finetune embed.
+
+  finetune search EMBEDDINGS QUERY... -k 5         the nearest images to files, folders, patterns, lists or stored names
+  finetune search EMBEDDINGS QUERY... --radius R   all images within a distance
+  finetune search EMBEDDINGS --radius R            near-duplicates among the embeddings themselves, in groups
+  finetune search EMBEDDINGS --quality             recall at k and mean average precision, by the labels
+
+Distances are 1 - cosine (--metric cosine) or Euclidean (--metric l2). The search is exact. Queries that the file does not hold
+are embedded by the model that made it, with the same transforms."""
+
+# groups on a page
+_SHEET_GROUPS = 200
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("search", ABOUT)
+    parser.add_argument("embeddings", metavar="EMBEDDINGS")
+    parser.add_argument("queries", metavar="QUERY", nargs="*")
+    parser.add_argument("-k", type=int, default=5, metavar="K", help="neighbours of each query (5)")
+    parser.add_argument("--radius", type=float, metavar="R", help="all within this distance instead")
+    parser.add_argument("--quality", action="store_true", help="how well neighbours agree with labels")
+    parser.add_argument("--split", choices=["train", "val", "test"], help="queries of --quality (test)")
+    parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default) or l2")
+    parser.add_argument("--engine", choices=["numpy", "faiss"], default="numpy")
+    parser.add_argument("--index", default="Flat", metavar="FACTORY", help="of faiss: Flat is exact, HNSW32 is not")
+    parser.add_argument("--model", metavar="RUN", help="where the run lies now, if it was moved")
+    parser.add_argument("--output", type=_path, metavar="FILE", help="found.csv or .json; .json for --quality")
+    parser.add_argument("--sheet", type=_path, metavar="FILE", help="a page of pictures, .html")
+    given = parser.parse_intermixed_args(list(argv))
+    _check(given, parser)
+
+    from finetune.inference.embeddings import Embeddings
+    from finetune.inference.embeddings_file import check_embeddings_file
+    from finetune.inference.found import as_table, check_found_output, write_found
+
+    check_found_output(given.output)
+    check_embeddings_file(given.embeddings)
+    embeddings = Embeddings.load(given.embeddings)
+    if given.quality:
+        return _quality(given, embeddings)
+    queries, rows = _neighbours(given, embeddings) if given.queries else (None, _duplicates(given, embeddings))
+    print(as_table(rows, most=given.k if queries is not None else 10))
+    if queries is None:
+        groups = len({row.query for row in rows})
+        print(f"{groups} groups of near-duplicates, {len(rows)} images of {len(embeddings)}")
+    for path, reason in queries.unreadable if queries is not None else ():
+        print(f"unreadable: {path}: {reason}")
+    if given.output:
+        write_found(rows, given.output)
+        print(f"{len(rows)} rows: {given.output}")
+    if given.sheet:
+        _write_sheet(given, embeddings, queries, rows)
+    return 0
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _check(given: argparse.Namespace, parser: Arguments) -> None:
+    if given.k < 1:
+        parser.error(f"-k {given.k}: must be at least 1")
+    if given.radius is not None and not given.radius >= 0:
+        parser.error(f"--radius {given.radius}: must be 0 or more")
+    if given.metric not in ("cosine", "l2"):
+        parser.error(f"--metric {given.metric}: must be cosine or l2")
+    if given.sheet and given.sheet.suffix != ".html":
+        parser.error(f"--sheet {given.sheet}: must end in .html")
+    if given.quality and (given.queries or given.radius is not None or given.sheet):
+        parser.error("--quality takes no QUERY, --radius or --sheet")
+    if given.quality and given.output and given.output.suffix != ".json":
+        parser.error(f"--output {given.output}: --quality writes .json")
+    if not given.queries and given.radius is None and not given.quality:
+        parser.error("needs a QUERY, --radius for near-duplicates, or --quality")
+    if given.engine == "faiss" and (given.radius is not None or given.quality):
+        parser.error("--engine faiss: finds nearest neighbours alone, without --radius or --quality")
+    if given.index != "Flat" and given.engine != "faiss":
+        parser.error(f"--index {given.index}: belongs to --engine faiss")
+
+
+def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
+    from finetune.atomic import write_json
+    from finetune.inference.retrieval import queries_and_rest, retrieval_quality
+
+    embeddings.need_labels("--quality")
+    queries, among, words = queries_and_rest(embeddings, given.split)
+    quality = retrieval_quality(embeddings, queries=queries, among=among, metric=given.metric)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in quality.items() if isinstance(value, float))
+    print(f"{words}: {figures}")
+    alone = f", {quality['alone']} more have no other image of their class" if quality["alone"] else ""
+    print(f"{quality['queries']} queries among {quality['among']} images{alone}")
+    if given.output:
+        write_json(given.output, quality)
+    return 0
+
+
+def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Queries, list[Found]]":
+    from finetune.inference.faiss_search import EXACT, FaissIndex
+    from finetune.inference.queries import QueryReader, names_of
+    from finetune.inference.search import nearest, within
+
+    def model() -> "Embedder":
+        from finetune.inference.embedder import embedder_again
+
+        return embedder_again(embeddings.about, run=given.model)
+
+    queries = QueryReader(embeddings, _path(given.embeddings), model).read(names_of(given.queries, embeddings))
+    if given.radius is not None:
+        pairs = within(embeddings.features, queries.features, given.radius, metric=given.metric)
+        found = [
+            (rows[rows != own], apart[rows != own]) for own, (rows, apart) in zip(queries.rows, pairs, strict=True)
+        ]
+    elif given.engine == "faiss":
+        if given.index != EXACT:
+            print(f"--index {given.index}: is not exact; neighbours may be missing")
+        index = FaissIndex(embeddings.features, metric=given.metric, factory=given.index)
+        neighbours = index.nearest(queries.features, given.k, leave_out=queries.rows)
+        found = list(zip(neighbours.rows, neighbours.distances, strict=True))
+    else:
+        neighbours = nearest(
+            embeddings.features, queries.features, given.k, metric=given.metric, leave_out=queries.rows
+        )
+        found = list(zip(neighbours.rows, neighbours.distances, strict=True))
+    named = zip(queries.paths, found, strict=True)
+    return queries, [row for query, (rows, apart) in named for row in _found(embeddings, query, rows, apart)]
+
+
+def _duplicates(given: argparse.Namespace, embeddings: "Embeddings") -> "list[Found]":
+    from finetune.inference.near_duplicates import near_duplicates
+
+    groups = near_duplicates(embeddings.features, given.radius, metric=given.metric)
+    named = enumerate(groups, start=1)
+    return [row for at, group in named for row in _found(embeddings, f"group {at}", group.rows, group.distances)]
+
+
+def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Distances") -> "list[Found]":
+    from finetune.inference.found import Found
+
+    return [
+        Found(
+            query=query,
+            rank=rank,
+            path=embeddings.paths[int(row)],
+            label=embeddings.label(int(row)),
+            split=embeddings.split(int(row)),
+            distance=float(distance),
+        )
+        for rank, (row, distance) in enumerate(zip(rows, distances, strict=True), start=1)
+        if row >= 0
+    ]
+
+
+def _write_sheet(
+    given: argparse.Namespace, embeddings: "Embeddings", queries: "Queries | None", rows: "Sequence[Found]"
+) -> None:
+    from finetune.atomic import write_text
+    from finetune.commands.pictures import Pictures
+    from finetune.report.contact_sheet import Group, Tile, contact_sheet
+
+    most = given.k if given.radius is None else 24
+    by_query: dict[str, list[Found]] = {path: [] for path in queries.paths} if queries is not None else {}
+    for row in rows:
+        by_query.setdefault(row.query, []).append(row)
+    labels: dict[str, str] = {}
+    if queries is not None:
+        own = zip(queries.paths, queries.rows.tolist(), strict=True)
+        labels = {path: embeddings.label(row) for path, row in own if row >= 0}
+    groups = []
+    for query, found in list(by_query.items())[:_SHEET_GROUPS]:
+        label = labels.get(query, "")
+        first = [Tile(path=query, lines=[label] if label else [], mark="asked")] if queries is not None else []
+        tiles = [
+            Tile(
+                path=row.path,
+                lines=[" ".join(filter(None, (row.label, row.split))), f"{row.distance:.4f}"],
+                mark="" if not label else "right" if row.label == label else "wrong",
+            )
+            for row in found[:most]
+        ]
+        title = Path(query).name if queries is not None else query
+        groups.append(Group(title=title, tiles=[*first, *tiles], more=len(found) - len(tiles)))
+    more = len(by_query) - len(groups)
+    facts = [f"{len(embeddings):,} images; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."]
+    facts += [f"The first {len(groups)} of {len(by_query)} are shown."] if more else []
+    title = f"Neighbours in {Path(given.embeddings).name}" if queries is not None else "Near-duplicates"
+    page = contact_sheet(title=title, facts=facts, groups=groups, pictures=Pictures(embeddings.about))
+    write_text(given.sheet, page)
+    print(f"page: {given.sheet}")

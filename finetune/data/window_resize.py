@@ -1,0 +1,146 @@
+"""Pillow's resize of uint8 images, level for level, of a window of the result alone, in operations that exporters know.
+
+Pillow resizes in fixed point: for each axis, filter weights in double precision, rounded to integers of 22 bits, each pass
+rounded to whole levels and cut to 0..255; along the rows first, but for tall images along the columns
+(``src/libImaging/Resample.c``). ONNX's Resize computes in floating point: one level of difference in two pixels of a
+hundred. Here the same integers are gathered, multiplied and summed, for those pixels only that the crop after the resize
+keeps, so that an image a thousand times as long as wide costs no more memory than another.
+
+No branch depends on a size, so that height and width stay free in an exported graph.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# B = batch, C = channels, H/W = image height/width, N = length of the window, T = taps of the filter
+
+# a number of pixels, or a symbol for one while a graph is traced
+Side = int | torch.SymInt
+# filter name -> half its width at scale 1, in source pixels
+_REACH = {"bilinear": 1, "bicubic": 2}
+_BITS = 22
+
+
+def resize_window(
+    images_BCHW: Tensor,
+    *,
+    size: tuple[Side, Side],
+    corner: tuple[Side, Side],
+    window: tuple[int, int],
+    interpolation: str,
+) -> Tensor:
+    """What a crop of the resized image would be.
+
+    Args:
+        images_BCHW: uint8.
+        size: Height and width to resize to.
+        corner: Top and left of the window in the resized image.
+        window: Its height and width.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+
+    Returns:
+        ``(B, C, *window)`` with values 0 to 255: uint8 for ``nearest``, int32 otherwise.
+    """
+    if interpolation == "nearest":
+        rows_N, columns_N = (
+            nearest(images_BCHW.shape[2 + axis], size[axis], corner[axis], window[axis]) for axis in (0, 1)
+        )
+        return images_BCHW.index_select(2, rows_N).index_select(3, columns_N)
+    given = images_BCHW.shape[-2:]
+    rows, columns = (
+        fixed_point_filter(given[axis], size[axis], corner[axis], window[axis], interpolation) for axis in (0, 1)
+    )
+    tall, operands = columns_first(given, size), (images_BCHW, *rows, *columns)
+    if isinstance(tall, int):
+        return _height_then_width(*operands) if tall else _width_then_height(*operands)
+    # while it is traced: a graph of both orders, of which one is run
+    asked = torch.scalar_tensor(tall, dtype=torch.int32) > 0
+    chosen: Tensor = torch.cond(asked, _height_then_width, _width_then_height, operands)
+    return chosen
+
+
+def _width_then_height(images: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    wide_BCHN = _resample(images, columns, weights)
+    return _resample(wide_BCHN.transpose(2, 3), rows, row_weights).transpose(2, 3).contiguous()
+
+
+def _height_then_width(images: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    high_BCNW = _resample(images.transpose(2, 3), rows, row_weights).transpose(2, 3)
+    return _resample(high_BCNW, columns, weights).contiguous()
+
+
+def columns_first(given: Sequence[Side], wanted: Sequence[Side]) -> Side:
+    """1 where Pillow 13 resizes height before width: the height loses more than twice the pixels of the width; else 0.
+
+    Earlier versions begin with the width always; then one level of some pixels of tall images is another.
+    """
+    lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
+    return torch.sym_max(0, torch.sym_min(1, torch.sym_min(lost_height, lost_height - 2 * lost_width)))
+
+
+def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
+    """Source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
+
+    Pillow adds the step up, one pixel after another, in double precision; so does this, for the last bit decides.
+    """
+    step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(wanted, dtype=torch.float64)
+    steps = torch.cat([(step * 0.5).reshape(1), step.expand(wanted - 1)])
+    positions = steps.cumsum(0).floor().clamp(0, given - 1).long()
+    return positions.index_select(0, torch.arange(count) + first)
+
+
+def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """The window of the last axis, int32, by a filter of :func:`fixed_point_filter`."""
+    count, taps = sources_NT.shape
+    gathered = images_BCHW.index_select(3, sources_NT.reshape(-1))
+    gathered_BCHNT = gathered.reshape(*images_BCHW.shape[:3], count, taps)
+    sums_BCHN = (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
+    # adding half of the scale and cutting rounds halves up; in double precision, for exporters know no shift of negatives
+    scale = 2.0**_BITS
+    levels_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
+    return levels_BCHN
+
+
+def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, interpolation: str) -> tuple[Tensor, Tensor]:
+    """For each pixel of the window the source pixels that it is made of, and their weights as integers of 22 bits.
+
+    Args:
+        given: Length of the axis.
+        wanted: Its new length.
+        first: Where the window begins on it.
+        count: Its length ``N``.
+        interpolation: ``bilinear`` or ``bicubic``.
+
+    Returns:
+        Positions, int64 (N, T), and weights, int32 (N, T), zero where a tap is outside the filter or the image.
+    """
+    reach = _REACH[interpolation]
+    taps = 2 * torch.sym_max(reach, (reach * given + wanted - 1) // wanted) + 1
+    # as tensors: sizes are symbols while the graph is traced, and only whole-number arithmetic on them is exact there
+    given_, wanted_ = torch.scalar_tensor(given, dtype=torch.float64), torch.scalar_tensor(wanted, dtype=torch.float64)
+    scale = given_ / wanted_
+    stretch = scale.clamp(min=1)
+    support = reach * stretch
+    pixel_N = torch.arange(count, dtype=torch.float64) + torch.scalar_tensor(first, dtype=torch.float64)
+    centre_N1 = ((pixel_N + 0.5) * scale).unsqueeze(1)
+    first_N1 = (centre_N1 - support + 0.5).floor().clamp(min=0)
+    last_N1 = torch.minimum((centre_N1 + support + 0.5).floor(), given_)
+    position_NT = first_N1 + torch.arange(taps, dtype=torch.float64)
+    inside_NT = position_NT < last_N1
+    weight_NT = _filter((position_NT - centre_N1 + 0.5) * (1 / stretch), interpolation) * inside_NT
+    scaled_NT = weight_NT / weight_NT.sum(1, keepdim=True) * 2.0**_BITS
+    whole_NT = torch.where(scaled_NT < 0, (scaled_NT - 0.5).ceil(), (scaled_NT + 0.5).floor())
+    return torch.minimum(position_NT, given_ - 1).long(), whole_NT.to(torch.int32)
+
+
+def _filter(distance: Tensor, interpolation: str) -> Tensor:
+    """The filter's height at a distance in (stretched) source pixels."""
+    distance = distance.abs()
+    if interpolation == "bilinear":
+        return (1 - distance).clamp(min=0)
+    # Keys' cubic with a = -0.5, as Pillow has it (Keys 1981, doi 10.1109/TASSP.1981.1163711)
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = -0.5 * (((distance - 5) * distance + 8) * distance - 4)
+    return torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))

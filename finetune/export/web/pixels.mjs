@@ -1,0 +1,342 @@
+// Image files to the pixels that `finetune predict` makes of them, or a refusal in words.
+//
+// PNG files are decoded here, by the rules of finetune/data/pixels.py: a canvas keeps eight bits premultiplied by alpha, which
+// loses levels of 16-bit and of transparent images. The other formats are decoded by the browser, without colour management
+// and over white.
+
+const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
+
+export class Refused extends Error {}
+
+/** @returns {Promise<{data: Uint8Array, width: number, height: number, notes: string[]}>} height x width x channels */
+export async function readImage(file, { channels, maxPixels, highDepth }) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  if (!bytes.length) throw new Refused("The file is empty.");
+  const kind = sniff(bytes);
+  if (kind === "PNG") {
+    const png = readPng(bytes);
+    checkSize(png.width, png.height, maxPixels);
+    const profile = png.chunks.iCCP ? await inflate(afterName(png.chunks.iCCP)) : null;
+    if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
+  }
+  let profiled = false;
+  if (kind === "JPEG") {
+    const header = readJpeg(bytes);
+    checkSize(header.width, header.height, maxPixels);
+    if (header.components === 4) throw new Refused("It is a CMYK image, which browsers convert in ways of their own.");
+    if (header.precision !== 8) throw new Refused(`It has ${header.precision} bits a channel; browsers read 8.`);
+    if (!header.ends) throw new Refused("It is damaged or cut short.");
+    profiled = header.profile !== null && !isSrgb(header.profile);
+  } else {
+    profiled = kind === "PNG" || hasProfile(kind, bytes);
+  }
+  return fromBrowser(file, { channels, maxPixels, profiled });
+}
+
+function sniff(bytes) {
+  const four = text(bytes, 0, 4);
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) return "JPEG";
+  if (four === "\x89PNG") return "PNG";
+  if (four === "GIF8") return "GIF";
+  if (four === "RIFF" && text(bytes, 8, 4) === "WEBP") return "WebP";
+  if (four.startsWith("BM")) return "BMP";
+  if (four === "II*\0" || four === "MM\0*") throw new Refused("Browsers do not read TIFF. Use finetune predict.");
+  if (text(bytes, 4, 8) === "ftypavif") return "AVIF";
+  throw new Refused("It is no image of a kind that this page reads: JPEG, PNG, WebP, GIF, BMP, AVIF.");
+}
+
+function checkSize(width, height, maxPixels) {
+  if (!width || !height) throw new Refused(`It claims ${width} x ${height} pixels.`);
+  if (width * height > maxPixels) {
+    throw new Refused(`It claims ${width} x ${height} pixels, more than the ${maxPixels} that the model was trained with.`);
+  }
+}
+
+function isSrgb(profile) {
+  let plain = "";
+  for (const byte of profile.subarray(0, 4096)) if (byte) plain += String.fromCharCode(byte);
+  return plain.includes("sRGB");
+}
+
+function hasProfile(kind, bytes) {
+  return kind === "WebP" && text(bytes, 12, 4) === "VP8X" && (bytes[20] & 0x20) !== 0;
+}
+
+// ---- the browser's decoders
+
+async function fromBrowser(file, { channels, maxPixels, profiled }) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, {
+      premultiplyAlpha: "none",
+      colorSpaceConversion: profiled ? "default" : "none",
+      imageOrientation: "from-image",
+    });
+  } catch {
+    throw new Refused("It is damaged, or this browser does not read it.");
+  }
+  const { width, height } = bitmap;
+  checkSize(width, height, maxPixels);
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
+  let pixels;
+  try {
+    context.fillStyle = "#ffffff";
+    context.fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0);
+    pixels = context.getImageData(0, 0, width, height).data;
+  } catch {
+    throw new Refused(`${width} x ${height} pixels are more than this browser can hold.`);
+  } finally {
+    bitmap.close();
+  }
+  const notes = profiled ? ["Its colour profile was followed by the browser: the answer may differ a little from Python's."] : [];
+  return { data: toChannels(pixels, channels), width, height, notes };
+}
+
+/** Some browsers disturb what a page reads back from a canvas, against fingerprinting; then no answer would be right. */
+export function canvasTellsTheTruth() {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 16;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const given = context.createImageData(16, 16);
+  for (let at = 0; at < given.data.length; at++) given.data[at] = at % 4 === 3 ? 255 : (at * 37) % 256;
+  context.putImageData(given, 0, 0);
+  const found = context.getImageData(0, 0, 16, 16).data;
+  return found.every((value, at) => value === given.data[at]);
+}
+
+/** RGBA, opaque, to grey by the luma of ITU-R BT.601 as Pillow rounds it, or to colour. */
+function toChannels(rgba, channels) {
+  const count = rgba.length / 4;
+  const data = new Uint8Array(count * channels);
+  for (let at = 0; at < count; at++) {
+    const [red, green, blue] = [rgba[4 * at], rgba[4 * at + 1], rgba[4 * at + 2]];
+    if (channels === 1) {
+      data[at] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16;
+    } else {
+      data[3 * at] = red;
+      data[3 * at + 1] = green;
+      data[3 * at + 2] = blue;
+    }
+  }
+  return data;
+}
+
+// ---- JPEG: what its header says
+
+function readJpeg(bytes) {
+  const header = { width: 0, height: 0, components: 0, precision: 8, profile: null, ends: false };
+  const parts = [];
+  for (let at = 2; at + 4 <= bytes.length; ) {
+    if (bytes[at] !== 0xff) break;
+    const marker = bytes[at + 1];
+    if (marker === 0xff) {
+      at += 1;
+      continue;
+    }
+    const length = (bytes[at + 2] << 8) | bytes[at + 3];
+    if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) {
+      header.precision = bytes[at + 4];
+      header.height = (bytes[at + 5] << 8) | bytes[at + 6];
+      header.width = (bytes[at + 7] << 8) | bytes[at + 8];
+      header.components = bytes[at + 9];
+    }
+    if (marker === 0xe2 && text(bytes, at + 4, 11) === "ICC_PROFILE") parts.push(bytes.subarray(at + 18, at + 2 + length));
+    if (marker === 0xda) {
+      for (let end = bytes.length - 2; end > at && !header.ends; end--) header.ends = bytes[end] === 0xff && bytes[end + 1] === 0xd9;
+      break;
+    }
+    at += 2 + length;
+  }
+  if (parts.length) header.profile = parts[0];
+  return header;
+}
+
+// ---- PNG (W3C recommendation, third edition)
+
+const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
+const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
+
+function readPng(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const png = { chunks: {}, parts: [] };
+  let ended = false;
+  for (let at = 8; at + 12 <= bytes.length && !ended; ) {
+    const length = view.getUint32(at);
+    const name = text(bytes, at + 4, 4);
+    const body = bytes.subarray(at + 8, at + 8 + length);
+    if (body.length < length) break;
+    if (name === "IDAT") png.parts.push(body);
+    else if (!(name in png.chunks)) png.chunks[name] = body;
+    ended = name === "IEND";
+    at += 12 + length;
+  }
+  const head = png.chunks.IHDR;
+  if (!head || !png.parts.length) throw new Refused("It is damaged or cut short.");
+  png.width = new DataView(head.buffer, head.byteOffset).getUint32(0);
+  png.height = new DataView(head.buffer, head.byteOffset).getUint32(4);
+  [png.depth, png.type, , , png.interlaced] = head.subarray(8);
+  if (!(png.type in SAMPLES)) throw new Refused("It is damaged or cut short.");
+  return png;
+}
+
+function afterName(chunk) {
+  return chunk.subarray(chunk.indexOf(0) + 2);
+}
+
+async function inflate(...parts) {
+  const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
+  try {
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  } catch {
+    throw new Refused("It is damaged or cut short.");
+  }
+}
+
+async function fromPng(png, { channels, highDepth }) {
+  const samples = unpack(png, await inflate(...png.parts));
+  const upright = turn(toRgba(png, samples, highDepth), png.width, png.height, orientation(png.chunks.eXIf));
+  return { data: toChannels(upright.rgba, channels), width: upright.width, height: upright.height, notes: [] };
+}
+
+/** All samples, as numbers of the file's own depth. */
+function unpack(png, raw) {
+  const { width, height, depth, type } = png;
+  const each = SAMPLES[type];
+  const all = depth === 16 ? new Uint16Array(width * height * each) : new Uint8Array(width * height * each);
+  const step = Math.max(1, (each * depth) >> 3);
+  let from = 0;
+  for (const [left, top, across, down] of png.interlaced ? PASSES : [[0, 0, 1, 1]]) {
+    const columns = Math.ceil((width - left) / across);
+    const rows = Math.ceil((height - top) / down);
+    if (columns <= 0 || rows <= 0) continue;
+    const size = Math.ceil((columns * each * depth) / 8);
+    let above = new Uint8Array(size);
+    for (let row = 0; row < rows; row++, from += size + 1) {
+      const line = raw.slice(from + 1, from + 1 + size);
+      if (line.length < size) throw new Refused("It is damaged or cut short.");
+      unfilter(raw[from], line, above, step);
+      above = line;
+      for (let column = 0; column < columns; column++) {
+        const to = ((top + row * down) * width + left + column * across) * each;
+        for (let k = 0; k < each; k++) all[to + k] = sample(line, column * each + k, depth);
+      }
+    }
+  }
+  return all;
+}
+
+function sample(line, at, depth) {
+  if (depth === 8) return line[at];
+  if (depth === 16) return (line[2 * at] << 8) | line[2 * at + 1];
+  const bit = at * depth;
+  return (line[bit >> 3] >> (8 - depth - (bit & 7))) & ((1 << depth) - 1);
+}
+
+function unfilter(filter, line, above, step) {
+  for (let at = 0; at < line.length; at++) {
+    const left = at >= step ? line[at - step] : 0;
+    const up = above[at];
+    const corner = at >= step ? above[at - step] : 0;
+    if (filter === 1) line[at] += left;
+    else if (filter === 2) line[at] += up;
+    else if (filter === 3) line[at] += (left + up) >> 1;
+    else if (filter === 4) line[at] += paeth(left, up, corner);
+    else if (filter !== 0) throw new Refused("It is damaged or cut short.");
+  }
+}
+
+function paeth(left, up, corner) {
+  const [a, b, c] = [Math.abs(up - corner), Math.abs(left - corner), Math.abs(left + up - 2 * corner)];
+  if (a <= b && a <= c) return left;
+  return b <= c ? up : corner;
+}
+
+/** Eight bits a channel, laid over white. */
+function toRgba(png, samples, highDepth) {
+  const { depth, type, chunks } = png;
+  const each = SAMPLES[type];
+  const count = png.width * png.height;
+  const rgba = new Uint8Array(4 * count);
+  const clear = chunks.tRNS;
+  const grey16 = type === 0 && depth === 16 ? scaled(samples, highDepth) : null;
+  // grey of few bits fills the range; colour of 16 bits keeps its upper eight
+  const level = depth === 16 ? (v) => v >> 8 : type === 3 ? (v) => v : (v) => (v * 255) / ((1 << depth) - 1);
+  for (let at = 0; at < count; at++) {
+    const from = at * each;
+    let red, green, blue, alpha = 255;
+    if (grey16) {
+      red = green = blue = grey16[at];
+    } else if (type === 3) {
+      const entry = samples[from];
+      [red, green, blue] = chunks.PLTE.subarray(3 * entry, 3 * entry + 3);
+      if (clear && entry < clear.length) alpha = clear[entry];
+    } else if (each <= 2) {
+      red = green = blue = level(samples[from]);
+      if (each === 2) alpha = level(samples[from + 1]);
+      else if (clear && samples[from] === ((clear[0] << 8) | clear[1])) alpha = 0;
+    } else {
+      [red, green, blue] = [level(samples[from]), level(samples[from + 1]), level(samples[from + 2])];
+      if (each === 4) alpha = level(samples[from + 3]);
+      else if (clear && depth === 8 && red === clear[1] && green === clear[3] && blue === clear[5]) alpha = 0;
+    }
+    rgba[4 * at] = overWhite(red, alpha);
+    rgba[4 * at + 1] = overWhite(green, alpha);
+    rgba[4 * at + 2] = overWhite(blue, alpha);
+    rgba[4 * at + 3] = 255;
+  }
+  return rgba;
+}
+
+/** Pillow's compositing over opaque white, with its seven bits of precision. */
+function overWhite(value, alpha) {
+  if (alpha === 255) return value;
+  const sum = (value * alpha + 255 * (255 - alpha)) * 128 + (0x80 << 7);
+  return ((sum >> 8) + sum) >> 8 >> 7;
+}
+
+/** 16 bits to 8: the whole range, or the image's own minimum to maximum. */
+function scaled(samples, highDepth) {
+  let [low, high] = [0, 65535];
+  if (highDepth === "stretch") {
+    low = samples.reduce((a, b) => Math.min(a, b), 65535);
+    high = samples.reduce((a, b) => Math.max(a, b), 0);
+  }
+  const span = high - low;
+  return Uint8Array.from(samples, (value) => (span ? Math.floor(((value - low) * 255) / span + 0.5) : 0));
+}
+
+/** The orientation of an EXIF block (TIFF), 1 where it says nothing. */
+function orientation(exif) {
+  if (!exif || exif.length < 8) return 1;
+  const view = new DataView(exif.buffer, exif.byteOffset, exif.byteLength);
+  const little = text(exif, 0, 2) === "II";
+  const table = view.getUint32(4, little);
+  if (table + 2 > exif.length) return 1;
+  const entries = view.getUint16(table, little);
+  for (let entry = 0; entry < entries && table + 14 + 12 * entry <= exif.length; entry++) {
+    const at = table + 2 + 12 * entry;
+    if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
+  }
+  return 1;
+}
+
+function turn(rgba, width, height, orientation) {
+  if (orientation < 2 || orientation > 8) return { rgba, width, height };
+  const swapped = orientation > 4;
+  const [wide, high] = swapped ? [height, width] : [width, height];
+  const fromRight = [2, 3, 7, 8].includes(orientation);
+  const fromBelow = [3, 4, 6, 7].includes(orientation);
+  const turned = new Uint8Array(rgba.length);
+  for (let y = 0; y < high; y++) {
+    for (let x = 0; x < wide; x++) {
+      const [column, row] = swapped ? [y, x] : [x, y];
+      const from = (fromBelow ? height - 1 - row : row) * width + (fromRight ? width - 1 - column : column);
+      turned.set(rgba.subarray(4 * from, 4 * from + 4), 4 * (y * wide + x));
+    }
+  }
+  return { rgba: turned, width: wide, height: high };
+}

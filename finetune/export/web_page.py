@@ -1,0 +1,87 @@
+"""A folder with one page that runs the model in a browser: no Python, no network, nothing leaves the computer.
+
+``python -m http.server`` in that folder is all it needs. onnxruntime-web is vendored from its npm package, compressed in
+this package and checked by hash; the page's own parts lie in ``finetune/export/web``.
+"""
+
+import hashlib
+import json
+import lzma
+from pathlib import Path
+
+from jinja2 import Environment
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from finetune.atomic import write_json, write_text
+from finetune.data.decode import MAX_PIXELS
+from finetune.errors import UserError
+from finetune.export.images import CheckImages
+from finetune.export.onnx import export_onnx
+from finetune.export.provenance import KEY, provenance
+from finetune.models.classifier import Classifier
+
+WEB = Path(__file__).parent / "web"
+MODEL = "model.onnx"
+_PAGE, _OWN = "index.html", ("style.css", "page.mjs", "pixels.mjs")
+
+
+def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, card: str) -> None:
+    """Write the folder.
+
+    Args:
+        classifier: In evaluation mode, on the CPU.
+        folder: It exists and is empty.
+        images: How the run reads files.
+        card: The model card, Markdown.
+
+    Raises:
+        UserError: Browsers cannot make the channels that the model takes.
+    """
+    spec = classifier.input_spec
+    if spec.channels not in (1, 3):
+        raise UserError(
+            f"--format web: browsers read grey and colour. This model takes {spec.channels} channels. Use --format onnx."
+        )
+    export_onnx(classifier, folder / MODEL, reading=images.reading)
+    write_json(
+        folder / "model.json",
+        {
+            "classes": list(classifier.classes),
+            "channels": spec.channels,
+            "maxPixels": images.reading.get("max_pixels", MAX_PIXELS),
+            "highDepth": images.reading.get("high_depth", "full"),
+            KEY: provenance(classifier, layout="nhwc"),
+        },
+    )
+    write_text(folder / _PAGE, page(classifier, card))
+    for name in _OWN:
+        write_text(folder / name, (WEB / name).read_text(encoding="utf-8"))
+    write_vendored(folder / "vendor")
+
+
+def page(classifier: Classifier, card: str) -> str:
+    """The HTML, with names and card escaped: HTML inside the card is shown, not obeyed."""
+    # only what a card is made of; raw HTML, images and links would be ways out
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "autolink"])
+    template = Environment(autoescape=True).from_string((WEB / _PAGE).read_text(encoding="utf-8"))
+    title = f"{classifier.backbone.name}, {len(classifier.classes)} classes"
+    # two levels lower: the page has a heading of its own
+    body = markdown.render(card.replace("\n#", "\n##")).replace("<h1>", "<h2>").replace("</h1>", "</h2>")
+    return template.render(title=title, classes=list(classifier.classes), card=Markup(body)) + "\n"
+
+
+def write_vendored(folder: Path) -> None:
+    """onnxruntime-web and its licence, each file checked by its hash."""
+    folder.mkdir()
+    vendor = WEB / "vendor"
+    vendored = json.loads((vendor / "vendored.json").read_text(encoding="utf-8"))
+    for name, digest in vendored["files"].items():
+        content = lzma.decompress((vendor / f"{name}.xz").read_bytes())
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise UserError(
+                f"{vendor / name}.xz: not the file of {vendored['package']} {vendored['version']}. Reinstall."
+            )
+        (folder / name).write_bytes(content)
+    for name in ("LICENSE", "vendored.json"):
+        write_text(folder / name, (vendor / name).read_text(encoding="utf-8"))

@@ -1,0 +1,266 @@
+"""Groups of images without labels: k-means and HDBSCAN of scikit-learn, how good they are, and who is typical of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.errors import UserError
+from finetune.inference.embeddings import NO_LABEL, Embeddings, Features, Rows
+from finetune.inference.search import METRICS
+from finetune.inference.whitening import scaled_to_one
+
+# N = images, D = features, K = clusters
+
+METHODS = ("kmeans", "hdbscan")
+OUTLIER = -1
+Say = Callable[[str], None]
+
+# images that k-means is fitted on; the others join the nearest centre
+FITTED_ON = 50_000
+# distances between all pairs of more images would take hours
+MOST_FOR_HDBSCAN = 20_000
+# images that a silhouette is taken from
+_SILHOUETTE_OF = 5_000
+_STARTS = 10
+_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Clusters:
+    """Which cluster each image is in.
+
+    Args:
+        method: ``kmeans`` or ``hdbscan``.
+        of_row: int64 (N,), from 0 in falling order of size; -1 for an outlier of HDBSCAN.
+        centres: float32 (K, D), means of the members.
+        distances: float32 (N,), of each image to the centre of its cluster, or to the nearest one.
+        margins: float32 (N,), from -1 to 1: how much nearer its own centre is than the next one, 0 between two.
+        silhouette_by_count: Silhouette for each number of clusters that was tried.
+    """
+
+    method: str
+    of_row: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.float32]
+    distances: npt.NDArray[np.float32]
+    margins: npt.NDArray[np.float32]
+    silhouette_by_count: dict[int, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    def members(self, cluster: int) -> Rows:
+        """Rows of a cluster, the most typical first."""
+        rows = np.flatnonzero(self.of_row == cluster)
+        return rows[np.argsort(self.distances[rows], kind="stable")]
+
+    def doubtful(self, cluster: int) -> Rows:
+        """Rows of a cluster, those nearest to another one first."""
+        rows = np.flatnonzero(self.of_row == cluster)
+        return rows[np.argsort(self.margins[rows], kind="stable")]
+
+
+def cluster(
+    embeddings: Embeddings,
+    *,
+    method: str = "kmeans",
+    clusters: int | None = None,
+    most_clusters: int = 30,
+    least_members: int = 5,
+    metric: str = "cosine",
+    seed: int = 0,
+    say: Say = lambda line: None,
+) -> Clusters:
+    """Group images.
+
+    Args:
+        embeddings: Of the images.
+        method: ``kmeans``, or ``hdbscan``, which finds the number of clusters itself and leaves outliers out.
+        clusters: Of k-means; None takes the number from 2 on with the best silhouette.
+        most_clusters: The largest number tried.
+        least_members: Of a cluster of HDBSCAN.
+        metric: ``cosine`` scales features to length one first; ``l2`` takes them as they are.
+        seed: Of the starts and samples.
+        say: Takes a line for the user.
+
+    Raises:
+        UserError: A setting is out of range, or there are too many images for HDBSCAN.
+    """
+    count = len(embeddings)
+    if method not in METHODS:
+        raise UserError(f"--method {method}: must be one of {', '.join(METHODS)}.")
+    if metric not in METRICS:
+        raise UserError(f"--metric {metric}: must be one of {', '.join(METRICS)}.")
+    if count < 3:
+        raise UserError(f"EMBEDDINGS: clusters need three images at least. There are {count}.")
+    if clusters is not None and not 2 <= clusters < count:
+        raise UserError(f"--clusters {clusters}: must be from 2 to one less than the number of images, {count - 1}.")
+    if method == "hdbscan" and count > MOST_FOR_HDBSCAN:
+        raise UserError(
+            f"--method hdbscan: takes at most {MOST_FOR_HDBSCAN:,} images. There are {count:,}. Use --method kmeans."
+        )
+    draw = np.random.default_rng(seed)
+    sample = np.sort(draw.choice(count, FITTED_ON, replace=False)) if count > FITTED_ON else np.arange(count)
+    values = _ready(embeddings.features[sample], metric)
+    tried: dict[int, float] = {}
+    if method == "hdbscan":
+        of_row = _hdbscan(values, least_members)
+        centres = _means(values, of_row)
+    else:
+        if len(sample) < count:
+            say(f"k-means: fitted on {len(sample):,} images drawn of {count:,}; the others join the nearest centre")
+        if clusters is None:
+            tried = _silhouettes(values, min(most_clusters, len(np.unique(values, axis=0)) - 1), seed)
+            clusters = max(tried, key=lambda number: (tried[number], -number))
+            say(f"clusters: {clusters}, the best silhouette ({tried[clusters]:.4f}) of 2 to {max(tried)}")
+        centres = _kmeans(values, clusters, starts=_STARTS, seed=seed)[1]
+        of_row = np.zeros(0, np.int64)
+    nearest, own, second = _distances(embeddings.features, centres, metric, of_row)
+    of_row = nearest if method == "kmeans" else of_row
+    of_row, centres = _by_size(of_row, centres)
+    apart = np.maximum(np.maximum(own, second), np.finfo(np.float32).tiny)
+    return Clusters(
+        method=method,
+        of_row=of_row,
+        centres=centres,
+        distances=own,
+        margins=((second - own) / apart).astype(np.float32),
+        silhouette_by_count=tried,
+    )
+
+
+def quality(
+    embeddings: Embeddings, clusters: Clusters, *, metric: str = "cosine", seed: int = 0
+) -> dict[str, float | int | None]:
+    """How good clusters are, by themselves and beside the labels.
+
+    Returns:
+        ``clusters``, ``outliers``, ``silhouette`` (Rousseeuw 1987; of at most 5,000 images drawn; None for a single
+        cluster); with labels also ``labelled``, ``nmi``, ``ari`` (Hubert and Arabie 1985) and ``purity`` (share of images
+        with the most frequent label of their cluster), outliers counting as one cluster of their own.
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+    inside = np.flatnonzero(clusters.of_row != OUTLIER)
+    found: dict[str, float | int | None] = {"clusters": len(clusters), "outliers": len(embeddings) - len(inside)}
+    found["silhouette"] = None
+    sample = inside
+    if len(inside) > _SILHOUETTE_OF:
+        sample = np.sort(np.random.default_rng(seed).choice(inside, _SILHOUETTE_OF, replace=False))
+    if 2 <= len(np.unique(clusters.of_row[sample])) < len(sample):
+        values = _ready(embeddings.features[sample], metric)
+        found["silhouette"] = float(silhouette_score(values, clusters.of_row[sample]))
+    labelled = embeddings.labelled()
+    if len(labelled) and not embeddings.multi_label:
+        labels, groups = embeddings.labels[labelled], clusters.of_row[labelled]
+        found["labelled"] = len(labelled)
+        found["nmi"] = float(normalized_mutual_info_score(labels, groups))
+        found["ari"] = float(adjusted_rand_score(labels, groups))
+        found["purity"] = purity(labels, groups)
+    return found
+
+
+def purity(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
+    """Share of images that have the most frequent label of their cluster.
+
+    >>> purity([0, 0, 1, 1], [0, 0, 0, 1])
+    0.75
+    """
+    _, rows = np.unique(np.asarray(clusters), return_inverse=True)
+    _, columns = np.unique(np.asarray(labels), return_inverse=True)
+    table = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
+    np.add.at(table, (rows, columns), 1)
+    return float(table.max(1).sum() / len(rows))
+
+
+def label_shares(embeddings: Embeddings, rows: Rows) -> list[tuple[str, float]]:
+    """Labels of some images with their shares of those that have one, the most frequent first."""
+    labels = embeddings.labels[rows]
+    labels = labels[labels != NO_LABEL]
+    counts = np.bincount(labels, minlength=len(embeddings.classes))
+    order = np.argsort(-counts, kind="stable")
+    return [(embeddings.classes[at], float(counts[at] / len(labels))) for at in order if counts[at]]
+
+
+def _ready(features: Features, metric: str) -> npt.NDArray[np.float32]:
+    return scaled_to_one(features) if metric == "cosine" else np.asarray(features, np.float32)
+
+
+def _kmeans(values: npt.NDArray[np.float32], clusters: int, *, starts: int, seed: int) -> tuple[Any, Any]:
+    from sklearn.cluster import KMeans
+
+    fitted = KMeans(clusters, n_init=starts, random_state=seed).fit(values)
+    return fitted.labels_, fitted.cluster_centers_.astype(np.float32)
+
+
+def _silhouettes(values: npt.NDArray[np.float32], most: int, seed: int) -> dict[int, float]:
+    from sklearn.metrics import silhouette_score
+
+    if most < 2:
+        raise UserError("EMBEDDINGS: fewer than three images differ, so there is no number of clusters to choose.")
+    found = {}
+    for number in range(2, most + 1):
+        labels, _ = _kmeans(values, number, starts=1, seed=seed)
+        size = min(len(values), _SILHOUETTE_OF)
+        found[number] = float(silhouette_score(values, labels, sample_size=size, random_state=seed))
+    return found
+
+
+def _hdbscan(values: npt.NDArray[np.float32], least_members: int) -> npt.NDArray[np.int64]:
+    from sklearn.cluster import HDBSCAN
+
+    if least_members < 2:
+        raise UserError(f"--least-members {least_members}: must be at least 2.")
+    labels: npt.NDArray[np.int64] = HDBSCAN(min_cluster_size=least_members, copy=True).fit(values).labels_
+    if not (labels >= 0).any():
+        raise UserError(
+            f"--method hdbscan: found no cluster of {least_members} images; all are outliers. Try a smaller "
+            "--least-members, whitened embeddings of fewer directions, or --method kmeans."
+        )
+    return labels.astype(np.int64)
+
+
+def _means(values: npt.NDArray[np.float32], of_row: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    return np.stack([values[of_row == number].mean(0) for number in range(int(of_row.max()) + 1)]).astype(np.float32)
+
+
+def _distances(
+    features: Features, centres: npt.NDArray[np.float32], metric: str, of_row: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The nearest centre of each row, the distance to its own (or the nearest), and to the nearest other one."""
+    nearest, own, other = [], [], []
+    for start in range(0, len(features), _ROWS):
+        values = _ready(features[start : start + _ROWS], metric).astype(np.float64)
+        squares = (values**2).sum(1)[:, None] - 2 * values @ centres.T.astype(np.float64)
+        apart = np.sqrt(np.maximum(squares + (centres.astype(np.float64) ** 2).sum(1), 0))
+        first = apart.argmin(1)
+        given = of_row[start : start + _ROWS]
+        mine = np.where(given >= 0, given, first) if len(given) else first
+        at = np.arange(len(values))
+        nearest.append(first)
+        own.append(apart[at, mine])
+        apart[at, mine] = np.inf
+        other.append(apart.min(1) if apart.shape[1] > 1 else own[-1])
+    return (
+        np.concatenate(nearest),
+        np.concatenate(own).astype(np.float32),
+        np.concatenate(other).astype(np.float32),
+    )
+
+
+def _by_size(
+    of_row: npt.NDArray[np.int64], centres: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The same clusters numbered from the largest on; one without members is dropped."""
+    sizes = np.bincount(of_row[of_row >= 0], minlength=len(centres))
+    order = [number for number in np.argsort(-sizes, kind="stable") if sizes[number]]
+    place = np.full(len(centres) + 1, OUTLIER, np.int64)
+    place[order] = np.arange(len(order))
+    return place[of_row], centres[order]
+
+
+def cluster_names(clusters: Clusters) -> Sequence[int]:
+    """Numbers of all clusters, outliers last where there are some."""
+    return [*range(len(clusters)), *([OUTLIER] if (clusters.of_row == OUTLIER).any() else [])]

@@ -1,0 +1,78 @@
+"""What ``finetune cluster`` writes: the clusters, the labels in doubt, and manifests to train from."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import write_text
+from finetune.files import CLUSTERS, DOUBTFUL, MANIFEST
+from finetune.inference.cluster import Clusters
+from finetune.inference.doubtful import Doubts
+from finetune.inference.embeddings import Embeddings
+
+# an image is relabelled in manifest.csv when the neighbours' doubt is above this
+LIKELY = 0.5
+
+
+def write_clusters(path: Path, embeddings: Embeddings, clusters: Clusters) -> None:
+    """One row an image, in the order of the embeddings."""
+    _write(
+        path,
+        CLUSTERS,
+        (
+            [
+                *_image(embeddings, row),
+                int(clusters.of_row[row]),
+                f"{clusters.distances[row]:.6g}",
+                f"{clusters.margins[row]:.6g}",
+            ]
+            for row in range(len(embeddings))
+        ),
+    )
+
+
+def write_doubtful(path: Path, embeddings: Embeddings, doubts: Doubts) -> None:
+    """The images that most of their neighbours contradict, the most doubtful first; a manifest as it is."""
+    _write(
+        path,
+        DOUBTFUL,
+        (
+            [
+                *_image(embeddings, int(row)),
+                embeddings.classes[suggested],
+                f"{doubt:.6f}",
+                int(agreeing),
+                doubts.neighbours,
+            ]
+            for row, suggested, doubt, agreeing in zip(
+                doubts.rows, doubts.suggested, doubts.doubts, doubts.agreeing, strict=True
+            )
+            if doubt > 0
+        ),
+    )
+
+
+def write_relabelled(path: Path, embeddings: Embeddings, doubts: Doubts) -> None:
+    """All labelled images, in the order of the embeddings, with the neighbours' label where the own one is in doubt."""
+    other = {
+        int(row): embeddings.classes[suggested]
+        for row, suggested, doubt in zip(doubts.rows, doubts.suggested, doubts.doubts, strict=True)
+        if doubt > LIKELY
+    }
+    rows = embeddings.labelled().tolist()
+    _write(path, MANIFEST, ([*_image(embeddings, row), other.get(row, embeddings.label(row))] for row in rows))
+
+
+def _image(embeddings: Embeddings, row: int) -> list[Any]:
+    # as finetune.data.manifest has them: names are not escaped, since the file is read again
+    return [embeddings.paths[row], embeddings.label(row), embeddings.split(row)]
+
+
+def _write(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,238 @@
+"""A network that turns images into features: of a trained run, or of a pretrained backbone that was never trained here."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
+from finetune.data.decode import MAX_PIXELS, decode_bytes
+from finetune.data.transforms import eval_view
+from finetune.errors import UserError, did_you_mean, shortened
+from finetune.inference.reading import reading_of
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone, build_backbone
+from finetune.models.channels import InputAdapter
+from finetune.models.classifier import Classifier
+from finetune.models.weights import state_hash
+
+# B = batch, C = channels of the image, H/W = image height/width, D = features
+
+DEFAULT_READING: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
+
+
+class Embedder(nn.Module):
+    """``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
+
+    Args:
+        backbone: The network, its stem adapted to the images' channels; put into evaluation mode.
+        spec: What images must look like.
+        adapt: How their channels became those of the stem.
+        stage: The stage whose output is pooled; None takes the network's own features.
+        reading: How files become pixels, as :func:`finetune.data.decode.decode_bytes` takes it.
+        origin: Where the network can be had again: ``run``, or ``weights`` and ``seed``.
+
+    Raises:
+        UserError: The network has no such stage, or cannot be cut after it.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        spec: InputSpec,
+        adapt: str,
+        stage: str | None = None,
+        reading: Mapping[str, Any] = DEFAULT_READING,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
+        self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
+        self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
+        # everything that the features depend on, and where to have it again, as plain JSON values
+        self.model = {
+            **(origin or {"run": None, "weights": None, "seed": 0}),
+            "backbone": backbone.describe(),
+            "adapt": adapt,
+            "input": spec.to_dict(),
+            "hash": state_hash(backbone),
+        }
+        # after the last stage these are the features that a head is trained on, pooled as the network does it
+        self.net = backbone.split(self.stage)[0]
+        self.eval().requires_grad_(False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Equal values mean equal features."""
+        kept = {key: value for key, value in self.model.items() if key not in ("run", "weights", "seed")}
+        return {"model": kept, "stage": self.stage, "reading": self.reading}
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Features ``(B, D)``: maps are averaged over their places, tokens over their sequence."""
+        output: Tensor = self.net(self.input(images_BCHW.to(self.input.mean.dtype) / 255))
+        if output.ndim == 4:
+            output = output.mean((2, 3))
+        return output.mean(1) if output.ndim == 3 else output
+
+    def read(self, data: bytearray, path: str) -> Tensor:
+        """The evaluation view of a file's bytes, uint8 (C, H, W).
+
+        Raises:
+            UnreadableImage: It cannot be read.
+        """
+        channels = self.spec.channels
+        return self.view(decode_bytes(data, path=path, channels=channels, at_least=self.view.at_least, **self.reading))
+
+    @torch.inference_mode()
+    def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
+        """Features (N, D) of views, or of any images of one size."""
+        features: npt.NDArray[np.float32] = self(torch.stack(images)).float().numpy()
+        return features
+
+
+def _check_stage(backbone: Backbone, stage: str | None) -> str:
+    if stage is None:
+        return backbone.stages[-1]
+    if stage not in backbone.stages:
+        hint = did_you_mean(stage, backbone.stages)
+        raise UserError(
+            f"--stage {stage}: not a stage of {backbone.name!r}. Stages: {', '.join(backbone.stages)}.{hint}"
+        )
+    if stage not in backbone.boundaries:
+        raise UserError(
+            f"--stage {stage}: {backbone.name!r} cannot be cut there, only after {', '.join(backbone.boundaries)}."
+        )
+    return stage
+
+
+def embedder_of_classifier(
+    classifier: Classifier,
+    *,
+    stage: str | None = None,
+    reading: Mapping[str, Any] = DEFAULT_READING,
+    run: str | Path | None = None,
+) -> Embedder:
+    """The features below a classifier's head."""
+    return Embedder(
+        backbone=classifier.backbone,
+        spec=classifier.input_spec,
+        adapt=classifier.adapt,
+        stage=stage,
+        reading=reading,
+        origin={"run": None if run is None else str(Path(run).expanduser().absolute()), "weights": None, "seed": 0},
+    )
+
+
+def embedder_of_run(run: str | Path, *, stage: str | None = None) -> Embedder:
+    """The features of a run or a bundle.
+
+    Raises:
+        UserError: There is no whole bundle, or no such stage.
+    """
+    return embedder_of_classifier(load_bundle(run), stage=stage, reading=reading_of(run), run=run)
+
+
+def embedder_of_backbone(
+    backbone: Backbone,
+    *,
+    weights: str,
+    seed: int,
+    channels: int = 3,
+    adapt: str = "expand",
+    size: tuple[int, int] | None = None,
+    stage: str | None = None,
+    reading: Mapping[str, Any] = DEFAULT_READING,
+) -> Embedder:
+    """The features of a pretrained network.
+
+    Args:
+        backbone: With its weights; its stem is adapted in place.
+        weights: What they were asked for by, recorded so that queries can be embedded alike.
+        seed: Likewise.
+        channels: Of the images.
+        adapt: How they become those of the stem.
+        size: Height and width; None takes what the weights expect.
+        stage: See :class:`Embedder`.
+        reading: Likewise.
+
+    Raises:
+        UserError: Size, channels or stage do not fit the network.
+    """
+    backbone.check_size(size)
+    spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
+    backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
+    path = Path(weights).expanduser()
+    lasting = str(path.absolute()) if path.exists() else weights
+    return Embedder(
+        backbone=backbone,
+        spec=spec,
+        adapt=adapt,
+        stage=stage,
+        reading=reading,
+        origin={"run": None, "weights": lasting, "seed": seed},
+    )
+
+
+def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -> Embedder:
+    """The embedder that made a file of embeddings, to embed queries alike.
+
+    Args:
+        about: Of the embeddings.
+        run: Where the run or bundle lies now; None takes the place it had.
+
+    Raises:
+        UserError: It cannot be had, or has other weights now.
+    """
+    try:
+        model, stage, reading = about["model"], about["stage"], about["reading"]
+        description, spec = model["backbone"], InputSpec.from_dict(model["input"])
+        place = run or model["run"]
+        problems = backbone_problems(description)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"EMBEDDINGS: its record of the model is damaged. {error} is missing.") from None
+    if problems:
+        raise UserError(f"EMBEDDINGS: its record of the model is damaged. {shortened(problems)}.")
+    if place is None and model["weights"] is None:
+        raise UserError("EMBEDDINGS: it does not say where its model lies. Give --model RUN.")
+    if place is not None:
+        try:
+            folder = find_bundle(place)
+        except UserError as error:
+            raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
+        _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
+        classifier = load_bundle(folder)
+        return embedder_of_classifier(classifier, stage=stage, reading=reading, run=place)
+    backbone = build_backbone(
+        source=description["source"],
+        name=description["name"],
+        weights=model["weights"],
+        seed=model["seed"],
+        **description["kwargs"],
+    )
+    backbone.input_spec = InputSpec.from_dict(description["input_spec"])
+    embedder = embedder_of_backbone(
+        backbone,
+        weights=model["weights"],
+        seed=model["seed"],
+        channels=spec.channels,
+        adapt=model["adapt"],
+        size=spec.size,
+        stage=stage,
+        reading=reading,
+    )
+    _same_weights(embedder.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
+    return embedder
+
+
+def _same_weights(found: str, wanted: str, where: str) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{where}: holds other weights than the embeddings were made with. Make them again with finetune embed, "
+            "or give --model RUN with the run that made them."
+        )

@@ -1,0 +1,216 @@
+"""Embeddings: features of images, with the path, label, split and content of each, and a record of what made them."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.index import SPLITS, natural_order
+from finetune.data.path_table import PathTable, path_table
+from finetune.errors import UserError
+
+# N = images, D = features
+
+Rows = npt.NDArray[np.int64]
+Features = npt.NDArray[np.floating[Any]]
+
+SUFFIXES = (".npz", ".parquet")
+FORMAT = 1
+PRECISIONS = ("float16", "float32")
+NO_LABEL = NO_SPLIT = -1
+# between the labels of one image, as finetune.data.manifest writes them
+SEPARATOR = "|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Some rows on their way into a file, or out of one.
+
+    Args:
+        paths: Absolute path of each image, or the stable name of one that is no file.
+        labels: Class of each, empty for none; several are joined by ``|``.
+        splits: ``train``, ``val``, ``test`` or empty.
+        contents: BLAKE2b digest of each file's bytes, 32 hexadecimal digits.
+        features: (N, D).
+    """
+
+    paths: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    contents: Sequence[str]
+    features: Features
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Embeddings:
+    """Features of images, one row an image.
+
+    Args:
+        features: float16 or float32 (N, D); memory-mapped where they come from a file.
+        paths: Of the images.
+        labels: int32 (N,), position in ``classes``, -1 for none.
+        classes: Names of the labels that occur or may occur.
+        splits: int8 (N,), position in ``SPLITS``, -1 for none.
+        content: uint64 (N, 2), 128 bits that identify the content of each image.
+        about: What made them: model, stage, transforms, data; plain JSON values.
+    """
+
+    features: Features
+    paths: PathTable
+    labels: npt.NDArray[np.int32]
+    classes: tuple[str, ...]
+    splits: npt.NDArray[np.int8]
+    content: npt.NDArray[np.uint64]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.features.ndim == 2, "features are (N, D)"
+        rows = {len(column) for column in (self.features, self.paths, self.labels, self.splits, self.content)}
+        assert len(rows) == 1, "the columns must be equally long"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_features(self) -> int:
+        """``D``."""
+        return int(self.features.shape[1])
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a label stands for several, joined by ``|``."""
+        return bool(self.about.get("multi_label"))
+
+    def rows(self, split: str) -> Rows:
+        """Row numbers of one split, ascending."""
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def labelled(self) -> Rows:
+        """Row numbers of the images that have a label."""
+        return np.flatnonzero(self.labels != NO_LABEL)
+
+    def label(self, row: int) -> str:
+        """Name of a row's label; empty for none."""
+        return self.classes[self.labels[row]] if self.labels[row] != NO_LABEL else ""
+
+    def split(self, row: int) -> str:
+        """Name of a row's split; empty for none."""
+        return SPLITS[self.splits[row]] if self.splits[row] != NO_SPLIT else ""
+
+    def hexes(self, rows: Rows | slice = slice(None)) -> list[str]:
+        """Content of rows as in files."""
+        return [line.tobytes().hex() for line in self.content[rows]]
+
+    def take(self, rows: Rows) -> "Embeddings":
+        """Some rows, in their order."""
+        return Embeddings(
+            features=self.features[rows],
+            paths=self.paths.take(rows),
+            labels=self.labels[rows],
+            classes=self.classes,
+            splits=self.splits[rows],
+            content=self.content[rows],
+            about=self.about,
+        )
+
+    def need_labels(self, what: str) -> None:
+        """Hold that images have labels, one each, of at least two classes.
+
+        Raises:
+            UserError: They have not.
+        """
+        if self.multi_label:
+            raise UserError(f"{what}: needs one label an image. These images have several.")
+        if len(np.unique(self.labels[self.labelled()])) < 2:
+            raise UserError(
+                f"{what}: needs images of two classes at least. Labels come with data=..., "
+                "for example: finetune embed RUN data=folder data.root=DIR --output FILE"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Embeddings":
+        """Open a file of ``finetune embed``; the features stay on disk.
+
+        Raises:
+            UserError: It is missing, damaged, or something else.
+        """
+        from finetune.inference.embeddings_file import open_embeddings
+
+        return open_embeddings(Path(path).expanduser())
+
+    def save(self, path: str | Path) -> None:
+        """Write them, whole or not at all, as ``.npz`` or ``.parquet``.
+
+        Raises:
+            UserError: Another suffix.
+        """
+        from finetune.inference.embeddings_file import write_embeddings
+
+        write_embeddings(Path(path).expanduser(), self.blocks(), about=self.about)
+
+    def blocks(self, size: int = 8192) -> Iterator[Block]:
+        """All rows, some at a time."""
+        for start in range(0, len(self), size):
+            rows = range(start, min(start + size, len(self)))
+            yield Block(
+                paths=[self.paths[row] for row in rows],
+                labels=[self.label(row) for row in rows],
+                splits=[self.split(row) for row in rows],
+                contents=self.hexes(slice(rows.start, rows.stop)),
+                features=self.features[rows.start : rows.stop],
+            )
+
+
+def collect(blocks: Iterable[Block], *, features: Features | None, about: dict[str, Any]) -> Embeddings:
+    """Embeddings from blocks; their features are put together, or are given.
+
+    Args:
+        blocks: In order.
+        features: Of all rows, where the blocks' own are not to be used.
+        about: What made them.
+    """
+    known: dict[str, int] = {}
+    labels, splits, contents, parts = [], [], [], []
+
+    def paths() -> Iterator[str]:
+        for block in blocks:
+            labels.append(np.array([known.setdefault(name, len(known)) for name in block.labels], np.int32))
+            numbers = [SPLITS.index(name) if name in SPLITS else NO_SPLIT for name in block.splits]
+            splits.append(np.array(numbers, np.int8))
+            contents.append(bytes.fromhex("".join(block.contents)))
+            if features is None:
+                parts.append(block.features)
+            yield from block.paths
+
+    table = path_table(paths())
+    codes = np.concatenate(labels) if labels else np.zeros(0, np.int32)
+    classes = list(about.get("classes") or [])
+    classes += natural_order(name for name in known if name and name not in classes)
+    place = {name: number for number, name in enumerate(classes)}
+    renumbered = np.array([place.get(name, NO_LABEL) for name in known] or [NO_LABEL], np.int32)
+    if features is None:
+        features = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    return Embeddings(
+        features=features,
+        paths=table,
+        labels=renumbered[codes],
+        classes=tuple(classes),
+        splits=np.concatenate(splits) if splits else np.zeros(0, np.int8),
+        content=np.frombuffer(b"".join(contents), np.uint64).reshape(-1, 2),
+        about=about,
+    )
+
+
+def scratch_array(shape: tuple[int, int], dtype: npt.DTypeLike) -> Features:
+    """An array to fill: in memory where it is small, else in a file that is gone when nobody holds it."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    if size < 64 * 2**20:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        os.truncate(file.fileno(), size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

@@ -1,0 +1,276 @@
+"""Embeddings on disk: ``.npz`` or Parquet, written a block at a time, and opened without reading the features.
+
+The ``.npz`` opens with ``numpy.load``. Its array ``features`` is stored uncompressed, at an offset that numpy can map into
+memory; the other columns are compressed. In both forms ``about`` is JSON: an array of one text, or an entry ``finetune`` of
+Parquet's metadata.
+"""
+
+import json
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from finetune.atomic import atomic_path
+from finetune.errors import UserError
+from finetune.escaping import encodable
+from finetune.inference.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
+
+_TEXTS = ("path", "label", "split", "content")
+_FIELDS = ("paths", "labels", "splits", "contents")
+_METADATA = b"finetune"
+_ROWS = 8192
+# features begin at a multiple of this in the file, as they would in memory
+_ALIGN = 64
+
+
+def check_embeddings_path(path: Path, *, name: str) -> None:
+    """Whether embeddings can be kept there.
+
+    Raises:
+        UserError: The suffix is another, it is a folder, or Parquet's library is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{name} {path}: the suffix chooses the form. Use one of {', '.join(SUFFIXES)}.")
+    if path.is_dir():
+        raise UserError(f"{name} {path}: must be a file. It is a folder.")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401 (asked for before hours of work, not after)
+        except ImportError:
+            raise UserError(
+                f"{name} {path}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
+            ) from None
+
+
+def check_embeddings_file(path: str | Path) -> Path:
+    """The file that holds embeddings, by its name alone.
+
+    Raises:
+        UserError: It is missing, or no such file by its suffix.
+    """
+    full = Path(path).expanduser()
+    if not full.exists():
+        raise UserError(
+            f"EMBEDDINGS='{path}': no such file. Make one with: finetune embed RUN IMAGES --output FILE.npz"
+        )
+    check_embeddings_path(full, name="EMBEDDINGS")
+    return full
+
+
+def write_embeddings(path: Path, blocks: Iterable[Block], *, about: dict[str, Any]) -> int:
+    """Write blocks, atomically; memory does not grow with their number.
+
+    Returns:
+        Number of rows.
+    """
+    check_embeddings_path(path, name="--output")
+    about = {"format": FORMAT, **about}
+    with atomic_path(path) as part:
+        return (_write_npz if path.suffix == ".npz" else _write_parquet)(part, blocks, about)
+
+
+def open_embeddings(path: Path) -> Embeddings:
+    """See :meth:`Embeddings.load`."""
+    check_embeddings_file(path)
+    try:
+        return (_open_npz if path.suffix == ".npz" else _open_parquet)(path)
+    except UserError:
+        raise
+    # what a damaged archive, header, JSON text or Parquet file raises (ArrowException is a ValueError or an OSError)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, struct.error) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"EMBEDDINGS='{path}': cannot be read as embeddings of finetune. {why}") from error
+
+
+def _described(text: str | bytes, path: Path) -> dict[str, Any]:
+    about = json.loads(text)
+    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+        raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
+    if about["format"] > FORMAT:
+        raise UserError(
+            f"EMBEDDINGS='{path}': format {about['format']} is newer than this program reads ({FORMAT}). Upgrade."
+        )
+    return about
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any], *, pad_to: int = 0) -> bytes:
+    text = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    length = 10 + len(text) + 1
+    if pad_to:
+        length += -length % pad_to
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length - 10) + text.ljust(length - 11).encode("latin1") + b"\n"
+
+
+def _write_npz(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -> int:
+    """The widths of texts and the number of rows are known at the end: texts wait in files, features leave room."""
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in _TEXTS]
+        archive = stack.enter_context(zipfile.ZipFile(part, "w"))
+        raw = stack.enter_context(tempfile.TemporaryFile(dir=part.parent))
+        count, widths, shape, dtype = 0, [1] * len(_TEXTS), (0, 0), np.dtype(np.float32)
+        for block in blocks:
+            values = np.ascontiguousarray(block.features)
+            shape, dtype = (count + len(values), values.shape[1]), values.dtype
+            raw.write(values.tobytes())
+            count += len(values)
+            for number, name in enumerate(_FIELDS):
+                texts = [encodable(text) for text in getattr(block, name)]
+                widths[number] = max(widths[number], *map(len, texts))
+                waiting[number].write("".join(f"{text}\0" for text in texts).encode())
+        info = zipfile.ZipInfo("features.npy")
+        # the member's own header is 30 bytes, its name, and 20 for sizes above 4 GB
+        before = (30 + len(info.filename) + 20) % _ALIGN
+        header = _npy_header(shape, dtype, pad_to=_ALIGN)
+        header = header if not before else _npy_header_of_length(shape, dtype, len(header) + _ALIGN - before)
+        with archive.open(info, "w", force_zip64=True) as member:
+            member.write(header)
+            _copy(raw, member)
+        for name, file, width in zip(_TEXTS, waiting, widths, strict=True):
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as member:
+                member.write(_npy_header((count,), np.dtype(f"<U{width}"), pad_to=_ALIGN))
+                for texts in _split_texts(file):
+                    member.write(np.array(texts, f"<U{width}").tobytes())
+        with archive.open(zipfile.ZipInfo("about.npy"), "w") as member:
+            text = np.array(json.dumps(about, ensure_ascii=False))
+            member.write(_npy_header((), text.dtype, pad_to=_ALIGN) + text.tobytes())
+    return count
+
+
+def _npy_header_of_length(shape: tuple[int, ...], dtype: np.dtype[Any], length: int) -> bytes:
+    header = _npy_header(shape, dtype)
+    text = header[10:-1].ljust(length - 11)
+    return header[:8] + struct.pack("<H", length - 10) + text + b"\n"
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    source.seek(0)
+    while piece := source.read(2**22):
+        target.write(piece)
+
+
+def _split_texts(file: IO[bytes]) -> Iterator[list[str]]:
+    file.seek(0)
+    rest = b""
+    while piece := file.read(2**20):
+        *whole, rest = (rest + piece).split(b"\0")
+        if whole:
+            yield [text.decode() for text in whole]
+
+
+def _open_npz(path: Path) -> Embeddings:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        names = {f"{name}.npy" for name in ("features", "about", *_TEXTS)}
+        if missing := sorted(names - set(archive.namelist())):
+            raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune. It lacks {', '.join(missing)}.")
+        with archive.open("about.npy") as member:
+            _, dtype = _read_header(member, kinds="U")
+            about = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
+        features = _map_features(archive, file, path)
+        columns = [_texts(archive, f"{name}.npy", len(features)) for name in _TEXTS]
+        blocks = (
+            Block(**dict(zip(_FIELDS, texts, strict=True)), features=features) for texts in zip(*columns, strict=True)
+        )
+        return collect(blocks, features=features, about=about)
+
+
+def _read_header(file: IO[bytes], *, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array; only types without Python objects are taken."""
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if fortran or dtype.kind not in kinds or dtype.itemsize == 0:
+        raise ValueError(f"An array of type {dtype} is not expected there.")
+    return shape, dtype
+
+
+def _map_features(archive: zipfile.ZipFile, file: IO[bytes], path: Path) -> Features:
+    info = archive.getinfo("features.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("Its features are compressed; write it again with: finetune embed")
+    file.seek(info.header_offset)
+    local = file.read(30)
+    file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])))
+    begin = file.tell()
+    shape, dtype = _read_header(file, kinds="f")
+    if len(shape) != 2 or shape[0] * shape[1] * dtype.itemsize != info.file_size - (file.tell() - begin):
+        raise ValueError("Its features are not as large as they are said to be.")
+    if not shape[0] * shape[1]:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+
+
+def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str]]:
+    """The texts of a column, some at a time."""
+    with archive.open(name) as member:
+        shape, dtype = _read_header(member, kinds="U")
+        if shape != (count,):
+            raise ValueError(f"{name} has another number of rows than the features.")
+        for start in range(0, count, _ROWS):
+            rows = min(_ROWS, count - start)
+            yield np.frombuffer(member.read(rows * dtype.itemsize), dtype, count=rows).tolist()
+
+
+def _write_parquet(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = {_METADATA: json.dumps(about, ensure_ascii=False).encode()}
+    count, writer = 0, None
+    try:
+        for block in blocks:
+            values = np.ascontiguousarray(block.features)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            columns = [pa.array([encodable(text) for text in getattr(block, name)], pa.string()) for name in _FIELDS]
+            table = pa.table([*columns, vectors], names=[*_TEXTS, "features"]).replace_schema_metadata(metadata)
+            if writer is None:
+                # numbers that fill their range do not shrink; texts do
+                compression = dict.fromkeys(_TEXTS, "zstd")
+                writer = pq.ParquetWriter(
+                    part,
+                    table.schema,
+                    compression=compression,
+                    use_dictionary=["label", "split"],
+                    write_statistics=False,
+                )
+            writer.write_table(table)
+            count += len(values)
+        if writer is None:
+            schema = pa.schema([(name, pa.string()) for name in _TEXTS], metadata=metadata)
+            pq.write_table(schema.append(pa.field("features", pa.list_(pa.float32(), 0))).empty_table(), part)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def _open_parquet(path: Path) -> Embeddings:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, memory_map=True) as file:
+        schema = file.schema_arrow
+        if _METADATA not in (schema.metadata or {}):
+            raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
+        about = _described(schema.metadata[_METADATA], path)
+        kind = schema.field("features").type
+        count, at = file.metadata.num_rows, 0
+        features = scratch_array((count, kind.list_size), kind.value_type.to_pandas_dtype())
+
+        def blocks() -> Iterator[Block]:
+            nonlocal at
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[*_TEXTS, "features"]):
+                values = batch.column("features").flatten().to_numpy(zero_copy_only=False)
+                features[at : at + len(batch)] = values.reshape(len(batch), kind.list_size)
+                at += len(batch)
+                texts = {field: batch.column(name).to_pylist() for field, name in zip(_FIELDS, _TEXTS, strict=True)}
+                yield Block(**texts, features=features)
+
+        return collect(blocks(), features=features, about=about)

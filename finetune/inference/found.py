@@ -1,0 +1,87 @@
+"""What a search found, as rows for a table, a file and a page."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finetune.atomic import write_text
+from finetune.errors import UserError
+from finetune.escaping import csv_cell, encodable, printable
+
+OUTPUTS = (".csv", ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One neighbour of a query, or one member of a group of near-duplicates.
+
+    Args:
+        query: The query, or the number of the group.
+        rank: From 1.
+        path: The image found.
+        label: Its class; empty for none.
+        split: Its split; empty for none.
+        distance: From the query, or from the nearest other member.
+    """
+
+    query: str
+    rank: int
+    path: str
+    label: str
+    split: str
+    distance: float
+
+
+def check_found_output(output: Path | None) -> None:
+    """Whether results can be written there.
+
+    Raises:
+        UserError: The suffix is another, or it is a folder.
+    """
+    if output is None:
+        return
+    if output.suffix not in OUTPUTS:
+        raise UserError(f"--output {output}: the suffix chooses the form. Use one of {', '.join(OUTPUTS)}.")
+    if output.is_dir():
+        raise UserError(f"--output {output}: must be a file. It is a folder.")
+
+
+def write_found(rows: Sequence[Found], output: Path) -> None:
+    """Write all rows as CSV or JSON, whole or not at all."""
+    if output.suffix == ".json":
+        values = [
+            {key: encodable(value) if isinstance(value, str) else value for key, value in asdict(row).items()}
+            for row in rows
+        ]
+        write_text(output, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Found.__dataclass_fields__)
+    for row in rows:
+        cells = asdict(row).values()
+        writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in cells])
+    write_text(output, text.getvalue())
+
+
+def as_table(rows: Sequence[Found], *, most: int) -> str:
+    """Rows below their query, at most so many each."""
+    lines: list[str] = []
+    query, shown, left_out = None, 0, 0
+    for row in rows:
+        if row.query != query:
+            lines += [f"  and {left_out} more"] if left_out else []
+            lines.append(printable(row.query))
+            query, shown, left_out = row.query, 0, 0
+        if shown == most:
+            left_out += 1
+            continue
+        shown += 1
+        label = f"  {printable(row.label)}" if row.label else ""
+        split = f"  [{row.split}]" if row.split else ""
+        lines.append(f"  {row.rank:3}  {row.distance:.6f}  {printable(row.path)}{label}{split}")
+    lines += [f"  and {left_out} more"] if left_out else []
+    return "\n".join(lines)

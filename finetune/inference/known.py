@@ -1,0 +1,71 @@
+"""What an earlier file of embeddings holds already, looked up by content and by path."""
+
+import hashlib
+
+import numpy as np
+
+from finetune.inference.embeddings import Embeddings, Features
+
+MISSING = -1
+
+
+class Known:
+    """Rows of an earlier file, in some 50 bytes of memory each and its mapped features.
+
+    Args:
+        earlier: The embeddings.
+    """
+
+    def __init__(self, earlier: Embeddings) -> None:
+        self.features: Features = earlier.features
+        self._by_content = np.argsort(earlier.content[:, 0], kind="stable")
+        self._contents = earlier.content[self._by_content]
+        paths = np.array([_path_key(path) for path in map(earlier.paths.__getitem__, range(len(earlier)))], np.uint64)
+        self._by_path = np.argsort(paths, kind="stable")
+        self._paths = paths[self._by_path]
+        self._seen = np.zeros(len(earlier), np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def row_of_content(self, content: bytes) -> int:
+        """A row with this content, or -1."""
+        first, second = np.frombuffer(content, np.uint64)
+        at = int(np.searchsorted(self._contents[:, 0], first))
+        # two contents may share their first half, in theory
+        while at < len(self._contents) and self._contents[at, 0] == first:
+            if self._contents[at, 1] == second:
+                return int(self._by_content[at])
+            at += 1
+        return MISSING
+
+    def holds(self, content: bytes) -> bool:
+        """Whether a row has this content."""
+        return self.row_of_content(content) != MISSING
+
+    def row_of_path(self, path: str) -> int:
+        """A row of this path, or -1."""
+        key = np.uint64(_path_key(path))
+        at = int(np.searchsorted(self._paths, key))
+        return int(self._by_path[at]) if at < len(self._paths) and self._paths[at] == key else MISSING
+
+    def note_path(self, path: str) -> bool:
+        """Note that a path is still there; whether the earlier file had it."""
+        row = self.row_of_path(path)
+        if row != MISSING:
+            self._seen[row] = True
+        return row != MISSING
+
+    def note_row(self, row: int) -> None:
+        """Note that a row is used, under whatever path."""
+        self._seen[row] = True
+
+    @property
+    def gone(self) -> int:
+        """Rows that were not noted."""
+        return int((~self._seen).sum())
+
+
+def _path_key(path: str) -> int:
+    digest = hashlib.blake2b(path.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

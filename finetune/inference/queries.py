@@ -1,0 +1,140 @@
+"""Images that are looked for: rows of the embeddings themselves, or files that are embedded by the same model."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.content import content_of_bytes
+from finetune.data.decode import UnreadableImage, read_file
+from finetune.errors import UserError
+from finetune.inference.embeddings import Embeddings, Features, Rows
+from finetune.inference.known import MISSING, Known
+from finetune.inference.whitening import Whitening, digest_of, load_whitening, scaled_to_one
+
+if TYPE_CHECKING:
+    from finetune.inference.embedder import Embedder
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Queries:
+    """What is looked for.
+
+    Args:
+        paths: As they were named.
+        features: (Q, D), transformed as those of the embeddings.
+        rows: int64 (Q,), the row of the same path, which is no neighbour of itself; -1 for none.
+        unreadable: Path and reason of each file that could not be read.
+    """
+
+    paths: tuple[str, ...]
+    features: Features
+    rows: Rows
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+class QueryReader:
+    """Features of images by the model of some embeddings; the model is loaded when an image is new to them.
+
+    Args:
+        embeddings: What is searched in.
+        file: Where they lie; their whitening lies beside them.
+        model: Loads the model that made them.
+    """
+
+    def __init__(self, embeddings: Embeddings, file: Path, model: "Callable[[], Embedder]") -> None:
+        self._embeddings, self._file, self._load = embeddings, file, model
+        self._known = Known(embeddings)
+        self._model: Embedder | None = None
+        self._whitening: Whitening | None = None
+
+    def read(self, names: Iterable[str], *, batch_size: int = 32) -> Queries:
+        """The features of files, or of rows by their stored names.
+
+        Raises:
+            UserError: No query can be read, or the model cannot be had.
+        """
+        paths: list[str] = []
+        rows: list[int] = []
+        vectors: list[Features] = []
+        unreadable: list[tuple[str, str]] = []
+        names = iter(names)
+        while some := list(itertools.islice(names, batch_size)):
+            found: list[tuple[str, int, Any]] = []
+            for name in some:
+                try:
+                    found.append((name, *self._look_up(name)))
+                except UnreadableImage as error:
+                    unreadable.append((name, error.reason))
+            views = [view for _, _, view in found if not isinstance(view, np.ndarray)]
+            made = iter(self._embed(views) if views else ())
+            for name, row, view in found:
+                paths.append(name)
+                rows.append(row)
+                vectors.append(view if isinstance(view, np.ndarray) else next(made))
+        if not paths:
+            why = f" The first: {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
+            raise UserError(f"QUERY: no image could be read.{why}")
+        return Queries(
+            paths=tuple(paths), features=np.stack(vectors), rows=np.array(rows, np.int64), unreadable=tuple(unreadable)
+        )
+
+    def _look_up(self, name: str) -> tuple[int, Any]:
+        """The row of a path, and features where they are known, else the view to embed."""
+        row = self._known.row_of_path(name)
+        if row != MISSING and not Path(name).is_file():
+            return row, self._row(row)
+        absolute = str(Path(name).absolute())
+        row = self._known.row_of_path(absolute)
+        data = read_file(name)
+        same = self._known.row_of_content(content_of_bytes(data).tobytes())
+        if same != MISSING:
+            return row, self._row(same)
+        return row, self._model_of().read(data, name)
+
+    def _row(self, row: int) -> Features:
+        return np.asarray(self._embeddings.features[row])
+
+    def _model_of(self) -> "Embedder":
+        if self._model is None:
+            self._whitening = whitening_of(self._embeddings, self._file)
+            self._model = self._load()
+        return self._model
+
+    def _embed(self, views: list[Any]) -> Features:
+        about = self._embeddings.about
+        made: Features = self._model_of().embed(views).astype(about["precision"])
+        values = made if self._whitening is None else self._whitening(made)
+        return (scaled_to_one(values) if about["normalize"] else values).astype(about["precision"])
+
+
+def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
+    """The whitening that embeddings went through.
+
+    Raises:
+        UserError: It is no longer beside them.
+    """
+    named = embeddings.about.get("whitening")
+    if not named:
+        return None
+    # the name alone: a file of embeddings does not say where on this machine is read
+    place = file.parent / Path(str(named.get("file"))).name
+    whitening, _ = load_whitening(place)
+    if digest_of(place) != named.get("sha256"):
+        raise UserError(f"{place}: is not the whitening that {file.name} went through. Make the embeddings again.")
+    return whitening
+
+
+def names_of(words: Iterable[str], embeddings: Embeddings) -> Iterator[str]:
+    """Files and folders on a command line as images; a stored name that is no file stands for its row."""
+    from finetune.inference.inputs import find_images
+
+    known = Known(embeddings)
+    for word in words:
+        if not Path(word).expanduser().exists() and known.row_of_path(word) != MISSING:
+            yield word
+        else:
+            yield from find_images([word])

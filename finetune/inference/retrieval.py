@@ -1,0 +1,107 @@
+"""How well neighbours agree with labels: recall at k and mean average precision."""
+
+from typing import Any
+
+import numpy as np
+
+from finetune.data.index import SPLITS
+from finetune.errors import UserError
+from finetune.inference.embeddings import Embeddings, Rows
+from finetune.inference.search import nearest
+from finetune.inference.whitening import scaled_to_one
+
+# scores held at once
+_CELLS = 16_000_000
+
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
+
+
+def queries_and_rest(embeddings: Embeddings, split: str | None = None) -> tuple[Rows, Rows, str]:
+    """Which images are looked for, in which others, and this in words.
+
+    Test images are looked for among those of the other splits, as a new image is among those that are known. Where there is
+    no test split, each image is looked for among all others. A split that is named is looked for in the other splits.
+
+    Raises:
+        UserError: The split holds no labelled image.
+    """
+    labelled = embeddings.labelled()
+    splits = embeddings.splits[labelled]
+    if split is None and not ((splits == TEST).any() and (splits != TEST).any()):
+        return labelled, labelled, "each image among all others"
+    name = split or "test"
+    asked = labelled[splits == SPLITS.index(name)]
+    rest = labelled[splits != SPLITS.index(name)]
+    if not len(asked) or not len(rest):
+        raise UserError(f"--split {name}: {len(asked)} labelled images in it, {len(rest)} in others. Both need some.")
+    return asked, rest, f"{name} images among those of the other splits"
+
+
+def retrieval_quality(
+    embeddings: Embeddings,
+    *,
+    queries: Rows,
+    among: Rows,
+    ks: tuple[int, ...] = (1, 5, 10),
+    metric: str = "cosine",
+) -> dict[str, Any]:
+    """Quality of the ranking of some images for others.
+
+    Args:
+        embeddings: With labels.
+        queries: Rows that are looked for.
+        among: Rows that they are looked for in; a query is not found by itself.
+        ks: Recall at each of these.
+        metric: ``cosine`` or ``l2``.
+
+    Returns:
+        ``recall@k``: share of queries with an image of their class among the first k (Jegou et al. 2011, Musgrave et al.
+        2020). ``map``: precision at the rank of each image of the class, its mean over these and then over queries.
+        ``queries``, ``among`` and ``alone`` (queries without another image of their class, which do not count).
+
+    Raises:
+        UserError: There are no labels, or no query has another image of its class.
+    """
+    embeddings.need_labels("retrieval quality")
+    labels = embeddings.labels
+    itself = np.isin(queries, among)
+    sizes = np.bincount(labels[among], minlength=len(embeddings.classes))
+    others = sizes[labels[queries]] - itself
+    kept = queries[others > 0]
+    if not len(kept):
+        raise UserError("retrieval quality: no query has another image of its class to be found.")
+    itself, others = itself[others > 0], others[others > 0]
+    found = nearest(
+        embeddings.features,
+        embeddings.features[kept],
+        min(max(ks), len(among)),
+        metric=metric,
+        leave_out=np.where(itself, kept, -1),
+        among=among,
+    )
+    same = (labels[np.maximum(found.rows, 0)] == labels[kept][:, None]) & (found.rows >= 0)
+    quality: dict[str, Any] = {f"recall@{k}": float(same[:, :k].any(1).mean()) for k in ks}
+    quality["map"] = float(np.mean(_average_precisions(embeddings, kept, among, others, metric)))
+    return quality | {"queries": len(kept), "among": len(among), "alone": len(queries) - len(kept), "metric": metric}
+
+
+def _average_precisions(embeddings: Embeddings, queries: Rows, among: Rows, relevant: Rows, metric: str) -> list[float]:
+    values = _ready(embeddings.features[among], metric)
+    labels = embeddings.labels[among]
+    squares = (values**2).sum(1)
+    means = []
+    step = max(1, _CELLS // len(among))
+    for start in range(0, len(queries), step):
+        rows = queries[start : start + step]
+        wanted = _ready(embeddings.features[rows], metric)
+        scores = 2 * wanted @ values.T - squares
+        scores[rows[:, None] == among] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        hits = (labels[order] == embeddings.labels[rows][:, None]) & np.isfinite(np.take_along_axis(scores, order, 1))
+        precision = np.cumsum(hits, 1) / np.arange(1, len(among) + 1)
+        means += ((precision * hits).sum(1) / relevant[start : start + step]).tolist()
+    return means
+
+
+def _ready(features: Any, metric: str) -> Any:
+    return scaled_to_one(features) if metric == "cosine" else np.asarray(features, np.float32)

@@ -1,0 +1,127 @@
+"""The images to embed, with what is known of each: files named on the command line, or the samples of a data set."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from finetune.data.content import content_of_bytes
+from finetune.data.decode import read_file
+from finetune.data.index import SPLITS
+from finetune.data.reading import Source
+from finetune.inference.embedder import Embedder
+from finetune.inference.embeddings import SEPARATOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image to embed.
+
+    Args:
+        path: Absolute, or the stable name of a sample that is no file.
+        label: Its class; several are joined by ``|``; empty for none.
+        split: ``train``, ``val``, ``test`` or empty.
+        row: Its number in the data set.
+    """
+
+    path: str
+    label: str = ""
+    split: str = ""
+    row: int = 0
+
+
+class Samples(Protocol):
+    """Images in an order that stays the same, and a way to read them; read from several threads."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What their labels and splits depend on, as plain JSON values."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the file of embeddings says of them."""
+        ...
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All of them."""
+        ...
+
+    def read(
+        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+    ) -> tuple[bytes, Tensor | None]:
+        """Content (16 bytes) and view of an image; None for a view that is not needed, its content being known.
+
+        Raises:
+            UnreadableImage: It cannot be read.
+        """
+        ...
+
+
+class FileSamples:
+    """Files, without labels.
+
+    Args:
+        paths: As :func:`finetune.inference.inputs.find_images` finds them.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = paths
+        self.identity: dict[str, Any] = {"data": "files"}
+        self.about: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All of them, once."""
+        for path in self._paths:
+            yield Sample(path=str(Path(path).absolute()))
+
+    def read(
+        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+    ) -> tuple[bytes, Tensor | None]:
+        """The file is read, and decoded where its content is new."""
+        data = read_file(sample.path)
+        content = content_of_bytes(data).tobytes()
+        return content, None if is_known(content) else embedder.read(data, sample.path)
+
+
+class SourceSamples:
+    """The samples of a data set, with labels and splits.
+
+    Args:
+        source: The data set.
+        data: Its configuration, recorded so that its images can be shown later.
+    """
+
+    def __init__(self, source: Source, *, data: dict[str, Any] | None = None) -> None:
+        self._source = source
+        index = source.index
+        self.identity: dict[str, Any] = {"data": index.fingerprint()}
+        self.about: dict[str, Any] = {
+            "data": data,
+            "fingerprint": index.fingerprint(),
+            "skipped": len(index.skipped),
+            "classes": None if index.multi_label else list(index.classes),
+            "multi_label": index.multi_label,
+        }
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All of them, in the order of the index."""
+        index = self._source.index
+        for row in range(len(index)):
+            target = index.targets[row]
+            if index.multi_label:
+                label = SEPARATOR.join(name for name, shown in zip(index.classes, target, strict=True) if shown)
+            else:
+                label = index.classes[int(target)]
+            yield Sample(path=index.path(row), label=label, split=SPLITS[index.splits[row]], row=row)
+
+    def read(
+        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+    ) -> tuple[bytes, Tensor | None]:
+        """The content is in the index; the image is read where it is new."""
+        content = self._source.index.content[sample.row].tobytes()
+        if is_known(content):
+            return content, None
+        return content, embedder.view(self._source.read(sample.row, at_least=embedder.view.at_least))

@@ -1,0 +1,145 @@
+"""What happens to features after the network: PCA whitening, fitted once, and scaling to length one."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.errors import UserError
+
+# N = images, D = features, P = kept directions
+
+# directions of less variance than this share of the largest are noise that whitening would blow up
+_LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Whitening:
+    """Features moved to mean 0, turned to their principal directions, each scaled to variance 1.
+
+    Args:
+        mean: float32 (D,).
+        directions: float32 (P, D), orthonormal rows, the largest variance first.
+        variances: float32 (P,), of the features along them.
+        images: Number of images that it was fitted on.
+        split: Their split; empty for all.
+    """
+
+    mean: npt.NDArray[np.float32]
+    directions: npt.NDArray[np.float32]
+    variances: npt.NDArray[np.float32]
+    images: int
+    split: str = ""
+
+    def __call__(self, features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+        """Whitened features (N, P)."""
+        turned = (features_ND.astype(np.float32) - self.mean) @ self.directions.T
+        scaled: npt.NDArray[np.float32] = np.divide(turned, np.sqrt(self.variances), dtype=np.float32)
+        return scaled
+
+
+def fit_whitening(
+    blocks: Iterable[npt.NDArray[np.floating[Any]]], *, keep: int | None = None, split: str = ""
+) -> Whitening:
+    """Fit by one pass over features, in the memory of one D x D matrix; equal to scikit-learn's ``PCA(whiten=True)``.
+
+    Args:
+        blocks: Features (N, D), some rows at a time.
+        keep: Directions to keep; None keeps those of more than a millionth of the largest variance.
+        split: Which images they are, for the record.
+
+    Raises:
+        UserError: There are fewer images or directions than are to be kept.
+    """
+    count, shift, total, products = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
+    for block in blocks:
+        values = block.astype(np.float64)
+        if not count:
+            # sums are taken around the first rows' mean: squares of large numbers would lose the small differences
+            shift, dim = values.mean(0), values.shape[1]
+            total, products = np.zeros(dim), np.zeros((dim, dim))
+        values -= shift
+        count += len(values)
+        total += values.sum(0)
+        products += values.T @ values
+    if count < 2:
+        raise UserError(f"--whiten: needs two images to be fitted on. There are {count}.")
+    centre = total / count
+    covariance = (products - count * np.outer(centre, centre)) / (count - 1)
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1], directions[:, ::-1].T
+    sound = int((variances > _LEAST_VARIANCE * max(variances[0], 0.0)).sum())
+    if not sound or (keep is not None and keep > sound):
+        raise UserError(
+            f"--whiten{f' --directions {keep}' if keep else ''}: there are {sound} directions in which {count} images differ. "
+            f"Keep at most as many, or embed more images."
+        )
+    directions, variances = directions[: keep or sound], variances[: keep or sound]
+    # a direction and its opposite are equally good; as in scikit-learn, the largest entry is made positive
+    largest = np.abs(directions).argmax(1)
+    directions *= np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    return Whitening(
+        mean=(shift + centre).astype(np.float32),
+        directions=directions.astype(np.float32),
+        variances=variances.astype(np.float32),
+        images=count,
+        split=split,
+    )
+
+
+def scaled_to_one(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Features of Euclidean length one; a vector of zeros stays one."""
+    values = features_ND.astype(np.float32)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    scaled: npt.NDArray[np.float32] = np.divide(values, np.where(lengths > 0, lengths, 1), dtype=np.float32)
+    return scaled
+
+
+def whitening_path(output: Path) -> Path:
+    """Where the whitening of a file of embeddings lies."""
+    return output.with_name(f"{output.stem}.whitening.safetensors")
+
+
+def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]) -> None:
+    """Write it beside the embeddings, with what it is valid for."""
+    import torch
+
+    from finetune.models.weights import FORMAT_VERSION, save_tensors
+
+    names = ("mean", "directions", "variances")
+    about = {"format": FORMAT_VERSION, "kind": "whitening", "identity": identity}
+    about |= {"images": whitening.images, "split": whitening.split}
+    save_tensors(path, {name: torch.from_numpy(getattr(whitening, name)) for name in names}, metadata=about)
+
+
+def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
+    """A whitening and what it is valid for.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    from safetensors.numpy import load_file
+
+    from finetune.models.weights import read_metadata
+
+    if not path.is_file():
+        raise UserError(f"{path}: missing. It belongs to the embeddings beside it; make them again without it.")
+    about = read_metadata(path)
+    if about is None or about.get("kind") != "whitening":
+        raise UserError(f"{path}: holds no whitening of finetune embed.")
+    state = load_file(path)
+    shapes = {name: state[name].shape for name in ("mean", "directions", "variances") if name in state}
+    kept, dim = shapes.get("directions", (0, 0))
+    if shapes != {"mean": (dim,), "directions": (kept, dim), "variances": (kept,)}:
+        raise UserError(f"{path}: damaged. Its tensors do not belong together.")
+    return Whitening(**state, images=about["images"], split=about["split"]), about["identity"]
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of the file, by which embeddings name their whitening."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""What the model card says of exports that were made: how they agree with the trained model, and how fast they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic import write_text
+from finetune.escaping import markdown
+
+_BEGIN, _END = "<!-- exports: begin -->", "<!-- exports: end -->"
+
+
+def tell_card(card: Path, exports: Path) -> bool:
+    """Write the section on exports into a model card, or renew it.
+
+    Args:
+        card: The ``README.md`` of a bundle; left alone where it does not exist or may not be written.
+        exports: Folder with the parity reports of exports.
+
+    Returns:
+        Whether it was written.
+    """
+    reports = [report for path in sorted(exports.glob("*.parity.json")) if (report := _report(path))]
+    if not reports or not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    after = rest.partition(_END)[2] if rest else ""
+    section = "\n".join([_BEGIN, *_section(reports), _END])
+    try:
+        write_text(card, before.rstrip("\n") + "\n\n" + section + (after or "\n"))
+    except OSError:
+        return False
+    return True
+
+
+def _report(path: Path) -> dict[str, Any] | None:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    wanted = {"format", "precision", "speed", "from_pixels", "images"}
+    whole = isinstance(report, dict) and wanted <= set(report) and report.get("passed") is True
+    return report if whole else None
+
+
+def _section(reports: list[dict[str, Any]]) -> list[str]:
+    first = reports[0]["speed"]
+    lines = [
+        "## Exports that were made",
+        "",
+        "| export | accuracy | of the trained model | same first class | batch 1, ms | of PyTorch | batch 32, images/s | "
+        "of PyTorch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        ways, accuracy = report["speed"]["ways"], report.get("accuracy")
+        mine, eager = ways[report["precision"]], ways["pytorch"]
+        told = [f"{accuracy[key]:.4f}" for key in ("exported", "trained")] if accuracy else ["not labelled"] * 2
+        cells = [
+            f"{markdown(report['format'])} {markdown(report['precision'])}",
+            *told,
+            f"{report['from_pixels']['agreement']:.1%}",
+            f"{mine['batch_1_ms']:.1f}",
+            f"{eager['batch_1_ms']:.1f}",
+            f"{mine['images_per_second']:.1f}",
+            f"{eager['images_per_second']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    height, width = first["pixels"]
+    compared = {markdown(report["images"]) for report in reports}
+    lines += [
+        "",
+        f"Compared on {' and '.join(sorted(compared))}. Times are from the pixels of images of {height} x {width} to "
+        f"probabilities, measured once while exporting ({first['threads']} thread(s), {markdown(first['processor'])}), the "
+        "two taking turns; on another machine, or this one less busy, they are others.",
+    ]
+    return lines

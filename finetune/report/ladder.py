@@ -1,0 +1,243 @@
+"""The ladder for people: a table, a page with two pictures, and a recommendation by a stated rule."""
+
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RULE = (
+    "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the one-standard-error "
+    "rule of Breiman et al. 1984). Confidence: the share of 2,000 resamples of the seeds in which the rule chooses the same."
+)
+BASELINES = ("majority", "knn")
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A strategy and its runs.
+
+    Args:
+        name: Of the strategy.
+        runs: For each seed ``val``, ``test`` (accuracies), ``seconds`` (of training) and ``trained`` (parameters).
+    """
+
+    name: str
+    runs: Sequence[Mapping[str, float]]
+
+    def mean(self, key: str) -> float:
+        """Mean over the seeds."""
+        return float(np.mean([run[key] for run in self.runs]))
+
+    def interval(self, key: str) -> float:
+        """Half of the 95 % interval of Student's t; 0 for one seed."""
+        from scipy.stats import t as student
+
+        values = [run[key] for run in self.runs]
+        if len(values) < 2:
+            return 0.0
+        return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name,
+            "runs": [dict(run) for run in self.runs],
+            "val": self.mean("val"),
+            "test": self.mean("test"),
+            "test_interval": self.interval("test"),
+            "seconds": self.mean("seconds"),
+            "trained": self.mean("trained"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What the rule chose.
+
+    Args:
+        name: Of the strategy.
+        confidence: Share of resamples in which it is chosen again.
+        best: The strategy with the best mean on validation.
+    """
+
+    name: str
+    confidence: float
+    best: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"name": self.name, "confidence": self.confidence, "best": self.best, "rule": RULE}
+
+
+def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
+    """Apply :data:`RULE` to the strategies that train; None without one.
+
+    >>> steady = Rung(name="frozen", runs=[{"val": v, "test": v, "seconds": 1.0, "trained": 1} for v in (0.90, 0.91)])
+    >>> costly = Rung(name="full", runs=[{"val": v, "test": v, "seconds": 9.0, "trained": 9} for v in (0.90, 0.92)])
+    >>> recommend([steady, costly]).name
+    'frozen'
+    """
+    # guessing and neighbours are there to compare with; they give no model to hand on
+    rungs = [rung for rung in rungs if rung.name not in BASELINES]
+    if not rungs:
+        return None
+    values = np.array([[run["val"] for run in rung.runs] for rung in rungs])
+    costs = np.array([rung.mean("seconds") for rung in rungs])
+    chosen, best = _by_rule(values, costs)
+    random = np.random.Generator(np.random.Philox(0))
+    seeds = values.shape[1]
+    again = [
+        _by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen
+        for _ in range(_RESAMPLES if seeds > 1 else 1)
+    ]
+    return Recommendation(name=rungs[chosen].name, confidence=float(np.mean(again)), best=rungs[best].name)
+
+
+def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
+    means = values.mean(1)
+    best = int(means.argmax())
+    error = values[best].std(ddof=1) / math.sqrt(values.shape[1]) if values.shape[1] > 1 else 0.0
+    close = np.flatnonzero(means >= means[best] - error)
+    return int(close[costs[close].argmin()]), best
+
+
+def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    """Whether more labelled images would help, from the last two points of the mean learning curve."""
+    if not curves or min(len(curve) for curve in curves) < 2:
+        return "There are too few images for a learning curve."
+    last, before = ([curve[at]["test"] for curve in curves] for at in (-1, -2))
+    gain = float(np.mean(last) - np.mean(before))
+    growth = curves[0][-1]["per_class"] / curves[0][-2]["per_class"]
+    verdict = "more images would likely help" if gain > 0.005 else "more images of this kind would change little"
+    return (
+        f"From {curves[0][-2]['per_class']:.0f} to {curves[0][-1]['per_class']:.0f} images a class ({growth:.1f} times as "
+        f"many) the frozen features gained {100 * gain:.1f} points: {verdict}."
+    )
+
+
+def ladder_table(result: Mapping[str, Any]) -> str:
+    """The ladder as text."""
+    lines = [f"{'strategy':10}  {'val':>6}  {'test, 95 % interval':>20}  {'seconds':>8}  {'trained parameters':>18}"]
+    for rung in result["rungs"]:
+        test = f"{100 * rung['test']:.2f} ± {100 * rung['test_interval']:.2f}"
+        lines.append(
+            f"{rung['name']:10}  {100 * rung['val']:6.2f}  {test:>20}  {rung['seconds']:8.1f}  {rung['trained']:18,.0f}"
+        )
+    chosen = result["recommended"]
+    if chosen is not None:
+        lines += [
+            "",
+            f"recommended: {chosen['name']} (confidence {chosen['confidence']:.0%}; best on validation: {chosen['best']})",
+        ]
+        if result["train_it"]:
+            lines.append(f"  {result['train_it']}")
+    lines += ["", more_data(result["learning_curve"])]
+    return "\n".join(lines)
+
+
+def ladder_page(result: Mapping[str, Any]) -> str:
+    """The ladder as one HTML page without anything from elsewhere."""
+    chosen = result["recommended"]
+    rows = "".join(
+        f"<tr{' class=chosen' if chosen and rung['name'] == chosen['name'] else ''}><th>{html.escape(rung['name'])}</th>"
+        f"<td>{100 * rung['val']:.2f}</td><td>{100 * rung['test']:.2f} ± {100 * rung['test_interval']:.2f}</td>"
+        f"<td>{rung['seconds']:.1f}</td><td>{rung['trained']:,.0f}</td></tr>"
+        for rung in result["rungs"]
+    )
+    advice = ""
+    if chosen:
+        advice = (
+            f"<p><strong>Recommended: {html.escape(chosen['name'])}</strong>, confidence {chosen['confidence']:.0%}; best on "
+            f"validation: {html.escape(chosen['best'])}. {html.escape(RULE)}</p>"
+        )
+        if result["train_it"]:
+            advice += f"<pre>{html.escape(result['train_it'])}</pre>"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Ladder</title><style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .75rem; text-align: right; }} th {{ text-align: left; }}
+.chosen {{ font-weight: bold; background: color-mix(in srgb, currentColor 12%, transparent); }}
+.wide {{ overflow-x: auto; }} pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+svg {{ max-width: 100%; height: auto; background: #fff; border-radius: .5rem; }}
+</style></head><body>
+<h1>Which strategy is right for this data?</h1>
+<p><code>{html.escape(result["command"])}</code></p>
+<div class="wide"><table><thead><tr><th>strategy</th><td>validation %</td><td>test %, 95 % interval</td><td>seconds</td>
+<td>trained parameters</td></tr></thead><tbody>{rows}</tbody></table></div>
+{advice}
+<h2>Accuracy against time</h2>
+{_picture_of_rungs(result["rungs"])}
+<h2>Would more data help?</h2>
+<p>{html.escape(more_data(result["learning_curve"]))}</p>
+{_picture_of_curve(result["learning_curve"])}
+</body></html>
+"""
+
+
+def _svg(figure: Any) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _figure() -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(8, 4.5), layout="constrained")
+
+
+def _picture_of_rungs(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """Test accuracy over seconds, the area of a point by its trained parameters."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "finetune"}):
+        figure = _figure()
+        axes = figure.subplots()
+        shown = [rung for rung in rungs if rung["seconds"] > 0]
+        if shown:
+            sizes = [30 + 25 * math.log10(1 + rung["trained"]) for rung in shown]
+            seconds, accuracy = [rung["seconds"] for rung in shown], [100 * rung["test"] for rung in shown]
+            axes.errorbar(
+                seconds, accuracy, yerr=[100 * rung["test_interval"] for rung in shown], fmt="none", ecolor="#9aa5b1"
+            )
+            axes.scatter(seconds, accuracy, s=sizes, color="#1f3a5f", zorder=3)
+            for rung in shown:
+                axes.annotate(
+                    rung["name"], (rung["seconds"], 100 * rung["test"]), xytext=(7, 7), textcoords="offset points"
+                )
+            axes.set_xscale("log")
+        axes.set_xlabel("seconds of training, one seed (larger points train more parameters)")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.3)
+        return _svg(figure)
+
+
+def _picture_of_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    """Test accuracy of the probe over images a class, one line a seed."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "finetune"}):
+        figure = _figure()
+        axes = figure.subplots()
+        for seed, curve in enumerate(curves):
+            axes.plot(
+                [point["per_class"] for point in curve],
+                [100 * point["test"] for point in curve],
+                marker="o",
+                markersize=4,
+                label=f"seed {seed}",
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("labelled images a class")
+        axes.set_ylabel("test accuracy of a probe on frozen features, %")
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend()
+        return _svg(figure)

@@ -1,0 +1,29 @@
+"""Small pictures inside a page, as data URLs."""
+
+import base64
+import io
+
+from PIL import Image
+from torch import Tensor
+
+from finetune.data.transforms import eval_view
+from finetune.input_spec import InputSpec
+
+SIDE_PX = 112
+
+
+def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
+    """An image of any size, uint8, as a JPEG whose longer side is at most so many pixels; never enlarged."""
+    height, width = image_CHW.shape[-2:]
+    scale = min(1.0, side_px / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    spec = InputSpec(channels=int(image_CHW.shape[0]), size=size, crop_mode="squash")
+    return data_url(eval_view(spec)(image_CHW))
+
+
+def data_url(image_CHW: Tensor) -> str:
+    """An image, uint8 of one or three channels, as it is."""
+    pixels = image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

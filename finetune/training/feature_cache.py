@@ -1,0 +1,325 @@
+"""The frozen prefix of a phase, computed once: activations after its last stage, of every view, on disk."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.reading import read_by
+from finetune.data.sampling import Rows
+from finetune.errors import RunError
+from finetune.feature_store import Entry, Layout, opened
+from finetune.models.classifier import Classifier
+from finetune.models.weights import state_hash
+from finetune.training.cache_choice import CacheChoice
+from finetune.training.phases import Phase
+from finetune.versions import versions
+
+# rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
+CHUNK_ROWS = 64
+
+
+class Prefix:
+    """From uint8 images to activations after a stage, without an autograd graph.
+
+    In half precision BatchNorm is folded into the convolutions where torch.fx can read the network; in single precision
+    it is not, so that the activations are those of the network to the bit.
+    """
+
+    def __init__(self, classifier: Classifier, boundary: str, *, fold: bool) -> None:
+        self._classifier = classifier
+        self._net, _ = classifier.backbone.split(boundary)
+        self.folded = False
+        if fold:
+            spec = classifier.input_spec
+            device = next(classifier.parameters()).device
+            example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, device=device)
+            with torch.autocast(device.type, enabled=False):
+                self._net, self.folded = folded(self._net, classifier.prepare(example))
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Activations of a batch, on the device of the images."""
+        activations: Tensor = self._net(self._classifier.prepare(images))
+        return activations
+
+
+@torch.no_grad()
+def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
+    """A copy with BatchNorm folded into convolutions, or the network itself where that cannot be done.
+
+    Args:
+        net: In evaluation mode.
+        example: An input; the copy is taken only where it computes the same, within 1e-4 of the largest output in fp32.
+
+    Returns:
+        The network to run, and whether it was folded.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        fused: nn.Module = fuse(net)
+        expected, found = net(example), fused(example)
+    except Exception:  # torch.fx raises its own errors and any that a network's code raises under tracing
+        return net, False
+    if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
+        return net, False
+    return fused.to(memory_format=torch.channels_last), True
+
+
+class ActivationStore:
+    """Opens entries of activations after one stage, and computes what they lack.
+
+    Args:
+        classifier: In evaluation mode up to the stage.
+        data: Makes the views.
+        boundary: The stage.
+        seed: Of the run.
+        limit_bytes: Of the whole cache.
+        say: Takes a line for the user.
+        device: Where the prefix runs.
+        context: Makes the context of the precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        data: ImageDataModule,
+        boundary: str,
+        seed: int,
+        limit_bytes: int,
+        say: Callable[[str], None],
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._classifier, self._data, self._seed = classifier.to(device), data, seed
+        self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
+        self._boundary = boundary
+        spec = classifier.input_spec
+        with context():
+            image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
+            plain = Prefix(classifier, boundary, fold=False)(image)
+            self._prefix = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
+        self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
+        self._parts = self._depends_on()
+        self.found = self.computed = 0
+
+    def _depends_on(self) -> dict[str, Any]:
+        """All that an activation depends on, but for the split and the view."""
+        classifier, source = self._classifier, self._data.source
+        stages = classifier.backbone.stages[: classifier.backbone.stages.index(self._boundary) + 1]
+        network = classifier.backbone.state_dict()
+        state = {n: t for n, t in network.items() if classifier.backbone.stage_of(n.removeprefix("net.")) in stages}
+        model = {
+            key: value for key, value in classifier.describe().items() if key in ("backbone", "input_spec", "adapt")
+        }
+        return {
+            "weights": state_hash(state),
+            "model": model,
+            "boundary": self._boundary,
+            "data": source.index.fingerprint(),
+            "reading": {**read_by(source), "channels": source.channels},
+            "dtype": str(self.dtype),
+            "folded": self._prefix.folded,
+            "device": self._device.type,
+            "versions": {name: version for name, version in versions().items() if name != "finetune"},
+        }
+
+    def view(self, split: str, *, augment: str = "none", phase: str = "", view: int | None = None) -> Entry:
+        """One view of all images of a split, computed where it is not there.
+
+        Args:
+            split: Its name.
+            augment: Training view; ``none`` is the evaluation view.
+            phase: Name of the phase, for a random view.
+            view: Its number, likewise.
+
+        Raises:
+            RunError: The disk filled up since the plan was made.
+        """
+        parts: dict[str, Any] = {"augment": augment}
+        if view is not None:
+            parts |= {"seed": self._seed, "phase": phase, "view": view}
+        rows = self._data.source.index.rows(split)
+        layout = Layout(
+            rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
+        )
+        about = {
+            "backbone": self._classifier.backbone.name,
+            "boundary": self._boundary,
+            "split": split,
+            "augment": augment,
+            "view": view or 0,
+            "rows": len(rows),
+        }
+        key = {**self._parts, "split": split, "view": parts}
+        entry = opened(key, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
+        if entry is None:
+            raise RunError(
+                f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
+                "FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
+            )
+        computed = self._fill(entry, rows, augment=augment, phase=phase, view=view)
+        self.found, self.computed = self.found + len(rows) - computed, self.computed + computed
+        return entry
+
+    def _fill(self, entry: Entry, rows: Rows, *, augment: str, phase: str, view: int | None) -> int:
+        """Compute the chunks that nobody has; returns the number of rows computed here."""
+        if not entry.missing:
+            return 0
+        computed = 0
+        chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed())
+        for batch in self._data.views_dataloader(chunks, augment=augment, phase=phase, view=view or 0):
+            with self._context():
+                activations = self._prefix(batch.images.to(self._device, non_blocking=True))
+            entry.write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
+            computed += len(batch.rows)
+        entry.flush()
+        return computed
+
+    def tensor(self, values: Any) -> Tensor:
+        """Activations (B, ...) from their bytes (B, row bytes)."""
+        return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
+
+
+class FeatureCache:
+    """Cached activations of one phase; the data module reads its batches from it.
+
+    Args:
+        classifier: With the phase applied and its prefix's weights loaded.
+        phase: The phase.
+        choice: Boundary and number of views.
+        data: Makes the views that are missing.
+        seed: Of the run.
+        limit_bytes: Of the whole cache.
+        say: Takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        phase: Phase,
+        choice: CacheChoice,
+        data: ImageDataModule,
+        seed: int,
+        limit_bytes: int,
+        say: Callable[[str], None],
+    ) -> None:
+        assert choice.boundary is not None
+        self.boundary = choice.boundary
+        self._classifier, self._phase, self._data = classifier, phase, data
+        self._seed, self._limit, self._say = seed, limit_bytes, say
+        self._random = phase.augment != "none"
+        self._views = (choice.views or 1) if self._random else 1
+        self._store: ActivationStore | None = None
+        self._train: list[Entry] = []
+        self._val: Entry | None = None
+
+    def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Open what is there, compute what is missing together with the other processes of the run.
+
+        Args:
+            device: Where the prefix runs.
+            context: Makes the context of the run's precision.
+
+        Raises:
+            RunError: The disk filled up since the plan was made.
+        """
+        self.close()
+        self._store = store = ActivationStore(
+            classifier=self._classifier,
+            data=self._data,
+            boundary=self.boundary,
+            seed=self._seed,
+            limit_bytes=self._limit,
+            say=self._say,
+            device=device,
+            context=context,
+        )
+        for view in range(self._views):
+            number = view if self._random else None
+            self._train.append(store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number))
+        self._val = store.view("val")
+        index = self._data.source.index
+        # places of the index's rows in the entries
+        self._places = np.zeros(len(index), np.int64)
+        for split in ("train", "val"):
+            self._places[index.rows(split)] = np.arange(len(index.rows(split)))
+        size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
+        self._say(
+            f"  cache: {store.computed} activations after {self.boundary} computed, {store.found} found; {size:.1f} MB"
+        )
+
+    def train(self, views: Rows, rows: Rows) -> Tensor:
+        """Activations (B, ...) of some rows of the index, each of one of its views."""
+        assert self._store is not None
+        places = self._places[rows]
+        if len(self._train) == 1:
+            return self._store.tensor(self._train[0].read(places))
+        values = np.empty((len(rows), self._train[0].layout.row_bytes), np.uint8)
+        for view in np.unique(views):
+            chosen = views == view
+            values[chosen] = self._train[view].read(places[chosen])
+        return self._store.tensor(values)
+
+    def val(self, rows: Rows) -> Tensor:
+        """Activations (B, ...) of the evaluation view of validation rows."""
+        assert self._store is not None
+        assert self._val is not None
+        return self._store.tensor(self._val.read(self._places[rows]))
+
+    def close(self) -> None:
+        """Let go of the entries."""
+        for entry in (*self._train, self._val):
+            if entry is not None:
+                entry.close()
+        self._train, self._val = [], None
+
+
+def eval_features(
+    classifier: Classifier,
+    data: ImageDataModule,
+    *,
+    splits: tuple[str, ...],
+    limit_bytes: int,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Tensor]:
+    """Pooled features (N, D) float32 of the evaluation view of every image of some splits, through the same cache.
+
+    Args:
+        classifier: In evaluation mode.
+        data: For the splits.
+        splits: Their names.
+        limit_bytes: Of the whole cache.
+        device: Where to compute.
+        context: Makes the context of the precision.
+    """
+    boundary = classifier.backbone.stages[-1]
+    store = ActivationStore(
+        classifier=classifier,
+        data=data,
+        boundary=boundary,
+        seed=0,
+        limit_bytes=limit_bytes,
+        say=lambda line: None,
+        device=device,
+        context=context,
+    )
+    features = {}
+    for split in splits:
+        entry = store.view(split)
+        features[split] = store.tensor(entry.read(np.arange(entry.layout.rows))).float()
+        entry.close()
+    return features
+
+
+def _bytes(activations: Tensor) -> Any:
+    """Rows as bytes (B, row bytes)."""
+    return activations.contiguous().view(len(activations), -1).view(torch.uint8).numpy()

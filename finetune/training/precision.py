@@ -1,0 +1,131 @@
+"""``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
+
+import contextlib
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.atomic import write_json
+from finetune.errors import RunError
+from finetune.models.classifier import Classifier
+
+FULL, HALF = "32-true", "bf16-mixed"
+# bf16 must be so much faster that a trial under load would say the same
+_WORTH = 1.2
+# torch 2.15's bf16 kernels on a CPU gave gradients that are not finite on images of 16 pixels, and gain nothing there
+_SMALLEST_PX = 64
+_TRIAL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What ``auto`` became.
+
+    Args:
+        name: As Lightning's Trainer takes it.
+        why: In words.
+    """
+
+    name: str
+    why: str
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number of an activation."""
+        return 2 if "16" in self.name else 4
+
+
+def choose_precision(wanted: str, classifier: Classifier, *, accelerator: str) -> Precision:
+    """The precision that a run computes in.
+
+    Args:
+        wanted: ``auto``, or what Lightning takes.
+        classifier: The network; it is not changed.
+        accelerator: ``trainer.accelerator``.
+    """
+    if wanted != "auto":
+        return Precision(name=wanted, why="as asked for")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(name=HALF, why=f"{torch.cuda.get_device_name()} computes in bf16")
+        return Precision(name=FULL, why=f"{torch.cuda.get_device_name()} has no bf16")
+    if accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
+        return Precision(name=FULL, why=f"bf16 has not been tried on {accelerator}")
+    if not _has_bf16_instructions():
+        return Precision(name=FULL, why="this processor has no instructions for bf16")
+    smallest = min(classifier.input_spec.size)
+    if smallest < _SMALLEST_PX:
+        return Precision(name=FULL, why=f"bf16 gains nothing on images of {smallest} pixels")
+    gain = _known_gain(classifier)
+    name = HALF if gain >= _WORTH else FULL
+    return Precision(name=name, why=f"a trial on this processor ran {gain:.1f} times as fast in bf16")
+
+
+def _has_bf16_instructions() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _known_gain(classifier: Classifier) -> float:
+    """The trial's result, kept, so that every run on this machine with this network decides alike."""
+    file = _trial_file()
+    spec, threads = classifier.input_spec, torch.get_num_threads()
+    name = "|".join([_processor(), torch.__version__, classifier.backbone.name, str(spec.size), str(threads)])
+    known: dict[str, float] = {}
+    if file is not None:
+        try:
+            known = {str(key): float(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            known = {}
+    if name not in known:
+        known[name] = round(_trial(classifier), 3)
+        if file is not None:
+            # a cache that cannot be written is done without
+            with contextlib.suppress(OSError, RunError):
+                write_json(file, known)
+    return known[name]
+
+
+def _processor() -> str:
+    """Which processor this is: a cache may lie in a home folder that several machines share."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _trial_file() -> Path | None:
+    named = os.environ.get("FINETUNE_CACHE")
+    if named == "off":
+        return None
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    return base / "precision.json"
+
+
+def _trial(classifier: Classifier) -> float:
+    """Time of a forward pass in fp32 over that in bf16, the better of a few in turn; 0 where bf16 gives no numbers."""
+    spec = classifier.input_spec
+    modes = {module: module.training for module in classifier.modules()}
+    classifier.eval()
+    images = torch.randint(0, 256, (8, spec.channels, *spec.size), dtype=torch.uint8)
+    best = {False: float("inf"), True: float("inf")}
+    finite = True
+    deadline = time.monotonic() + _TRIAL_S
+    rounds = 0
+    with torch.inference_mode():
+        # the first of each pays for the choice of kernels
+        while rounds < 2 or time.monotonic() < deadline:
+            for half in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    began = time.perf_counter()
+                    finite &= bool(classifier(images).isfinite().all())
+                    best[half] = min(best[half], time.perf_counter() - began)
+            rounds += 1
+    for module, mode in modes.items():
+        module.training = mode
+    return best[False] / best[True] if finite else 0.0

@@ -1,0 +1,90 @@
+"""How many views of each image a frozen phase needs: accuracy against the size of the pool, for the rule of ``cache: auto``.
+
+    uv run python tests/benchmarks/view_pool.py --weights embedded --seeds 5
+
+For each data set of ``transfer_sets.py`` the head of a frozen ResNet-18 is trained for some epochs on pools of 1, 2, ... views
+an image; a pool as large as the number of epochs is training without a cache. Differences are paired by seed.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from finetune.commands.train import train
+from finetune.config import compose
+
+
+def accuracy(*, root: Path, weights: str, epochs: int, views: int, seed: int, size: int) -> float:
+    """Test accuracy of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "data=folder",
+            f"data.root={root}",
+            f"backbone.weights={weights}",
+            f"input.size={size}",
+            "schedule=frozen",
+            f"schedule.epochs={epochs}",
+            f"schedule.cache={views}",
+            "schedule.lr=3e-3",
+            "data.num_workers=0",
+            "data.augment=standard",
+            "logger=none",
+            "trainer.precision=32-true",
+            f"seed={seed}",
+            f"run_dir={folder}/run",
+        ]
+        return float(train(compose(words)).results["test"]["acc"])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    mean = sum(values) / len(values)
+    spread = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    return mean, math.sqrt(spread / len(values))
+
+
+def main() -> None:
+    """Reads the command line; see the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="embedded")
+    parser.add_argument("--roots", nargs="+", type=Path, required=True, help="image folders, DIR/<class>/*")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--views", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=48)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for root in args.roots:
+        by_pool = {
+            views: [
+                accuracy(root=root, weights=args.weights, epochs=args.epochs, views=views, seed=seed, size=args.size)
+                for seed in range(args.seeds)
+            ]
+            for views in args.views
+        }
+        whole = by_pool[max(args.views)]
+        for views, values in by_pool.items():
+            mean, error = interval(values)
+            paired = interval([one - other for one, other in zip(values, whole, strict=True)])
+            print(
+                json.dumps(
+                    {
+                        "data": root.name,
+                        "epochs": args.epochs,
+                        "views": views,
+                        "acc": round(100 * mean, 2),
+                        "stderr": round(100 * error, 2),
+                        "against_all": [round(100 * value, 2) for value in paired],
+                    }
+                ),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune.errors import RunError
+from finetune.export import parts
+from finetune.export.images import made_up_images
+from finetune.export.parts import hand_over_part
+from tests.export.trained import CLASSES, settled_classifier
+
+CASES = [
+    ("head", {"head": "mlp"}),
+    ("head", {"head": "cosine", "classes": CLASSES[:3]}),
+    ("backbone", {"name": "resnet10t", "channels": 1, "adapt": "fold"}),
+    ("backbone", {"name": "resnet18", "source": "torchvision", "channels": 1, "adapt": "fold"}),
+]
+
+
+def model_of(settings):
+    return settled_classifier(**{"name": "resnet10t", "size": (32, 32), **settings})
+
+
+@pytest.mark.parametrize(("form", "settings"), CASES)
+def test_a_part_computes_its_half_in_a_process_without_this_package(tmp_path, form, settings):
+    model = model_of(settings)
+    images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
+    target = tmp_path / "out" / f"{form}.safetensors"
+    report = hand_over_part(model, form, target, images)
+    assert report["passed"]
+    assert report["from_pixels"]["images"] == 6
+    assert report["from_pixels"]["largest"] < 1e-5
+    assert sorted(path.name for path in target.parent.iterdir()) == [target.name, f"{target.name}.parity.json"]
+
+
+def test_a_part_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch):
+    model = model_of({})
+    write = parts.export_head
+
+    def spoilt(classifier, path):
+        write(classifier, path)
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        state = {
+            key: value + 0.1 * torch.randn(value.shape) if value.is_floating_point() else value
+            for key, value in load_file(path).items()
+        }
+        save_file(state, path, metadata=metadata)
+
+    monkeypatch.setattr(parts, "export_head", spoilt)
+    target = tmp_path / "out" / "part.safetensors"
+    with pytest.raises(RunError, match="does not compute what it does in the trained model, so it was not kept"):
+        hand_over_part(model, "head", target, made_up_images(tmp_path, channels=3, count=4))
+    assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.parity.json"]
+    assert not json.loads((target.parent / "part.safetensors.parity.json").read_text())["passed"]

@@ -1,0 +1,152 @@
+"""The page in a real browser: it answers as Python does, and asks nobody else."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.cli import main
+from finetune.export.web_page import page
+from finetune.inference.torch_engine import TorchEngine
+from tests.bundles import small_bundle
+from tests.export.browser import Browser, chromium
+from tests.export.trained import picture, settled_classifier
+
+needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+# pictures of the page for a person to look at go there
+PICTURES = os.environ.get("FINETUNE_PICTURES")
+
+
+def colour(number: int, height: int, width: int) -> Image.Image:
+    generator = torch.Generator().manual_seed(number)
+    pixels = picture(number % 5, channels=3, size=(height, width), generator=generator)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def mixed_files(folder: Path) -> list[str]:
+    """Ten kinds of files, of ten sizes."""
+    folder.mkdir()
+    clear = colour(1, 90, 61).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = np.asarray(colour(4, 75, 130).convert("L")).astype(np.uint16) * 251
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "colour.jpg": (colour(0, 120, 85), {"quality": 92}),
+        "clear.png": (clear, {}),
+        "grey.jpg": (colour(2, 40, 200).convert("L"), {"quality": 88}),
+        "palette.png": (colour(3, 64, 64).convert("P"), {"transparency": 3}),
+        "deep.png": (Image.fromarray(deep), {}),
+        "turned.jpg": (colour(0, 77, 140), {"exif": turned, "quality": 95}),
+        "turned.png": (colour(1, 50, 95).convert("L"), {"exif": turned}),
+        "bilevel.png": (colour(2, 101, 53).convert("1"), {}),
+        "lossy.webp": (colour(3, 33, 48), {"quality": 90}),
+        "moving.gif": (colour(4, 150, 99).convert("P"), {}),
+    }
+    for name, (image, options) in files.items():
+        image.save(folder / name, **options)
+    return [str(folder / name) for name in files]
+
+
+@pytest.fixture(scope="module", params=[3, 1])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("web")
+    model = settled_classifier(name="resnet10t", size=(48, 48), channels=request.param)
+    with torch.no_grad():
+        model.head.fc.weight.mul_(0.25)
+    run = small_bundle(folder / "run", model)
+    (run / "README.md").write_text("# A model\n\n## Test\n\n| a | b |\n|---|---|\n| 1 | <script>x</script> |\n")
+    assert main(["export", str(run), "--format", "web", "--check", "4"]) == 0
+    return run, run / "exports" / "web"
+
+
+@pytest.fixture
+def served(exported: tuple[Path, Path]) -> Iterator[str]:
+    """The address of the folder, as ``python -m http.server`` serves it."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(exported[1])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+            assert found
+            yield found[0]
+        finally:
+            server.kill()
+
+
+@needs_browser
+def test_the_page_answers_as_python_does_and_asks_nobody_else(
+    exported: tuple[Path, Path], served: str, tmp_path: Path
+) -> None:
+    run, _ = exported
+    engine = TorchEngine(run)
+    files = mixed_files(tmp_path / "images")
+    (tmp_path / "images" / "not.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
+    refused = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg")]
+    with Browser() as browser:
+        browser.send("Page.navigate", url=served)
+        browser.wait_for("document.body?.dataset.ready === 'yes'")
+        browser.choose_files("#files", [*files, *refused])
+        browser.wait_for("globalThis.answers.length === 12")
+        answers = browser.evaluate("globalThis.answers")
+        shown = browser.evaluate("document.querySelectorAll('#results > li').length")
+        first = browser.evaluate("document.querySelector('#results li.first span').textContent")
+        scripts = browser.evaluate("document.querySelectorAll('article script').length")
+        widest = browser.evaluate("document.documentElement.scrollWidth")
+        if PICTURES:
+            for width in (360, 1280):
+                for scheme in ("light", "dark"):
+                    name = f"web-{engine.classifier.input_spec.channels}-{width}-{scheme}.png"
+                    browser.screenshot(Path(PICTURES) / name, width=width, scheme=scheme)
+    assert browser.complaints == []
+    assert all(url.startswith((served, "blob:" + served, "data:,")) for url in browser.requests), browser.requests
+    assert any(url.endswith("model.onnx") for url in browser.requests)
+    assert shown == 12
+    assert first == answers[0]["predicted"]
+    assert scripts == 0
+    assert widest <= 1280
+    tops = [max(answer["shares"]) for answer in answers[:10]]
+    assert sum(top < 0.99 for top in tops) > 4, "answers that are sure of everything would prove little"
+    for path, answer in zip(files, answers, strict=False):
+        with torch.inference_mode():
+            logits = engine.classifier(engine.read(path)[None])
+        wanted = logits.softmax(1)[0].numpy()
+        assert "refused" not in answer, answer
+        assert answer["predicted"] == engine.classes[wanted.argmax()], path
+        assert np.abs(np.array(answer["shares"]) - wanted).max() < 1e-3, (path, answer, wanted)
+        if os.environ.get("FINETUNE_VERBOSE"):
+            print(Path(path).name, np.abs(np.array(answer["shares"]) - wanted).max())
+    assert "damaged" in answers[10]["refused"]
+    assert "CMYK" in answers[11]["refused"]
+
+
+def test_the_folder_holds_all_that_the_page_needs_checked_by_hash(exported: tuple[Path, Path]) -> None:
+    _, folder = exported
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    vendored = json.loads((folder / "vendor" / "vendored.json").read_text())
+    assert names == {
+        *("index.html", "style.css", "page.mjs", "pixels.mjs", "model.onnx", "model.json", "parity.json"),
+        *(f"vendor/{name}" for name in (*vendored["files"], "LICENSE", "vendored.json")),
+    }
+    for name, digest in vendored["files"].items():
+        assert hashlib.sha256((folder / "vendor" / name).read_bytes()).hexdigest() == digest
+    assert json.loads((folder / "parity.json").read_text())["passed"]
+
+
+def test_what_a_card_or_a_class_name_says_is_shown_and_not_obeyed() -> None:
+    model = settled_classifier(name="resnet10t", size=(32, 32), classes=["<img src=x onerror=alert(1)>", "b"])
+    html = page(model, "# T\n\n<script>alert(1)</script>\n\n[x](javascript:alert(1)) ![y](http://elsewhere/z.png)\n")
+    assert html.count("<script") == 1  # the page's own
+    assert "<img" not in html
+    assert 'href="javascript' not in html

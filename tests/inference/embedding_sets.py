@@ -1,0 +1,79 @@
+"""Embeddings made in the test, and an embedder whose features are a function of a file's bytes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from finetune.data.content import content_of_bytes
+from finetune.data.decode import UnreadableImage
+from finetune.data.path_table import path_table
+from finetune.inference.embeddings import Embeddings, Features
+from finetune.inference.samples import Sample
+
+
+def embeddings_of(
+    features: Features, labels: list[int] | None = None, splits: list[int] | None = None, **about: Any
+) -> Embeddings:
+    """Embeddings of images ``set/<row>``, each with a content of its own."""
+    count = len(features)
+    names = [f"set/{row}" for row in range(count)]
+    classes = tuple(f"class {number}" for number in range(max(labels, default=-1) + 1)) if labels is not None else ()
+    return Embeddings(
+        features=features,
+        paths=path_table(names),
+        labels=np.array(labels if labels is not None else [-1] * count, np.int32),
+        classes=classes,
+        splits=np.array(splits if splits is not None else [-1] * count, np.int8),
+        content=np.stack([content_of_bytes(name.encode()) for name in names]),
+        about=about,
+    )
+
+
+def digits() -> Embeddings:
+    """The pixels of scikit-learn's digits as features: a set on which neighbours mostly agree."""
+    data = load_digits()
+    return embeddings_of(data.data.astype(np.float32), data.target.tolist())
+
+
+class FakeEmbedder:
+    """Three features of a file's bytes; counts what it computes, and can be killed after so many images."""
+
+    def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
+        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": {}}
+        self.model: dict[str, Any] = {"hash": name, "run": None}
+        self.stages = ("stem", "top")
+        self.scale, self.left = scale, dies_after
+        self.computed: list[bytes] = []
+
+    def read(self, data: bytearray, path: str) -> bytes:
+        if data.startswith(b"bad"):
+            raise UnreadableImage(path, "It is bad.")
+        return bytes(data)
+
+    def embed(self, views: list[bytes]) -> Features:
+        if self.left <= 0:
+            raise KeyboardInterrupt
+        self.left -= len(views)
+        self.computed += views
+        digests = [np.frombuffer(content_of_bytes(view).tobytes()[:3], np.uint8) for view in views]
+        return np.stack(digests).astype(np.float32) * self.scale
+
+
+class MemorySamples:
+    """So many images that are no files, in three classes."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.identity: dict[str, Any] = {"data": f"memory {count}"}
+        self.about: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
+
+    def __iter__(self) -> Iterator[Sample]:
+        for row in range(self.count):
+            yield Sample(path=f"memory/{row}", label=str(row % 3), split="train" if row % 2 else "test", row=row)
+
+    def read(self, sample: Sample, embedder: Any, is_known: Callable[[bytes], bool]) -> tuple[bytes, bytes | None]:
+        data = str(sample.row).encode()
+        content = content_of_bytes(data).tobytes()
+        return content, None if is_known(content) else data

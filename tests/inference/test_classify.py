@@ -1,0 +1,114 @@
+"""Simple classifiers against scikit-learn, and against what they must not look at."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from finetune.errors import UserError
+from finetune.inference.classify import METHODS, judge, split_index
+from finetune.inference.embeddings import Embeddings
+from tests.inference.embedding_sets import digits, embeddings_of
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Embeddings:
+    return digits().take(np.arange(400))
+
+
+def test_missing_splits_are_made_and_images_without_labels_left_out(few_digits: Embeddings) -> None:
+    labels = few_digits.labels.copy()
+    labels[:5] = -1
+    index, rows, notes = split_index(replace(few_digits, labels=labels))
+    assert rows.tolist() == list(range(5, 400))
+    assert notes[0] == "5 images without a label are left out."
+    assert notes[1].startswith("val and test: made of the training images")
+    counts = index.images()
+    assert counts["val"] + counts["test"] == pytest.approx(0.3 * 395, abs=12)
+    given = replace(few_digits, splits=np.array([0, 0, 1, 2] * 100, np.int8))
+    index, _, notes = split_index(given)
+    assert (index.splits == given.splits).all()
+    assert notes == []
+
+
+def test_logistic_regression_is_that_of_scikit_learn_at_the_chosen_strength(few_digits: Embeddings) -> None:
+    index, rows, _ = split_index(few_digits)
+    features = few_digits.features[rows]
+    judged = judge("logistic", features, index)
+    fitted = judged.classifier.fitted
+    train, test = index.rows("train"), index.rows("test")
+    losses = {row["C"]: row["loss"] for row in fitted.tried}
+    assert fitted.chosen["C"] == min(losses, key=lambda strength: (losses[strength], strength))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.chosen["C"], max_iter=5000, tol=1e-7))
+    reference.fit(features[train].astype(np.float64), index.targets[train])
+    shares = reference.predict_proba(features[test].astype(np.float64))
+    np.testing.assert_allclose(judged.test_shares, shares, atol=2e-3)
+    right = judged.test_shares.argmax(1) == index.targets[test]
+    assert judged.metrics["test"]["acc"] == pytest.approx(right.mean())
+    # the same as one linear layer on the features
+    logits = features[test] @ fitted.arrays["weight"].T + fitted.arrays["bias"]
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), judged.test_shares, atol=1e-4)
+
+
+def test_the_nearest_neighbour_is_that_of_scikit_learn(few_digits: Embeddings) -> None:
+    index, rows, _ = split_index(few_digits)
+    features, train, test = few_digits.features[rows], index.rows("train"), index.rows("test")
+    judged = judge("knn", features, index, metric="l2")
+    chosen = int(judged.classifier.fitted.chosen["k"])
+    left_out = {int(row["k"]): row["acc"] for row in judged.classifier.fitted.tried}
+    assert chosen == max(left_out, key=lambda k: (left_out[k], -k))
+
+    def weights(distances: Any) -> Any:
+        return np.exp(-distances / distances[:, -1:])
+
+    reference = KNeighborsClassifier(chosen, weights=weights).fit(features[train], index.targets[train])
+    np.testing.assert_allclose(judged.test_shares, reference.predict_proba(features[test]), atol=1e-4)
+    one = KNeighborsClassifier(2).fit(features[train], index.targets[train])
+    nearest = one.kneighbors(features[train])[1][:, 1]
+    assert left_out[1] == pytest.approx((index.targets[train][nearest] == index.targets[train]).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_tested_shapes_nothing(method: str, few_digits: Embeddings) -> None:
+    index, rows, _ = split_index(few_digits)
+    features = np.array(few_digits.features[rows])
+    first = judge(method, features, index)
+    outside = np.concatenate([index.rows("val"), index.rows("test")])
+    features[outside] = 0
+    index.targets[outside] = 0
+    second = judge(method, features, index)
+    assert first.classifier.fitted.chosen == second.classifier.fitted.chosen
+    for name, array in first.classifier.fitted.arrays.items():
+        np.testing.assert_array_equal(array, second.classifier.fitted.arrays[name], err_msg=name)
+    assert first.metrics["test"]["acc"] > 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_classes_and_a_class_without_a_training_image_are_fine(method: str) -> None:
+    draw = np.random.default_rng(0)
+    labels = np.array([0, 1] * 40)
+    features = draw.normal(size=(81, 3)) + np.append(labels, 0)[:, None] * 8
+    splits = [0] * 50 + [1] * 15 + [2] * 16
+    made = embeddings_of(features.astype(np.float16), [*labels.tolist(), 2], splits)
+    index, rows, notes = split_index(made)
+    assert notes == ["without a training image, so never predicted: class 2."]
+    judged = judge(method, made.features[rows], index, metric="l2")
+    assert judged.metrics["test"]["acc"] == pytest.approx(15 / 16)
+    assert judged.metrics["test"]["recall"] == [1, 1, 0]
+    np.testing.assert_allclose(judged.test_shares.sum(1), 1)
+
+
+def test_labels_and_two_classes_are_needed() -> None:
+    with pytest.raises(UserError, match="classify: needs images of two classes at least"):
+        split_index(embeddings_of(np.eye(4)))
+    with pytest.raises(UserError, match="needs one label an image"):
+        split_index(embeddings_of(np.eye(4), [0, 1, 0, 1], multi_label=True))
+    made = embeddings_of(np.eye(4), [0, 1, 0, 1], [1, 1, 2, 2])
+    with pytest.raises(UserError, match="train has none"):
+        split_index(made)

@@ -1,0 +1,139 @@
+"""Features are those that the network has at the stage asked for, and the same network can be had again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import finetune
+from finetune.bundle import load_bundle
+from finetune.data.decode import decode_image, read_file
+from finetune.errors import UserError
+from finetune.inference.embedder import (
+    Embedder,
+    embedder_again,
+    embedder_of_backbone,
+    embedder_of_classifier,
+    embedder_of_run,
+)
+from finetune.models.backbone import build_backbone
+from tests.bundles import small_bundle
+from tests.export.odd_files import write_files
+from tests.export.trained import settled_classifier
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(tmp_path_factory.mktemp("bundle"), size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_by_default_they_are_the_features_below_the_head(bundle: Path, images: torch.Tensor) -> None:
+    model = load_bundle(bundle)
+    with torch.inference_mode():
+        expected = model.embed(images).numpy()
+    np.testing.assert_array_equal(embedder_of_run(bundle).embed(list(images)), expected)
+
+
+@pytest.mark.parametrize("stage", ["stem", "layer1", "layer2", "layer3", "layer4"])
+def test_of_a_stage_they_are_its_output_averaged_over_places(stage: str, images: torch.Tensor) -> None:
+    model = settled_classifier(name="resnet10t")
+    net = model.backbone.net
+    seen = {}
+    module = net.get_submodule("maxpool" if stage == "stem" else stage)
+    module.register_forward_hook(lambda module, given, output: seen.update(output=output))
+    with torch.inference_mode():
+        model(images)
+    made = embedder_of_classifier(model, stage=stage).embed(list(images))
+    np.testing.assert_allclose(made, seen["output"].mean((2, 3)).numpy(), atol=1e-6)
+
+
+def test_tokens_are_averaged_over_their_sequence(images: torch.Tensor) -> None:
+    class Tokens(torch.nn.Module):
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            return images_BCHW.flatten(2).transpose(1, 2)
+
+    embedder = embedder_of_classifier(settled_classifier(name="resnet10t"))
+    embedder.net = Tokens()
+    normalised = embedder.input(images / 255)
+    np.testing.assert_allclose(embedder.embed(list(images)), normalised.mean((2, 3)).numpy(), atol=1e-6)
+
+
+def bare(**settings: object) -> Embedder:
+    backbone = build_backbone(source="timm", name="resnet10t", weights="none", seed=3)
+    return embedder_of_backbone(backbone, weights="none", seed=3, size=(32, 32), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_backbone_that_was_never_trained_here_can_be_had_again(channels: int) -> None:
+    images = list(torch.randint(0, 256, (3, channels, 32, 32), dtype=torch.uint8))
+    first = bare(channels=channels, adapt="fold" if channels == 1 else "expand", stage="layer2")
+    again = embedder_again({**first.identity, "model": first.model})
+    np.testing.assert_array_equal(again.embed(images), first.embed(images))
+    assert again.identity == first.identity
+
+
+def test_a_run_can_be_had_again_also_where_it_was_moved(bundle: Path, images: torch.Tensor, tmp_path: Path) -> None:
+    first = embedder_of_run(bundle, stage="layer3")
+    about = {**first.identity, "model": first.model}
+    np.testing.assert_array_equal(embedder_again(about).embed(list(images)), first.embed(list(images)))
+    bundle_moved = tmp_path / "moved"
+    bundle_moved.symlink_to(bundle)
+    about["model"] = {**first.model, "run": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match=r"gone': no such folder.*give --model RUN"):
+        embedder_again(about)
+    np.testing.assert_array_equal(
+        embedder_again(about, run=bundle_moved).embed(list(images)), first.embed(list(images))
+    )
+
+
+def test_other_weights_than_those_that_made_the_embeddings_are_refused(bundle: Path, tmp_path: Path) -> None:
+    first = embedder_of_run(bundle)
+    other = small_bundle(tmp_path / "other", size=(32, 32), seed=5)
+    with pytest.raises(UserError, match="holds other weights than the embeddings were made with"):
+        embedder_again({**first.identity, "model": first.model}, run=other)
+    model = bare().model
+    with pytest.raises(UserError, match="holds other weights"):
+        embedder_again({**bare().identity, "model": {**model, "seed": 4}})
+
+
+def test_a_record_of_somebody_elses_opens_no_files(tmp_path: Path) -> None:
+    first = bare()
+    description = {**first.model["backbone"], "kwargs": {"checkpoint_path": "/etc/passwd"}}
+    about = {**first.identity, "model": {**first.model, "backbone": description}}
+    with pytest.raises(UserError, match="checkpoint_path would read files or the network"):
+        embedder_again(about)
+    with pytest.raises(UserError, match="record of the model is damaged"):
+        embedder_again({"model": {}})
+
+
+def test_unknown_stages_are_told(bundle: Path) -> None:
+    with pytest.raises(UserError, match=r"--stage layer5: not a stage of 'resnet10t'.*Did you mean 'layer4'"):
+        embedder_of_run(bundle, stage="layer5")
+    vit = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=32)
+    with pytest.raises(UserError, match=r"--stage stem: 'vit_tiny_patch16_224' cannot be cut there, only after"):
+        embedder_of_backbone(vit, weights="none", seed=0, stage="stem")
+
+
+def test_from_python_images_become_embeddings_and_are_found_again(bundle: Path, tmp_path: Path) -> None:
+    paths = write_files(tmp_path, 12)
+    found = finetune.embed(bundle, tmp_path)
+    assert [found.paths[row] for row in range(12)] == paths
+    embedder = embedder_of_run(bundle)
+    views = [embedder.read(read_file(path), path) for path in paths]
+    np.testing.assert_allclose(found.features, embedder.embed(views), atol=1e-5)
+    model = finetune.load(bundle)
+    pixels = decode_image(paths[2], channels=3)
+    again = finetune.embed(model, torch.stack([pixels, pixels.flip(2)]), normalize=True)
+    neighbours = finetune.search(found, again, k=2)
+    assert neighbours.rows[0, 0] == 2
+    assert neighbours.distances[0, 0] == pytest.approx(0, abs=1e-6)
+    assert neighbours.distances[1, 0] > 1e-4
+    np.testing.assert_allclose(np.linalg.norm(again.features, axis=1), 1, atol=1e-6)
+    with pytest.raises(UserError, match=r"must be uint8 \(B, 3, H, W\)"):
+        finetune.embed(model, torch.zeros(1, 3, 32, 32))

@@ -1,0 +1,184 @@
+"""Training on cached activations is training, to the bit, and nothing frozen is computed twice."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.errors import UserError
+from finetune.feature_store import features_folder, listed
+from finetune.training.cache_choice import frozen_boundary, pool_size
+from finetune.training.feature_cache import folded
+from tests.runs import train_tiny
+from tests.training.building import phase_for, tiny_classifier
+
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "the-cache"
+    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
+    return folder
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_file(one / "final.safetensors"), load_file(other / "final.safetensors")
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("augment", ["none", "standard"])
+@pytest.mark.parametrize("train", ["[head]", "[layer4,head]", "[layer2,layer3,layer4,head]"])
+def test_a_cached_phase_ends_in_the_same_bits(words: Words, tmp_path: Path, train: str, augment: str) -> None:
+    # a network whose kernels compute an image alike in every batch; those of resnet10t at this size do not, in the last bit
+    given = words(
+        "schedule=frozen",
+        f"schedule.phases.0.train={train}",
+        "schedule.epochs=2",
+        f"data.augment={augment}",
+        "backbone.name=resnet18",
+    )
+    cached = train_tiny([*given, "schedule.cache=2"], tmp_path / "cached")
+    uncached = train_tiny([*given, "schedule.cache=off"], tmp_path / "uncached")
+    assert cached.results["phases"][0]["cached_after"] in ("layer4", "layer3", "layer1")
+    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert same_weights(tmp_path / "cached", tmp_path / "uncached")
+    assert (tmp_path / "cached/metrics.csv").read_bytes() == (tmp_path / "uncached/metrics.csv").read_bytes()
+
+
+def test_a_pool_of_views_is_the_same_pool_without_a_cache(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", "schedule.cache=2", "backbone.name=resnet18")
+    train_tiny(given, tmp_path / "cached")
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    uncached = train_tiny(given, tmp_path / "uncached")
+    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert uncached.results["phases"][0]["views"] == 2
+    assert same_weights(tmp_path / "cached", tmp_path / "uncached")
+
+
+def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+    train_tiny([*given, "schedule.lr=0.5"], tmp_path / "second")
+    assert "0 activations after layer4 computed, 78 found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["input.size=40", "data.augment=light", "seed=1", "backbone.name=resnet14t"])
+def test_what_an_activation_depends_on_is_in_its_key(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    capsys.readouterr()
+    train_tiny([*given, change], tmp_path / "second")
+    out = capsys.readouterr().out
+    # the view of validation has no augmentation
+    found = 6 if change == "data.augment=light" else 0
+    assert f"{78 - found} activations after layer4 computed, {found} found" in out
+
+
+def test_a_damaged_chunk_is_computed_again(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=1")
+    train_tiny(given, tmp_path / "first")
+    folder = features_folder()
+    assert folder is not None
+    files = sorted(folder.glob("*/data.bin"), key=lambda file: file.stat().st_size)
+    with files[-1].open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x13")
+    capsys.readouterr()
+    train_tiny(given, tmp_path / "second")
+    assert "36 activations after layer4 computed, 6 found" in capsys.readouterr().out
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+
+
+def test_the_pool_grows_with_the_root_of_the_epochs() -> None:
+    assert [pool_size(epochs) for epochs in (1, 5, 30)] == [1, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "train", "boundary"),
+    [
+        ("timm", "resnet10t", ["head"], "layer4"),
+        ("timm", "resnet10t", ["layer2", "layer3", "layer4", "head"], "layer1"),
+        # layer2 is frozen, yet its input is not: it does not belong to the prefix
+        ("timm", "resnet10t", ["layer1", "layer3", "head"], "stem"),
+        ("timm", "resnet10t", ["stem", "head"], None),
+    ],
+)
+def test_the_prefix_ends_where_something_trains(source: str, name: str, train: list[str], boundary: str | None) -> None:
+    classifier = tiny_classifier(source=source, name=name)
+    assert frozen_boundary(classifier, phase_for(classifier, train)) == boundary
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18d", "convnext_atto"])
+def test_a_folded_network_computes_the_same(name: str) -> None:
+    classifier = tiny_classifier(name=name, size=64).eval()
+    net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    fused, was_folded = folded(net, images)
+    with torch.inference_mode():
+        expected, found = net(images), fused(images)
+    assert was_folded
+    assert float((expected - found).abs().max() / expected.abs().max()) < 1e-5
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) == (name != "convnext_atto")
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.epochs=3", "cache.max_gb=1e-6"), tmp_path / "run")
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert "more than cache.max_gb=1e-06" in plan[0]["cache"]["why"]
+    assert run.results["phases"][0]["cached_after"] == ""
+
+
+def test_the_limit_deletes_what_was_used_longest_ago(words: Words, tmp_path: Path) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    before = {entry.folder.name for entry in listed()}
+    size = sum(entry.bytes for entry in listed())
+    train_tiny([*given, "input.size=40", f"cache.max_gb={1.5 * size / 1e9}"], tmp_path / "second")
+    after = {entry.folder.name for entry in listed()}
+    assert len(before) == 3
+    assert len(after - before) == 3
+    assert sum(entry.bytes for entry in listed()) <= 1.5 * size
+
+
+def test_mixing_pixels_and_unfrozen_stems_train_without_a_cache(words: Words, tmp_path: Path) -> None:
+    train_tiny(words("schedule=frozen", "schedule.epochs=2", "schedule.mixup=0.2"), tmp_path / "mixed")
+    train_tiny(words("schedule=full", "schedule.epochs=2"), tmp_path / "full")
+    for name, why in (("mixed", "mix pixels"), ("full", "nothing is frozen")):
+        assert why in json.loads((tmp_path / name / "plan.json").read_text())[0]["cache"]["why"]
+    assert not list(Path(os.environ["FINETUNE_CACHE"]).rglob("data.bin"))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "some", "1.5"])
+def test_a_wrong_setting_is_refused(words: Words, tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"schedule\.cache=.*must be auto, off, or a number of views"):
+        train_tiny(words(f"schedule.cache={value}"), tmp_path / "run")
+
+
+def test_on_and_off_are_words(words: Words, tmp_path: Path) -> None:
+    for value, expected in (("off", "off, as asked for"), ("true", "after layer4")):
+        train_tiny(words("schedule=frozen", "schedule.epochs=2", f"schedule.cache={value}"), tmp_path / value)
+        plan = json.loads((tmp_path / value / "plan.json").read_text())
+        assert plan[0]["cache"]["why"].startswith(expected)
+
+
+def test_views_of_a_pool_are_all_used() -> None:
+    from finetune.data.sampling import views_of
+
+    rows = np.arange(200)
+    later = np.stack([views_of(rows, epoch=epoch, views=3, seed=0, phase="head") for epoch in range(3, 9)])
+    assert set(np.unique(later)) == {0, 1, 2}
+    # by itself each image, by itself each epoch
+    assert len({tuple(column) for column in later.T}) > 100
+    assert len({tuple(row) for row in later}) == 6
