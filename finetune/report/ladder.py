@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 RULE = (
-    "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the one-standard-error "
-    "rule of Breiman et al. 1984). Confidence: the share of 2,000 resamples of the seeds in which the rule chooses the same."
+    "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the "
+    "one-standard-error rule of Breiman et al. 1984). Confidence: the share of 2,000 resamples of the seeds in which the rule "
+    "chooses the same."
 )
 BASELINES = ("majority", "knn")
 _RESAMPLES = 2000

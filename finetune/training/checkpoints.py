@@ -10,7 +10,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from finetune.atomic import atomic_path
 from finetune.errors import UserError
+from finetune.models.classifier import Classifier
+from finetune.training.freezing import apply_phase
 from finetune.training.module import FineTuner
+from finetune.training.param_groups import build_param_groups
+from finetune.training.phases import Phase
 from finetune.training.run_log import RunLog
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -50,6 +54,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}.")
     return loaded
+
+
+def optimizer_state_of(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
+    """Optimizer state by parameter name from a phase's last checkpoint."""
+    state = read_checkpoint(checkpoint)["optimizer_states"][0]
+    apply_phase(classifier, phase)
+    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    return {ordered[number]: values for number, values in state["state"].items()}
 
 
 class PhaseCheckpoints(Checkpoint):

@@ -5,11 +5,13 @@ features ``x`` is solved by L-BFGS on the whole training split; the heads of all
 the path costs little more than one head. The first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 """
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -202,3 +204,66 @@ def probe_phase(
         iterations=heads.iterations,
         converged=heads.converged,
     )
+
+
+def solved_phase(
+    *,
+    classifier: Classifier,
+    phase: Phase,
+    cache: FeatureCache,
+    data: ImageDataModule,
+    loss: nn.Module,
+    monitor: str,
+    trainer: pl.Trainer,
+    views: int | None,
+    offset: tuple[int, int],
+) -> dict[str, Any]:
+    """:func:`probe_phase` as a phase of a run: its result with the one row of its metrics.
+
+    Args:
+        classifier: With a linear head; changed in place.
+        phase: Trains the head alone.
+        cache: Of the features; closed at the end.
+        data: For rows and targets.
+        loss: Of training.
+        monitor: Validation metric that chooses the strength.
+        trainer: For device and precision alone.
+        views: Views of each training image.
+        offset: Epochs and optimizer steps of the phases before.
+    """
+    began = time.monotonic()
+    solved = probe_phase(
+        classifier=classifier,
+        phase=phase,
+        cache=cache,
+        data=data,
+        loss=loss,
+        monitor=monitor,
+        device=trainer.strategy.root_device,
+        context=trainer.precision_plugin.forward_context,
+        views=views,
+    )
+    cache.close()
+    chosen = solved.metrics[solved.best]
+    row = {
+        "phase": phase.name,
+        "epoch": offset[0],
+        "step": offset[1] + solved.iterations,
+        "train/loss": solved.train_loss,
+        **{f"val/{name}": value for name, value in chosen.items()},
+    }
+    return {
+        "name": phase.name,
+        "train": list(phase.train),
+        "frozen": list(phase.frozen),
+        "epochs": 1,
+        "steps": solved.iterations,
+        "restored": "best",
+        "weights": "raw",
+        "best_epoch": 0,
+        "best": {monitor: chosen[monitor.removeprefix("val/")]},
+        "rates": {},
+        "probe": solved.to_plain(),
+        "rows": [row],
+        "seconds": round(time.monotonic() - began, 3),
+    }

@@ -18,14 +18,19 @@ from torch import nn
 from finetune.atomic import atomic_path, remove_parts, write_json, write_text
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.reading import read_by
 from finetune.errors import UserError
 from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
-from finetune.models.weights import state_hash
 from finetune.processes import is_first_process
 from finetune.training.cache_choice import CacheChoice
-from finetune.training.checkpoints import BEST, LAST, AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
+from finetune.training.checkpoints import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    PhaseCheckpoints,
+    optimizer_state_of,
+    read_checkpoint,
+)
 from finetune.training.companions import Companions, check_strategy, interruptible
 from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.feature_cache import FeatureCache
@@ -33,11 +38,11 @@ from finetune.training.freezing import apply_phase
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
-from finetune.training.probe import probe_phase
+from finetune.training.probe import solved_phase
+from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
 from finetune.training.time_left import TimeLeft
-from finetune.versions import versions
 
 START, RESULT = "start.safetensors", "result.json"
 Say = Callable[[str], None]
@@ -138,7 +143,7 @@ class Run:
             return result, None
         self._start_weights(folder)
         if carried is None and phase.carry_optimizer and number > 0:
-            carried = _optimizer_state(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
+            carried = optimizer_state_of(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
         began = time.monotonic()
         apply_phase(self.classifier, phase)
         cache = self._cache(number, phase)
@@ -244,64 +249,37 @@ class Run:
         self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
     ) -> dict[str, Any]:
         """A phase whose head is solved to convergence instead of trained."""
-        began = time.monotonic()
         if is_first_process():
             self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, solving the head")
-        trainer = self.make_trainer(
-            default_root_dir=str(self.run_dir),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
         if cache is None:
             raise UserError(
                 f"schedule.phases[{number}].solver='lbfgs': solves the head on cached features, and this phase has no cache "
                 f"({self.caches[number].why if self.caches else 'none was chosen'})."
             )
-        solved = probe_phase(
+        result = solved_phase(
             classifier=self.classifier,
             phase=phase,
             cache=cache,
             data=self.data,
             loss=self.make_loss(phase),
             monitor=self.monitor,
-            device=trainer.strategy.root_device,
-            context=trainer.precision_plugin.forward_context,
+            trainer=self.make_trainer(
+                default_root_dir=str(self.run_dir),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ),
             views=self.caches[number].views,
-        )
-        cache.close()
-        row = {
-            "phase": phase.name,
-            "epoch": sum(p["epochs"] for p in before),
-            "step": sum(p["steps"] for p in before) + solved.iterations,
-            "train/loss": solved.train_loss,
-            **{f"val/{name}": value for name, value in solved.metrics[solved.best].items()},
-        }
-        log.add([row])
-        result = {
-            "name": phase.name,
-            "train": list(phase.train),
-            "frozen": list(phase.frozen),
-            "epochs": 1,
-            "steps": solved.iterations,
-            "restored": "best",
-            "weights": "raw",
-            "best_epoch": 0,
-            "best": {self.monitor: solved.metrics[solved.best][self.monitor.removeprefix("val/")]},
-            "rates": {},
-            **self._cached(number),
-            "probe": solved.to_plain(),
-            "rows": [row],
-            "seconds": round(time.monotonic() - began, 3),
-        }
+            offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
+        ) | self._cached(number)
+        log.add(result["rows"])
         if is_first_process():
-            log.write([])
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
             self.say(
-                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {solved.strengths[solved.best]:.1e} of "
-                f"{len(solved.strengths)} tried, {solved.iterations} iterations, {result['seconds']:.0f} s"
+                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {result['probe']['chosen']:.1e} of "
+                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations, {result['seconds']:.0f} s"
             )
         return result
 
@@ -410,27 +388,14 @@ class Run:
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
         index = self.data.source.index
-        results = {
-            "test": evaluated["test"],
-            "val": evaluated["val"],
-            "phases": [{key: value for key, value in phase.items() if key != "rows"} for phase in phases],
-            "seconds": {
-                "training": round(sum(phase["seconds"] for phase in phases), 3),
-                "phases": {phase["name"]: phase["seconds"] for phase in phases},
-            },
-            "data": {
-                "fingerprint": index.fingerprint(),
-                "classes": list(index.classes),
-                "counts": index.counts(),
-                "skipped": len(index.skipped),
-                **read_by(self.data.source),
-            },
-            "versions": versions(),
-            **self.facts,
-            "seed": self.seed,
-            "weights_hash": state_hash(self.classifier),
-            "threads": torch.get_num_threads(),
-        }
+        results = run_results(
+            classifier=self.classifier,
+            data=self.data,
+            phases=phases,
+            evaluated=evaluated,
+            facts=self.facts,
+            seed=self.seed,
+        )
         bundle = self.run_dir / "model"
         if is_first_process():
             test = evaluated["gathered"]["test"]
@@ -446,15 +411,3 @@ class Run:
             )
             write_json(self.run_dir / "results.json", results)
         return RunResult(run_dir=self.run_dir, bundle=bundle, results=results)
-
-
-def _optimizer_state(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
-    """Optimizer state by parameter name from a phase's last checkpoint."""
-    from finetune.training.param_groups import build_param_groups
-
-    state = read_checkpoint(checkpoint)["optimizer_states"][0]
-    apply_phase(classifier, phase)
-    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
-    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
-    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
-    return {ordered[number]: values for number, values in state["state"].items()}

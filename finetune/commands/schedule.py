@@ -1,0 +1,76 @@
+"""From the configuration of a schedule to its phases, every name checked against the network."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from finetune.config_schema import Config
+from finetune.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from finetune.training.phases import Phase
+
+
+def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "list[Phase]":
+    """The schedule, resolved against the network.
+
+    Raises:
+        ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
+    """
+    from finetune.data.transforms import AUGMENTS
+    from finetune.training.phases import build_schedule
+
+    shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
+    defaults = shared | {"batch_size": shared["batch_size"] or config.data.batch_size}
+    defaults |= {
+        "augment": shared["augment"] or config.data.augment,
+        "optimizer": shared["optimizer"] or config.optimizer,
+    }
+    phases = build_schedule(
+        phases=[_with_cache_words(asdict(phase)) for phase in config.schedule.phases],
+        defaults=_with_cache_words(defaults),
+        freeze=config.freeze,
+        stages=stages,
+        network=network,
+    )
+    problems = []
+    for position, phase in enumerate(phases):
+        if config.input.adapt == "reinit" and stages[0] in phase.frozen:
+            problems.append(
+                f"input.adapt='reinit': starts a new {stages[0]}, which schedule.phases[{position}] ({phase.name}) keeps "
+                f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
+            )
+        if phase.augment not in AUGMENTS:
+            problems.append(
+                f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
+                f"{did_you_mean(phase.augment, AUGMENTS)}"
+            )
+        if phase.carry_optimizer and position > 0 and phases[position - 1].solver == "lbfgs":
+            problems.append(
+                f"schedule.phases[{position}].carry_optimizer=True: the phase before solves the head and has no moments to "
+                "carry. Leave it out."
+            )
+        if phase.solver == "lbfgs":
+            where = f"schedule.phases[{position}].solver='lbfgs'"
+            if config.head.name != "linear":
+                problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
+            if phase.train != ("head",):
+                problems.append(
+                    f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "
+                    "Write train=[head], or solver=gradient."
+                )
+            if phase.mixup or phase.cutmix:
+                problems.append(
+                    f"{where}: takes no mixup or cutmix, which mix pixels. Leave them out, or solver=gradient."
+                )
+    if problems:
+        raise ConfigError(problems)
+    return phases
+
+
+def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """``cache`` as a word where YAML made a truth value of it."""
+    words = {True: "auto", False: "off"}
+    return {
+        key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()
+    }
