@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic import write_json, write_text
-from finetune.commands.assemble import assemble, trainer_factory
+from finetune.commands.assemble import assemble, quick_checks, trainer_factory
 from finetune.commands.ladder import Options, output_folder, words_of
 from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train
@@ -29,6 +29,7 @@ def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
         UserError: The folder holds something else, or the configuration is wrong.
     """
     base = compose(overrides)
+    quick_checks(base)
     folder = output_folder(options, base.data.source)
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
@@ -100,7 +101,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: Options
                 else:
                     _clear_unbegun(run_dir)
                     words = [*_words(overrides, seed), *words_of(rung, epochs=options.epochs), f"run_dir={run_dir}"]
-                    train(compose([*words, "logger=none"]))
+                    train(compose([*words, "logger=none", "report=false"]))
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
         found.append(

@@ -1,0 +1,132 @@
+"""The ladder runs every strategy on the same data, goes on where it stopped, and recommends by its rule."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.cli import main
+from finetune.report.ladder import Rung, ladder_page, more_data, recommend
+
+Words = Callable[..., list[str]]
+
+
+def rung(name: str, seconds: float, *val: float) -> Rung:
+    return Rung(name=name, runs=[{"val": v, "test": v, "seconds": seconds, "trained": 10} for v in val])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> tuple[Path, list[str]]:
+    from tests.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("ladder") / "out"
+    words = ["ladder", "data=folder", f"data.root={pets}", *TINY, "--output", str(folder), "--epochs", "1"]
+    words += ["--seeds", "2", "--rungs", "majority,knn,probe,last,scratch"]
+    assert main(words) == 0
+    return folder, words
+
+
+def read(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "ladder.json").read_text())
+    return loaded
+
+
+def test_every_rung_is_measured_on_every_seed(finished: tuple[Path, list[str]]) -> None:
+    result = read(finished[0])
+    assert [r["name"] for r in result["rungs"]] == ["majority", "knn", "probe", "last", "scratch"]
+    for measured in result["rungs"]:
+        assert [run["seed"] for run in measured["runs"]] == [0, 1]
+        for number in (0, 1):
+            path = finished[0] / f"runs/{measured['name']}-{number}/results.json"
+            if path.is_file():
+                assert measured["runs"][number]["test"] == json.loads(path.read_text())["test"]["acc"]
+    trained = {r["name"]: r["trained"] for r in result["rungs"]}
+    assert 0 == trained["knn"] < trained["probe"] < trained["last"] < trained["scratch"]
+
+
+def test_all_rungs_of_a_seed_see_the_same_split(finished: tuple[Path, list[str]]) -> None:
+    for seed in (0, 1):
+        prints = {
+            json.loads((finished[0] / f"runs/{name}-{seed}/results.json").read_text())["data"]["fingerprint"]
+            for name in ("probe", "last", "scratch")
+        }
+        assert len(prints) == 1
+
+
+def test_what_was_finished_is_not_trained_again(
+    finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = finished
+    before = read(folder)
+    (folder / "runs/last-1/results.json").unlink()
+    untouched = (folder / "runs/scratch-1/results.json").stat().st_mtime_ns
+    assert main(words) == 0
+    after = read(folder)
+    assert [[run["test"] for run in r["runs"]] for r in after["rungs"]] == [
+        [run["test"] for run in r["runs"]] for r in before["rungs"]
+    ]
+    assert (folder / "runs/scratch-1/results.json").stat().st_mtime_ns == untouched
+    assert "recommended:" in capsys.readouterr().out
+
+
+def test_the_page_names_classes_and_commands_escaped(finished: tuple[Path, list[str]]) -> None:
+    page = (finished[0] / "ladder.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    result = read(finished[0]) | {"command": "finetune ladder data.root='<b>'"}
+    assert "<b>" not in ladder_page(result)
+
+
+def test_the_cheapest_within_one_standard_error_is_recommended() -> None:
+    best = rung("full", 90.0, 0.90, 0.94)  # mean 0.92, standard error 0.02
+    near, far = rung("frozen", 10.0, 0.90, 0.91), rung("probe", 1.0, 0.89, 0.90)
+    chosen = recommend([far, near, best])
+    assert chosen is not None
+    assert (chosen.name, chosen.best) == ("frozen", "full")
+    assert 0.0 < chosen.confidence < 1.0
+
+
+def test_guessing_and_neighbours_are_never_recommended() -> None:
+    chosen = recommend([rung("knn", 0.1, 0.99, 0.99), rung("probe", 1.0, 0.5, 0.5)])
+    assert chosen is not None
+    assert chosen.name == "probe"
+    assert recommend([rung("knn", 0.1, 0.99)]) is None
+
+
+def test_more_data_is_told_from_the_last_doubling() -> None:
+    rising = [[{"per_class": n, "images": n, "test": a} for n, a in ((10, 0.5), (20, 0.6))]]
+    flat = [[{"per_class": n, "images": n, "test": 0.6} for n in (10, 20)]]
+    assert "would likely help" in more_data(rising)
+    assert "would change little" in more_data(flat)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["schedule=full"], "the ladder sets schedule itself"),
+        (["seed=3"], "the ladder sets seed itself"),
+        (["--rungs", "frosen"], "Did you mean 'frozen'"),
+        (["--epochs", "0"], "must be a whole number from 1 up"),
+        (["-m"], "runs one ladder"),
+        (["data.root=missing"], "data.root='missing'"),
+    ],
+)
+def test_mistakes_are_answered(
+    words: Words, more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ladder", *words(), *more, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    finished: tuple[Path, list[str]], words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["ladder", *words(), "--output", str(tmp_path)]) == 2
+    assert "something else in it" in capsys.readouterr().err
+    assert main(["ladder", *words("data.batch_size=9"), "--epochs", "1", "--output", str(finished[0])]) == 2
+    assert "of other settings" in capsys.readouterr().err
