@@ -104,6 +104,13 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
     assert len(page.encode()) < 5_000_000
 
 
+def test_a_phase_that_was_solved_has_no_rate_and_says_so(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    run_dir = train_tiny(words("schedule=probe", "report=true"), tmp_path / "run").run_dir
+    page = page_of(run_dir)
+    assert ">solved<" in page
+    assert "learning rate, end of epoch" not in page
+
+
 def test_what_does_not_apply_to_several_labels_is_left_out_and_said(several: Path) -> None:
     page = page_of(several)
     assert "mean average precision" in page
