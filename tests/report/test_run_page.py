@@ -104,6 +104,15 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
     assert len(page.encode()) < 5_000_000
 
 
+def test_a_perfect_score_gets_a_bound_and_no_interval_without_width(copy: Path) -> None:
+    results = json.loads((copy / "results.json").read_text())
+    results["test"] |= {"acc": 1.0, "f1_macro": 1.0, "confusion": [[7 * (i == j) for j in range(4)] for i in range(4)]}
+    (copy / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(copy)]) == 0
+    assert "at least 89.3%" in page_of(copy)
+    assert "95% interval" not in page_of(copy)
+
+
 def test_a_phase_that_was_solved_has_no_rate_and_says_so(words: Callable[..., list[str]], tmp_path: Path) -> None:
     run_dir = train_tiny(words("schedule=probe", "report=true"), tmp_path / "run").run_dir
     page = page_of(run_dir)
