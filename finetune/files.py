@@ -125,6 +125,45 @@ FOUND: dict[str, str] = {
     "distance": "1 - cosine, or Euclidean; in a group of near-duplicates to the nearest other member",
 }
 
+# of finetune search --quality --output
+RETRIEVAL: dict[str, Any] = {
+    "recall@1": (float, "share of queries whose nearest image has their label"),
+    "recall@5": (float, "share of queries with an image of their label among the nearest 5"),
+    "recall@10": (float, "likewise 10"),
+    "map": (float, "mean average precision of the whole ranking"),
+    "queries": (int, "images that were looked for"),
+    "among": (int, "images that they were looked for in"),
+    "alone": (int, "images left out because no other has their label"),
+    "metric": (str, "'cosine' or 'l2'"),
+}
+
+# of finetune classify, classifier.json
+CLASSIFIER: dict[str, Any] = {
+    "method": (str, "'knn' or 'logistic'"),
+    "chosen.*": (NUMBER, "the setting: k, or C, the inverse strength of the penalty"),
+    "tried[].k": (int, "a number of neighbours that was tried"),
+    "tried[].C": (float, "an inverse strength that was tried"),
+    "tried[].acc": (float, "its cross-validated accuracy on the training images"),
+    "tried[].loss": (float, "its cross-validated cross-entropy in nats"),
+}
+
+# of finetune cluster, summary.json; from `labelled` on only where images have labels
+CLUSTER_SUMMARY: dict[str, Any] = {
+    "method": (str, "'kmeans' or 'hdbscan'"),
+    "metric": (str, "'cosine' or 'l2'"),
+    "seed": (int, "of starts and samples"),
+    "clusters": (int, "their number"),
+    "outliers": (int, "images in none of them"),
+    "silhouette": ((float, type(None)), "Rousseeuw 1987; of at most 5,000 images; null for a single cluster"),
+    "sizes[]": (int, "images of each cluster"),
+    "silhouette_by_count.*": (float, "of each number of clusters that was tried"),
+    "labelled": (int, "images with a label"),
+    "nmi": (float, "normalised mutual information of clusters and labels"),
+    "ari": (float, "adjusted Rand index (Hubert and Arabie 1985)"),
+    "purity": (float, "share of images with the most frequent label of their cluster"),
+    "doubtful": (int, "labels that the neighbours contradict by a doubt above a half"),
+}
+
 # of finetune cluster, clusters.csv
 CLUSTERS: dict[str, str] = {
     "path": "the image",

@@ -102,6 +102,8 @@ def results_of(
         "best": {"val/acc": judged.metrics["val"]["acc"]},
         "rates": {},
         "seconds": judged.seconds,
+        "cached_after": about["stage"],
+        "views": 1,
     }
     return {
         "test": judged.metrics["test"],
@@ -123,6 +125,8 @@ def results_of(
             "weights": model["weights"] or f"run {model['run']}",
         },
         "schedule": f"{fitted.method} on embeddings",
+        # features are made in single precision, whatever they are kept in
+        "precision": "32-true",
         "imbalance": {"loss": "cross_entropy", "class_weights": "none", "sampling": "each image once"},
         "seed": seed,
         "weights_hash": state_hash({name: torch.from_numpy(array) for name, array in fitted.arrays.items()}),

@@ -106,17 +106,6 @@ def _sheet(
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
     groups = []
-    for number in range(min(len(clusters), _SHEET_CLUSTERS)):
-        members, unsure = clusters.members(number), clusters.doubtful(number)
-        shares = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
-        labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in shares) if shares else ""
-        tiles = [Tile(path=embeddings.paths[row], lines=[embeddings.label(row)]) for row in members[:_TYPICAL].tolist()]
-        tiles += [
-            Tile(path=embeddings.paths[row], lines=[embeddings.label(row)], mark="unsure")
-            for row in unsure[:_DOUBTFUL].tolist()
-            if row not in members[:_TYPICAL]
-        ]
-        groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
     if doubts is not None and doubts.likely:
         count = min(doubts.likely, _SHEET_DOUBTS)
         tiles = [
@@ -129,6 +118,17 @@ def _sheet(
         ]
         title = f"Labels that their neighbours contradict: {doubts.likely}"
         groups.append(Group(title=title, tiles=tiles, more=doubts.likely - count))
+    for number in range(min(len(clusters), _SHEET_CLUSTERS)):
+        members, unsure = clusters.members(number), clusters.doubtful(number)
+        shares = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
+        labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in shares) if shares else ""
+        tiles = [Tile(path=embeddings.paths[row], lines=[embeddings.label(row)]) for row in members[:_TYPICAL].tolist()]
+        tiles += [
+            Tile(path=embeddings.paths[row], lines=[embeddings.label(row)], mark="unsure")
+            for row in unsure[:_DOUBTFUL].tolist()
+            if row not in members[:_TYPICAL]
+        ]
+        groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
     facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
     return contact_sheet(title=f"Clusters of {name}", facts=facts, groups=groups, pictures=Pictures(embeddings.about))

@@ -26,7 +26,7 @@ class Pictures:
         self._reading = dict(reading) if isinstance(reading, Mapping) else {}
 
     def __call__(self, path: str) -> "Tensor | None":
-        """The image, uint8 (3, H, W); None where it cannot be had."""
+        """The image, uint8 of one or three channels; None where it cannot be had."""
         from finetune.data.decode import UnreadableImage, decode_image
         from finetune.report.thumbnails import SIDE_PX
 
@@ -42,13 +42,14 @@ class Pictures:
     def _source(self) -> "Source | None":
         """The data set, where its samples are no files."""
         from finetune.commands.assemble import build_source
-        from finetune.config import from_plain
+        from finetune.config_schema import Config, DataConfig
 
         if not isinstance(self._data, dict):
             return None
         try:
-            return build_source(from_plain({"seed": self._data["seed"], "data": self._data["data"]}))
-        except (UserError, KeyError):
+            return build_source(Config(seed=self._data["seed"], data=DataConfig(**self._data["data"])))
+        except (UserError, KeyError, TypeError) as error:
+            print(f"pictures: the data set that was embedded cannot be opened. {error}")
             return None
 
     @cached_property

@@ -114,7 +114,7 @@ def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
 
 def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Queries, list[Found]]":
     from finetune.inference.faiss_search import EXACT, FaissIndex
-    from finetune.inference.queries import QueryReader, names_of
+    from finetune.inference.queries import QueryReader
     from finetune.inference.search import nearest, within
 
     def model() -> "Embedder":
@@ -122,7 +122,8 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
 
         return embedder_again(embeddings.about, run=given.model)
 
-    queries = QueryReader(embeddings, _path(given.embeddings), model).read(names_of(given.queries, embeddings))
+    reader = QueryReader(embeddings, _path(given.embeddings), model)
+    queries = reader.read(reader.names(given.queries))
     if given.radius is not None:
         pairs = within(embeddings.features, queries.features, given.radius, metric=given.metric)
         found = [

@@ -1,8 +1,10 @@
 """What an earlier file of embeddings holds already, looked up by content and by path."""
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.inference.embeddings import Embeddings, Features
 
@@ -20,9 +22,7 @@ class Known:
         self.features: Features = earlier.features
         self._by_content = np.argsort(earlier.content[:, 0], kind="stable")
         self._contents = earlier.content[self._by_content]
-        paths = np.array([_path_key(path) for path in map(earlier.paths.__getitem__, range(len(earlier)))], np.uint64)
-        self._by_path = np.argsort(paths, kind="stable")
-        self._paths = paths[self._by_path]
+        self._earlier = earlier
         self._seen = np.zeros(len(earlier), np.bool_)
 
     def __len__(self) -> int:
@@ -43,11 +43,20 @@ class Known:
         """Whether a row has this content."""
         return self.row_of_content(content) != MISSING
 
+    @cached_property
+    def _by_path(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Keys of the paths, ascending, and the row of each."""
+        paths = self._earlier.paths
+        keys = np.fromiter((_path_key(paths[row]) for row in range(len(paths))), np.uint64, len(paths))
+        order = np.argsort(keys, kind="stable")
+        return keys[order], order
+
     def row_of_path(self, path: str) -> int:
         """A row of this path, or -1."""
+        keys, rows = self._by_path
         key = np.uint64(_path_key(path))
-        at = int(np.searchsorted(self._paths, key))
-        return int(self._by_path[at]) if at < len(self._paths) and self._paths[at] == key else MISSING
+        at = int(np.searchsorted(keys, key))
+        return int(rows[at]) if at < len(keys) and keys[at] == key else MISSING
 
     def note_path(self, path: str) -> bool:
         """Note that a path is still there; whether the earlier file had it."""

@@ -12,6 +12,7 @@ from finetune.data.content import content_of_bytes
 from finetune.data.decode import UnreadableImage, read_file
 from finetune.errors import UserError
 from finetune.inference.embeddings import Embeddings, Features, Rows
+from finetune.inference.inputs import find_images
 from finetune.inference.known import MISSING, Known
 from finetune.inference.whitening import Whitening, digest_of, load_whitening, scaled_to_one
 
@@ -82,6 +83,14 @@ class QueryReader:
             paths=tuple(paths), features=np.stack(vectors), rows=np.array(rows, np.int64), unreadable=tuple(unreadable)
         )
 
+    def names(self, words: Iterable[str]) -> Iterator[str]:
+        """Files and folders on a command line as images; a stored name that is no file stands for its row."""
+        for word in words:
+            if not Path(word).expanduser().exists() and self._known.row_of_path(word) != MISSING:
+                yield word
+            else:
+                yield from find_images([word])
+
     def _look_up(self, name: str) -> tuple[int, Any]:
         """The row of a path, and features where they are known, else the view to embed."""
         row = self._known.row_of_path(name)
@@ -126,15 +135,3 @@ def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
     if digest_of(place) != named.get("sha256"):
         raise UserError(f"{place}: is not the whitening that {file.name} went through. Make the embeddings again.")
     return whitening
-
-
-def names_of(words: Iterable[str], embeddings: Embeddings) -> Iterator[str]:
-    """Files and folders on a command line as images; a stored name that is no file stands for its row."""
-    from finetune.inference.inputs import find_images
-
-    known = Known(embeddings)
-    for word in words:
-        if not Path(word).expanduser().exists() and known.row_of_path(word) != MISSING:
-            yield word
-        else:
-            yield from find_images([word])

@@ -11,6 +11,7 @@ from finetune.data.content import content_of_bytes
 from finetune.data.decode import read_file
 from finetune.data.index import SPLITS
 from finetune.data.reading import Source
+from finetune.errors import UserError, shortened
 from finetune.inference.embedder import Embedder
 from finetune.inference.embeddings import SEPARATOR
 
@@ -92,11 +93,16 @@ class SourceSamples:
     Args:
         source: The data set.
         data: Its configuration, recorded so that its images can be shown later.
+
+    Raises:
+        UserError: Several labels an image could not be told apart again.
     """
 
     def __init__(self, source: Source, *, data: dict[str, Any] | None = None) -> None:
         self._source = source
         index = source.index
+        if index.multi_label and (joined := [name for name in index.classes if SEPARATOR in name]):
+            raise UserError(f"data: class names must not hold {SEPARATOR!r}. Found {shortened(joined)}. Rename.")
         self.identity: dict[str, Any] = {"data": index.fingerprint()}
         self.about: dict[str, Any] = {
             "data": data,

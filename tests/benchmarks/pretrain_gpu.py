@@ -277,7 +277,7 @@ def pretrain(args: argparse.Namespace) -> None:
     record(settings=about, pool_images_per_s=round(rate), device=_device_name(device))
     last_save = last_log = time.monotonic()
     last_seen, running = seen, torch.zeros(2, device=device)
-    since = 0
+    since = skipped = 0
     while progress() < 1.0 and time.monotonic() < deadline:
         share = progress()
         warm = min(1.0, share / args.warmup) if args.warmup else 1.0
@@ -294,8 +294,11 @@ def pretrain(args: argparse.Namespace) -> None:
         loss = lossy(logits.float(), classes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
+        # torch 2.15's bf16 kernels on a CPU now and then give a gradient that is not finite for a finite loss
+        finite = nn.utils.clip_grad_norm_(model.parameters(), 5.0).isfinite()
+        if device.type == "cuda" or finite:
+            optimizer.step()
+        skipped += int(device.type != "cuda" and not finite)
         follow(average, model, max(1.0 - args.ema, 1.0 / (step + 1)))
         step, seen, since = step + 1, seen + args.batch, since + 1
         with torch.no_grad():
@@ -308,7 +311,13 @@ def pretrain(args: argparse.Namespace) -> None:
             if now - last_log > args.log_s:
                 mean_loss, mean_accuracy = (running / since).tolist()
                 speed = (seen - last_seen) / (now - last_log)
-                record(loss=round(mean_loss, 4), acc=round(mean_accuracy, 4), lr=rate_now, images_per_s=round(speed))
+                record(
+                    loss=round(mean_loss, 4),
+                    acc=round(mean_accuracy, 4),
+                    lr=rate_now,
+                    images_per_s=round(speed),
+                    skipped=skipped,
+                )
                 last_log, last_seen, since = now, seen, 0
                 running.zero_()
             if now - last_save > args.save_s:

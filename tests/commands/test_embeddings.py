@@ -12,7 +12,18 @@ import torch
 
 from finetune.cli import main
 from finetune.config import compose
-from finetune.files import CLUSTERS, DOUBTFUL, FOUND, MANIFEST, PREDICTIONS, RESULTS, check_fields
+from finetune.files import (
+    CLASSIFIER,
+    CLUSTER_SUMMARY,
+    CLUSTERS,
+    DOUBTFUL,
+    FOUND,
+    MANIFEST,
+    PREDICTIONS,
+    RESULTS,
+    RETRIEVAL,
+    check_fields,
+)
 from finetune.inference.embeddings import Embeddings
 from tests.conftest import TINY
 from tests.runs import train_tiny
@@ -130,6 +141,7 @@ def test_near_duplicates_are_grouped_and_quality_is_measured(own: Path, tmp_path
     assert [row["path"] for row in json.loads(output.read_text())] == [made.paths[3], made.paths[5]]
     assert main(["search", str(own), "--quality", "--output", str(tmp_path / "quality.json")]) == 0
     quality = json.loads((tmp_path / "quality.json").read_text())
+    check_fields(quality, RETRIEVAL, name="quality.json")
     assert quality["queries"] == len(made.rows("test"))
     assert 0 <= quality["recall@1"] <= quality["recall@5"] <= quality["recall@10"] <= 1
     assert 0 < quality["map"] <= 1
@@ -177,6 +189,7 @@ def test_clusters_and_doubtful_labels_are_written_and_become_training_data(
     (doubt,) = table(folder / "doubtful.csv")
     assert (doubt["path"], doubt["label"], doubt["suggested"]) == (made.paths[0], "10 owl", "1 cat")
     summary = json.loads((folder / "summary.json").read_text())
+    check_fields(summary, CLUSTER_SUMMARY, name="summary.json")
     assert summary["sizes"] == [16, 16, 16]
     assert summary["purity"] == pytest.approx(47 / 48)
     assert (folder / "sheet.html").read_text().count("neighbours say 1 cat") == 1
@@ -199,6 +212,8 @@ def test_classifiers_leave_results_like_a_run_and_a_head_for_it(
     for method in ("knn", "logistic"):
         results = json.loads((tmp_path / "c" / method / "results.json").read_text())
         check_fields(results, RESULTS, name=method)
+        chosen = json.loads((tmp_path / "c" / method / "classifier.json").read_text())
+        check_fields(chosen, CLASSIFIER, name="classifier.json")
         assert results["data"] == trained["data"]
         rows = table(tmp_path / "c" / method / "predictions.csv")
         assert list(rows[0]) == list(PREDICTIONS)

@@ -1,0 +1,33 @@
+"""The images behind embeddings are found again, also where they are no files."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.commands.pictures import Pictures
+from finetune.config_schema import DataConfig
+from finetune.data.decode import decode_image
+from finetune.data.sources import digits_source
+
+
+def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: Path) -> None:
+    about = {"data": {"seed": 3, "data": asdict(DataConfig(source="digits"))}, "reading": {"high_depth": "full"}}
+    pictures = Pictures(about)
+    path = str(pets / "1 cat/1.png")
+    image = pictures(path)
+    assert image is not None
+    assert torch.equal(image, decode_image(path, channels=3))
+    digit = pictures("digits/0123")
+    assert digit is not None
+    assert torch.equal(digit, digits_source().read(123))
+    assert pictures("digits/9999") is None
+    assert pictures("/no/such/file.png") is None
+
+
+def test_what_cannot_be_had_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = Pictures({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
+    assert pictures("digits/0001") is None
+    assert pictures("digits/0002") is None
+    assert capsys.readouterr().out.count("the data set that was embedded cannot be opened") == 1
