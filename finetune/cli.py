@@ -44,6 +44,7 @@ COMMANDS = {
     "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
     "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
     "report": Command("report", "RUN [key=value ...]", "write the page of a run again"),
+    "serve": Command("serve", "RUN", "an HTTP server for a trained run"),
     "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
 }
 

@@ -248,6 +248,25 @@ MODEL_MULTI_LABEL = {
 }
 
 
+# parity.json of an export; head and backbone, which prepare no images, have no ``from_files``
+PARITY: dict[str, Any] = {
+    "format": (str, "as finetune export --format has it"),
+    "precision": (str, "'fp32', 'fp16' or 'int8'"),
+    "opened_by": (str, "the client that opened the export in a process without finetune, and its version"),
+    "images": (str, "what it was compared on"),
+    "passed": (bool, "the decision; what did not pass was not handed over"),
+    "problems[]": (str, "why it did not pass"),
+    "remarks[]": (str, "what to know although it did"),
+    "unreadable": (int, "files that were left out, because they cannot be read"),
+    "bounds.*": (NUMBER, "what it had to keep to: largest and mean difference of a probability, least agreement"),
+    "from_pixels.*": (NUMBER, "images, largest and mean difference of a probability, agreement of the first class"),
+    "from_files.*": (NUMBER, "the same for all that the client does, from the file on"),
+    "decoded_otherwise.*": (NUMBER, "the same for files that plain Pillow decodes to other pixels"),
+    "accuracy.*": (NUMBER, "of the export and of the trained model, where the true classes are known"),
+    "speed.**": (object, "of onnx: milliseconds and images a second beside PyTorch, as finetune.export.speed says"),
+}
+
+
 def labels_above_half(classes: Sequence[str], probabilities: Sequence[float]) -> str:
     """The names of the classes that an image shows, as tables have them.
 

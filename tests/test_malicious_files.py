@@ -15,19 +15,26 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from finetune.cli import COMMANDS as EVERY_COMMAND
 from finetune.cli import main
 from finetune.errors import UserError
 from finetune.report.model_card import model_card
 from finetune.training.checkpoints import read_checkpoint
 from tests.bundles import small_bundle
+from tests.conftest import TINY
 from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier
+from tests.runs import train_tiny
 
 COMMANDS = {
     "predict": ["IMAGES", "--output", "OUT/p.csv"],
     "export": ["--format", "timm", "--images", "IMAGES", "--output", "OUT/timm"],
     "evaluate": ["data=folder", "data.root=IMAGES"],
+    "serve": ["--port", "0"],
+    "embed": ["IMAGES", "--output", "OUT/e.npz"],
 }
+# these open other files of a run than its bundle; their pickles have tests of their own below
+APART = {"resume", "report"}
 
 
 class Payload:
@@ -52,6 +59,12 @@ def images(tmp_path_factory):
         (root / name).mkdir()
         write_files(root / name, 12)
     return root
+
+
+@pytest.fixture(scope="module")
+def one_run(pets, tmp_path_factory):
+    words = ["data=folder", f"data.root={pets}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1"]
+    return train_tiny(words, tmp_path_factory.mktemp("one") / "run").run_dir
 
 
 @pytest.fixture
@@ -89,6 +102,11 @@ def refused(capsys, command, folder, images, tmp_path, *, says):
     assert says in said
     assert "Traceback" not in said
     assert not list(out.iterdir())
+
+
+def test_every_command_that_opens_a_model_is_in_this_corpus():
+    opens = {name for name, command in EVERY_COMMAND.items() if command.usage.startswith("RUN")}
+    assert opens - APART == set(COMMANDS), "add the new command to COMMANDS, with words that make it open RUN"
 
 
 def test_the_payload_would_run_if_it_were_unpickled(mark):
@@ -138,6 +156,24 @@ def test_a_pickle_as_a_checkpoint_of_a_run(tmp_path, mark):
         (tmp_path / f"{kind}.ckpt").write_bytes(content)
         with pytest.raises(UserError, match="cannot be read as a checkpoint of tensors and plain values"):
             read_checkpoint(tmp_path / f"{kind}.ckpt")
+    assert not mark.exists()
+
+
+def test_a_pickle_in_the_place_of_a_file_that_a_report_is_made_of(capsys, one_run, tmp_path, mark):
+    names = [
+        "results.json",
+        "plan.json",
+        "evaluation.safetensors",
+        "final.safetensors",
+        "phases/0-head/start.safetensors",
+    ]
+    for name in names:
+        run = Path(shutil.copytree(one_run, tmp_path / "run"))
+        assert (run / name).is_file()
+        (run / name).write_bytes(pickles(mark)["plain"])
+        assert main(["report", str(run)]) in (0, 2)  # weights at a start are shown where they can be read
+        assert "Traceback" not in capsys.readouterr().err
+        shutil.rmtree(run)
     assert not mark.exists()
 
 

@@ -8,7 +8,8 @@ from finetune.commands.arguments import Arguments
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.inference.predict import Engine
+    from finetune.inference.onnx_engine import OnnxEngine
+    from finetune.inference.torch_engine import TorchEngine
 
 ABOUT = """\
 Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
@@ -52,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def choose_engine(run: str, runtime: str | None) -> "Engine":
+def choose_engine(run: str, runtime: str | None) -> "TorchEngine | OnnxEngine":
     """PyTorch for a run or a bundle, ONNX Runtime for an ONNX file.
 
     Raises:

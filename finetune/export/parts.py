@@ -82,7 +82,7 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
     report: dict[str, Any] = {"format": form, "precision": "fp32", "images": images.told, "problems": [], "remarks": []}
     if form == "backbone" and source == "residual":
         report["remarks"].append("its network is built by finetune alone, so no other client can open it: not compared")
-        return report | {"opened_by": "none", "passed": True}
+        return report | {"opened_by": "none", "unreadable": 0, "passed": True}
     reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
     pixels = torch.from_numpy(reference.pixels)
     prepared = torch.cat([classifier.prepare(part) for part in torch.split(pixels, BATCH)])
@@ -107,7 +107,12 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
             f"a probability differs by {found['largest']:.1e}, allowed are {FP32.from_pixels:.0e}; the first class "
             f"agrees in {found['agreement']:.1%}"
         )
-    report |= {"opened_by": said["opened_by"], "from_pixels": found, "passed": not report["problems"]}
+    report |= {
+        "unreadable": reference.unreadable,
+        "opened_by": said["opened_by"],
+        "from_pixels": found,
+        "passed": not report["problems"],
+    }
     return report
 
 

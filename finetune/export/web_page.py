@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from finetune.atomic import write_json, write_text
 from finetune.data.decode import MAX_PIXELS
+from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.export.images import CheckImages
 from finetune.export.onnx import export_onnx
@@ -50,6 +51,8 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
             "classes": list(classifier.classes),
             "channels": spec.channels,
             "maxPixels": images.reading.get("max_pixels", MAX_PIXELS),
+            # JPEG files with a shorter side of so many pixels are read at a reduced scale by finetune itself
+            "reducedFrom": 2 * eval_view(spec).at_least,
             "highDepth": images.reading.get("high_depth", "full"),
             KEY: provenance(classifier, layout="nhwc"),
         },

@@ -60,6 +60,18 @@ def decode_to_numpy(
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise UnreadableFile(f"{getattr(error, 'strerror', None) or error}.") from None
+    return bytes_to_numpy(data, channels=channels, at_least=at_least, max_pixels=max_pixels, high_depth=high_depth)
+
+
+def bytes_to_numpy(
+    data: bytes,
+    *,
+    channels: int,
+    at_least: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    high_depth: HighDepth = "full",
+) -> npt.NDArray[np.uint8]:
+    """As :func:`decode_to_numpy`, for the bytes of a file that were read already."""
     if not data:
         raise UnreadableFile("The file is empty.")
     kind = sniff(data)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from finetune.data.pixels import HIGH_DEPTHS
 from finetune.errors import UserError, shortened
-from finetune.inference.decode_numpy import MAX_PIXELS, decode_to_numpy
+from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
 from finetune.input_spec import InputSpec
 
 FORMAT = 1
@@ -90,7 +90,14 @@ class OnnxEngine:
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
         """The pixels of a file, uint8 (1, H, W, C) or (1, C, H, W), of its own size."""
-        image_HWC = decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading)
+        return self._laid_out(decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading))
+
+    def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+        """As :meth:`read`, for the bytes of a file."""
+        reading = {**self.reading, "max_pixels": max_pixels}
+        return self._laid_out(bytes_to_numpy(data, channels=self.channels, at_least=self.at_least, **reading))
+
+    def _laid_out(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         image = image_HWC if self.layout == "nhwc" else image_HWC.transpose(2, 0, 1)
         return np.ascontiguousarray(image)[None]
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from finetune.bundle import find_bundle, load_bundle, read_model_json
-from finetune.data.decode import decode_image
+from finetune.data.decode import decode_bytes, decode_image
 from finetune.data.transforms import eval_view
 from finetune.inference.reading import reading_of
 
@@ -36,6 +36,12 @@ class TorchEngine:
         """The evaluation view of a file, uint8 (C, H, W)."""
         channels = self.classifier.input_spec.channels
         return self.view(decode_image(path, channels=channels, at_least=self.view.at_least, **self.reading))
+
+    def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> torch.Tensor:
+        """As :meth:`read`, for the bytes of a file; ``name`` is for messages only."""
+        reading = {**self.reading, "max_pixels": max_pixels}
+        channels, at_least = self.classifier.input_spec.channels, self.view.at_least
+        return self.view(decode_bytes(bytearray(data), path=name, channels=channels, at_least=at_least, **reading))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:

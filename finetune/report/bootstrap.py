@@ -1,5 +1,7 @@
 """Intervals for the headline figures: the test images drawn again and again, with replacement (Efron 1979)."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,10 +26,9 @@ def intervals(confusion_KK: npt.NDArray[np.int64], *, seed: int = 0) -> dict[str
     images = int(counts.sum())
     draws_RC = np.random.default_rng(seed).multinomial(images, counts / images, size=RESAMPLES)
     classes = len(confusion_KK)
-    # sums over the cells of each class, as products with indicator matrices
     hit = true == found
-    correct_RK = draws_RC[:, hit] @ _one_hot(true[hit], classes)
-    support_RK = draws_RC @ _one_hot(true, classes) + draws_RC @ _one_hot(found, classes)
+    correct_RK = _sum_by(draws_RC[:, hit], true[hit], classes)
+    support_RK = _sum_by(draws_RC, true, classes) + _sum_by(draws_RC, found, classes)
     return {
         "acc": _percentiles(draws_RC[:, hit].sum(axis=1) / images),
         "f1_macro": _percentiles(_macro_f1(correct_RK, support_RK, absent_counts=False)),
@@ -51,12 +52,18 @@ def multi_label_intervals(
     return {"acc": _percentiles(np.array(accuracies)), "f1_macro": _percentiles(np.array(scores))}
 
 
-def _one_hot(numbers: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:
-    return np.asarray(numbers[:, None] == np.arange(classes), dtype=np.float64)
+def _sum_by(draws_RC: npt.NDArray[np.int64], class_of_C: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """Sums over the cells of each class, (R, K)."""
+    sums_RK = np.zeros((len(draws_RC), classes), dtype=np.int64)
+    if len(class_of_C):
+        order = np.argsort(class_of_C, kind="stable")
+        present, starts = np.unique(class_of_C[order], return_index=True)
+        sums_RK[:, present] = np.add.reduceat(draws_RC[:, order], starts, axis=1)
+    return sums_RK
 
 
 def _macro_f1(
-    correct_RK: npt.NDArray[np.floating], support_RK: npt.NDArray[np.floating], *, absent_counts: bool
+    correct_RK: npt.NDArray[Any], support_RK: npt.NDArray[Any], *, absent_counts: bool
 ) -> npt.NDArray[np.float64]:
     """``2 tp / (2 tp + fp + fn)``, mean over the classes; with several labels an absent class counts as 0 (torchmetrics)."""
     scores_RK = 2 * correct_RK / np.maximum(support_RK, 1)

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 BINS = 15
+# of a million classes and images only so many probabilities are taken at a time, or to fit a number to
+_AT_ONCE = 2**24
 # probabilities are kept in single precision; below this their logarithm says nothing any more
 _TINY = 1e-30
 # what is left beside a probability that single precision rounds to 1: half of its last digit
@@ -85,11 +87,35 @@ def mean_loss(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> flo
     return float(-np.log(shares[np.arange(len(targets)), targets]).mean())
 
 
+def assess(
+    probabilities_NK: Floats, targets: npt.NDArray[np.integer], temperature: float = 1.0
+) -> tuple[Reliability, float]:
+    """Reliability and mean loss under a temperature, in blocks of images that fit into memory."""
+    several = targets.ndim == 2
+    block = max(1, _AT_ONCE // probabilities_NK.shape[1])
+    pairs, total = [], 0.0
+    for start in range(0, len(targets), block):
+        shares, true = probabilities_NK[start : start + block], targets[start : start + block]
+        if temperature != 1.0:
+            shares = tempered(shares, temperature, multi_label=several)
+        pairs.append(answers(shares, true))
+        total += mean_loss(shares, true) * len(true)
+    confidence, right = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return reliability(confidence, right), total / len(targets)
+
+
 def fit_temperature(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> float:
-    """The temperature that makes the loss on these images smallest, between 0.05 and 20."""
+    """The temperature that makes the loss on these images smallest, between 0.05 and 20.
+
+    Of very many images a part, spread evenly over them, gives the one number.
+    """
     from scipy.optimize import minimize_scalar
 
     several = targets.ndim == 2
+    most = max(1, _AT_ONCE // probabilities_NK.shape[1])
+    if len(targets) > most:
+        rows = np.linspace(0, len(targets) - 1, most).astype(np.int64)
+        probabilities_NK, targets = probabilities_NK[rows], targets[rows]
 
     def loss(log_temperature: float) -> float:
         return mean_loss(tempered(probabilities_NK, float(np.exp(log_temperature)), multi_label=several), targets)

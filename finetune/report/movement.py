@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 
 
@@ -22,9 +23,16 @@ def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, f
 
     Returns:
         For each phase a value a stage; behind them one entry from the first file to the last.
+
+    Raises:
+        UserError: A file is damaged, or of another network.
     """
     pairs = [*itertools.pairwise(files), (files[0], files[-1])]
-    return [_between(classifier, before, after) for before, after in pairs]
+    try:
+        return [_between(classifier, before, after) for before, after in pairs]
+    except (SafetensorError, RuntimeError) as error:
+        names = ", ".join(str(path) for path in files)
+        raise UserError(f"{names}: one of these is damaged, or not of this network. {error}") from error
 
 
 def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, float | None]:

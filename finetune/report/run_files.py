@@ -1,6 +1,7 @@
 """A finished run as a report reads it: from its files alone."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,14 +95,18 @@ def read_run(run: str | Path) -> RunFiles:
     missing = {"test", "val", "phases", "seconds", "data"} - set(results)
     if missing:
         raise UserError(f"{folder / 'results.json'}: damaged. Missing: {', '.join(sorted(missing))}.")
+    paths = [row["path"] for row in _table(folder / "predictions.csv")]
+    evaluation = _evaluation(folder / EVALUATION)
+    if evaluation and len(evaluation["test"]["rows"]) != len(paths):
+        raise UserError(f"{folder / EVALUATION}: holds other test images than predictions.csv.")
     return RunFiles(
         run_dir=folder,
         results=results,
         plan=_json(folder / "plan.json", list),
         epochs=[{name: _number(cell) for name, cell in row.items()} for row in _table(folder / "metrics.csv")],
-        paths=[row["path"] for row in _table(folder / "predictions.csv")],
+        paths=paths,
         config=_text(folder / "config.yaml"),
-        evaluation=_evaluation(folder / EVALUATION),
+        evaluation=evaluation,
     )
 
 
@@ -123,7 +128,8 @@ def _json(path: Path, kind: type) -> Any:
 
 
 def _table(path: Path) -> Sequence[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines()))
+    # a file name may hold a line break
+    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
 
 
 def _number(cell: str) -> Any:

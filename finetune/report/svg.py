@@ -28,6 +28,9 @@ _RC: dict[Any, Any] = {
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    # a factor above the axis would stand where the names of the phases do
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-7, 7),
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,

@@ -23,8 +23,11 @@ _NAMED = 8
 
 def plan_chart(run: RunFiles) -> Markup:
     """Stages by phases: which train, and at which peak rate; a phase is as wide as its share of the epochs."""
-    rates = [[phase["stages"][stage]["lr"] for phase in run.plan] for stage in run.stages]
-    shown = [[f"{rate:.2g}" if rate else "frozen" for rate in row] for row in rates]
+    rates: list[list[float | None]] = []
+    for stage in run.stages:
+        # a phase that was solved, not descended, has no rate
+        rates.append([p["rates"].get(stage) if stage in p["train"] else 0.0 for p in run.results["phases"]])
+    shown = [["solved" if rate is None else f"{rate:.2g}" if rate else "frozen" for rate in row] for row in rates]
     return _grid(run, rates, shown, name="plan", says="Stages by phases with their peak learning rates")
 
 
@@ -38,11 +41,13 @@ def movement_chart(run: RunFiles, moved: Sequence[Mapping[str, float | None]]) -
 def _percent(value: float | None) -> str:
     """A relative distance; exactly nothing is told from nearly nothing.
 
-    >>> _percent(0.0), _percent(0.00004), _percent(0.123), _percent(None)
-    ('0', '0.004%', '12%', 'from 0')
+    >>> _percent(0.0), _percent(0.00004), _percent(0.123), _percent(None), _percent(790)
+    ('0', '0.004%', '12%', 'from 0', '790 ×')
     """
     if value is None:
         return "from 0"
+    if value >= 10:
+        return f"{value:,.0f} ×"
     return f"{100 * value:.2g}%" if value else "0"
 
 
@@ -50,7 +55,7 @@ def _grid(
     run: RunFiles, values: Sequence[Sequence[float | None]], shown: Sequence[Sequence[str]], *, name: str, says: str
 ) -> Markup:
     """Cells of stages (head on top) by phases, shaded by the logarithm of their values."""
-    epochs = [max(phase["epochs"], 1) for phase in run.plan]
+    epochs = [max(phase["epochs"], 1) for phase in run.results["phases"]]
     # every phase stays wide enough for its numbers
     widths = np.maximum(np.array(epochs) / sum(epochs), 0.6 / len(epochs))
     edges = np.concatenate([[0], np.cumsum(widths / widths.sum())])
@@ -71,7 +76,7 @@ def _grid(
                     left + width / 2, y, text, ha="center", va="center", color=INK if alpha else MUTED, fontsize=8
                 )
         axes.set_yticks(range(len(run.stages)), [printable(stage) for stage in run.stages])
-        names = [f"{printable(phase['name'])}\n{phase['epochs']} ep." for phase in run.plan]
+        names = [f"{printable(phase['name'])}\n{phase['epochs']} ep." for phase in run.results["phases"]]
         axes.set_xticks((edges[:-1] + edges[1:]) / 2, names)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.5, len(run.stages) - 0.5)
@@ -113,13 +118,15 @@ def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str])
         return inline_svg(figure, name=name, says=f"{label} over the epochs of the run")
 
 
-def rate_chart(run: RunFiles) -> Markup:
-    """The rate of each group at the end of each epoch; the two groups of a stage have one rate."""
+def rate_chart(run: RunFiles) -> Markup | None:
+    """The rate of each group at the end of each epoch; the two groups of a stage have one rate. None where none was used."""
     groups: dict[str, str] = {}
     for row in run.epochs:
         for column in row:
             if column.startswith("lr/"):
                 groups.setdefault(column.removeprefix("lr/").rpartition("/")[0], column)
+    if not groups:
+        return None
     # a schedule that ends at zero would press everything else against the upper edge
     return _by_stage(run, groups, name="rates", label="learning rate, end of epoch", decades=3)
 

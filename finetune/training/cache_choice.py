@@ -37,6 +37,11 @@ class CacheChoice:
         return asdict(self)
 
 
+def cached_fields(choice: CacheChoice) -> dict[str, Any]:
+    """What the results of a phase say of its cache."""
+    return {"cached_after": choice.boundary or "", "views": choice.views or 0}
+
+
 def frozen_boundary(classifier: Classifier, phase: Phase) -> str | None:
     """The last stage of the frozen prefix at which the network can be cut; None where nothing before it is frozen.
 

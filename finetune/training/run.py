@@ -22,7 +22,7 @@ from finetune.errors import UserError
 from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.processes import is_first_process
-from finetune.training.cache_choice import CacheChoice
+from finetune.training.cache_choice import CacheChoice, cached_fields
 from finetune.training.checkpoints import (
     BEST,
     LAST,
@@ -39,6 +39,7 @@ from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.probe import solved_phase
+from finetune.training.results import RunResult as RunResult
 from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
@@ -46,15 +47,6 @@ from finetune.training.time_left import TimeLeft
 
 START, RESULT = "start.safetensors", "result.json"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run left behind."""
-
-    run_dir: Path
-    bundle: Path
-    results: dict[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -65,6 +57,7 @@ class Run:
         classifier: Network at its start; rebuilt in the same way when a run is resumed.
         data: Batches.
         schedule: Phases in order.
+        caches: For each of them, whether it trains on cached activations.
         run_dir: Where everything is written; exists.
         seed: Of all randomness.
         make_trainer: Makes a Trainer from the arguments that the run decides.
@@ -77,13 +70,13 @@ class Run:
         say: Takes lines for the user; only the first process calls it.
         card: Makes the model card from the results.
         facts: Said in the results: where the weights came from, what the data set holds.
-        caches: For each phase, whether it trains on cached activations; empty where none does.
         cache_limit_bytes: Of the whole cache.
     """
 
     classifier: Classifier
     data: ImageDataModule
     schedule: Sequence[Phase]
+    caches: Sequence[CacheChoice]
     run_dir: Path
     seed: int
     make_trainer: Callable[..., pl.Trainer]
@@ -96,7 +89,6 @@ class Run:
     say: Say = print
     card: Callable[[Classifier, dict[str, Any]], str] = lambda classifier, results: ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    caches: Sequence[CacheChoice] = ()
     cache_limit_bytes: int = 20 * 10**9
 
     def phase_dir(self, number: int) -> Path:
@@ -151,7 +143,7 @@ class Run:
             name=phase.name,
             batch_size=phase.batch_size,
             augment=phase.augment,
-            views=self.caches[number].views if self.caches else None,
+            views=self.caches[number].views,
             activations=cache,
         )
         if phase.solver == "lbfgs":
@@ -212,7 +204,7 @@ class Run:
             "best_epoch": best,
             "best": {self.monitor: module.progress.history[best][0]},
             "rates": phase.rates(),
-            **self._cached(number),
+            **cached_fields(self.caches[number]),
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
         }
@@ -224,8 +216,8 @@ class Run:
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
-        choice = self.caches[number] if self.caches else None
-        if choice is None or choice.boundary is None:
+        choice = self.caches[number]
+        if choice.boundary is None:
             return None
         return FeatureCache(
             classifier=self.classifier,
@@ -237,14 +229,6 @@ class Run:
             say=self.say,
         )
 
-    def _cached(self, number: int) -> dict[str, Any]:
-        """What the results say of the cache."""
-        choice = self.caches[number] if self.caches else None
-        return {
-            "cached_after": (choice.boundary or "") if choice else "",
-            "views": (choice.views or 0) if choice else 0,
-        }
-
     def _solved(
         self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
     ) -> dict[str, Any]:
@@ -254,7 +238,7 @@ class Run:
         if cache is None:
             raise UserError(
                 f"schedule.phases[{number}].solver='lbfgs': solves the head on cached features, and this phase has no cache "
-                f"({self.caches[number].why if self.caches else 'none was chosen'})."
+                f"({self.caches[number].why})."
             )
         result = solved_phase(
             classifier=self.classifier,
@@ -272,7 +256,7 @@ class Run:
             ),
             views=self.caches[number].views,
             offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
-        ) | self._cached(number)
+        ) | cached_fields(self.caches[number])
         log.add(result["rows"])
         if is_first_process():
             self._save(self._after(number))

@@ -311,7 +311,13 @@ def pretrain(args: argparse.Namespace) -> None:
             if now - last_log > args.log_s:
                 mean_loss, mean_accuracy = (running / since).tolist()
                 speed = (seen - last_seen) / (now - last_log)
-                record(loss=round(mean_loss, 4), acc=round(mean_accuracy, 4), lr=rate_now, images_per_s=round(speed), skipped=skipped)
+                record(
+                    loss=round(mean_loss, 4),
+                    acc=round(mean_accuracy, 4),
+                    lr=rate_now,
+                    images_per_s=round(speed),
+                    skipped=skipped,
+                )
                 last_log, last_seen, since = now, seen, 0
                 running.zero_()
             if now - last_save > args.save_s:

@@ -9,6 +9,7 @@ from finetune.export import hand_over as hand_over_module
 from finetune.export.hand_over import Wanted, hand_over
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
+from finetune.files import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
@@ -26,6 +27,7 @@ def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
     folder = tmp_path / "run" / "exports"
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.parity.json"]
     report = json.loads((folder / "model.onnx.parity.json").read_text())
+    check_fields(report, PARITY, name="parity.json")
     assert report["passed"]
     assert set(report["speed"]["ways"]) == {"pytorch", "fp32"}
     card = (tmp_path / "run" / "README.md").read_text()

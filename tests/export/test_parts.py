@@ -8,6 +8,7 @@ from finetune.errors import RunError
 from finetune.export import parts
 from finetune.export.images import made_up_images
 from finetune.export.parts import hand_over_part
+from finetune.files import PARITY, check_fields
 from tests.export.trained import CLASSES, settled_classifier
 
 CASES = [
@@ -28,6 +29,7 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(tmp_path, fo
     images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
     target = tmp_path / "out" / f"{form}.safetensors"
     report = hand_over_part(model, form, target, images)
+    check_fields(report, PARITY, name="parity.json")
     assert report["passed"]
     assert report["from_pixels"]["images"] == 6
     assert report["from_pixels"]["largest"] < 1e-5

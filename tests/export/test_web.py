@@ -19,10 +19,11 @@ from finetune.cli import main
 from finetune.export.web_page import page
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
-from tests.export.browser import Browser, chromium
 from tests.export.trained import picture, settled_classifier
+from tests.report.browser import Browser, find_chromium
 
-needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+PROGRAM = find_chromium()
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 # pictures of the page for a person to look at go there
 PICTURES = os.environ.get("FINETUNE_PICTURES")
 
@@ -65,7 +66,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with torch.no_grad():
         model.head.fc.weight.mul_(0.25)
     run = small_bundle(folder / "run", model)
-    (run / "README.md").write_text("# A model\n\n## Test\n\n| a | b |\n|---|---|\n| 1 | <script>x</script> |\n")
+    with (run / "README.md").open("a") as card:
+        card.write("\n## Test\n\n| a | b |\n|---|---|\n| 1 | <script>x</script> |\n\n```python\nimport finetune\n```\n")
     assert main(["export", str(run), "--format", "web", "--check", "4"]) == 0
     return run, run / "exports" / "web"
 
@@ -93,29 +95,33 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     files = mixed_files(tmp_path / "images")
     (tmp_path / "images" / "not.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
-    refused = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg")]
-    with Browser() as browser:
-        browser.send("Page.navigate", url=served)
+    colour(2, 420, 610).save(tmp_path / "images" / "large.jpg")
+    others = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg", "large.jpg")]
+    with Browser(str(PROGRAM)) as browser:
+        browser.open(served, width=360)
         browser.wait_for("document.body?.dataset.ready === 'yes'")
-        browser.choose_files("#files", [*files, *refused])
-        browser.wait_for("globalThis.answers.length === 12")
+        browser.choose_files("#files", [*files, *others])
+        browser.wait_for("globalThis.answers.length === 13")
         answers = browser.evaluate("globalThis.answers")
         shown = browser.evaluate("document.querySelectorAll('#results > li').length")
         first = browser.evaluate("document.querySelector('#results li.first span').textContent")
         scripts = browser.evaluate("document.querySelectorAll('article script').length")
         widest = browser.evaluate("document.documentElement.scrollWidth")
+        complaints, requests = browser.complaints(), browser.requests()
         if PICTURES:
+            browser.evaluate("document.querySelector('details').open = true")
             for width in (360, 1280):
-                for scheme in ("light", "dark"):
-                    name = f"web-{engine.classifier.input_spec.channels}-{width}-{scheme}.png"
-                    browser.screenshot(Path(PICTURES) / name, width=width, scheme=scheme)
-    assert browser.complaints == []
-    assert all(url.startswith((served, "blob:" + served, "data:,")) for url in browser.requests), browser.requests
-    assert any(url.endswith("model.onnx") for url in browser.requests)
-    assert shown == 12
+                for dark in (False, True):
+                    name = f"web-{engine.classifier.input_spec.channels}-{width}-{'dark' if dark else 'light'}.png"
+                    browser.look(width=width, dark=dark)
+                    browser.screenshot(Path(PICTURES) / name)
+    assert complaints == []
+    assert all(url.startswith((served, f"blob:{served}")) for url in requests), requests
+    assert any(url.endswith("model.onnx") for url in requests)
+    assert shown == 13
     assert first == answers[0]["predicted"]
     assert scripts == 0
-    assert widest <= 1280
+    assert widest == 360
     tops = [max(answer["shares"]) for answer in answers[:10]]
     assert sum(top < 0.99 for top in tops) > 4, "answers that are sure of everything would prove little"
     for path, answer in zip(files, answers, strict=False):
@@ -129,6 +135,8 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
             print(Path(path).name, np.abs(np.array(answer["shares"]) - wanted).max())
     assert "damaged" in answers[10]["refused"]
     assert "CMYK" in answers[11]["refused"]
+    assert "reduced scale" in answers[12]["notes"][0]
+    assert all(answer["notes"] == [] for answer in answers[:10])
 
 
 def test_the_folder_holds_all_that_the_page_needs_checked_by_hash(exported: tuple[Path, Path]) -> None:

@@ -103,15 +103,19 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
 
-    def open(self, page: Path, *, width: int, dark: bool = False) -> None:
-        """Load a file at a width, and wait until all of it is there."""
+    def look(self, *, width: int, dark: bool = False) -> None:
+        """Show the page at a width, light or dark."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Load a file or an address at a width, and wait until all of it is there."""
+        self.look(width=width, dark=dark)
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         deadline = time.monotonic() + 30
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             assert time.monotonic() < deadline, "the page does not finish loading"
@@ -122,6 +126,19 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def wait_for(self, expression: str, *, seconds: float = 60) -> None:
+        """Until JavaScript in the page says yes."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, (expression, self.complaints())
+            time.sleep(0.05)
+
+    def choose_files(self, selector: str, files: list[str]) -> None:
+        """As a person does in the dialog of a file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=files)
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for, itself included; data inside the page is no request to anybody."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from finetune.report.calibration import answers, fit_temperature, mean_loss, reliability, tempered
+from finetune.report.calibration import answers, assess, fit_temperature, mean_loss, reliability, tempered
 
 
 def drawn(scale: float, *, images: int = 4000, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +46,18 @@ def test_tempered_probabilities_are_those_of_divided_logits_and_keep_every_answe
     np.testing.assert_allclose(changed_several, (logits / 3.0).sigmoid().numpy(), atol=3e-3)
     expected = torch.nn.functional.cross_entropy(logits / 3.0, targets)
     assert mean_loss(changed, targets.numpy()) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_many_images_are_assessed_in_blocks_to_the_same_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = drawn(2.0, images=300)
+    shares = logits.softmax(1).numpy()
+    whole = assess(shares, targets.numpy(), 2.0)
+    monkeypatch.setattr("finetune.report.calibration._AT_ONCE", 5 * 37)
+    blocks = assess(shares, targets.numpy(), 2.0)
+    assert blocks[1] == pytest.approx(whole[1])
+    assert blocks[0].ece == pytest.approx(whole[0].ece)
+    assert blocks[0].counts.tolist() == whole[0].counts.tolist()
+    assert whole[1] == pytest.approx(float(torch.nn.functional.cross_entropy(logits / 2.0, targets)), rel=1e-4)
 
 
 def test_a_probability_of_zero_for_the_true_class_is_no_end() -> None:

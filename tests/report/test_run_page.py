@@ -104,6 +104,22 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
     assert len(page.encode()) < 5_000_000
 
 
+def test_a_perfect_score_gets_a_bound_and_no_interval_without_width(copy: Path) -> None:
+    results = json.loads((copy / "results.json").read_text())
+    results["test"] |= {"acc": 1.0, "f1_macro": 1.0, "confusion": [[7 * (i == j) for j in range(4)] for i in range(4)]}
+    (copy / "results.json").write_text(json.dumps(results))
+    assert main(["report", str(copy)]) == 0
+    assert "at least 89.3%" in page_of(copy)
+    assert "95% interval" not in page_of(copy)
+
+
+def test_a_phase_that_was_solved_has_no_rate_and_says_so(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    run_dir = train_tiny(words("schedule=probe", "report=true"), tmp_path / "run").run_dir
+    page = page_of(run_dir)
+    assert ">solved<" in page
+    assert "learning rate, end of epoch" not in page
+
+
 def test_what_does_not_apply_to_several_labels_is_left_out_and_said(several: Path) -> None:
     page = page_of(several)
     assert "mean average precision" in page
@@ -171,6 +187,24 @@ def test_images_of_changed_data_are_not_shown_beside_the_answers(copy: Path, one
     assert main(["report", str(copy), f"data.root={other}"]) == 0
     assert "The data has changed since the run" in page_of(copy)
     assert "<img" not in page_of(copy)
+
+
+def test_an_image_that_has_gone_since_leaves_the_others(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.data.decode import UnreadableImage
+    from finetune.data.reading import FileSource
+
+    whole = page_of(copy).count("<img")
+    read, gone = FileSource.read, {}
+
+    def sometimes(self: FileSource, row: int, **settings: object) -> object:
+        if row == gone.setdefault("row", row):
+            raise UnreadableImage(str(row), "gone")
+        return read(self, row, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileSource, "read", sometimes)
+    assert main(["report", str(copy)]) == 0
+    # the row that is asked for first is a mistake with a heat map: three pictures in all
+    assert page_of(copy).count("<img") == whole - 3
 
 
 def test_what_is_missing_in_the_run_s_folder_is_left_out_and_said(copy: Path) -> None:

@@ -9,7 +9,7 @@ const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from
 export class Refused extends Error {}
 
 /** @returns {Promise<{data: Uint8Array, width: number, height: number, notes: string[]}>} height x width x channels */
-export async function readImage(file, { channels, maxPixels, highDepth }) {
+export async function readImage(file, { channels, maxPixels, highDepth, reducedFrom }) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (!bytes.length) throw new Refused("The file is empty.");
   const kind = sniff(bytes);
@@ -20,17 +20,22 @@ export async function readImage(file, { channels, maxPixels, highDepth }) {
     if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
   }
   let profiled = false;
+  const notes = [];
   if (kind === "JPEG") {
     const header = readJpeg(bytes);
     checkSize(header.width, header.height, maxPixels);
     if (header.components === 4) throw new Refused("It is a CMYK image, which browsers convert in ways of their own.");
     if (header.precision !== 8) throw new Refused(`It has ${header.precision} bits a channel; browsers read 8.`);
     if (!header.ends) throw new Refused("It is damaged or cut short.");
+    if (Math.min(header.width, header.height) >= reducedFrom) {
+      notes.push("It is read whole here; finetune predict reads so large a JPEG at a reduced scale and may answer a little differently.");
+    }
     profiled = header.profile !== null && !isSrgb(header.profile);
   } else {
     profiled = kind === "PNG" || hasProfile(kind, bytes);
   }
-  return fromBrowser(file, { channels, maxPixels, profiled });
+  if (profiled) notes.push("Its colour profile was followed by the browser: the answer may differ a little from Python's.");
+  return { ...(await fromBrowser(file, { channels, maxPixels, profiled })), notes };
 }
 
 function sniff(bytes) {
@@ -92,8 +97,7 @@ async function fromBrowser(file, { channels, maxPixels, profiled }) {
   } finally {
     bitmap.close();
   }
-  const notes = profiled ? ["Its colour profile was followed by the browser: the answer may differ a little from Python's."] : [];
-  return { data: toChannels(pixels, channels), width, height, notes };
+  return { data: toChannels(pixels, channels), width, height };
 }
 
 /** Some browsers disturb what a page reads back from a canvas, against fingerprinting; then no answer would be right. */

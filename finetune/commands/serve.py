@@ -1,0 +1,149 @@
+"""``finetune serve``: an HTTP server for a trained run or an exported ONNX file."""
+
+import argparse
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.commands.arguments import Arguments
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.inference.onnx_engine import OnnxEngine
+    from finetune.inference.torch_engine import TorchEngine
+
+ABOUT = """\
+Serve a trained model over HTTP.
+  POST /predict   one image as the body, or any number as files of a form; a JSON row for each, bad ones with the reason
+  GET  /info      the classes, the model's hash and the limits;  /health  whether it is ready;  /metrics  for Prometheus
+  curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
+  curl -F a=@one.jpg -F b=@two.png http://127.0.0.1:8000/predict
+Ctrl-C or SIGTERM stops it when what it took is answered. Each request leaves a JSON line on standard output.
+There is no login and no encryption: put it behind a proxy that has them before others can reach it.
+RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime."""
+_NEEDS = ("starlette", "uvicorn", "python_multipart")
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command."""
+    parser = Arguments("serve", ABOUT)
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1; 0.0.0.0 lets other computers in")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0 takes a free one")
+    parser.add_argument("--runtime", choices=["torch", "onnx"], help="default: by RUN")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in one forward pass (32)")
+    parser.add_argument("--wait-ms", type=float, default=5.0, metavar="MS", help="wait for others to join a batch (5)")
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes in each answer (5)")
+    parser.add_argument("--max-upload-mb", type=float, default=20.0, metavar="MB", help="of one request (20)")
+    parser.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of one image (50000000)")
+    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="images taken and unanswered (256)")
+    parser.add_argument("--upload-seconds", type=float, default=30.0, metavar="S", help="for a request to arrive (30)")
+    parser.add_argument("--grace", type=int, default=30, metavar="S", help="to finish what was taken at a stop (30)")
+    parser.add_argument("--log", metavar="FILE", help="append the lines there, not to standard output")
+    given = parser.parse_args(list(argv))
+    for name in (
+        "batch_size",
+        "wait_ms",
+        "top_k",
+        "max_upload_mb",
+        "max_pixels",
+        "max_queue",
+        "upload_seconds",
+        "grace",
+    ):
+        least = 0 if name == "wait_ms" else 1 if isinstance(getattr(given, name), int) else 1e-3
+        if not getattr(given, name) >= least:
+            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
+    if not 0 <= given.port <= 65535:
+        parser.error(f"--port {given.port}: must be from 0 to 65535")
+    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"finetune serve: needs {', '.join(missing)}. Install with: pip install 'stagewise-finetune[serve]'"
+        )
+
+    from finetune.commands.predict import choose_engine
+
+    with _listen(given.host, given.port) as listening:
+        return _serve(given, choose_engine(given.run, given.runtime), listening)
+
+
+def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listening: socket.socket) -> int:
+    import logging
+
+    import uvicorn
+
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # who sent a bad form is told, and the log has a line
+
+    from finetune.inference.serve import Limits, Server
+
+    limits = Limits(
+        upload_bytes=int(given.max_upload_mb * 2**20),
+        pixels=min(given.max_pixels, engine.reading.get("max_pixels", given.max_pixels)),
+        images=given.max_queue,
+        upload_seconds=given.upload_seconds,
+        batch_size=given.batch_size,
+        wait_seconds=given.wait_ms / 1000,
+        top_k=min(given.top_k, len(engine.classes)),
+    )
+    listening.listen(2048)  # as uvicorn does; from here on who comes waits, and is not refused
+    host, port = listening.getsockname()[:2]
+    print(f"serving {given.run} at http://{host}:{port}/predict", flush=True)
+    config = uvicorn.Config(
+        Server(engine, limits=limits, log=_log(given.log)),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=given.grace,
+        timeout_keep_alive=30,
+        server_header=False,
+        lifespan="on",
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn sends itself the signal again when it has stopped well; that must not end this process as if it had not
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(config).run(sockets=[listening])
+    print("stopped: what was taken is answered", flush=True)
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at the address, taken before the model is loaded.
+
+    Raises:
+        UserError: The address is wrong, in use, or not allowed.
+    """
+    listening = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        if listening is not None:
+            listening.close()
+        raise UserError(f"--host {host} --port {port}: cannot listen there. {error.strerror}. Give another.") from None
+    return listening
+
+
+def _log(path: str | None) -> Callable[[str], None]:
+    if path is None:
+        return lambda line: print(line, flush=True)
+    target = Path(path).expanduser()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # unbuffered and appending: each line is one write, whole also when two servers share the file
+        descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"--log {path}: cannot be written. {error.strerror}.") from None
+    return lambda line: _write(descriptor, line)
+
+
+def _write(descriptor: int, line: str) -> None:
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+    except OSError as error:  # a full disk must not stop the answers
+        print(f"--log: {error.strerror}", file=sys.stderr)

@@ -1,0 +1,76 @@
+"""Images that arrive one by one are classified in batches, in one thread, in the order in which they came."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# K = classes
+
+Shares = npt.NDArray[np.float32]
+
+
+class Batcher:
+    """Collects what is waiting into batches, and gives each its own answer.
+
+    Args:
+        classify: Prepared images to probabilities (N, K); called in a thread of its own, never twice at once.
+        batch_size: Images in one call, at most.
+        wait_seconds: How long the first image of a batch waits for others.
+    """
+
+    def __init__(self, classify: Callable[[list[Any]], Shares], *, batch_size: int, wait_seconds: float) -> None:
+        self._classify, self._batch_size, self._wait_seconds = classify, batch_size, wait_seconds
+        self._waiting: asyncio.Queue[tuple[Any, asyncio.Future[Shares]]] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="classify")
+        self._task: asyncio.Task[None] | None = None
+        self.batches = 0
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End; nothing may be waiting any more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._thread.shutdown()
+
+    async def answer(self, image: Any) -> Shares:
+        """Probabilities (K,) of one prepared image."""
+        future: asyncio.Future[Shares] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((image, future))
+        return await future
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next_batch()
+            try:
+                shares = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
+            except Exception as error:  # whatever the network raises belongs to those who asked, not to the loop
+                answers: list[Any] = [error] * len(batch)
+            else:
+                answers = list(shares)
+            self.batches += 1
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():  # who asked has gone
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+    async def _next_batch(self) -> list[tuple[Any, asyncio.Future[Shares]]]:
+        batch = [await self._waiting.get()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_seconds):
+                while len(batch) < self._batch_size:
+                    batch.append(await self._waiting.get())
+        return batch

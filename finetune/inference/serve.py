@@ -1,0 +1,272 @@
+"""An HTTP server for a trained model: uploads in, classes out; one bad upload harms nobody else's.
+
+``POST /predict`` takes one image as the body, or any number as a form (``multipart/form-data``); ``GET /info``, ``/health``
+and ``/metrics`` say what it is, whether it is ready, and what it has done. It runs on Starlette and uvicorn. LitServe, which
+runs on these too, was tried (0.2.19, read): a batch of it fails as a whole when one request in it cannot be decoded, its
+stop closes the answers' channel before the requests under way are done, and its queue has no limit.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from finetune.errors import UserError
+from finetune.inference.batcher import Batcher, Shares
+from finetune.inference.predict import HALF
+from finetune.inference.serve_metrics import Metrics
+
+PREDICT = "/predict"
+# an upload that is too large is read to its end and thrown away up to so many times the limit, so that its sender gets to
+# read why; a connection that is cut shows it an error of the network
+_DRAINED = 8
+
+
+class ServingEngine(Protocol):
+    """What classifies: :class:`finetune.inference.predict.Engine`, for bytes in place of files."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        ...
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show several classes, or none."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the answers depend on, as plain JSON values."""
+        ...
+
+    def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> Any:
+        """An image, ready for :meth:`classify`; called from several threads.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        ...
+
+    def classify(self, images: list[Any]) -> Shares:
+        """Probabilities (N, K)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the server takes.
+
+    Args:
+        upload_bytes: Of one request's body.
+        pixels: Of one image.
+        images: Taken and not yet answered, over all requests; further ones are sent away with 503.
+        upload_seconds: For a body to arrive.
+        batch_size: Images in one forward pass.
+        wait_seconds: How long the first image of a batch waits for others.
+        top_k: Classes in each answer.
+    """
+
+    upload_bytes: int = 20 * 2**20
+    pixels: int = 50_000_000
+    images: int = 256
+    upload_seconds: float = 30.0
+    batch_size: int = 32
+    wait_seconds: float = 0.005
+    top_k: int = 5
+
+
+class Server:
+    """The application.
+
+    Args:
+        engine: What classifies.
+        limits: What it takes.
+        log: Takes one JSON line a request.
+    """
+
+    def __init__(self, engine: ServingEngine, *, limits: Limits, log: Callable[[str], None]) -> None:
+        self.engine, self.limits, self._log = engine, limits, log
+        self.metrics = Metrics()
+        self.taken = 0
+        self.reading = 0
+        self._batcher = Batcher(engine.classify, batch_size=limits.batch_size, wait_seconds=limits.wait_seconds)
+        self._readers = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="read")
+        self.ready = False
+        routes = [
+            Route(PREDICT, self._predict, methods=["POST"]),
+            Route("/info", self._info),
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+        ]
+        self._app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _refusal})
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._batcher.start()
+        self.ready = True
+        yield
+        # uvicorn comes here when every request that was taken is answered
+        self.ready = False
+        await self._batcher.stop()
+        self._readers.shutdown()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI; every request leaves a line in the log."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, told = time.perf_counter(), {"status": 500, "bytes_in": 0}
+        scope["told"] = told
+
+        async def counting() -> Message:
+            message = await receive()
+            told["bytes_in"] += len(message.get("body", b""))
+            return message
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told["status"] = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, counting, noting)
+        finally:
+            seconds = time.perf_counter() - began
+            self.metrics.request(told["status"], seconds, predict=scope["path"] == PREDICT)
+            client = scope.get("client") or ("", 0)
+            line = {"time": round(time.time(), 3), "client": client[0], "method": scope["method"]}
+            line |= {"path": scope["path"], **told, "ms": round(1000 * seconds, 1)}
+            self._log(json.dumps(line))
+
+    async def _predict(self, request: Request) -> Response:
+        # those still being uploaded are held in memory too
+        if self.taken + self.reading >= self.limits.images:
+            await self._discard(request)
+            raise _busy()
+        self.reading += 1
+        try:
+            uploads = await self._uploads(request)
+        finally:
+            self.reading -= 1
+        if not uploads:
+            raise HTTPException(
+                400, "There is no image in the request. Send one as the body, or some as files of a form."
+            )
+        if self.taken + len(uploads) > self.limits.images:
+            raise _busy()
+        self.taken += len(uploads)
+        try:
+            rows = await asyncio.gather(*(self._row(name, data) for name, data in uploads))
+        finally:
+            self.taken -= len(uploads)
+        unreadable = sum("error" in row for row in rows)
+        request.scope["told"] |= {"images": len(rows), "unreadable": unreadable}
+        self.metrics.images["classified"] += len(rows) - unreadable
+        self.metrics.images["unreadable"] += unreadable
+        return JSONResponse({"predictions": rows}, status_code=422 if unreadable == len(rows) else 200)
+
+    async def _uploads(self, request: Request) -> list[tuple[str, bytes]]:
+        """Names and contents of the images in a request."""
+        limit, declared = self.limits.upload_bytes, request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            await self._discard(request)
+            raise _too_large(limit)
+        try:
+            async with asyncio.timeout(self.limits.upload_seconds):
+                body = await self._body(request)
+        except TimeoutError:
+            raise HTTPException(408, f"The upload took longer than {self.limits.upload_seconds:g} seconds.") from None
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return [("", body)] if body else []
+        whole = Request(request.scope, _once(body))
+        # what is no form is refused with 400 by Starlette itself
+        async with whole.form(max_files=self.limits.images, max_fields=100) as form:
+            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+            return [(file.filename or "", await file.read()) for file in files]
+
+    async def _body(self, request: Request) -> bytes:
+        body, limit = bytearray(), self.limits.upload_bytes
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                await self._discard(request)
+                raise _too_large(limit)
+        return bytes(body)
+
+    async def _discard(self, request: Request) -> None:
+        """Read the rest of a body and keep nothing of it, within bounds."""
+        count = 0
+        try:
+            async with asyncio.timeout(self.limits.upload_seconds):
+                while count <= _DRAINED * self.limits.upload_bytes:
+                    message = await request.receive()
+                    count += len(message.get("body", b""))
+                    if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
+
+    async def _row(self, name: str, data: bytes) -> dict[str, Any]:
+        """The answer for one image."""
+        row: dict[str, Any] = {"name": name}
+        loop = asyncio.get_running_loop()
+        try:
+            image = await loop.run_in_executor(self._readers, self._read, data, name)
+        except UserError as error:
+            return row | {"error": getattr(error, "reason", str(error))}
+        shares = await self._batcher.answer(image)
+        best = [int(at) for at in np.argsort(-shares, kind="stable")[: self.limits.top_k]]
+        classes = self.engine.classes
+        row |= {"predicted": classes[best[0]], "probability": float(shares[best[0]])}
+        if self.engine.multi_label:
+            row["predicted"] = [classes[at] for at in range(len(classes)) if shares[at] > HALF]
+        return row | {"top": [{"class": classes[at], "probability": float(shares[at])} for at in best]}
+
+    def _read(self, data: bytes, name: str) -> Any:
+        return self.engine.read_bytes(data, name or "the upload", max_pixels=self.limits.pixels)
+
+    async def _info(self, request: Request) -> Response:
+        limits = {name: getattr(self.limits, name) for name in self.limits.__dataclass_fields__}
+        return JSONResponse({**self.engine.identity, "limits": limits})
+
+    async def _health(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n" if self.ready else "not ready\n", status_code=200 if self.ready else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        page = self.metrics.text(waiting=self.taken, batches=self._batcher.batches)
+        return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+
+def _once(body: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def _busy() -> HTTPException:
+    return HTTPException(503, "Too many images are waiting. Try again.", headers={"Retry-After": "1"})
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The upload is larger than {limit / 2**20:g} MiB.", headers={"Connection": "close"})
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,46 @@
+"""What a server counts, in the text format that Prometheus reads (exposition format 0.0.4)."""
+
+from collections import Counter
+
+# upper bounds in seconds
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_PREFIX = "finetune"
+
+
+class Metrics:
+    """Counts of one process since it started."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[int] = Counter()
+        self.images: Counter[str] = Counter({"classified": 0, "unreadable": 0})
+        self.seconds = 0.0
+        self._within: Counter[float] = Counter()
+
+    def request(self, status: int, seconds: float, *, predict: bool) -> None:
+        """A request was answered; the times are of predictions only."""
+        self.requests[status] += 1
+        if predict:
+            self.seconds += seconds
+            self._within[next((bound for bound in BUCKETS if seconds <= bound), float("inf"))] += 1
+
+    def text(self, *, waiting: int, batches: int) -> str:
+        """The page.
+
+        Args:
+            waiting: Images taken and not yet answered.
+            batches: Batches that were computed.
+        """
+        lines = [f"# TYPE {_PREFIX}_requests_total counter"]
+        lines += [f'{_PREFIX}_requests_total{{status="{s}"}} {count}' for s, count in sorted(self.requests.items())]
+        lines.append(f"# TYPE {_PREFIX}_images_total counter")
+        lines += [f'{_PREFIX}_images_total{{outcome="{name}"}} {count}' for name, count in self.images.items()]
+        lines += [f"# TYPE {_PREFIX}_batches_total counter", f"{_PREFIX}_batches_total {batches}"]
+        lines += [f"# TYPE {_PREFIX}_waiting_images gauge", f"{_PREFIX}_waiting_images {waiting}"]
+        name, total = f"{_PREFIX}_predict_seconds", 0
+        lines.append(f"# TYPE {name} histogram")
+        for bound in BUCKETS:
+            total += self._within[bound]
+            lines.append(f'{name}_bucket{{le="{bound:g}"}} {total}')
+        total += self._within[float("inf")]
+        lines += [f'{name}_bucket{{le="+Inf"}} {total}', f"{name}_sum {self.seconds:.6f}", f"{name}_count {total}"]
+        return "\n".join(lines) + "\n"
