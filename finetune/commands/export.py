@@ -87,6 +87,8 @@ def run(argv: Sequence[str]) -> int:
             report = hand_over(classifier, wanted, target, images, card=text)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
+    if given.format == "web":
+        print(f"open it with: python -m http.server --directory {target}")
     if "speed" in report:
         from finetune.report.export_section import tell_card
 
