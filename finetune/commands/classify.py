@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.inference.classify import METHODS, judge, split_index
     from finetune.metrics import in_words
 
+    embeddings.need_record("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
     index, rows, notes = split_index(embeddings, seed=given.seed)
     for note in notes:
         print(note)

@@ -57,7 +57,10 @@ def images_of_source(
     return CheckImages(
         files=[_file(source, int(row), folder) for row in compared],
         told=f"{len(compared)} of the run's {split} images",
-        targets=[int(positions[source.index.targets[row]]) for row in compared],
+        # of several labels an image there is no one class to be right about
+        targets=[int(positions[source.index.targets[row]]) for row in compared]
+        if source.index.targets.ndim == 1
+        else None,
         calibration=[_file(source, int(row), folder) for row in for_calibration],
     )
 

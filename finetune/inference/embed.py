@@ -161,7 +161,8 @@ def _earlier(
     if not output.exists():
         return None, whitening
     earlier = open_embeddings(output)
-    theirs = {**earlier.about, "model": {key: earlier.about["model"].get(key) for key in identity["model"]}}
+    made_by = earlier.about.get("model") or {}
+    theirs = {**earlier.about, "model": {key: made_by.get(key) for key in identity["model"]}}
     differs = [key for key, value in identity.items() if theirs.get(key) != value]
     if settings.whiten and (theirs.get("whitening") or {}).get("sha256") != _digest(place):
         differs.append("whitening")

@@ -30,7 +30,7 @@ class Embedder(nn.Module):
     """``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
 
     Args:
-        backbone: The network, its stem adapted to the images' channels; put into evaluation mode.
+        backbone: The network, its stem adapted to the images' channels. It is shared, and left as it is.
         spec: What images must look like.
         adapt: How their channels became those of the stem.
         stage: The stage whose output is pooled; None takes the network's own features.
@@ -65,7 +65,6 @@ class Embedder(nn.Module):
         }
         # after the last stage these are the features that a head is trained on, pooled as the network does it
         self.net = backbone.split(self.stage)[0]
-        self.eval().requires_grad_(False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -91,8 +90,15 @@ class Embedder(nn.Module):
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
-        """Features (N, D) of views, or of any images of one size."""
-        features: npt.NDArray[np.float32] = self(torch.stack(images)).float().numpy()
+        """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            features: npt.NDArray[np.float32] = self(torch.stack(images)).float().numpy()
+        finally:
+            # one by one: a network may be in training in some of its parts alone
+            for module in training:
+                module.training = True
         return features
 
 

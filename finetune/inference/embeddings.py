@@ -132,6 +132,18 @@ class Embeddings:
                 "for example: finetune embed RUN data=folder data.root=DIR --output FILE"
             )
 
+    def need_record(self, what: str, *keys: str) -> None:
+        """Hold that it is known what made them.
+
+        Raises:
+            UserError: The record lacks a key.
+        """
+        if missing := [key for key in keys if key not in self.about]:
+            raise UserError(
+                f"{what}: needs to know what made the embeddings. Their record lacks {', '.join(missing)}. Make them with "
+                "finetune embed."
+            )
+
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
         """Open a file of ``finetune embed``; the features stay on disk.

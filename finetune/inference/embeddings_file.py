@@ -26,6 +26,9 @@ _TEXTS = ("path", "label", "split", "content")
 _FIELDS = ("paths", "labels", "splits", "contents")
 _METADATA = b"finetune"
 _ROWS = 8192
+# bytes of a column, and of the record, that are read at once; four a character
+_LARGEST_READ = 16 * 2**20
+_LARGEST_ABOUT = 256 * 2**20
 # features begin at a multiple of this in the file, as they would in memory
 _ALIGN = 64
 
@@ -171,6 +174,8 @@ def _open_npz(path: Path) -> Embeddings:
         names = {f"{name}.npy" for name in ("features", "about", *_TEXTS)}
         if missing := sorted(names - set(archive.namelist())):
             raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune. It lacks {', '.join(missing)}.")
+        if archive.getinfo("about.npy").file_size > _LARGEST_ABOUT:
+            raise ValueError("Its record is too large to be one.")
         with archive.open("about.npy") as member:
             _, dtype = _read_header(member, kinds="U")
             about = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
@@ -214,8 +219,12 @@ def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str
         shape, dtype = _read_header(member, kinds="U")
         if shape != (count,):
             raise ValueError(f"{name} has another number of rows than the features.")
-        for start in range(0, count, _ROWS):
-            rows = min(_ROWS, count - start)
+        # a width of somebody else's choice must not fill the memory
+        step = max(1, min(_ROWS, _LARGEST_READ // dtype.itemsize))
+        if dtype.itemsize > _LARGEST_READ:
+            raise ValueError(f"{name} has texts of {dtype.itemsize // 4:,} characters.")
+        for start in range(0, count, step):
+            rows = min(step, count - start)
             yield np.frombuffer(member.read(rows * dtype.itemsize), dtype, count=rows).tolist()
 
 

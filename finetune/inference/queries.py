@@ -109,6 +109,7 @@ class QueryReader:
 
     def _model_of(self) -> "Embedder":
         if self._model is None:
+            self._embeddings.need_record("QUERY", "model", "stage", "reading", "precision", "normalize", "whitening")
             self._whitening = whitening_of(self._embeddings, self._file)
             self._model = self._load()
         return self._model

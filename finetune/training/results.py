@@ -1,6 +1,8 @@
 """``results.json`` of a run; :mod:`finetune.files` documents its fields."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,15 @@ from finetune.data.reading import read_by
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.versions import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run left behind."""
+
+    run_dir: Path
+    bundle: Path
+    results: dict[str, Any]
 
 
 def run_results(

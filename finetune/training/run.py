@@ -39,6 +39,7 @@ from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.probe import solved_phase
+from finetune.training.results import RunResult as RunResult
 from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
@@ -46,15 +47,6 @@ from finetune.training.time_left import TimeLeft
 
 START, RESULT = "start.safetensors", "result.json"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a finished run left behind."""
-
-    run_dir: Path
-    bundle: Path
-    results: dict[str, Any]
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,17 @@
 
     python tests/benchmarks/onnx_against_eager.py [NETWORK] [SIZE] [ROUNDS]
 
-Prints the median over the rounds. int8's agreement is with the fp32 answers of the same network on drawn pictures.
+Prints the median over the rounds. int8's agreement is with the fp32 answers of the same network on drawn pictures; the
+weights are random, which eight bits move more easily than trained ones.
+
+Measured with one thread on a machine of two cores that others used too (so read the ratios), 224 pixels, milliseconds:
+
+| | resnet18, batch 1 | batch 32 | top-1 | resnet50, batch 1 | batch 32 | top-1 |
+|---|---|---|---|---|---|---|
+| eager | 130 | 3034 | | 460 | 16002 | |
+| ONNX fp32 | 60 (2.2 x) | 1806 (1.7 x) | 100 % | 218 (2.1 x) | 6118 (2.6 x) | 100 % |
+| ONNX fp16 | 60 | 1835 | 100 % | 196 | 6484 | 100 % |
+| ONNX int8 | 26 (5.1 x) | 833 (3.6 x) | 96.9 % | 79 (5.9 x) | 2335 (6.9 x) | 62.5 % |
 """
 
 import statistics

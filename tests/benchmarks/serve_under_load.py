@@ -4,8 +4,20 @@
 
 The clients mix good images of several kinds, bad ones, huge ones (a body above the limit, a small file that claims 16
 megapixels) and slow ones (a body that arrives in pieces over two seconds). Each answer is compared with what the network
-says of that image. A request is lost when it gets no answer. Memory is the resident set of the server's process, by the
+says of that image to 1e-4. A request is lost when it gets no answer. Memory is the resident set of the server's process, by the
 second. The plain loop beside it decodes and classifies one image after another in one process, no HTTP.
+
+Measured with resnet18 at 128 pixels and one thread, on two cores that others used too, 32 clients:
+
+| | 60 s | 180 s |
+|---|---|---|
+| requests, lost, wrong | 6089, 0, 0 | 12359, 0, 0 |
+| memory: after 10 s, most after that, last | 925, 973, 973 MB (+5.2 %) | 980, 1040, 997 MB (+6.2 %) |
+| good requests: p50, p99 | 109, 343 ms | 257, 1137 ms |
+| good answers a second | 81.5 | 55.3 |
+| plain loop: p50, p99, images a second | 17, 39 ms, 43.3 | 33, 45 ms, 28.7 |
+
+Killed three times under 8 clients that retry: 160 asked, 160 right.
 """
 
 import http.client

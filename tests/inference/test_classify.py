@@ -1,6 +1,7 @@
 """Simple classifiers against scikit-learn, and against what they must not look at."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from finetune.cli import main
 from finetune.errors import UserError
 from finetune.inference.classify import METHODS, judge, split_index
 from finetune.inference.embeddings import Embeddings
@@ -102,6 +104,15 @@ def test_two_classes_and_a_class_without_a_training_image_are_fine(method: str) 
     assert judged.metrics["test"]["acc"] == pytest.approx(15 / 16)
     assert judged.metrics["test"]["recall"] == [1, 1, 0]
     np.testing.assert_allclose(judged.test_shares.sum(1), 1)
+
+
+def test_without_a_record_of_the_model_there_is_no_result_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embeddings_of(np.eye(4), [0, 1, 0, 1]).save(tmp_path / "e.npz")
+    assert main(["classify", str(tmp_path / "e.npz")]) == 2
+    assert "Their record lacks model, stages, stage" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["e.npz"]
 
 
 def test_labels_and_two_classes_are_needed() -> None:

@@ -112,6 +112,19 @@ def test_a_record_of_somebody_elses_opens_no_files(tmp_path: Path) -> None:
         embedder_again({"model": {}})
 
 
+def test_a_model_in_training_gives_the_same_features_and_stays_as_it_is(images: torch.Tensor) -> None:
+    model = settled_classifier(name="resnet10t")
+    expected = finetune.embed(model.eval(), images).features
+    model.train()
+    model.backbone.net.layer1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    np.testing.assert_array_equal(finetune.embed(model, images).features, expected)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_unknown_stages_are_told(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"--stage layer5: not a stage of 'resnet10t'.*Did you mean 'layer4'"):
         embedder_of_run(bundle, stage="layer5")

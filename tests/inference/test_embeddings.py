@@ -140,6 +140,21 @@ def test_a_newer_format_and_objects_are_refused(tmp_path: Path) -> None:
         Embeddings.load(tmp_path / "pickled.npz")
 
 
+def test_texts_and_records_of_absurd_size_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    made = sample("float32", 2)
+    made.save(tmp_path / "e.npz")
+    arrays = dict(np.load(tmp_path / "e.npz"))
+    wide = {**arrays, "label": np.zeros(2, "<U5000000")}
+    np.savez_compressed(tmp_path / "wide.npz", **wide)
+    with zipfile.ZipFile(tmp_path / "wide.npz") as packed, zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        for name in packed.namelist():
+            kind = zipfile.ZIP_STORED if name == "features.npy" else zipfile.ZIP_DEFLATED
+            archive.writestr(name, packed.read(name), compress_type=kind)
+    assert (tmp_path / "bomb.npz").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"label\.npy has texts of 5,000,000 characters"):
+        Embeddings.load(tmp_path / "bomb.npz")
+
+
 def test_features_that_claim_to_be_larger_than_the_file_are_refused(tmp_path: Path) -> None:
     sample("float32", 4).save(tmp_path / "e.npz")
     content = (tmp_path / "e.npz").read_bytes()
