@@ -106,11 +106,7 @@ class Entry:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            # whoever makes the files must be alone; afterwards everybody holds them open together
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if not self._fits():
-                self._begin(about)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._open_together(about)
             (folder / USED).touch()
             self._data: npt.NDArray[np.uint8] = np.memmap(
                 folder / DATA, np.uint8, "r+", shape=(layout.rows, layout.row_bytes)
@@ -120,6 +116,25 @@ class Entry:
             os.close(self._lock)
             raise
         self._check()
+
+    def _open_together(self, about: Mapping[str, Any]) -> None:
+        """Whoever makes the files must be alone; afterwards everybody holds them open together.
+
+        Nobody waits to be alone: a process that holds the entry open may itself be waiting for this one, as the processes
+        of a run do for one another.
+        """
+        while True:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            if self._fits():
+                return
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # another process is making them; the failed attempt has given this one's share of the lock up
+                time.sleep(0.02)
+                continue
+            if not self._fits():
+                self._begin(about)
 
     def _fits(self) -> bool:
         try:

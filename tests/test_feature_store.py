@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
         parts = pool.map(fill, [tmp_path, tmp_path], chunksize=1)
     assert sorted(parts[0] + parts[1]) == list(range(7))
     assert whole(tmp_path)
+
+
+def test_an_entry_that_another_process_holds_open_is_opened_at_once(tmp_path: Path) -> None:
+    # the processes of a run wait for one another while each holds its entries open: nobody may wait for that to end
+    first = Entry(tmp_path / "entry", layout=LAYOUT, about={})
+    opened: list[Entry] = []
+    other = threading.Thread(
+        target=lambda: opened.append(Entry(tmp_path / "entry", layout=LAYOUT, about={})), daemon=True
+    )
+    other.start()
+    other.join(20)
+    assert opened
+    opened[0].close()
+    first.close()
 
 
 def test_a_chunk_with_other_bytes_counts_as_missing(tmp_path: Path) -> None:

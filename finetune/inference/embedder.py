@@ -64,7 +64,9 @@ class Embedder(nn.Module):
             "hash": state_hash(backbone),
         }
         # after the last stage these are the features that a head is trained on, pooled as the network does it
-        self.net = backbone.split(self.stage)[0]
+        self.net = backbone.split(self.stage)[0] if self.stage in backbone.boundaries else _UpTo(backbone, self.stage)
+        # timm's word for maps whose channels come last
+        self._places = (1, 2) if getattr(backbone.net, "output_fmt", "") == "NHWC" else (2, 3)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Embedder(nn.Module):
         """Features ``(B, D)``: maps are averaged over their places, tokens over their sequence."""
         output: Tensor = self.net(self.input(images_BCHW.to(self.input.mean.dtype) / 255))
         if output.ndim == 4:
-            output = output.mean((2, 3))
+            output = output.mean(self._places)
         return output.mean(1) if output.ndim == 3 else output
 
     def read(self, data: bytearray, path: str) -> Tensor:
@@ -110,11 +112,36 @@ def _check_stage(backbone: Backbone, stage: str | None) -> str:
         raise UserError(
             f"--stage {stage}: not a stage of {backbone.name!r}. Stages: {', '.join(backbone.stages)}.{hint}"
         )
-    if stage not in backbone.boundaries:
+    reachable = [name for name in backbone.stages if name in backbone.boundaries or _module_of(backbone, name)]
+    if stage not in reachable:
         raise UserError(
-            f"--stage {stage}: {backbone.name!r} cannot be cut there, only after {', '.join(backbone.boundaries)}."
+            f"--stage {stage}: {backbone.name!r} does not show what it is there, only {shortened(reachable)}."
         )
     return stage
+
+
+def _module_of(backbone: Backbone, stage: str) -> nn.Module | None:
+    """The module that is a stage, in a network that cannot be split after it but names it."""
+    return dict(backbone.net.named_modules()).get(stage)
+
+
+class _UpTo(nn.Module):
+    """The output of a stage, taken while the whole network runs."""
+
+    def __init__(self, backbone: Backbone, stage: str) -> None:
+        super().__init__()
+        self.backbone, self.stage = backbone, stage
+
+    def forward(self, images_BSHW: Tensor) -> Tensor:
+        module = _module_of(self.backbone, self.stage)
+        assert module is not None, "checked when this was made"
+        seen: list[Tensor] = []
+        hook = module.register_forward_hook(lambda module, given, output: seen.append(output))
+        try:
+            self.backbone(images_BSHW)
+        finally:
+            hook.remove()
+        return seen[0]
 
 
 def embedder_of_classifier(

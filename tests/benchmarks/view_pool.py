@@ -1,9 +1,9 @@
 """How many views of each image a frozen phase needs: accuracy against the size of the pool, for the rule of ``cache: auto``.
 
-    uv run python tests/benchmarks/view_pool.py --weights embedded --seeds 5
+    uv run python tests/benchmarks/view_pool.py --data digits pets/ --seeds 3
 
-For each data set of ``transfer_sets.py`` the head of a frozen ResNet-18 is trained for some epochs on pools of 1, 2, ... views
-an image; a pool as large as the number of epochs is training without a cache. Differences are paired by seed.
+The head of a frozen ResNet-18 is trained for some epochs on pools of 1, 2, ... views an image; a pool as large as the number
+of epochs is training without a cache. Differences to that are paired by seed.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import json
 import math
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -19,21 +18,21 @@ from finetune.commands.train import train
 from finetune.config import compose
 
 
-def accuracy(*, root: Path, weights: str, epochs: int, views: int, seed: int, size: int) -> float:
+def accuracy(*, data: str, weights: str, epochs: int, views: int, seed: int, size: int, per_class: int) -> float:
     """Test accuracy of one run."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            "data=folder",
-            f"data.root={root}",
+            *(["data=digits"] if data == "digits" else ["data=folder", f"data.root={data}"]),
+            f"data.limit_per_class={per_class}",
             f"backbone.weights={weights}",
             f"input.size={size}",
             "schedule=frozen",
             f"schedule.epochs={epochs}",
             f"schedule.cache={views}",
-            "schedule.lr=3e-3",
+            "schedule.lr=1e-2",
             "data.num_workers=0",
-            "data.augment=standard",
             "logger=none",
+            "report=false",
             "trainer.precision=32-true",
             f"seed={seed}",
             f"run_dir={folder}/run",
@@ -52,17 +51,26 @@ def main() -> None:
     """Reads the command line; see the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="embedded")
-    parser.add_argument("--roots", nargs="+", type=Path, required=True, help="image folders, DIR/<class>/*")
+    parser.add_argument("--data", nargs="+", default=["digits"], help="digits, or image folders, DIR/<class>/*")
+    parser.add_argument("--per-class", type=int, default=20, help="training images of each class")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--views", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=48)
+    parser.add_argument("--size", type=int, default=32)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for root in args.roots:
+    for data in args.data:
         by_pool = {
             views: [
-                accuracy(root=root, weights=args.weights, epochs=args.epochs, views=views, seed=seed, size=args.size)
+                accuracy(
+                    data=data,
+                    weights=args.weights,
+                    epochs=args.epochs,
+                    views=views,
+                    seed=seed,
+                    size=args.size,
+                    per_class=args.per_class,
+                )
                 for seed in range(args.seeds)
             ]
             for views in args.views
@@ -74,7 +82,7 @@ def main() -> None:
             print(
                 json.dumps(
                     {
-                        "data": root.name,
+                        "data": data,
                         "epochs": args.epochs,
                         "views": views,
                         "acc": round(100 * mean, 2),

@@ -129,8 +129,25 @@ def test_unknown_stages_are_told(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"--stage layer5: not a stage of 'resnet10t'.*Did you mean 'layer4'"):
         embedder_of_run(bundle, stage="layer5")
     vit = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=32)
-    with pytest.raises(UserError, match=r"--stage stem: 'vit_tiny_patch16_224' cannot be cut there, only after"):
+    with pytest.raises(UserError, match=r"--stage stem: 'vit_tiny_patch16_224' does not show what it is there, only"):
         embedder_of_backbone(vit, weights="none", seed=0, stage="stem")
+
+
+def test_a_stage_inside_a_network_that_cannot_be_split_is_averaged_over_tokens_or_places() -> None:
+    images = list(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    for name, stage in (("vit_tiny_patch16_224", "blocks.2"), ("swin_tiny_patch4_window7_224", "layers.1")):
+        backbone = build_backbone(source="timm", name=name, weights="none", img_size=64)
+        embedder = embedder_of_backbone(backbone, weights="none", seed=0, stage=stage)
+        seen: dict[str, torch.Tensor] = {}
+        module = backbone.net.get_submodule(stage)
+        hook = module.register_forward_hook(lambda module, given, output, seen=seen: seen.update(output=output))
+        made = embedder.embed(images)
+        hook.remove()
+        # tokens (B, N, D) of the one, maps (B, H, W, D) of the other: the features come last in both
+        expected = seen["output"].flatten(1, -2).mean(1).numpy()
+        np.testing.assert_allclose(made, expected, atol=1e-5)
+        assert made.shape == (2, 192)
+        assert not module._forward_hooks
 
 
 def test_from_python_images_become_embeddings_and_are_found_again(bundle: Path, tmp_path: Path) -> None:
