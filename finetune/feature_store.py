@@ -332,3 +332,21 @@ def opened(
         why = "the disk is full" if is_disk_full(error) else str(error)
         say(f"cache: {base} cannot hold {layout.bytes / 1e6:.0f} MB more ({why}); going on without it")
         return None
+
+
+def existing(parts: Mapping[str, Any]) -> Entry | None:
+    """The whole entry for these parts, where there is one."""
+    base = features_folder()
+    folder = None if base is None else base / entry_key(parts)
+    if folder is None or not (folder / META).is_file():
+        return None
+    try:
+        found = json.loads((folder / META).read_text(encoding="utf-8"))
+        layout = Layout(**{**found["layout"], "shape": tuple(found["layout"]["shape"])})
+        entry = Entry(folder, layout=layout, about=found["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if entry.missing:
+        entry.close()
+        return None
+    return entry

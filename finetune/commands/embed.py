@@ -179,7 +179,12 @@ def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Sample
     source, data = data_set(config, line, embedder)
     for note in source.index.notes:
         print(note)
-    return SourceSamples(source, data=data)
+    if embedder.stage != embedder.stages[-1]:
+        return SourceSamples(source, data=data)
+    from finetune.training.feature_cache import CachedFeatures
+
+    cached = CachedFeatures(embedder.backbone, input_spec=embedder.spec, adapt=embedder.adapt, source=source)
+    return SourceSamples(source, data=data, cached=cached)
 
 
 def data_set(config: Config, line: Line, embedder: "Embedder") -> "tuple[Source, dict[str, Any]]":

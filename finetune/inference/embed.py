@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from finetune.data.manifest import write_left_out
 from finetune.errors import UserError
@@ -224,7 +225,7 @@ def _embed(
             read.append((*future.result(), ""))
         except UserError as error:
             read.append((b"", None, getattr(error, "reason", str(error))))
-    views = [view for _, view, _ in read if view is not None]
+    views = [view for _, view, _ in read if isinstance(view, torch.Tensor)]
     made = iter(_cast(embedder.embed(views), settings.precision) if views else ())
     rows: list[list[Any]] = []
     for (sample, marked, _), (content, view, reason) in zip(batch, read, strict=True):
@@ -233,7 +234,8 @@ def _embed(
             continue
         result: dict[str, Any] = {"label": sample.label, "split": sample.split, "content": content.hex()}
         if view is not None:
-            result["features"] = base64.b64encode(next(made).tobytes()).decode()
+            vector = next(made) if isinstance(view, torch.Tensor) else _cast(view, settings.precision)
+            result["features"] = base64.b64encode(vector.tobytes()).decode()
         else:
             assert known is not None, "only what is known has no view"
             result["row"] = known.row_of_content(content)

@@ -55,6 +55,8 @@ class Embedder(nn.Module):
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
+        # in a tuple, so that its modules are not registered a second time
+        self._backbone, self.adapt = (backbone,), adapt
         # everything that the features depend on, and where to have it again, as plain JSON values
         self.model = {
             **(origin or {"run": None, "weights": None, "seed": 0}),
@@ -67,6 +69,11 @@ class Embedder(nn.Module):
         self.net = backbone.split(self.stage)[0] if self.stage in backbone.boundaries else _UpTo(backbone, self.stage)
         # timm's word for maps whose channels come last
         self._places = (1, 2) if getattr(backbone.net, "output_fmt", "") == "NHWC" else (2, 3)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The whole network."""
+        return self._backbone[0]
 
     @property
     def identity(self) -> dict[str, Any]:

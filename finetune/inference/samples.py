@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from finetune.data.content import content_of_bytes
@@ -52,8 +54,9 @@ class Samples(Protocol):
 
     def read(
         self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
-    ) -> tuple[bytes, Tensor | None]:
-        """Content (16 bytes) and view of an image; None for a view that is not needed, its content being known.
+    ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
+        """Content (16 bytes) and view of an image, or its features (D,) where they are there already; None for a view that is
+        not needed, its content being known.
 
         Raises:
             UnreadableImage: It cannot be read.
@@ -80,7 +83,7 @@ class FileSamples:
 
     def read(
         self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
-    ) -> tuple[bytes, Tensor | None]:
+    ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """The file is read, and decoded where its content is new."""
         data = read_file(sample.path)
         content = content_of_bytes(data).tobytes()
@@ -93,13 +96,20 @@ class SourceSamples:
     Args:
         source: The data set.
         data: Its configuration, recorded so that its images can be shown later.
+        cached: Gives the features (D,) of a row that training has computed already, or None.
 
     Raises:
         UserError: Several labels an image could not be told apart again.
     """
 
-    def __init__(self, source: Source, *, data: dict[str, Any] | None = None) -> None:
-        self._source = source
+    def __init__(
+        self,
+        source: Source,
+        *,
+        data: dict[str, Any] | None = None,
+        cached: Callable[[int], npt.NDArray[np.float32] | None] = lambda row: None,
+    ) -> None:
+        self._source, self._cached = source, cached
         index = source.index
         if index.multi_label and (joined := [name for name in index.classes if SEPARATOR in name]):
             raise UserError(f"data: class names must not hold {SEPARATOR!r}. Found {shortened(joined)}. Rename.")
@@ -125,9 +135,11 @@ class SourceSamples:
 
     def read(
         self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
-    ) -> tuple[bytes, Tensor | None]:
+    ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """The content is in the index; the image is read where it is new."""
         content = self._source.index.content[sample.row].tobytes()
         if is_known(content):
             return content, None
+        if (features := self._cached(sample.row)) is not None:
+            return content, features
         return content, embedder.view(self._source.read(sample.row, at_least=embedder.view.at_least))

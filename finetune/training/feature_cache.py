@@ -5,14 +5,18 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.reading import read_by
+from finetune.data.index import SPLITS
+from finetune.data.reading import Source, read_by
 from finetune.data.sampling import Rows
 from finetune.errors import RunError
-from finetune.feature_store import Entry, Layout, opened
+from finetune.feature_store import Entry, Layout, existing, opened
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.training.cache_choice import CacheChoice
@@ -111,24 +115,17 @@ class ActivationStore:
 
     def _depends_on(self) -> dict[str, Any]:
         """All that an activation depends on, but for the split and the view."""
-        classifier, source = self._classifier, self._data.source
-        stages = classifier.backbone.stages[: classifier.backbone.stages.index(self._boundary) + 1]
-        network = classifier.backbone.state_dict()
-        state = {n: t for n, t in network.items() if classifier.backbone.stage_of(n.removeprefix("net.")) in stages}
-        model = {
-            key: value for key, value in classifier.describe().items() if key in ("backbone", "input_spec", "adapt")
-        }
-        return {
-            "weights": state_hash(state),
-            "model": model,
-            "boundary": self._boundary,
-            "data": source.index.fingerprint(),
-            "reading": {**read_by(source), "channels": source.channels},
-            "dtype": str(self.dtype),
-            "folded": self._prefix.folded,
-            "device": self._device.type,
-            "versions": {name: version for name, version in versions().items() if name != "finetune"},
-        }
+        classifier = self._classifier
+        return depends_on(
+            classifier.backbone,
+            input_spec=classifier.input_spec,
+            adapt=classifier.adapt,
+            boundary=self._boundary,
+            source=self._data.source,
+            dtype=self.dtype,
+            folded=self._prefix.folded,
+            device=self._device.type,
+        )
 
     def view(self, split: str, *, augment: str = "none", phase: str = "", view: int | None = None) -> Entry:
         """One view of all images of a split, computed where it is not there.
@@ -185,6 +182,77 @@ class ActivationStore:
     def tensor(self, values: Any) -> Tensor:
         """Activations (B, ...) from their bytes (B, row bytes)."""
         return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
+
+
+def depends_on(
+    backbone: Backbone,
+    *,
+    input_spec: InputSpec,
+    adapt: str,
+    boundary: str,
+    source: Source,
+    dtype: torch.dtype = torch.float32,
+    folded: bool = False,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """All that a cached activation depends on, but for the split and the view: the first parts of its key.
+
+    Args:
+        backbone: The network.
+        input_spec: What it is fed.
+        adapt: How the images' channels became those of the stem.
+        boundary: The stage after which activations are kept.
+        source: Of the images.
+        dtype: Of the activations.
+        folded: Whether BatchNorm was folded.
+        device: Kind of the device that computes.
+    """
+    stages = backbone.stages[: backbone.stages.index(boundary) + 1]
+    state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
+    return {
+        "weights": state_hash(state),
+        "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
+        "boundary": boundary,
+        "data": source.index.fingerprint(),
+        "reading": {**read_by(source), "channels": source.channels},
+        "dtype": str(dtype),
+        "folded": folded,
+        "device": device,
+        # ours too: a release may make views otherwise
+        "versions": versions(),
+    }
+
+
+class CachedFeatures:
+    """Features of the evaluation view that training has left in the cache, by row of the index; nothing is computed.
+
+    Args:
+        backbone: The network.
+        input_spec: What it is fed.
+        adapt: How the images' channels became those of the stem.
+        source: Of the images.
+    """
+
+    def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
+        boundary, index = backbone.stages[-1], source.index
+        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, boundary=boundary, source=source)
+        self._entries: dict[str, Entry] = {}
+        self._places = np.zeros(len(index), np.int64)
+        self._splits = index.splits
+        for split in SPLITS:
+            rows = index.rows(split)
+            self._places[rows] = np.arange(len(rows))
+            entry = existing({**parts, "split": split, "view": {"augment": "none"}})
+            if entry is not None and entry.layout.rows == len(rows):
+                self._entries[split] = entry
+
+    def __call__(self, row: int) -> npt.NDArray[np.float32] | None:
+        """The features (D,) of a row, or None where they are not there."""
+        entry = self._entries.get(SPLITS[self._splits[row]])
+        if entry is None:
+            return None
+        values: npt.NDArray[np.float32] = entry.read(self._places[row : row + 1]).view(np.float32).reshape(-1)
+        return values
 
 
 class FeatureCache:

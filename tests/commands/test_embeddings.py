@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from finetune.files import (
     RETRIEVAL,
     check_fields,
 )
+from finetune.inference.embedder import Embedder
 from finetune.inference.embeddings import Embeddings
+from finetune.inference.embeddings_file import open_embeddings
 from tests.conftest import TINY
 from tests.runs import train_tiny
 
@@ -272,3 +275,26 @@ def test_mistakes_are_told_and_write_nothing(
     assert main(words) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_training_computed_is_not_computed_again(
+    words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.epochs=2"), tmp_path / "run")
+    sizes: list[int] = []
+    whole = Embedder.embed
+
+    def counted(self: Embedder, images: list[torch.Tensor]) -> Any:
+        sizes.append(len(images))
+        return whole(self, images)
+
+    monkeypatch.setattr(Embedder, "embed", counted)
+    made = ["--precision", "float32", "--output"]
+    assert main(["embed", str(run.run_dir), *made, str(tmp_path / "cached.npz")]) == 0
+    # training views are random, so of the evaluation view the cache has the validation images alone
+    assert sum(sizes) == 36 + 6
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    assert main(["embed", str(run.run_dir), *made, str(tmp_path / "plain.npz")]) == 0
+    assert sum(sizes) == 36 + 6 + 48
+    cached, plain = open_embeddings(tmp_path / "cached.npz"), open_embeddings(tmp_path / "plain.npz")
+    assert np.allclose(cached.features, plain.features, atol=1e-5)
