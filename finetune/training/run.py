@@ -263,7 +263,8 @@ class Run:
             write_json(self.phase_dir(number) / RESULT, result)
             self.say(
                 f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {result['probe']['chosen']:.1e} of "
-                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations, {result['seconds']:.0f} s"
+                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations"
+                f"{'' if result['probe']['converged'] else ' (not converged)'}, {result['seconds']:.0f} s"
             )
         return result
 
