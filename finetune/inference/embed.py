@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from finetune.data.manifest import write_left_out
 from finetune.errors import UserError
@@ -225,7 +224,7 @@ def _embed(
             read.append((*future.result(), ""))
         except UserError as error:
             read.append((b"", None, getattr(error, "reason", str(error))))
-    views = [view for _, view, _ in read if isinstance(view, torch.Tensor)]
+    views = [view for _, view, _ in read if view is not None and not isinstance(view, np.ndarray)]
     made = iter(_cast(embedder.embed(views), settings.precision) if views else ())
     rows: list[list[Any]] = []
     for (sample, marked, _), (content, view, reason) in zip(batch, read, strict=True):
@@ -234,7 +233,7 @@ def _embed(
             continue
         result: dict[str, Any] = {"label": sample.label, "split": sample.split, "content": content.hex()}
         if view is not None:
-            vector = next(made) if isinstance(view, torch.Tensor) else _cast(view, settings.precision)
+            vector = _cast(view, settings.precision) if isinstance(view, np.ndarray) else next(made)
             result["features"] = base64.b64encode(vector.tobytes()).decode()
         else:
             assert known is not None, "only what is known has no view"
