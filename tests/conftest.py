@@ -8,6 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+# Autograd starts its threads at the first backward pass of a process, one for each kind of device known by then (exporters
+# make more known), and refuses to work in a fork of a process that has started any. Tests that fork must not depend on order.
+torch.zeros(1, requires_grad=True).sum().backward()
 # small tensors gain nothing from a second thread, and lose much where the machine is shared
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ from tests.conftest import TINY, make_pets
 
 README = Path(__file__).parent.parent / "README.md"
 SHORT = ["schedule.epochs=1", *TINY]
-EPOCHS = {"frozen": 1, "full": 1, "gradual": 3}
+EPOCHS = {"frozen": 1, "full": 1, "lp_ft": 2, "gradual": 3}
 
 
 def blocks(language: str) -> list[str]:
@@ -35,6 +35,9 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(line[0] == "finetune" for line in lines)
     trained = 0
     for _, *words in lines:
+        if words[0] == "ladder":
+            assert main([*words, *TINY]) == 0, words
+            continue
         composes = words[0] in ("plan", "audit", "lr-find") or "=" in words[0] or words[0].startswith("-")
         if composes:
             words = short(words)
