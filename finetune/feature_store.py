@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.atomic import is_disk_full, write_json
+from finetune.cache_folder import cache_folder
 
 META, DATA, CHUNKS, USED, LOCK = "meta.json", "data.bin", "chunks.bin", "used", "lock"
 # what a row means must not be read out of files of another version
@@ -32,11 +33,7 @@ _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 def features_folder() -> Path | None:
     """Where entries lie, or None where ``FINETUNE_CACHE=off`` says that the user wants no cache."""
-    named = os.environ.get("FINETUNE_CACHE")
-    if named == "off":
-        return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    return base / "features"
+    return cache_folder("features")
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from finetune.cache_folder import cache_folder
 from finetune.data.decode import MAX_PIXELS
 from finetune.data.facts import FACT_TYPE, Facts, gather
 from finetune.data.path_table import PathTable
@@ -28,18 +29,9 @@ _SETTLED_NS = 2_000_000_000
 _STAMP_TYPE = np.dtype([("path", np.uint64), ("size", np.int64), ("changed", np.int64)])
 
 
-def cache_folder() -> Path | None:
-    """Where facts are kept, or None where the user wants no cache."""
-    named = os.environ.get("FINETUNE_CACHE")
-    if named == "off":
-        return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    return base / "facts"
-
-
 def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
     """The facts of all files, opening only those that are new or changed since the last time."""
-    folder = cache_folder()
+    folder = cache_folder("facts")
     stamps = _stamps(root, paths)
     file = None if folder is None else folder / f"{_file_key(root, max_pixels)}.npz"
     known = None if file is None else _load(file)

@@ -7,6 +7,7 @@ ours: each class below is also how a user opens that format.
 import json
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,14 @@ def pixels_of(image: Image.Image, layout: str) -> Array:
     return np.ascontiguousarray(array if layout == "nhwc" else array.transpose(2, 0, 1))[None]
 
 
-class _Graph:
+class _Graph(ABC):
     """A model that takes raw pixels of any size and prepares them itself."""
 
     layout: str
     grey: bool
 
-    def run(self, pixels: Array) -> Array:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, pixels: Array) -> Array: ...
 
     def file(self, path: str) -> Array:
         return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey), self.layout))[0])

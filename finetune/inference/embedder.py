@@ -19,6 +19,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
+from finetune.models.modes import evaluating
 from finetune.models.weights import state_hash
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
@@ -100,14 +101,8 @@ class Embedder(nn.Module):
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
         """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        with evaluating(self):
             features: npt.NDArray[np.float32] = self(torch.stack(images)).float().numpy()
-        finally:
-            # one by one: a network may be in training in some of its parts alone
-            for module in training:
-                module.training = True
         return features
 
 

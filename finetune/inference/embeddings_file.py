@@ -21,6 +21,7 @@ from finetune.atomic import atomic_path
 from finetune.errors import UserError
 from finetune.escaping import encodable
 from finetune.inference.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
+from finetune.inference.tables import check_file
 
 _TEXTS = ("path", "label", "split", "content")
 _FIELDS = ("paths", "labels", "splits", "contents")
@@ -39,17 +40,7 @@ def check_embeddings_path(path: Path, *, name: str) -> None:
     Raises:
         UserError: The suffix is another, it is a folder, or Parquet's library is missing.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{name} {path}: the suffix chooses the form. Use one of {', '.join(SUFFIXES)}.")
-    if path.is_dir():
-        raise UserError(f"{name} {path}: must be a file. It is a folder.")
-    if path.suffix == ".parquet":
-        try:
-            import pyarrow  # noqa: F401 (asked for before hours of work, not after)
-        except ImportError:
-            raise UserError(
-                f"{name} {path}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
-            ) from None
+    check_file(path, suffixes=SUFFIXES, name=name)
 
 
 def check_embeddings_file(path: str | Path) -> Path:

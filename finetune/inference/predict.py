@@ -21,8 +21,8 @@ _REDRAW_SECONDS = 0.25
 HALF = 0.5
 
 
-class Engine(Protocol):
-    """Something that classifies images: PyTorch or ONNX Runtime."""
+class Classifies(Protocol):
+    """Something that classifies images that have been read: PyTorch or ONNX Runtime."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,16 +39,20 @@ class Engine(Protocol):
         """Everything that the answers depend on, as plain JSON values."""
         ...
 
+    def classify(self, images: list[Any]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K)."""
+        ...
+
+
+class Engine(Classifies, Protocol):
+    """It reads files."""
+
     def read(self, path: str) -> Any:
         """An image, ready for :meth:`classify`; called from several threads.
 
         Raises:
             UnreadableImage: It cannot be read.
         """
-        ...
-
-    def classify(self, images: list[Any]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K)."""
         ...
 
 

@@ -26,8 +26,8 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from finetune.errors import UserError
-from finetune.inference.batcher import Batcher, Shares
-from finetune.inference.predict import HALF
+from finetune.inference.batcher import Batcher
+from finetune.inference.predict import HALF, Classifies
 from finetune.inference.serve_metrics import Metrics
 
 PREDICT = "/predict"
@@ -36,23 +36,8 @@ PREDICT = "/predict"
 _DRAINED = 8
 
 
-class ServingEngine(Protocol):
-    """What classifies: :class:`finetune.inference.predict.Engine`, for bytes in place of files."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the probabilities."""
-        ...
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image may show several classes, or none."""
-        ...
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that the answers depend on, as plain JSON values."""
-        ...
+class ServingEngine(Classifies, Protocol):
+    """It reads bytes in place of files."""
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> Any:
         """An image, ready for :meth:`classify`; called from several threads.
@@ -60,10 +45,6 @@ class ServingEngine(Protocol):
         Raises:
             UserError: It cannot be read.
         """
-        ...
-
-    def classify(self, images: list[Any]) -> Shares:
-        """Probabilities (N, K)."""
         ...
 
 

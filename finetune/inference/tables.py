@@ -51,16 +51,30 @@ def check_output(output: Path) -> None:
     Raises:
         UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
     """
-    if output.suffix not in WRITERS:
-        raise UserError(f"--output {output}: the suffix chooses the form. Use one of {', '.join(WRITERS)}.")
-    if output.is_dir():
-        raise UserError(f"--output {output}: must be a file. It is a folder.")
-    if output.suffix == ".parquet":
+    check_file(output, suffixes=WRITERS, name="--output")
+
+
+def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
+    """Whether a file whose form is chosen by its suffix can be written there.
+
+    Args:
+        path: The file.
+        suffixes: Those that are known.
+        name: Of the setting, for messages.
+
+    Raises:
+        UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{name} {path}: the suffix chooses the form. Use one of {', '.join(suffixes)}.")
+    if path.is_dir():
+        raise UserError(f"{name} {path}: must be a file. It is a folder.")
+    if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401 (asked for before hours of work, not after)
         except ImportError:
             raise UserError(
-                f"--output {output}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
+                f"{name} {path}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
             ) from None
 
 

@@ -1,16 +1,10 @@
 """Images of a data set as small pictures inside a page."""
 
-import base64
-import io
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from finetune.data.decode import UnreadableImage
 from finetune.data.reading import Source
 from finetune.report.thumbnails import SIDE_PX as THUMBNAIL_PX
 from finetune.report.thumbnails import data_url as data_url  # the name under which pages know it
+from finetune.report.thumbnails import pixels_url as pixels_url  # likewise
 from finetune.report.thumbnails import thumbnail as small
 
 
@@ -23,10 +17,3 @@ def thumbnail(source: Source, row: int | None) -> str | None:
     except UnreadableImage:
         return None
     return small(image)
-
-
-def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:
-    """``uint8`` (H, W) or (H, W, 3), likewise."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -3,6 +3,8 @@
 import base64
 import io
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +25,11 @@ def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
 
 def data_url(image_CHW: Tensor) -> str:
     """An image, uint8 of one or three channels, as it is."""
-    pixels = image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy()
+    return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy())
+
+
+def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:
+    """Pixels (H, W) or (H, W, 3), likewise."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

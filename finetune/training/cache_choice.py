@@ -10,6 +10,7 @@ import torch
 from finetune.data.datamodule import ImageDataModule
 from finetune.feature_store import features_folder, free_bytes
 from finetune.models.classifier import Classifier
+from finetune.models.modes import evaluating
 from finetune.training.phases import Phase
 
 # of the free room on the disk that the cache may take
@@ -140,12 +141,7 @@ def _in_words(phase: Phase, views: int) -> str:
 def activation_shape(classifier: Classifier, boundary: str) -> tuple[int, ...]:
     """Shape of the activation of one image after a stage."""
     spec = classifier.input_spec
-    modes = {module: module.training for module in classifier.modules()}
-    classifier.eval()
     prefix, _ = classifier.backbone.split(boundary)
-    # the precision of the weights, for a classifier that was made for another
     pixels = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=next(classifier.parameters()).device)
-    shape = tuple(prefix(classifier.prepare(pixels)).shape[1:])
-    for module, mode in modes.items():
-        module.training = mode
-    return shape
+    with evaluating(classifier):
+        return tuple(prefix(classifier.prepare(pixels)).shape[1:])

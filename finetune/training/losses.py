@@ -12,18 +12,8 @@ from torchvision.transforms import v2
 Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-class TrainingLoss(nn.Module):
-    """Loss of each image, so that the caller can weigh processes and images rightly.
-
-    Args:
-        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, for several classes:
-            ``-(1 - p)^gamma log p``).
-        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
-        class_weights: One weight a class (K,), or None. The loss of an image is multiplied with its class's weight; unlike
-            ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
-            which classes it holds.
-        focal_gamma: Exponent of ``focal``.
-    """
+class _Loss(nn.Module):
+    """The settings that both losses have."""
 
     class_weights: torch.Tensor | None
 
@@ -40,6 +30,20 @@ class TrainingLoss(nn.Module):
         self._smoothing = label_smoothing
         # plain settings, not state: they must not enter a checkpoint
         self.register_buffer("class_weights", class_weights, persistent=False)
+
+
+class TrainingLoss(_Loss):
+    """Loss of each image, so that the caller can weigh processes and images rightly.
+
+    Args:
+        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, for several classes:
+            ``-(1 - p)^gamma log p``).
+        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
+        class_weights: One weight a class (K,), or None. The loss of an image is multiplied with its class's weight; unlike
+            ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
+            which classes it holds.
+        focal_gamma: Exponent of ``focal``.
+    """
 
     def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Losses (B,).
@@ -60,7 +64,7 @@ class TrainingLoss(nn.Module):
         return losses_BK.sum(1)
 
 
-class MultiLabelLoss(nn.Module):
+class MultiLabelLoss(_Loss):
     """Binary cross-entropy of each image, the mean over its classes, where an image may show several classes or none.
 
     Args:
@@ -70,22 +74,6 @@ class MultiLabelLoss(nn.Module):
             ``torch.nn.functional.binary_cross_entropy_with_logits``; or None.
         focal_gamma: Exponent of ``focal``.
     """
-
-    class_weights: torch.Tensor | None
-
-    def __init__(
-        self,
-        *,
-        name: str = "cross_entropy",
-        label_smoothing: float = 0.0,
-        class_weights: torch.Tensor | None = None,
-        focal_gamma: float = 2.0,
-    ) -> None:
-        super().__init__()
-        self._gamma = focal_gamma if name == "focal" else 0.0
-        self._smoothing = label_smoothing
-        # plain settings, not state: they must not enter a checkpoint
-        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
         """Losses (B,).

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from pathlib import Path
 import torch
 
 from finetune.atomic import write_json
+from finetune.cache_folder import cache_folder
 from finetune.errors import RunError
 from finetune.models.classifier import Classifier
+from finetune.models.modes import evaluating
 
 FULL, HALF = "32-true", "bf16-mixed"
 # bf16 must be so much faster that a trial under load would say the same
@@ -72,7 +73,7 @@ def _has_bf16_instructions() -> bool:
 
 def _known_gain(classifier: Classifier) -> float:
     """The trial's result, kept, so that every run on this machine with this network decides alike."""
-    file = _trial_file()
+    file = cache_folder("precision.json")
     spec, threads = classifier.input_spec, torch.get_num_threads()
     name = "|".join([_processor(), torch.__version__, classifier.backbone.name, str(spec.size), str(threads)])
     known: dict[str, float] = {}
@@ -99,25 +100,15 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _trial_file() -> Path | None:
-    named = os.environ.get("FINETUNE_CACHE")
-    if named == "off":
-        return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    return base / "precision.json"
-
-
 def _trial(classifier: Classifier) -> float:
     """Time of a forward pass in fp32 over that in bf16, the better of a few in turn; 0 where bf16 gives no numbers."""
     spec = classifier.input_spec
-    modes = {module: module.training for module in classifier.modules()}
-    classifier.eval()
     images = torch.randint(0, 256, (8, spec.channels, *spec.size), dtype=torch.uint8)
     best = {False: float("inf"), True: float("inf")}
     finite = True
     deadline = time.monotonic() + _TRIAL_S
     rounds = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(classifier):
         # the first of each pays for the choice of kernels
         while rounds < 2 or time.monotonic() < deadline:
             for half in (False, True):
@@ -126,6 +117,4 @@ def _trial(classifier: Classifier) -> float:
                     finite &= bool(classifier(images).isfinite().all())
                     best[half] = min(best[half], time.perf_counter() - began)
             rounds += 1
-    for module, mode in modes.items():
-        module.training = mode
     return best[False] / best[True] if finite else 0.0
