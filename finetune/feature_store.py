@@ -192,13 +192,18 @@ class Entry:
     def _unclaim(self, chunk: int) -> None:
         fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, chunk)
 
-    def claimed(self) -> Iterator[int]:
-        """Claims chunk after chunk until all are written or being written, then waits for those of others."""
+    def claimed(self, *, wait: bool = False) -> Iterator[int]:
+        """Claims chunk after chunk of those that nobody has written.
+
+        Called twice: first for the chunks that nobody is at, and, once these are written, for those of others. A process
+        that waited earlier would hold chunks that the others may be waiting for. And its own would be free to it, since the
+        lock is of the process: a chunk that is still being loaded would be claimed, and computed, again.
+
+        Args:
+            wait: For the chunks of others, until they are written or the others have died.
+        """
         for chunk in self.missing:
-            if self.claim(chunk):
-                yield chunk
-        for chunk in self.missing:
-            if self.claim(chunk, wait=True):
+            if self.claim(chunk, wait=wait):
                 yield chunk
 
     def write(self, chunk: int, values: npt.NDArray[np.uint8]) -> None:

@@ -167,15 +167,17 @@ class ActivationStore:
 
     def _fill(self, entry: Entry, rows: Rows, *, augment: str, phase: str, view: int | None) -> int:
         """Compute the chunks that nobody has; returns the number of rows computed here."""
-        if not entry.missing:
-            return 0
         computed = 0
-        chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed())
-        for batch in self._data.views_dataloader(chunks, augment=augment, phase=phase, view=view or 0):
-            with self._context():
-                activations = self._prefix(batch.images.to(self._device, non_blocking=True))
-            entry.write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
-            computed += len(batch.rows)
+        # first what nobody is at, then what others left undone
+        for wait in (False, True):
+            if not entry.missing:
+                break
+            chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed(wait=wait))
+            for batch in self._data.views_dataloader(chunks, augment=augment, phase=phase, view=view or 0):
+                with self._context():
+                    activations = self._prefix(batch.images.to(self._device, non_blocking=True))
+                entry.write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
+                computed += len(batch.rows)
         entry.flush()
         return computed
 

@@ -71,6 +71,15 @@ def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pyt
     assert "0 activations after layer4 computed, 78 found" in capsys.readouterr().out
 
 
+def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.training.feature_cache.CHUNK_ROWS", 4)
+    # loader processes are handed chunks before those in front of them are written
+    train_tiny(words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2", "data.num_workers=2"), tmp_path / "run")
+    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("change", ["input.size=40", "data.augment=light", "seed=1", "backbone.name=resnet14t"])
 def test_what_an_activation_depends_on_is_in_its_key(
     words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
