@@ -37,6 +37,10 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
         problems.append(f"{prefix}.ema_decay={at.ema_decay}: must lie strictly between 0 and 1.")
     if at.lr_slice is not None and (len(at.lr_slice) != 2 or min(at.lr_slice) <= 0):
         problems.append(f"{prefix}.lr_slice={at.lr_slice}: must be two positive rates, deepest stage first.")
+    if at.lr_trials and (min(at.lr_trials) <= 0 or len(set(at.lr_trials)) != len(at.lr_trials)):
+        problems.append(f"{prefix}.lr_trials={at.lr_trials}: must be positive rates, each of them once.")
+    if at.lr_trials and (at.lr_slice is not None or at.stage_lr):
+        problems.append(f"{prefix}.lr_trials with lr_slice or stage_lr: only one of them can set the rates.")
     for stage, rate in at.stage_lr.items():
         if rate < 0:
             problems.append(f"{prefix}.stage_lr.{stage}={rate}: must not be negative.")

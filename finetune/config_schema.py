@@ -93,6 +93,8 @@ class PhaseSettings:
     epochs: Optional[int] = None
     max_steps: Optional[int] = None
     lr: Optional[float] = None
+    # rates of heads that are trained side by side on cached features, for a phase that trains the head alone
+    lr_trials: list[float] = field(default_factory=list)
     layer_decay: Optional[float] = None
     lr_slice: Optional[list[float]] = None
     stage_lr: dict[str, float] = field(default_factory=dict)

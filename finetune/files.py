@@ -50,6 +50,10 @@ _PHASE = {
         object,
         "of a head that was solved: penalties tried, validation loss and accuracy of each, the one chosen",
     ),
+    "trials[].*": (
+        (int, float, type(None)),
+        "of heads trained side by side: rate, best metric and best epoch of each; null where its loss was no number",
+    ),
     "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
 }
 

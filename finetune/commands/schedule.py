@@ -45,11 +45,15 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
                 f"{did_you_mean(phase.augment, AUGMENTS)}"
             )
-        if phase.carry_optimizer and position > 0 and phases[position - 1].solver == "lbfgs":
+        before = phases[position - 1] if position > 0 else None
+        if phase.carry_optimizer and before is not None and (before.solver == "lbfgs" or before.lr_trials):
+            how = "solves the head and" if before.solver == "lbfgs" else "tries several rates and"
             problems.append(
-                f"schedule.phases[{position}].carry_optimizer=True: the phase before solves the head and has no moments to "
-                "carry. Leave it out."
+                f"schedule.phases[{position}].carry_optimizer=True: the phase before {how} has no moments to carry. "
+                "Leave it out."
             )
+        if phase.lr_trials:
+            problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
             if config.head.name != "linear":
@@ -66,6 +70,27 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
     if problems:
         raise ConfigError(problems)
     return phases
+
+
+def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
+    """What keeps several heads from being trained side by side in a phase."""
+    found = []
+    if phase.train != ("head",):
+        found.append(
+            f"{where}: tries rates for the head on fixed features. This phase trains {', '.join(phase.train)}. "
+            "Write train=[head], or one lr."
+        )
+    if phase.solver != "gradient":
+        found.append(f"{where}: solver={phase.solver!r} takes no rate. Leave one of them out.")
+    others = {
+        "mixup": phase.mixup,
+        "cutmix": phase.cutmix,
+        "ema_decay": phase.ema_decay,
+        "accumulate": phase.accumulate > 1,
+    }
+    if taken := [name for name, value in others.items() if value]:
+        found.append(f"{where}: cannot be combined with {', '.join(taken)}. Leave that out, or write one lr.")
+    return found
 
 
 def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:

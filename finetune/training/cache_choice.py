@@ -101,7 +101,7 @@ def _choose(
         return no("mixup and cutmix mix pixels, which a cached activation has no more", explicit)
     if features_folder() is None:
         return no("FINETUNE_CACHE=off", explicit)
-    if phase.cache == "auto" and phase.epochs == 1 and phase.solver == "gradient":
+    if phase.cache == "auto" and phase.epochs == 1 and phase.solver == "gradient" and not phase.lr_trials:
         return no("one epoch looks at each image once")
     shape = activation_shape(classifier, boundary)
     wanted = math.prod(shape) * item_bytes * (views * images["train"] + images["val"])

@@ -23,6 +23,7 @@ class Phase:
         epochs: Passes over the training images, at most.
         max_steps: Optimizer steps, at most; None leaves it to ``epochs``.
         lr: Rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
+        lr_trials: Rates at which heads are trained side by side on cached features, in place of one at ``lr``.
         layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``.
         lr_slice: Rates of the deepest and the last trainable stage, the ones between spaced evenly by ratio
             (fastai's ``slice(lo, hi)``).
@@ -50,6 +51,7 @@ class Phase:
     batch_size: int
     augment: str
     max_steps: int | None = None
+    lr_trials: tuple[float, ...] = ()
     layer_decay: float = 1.0
     lr_slice: tuple[float, float] | None = None
     stage_lr: Mapping[str, float] = field(default_factory=dict)
@@ -169,8 +171,9 @@ def build_schedule(
             if stage not in train and not wrong
         ]
         fields = {key: value for key, value in given.items() if key in known and value is not None}
-        if fields.get("lr_slice"):
-            fields["lr_slice"] = tuple(fields["lr_slice"])
+        for key in ("lr_slice", "lr_trials"):
+            if fields.get(key):
+                fields[key] = tuple(fields[key])
         fields |= {"train": train, "stages": tuple(stages)}
         if train:
             resolved.append(Phase(**fields))

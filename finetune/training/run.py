@@ -35,10 +35,10 @@ from finetune.training.companions import Companions, check_strategy, interruptib
 from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.feature_cache import FeatureCache
 from finetune.training.freezing import apply_phase
+from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
-from finetune.training.probe import solved_phase
 from finetune.training.results import RunResult as RunResult
 from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
@@ -146,8 +146,8 @@ class Run:
             views=self.caches[number].views,
             activations=cache,
         )
-        if phase.solver == "lbfgs":
-            return self._solved(number, phase, before, log, cache), None
+        if needs_no_trainer(phase):
+            return self._on_features(number, phase, before, log, cache), None
         steps = self.data.batches_per_epoch(phase.batch_size)
         offset = (sum(p["epochs"] for p in before), sum(p["steps"] for p in before))
         module = FineTuner(
@@ -229,24 +229,25 @@ class Run:
             say=self.say,
         )
 
-    def _solved(
+    def _on_features(
         self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
     ) -> dict[str, Any]:
-        """A phase whose head is solved to convergence instead of trained."""
+        """A phase on cached features that needs no Trainer."""
         if is_first_process():
-            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, solving the head")
+            self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, {what_it_does(phase)}")
         if cache is None:
             raise UserError(
-                f"schedule.phases[{number}].solver='lbfgs': solves the head on cached features, and this phase has no cache "
+                f"schedule.phases[{number}].{setting_of(phase)} on cached features, and this phase has no cache "
                 f"({self.caches[number].why})."
             )
-        result = solved_phase(
+        result = head_phase(
+            phase,
             classifier=self.classifier,
-            phase=phase,
             cache=cache,
             data=self.data,
             loss=self.make_loss(phase),
             monitor=self.monitor,
+            offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
             trainer=self.make_trainer(
                 default_root_dir=str(self.run_dir),
                 logger=False,
@@ -255,17 +256,15 @@ class Run:
                 enable_model_summary=False,
             ),
             views=self.caches[number].views,
-            offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
+            make_optimizer=self.make_optimizer(phase),
+            seed=self.seed,
         ) | cached_fields(self.caches[number])
         log.add(result["rows"])
         if is_first_process():
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
-            self.say(
-                f"  {self.monitor} {result['best'][self.monitor]:.4f} with weight decay {result['probe']['chosen']:.1e} of "
-                f"{len(result['probe']['strengths'])} tried, {result['steps']} iterations"
-                f"{'' if result['probe']['converged'] else ' (not converged)'}, {result['seconds']:.0f} s"
-            )
+            best = result["best"][self.monitor]
+            self.say(f"  {self.monitor} {best:.4f} {how_it_ended(result)}, {result['seconds']:.0f} s")
         return result
 
     def _after(self, number: int) -> Path:

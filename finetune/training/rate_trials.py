@@ -1,0 +1,277 @@
+"""One head for each of several learning rates, trained side by side on the same cached features; validation keeps one.
+
+What a rate does to a head on fixed features can be seen for the price of the head alone: the features are read once for
+all. Each head starts from the same weights, and sees the same batches and dropout masks as in a run of its own, so the
+head that is kept is the one that a run at its rate would have ended with.
+"""
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from finetune.data.datamodule import Batch, ImageDataModule
+from finetune.data.sampling import key
+from finetune.errors import RunError
+from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
+from finetune.models.classifier import Classifier
+from finetune.training.feature_cache import FeatureCache
+from finetune.training.lr_schedules import scale
+from finetune.training.module import OptimizerFactory
+from finetune.training.param_groups import build_param_groups
+from finetune.training.phases import HEAD, Phase
+from finetune.training.progress import Progress
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One head on its way.
+
+    Args:
+        rate: Its peak learning rate.
+        head: Its weights.
+        optimizer: Of these.
+        progress: Of its epochs.
+    """
+
+    rate: float
+    head: nn.Module
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    # loss, right answers and images of the epoch so far
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    lost: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it goes on: its loss is a number, and its patience has not run out."""
+        return not self.lost and not self.progress.stop
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain JSON values; a head whose loss was no number has no best epoch."""
+        epoch = self.progress.best_epoch
+        best = None if self.lost else self.progress.history[epoch][0]
+        return {"lr": self.rate, "best": best, "best_epoch": None if self.lost else epoch}
+
+
+class RateTrials:
+    """The heads of a phase with ``lr_trials``.
+
+    Args:
+        classifier: With the phase applied; all heads start as copies of its head.
+        phase: Trains the head alone.
+        loss: Of training, from logits (B, K) and targets to losses (B,).
+        monitor: Validation metric that chooses.
+        make_optimizer: Of the phase.
+        trainer: For device and precision alone.
+        seed: Of the run.
+        boundary: The stage whose output is cached.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        phase: Phase,
+        loss: nn.Module,
+        monitor: str,
+        make_optimizer: OptimizerFactory,
+        trainer: pl.Trainer,
+        seed: int,
+        boundary: str,
+    ) -> None:
+        # what lies between the cached activations and the head, where the network cannot be cut behind its last stage
+        self._rest = classifier.backbone.split(boundary)[1]
+        self._device, self._context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+        self._classifier, self._phase = classifier.to(self._device), phase
+        self._loss, self._seed, self._monitor = loss.to(self._device), seed, monitor
+        self.trials: list[Trial] = []
+        first = classifier.head
+        for rate in phase.lr_trials:
+            # groups are made of a classifier's parameters, by their names
+            classifier.head = copy.deepcopy(first)
+            groups = build_param_groups(classifier, rates={HEAD: rate}, weight_decay=phase.weight_decay)
+            progress = Progress(monitor=monitor, patience=phase.patience)
+            self.trials.append(
+                Trial(rate=rate, head=classifier.head, optimizer=make_optimizer(groups), progress=progress)
+            )
+        classifier.head = first
+
+    def epoch(self, data: ImageDataModule, *, epoch: int, steps: int, total: int, offset: tuple[int, int]) -> int:
+        """Train and validate all heads for an epoch.
+
+        Args:
+            data: Handed the cache of the phase.
+            epoch: Its number in the phase.
+            steps: Optimizer steps of the phase so far.
+            total: Optimizer steps of the phase in all.
+            offset: Epochs and optimizer steps of the phases before.
+
+        Returns:
+            Optimizer steps of the phase now.
+        """
+        for batch in self._train:
+            if steps >= total:
+                break
+            for trial in self.trials:
+                if trial.trains:
+                    self._step(trial, batch, step=steps, total=total)
+            steps += 1
+        for trial in self.trials:
+            if trial.trains:
+                self._validate(trial, data, epoch=epoch, where=(offset[0] + epoch, offset[1] + steps))
+        return steps
+
+    def begin(self, data: ImageDataModule) -> None:
+        """Take the batches of the phase, epoch after epoch."""
+        self._train = data.train_dataloader()
+        self._warmup = round(self._phase.warmup_epochs * data.batches_per_epoch(self._phase.batch_size))
+
+    def _step(self, trial: Trial, batch: Batch, *, step: int, total: int) -> None:
+        phase = self._phase
+        # the masks that dropout would draw in a run of this head alone
+        torch.manual_seed(key(self._seed, "step", phase.name, batch.position.epoch, batch.position.step, 0))
+        factor = scale(
+            phase.lr_schedule,
+            step=step,
+            total_steps=total,
+            warmup_steps=self._warmup,
+            plateau_factor=trial.progress.plateau_factor(),
+        )
+        for group in trial.optimizer.param_groups:
+            group["lr"] = trial.rate * factor
+        trial.head.train()
+        features, targets = batch.images.to(self._device), batch.targets.to(self._device)
+        with self._context():
+            logits_BK = trial.head(self._rest(features))
+            losses_B = self._loss(logits_BK, targets)
+            loss = losses_B.sum() / len(losses_B)
+        trial.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if phase.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(trial.head.parameters(), phase.gradient_clip)
+        trial.optimizer.step()
+        right = right_answers(logits_BK, targets).sum()
+        for place, value in enumerate((losses_B.detach().double().sum(), right, len(losses_B))):
+            trial.sums[place] += float(value)
+
+    @torch.no_grad()
+    def _validate(self, trial: Trial, data: ImageDataModule, *, epoch: int, where: tuple[int, int]) -> None:
+        loss, right, images = trial.sums
+        trial.sums = [0.0, 0.0, 0.0]
+        if not math.isfinite(loss):
+            trial.lost = True
+            return
+        trial.head.eval()
+        metrics = build_metrics(len(self._classifier.classes), multi_label=self._classifier.multi_label)
+        metrics = metrics.to(self._device)
+        for batch in data.val_dataloader():
+            with self._context():
+                logits_BK = trial.head(self._rest(batch.images.to(self._device)))
+            update_metrics(metrics, logits=logits_BK, targets=batch.targets.to(self._device))
+        values = {f"val/{name}": v for name, v in plain_metrics(metrics).items() if isinstance(v, float)}
+        trial.progress.history.append((values[self._monitor], values["val/loss"]))
+        trial.rows.append(
+            {
+                "phase": self._phase.name,
+                "epoch": where[0],
+                "step": where[1],
+                "train/loss": loss / images,
+                "train/acc": right / images,
+                **values,
+                **{f"lr/{group['name']}": group["lr"] for group in trial.optimizer.param_groups},
+            }
+        )
+        if self._phase.restore == "last" or trial.progress.best_epoch == epoch:
+            trial.kept = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
+
+    def chosen(self) -> Trial:
+        """The best head.
+
+        Raises:
+            RunError: The loss of every head was no number.
+        """
+        whole = [trial for trial in self.trials if not trial.lost]
+        if not whole:
+            rates = ", ".join(f"{trial.rate:g}" for trial in self.trials)
+            raise RunError(
+                f"phase {self._phase.name!r}: the loss is no number at any of the rates {rates}. Lower them."
+            )
+        history = [trial.progress.history[trial.progress.best_epoch] for trial in whole]
+        return whole[Progress(monitor=self._monitor, history=history).best_epoch]
+
+
+def tried_phase(
+    *,
+    classifier: Classifier,
+    phase: Phase,
+    cache: FeatureCache,
+    data: ImageDataModule,
+    loss: nn.Module,
+    monitor: str,
+    make_optimizer: OptimizerFactory,
+    trainer: pl.Trainer,
+    seed: int,
+    offset: tuple[int, int],
+) -> dict[str, Any]:
+    """Train the heads of all rates, put the best one into the classifier, and give the result of the phase.
+
+    Args:
+        classifier: As for :class:`RateTrials`; its head is changed in place.
+        phase: Likewise.
+        cache: Of the features, handed to the data already; closed at the end.
+        data: Gives the batches of the phase.
+        loss: Of training.
+        monitor: Validation metric that chooses.
+        make_optimizer: Of the phase.
+        trainer: For device and precision alone.
+        seed: Of the run.
+        offset: Epochs and optimizer steps of the phases before.
+
+    Raises:
+        RunError: The loss of every head was no number.
+    """
+    began = time.monotonic()
+    cache.prepare(device=trainer.strategy.root_device, context=trainer.precision_plugin.forward_context)
+    heads = RateTrials(
+        classifier=classifier,
+        phase=phase,
+        loss=loss,
+        monitor=monitor,
+        make_optimizer=make_optimizer,
+        trainer=trainer,
+        seed=seed,
+        boundary=cache.boundary,
+    )
+    heads.begin(data)
+    per_epoch = data.batches_per_epoch(phase.batch_size)
+    total = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
+    epoch = steps = 0
+    while steps < total and any(trial.trains for trial in heads.trials):
+        steps = heads.epoch(data, epoch=epoch, steps=steps, total=total, offset=offset)
+        epoch += 1
+    cache.close()
+    best = heads.chosen()
+    classifier.head.load_state_dict(best.kept)
+    return {
+        "name": phase.name,
+        "train": list(phase.train),
+        "frozen": list(phase.frozen),
+        "epochs": len(best.rows),
+        "steps": best.rows[-1]["step"] - offset[1],
+        "restored": phase.restore,
+        "weights": "raw",
+        "best_epoch": best.progress.best_epoch,
+        "best": {monitor: best.progress.history[best.progress.best_epoch][0]},
+        "rates": {HEAD: best.rate},
+        "trials": [trial.to_plain() for trial in heads.trials],
+        "rows": best.rows,
+        "seconds": round(time.monotonic() - began, 3),
+    }

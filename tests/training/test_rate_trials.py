@@ -1,0 +1,75 @@
+"""Heads trained side by side at several rates: each is the head that a run at its own rate ends with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.errors import ConfigError, RunError, UserError
+from tests.runs import moved_stages, train_tiny
+
+Words = Callable[..., list[str]]
+FROZEN = ["schedule=frozen", "schedule.phases.0.epochs=3", "head.drop_rate=0.3"]
+TRIALS = [*FROZEN, "schedule.phases.0.lr_trials=[1e-4,1e-2,3e-2]"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["schedule.lr_schedule=plateau", "schedule.phases.0.gradient_clip=0.1", "schedule.phases.0.restore=last"]],
+)
+def test_the_head_that_is_kept_is_that_of_a_run_at_its_rate(words: Words, tmp_path: Path, more: list[str]) -> None:
+    tried = train_tiny(words(*TRIALS, *more), tmp_path / "tried")
+    phase = tried.results["phases"][0]
+    rate = phase["rates"]["head"]
+    alone = train_tiny(words(*FROZEN, *more, f"schedule.phases.0.lr={rate}"), tmp_path / "alone")
+    expected = alone.results["phases"][0]
+    assert (phase["best_epoch"], phase["epochs"], phase["steps"]) == tuple(
+        expected[key] for key in ("best_epoch", "epochs", "steps")
+    )
+    found, wanted = (load_file(tmp_path / name / "final.safetensors") for name in ("tried", "alone"))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+    assert tried.results["test"]["acc"] == alone.results["test"]["acc"]
+
+
+def test_the_best_of_the_rates_is_kept_and_all_are_told(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words(*TRIALS), tmp_path / "run")
+    phase = run.results["phases"][0]
+    assert [trial["lr"] for trial in phase["trials"]] == [1e-4, 1e-2, 3e-2]
+    best = max(trial["best"] for trial in phase["trials"])
+    chosen = next(trial for trial in phase["trials"] if trial["lr"] == phase["rates"]["head"])
+    assert chosen["best"] == best == phase["best"]["val/acc"]
+    start = tmp_path / "run/phases/0-head/start.safetensors"
+    assert moved_stages(start, tmp_path / "run/final.safetensors") == {"head"}
+
+
+def test_a_rate_that_ends_in_no_number_is_told_and_left(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words(*FROZEN, "schedule.phases.0.lr_trials=[1e-2,1e38]", "optimizer=sgd"), tmp_path / "run")
+    lost = run.results["phases"][0]["trials"][1]
+    assert lost == {"lr": 1e38, "best": None, "best_epoch": None}
+    with pytest.raises(RunError, match="no number at any of the rates"):
+        train_tiny(words(*FROZEN, "schedule.phases.0.lr_trials=[1e38]", "optimizer=sgd"), tmp_path / "all")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["schedule.phases.0.train=[last,head]"], "for the head on fixed features"),
+        (["schedule.phases.0.ema_decay=0.9"], "cannot be combined with ema_decay"),
+        (["schedule.phases.0.solver=lbfgs"], "takes no rate"),
+        (["schedule.phases.0.lr_trials=[0.1,0.1]"], "each of them once"),
+        (["schedule.phases.0.stage_lr={head: 0.1}"], "only one of them"),
+    ],
+)
+def test_what_trials_cannot_be_combined_with_is_said(
+    words: Words, tmp_path: Path, more: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_tiny(words(*TRIALS, *more), tmp_path / "run")
+
+
+def test_trials_without_a_cache_are_refused(words: Words, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this phase has no cache"):
+        train_tiny(words(*TRIALS, "schedule.cache=off"), tmp_path / "run")
