@@ -1,12 +1,15 @@
 """``finetune plan``: what a training would do, without training."""
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.commands.composing import run_composed
 from finetune.config_schema import Config
 
 ABOUT = """\
-Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images.
+Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images; whether it
+trains on cached activations; and about how long it will take, from a calibration of a few seconds.
 Takes the same key=value as finetune train. Nothing is trained and nothing is written."""
 
 
@@ -17,12 +20,13 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
-    from finetune.commands.assemble import assemble, imbalance
-    from finetune.commands.train import decide
+    from finetune.commands.assemble import assemble, imbalance, optimizer_factory, trainer_factory
+    from finetune.commands.train import decide, quiet_lightning
 
     parts = assemble(config, print)
 
-    from finetune.training.plan import build_plan, plan_table
+    from finetune.training.forecast import forecast
+    from finetune.training.plan import build_plan, duration, plan_table
 
     precision, caches = decide(config, parts)
     index = parts.source.index
@@ -32,6 +36,22 @@ def task(config: Config) -> int:
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in imbalance(config).items()))
     print(f"precision: {precision.name} ({precision.why})")
+    plan = build_plan(parts.classifier, parts.phases, parts.data, caches=caches)
+    began = time.monotonic()
+    with quiet_lightning():
+        trainer = trainer_factory(config, Path(), precision=precision.name)(
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        )
+        times = forecast(
+            classifier=parts.classifier,
+            phases=parts.phases,
+            caches=caches,
+            data=parts.data,
+            trainer=trainer,
+            make_optimizer=optimizer_factory,
+        )
+    calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
+    print(f"time: about {duration(sum(t.seconds for t in times))} for all phases, from an empty cache ({calibration})")
     print()
-    print(plan_table(build_plan(parts.classifier, parts.phases, parts.data, caches=caches)))
+    print(plan_table([phase | {"time": t.to_plain()} for phase, t in zip(plan, times, strict=True)]))
     return 0

@@ -57,6 +57,17 @@ def build_plan(
     return plan
 
 
+def duration(seconds: float) -> str:
+    """A time for a person.
+
+    >>> duration(4.23), duration(48.2), duration(300), duration(9000)
+    ('4.2 s', '48 s', '5.0 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def plan_table(plan: Sequence[dict[str, Any]]) -> str:
     """The plan as text: one block a phase, one line a stage."""
     lines = []
@@ -73,6 +84,7 @@ def plan_table(plan: Sequence[dict[str, Any]]) -> str:
             *([f"  heads side by side, at lr {tried}"] if tried else []),
             f"  trains {phase['trainable']:,} of {phase['total']:,} parameters ({share:.1%})",
             f"  cache: {'on' if cache['boundary'] else 'none'}, {cache['why']}{room}",
+            *([_time(phase["time"])] if "time" in phase else []),
             f"  {'stage':12}  {'mode':6}  {'lr':>9}  {'decay':>7}  {'norm':5}  {'trainable':>11}",
         ]
         for stage, row in phase["stages"].items():
@@ -83,3 +95,8 @@ def plan_table(plan: Sequence[dict[str, Any]]) -> str:
             lines.append(f"  {stage:12}  {row['mode']:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _time(taken: dict[str, float]) -> str:
+    filling = f", of which {duration(taken['cache_s'])} fill the cache" if taken["cache_s"] else ""
+    return f"  time: about {duration(taken['cache_s'] + taken['train_s'])}{filling}"

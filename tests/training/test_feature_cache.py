@@ -76,7 +76,9 @@ def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(
 ) -> None:
     monkeypatch.setattr("finetune.training.feature_cache.CHUNK_ROWS", 4)
     # loader processes are handed chunks before those in front of them are written
-    train_tiny(words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2", "data.num_workers=2"), tmp_path / "run")
+    train_tiny(
+        words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2", "data.num_workers=2"), tmp_path / "run"
+    )
     assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
 
 
