@@ -18,7 +18,7 @@ class Staged(BaseFinetuning):
     def __init__(self, phases: tuple[Phase, ...]) -> None:
         super().__init__()
         starts = [0, *accumulate(phase.epochs for phase in phases)]
-        self.phases = {start: phase for start, phase in zip(starts, phases, strict=False)}
+        self.phases = dict(zip(starts, phases, strict=False))
 
     def freeze_before_training(self, pl_module: L.LightningModule) -> None:
         """All but the head."""
