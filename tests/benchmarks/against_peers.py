@@ -74,6 +74,7 @@ def run_once(
     """One run of one program: its record."""
     program = PROGRAMS[name]
     record: dict[str, Any] = {"mode": mode, "program": name, "round": number, "at": time.strftime("%Y-%m-%dT%H:%M:%S")}
+    record["commit"] = commit()
     try:
         python = interpreter(program.environment, options.env_folder)
     except RuntimeError as error:
@@ -118,10 +119,8 @@ def run_once(
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     model = [line for line in _cpu_lines() if line.startswith("model name")]
     return {
-        "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),
@@ -135,12 +134,27 @@ def _cpu_lines() -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
+def commit() -> str:
+    """Of the checkout, with a word where files differ from it; empty where there is no git."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The runs so far; a last line that was cut off is left out."""
+    """The runs so far, without a last line that was cut off."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def add_record(path: Path, record: dict[str, Any]) -> None:
+    """One more line, after what is whole."""
+    before = read_records(path)
+    whole = "".join(json.dumps(entry) + "\n" for entry in [*before, record])
+    part = path.with_suffix(".part")
+    part.write_text(whole, encoding="utf-8")
+    part.replace(path)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -197,8 +211,7 @@ def main() -> None:
                 if mode not in PROGRAMS[name].modes or (mode, name, number) in done:
                     continue
                 record = run_once(name, mode=mode, number=number, options=options, data=data, weights=weights)
-                with options.out.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
+                add_record(options.out, record)
                 said = f"{record['wall_s']:.1f} s, accuracy {record['accuracy']:.3f}" if record["ok"] else "failed"
                 print(f"round {number} {mode} {name}: {said}", file=sys.stderr, flush=True)
     report(options)

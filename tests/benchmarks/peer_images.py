@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transfer_sets import automata
+from transfer_sets import RULES, automata
 
 EMBEDDED = Path(__file__).parents[2] / "finetune" / "models" / "embedded" / "resnet18.safetensors"
-CLASSES = 10
+CLASSES = len(RULES)
 WIDTH, HEIGHT = 500, 375
 # of a photograph from a good camera; a file is then about 80 kB, as photographs of this size are
 QUALITY, NOISE = 90, 12.0
@@ -40,7 +40,7 @@ def make_images(folder: Path, *, train: int, valid: int, seed: int = 0) -> None:
     part = folder.with_name(folder.name + ".part")
     for row in range(total):
         split = "train" if row < train else "valid" if row < train + valid else "test"
-        name = part / split / f"rule{int(data.targets[row])}" / f"{row:05}.jpg"
+        name = part / split / f"rule{RULES[int(data.targets[row])]}" / f"{row:05}.jpg"
         name.parent.mkdir(parents=True, exist_ok=True)
         name.write_bytes(_enlarged(data.images[row], random))
     part.rename(folder)

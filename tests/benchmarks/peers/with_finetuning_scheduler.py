@@ -1,4 +1,7 @@
-"""finetuning-scheduler, on Lightning, with an explicit schedule whose phases end by epoch."""
+"""finetuning-scheduler, on Lightning, with an explicit schedule whose phases end by epoch.
+
+A phase's rate is that of what it adds: the groups of earlier phases keep theirs.
+"""
 
 import lightning as L  # noqa: N812 (the name that its own pages use)
 from finetuning_scheduler import FinetuningScheduler
@@ -18,7 +21,6 @@ def main() -> None:
         # a transition happens at the first epoch whose number, from 0, has reached the limit
         ends += phase.epochs
         schedule[number] = {"params": PARAMETERS[phase.train], "max_transition_epoch": ends, "lr": phase.lr}
-    schedule[len(told.phases) - 1]["max_transition_epoch"] = -1
     callback = FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True, restore_best=False)
     fit(told, TransferModule(told, requires_grad), [callback])
 
