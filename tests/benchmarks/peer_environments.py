@@ -1,0 +1,47 @@
+"""One environment a library, made by uv where it is missing: the same torch in all of them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# as in the constraints of pyproject.toml
+SAME = ("torch==2.15.0", "torchvision==0.29.2", "safetensors==0.8.0", "numpy==2.4.6", "pillow==13.0.0")
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "fastai": ("fastai==2.8.12",),
+    "lightning": ("lightning==2.6.6", "torchmetrics==1.9.0"),
+    "finetuning_scheduler": ("finetuning-scheduler==2.14.1", "lightning==2.6.6", "torchmetrics==1.9.0"),
+    "transformers": ("transformers==5.23.0", "accelerate==1.15.0"),
+    "timm": ("timm==1.0.31",),
+}
+
+
+def interpreter(name: str, folder: Path) -> Path:
+    """The Python of a library's environment; what has no environment of its own runs in this process's.
+
+    Raises:
+        RuntimeError: There is no uv, or it could not install.
+    """
+    if name not in LIBRARIES:
+        return Path(sys.executable)
+    environment = folder / name
+    python = environment / "bin" / "python"
+    wanted = [*SAME, *LIBRARIES[name]]
+    # written last, so that a half-made environment is made again
+    made = environment / "made_from.txt"
+    if made.is_file() and made.read_text(encoding="utf-8").split() == wanted:
+        return python
+    uv = shutil.which("uv")
+    if uv is None:
+        raise RuntimeError("uv is not on the path. Install it: pip install uv")
+    print(f"environment for {name}: {' '.join(wanted)}", flush=True)
+    for command in (
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)],
+        # compiled now, as pip does, so that the first run is not timed compiling
+        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), *wanted],
+    ):
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if found.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{found.stderr.strip()}")
+    made.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+    return python
