@@ -117,6 +117,8 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
             # an empty choice of ours is in the defaults already, which Hydra would not have added again
             accepted[-1] = text.removeprefix("+")
             names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
+            if names is None:
+                problems.append(f"{text}: not a choice. Leave it out to have none.")
             if isinstance(names, str):
                 names = [names]
             for name in names if isinstance(names, (list, typing.Iterator)) else []:

@@ -13,7 +13,6 @@ from finetune.config import (
     group_choices,
     hydra_message,
     register_schema,
-    to_config,
 )
 from finetune.config_schema import Config
 from finetune.errors import UserError, did_you_mean

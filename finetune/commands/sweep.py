@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -174,15 +175,12 @@ def _in_words(record: dict[str, Any]) -> str:
     return f"{record['status']}{why}{figures}  {record['seconds']:.0f} s"
 
 
-def conclude(folder: Path, *, ended: bool) -> int:
+def conclude(folder: Path, *, ended: bool) -> None:
     """Write and print the table of a sweep.
 
     Args:
         folder: Of the sweep.
         ended: Whether all jobs are through; else those that began and have no end are called stopped.
-
-    Returns:
-        How many jobs have finished.
 
     Raises:
         UserError: All jobs that failed did so by a mistake of the user's.
@@ -203,10 +201,15 @@ def conclude(folder: Path, *, ended: bool) -> int:
     for row in shown:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"\n{best(records) or 'no job has a figure on validation'}\nsweep: {folder / TABLE}", flush=True)
+    for record in records:
+        if record["status"] == "stopped" and (Path(record["run_dir"]) / "run.json").is_file():
+            print(f"job {record['job']} was stopped; go on with: finetune resume {shlex.quote(record['run_dir'])}")
     failed = [record for record in records if record["status"] == "failed"]
-    if ended and (failed or not records):
-        raise _failure(failed, len(records), folder)
-    return sum(record["status"] == "finished" for record in records)
+    if failed or not records:
+        problem = _failure(failed, len(records), folder)
+        if ended:
+            raise problem
+        print(problem, flush=True)
 
 
 def table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -265,7 +268,7 @@ def smaller_is_better(monitor: str) -> bool:
 def _failure(failed: Sequence[dict[str, Any]], count: int, folder: Path) -> Exception:
     """One error for all jobs that failed, those of the same message together."""
     if not count:
-        return RunError(f"No job of the sweep has begun. What the launcher has said lies in {folder}.")
+        return RunError(f"No job of the sweep has begun. What a launcher may have said lies in {folder}.")
     by_message: dict[str, list[str]] = {}
     for record in failed:
         by_message.setdefault(record["message"], []).append(str(record["job"]))
