@@ -263,7 +263,7 @@ def hydra_message(error: BaseException) -> str:
     """One message from a Hydra error: its own first line, and the cause where that says more.
 
     >>> hydra_message(ValueError("Could not find 'hydra/launcher/ray'"))
-    "hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher"
+    'hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher'
     """
     wanted = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
     if wanted:
