@@ -112,7 +112,7 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     sys.argv = [program, *line.options, *overrides]
     # makes Hydra raise what goes wrong instead of printing it in its own way
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    Watch.folder = None
+    Watch.folder, Watch.command = None, command
     try:
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
     except Refused as refused:

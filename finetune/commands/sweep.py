@@ -33,8 +33,9 @@ class Refused(BaseException):
 class Watch:
     """Hydra's callback: learns where a sweep is written, before its first job (``conf/train.yaml`` names it)."""
 
-    # of the sweep that this process has begun
+    # of the sweep that this process has begun, and whose jobs they are
     folder: Path | None = None
+    command: str = ""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Keep the folder, and refuse what would fail or mislead job after job."""
@@ -50,6 +51,11 @@ class Watch:
         if direction is not None and not isinstance(direction, Sequence):
             direction = direction.name
         wanted = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
+        if direction is not None and Watch.command != "train":
+            raise Refused(
+                f"finetune {Watch.command}: cannot be searched over: its jobs leave no figure on validation. "
+                "finetune train can."
+            )
         if direction not in (None, wanted):
             raise Refused(
                 f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
@@ -200,7 +206,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
     print()
     for row in shown:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\n{best(records) or 'no job has a figure on validation'}\nsweep: {folder / TABLE}", flush=True)
+    print("\n".join(["", *filter(None, [best(records)]), f"sweep: {folder / TABLE}"]), flush=True)
     for record in records:
         if record["status"] == "stopped" and (Path(record["run_dir"]) / "run.json").is_file():
             print(f"job {record['job']} was stopped; go on with: finetune resume {shlex.quote(record['run_dir'])}")

@@ -231,6 +231,14 @@ def test_the_examples_for_clusters_compose_with_what_their_launchers_take(name: 
         assert (launcher.gpus_per_node, launcher.array_parallelism) == (1, 16)
 
 
+def test_a_command_that_measures_nothing_cannot_be_searched_over(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words("sweep=optuna", f"hydra.sweep.dir={tmp_path / 'sweep'}")]) == 2
+    assert "finetune plan: cannot be searched over" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_overrides_are_compared_as_hydra_writes_them() -> None:
     assert as_hydra_writes(["report=false", "name='a b'", "freeze=[stem]", "seed=1,2"]) == [
         "report=False",
