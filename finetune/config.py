@@ -114,7 +114,11 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
         if key.startswith("hydra") and key not in groups:
             continue
         if key in groups and not override.is_delete():
+            # an empty choice of ours is in the defaults already, which Hydra would not have added again
+            accepted[-1] = text.removeprefix("+")
             names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
+            if names is None:
+                problems.append(f"{text}: not a choice. Leave it out to have none.")
             if isinstance(names, str):
                 names = [names]
             for name in names if isinstance(names, (list, typing.Iterator)) else []:
@@ -132,6 +136,22 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
     if problems:
         raise ConfigError(problems)
     return accepted
+
+
+def as_hydra_writes(overrides: Sequence[str]) -> list[str]:
+    """Overrides of one value as the jobs of a sweep repeat them; those of several values are left out.
+
+    >>> as_hydra_writes(["report=false", "seed=1,2"])
+    ['report=False']
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in parsed
+        if not override.is_sweep_override()
+    ]
 
 
 def register_schema() -> None:
@@ -229,8 +249,31 @@ def compose(overrides: Sequence[str]) -> Config:
     return to_config(composed)
 
 
+# what has to be installed for a launcher or a sweeper that Hydra itself does not bring
+PLUGINS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+
+
 def hydra_message(error: BaseException) -> str:
-    """One message from a Hydra error: its own first line, and the cause where that says more."""
+    """One message from a Hydra error: its own first line, and the cause where that says more.
+
+    >>> hydra_message(ValueError("Could not find 'hydra/launcher/ray'"))
+    'hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher'
+    """
+    wanted = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+    if wanted:
+        group, name = wanted.groups()
+        if name in PLUGINS:
+            return f"{group}={name}: its plugin is not installed. Install it: pip install {PLUGINS[name]}"
+        return f"{group}={name}: not known. Plugins that Hydra may have: {', '.join(PLUGINS)}.{did_you_mean(name, PLUGINS)}"
+    several = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
+    if several:
+        return f"{several[1]}: several values. Add -m to run each of them; write key=[value1,value2] for a list."
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if "not a subclass of PhaseConfig" in str(error):
         return f"{lines[0].split()[-1]}: there is no phase of that number. Phases are numbered from 0."

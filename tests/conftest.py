@@ -69,3 +69,18 @@ def words(pets: Path) -> Callable[..., list[str]]:
         return ["data=folder", f"data.root={pets}", *TINY, *more]
 
     return make
+
+
+@pytest.fixture
+def ray_launcher() -> Iterator[None]:
+    """What hydra-ray-launcher 1.2.2 makes known to Hydra; the package asks for Ray itself, which is too large for here."""
+    from hydra.core.config_store import ConfigStore
+
+    node = {
+        "_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
+        "ray": {"init": {"address": None}, "remote": {}},
+    }
+    store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name="ray", node=node)
+    yield
+    del store.repo["hydra"]["launcher"]["ray.yaml"]

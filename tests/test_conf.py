@@ -28,6 +28,7 @@ def test_all_files_are_found() -> None:
     assert len(CHOICES) > 20
 
 
+@pytest.mark.usefixtures("ray_launcher")
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group: str, choice: str) -> None:
     words = [f"{group}={choice}", *NEEDS.get((group, choice), [])]

@@ -5,12 +5,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from finetune.config import check_overrides, conf_dir, group_choices, hydra_message, register_schema, to_config
+from finetune.config import (
+    as_hydra_writes,
+    check_overrides,
+    conf_dir,
+    group_choices,
+    hydra_message,
+    register_schema,
+)
 from finetune.config_schema import Config
 from finetune.errors import UserError, did_you_mean
-from finetune.processes import environment_restored
 
 Task = Callable[[Config], int]
 
@@ -68,9 +73,9 @@ def parse_line(command: str, argv: Sequence[str]) -> Line:
 
 
 def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -> int:
-    """Compose the configuration and hand it to a task; with ``-m``, once for each combination.
+    """Compose the configuration and hand it to a task; in a sweep, once for each combination.
 
-    A job of a sweep that fails does not stop the others; its error is raised when they are through.
+    A job of a sweep that fails does not stop the others; the table of all jobs and the error come when they are through.
 
     Args:
         command: Its name.
@@ -80,6 +85,7 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
 
     Raises:
         UserError: The command line or the configuration is wrong.
+        RunError: Jobs of a sweep failed.
     """
     line = parse_line(command, argv)
     if line.wants_help:
@@ -91,34 +97,34 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from finetune.commands.sweep import Job, Refused, Watch, conclude
+
     register_schema()
-    statuses: list[int] = []
-    failures: list[Exception] = []
     program = sys.argv[0]
-
-    def wrapped(composed: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        # DDP starts this program again with sys.argv: it must find the command, and of a sweep this job alone
-        own = list(HydraConfig.get().overrides.task)
-        folders = [word for folder in line.config_dirs for word in ("--config-dir", str(folder))]
-        sys.argv = [program, command, *folders, *_named_config(line.options), *own]
-        if "-m" in line.options or "--multirun" in line.options:
-            composed.run_dir = composed.run_dir or HydraConfig.get().runtime.output_dir
-        try:
-            with environment_restored():
-                statuses.append(task(to_config(composed)))
-        except Exception as error:  # Hydra would print lines of its own around it; raised again below
-            failures.append(error)
-
+    folders = [word for folder in line.config_dirs for word in ("--config-dir", str(folder))]
+    job = Job(
+        task=task,
+        words=(program, command, *folders, *_named_config(line.options)),
+        starter=os.getpid(),
+        common=frozenset(as_hydra_writes(overrides)),
+    )
     before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program, *line.options, *overrides]
     # makes Hydra raise what goes wrong instead of printing it in its own way
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    Watch.folder, Watch.command = None, command
     try:
-        hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(wrapped)()
+        hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
+    except Refused as refused:
+        raise UserError(str(refused)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error)) from error
+    except BaseException as error:
+        if Watch.folder is None:
+            raise
+        # a sweeper that gives up after failures says less of them than the jobs have; Ctrl-C leaves jobs without an end
+        conclude(Watch.folder, ended=isinstance(error, Exception))
+        raise
     finally:
         sys.argv = before
         GlobalHydra.instance().clear()
@@ -126,9 +132,11 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-    if failures:
-        raise failures[0]
-    return max(statuses, default=0)
+    if Watch.folder is not None:
+        conclude(Watch.folder, ended=True)
+    elif "error" in job.outcome:
+        raise job.outcome["error"]
+    return int(job.outcome.get("status", 0))
 
 
 def _named_config(options: Sequence[str]) -> list[str]:
@@ -159,7 +167,8 @@ often used:
   seed=0   name=NAME   run_dir=DIR
 
 options:
-  -m, --multirun      every combination of comma-separated values: finetune {command} -m seed=1,2 schedule=frozen,full
+  -m, --multirun      every combination of comma-separated values: finetune {command} -m seed=1,2 schedule=frozen,full;
+                      sweep=NAME takes the values, and how to run them, from conf/sweep/
   --cfg job           print the composed configuration and stop
   --config-dir DIR    a folder with further configurations
   --traceback         show where an error came from"""

@@ -188,12 +188,13 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # Lightning answers Ctrl-C inside a fit by leaving with status 1
-        raise KeyboardInterrupt(
-            f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {shlex.quote(str(run_dir))}"
-        ) from None
+        raise _stopped(run_dir) from None
     except (UserError, RunError):
         raise
     except Exception as error:
+        # torch's writer, stopped in the middle of a file, has an error of its own as its last word
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise _stopped(run_dir) from None
         import traceback
 
         if is_first_process():
@@ -207,6 +208,12 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
         # Lightning turns SIGINT off when it has seen one
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _stopped(run_dir: Path) -> KeyboardInterrupt:
+    return KeyboardInterrupt(
+        f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {shlex.quote(str(run_dir))}"
+    )
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
