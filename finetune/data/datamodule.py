@@ -288,17 +288,24 @@ class ImageDataModule(pl.LightningDataModule):
                     "one at least. Use fewer devices."
                 )
 
-    def eval_dataloader(self, split: str, *, rank: int | None = None, world: int | None = None) -> DataLoader[Batch]:
+    def eval_dataloader(
+        self, split: str, *, rank: int | None = None, world: int | None = None, activations: Activations | None = None
+    ) -> DataLoader[Batch]:
         """The evaluation view of every image of a split, once, over all processes together.
 
         Args:
             split: Its name.
             rank: This process's number; None asks the Trainer that this was last attached to.
             world: Number of processes; likewise.
+            activations: Hand these over in place of images, for the validation split.
         """
         if rank is None or world is None:
             rank, world = self._placement()
-        return self.rows_dataloader(self.source.index.rows(split)[rank::world])
+        rows = self.source.index.rows(split)[rank::world]
+        if activations is None:
+            return self.rows_dataloader(rows)
+        stored = ActivationDataset(source=self.source, activations=activations)
+        return self._loader(stored, EvalBatches(rows=rows, batch_size=self._eval_batch_size), num_workers=0)
 
     def rows_dataloader(self, rows: Rows) -> DataLoader[Batch]:
         """The evaluation view of some rows, in that order, in this process."""
@@ -307,13 +314,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation split."""
-        if self._activations is None:
-            return self.eval_dataloader("val")
-        rank, world = self._placement()
-        batches = EvalBatches(rows=self.source.index.rows("val")[rank::world], batch_size=self._eval_batch_size)
-        return self._loader(
-            ActivationDataset(source=self.source, activations=self._activations), batches, num_workers=0
-        )
+        return self.eval_dataloader("val", activations=self._activations)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test split."""

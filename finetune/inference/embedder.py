@@ -20,6 +20,7 @@ from finetune.models.backbone import Backbone, build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.models.slices import in_slices
 from finetune.models.weights import state_hash
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
@@ -102,7 +103,7 @@ class Embedder(nn.Module):
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
         """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
         with evaluating(self):
-            features: npt.NDArray[np.float32] = self(torch.stack(images)).float().numpy()
+            features: npt.NDArray[np.float32] = in_slices(self, torch.stack(images)).float().numpy()
         return features
 
 

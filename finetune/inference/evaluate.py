@@ -12,6 +12,7 @@ from finetune.data.sources import Source
 from finetune.errors import UserError, shortened
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.models.slices import in_slices
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -71,6 +72,6 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         else:
             targets = positions[batch.targets]
             seen += torch.bincount(targets, minlength=len(seen))
-        update_metrics(metrics, logits=classifier(batch.images), targets=targets)
+        update_metrics(metrics, logits=in_slices(classifier, batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
     return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

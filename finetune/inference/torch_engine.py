@@ -11,6 +11,7 @@ from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import decode_bytes, decode_image
 from finetune.data.transforms import eval_view
 from finetune.inference.reading import reading_of
+from finetune.models.slices import in_slices
 
 
 class TorchEngine:
@@ -46,5 +47,7 @@ class TorchEngine:
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K)."""
-        shares: npt.NDArray[np.float32] = self.classifier.probabilities(self.classifier(torch.stack(images))).numpy()
+        shares: npt.NDArray[np.float32] = self.classifier.probabilities(
+            in_slices(self.classifier, torch.stack(images))
+        ).numpy()
         return shares

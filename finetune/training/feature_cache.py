@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.index import SPLITS
@@ -21,58 +21,11 @@ from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.training.cache_choice import CacheChoice
 from finetune.training.phases import Phase
+from finetune.training.prefix import Prefix
 from finetune.versions import versions
 
 # rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
 CHUNK_ROWS = 64
-
-
-class Prefix:
-    """From uint8 images to activations after a stage, without an autograd graph.
-
-    In half precision BatchNorm is folded into the convolutions where torch.fx can read the network; in single precision
-    it is not, so that the activations are those of the network to the bit.
-    """
-
-    def __init__(self, classifier: Classifier, boundary: str, *, fold: bool) -> None:
-        self._classifier = classifier
-        self._net, _ = classifier.backbone.split(boundary)
-        self.folded = False
-        if fold:
-            spec = classifier.input_spec
-            device = next(classifier.parameters()).device
-            example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, device=device)
-            with torch.autocast(device.type, enabled=False):
-                self._net, self.folded = folded(self._net, classifier.prepare(example))
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Activations of a batch, on the device of the images."""
-        activations: Tensor = self._net(self._classifier.prepare(images))
-        return activations
-
-
-@torch.no_grad()
-def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
-    """A copy with BatchNorm folded into convolutions, or the network itself where that cannot be done.
-
-    Args:
-        net: In evaluation mode.
-        example: An input; the copy is taken only where it computes the same, within 1e-4 of the largest output in fp32.
-
-    Returns:
-        The network to run, and whether it was folded.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    try:
-        fused: nn.Module = fuse(net)
-        expected, found = net(example), fused(example)
-    except Exception:  # torch.fx raises its own errors and any that a network's code raises under tracing
-        return net, False
-    if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
-        return net, False
-    return fused.to(memory_format=torch.channels_last), True
 
 
 class ActivationStore:
@@ -291,12 +244,15 @@ class FeatureCache:
         self._train: list[Entry] = []
         self._val: Entry | None = None
 
-    def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
+    def prepare(
+        self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]], trains: bool = True
+    ) -> None:
         """Open what is there, compute what is missing together with the other processes of the run.
 
         Args:
             device: Where the prefix runs.
             context: Makes the context of the run's precision.
+            trains: Whether the views of the training images are wanted too, and what was done is to be said.
 
         Raises:
             RunError: The disk filled up since the plan was made.
@@ -312,7 +268,7 @@ class FeatureCache:
             device=device,
             context=context,
         )
-        for view in range(self._views):
+        for view in range(self._views if trains else 0):
             number = view if self._random else None
             self._train.append(store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number))
         self._val = store.view("val")
@@ -321,10 +277,10 @@ class FeatureCache:
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
-        size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
-        self._say(
-            f"  cache: {store.computed} activations after {self.boundary} computed, {store.found} found; {size:.1f} MB"
-        )
+        if trains:
+            size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
+            done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
+            self._say(f"  cache: {done}; {size:.1f} MB")
 
     def train(self, views: Rows, rows: Rows) -> Tensor:
         """Activations (B, ...) of some rows of the index, each of one of its views."""

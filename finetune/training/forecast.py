@@ -23,12 +23,12 @@ from finetune.data.transforms import View, eval_view, train_view
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.training.cache_choice import CacheChoice
-from finetune.training.feature_cache import Prefix
 from finetune.training.freezing import apply_phase
 from finetune.training.lr_find import unchanged
 from finetune.training.module import OptimizerFactory
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phases import Phase
+from finetune.training.prefix import Prefix, in_half_precision
 
 # of the whole calibration, shared by its measurements
 BUDGET_S = 2.0
@@ -142,7 +142,7 @@ class _Calibration:
         cache_s = 0.0
         if choice.boundary is not None:
             with self._context():
-                prefix = Prefix(self._classifier, choice.boundary, fold=self._is_half())
+                prefix = Prefix(self._classifier, choice.boundary, fold=in_half_precision(self._device))
             with self._context():
                 prefix_s = self._timed(lambda: prefix(self._images)) / _IMAGES
             views = choice.views or 1
@@ -158,12 +158,6 @@ class _Calibration:
         heads = max(1, len(phase.lr_trials))
         loop_s = _LOOP_STEPS * head_step_s * share * steps + _EPOCH_STEPS * head_step_s * epochs
         return Forecast(cache_s=cache_s, train_s=heads * epochs * (train * step_s + val * forward_s) + loop_s)
-
-    def _is_half(self) -> bool:
-        with self._context():
-            return (
-                torch.zeros(1, 1, device=self._device).mm(torch.zeros(1, 1, device=self._device)).dtype != torch.float32
-            )
 
     def _trained(self, choice: CacheChoice, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What is computed at each step of a phase, and a batch for it."""

@@ -13,6 +13,8 @@ from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.models.slices import in_slices
+from finetune.training.cache_choice import frozen_boundary
 from finetune.training.ema import StageEma
 from finetune.training.freezing import tensors_of
 from finetune.training.gradient_norms import GradientNorms
@@ -20,6 +22,7 @@ from finetune.training.losses import build_mixer
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
+from finetune.training.prefix import Prefix, in_half_precision
 from finetune.training.progress import Progress
 from finetune.training.split_outputs import SplitOutputs
 from finetune.training.watchers import Watchers
@@ -86,7 +89,11 @@ class FineTuner(pl.LightningModule):
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
         self._offset = offset
         # in a tuple, so that the modules are not registered a second time under other names
-        self._rest = None if boundary is None else (classifier.backbone.split(boundary)[1],)
+        self._boundary = boundary or frozen_boundary(classifier, phase)
+        self._rest = None if self._boundary is None else (classifier.backbone.split(self._boundary)[1],)
+        # cached: batches hold the prefix's output; else it is made here, in the precision of the fit
+        self._is_cached = boundary is not None
+        self._prefix: Prefix | None = None
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._raw: dict[str, torch.Tensor] | None = None
@@ -126,7 +133,10 @@ class FineTuner(pl.LightningModule):
         return {stage: rate * factor for stage, rate in self.phase.rates().items()}
 
     def on_fit_start(self) -> None:
-        """Move what is not a parameter to the device."""
+        """Move what is not a parameter to the device, and make the frozen prefix ready."""
+        if self._boundary is not None and not self._is_cached:
+            with self.trainer.precision_plugin.forward_context():
+                self._prefix = Prefix(self.classifier, self._boundary, fold=in_half_precision(self.device))
         self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def on_train_epoch_start(self) -> None:
@@ -151,13 +161,20 @@ class FineTuner(pl.LightningModule):
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
-        if self._rest is None:
-            logits_BK: torch.Tensor = self.classifier(images)
-            return logits_BK
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        from_cache_BK: torch.Tensor = self.classifier.head(self._rest[0](images))
-        return from_cache_BK
+        if not self._is_cached and self._prefix is None:
+            return in_slices(self.classifier, images)
+        logits_BK: torch.Tensor = self.classifier.head(self.features(images))
+        return logits_BK
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) of what a batch holds."""
+        if self._rest is None or not (self._is_cached or self._prefix):
+            return in_slices(self.classifier.embed, images)
+        activations = images if self._prefix is None else self._prefix(images)
+        if activations.ndim == 4:
+            activations = activations.contiguous(memory_format=torch.channels_last)
+        features_BD: torch.Tensor = self._rest[0](activations)
+        return features_BD
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Mean loss over the whole batch, this process's share of it."""
@@ -314,7 +331,7 @@ class FineTuner(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch and keep what the network says of it."""
-        features_BD = self.classifier.embed(batch.images)
+        features_BD = self.features(batch.images)
         logits_BK = self.classifier.head(features_BD)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
         self.outputs.add(

@@ -248,13 +248,7 @@ class Run:
             loss=self.make_loss(phase),
             monitor=self.monitor,
             offset=(sum(p["epochs"] for p in before), sum(p["steps"] for p in before)),
-            trainer=self.make_trainer(
-                default_root_dir=str(self.run_dir),
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            ),
+            trainer=self._silent_trainer(),
             views=self.caches[number].views,
             make_optimizer=self.make_optimizer(phase),
             seed=self.seed,
@@ -324,6 +318,17 @@ class Run:
             ],
         )
 
+    def _silent_trainer(self) -> pl.Trainer:
+        """For what is no fit: it writes nothing."""
+        return self.make_trainer(
+            default_root_dir=str(self.run_dir),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            logger=False,
+        )
+
     @contextmanager
     def _running(self, trainer: pl.Trainer) -> Iterator[None]:
         """Around every call of a Trainer, which may start further processes.
@@ -339,33 +344,36 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """Validation and test metrics of the final weights, and what they say of each image."""
-        phase = self.schedule[-1]
-        module = FineTuner(
-            classifier=self.classifier,
-            phase=phase,
-            optimizer=self.make_optimizer(phase),
-            loss=self.make_loss(phase),
-            seed=self.seed,
-            monitor=self.monitor,
-            steps_per_epoch=1,
-        )
-        self.classifier.eval()
-        trainer = self.make_trainer(
-            default_root_dir=str(self.run_dir),
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            logger=False,
-        )
+        trainer = self._silent_trainer()
         evaluated: dict[str, Any] = {"gathered": {}}
+        number = len(self.schedule) - 1
         for split in ("val", "test"):
+            # validation images have passed the frozen prefix of the last phase, if it has one, already
+            cache = self._cache(number, self.schedule[number]) if split == "val" else None
+            module = FineTuner(
+                classifier=self.classifier,
+                phase=self.schedule[number],
+                optimizer=self.make_optimizer(self.schedule[number]),
+                loss=self.make_loss(self.schedule[number]),
+                seed=self.seed,
+                monitor=self.monitor,
+                steps_per_epoch=1,
+                boundary=cache.boundary if cache is not None else None,
+            )
+            self.classifier.eval()
             # a map of the test images is all that embeddings are kept for
             rows = torch.from_numpy(self.data.source.index.rows(split))
             module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
+            if cache is not None:
+                device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+                cache.prepare(device=device, context=context, trains=False)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
-            batches = self.data.eval_dataloader(split, rank=trainer.global_rank, world=trainer.world_size)
+            place = {"rank": trainer.global_rank, "world": trainer.world_size}
+            batches = self.data.eval_dataloader(split, **place, activations=cache)
             with self._running(trainer):
                 trainer.test(module, dataloaders=batches, verbose=False)
+            if cache is not None:
+                cache.close()
             evaluated[split] = module.evaluated
             evaluated["gathered"][split] = module.gathered
         return evaluated

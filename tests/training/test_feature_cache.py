@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from finetune.errors import UserError
 from finetune.feature_store import features_folder, listed
 from finetune.training.cache_choice import frozen_boundary, pool_size
-from finetune.training.feature_cache import folded
+from finetune.training.prefix import folded
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier
 

@@ -71,7 +71,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_files_of_its_batch(pet
 def test_a_group_without_a_gradient_for_an_epoch_is_told_once(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classifier = tiny_classifier()
     # the head no longer sees layer4's output: its loss cannot reach the backbone
-    classifier.backbone.register_forward_hook(lambda module, inputs, output: output.detach())
+    classifier.head.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),))
     phase = phase_for(classifier, ("layer4", "head"), epochs=3)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -83,7 +83,7 @@ def test_a_group_without_a_gradient_for_an_epoch_is_told_once(pets: Path, capsys
 
 def test_a_group_at_rate_zero_may_be_silent(pets: Path) -> None:
     classifier = tiny_classifier()
-    classifier.backbone.register_forward_hook(lambda module, inputs, output: output.detach())
+    classifier.head.register_forward_pre_hook(lambda module, inputs: (inputs[0].detach(),))
     fit(
         classifier, phase_for(classifier, ("layer4", "head"), stage_lr={"layer4": 0.0}), pets
     )  # warnings are errors here

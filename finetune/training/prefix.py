@@ -1,0 +1,60 @@
+"""The frozen stages in front of what trains: activations without a graph, as the cache keeps them."""
+
+import torch
+from torch import Tensor, nn
+
+from finetune.models.classifier import Classifier
+from finetune.models.slices import in_slices
+
+
+class Prefix:
+    """From uint8 images to activations after a stage, without an autograd graph.
+
+    In half precision BatchNorm is folded into the convolutions where torch.fx can read the network; in single precision
+    it is not, so that the activations are those of the network to the bit.
+    """
+
+    def __init__(self, classifier: Classifier, boundary: str, *, fold: bool) -> None:
+        self._classifier = classifier
+        self._net, _ = classifier.backbone.split(boundary)
+        self.folded = False
+        if fold:
+            spec = classifier.input_spec
+            device = next(classifier.parameters()).device
+            example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, device=device)
+            with torch.autocast(device.type, enabled=False):
+                self._net, self.folded = folded(self._net, classifier.prepare(example))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Activations of a batch, on the device of the images; no inference tensors, so that what follows can train."""
+        return in_slices(lambda part: self._net(self._classifier.prepare(part)), images)
+
+
+@torch.no_grad()
+def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
+    """A copy with BatchNorm folded into convolutions, or the network itself where that cannot be done.
+
+    Args:
+        net: In evaluation mode.
+        example: An input; the copy is taken only where it computes the same, within 1e-4 of the largest output in fp32.
+
+    Returns:
+        The network to run, and whether it was folded.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        fused: nn.Module = fuse(net)
+        expected, found = net(example), fused(example)
+    except Exception:  # torch.fx raises its own errors and any that a network's code raises under tracing
+        return net, False
+    if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
+        return net, False
+    return fused.to(memory_format=torch.channels_last), True
+
+
+def in_half_precision(device: torch.device) -> bool:
+    """Whether matrices are multiplied in half precision here, inside the context of some precision."""
+    one = torch.ones(1, 1, device=device)
+    return one.mm(one).dtype != torch.float32
