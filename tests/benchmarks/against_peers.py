@@ -46,6 +46,9 @@ PROGRAMS = {
     "ours": Program(file="ours.py", environment="", modes=MODES),
     "plain": Program(file="plain.py", environment="", modes=MODES),
     "tuned": Program(file="plain.py", environment="", modes=MODES, words=("tuned",)),
+    "tuned_eval": Program(
+        file="plain.py", environment="", modes=("frozen", "frozen_plain", "staged"), words=("tuned", "eval")
+    ),
     "lightning": Program(file="with_lightning_callback.py", environment="lightning", modes=MODES),
     "fastai": Program(file="with_fastai.py", environment="fastai", modes=MODES),
     "finetuning_scheduler": Program(

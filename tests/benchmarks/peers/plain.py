@@ -1,7 +1,8 @@
-"""A plain PyTorch loop, as most people write it; with ``tuned`` as its second word, the same loop tuned by hand.
+"""A plain PyTorch loop, as PyTorch's own transfer-learning tutorial writes it; further words tune it by hand.
 
-Tuned: bf16 autocast, channels_last, loader workers that stay alive. Both run the frozen stages without an autograd graph
-and in eval mode, and both run them again every epoch.
+The tutorial sets ``requires_grad = False`` on what is frozen and calls ``model.train()`` every epoch, so frozen BatchNorms
+normalise by the batch and their statistics drift. ``tuned``: bf16 autocast, channels_last, loader workers that stay alive.
+``eval``: the frozen stages in evaluation mode too, as they should be. All of them run the frozen stages again every epoch.
 """
 
 import sys
@@ -16,7 +17,7 @@ from with_torchvision import loaders, network
 
 def main() -> None:
     """Train and answer."""
-    told, tuned = job(), sys.argv[2:] == ["tuned"]
+    told, tuned, frozen_eval = job(), "tuned" in sys.argv[2:], "eval" in sys.argv[2:]
     torch.manual_seed(told.seed)
     train, valid = loaders(told, persistent=tuned)
     model = network(told)
@@ -36,9 +37,11 @@ def main() -> None:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=WEIGHT_DECAY)
         for epoch in range(phase.epochs):
-            model.eval()
-            for module in trained:
-                module.train()
+            model.train()
+            if frozen_eval:
+                model.eval()
+                for module in trained:
+                    module.train()
             total = 0.0
             for images, targets in train:
                 if tuned:
