@@ -105,6 +105,7 @@ def results_of(
         "seconds": judged.seconds,
         "cached_after": about["stage"],
         "views": 1,
+        "shifts": 0,
     }
     return {
         "test": judged.metrics["test"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.index import SPLITS
 from finetune.data.reading import Source, read_by
-from finetune.data.sampling import Rows
+from finetune.data.sampling import Rows, key, shuffled
 from finetune.errors import RunError
 from finetune.feature_store import Entry, Layout, existing, opened
 from finetune.input_spec import InputSpec
@@ -80,7 +80,15 @@ class ActivationStore:
             device=self._device.type,
         )
 
-    def view(self, split: str, *, augment: str = "none", phase: str = "", view: int | None = None) -> Entry:
+    def view(
+        self,
+        split: str,
+        *,
+        augment: str = "none",
+        phase: str = "",
+        view: int | None = None,
+        some: Rows | None = None,
+    ) -> Entry:
         """One view of all images of a split, computed where it is not there.
 
         Args:
@@ -88,6 +96,7 @@ class ActivationStore:
             augment: Training view; ``none`` is the evaluation view.
             phase: Name of the phase, for a random view.
             view: Its number, likewise.
+            some: Of these rows of the index alone.
 
         Raises:
             RunError: The disk filled up since the plan was made.
@@ -95,7 +104,9 @@ class ActivationStore:
         parts: dict[str, Any] = {"augment": augment}
         if view is not None:
             parts |= {"seed": self._seed, "phase": phase, "view": view}
-        rows = self._data.source.index.rows(split)
+        rows = self._data.source.index.rows(split) if some is None else some
+        if some is not None:
+            parts["rows"] = some.tolist()
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
@@ -107,8 +118,8 @@ class ActivationStore:
             "view": view or 0,
             "rows": len(rows),
         }
-        key = {**self._parts, "split": split, "view": parts}
-        entry = opened(key, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
+        whole = {**self._parts, "split": split, "view": parts}
+        entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
         if entry is None:
             raise RunError(
                 f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
@@ -239,7 +250,10 @@ class FeatureCache:
         self._classifier, self._phase, self._data = classifier, phase, data
         self._seed, self._limit, self._say = seed, limit_bytes, say
         self._random = phase.augment != "none"
-        self._views = (choice.views or 1) if self._random else 1
+        self._views = (choice.views or 1) if self._random and not choice.shifts else 1
+        self._shifts = choice.shifts
+        # what augmentation did to the features of some images (shifts, D)
+        self._shifts_SD: Tensor | None = None
         self._store: ActivationStore | None = None
         self._train: list[Entry] = []
         self._val: Entry | None = None
@@ -268,24 +282,46 @@ class FeatureCache:
             device=device,
             context=context,
         )
-        for view in range(self._views if trains else 0):
-            number = view if self._random else None
-            self._train.append(store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number))
-        self._val = store.view("val")
         index = self._data.source.index
         # places of the index's rows in the entries
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
+        if trains and self._shifts:
+            self._train.append(store.view("train"))
+            self._shifts_SD = self._find_shifts(store)
+        elif trains:
+            for view in range(self._views):
+                number = view if self._random else None
+                self._train.append(
+                    store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number)
+                )
+        self._val = store.view("val")
         if trains:
             size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
             done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
             self._say(f"  cache: {done}; {size:.1f} MB")
 
+    def _find_shifts(self, store: ActivationStore) -> Tensor:
+        """Features of a training view less those of the evaluation view (S, D), of some images."""
+        phase, rows = self._phase, self._data.source.index.rows("train")
+        some = np.sort(shuffled(rows, self._seed, "shifts", phase.name)[: self._shifts])
+        seen = store.view("train", augment=phase.augment, phase=phase.name, view=0, some=some)
+        plain = store.tensor(self._train[0].read(self._places[some]))
+        shifts_SD = store.tensor(seen.read(np.arange(len(some)))).float() - plain.float()
+        seen.close()
+        return shifts_SD
+
     def train(self, views: Rows, rows: Rows) -> Tensor:
         """Activations (B, ...) of some rows of the index, each of one of its views."""
         assert self._store is not None
         places = self._places[rows]
+        if self._shifts_SD is not None:
+            # without a pool, the number of a view is that of the epoch
+            keys = zip(views.tolist(), rows.tolist(), strict=True)
+            drawn = [key(self._seed, "shift", self._phase.name, view, row) % len(self._shifts_SD) for view, row in keys]
+            plain = self._store.tensor(self._train[0].read(places))
+            return (plain.float() + self._shifts_SD[drawn]).to(plain.dtype)
         if len(self._train) == 1:
             return self._store.tensor(self._train[0].read(places))
         values = np.empty((len(rows), self._train[0].layout.row_bytes), np.uint8)
@@ -305,7 +341,7 @@ class FeatureCache:
         for entry in (*self._train, self._val):
             if entry is not None:
                 entry.close()
-        self._train, self._val = [], None
+        self._train, self._val, self._shifts_SD = [], None, None
 
 
 def eval_features(

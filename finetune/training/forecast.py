@@ -145,8 +145,10 @@ class _Calibration:
                 prefix = Prefix(self._classifier, choice.boundary, fold=in_half_precision(self._device))
             with self._context():
                 prefix_s = self._timed(lambda: prefix(self._images)) / _IMAGES
-            views = choice.views or 1
-            cache_s = views * train * self._speed.of(read_s, prefix_s) + val * self._speed.of(eval_read_s, prefix_s)
+            seen, plain = (choice.views or 1) * train, val
+            if choice.shifts:
+                seen, plain = choice.shifts, train + val
+            cache_s = seen * self._speed.of(read_s, prefix_s) + plain * self._speed.of(eval_read_s, prefix_s)
         if phase.solver == "lbfgs":
             return Forecast(cache_s=cache_s, train_s=0.0)
         trained, given = self._trained(choice, phase)

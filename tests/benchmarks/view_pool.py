@@ -1,9 +1,9 @@
-"""How many views of each image a frozen phase needs: accuracy against the size of the pool, for the rule of ``cache: auto``.
+"""What a frozen phase loses or gains by its cache: accuracy with ``auto``, and with pools of so many views an image.
 
     uv run python tests/benchmarks/view_pool.py --data digits pets/ --seeds 3
 
-The head of a frozen ResNet-18 is trained for some epochs on pools of 1, 2, ... views an image; a pool as large as the number
-of epochs is training without a cache. Differences to that are paired by seed.
+The head of a frozen ResNet-18 is trained for some epochs; a pool as large as the number of epochs is training without a
+cache. Differences to that are paired by seed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from finetune.commands.train import train
 from finetune.config import compose
 
 
-def accuracy(*, data: str, weights: str, epochs: int, views: int, seed: int, size: int, per_class: int) -> float:
+def accuracy(*, data: str, weights: str, epochs: int, views: int | str, seed: int, size: int, per_class: int) -> float:
     """Test accuracy of one run."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["digits"], help="digits, or image folders, DIR/<class>/*")
     parser.add_argument("--per-class", type=int, default=20, help="training images of each class")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--views", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--views", nargs="+", default=["auto", "1", "2", "4", "8", "16"], help="the last: one an epoch")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=32)
     args = parser.parse_args()
@@ -75,7 +75,7 @@ def main() -> None:
             ]
             for views in args.views
         }
-        whole = by_pool[max(args.views)]
+        whole = by_pool[args.views[-1]]
         for views, values in by_pool.items():
             mean, error = interval(values)
             paired = interval([one - other for one, other in zip(values, whole, strict=True)])

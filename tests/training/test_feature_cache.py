@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.data.sampling import Rows
 from finetune.errors import UserError
 from finetune.feature_store import features_folder, listed
 from finetune.training.cache_choice import frozen_boundary, pool_size
+from finetune.training.feature_cache import FeatureCache
 from finetune.training.prefix import folded
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier
@@ -61,6 +63,38 @@ def test_a_pool_of_views_is_the_same_pool_without_a_cache(
     assert uncached.results["phases"][0]["cached_after"] == ""
     assert uncached.results["phases"][0]["views"] == 2
     assert same_weights(tmp_path / "cached", tmp_path / "uncached")
+
+
+def test_auto_adds_what_augmentation_does_to_some_features_to_those_of_the_evaluation_view(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.training.cache_choice.SHIFTS", 5)
+    seen: dict[int, list[torch.Tensor]] = {}
+    real = FeatureCache.train
+
+    def train(self: FeatureCache, views: Rows, rows: Rows) -> torch.Tensor:
+        given = real(self, views, rows)
+        assert self._store is not None
+        plain = self._store.tensor(self._train[0].read(self._places[rows]))
+        assert len(set(views.tolist())) == 1
+        seen.setdefault(int(views[0]), []).append(torch.cat([given - plain, torch.from_numpy(rows)[:, None]], 1))
+        return given
+
+    monkeypatch.setattr(FeatureCache, "train", train)
+    given = words("schedule=frozen", "schedule.epochs=3", "data.augment=standard")
+    first = train_tiny(given, tmp_path / "first")
+    assert first.results["phases"][0]["shifts"] == 5
+    # each image once, five of them once more, and the validation images
+    assert f"{36 + 5 + 6} activations after layer4 computed, 0 found" in capsys.readouterr().out
+    epochs = [torch.cat(seen[epoch]) for epoch in range(3)]
+    epochs = [epoch[epoch[:, -1].argsort()] for epoch in epochs]
+    for epoch in epochs:
+        assert len(epoch) == 36
+        assert 1 < len(epoch[:, :-1].round(decimals=4).unique(dim=0)) <= 5
+    assert not torch.equal(epochs[0], epochs[1])
+    train_tiny(given, tmp_path / "second")
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+    assert "0 activations after layer4 computed, 47 found" in capsys.readouterr().out
 
 
 def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,8 @@ def test_a_cache_is_paid_for_once_and_its_epochs_cost_what_trains(
     (long,) = forecasts(words(*given, "schedule.epochs=20"), monkeypatch)
     assert short.cache_s == long.cache_s > 0
     assert long.train_s == pytest.approx(10 * short.train_s)
-    (pool,) = forecasts(words("schedule=frozen", "schedule.epochs=9", "data.augment=standard"), monkeypatch)
+    pool_words = words("schedule=frozen", "schedule.epochs=9", "data.augment=standard", "schedule.cache=3")
+    (pool,) = forecasts(pool_words, monkeypatch)
     (one,) = forecasts(words("schedule=frozen", "schedule.epochs=9", "data.augment=none"), monkeypatch)
     # three views of each of the training images in place of one, and the validation images once
     assert pool.cache_s / one.cache_s == pytest.approx((3 * 36 + 6) / (36 + 6))

@@ -30,7 +30,11 @@ MIXED = (
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_at_any_event_ends_as_the_uninterrupted_one(workers: int, words: Words, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_event_ends_as_the_uninterrupted_one(
+    workers: int, words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a cache of its own for each run: what it writes there is among its events
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     asked = words(*MIXED, f"data.num_workers={workers}")
     total = run_whole(asked, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
@@ -42,6 +46,7 @@ def test_a_run_killed_at_any_event_ends_as_the_uninterrupted_one(workers: int, w
         [[draw.choice(writing)], [draw.randrange(total)], [draw.randrange(total), draw.randrange(total // 2)]]
     ):
         run_dir = tmp_path / f"killed{number}"
+        monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / f"cache{number}"))
         assert run_killed(asked, run_dir, kills=kills) >= 1
         assert outcome(run_dir) == expected, f"killed at {[events[kills[0]]]}"
         assert not list(run_dir.rglob("*.part"))
