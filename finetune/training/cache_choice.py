@@ -20,8 +20,8 @@ costs little more than one pass whatever the number of epochs. Test accuracy of 
 | characters | 100 | 5 | 6.6 ± 0.9 | -3.3 ± 1.2 | -1.1 ± 0.7 | -0.9 ± 0.4 |
 | solids | 100 | 5 | -1.3 ± 1.6 | -1.1 ± 0.8 | -0.9 ± 1.5 | -0.7 ± 1.5 |
 
-Five seeds at 5 epochs and 20 labels, three elsewhere. The solids, seen from all sides, are the one set that gains from real views; where
-crops and mirror images are unlike the test images, the evaluation view teaches more.
+Five seeds at 5 epochs and 20 labels, three elsewhere. The solids, seen from all sides, are the one set that gains from real
+views; where crops and mirror images are unlike the test images, the evaluation view teaches more.
 
     uv run python tests/benchmarks/view_pool.py --data digits FOLDER... --epochs 5 --per-class 20 --views auto 1 2 5
 
