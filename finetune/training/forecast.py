@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.transforms import View, eval_view, train_view
 from finetune.models.classifier import Classifier
+from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
 from finetune.training.cache_choice import CacheChoice
 from finetune.training.freezing import apply_phase
@@ -102,7 +103,7 @@ class _Calibration:
     def __init__(self, classifier: Classifier, data: ImageDataModule, trainer: pl.Trainer, *, shares: int) -> None:
         self._device = trainer.strategy.root_device
         self._context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
-        self._classifier = classifier.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._classifier = classifier.to(self._device, memory_format=memory_format_for(classifier.input_spec))  # type: ignore[call-overload]
         self._data, self._share_s = data, BUDGET_S / shares
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._speed = _Speed(workers=data.num_workers, cores=cores, on_cpu=self._device.type == "cpu")

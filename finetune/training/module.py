@@ -13,6 +13,7 @@ from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.models.memory_format import memory_format_for
 from finetune.models.slices import in_slices
 from finetune.training.cache_choice import frozen_boundary
 from finetune.training.ema import StageEma
@@ -172,7 +173,7 @@ class FineTuner(pl.LightningModule):
             return in_slices(self.classifier.embed, images)
         activations = images if self._prefix is None else self._prefix(images)
         if activations.ndim == 4:
-            activations = activations.contiguous(memory_format=torch.channels_last)
+            activations = activations.contiguous(memory_format=memory_format_for(self.classifier.input_spec))
         features_BD: torch.Tensor = self._rest[0](activations)
         return features_BD
 

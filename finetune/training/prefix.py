@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.classifier import Classifier
+from finetune.models.memory_format import memory_format_for
 from finetune.models.slices import in_slices
 
 
@@ -24,6 +25,7 @@ class Prefix:
             example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, device=device)
             with torch.autocast(device.type, enabled=False):
                 self._net, self.folded = folded(self._net, classifier.prepare(example))
+            self._net.to(memory_format=memory_format_for(spec))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
         return net, False
     if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
         return net, False
-    return fused.to(memory_format=torch.channels_last), True
+    return fused, True
 
 
 def in_half_precision(device: torch.device) -> bool:

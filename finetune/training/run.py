@@ -21,6 +21,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
+from finetune.models.memory_format import memory_format_for
 from finetune.processes import is_first_process
 from finetune.training.cache_choice import CacheChoice, cached_fields
 from finetune.training.checkpoints import (
@@ -104,8 +105,7 @@ class Run:
         """
         if is_first_process():
             remove_parts(self.run_dir)
-        # a quarter faster on a CPU; with half precision on a GPU too (tests/benchmarks/through_fit.py)
-        self.classifier.to(memory_format=torch.channels_last)
+        self.classifier.to(memory_format=memory_format_for(self.classifier.input_spec))
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
         carried: dict[str, Any] | None = None
