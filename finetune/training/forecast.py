@@ -36,7 +36,7 @@ BUDGET_S = 2.0
 # images in a measured batch: enough for the kernels to be those of a real one
 _IMAGES = 8
 # what the training loop does around a step, and around an epoch (validation's start, two checkpoints, a line of the log), in
-# steps of a lone linear head, which like them are all Python and dispatch; measured by tests/benchmarks/plan_time.py
+# steps of a lone linear head, which like them are all Python and dispatch; estimates, which tests/benchmarks/plan_time.py checks
 _LOOP_STEPS, _EPOCH_STEPS = 6.0, 250.0
 
 
