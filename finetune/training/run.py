@@ -368,8 +368,8 @@ class Run:
                 device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
                 cache.prepare(device=device, context=context, trains=False)
             # said, because the data knows no Trainer yet where every phase had been finished before a resume
-            place = {"rank": trainer.global_rank, "world": trainer.world_size}
-            batches = self.data.eval_dataloader(split, **place, activations=cache)
+            rank, world = trainer.global_rank, trainer.world_size
+            batches = self.data.eval_dataloader(split, rank=rank, world=world, activations=cache)
             with self._running(trainer):
                 trainer.test(module, dataloaders=batches, verbose=False)
             if cache is not None:
@@ -380,14 +380,13 @@ class Run:
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
         index = self.data.source.index
-        results = run_results(
-            classifier=self.classifier,
-            data=self.data,
-            phases=phases,
-            evaluated=evaluated,
-            facts=self.facts,
-            seed=self.seed,
-        )
+        shared: dict[str, Any] = {
+            "classifier": self.classifier,
+            "data": self.data,
+            "facts": self.facts,
+            "seed": self.seed,
+        }
+        results = run_results(phases=phases, evaluated=evaluated, **shared)
         bundle = self.run_dir / "model"
         if is_first_process():
             test = evaluated["gathered"]["test"]
