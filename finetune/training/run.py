@@ -380,13 +380,14 @@ class Run:
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
         index = self.data.source.index
-        shared: dict[str, Any] = {
-            "classifier": self.classifier,
-            "data": self.data,
-            "facts": self.facts,
-            "seed": self.seed,
-        }
-        results = run_results(phases=phases, evaluated=evaluated, **shared)
+        results = run_results(
+            classifier=self.classifier,
+            data=self.data,
+            phases=phases,
+            evaluated=evaluated,
+            facts=self.facts,
+            seed=self.seed,
+        )
         bundle = self.run_dir / "model"
         if is_first_process():
             test = evaluated["gathered"]["test"]
