@@ -1,8 +1,6 @@
 """``python -m finetune``."""
 
-import sys
-
-from finetune.cli import main
+from finetune.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

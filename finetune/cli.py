@@ -7,8 +7,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from finetune.errors import RunError, UserError, did_you_mean
+from finetune.lifetime import collect_rarely, leave
 from finetune.processes import is_first_process, process_name
 
 
@@ -168,5 +170,11 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
     return status
 
 
+def entry() -> NoReturn:
+    """The installed command: :func:`main` as a process of its own."""
+    collect_rarely()
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

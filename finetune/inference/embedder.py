@@ -16,6 +16,7 @@ from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.reading import reading_of
 from finetune.input_spec import InputSpec
+from finetune.lifetime import collect_as_usual
 from finetune.models.backbone import Backbone, build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
@@ -54,6 +55,7 @@ class Embedder(nn.Module):
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        collect_as_usual()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)

@@ -25,7 +25,7 @@ from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
 from finetune.training.prefix import Prefix, in_half_precision
 from finetune.training.progress import Progress
-from finetune.training.split_outputs import SplitOutputs
+from finetune.training.split_outputs import SplitOutputs, Validation
 from finetune.training.watchers import Watchers
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -55,6 +55,8 @@ class FineTuner(pl.LightningModule):
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
         boundary: The stage whose cached output the batches hold in place of images; None where they hold images.
+        keep_validation: Keep what the validation of the epoch that the phase hands on found, where one process sees all of
+            it.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class FineTuner(pl.LightningModule):
         file_of: Callable[[int], str] = str,
         carried: dict[str, dict[str, Any]] | None = None,
         boundary: str | None = None,
+        keep_validation: bool = False,
     ) -> None:
         super().__init__()
         # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
@@ -87,6 +90,10 @@ class FineTuner(pl.LightningModule):
         self.outputs = SplitOutputs()
         self.evaluated: dict[str, Any] = {}
         self.gathered: dict[str, torch.Tensor] = {}
+        # of the epoch whose weights the phase hands on; what is collected for the next one
+        self._keep_validation = keep_validation
+        self.validated: Validation | None = None
+        self._validating: SplitOutputs | None = None
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
         self._offset = offset
         # in a tuple, so that the modules are not registered a second time under other names
@@ -135,10 +142,13 @@ class FineTuner(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Move what is not a parameter to the device, and make the frozen prefix ready."""
+        self._prepare_prefix()
+        self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
+
+    def _prepare_prefix(self) -> None:
         if self._boundary is not None and not self._is_cached:
             with self.trainer.precision_plugin.forward_context():
                 self._prefix = Prefix(self.classifier, self._boundary, fold=in_half_precision(self.device))
-        self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of an epoch; not called when an epoch is resumed inside, so they go on from the checkpoint."""
@@ -215,17 +225,19 @@ class FineTuner(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Validate the averaged weights where there are any."""
         self.metrics.reset()
-        if self._ema is not None and self.trainer.state.fn == "fit":
+        fits = self.trainer.state.fn == "fit"
+        if self._ema is not None and fits:
             self._raw = self._ema.swap_in()
+        self._validating = SplitOutputs() if fits and self._keep_validation and self.trainer.world_size == 1 else None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch."""
-        logits_BK = self.logits(batch.images)
-        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
+        self._count(batch, self._validating)
 
     def on_validation_epoch_end(self) -> None:
         """Make the epoch's validation values known to the progress and to callbacks."""
-        values = {f"val/{name}": value for name, value in plain_metrics(self.metrics).items()}
+        metrics = plain_metrics(self.metrics)
+        values = {f"val/{name}": value for name, value in metrics.items()}
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
         if self.trainer.state.fn == "fit":
             if self.progress.monitor not in scalars:
@@ -233,6 +245,10 @@ class FineTuner(pl.LightningModule):
                     f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
                 )
             self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
+            if self._validating is not None and (self.progress.improved or self.phase.restore == "last"):
+                self.validated = Validation(
+                    step=self.trainer.global_step, metrics=metrics, outputs=self._validating.gather()
+                )
         # on every process, for callbacks of the user's: the values are those of all images already
         self.log_dict(scalars, logger=False, batch_size=1)
 
@@ -327,20 +343,25 @@ class FineTuner(pl.LightningModule):
             self._ema.averages = {name: tensor.to(self.device) for name, tensor in state["ema"].items()}
 
     def on_test_start(self) -> None:
-        """Start a count."""
+        """Start a count, with the frozen prefix as in the fit."""
         self.metrics.reset()
+        self._prepare_prefix()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count a batch and keep what the network says of it."""
+        self._count(batch, self.outputs)
+
+    def _count(self, batch: Batch, outputs: SplitOutputs | None) -> None:
         features_BD = self.features(batch.images)
         logits_BK = self.classifier.head(features_BD)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
-        self.outputs.add(
-            rows=batch.rows,
-            targets=batch.targets,
-            probabilities_BK=self.classifier.probabilities(logits_BK),
-            features_BD=features_BD,
-        )
+        if outputs is not None:
+            outputs.add(
+                rows=batch.rows,
+                targets=batch.targets,
+                probabilities_BK=self.classifier.probabilities(logits_BK),
+                features_BD=features_BD,
+            )
 
     def on_test_epoch_end(self) -> None:
         """Compute while the processes are still connected."""

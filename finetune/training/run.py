@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,6 +19,7 @@ from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.files import EVALUATION
+from finetune.lifetime import collect_as_usual
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.processes import is_first_process
@@ -35,6 +35,7 @@ from finetune.training.checkpoints import (
 from finetune.training.companions import Companions, check_strategy, interruptible
 from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.feature_cache import FeatureCache
+from finetune.training.final_evaluation import MOST_KEPT, evaluate, still_valid
 from finetune.training.freezing import apply_phase
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
@@ -43,7 +44,7 @@ from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult as RunResult
 from finetune.training.results import run_results
 from finetune.training.run_log import RunLog
-from finetune.training.split_outputs import SplitOutputs, sample_of, save_outputs
+from finetune.training.split_outputs import Validation, save_outputs
 from finetune.training.time_left import TimeLeft
 
 START, RESULT = "start.safetensors", "result.json"
@@ -103,11 +104,13 @@ class Run:
             UserError: Files of the run do not fit its configuration.
             RunError: Training cannot go on.
         """
+        collect_as_usual()
         if is_first_process():
             remove_parts(self.run_dir)
         self.classifier.to(memory_format=memory_format_for(self.classifier.input_spec))
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []
+        self._validated: Validation | None = None
         carried: dict[str, Any] | None = None
         with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
             self._companions = companions
@@ -148,7 +151,7 @@ class Run:
         )
         if needs_no_trainer(phase):
             return self._on_features(number, phase, before, log, cache), None
-        steps = self.data.batches_per_epoch(phase.batch_size)
+        steps, val_images = self.data.batches_per_epoch(phase.batch_size), len(self.data.source.index.rows("val"))
         offset = (sum(p["epochs"] for p in before), sum(p["steps"] for p in before))
         module = FineTuner(
             classifier=self.classifier,
@@ -163,6 +166,7 @@ class Run:
             file_of=self.data.source.index.path,
             carried=carried if phase.carry_optimizer else None,
             boundary=cache.boundary if cache is not None else None,
+            keep_validation=number + 1 == len(self.schedule) and val_images * len(self.classifier.classes) <= MOST_KEPT,
         )
         if is_first_process():
             self.say(
@@ -193,6 +197,8 @@ class Run:
         log.add(module.rows)
         best = module.progress.best_epoch
         self._restore(folder, phase)
+        kept = best if phase.restore == "best" else epochs - 1
+        self._validated = still_valid(module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images)
         result = {
             "name": phase.name,
             "train": list(phase.train),
@@ -344,13 +350,9 @@ class Run:
 
     def _evaluate(self) -> dict[str, Any]:
         """Validation and test metrics of the final weights, and what they say of each image."""
-        trainer = self._silent_trainer()
-        evaluated: dict[str, Any] = {"gathered": {}}
         number = len(self.schedule) - 1
-        for split in ("val", "test"):
-            # validation images have passed the frozen prefix of the last phase, if it has one, already
-            cache = self._cache(number, self.schedule[number]) if split == "val" else None
-            module = FineTuner(
+        return evaluate(
+            make_module=lambda cache: FineTuner(
                 classifier=self.classifier,
                 phase=self.schedule[number],
                 optimizer=self.make_optimizer(self.schedule[number]),
@@ -359,24 +361,15 @@ class Run:
                 monitor=self.monitor,
                 steps_per_epoch=1,
                 boundary=cache.boundary if cache is not None else None,
-            )
-            self.classifier.eval()
-            # a map of the test images is all that embeddings are kept for
-            rows = torch.from_numpy(self.data.source.index.rows(split))
-            module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
-            if cache is not None:
-                device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
-                cache.prepare(device=device, context=context, trains=False)
-            # said, because the data knows no Trainer yet where every phase had been finished before a resume
-            rank, world = trainer.global_rank, trainer.world_size
-            batches = self.data.eval_dataloader(split, rank=rank, world=world, activations=cache)
-            with self._running(trainer):
-                trainer.test(module, dataloaders=batches, verbose=False)
-            if cache is not None:
-                cache.close()
-            evaluated[split] = module.evaluated
-            evaluated["gathered"][split] = module.gathered
-        return evaluated
+            ),
+            # validation images have passed the frozen prefix of the last phase, if it has one, already
+            make_cache=lambda: self._cache(number, self.schedule[number]),
+            validated=self._validated,
+            classifier=self.classifier,
+            data=self.data,
+            trainer=self._silent_trainer(),
+            running=self._running,
+        )
 
     def _finish(self, phases: list[dict[str, Any]], evaluated: dict[str, Any]) -> RunResult:
         index = self.data.source.index

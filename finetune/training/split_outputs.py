@@ -1,6 +1,7 @@
 """What a network says of the images of a split: probabilities of all, embeddings of a sample, gathered over processes."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ class SplitOutputs:
         whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
         order, embedded = whole["rows"].argsort(), whole["embedded_rows"].argsort()
         return {name: t[embedded if name.startswith("embed") else order].contiguous() for name, t in whole.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What one validation of a fit found.
+
+    Args:
+        step: Optimizer steps of the phase before it.
+        metrics: As plain values.
+        outputs: As :meth:`SplitOutputs.gather` gives them.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    outputs: dict[str, torch.Tensor]
 
 
 def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:

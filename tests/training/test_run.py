@@ -5,12 +5,16 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import finetune
+from finetune.files import EVALUATION
+from finetune.training.final_evaluation import still_valid
+from finetune.training.split_outputs import Validation
 from tests.runs import moved_stages, outcome, train_tiny
 
 ALL = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
@@ -215,3 +219,58 @@ def test_class_weights_and_the_focal_loss_change_what_is_learned(words: Words, t
         outcomes.append(run.results["weights_hash"])
     # the classes are equally large here, so that balanced weights are all one
     assert outcomes[0] == outcomes[2] != outcomes[1]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["schedule=frozen", "schedule.phases.0.epochs=4", "schedule.lr=0.3"],
+        ["schedule=full", "schedule.phases.0.epochs=3", "schedule.restore=last", "schedule.ema_decay=0.5"],
+        # frozen stages that are not cached, their BatchNorm folded
+        [
+            "schedule=frozen",
+            "schedule.phases.0.train=[last,head]",
+            "schedule.phases.0.epochs=1",
+            "trainer.precision=bf16-mixed",
+            "input.size=64",
+        ],
+    ],
+)
+def test_the_last_validation_of_the_weights_is_the_one_that_the_results_show(
+    more: list[str], words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        kept.append(still_valid(*args, **kwargs))
+        return kept[-1]
+
+    monkeypatch.setattr("finetune.training.run.still_valid", counted)
+    once = train_tiny(words(*more), tmp_path / "once").run_dir
+    assert kept[-1] is not None
+    # computed again, as after a resume
+    monkeypatch.setattr("finetune.training.run.still_valid", lambda *args, **kwargs: None)
+    again = train_tiny(words(*more), tmp_path / "again").run_dir
+    for name in ("val", "test"):
+        assert (
+            json.loads((once / "results.json").read_text())[name]
+            == json.loads((again / "results.json").read_text())[name]
+        )
+    first, second = load_file(once / EVALUATION), load_file(again / EVALUATION)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_validation_of_other_weights_or_of_a_part_is_not_taken_for_the_last() -> None:
+    found = Validation(step=8, metrics={}, outputs={"rows": torch.arange(5)})
+    assert still_valid(found, step=8, images=5) is found
+    assert still_valid(found, step=4, images=5) is None
+    assert still_valid(found, step=8, images=6) is None
+    assert still_valid(None, step=8, images=5) is None
+
+
+def test_validating_at_other_times_changes_no_result(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=full", "schedule.phases.0.epochs=1", "schedule.restore=last", "+trainer.limit_val_batches=1"]
+    run = train_tiny(words(*more, "data.eval_batch_size=2"), tmp_path / "run")
+    # though the fit saw two of them
+    assert sum(map(sum, run.results["val"]["confusion"])) == len(load_file(run.run_dir / EVALUATION)["val/rows"]) > 2

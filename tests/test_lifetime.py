@@ -1,0 +1,66 @@
+"""How a process of the command line begins and ends."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+
+from finetune.lifetime import collect_as_usual, collect_rarely
+
+
+def ended(program: str) -> subprocess.CompletedProcess[str]:
+    """A process that imports torch, or says that it did, and leaves."""
+    start = "import atexit, sys, threading, time\nfrom finetune.lifetime import leave\n"
+    # with buffers that are full of what was said
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [sys.executable, "-c", start + program], capture_output=True, text=True, timeout=60, env=environment
+    )
+
+
+@pytest.mark.parametrize("heavy", [True, False])
+def test_what_was_promised_for_the_end_is_done(heavy: bool) -> None:
+    program = "sys.modules['torch'] = sys\n" if heavy else ""
+    program += (
+        "atexit.register(lambda: print('at exit'))\n"
+        "def late():\n    time.sleep(0.3)\n    print('late')\n"
+        "class Module:\n    def __del__(self):\n        print('taken apart')\n"
+        "kept = Module()\n"
+        "{thread}"
+        "print('said')\n"
+        "print('wrong', file=sys.stderr)\n"
+        "leave(3)\n"
+    )
+    done = ended(program.format(thread=""))
+    assert (done.returncode, done.stderr) == (3, "wrong\n")
+    assert done.stdout == ("said\nat exit\n" if heavy else "said\nat exit\ntaken apart\n")
+    # another thread has something to say: Python waits for it
+    done = ended(program.format(thread="threading.Thread(target=late).start()\n"))
+    assert (done.returncode, done.stdout.splitlines()[:3]) == (3, ["said", "late", "at exit"])
+
+
+def test_a_full_disk_under_standard_output_is_not_hidden() -> None:
+    done = ended(
+        "import os\nsys.modules['torch'] = sys\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nprint('x')\nleave(0)\n"
+    )
+    assert done.returncode == 120
+    assert "No space left" in done.stderr
+
+
+def test_the_search_for_garbage_is_put_off_and_taken_up_again() -> None:
+    before = gc.get_threshold()
+    try:
+        collect_rarely()
+        assert gc.get_threshold() != before
+        collect_as_usual()
+        assert gc.get_threshold() == before
+        frozen = gc.get_freeze_count()
+        assert frozen > 0
+        # once
+        collect_as_usual()
+        assert gc.get_freeze_count() <= frozen
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
