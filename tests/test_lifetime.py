@@ -64,3 +64,22 @@ def test_the_search_for_garbage_is_put_off_and_taken_up_again() -> None:
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)
+
+
+def test_between_phases_a_circle_of_references_goes() -> None:
+    done = ended(
+        "import gc, weakref\n"
+        "from finetune.lifetime import collect_as_usual, collect_rarely, give_back_memory\n"
+        "collect_rarely()\n"
+        "heavy = [[number] for number in range(200_000)]\n"
+        "collect_as_usual()\n"
+        "gc.disable()\n"
+        "class Trainer:\n    pass\n"
+        "trainer = Trainer()\n"
+        "trainer.loop, alive = trainer, weakref.ref(trainer)\n"
+        "del trainer\n"
+        "assert alive() is not None\n"
+        "give_back_memory()\n"
+        "assert alive() is None\n"
+    )
+    assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.files import EVALUATION
-from finetune.lifetime import collect_as_usual
+from finetune.lifetime import collect_as_usual, give_back_memory
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.processes import is_first_process
@@ -117,8 +117,10 @@ class Run:
             self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
+                    give_back_memory()
                     result, carried = self._phase(number, phase, phases, log, carried)
                     phases.append(result)
+                give_back_memory()
                 evaluated = self._evaluate()
             except Exception as error:
                 explained = companions.explained(error)
