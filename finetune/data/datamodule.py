@@ -1,8 +1,9 @@
 """Batches for the Trainer: a source, a view, and the order of one phase."""
 
+import ctypes
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
@@ -16,6 +17,9 @@ from finetune.data.sources import Source
 from finetune.data.transforms import View, eval_view, train_view
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
+
+# the parameter of glibc's mallopt, and its value: blocks so large are the system's own again as soon as they are free
+_M_MMAP_THRESHOLD, _BLOCK_BYTES = -3, 2**20
 
 
 class Position(NamedTuple):
@@ -98,6 +102,34 @@ class ViewDataset(Dataset[Batch]):
         )
 
 
+class ViewRequest(NamedTuple):
+    """One view of images, apart from training.
+
+    ``augment`` is a training view, ``none`` the evaluation view; a random one is that number of that phase.
+    """
+
+    augment: str = "none"
+    phase: str = ""
+    number: int = 0
+
+
+class ManyViews(Dataset[Batch]):
+    """Batches of several views; which one is said by a batch's ``epoch``.
+
+    Args:
+        views: Each as a data set, and its number.
+    """
+
+    def __init__(self, views: list[tuple[ViewDataset, int]]) -> None:
+        self._views = views
+
+    def __getitems__(self, batch: BatchKey) -> Batch:
+        """One whole batch."""
+        dataset, number = self._views[batch.epoch]
+        made = dataset.__getitems__(batch._replace(epoch=number))
+        return made._replace(position=made.position._replace(epoch=batch.epoch))
+
+
 class ActivationDataset(Dataset[Batch]):
     """Cached activations in place of images.
 
@@ -139,6 +171,12 @@ class ActivationDataset(Dataset[Batch]):
 def _whole(batch: Batch) -> Batch:
     """The data set already gives whole batches."""
     return batch
+
+
+def _give_back_blocks(worker: int) -> None:
+    """Loader processes hand large blocks back to the system, where glibc would keep them and grow by them."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _BLOCK_BYTES)
 
 
 def default_workers(*, in_memory: bool) -> int:
@@ -251,23 +289,28 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(images, batches)
 
     def views_dataloader(
-        self, chunks: Iterable[tuple[int, Rows]], *, augment: str, phase: str, view: int
+        self, requests: Sequence[ViewRequest], chunks: Iterable[tuple[int, int, Rows]]
     ) -> DataLoader[Batch]:
-        """One view of the rows of each chunk, in this process; a batch's ``position.step`` is the chunk's number.
+        """Views of the rows of each chunk, in this process, by one set of workers.
 
         Args:
-            chunks: Number and rows of each; asked for one after the other.
-            augment: Training view, ``none`` for the evaluation view.
-            phase: Name of the phase.
-            view: Number of the view.
+            requests: The views.
+            chunks: Place of its view among them, number and rows of each; asked for one after the other. A batch's
+                ``position`` has the place as ``epoch`` and the number as ``step``.
         """
-        view_dataset = ViewDataset(
-            source=self.source,
-            view=train_view(self.spec, augment=augment),
-            seed=self.seed,
-            phase=None if augment == "none" else phase,
-        )
-        return self._loader(view_dataset, ChunkBatches(chunks, epoch=view), persistent=False)
+        views = [
+            (
+                ViewDataset(
+                    source=self.source,
+                    view=train_view(self.spec, augment=request.augment),
+                    seed=self.seed,
+                    phase=None if request.augment == "none" else request.phase,
+                ),
+                request.number,
+            )
+            for request in requests
+        ]
+        return self._loader(ManyViews(views), ChunkBatches(chunks), persistent=False)
 
     def check_processes(self, world: int, batch_sizes: Iterable[int]) -> None:
         """Hold that each of several processes has something to do, before any is started.
@@ -322,7 +365,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(
         self,
-        dataset: ViewDataset | ActivationDataset,
+        dataset: ViewDataset | ManyViews | ActivationDataset,
         batches: TrainBatches | EvalBatches | ChunkBatches,
         *,
         num_workers: int | None = None,
@@ -335,5 +378,6 @@ class ImageDataModule(pl.LightningDataModule):
             collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
+            worker_init_fn=_give_back_blocks,
             pin_memory=torch.cuda.is_available(),
         )

@@ -156,16 +156,15 @@ class ChunkBatches(Sampler[BatchKey]):
     """Batches that are made up while they are asked for, each under its own number.
 
     Args:
-        chunks: Number and rows of each; taken one after the other, once.
-        epoch: The view of the images.
+        chunks: Which view, as a place in a list of them, number and rows of each; taken one after the other, once.
     """
 
-    def __init__(self, chunks: Iterable[tuple[int, Rows]], *, epoch: int = 0) -> None:
-        self._chunks, self._epoch = chunks, epoch
+    def __init__(self, chunks: Iterable[tuple[int, int, Rows]]) -> None:
+        self._chunks = chunks
 
     def __iter__(self) -> Iterator[BatchKey]:
-        for number, rows in self._chunks:
-            yield BatchKey(self._epoch, number, rows, len(rows), 1)
+        for which, number, rows in self._chunks:
+            yield BatchKey(which, number, rows, len(rows), 1)
 
 
 class EvalBatches(Sampler[BatchKey]):

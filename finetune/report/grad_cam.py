@@ -14,6 +14,8 @@ from finetune.report.pictures import pixels_url
 # a coarser map says nothing about places
 _FEWEST_CELLS = 4
 _SHOWN_PX = 160
+# images that are looked at together: more would take more memory than training did
+_TOGETHER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +78,13 @@ def heat_maps(classifier: Classifier, where: Where, images_BCHW: Tensor, classes
     """
     from captum.attr import LayerAttribution, LayerGradCam
 
+    found = []
     with _out_of_place(classifier), torch.enable_grad():
-        images = images_BCHW.float() / 255
-        cams = LayerGradCam(classifier, where.layer).attribute(images, target=classes, relu_attributions=True)
-    scaled_BHW: Tensor = LayerAttribution.interpolate(cams.detach(), tuple(images.shape[-2:]), "bilinear")[:, 0]
+        for at in range(0, len(images_BCHW), _TOGETHER):
+            images, targets = images_BCHW[at : at + _TOGETHER].float() / 255, classes[at : at + _TOGETHER]
+            cams = LayerGradCam(classifier, where.layer).attribute(images, target=targets, relu_attributions=True)
+            found.append(cams.detach())
+    scaled_BHW: Tensor = LayerAttribution.interpolate(torch.cat(found), tuple(images_BCHW.shape[-2:]), "bilinear")[:, 0]
     return scaled_BHW / scaled_BHW.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 

@@ -1,15 +1,15 @@
 """The frozen prefix of a phase, computed once: activations after its last stage, of every view, on disk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune.data.datamodule import ImageDataModule
+from finetune.data.datamodule import ImageDataModule, ViewRequest
 from finetune.data.index import SPLITS
 from finetune.data.reading import Source, read_by
 from finetune.data.sampling import Rows, key, shuffled
@@ -26,6 +26,15 @@ from finetune.versions import versions
 
 # rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
 CHUNK_ROWS = 64
+EVALUATION_VIEW = ViewRequest()
+
+
+class Wanted(NamedTuple):
+    """One view of the images of a split, or of some rows of it alone."""
+
+    split: str
+    view: ViewRequest = EVALUATION_VIEW
+    some: Rows | None = None
 
 
 class ActivationStore:
@@ -61,7 +70,7 @@ class ActivationStore:
         with context():
             image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
             plain = Prefix(classifier, boundary, fold=False)(image)
-            self._prefix = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
+            self._prefix: Prefix | None = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
         self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
         self._parts = self._depends_on()
         self.found = self.computed = 0
@@ -76,74 +85,74 @@ class ActivationStore:
             boundary=self._boundary,
             source=self._data.source,
             dtype=self.dtype,
-            folded=self._prefix.folded,
+            folded=self._prefix is not None and self._prefix.folded,
             device=self._device.type,
         )
 
-    def view(
-        self,
-        split: str,
-        *,
-        augment: str = "none",
-        phase: str = "",
-        view: int | None = None,
-        some: Rows | None = None,
-    ) -> Entry:
-        """One view of all images of a split, computed where it is not there.
-
-        Args:
-            split: Its name.
-            augment: Training view; ``none`` is the evaluation view.
-            phase: Name of the phase, for a random view.
-            view: Its number, likewise.
-            some: Of these rows of the index alone.
+    def views(self, wanted: Sequence[Wanted]) -> list[Entry]:
+        """Each of several views, computed where it is not there.
 
         Raises:
             RunError: The disk filled up since the plan was made.
         """
-        parts: dict[str, Any] = {"augment": augment}
-        if view is not None:
-            parts |= {"seed": self._seed, "phase": phase, "view": view}
-        rows = self._data.source.index.rows(split) if some is None else some
-        if some is not None:
-            parts["rows"] = some.tolist()
+        rows = [self._data.source.index.rows(one.split) if one.some is None else one.some for one in wanted]
+        entries = [self._open(one, mine) for one, mine in zip(wanted, rows, strict=True)]
+        computed = self._fill(entries, rows, [one.view for one in wanted])
+        self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
+        return entries
+
+    def _open(self, wanted: Wanted, rows: Rows) -> Entry:
+        view = wanted.view
+        parts: dict[str, Any] = {"augment": view.augment}
+        if view.augment != "none":
+            parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
+        if wanted.some is not None:
+            parts["rows"] = wanted.some.tolist()
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
         about = {
             "backbone": self._classifier.backbone.name,
             "boundary": self._boundary,
-            "split": split,
-            "augment": augment,
-            "view": view or 0,
+            "split": wanted.split,
+            "augment": view.augment,
+            "view": view.number,
             "rows": len(rows),
         }
-        whole = {**self._parts, "split": split, "view": parts}
+        whole = {**self._parts, "split": wanted.split, "view": parts}
         entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
         if entry is None:
             raise RunError(
                 f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
                 "FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
             )
-        computed = self._fill(entry, rows, augment=augment, phase=phase, view=view)
-        self.found, self.computed = self.found + len(rows) - computed, self.computed + computed
         return entry
 
-    def _fill(self, entry: Entry, rows: Rows, *, augment: str, phase: str, view: int | None) -> int:
-        """Compute the chunks that nobody has; returns the number of rows computed here."""
+    def _fill(self, entries: list[Entry], rows: list[Rows], views: list[ViewRequest]) -> int:
+        """Compute the chunks that nobody has, of all entries in one go; returns the number of rows computed here."""
         computed = 0
         # first what nobody is at, then what others left undone
         for wait in (False, True):
-            if not entry.missing:
+            if not any(entry.missing for entry in entries):
                 break
-            chunks = ((chunk, rows[entry.layout.rows_of(chunk)]) for chunk in entry.claimed(wait=wait))
-            for batch in self._data.views_dataloader(chunks, augment=augment, phase=phase, view=view or 0):
+            chunks = (
+                (which, chunk, rows[which][entry.layout.rows_of(chunk)])
+                for which, entry in enumerate(entries)
+                for chunk in entry.claimed(wait=wait)
+            )
+            for batch in self._data.views_dataloader(views, chunks):
+                assert self._prefix is not None
                 with self._context():
                     activations = self._prefix(batch.images.to(self._device, non_blocking=True))
-                entry.write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
+                entries[batch.position.epoch].write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
                 computed += len(batch.rows)
-        entry.flush()
+        for entry in entries:
+            entry.flush()
         return computed
+
+    def release(self) -> None:
+        """Let go of the network's copy: what is wanted has been computed."""
+        self._prefix = None
 
     def tensor(self, values: Any) -> Tensor:
         """Activations (B, ...) from their bytes (B, row bytes)."""
@@ -287,28 +296,34 @@ class FeatureCache:
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
-        if trains and self._shifts:
-            self._train.append(store.view("train"))
-            self._shifts_SD = self._find_shifts(store)
-        elif trains:
-            for view in range(self._views):
-                number = view if self._random else None
-                self._train.append(
-                    store.view("train", augment=self._phase.augment, phase=self._phase.name, view=number)
-                )
-        self._val = store.view("val")
+        *train, self._val = store.views([*(self._train_views() if trains else ()), Wanted("val")])
+        if self._shifts and trains:
+            self._shifts_SD = self._find_shifts(store, plain=train[0], seen=train.pop())
+        self._train = train
+        store.release()
         if trains:
             size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
             done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
             self._say(f"  cache: {done}; {size:.1f} MB")
 
-    def _find_shifts(self, store: ActivationStore) -> Tensor:
+    def _train_views(self) -> list[Wanted]:
+        """The views of training images that are cached; with shifts, the last one is what augmentation did to some."""
+        name = self._phase.name
+        if self._shifts:
+            shifted = ViewRequest(augment=self._phase.augment, phase=name)
+            return [Wanted("train"), Wanted("train", shifted, self._shifted_rows())]
+        views = range(self._views) if self._random else (0,)
+        return [Wanted("train", ViewRequest(augment=self._phase.augment, phase=name, number=view)) for view in views]
+
+    def _shifted_rows(self) -> Rows:
+        rows = self._data.source.index.rows("train")
+        return np.sort(shuffled(rows, self._seed, "shifts", self._phase.name)[: self._shifts])
+
+    def _find_shifts(self, store: ActivationStore, *, plain: Entry, seen: Entry) -> Tensor:
         """Features of a training view less those of the evaluation view (S, D), of some images."""
-        phase, rows = self._phase, self._data.source.index.rows("train")
-        some = np.sort(shuffled(rows, self._seed, "shifts", phase.name)[: self._shifts])
-        seen = store.view("train", augment=phase.augment, phase=phase.name, view=0, some=some)
-        plain = store.tensor(self._train[0].read(self._places[some]))
-        shifts_SD = store.tensor(seen.read(np.arange(len(some)))).float() - plain.float()
+        rows = self._shifted_rows()
+        before = store.tensor(plain.read(self._places[rows]))
+        shifts_SD = store.tensor(seen.read(np.arange(len(rows)))).float() - before.float()
         seen.close()
         return shifts_SD
 
@@ -375,8 +390,7 @@ def eval_features(
         context=context,
     )
     features = {}
-    for split in splits:
-        entry = store.view(split)
+    for split, entry in zip(splits, store.views([Wanted(split) for split in splits]), strict=True):
         features[split] = store.tensor(entry.read(np.arange(entry.layout.rows))).float()
         entry.close()
     return features

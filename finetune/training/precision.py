@@ -100,6 +100,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _is_clear(gain: float) -> bool:
+    """Whether so large or so small a gain leaves no doubt on which side it is."""
+    return not _WORTH / 1.25 < gain < _WORTH * 1.25
+
+
 def _trial(classifier: Classifier) -> float:
     """Processor time of a forward pass in fp32 over that in bf16, the best of each; 0 where bf16 gives no numbers."""
     spec = classifier.input_spec
@@ -109,8 +114,8 @@ def _trial(classifier: Classifier) -> float:
     deadline = time.monotonic() + _TRIAL_S
     rounds = 0
     with torch.inference_mode(), evaluating(classifier):
-        # the first of each pays for the choice of kernels
-        while rounds < 2 or time.monotonic() < deadline:
+        # the first of each pays for the choice of kernels; what is clear then needs no more
+        while rounds < 2 or (time.monotonic() < deadline and not _is_clear(best[False] / best[True])):
             for half in (False, True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
                     # of the processor, not of the clock: other programs may be at work beside this one

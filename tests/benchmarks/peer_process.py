@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# how often memory is read; a peak that is shorter is missed
-SAMPLE_S = 0.5
+# how often memory is read, which takes up to a twentieth of a second of kernel time; a shorter peak is missed
+SAMPLE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
