@@ -187,6 +187,8 @@ class Config:
     monitor: str = "val/acc"
     # write report.html at the end; `finetune report RUN` writes it at any time
     report: bool = True
+    # auto | off | on: whether what trains is compiled by torch.compile; auto is off
+    compile: Any = "auto"
     freeze: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)

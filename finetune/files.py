@@ -86,6 +86,7 @@ _RESULTS: dict[str, Any] = {
     "imbalance.class_weights": (str, "'balanced' weighs classes by how few images they have, 'none' does not"),
     "imbalance.sampling": (str, "'balanced' draws every class equally often, else each image is seen once an epoch"),
     "precision": (str, "as Lightning's Trainer takes it: what auto became"),
+    "compiled": (bool, "whether what trained was compiled by torch.compile"),
     "seed": (int, "of all randomness"),
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),

@@ -61,6 +61,9 @@ def say(line: str) -> None:
 
 def train(config: Config) -> "RunResult":
     """A new run."""
+    from finetune.training.compiling import compiles
+
+    compiles(config.compile)
     run_dir = choose_run_dir(config)
     parts = assemble(config, say)
     from finetune.training.plan import build_plan
@@ -104,10 +107,12 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
     from finetune.training.cache_choice import CacheChoice
+    from finetune.training.compiling import compiles
     from finetune.training.record import wait_for_record
     from finetune.training.run import Run
 
     decided = wait_for_record(run_dir)["decided"]
+    compiled = compiles(config.compile)
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
@@ -133,7 +138,9 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
                 "schedule": config.schedule.name,
                 "imbalance": imbalance(config),
                 "precision": decided["precision"],
+                "compiled": compiled,
             },
+            compiled=compiled,
             caches=[CacheChoice(**choice) for choice in decided["caches"]],
             cache_limit_bytes=int(config.cache.max_gb * 1e9),
         ).execute()

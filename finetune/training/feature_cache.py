@@ -26,14 +26,13 @@ from finetune.versions import versions
 
 # rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
 CHUNK_ROWS = 64
-EVALUATION_VIEW = ViewRequest()
 
 
 class Wanted(NamedTuple):
     """One view of the images of a split, or of some rows of it alone."""
 
     split: str
-    view: ViewRequest = EVALUATION_VIEW
+    view: ViewRequest = ViewRequest()
     some: Rows | None = None
 
 

@@ -55,6 +55,7 @@ class FineTuner(pl.LightningModule):
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
         boundary: The stage whose cached output the batches hold in place of images; None where they hold images.
+        compiled: Compile what trains.
         keep_validation: Keep what the validation of the epoch that the phase hands on found, where one process sees all of
             it.
     """
@@ -74,6 +75,7 @@ class FineTuner(pl.LightningModule):
         file_of: Callable[[int], str] = str,
         carried: dict[str, dict[str, Any]] | None = None,
         boundary: str | None = None,
+        compiled: bool = False,
         keep_validation: bool = False,
     ) -> None:
         super().__init__()
@@ -102,6 +104,9 @@ class FineTuner(pl.LightningModule):
         # cached: batches hold the prefix's output; else it is made here, in the precision of the fit
         self._is_cached = boundary is not None
         self._prefix: Prefix | None = None
+        # from images or cached activations to features, where there is a graph; in a tuple for the same reason
+        self._compiled: tuple[Callable[[torch.Tensor], torch.Tensor]] | None = None
+        self._compiles = compiled
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._raw: dict[str, torch.Tensor] | None = None
@@ -143,6 +148,9 @@ class FineTuner(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Move what is not a parameter to the device, and make the frozen prefix ready."""
         self._prepare_prefix()
+        if self._compiles:
+            trained = self.classifier.embed if self._rest is None else self._rest[0]
+            self._compiled = (torch.compile(trained),)
         self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def _prepare_prefix(self) -> None:
@@ -172,19 +180,20 @@ class FineTuner(pl.LightningModule):
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
-        if not self._is_cached and self._prefix is None:
+        if not self._is_cached and self._prefix is None and self._compiled is None:
             return in_slices(self.classifier, images)
         logits_BK: torch.Tensor = self.classifier.head(self.features(images))
         return logits_BK
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Features (B, D) of what a batch holds."""
+        compiled = self._compiled if torch.is_grad_enabled() else None
         if self._rest is None or not (self._is_cached or self._prefix):
-            return in_slices(self.classifier.embed, images)
+            return compiled[0](images) if compiled else in_slices(self.classifier.embed, images)
         activations = images if self._prefix is None else self._prefix(images)
         if activations.ndim == 4:
             activations = activations.contiguous(memory_format=memory_format_for(self.classifier.input_spec))
-        features_BD: torch.Tensor = self._rest[0](activations)
+        features_BD: torch.Tensor = (compiled or self._rest)[0](activations)
         return features_BD
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:

@@ -73,6 +73,7 @@ class Run:
         card: Makes the model card from the results.
         facts: Said in the results: where the weights came from, what the data set holds.
         cache_limit_bytes: Of the whole cache.
+        compiled: Compile what trains.
     """
 
     classifier: Classifier
@@ -92,6 +93,7 @@ class Run:
     card: Callable[[Classifier, dict[str, Any]], str] = lambda classifier, results: ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     cache_limit_bytes: int = 20 * 10**9
+    compiled: bool = False
 
     def phase_dir(self, number: int) -> Path:
         """Folder of one phase."""
@@ -168,6 +170,7 @@ class Run:
             file_of=self.data.source.index.path,
             carried=carried if phase.carry_optimizer else None,
             boundary=cache.boundary if cache is not None else None,
+            compiled=self.compiled,
             keep_validation=number + 1 == len(self.schedule) and val_images * len(self.classifier.classes) <= MOST_KEPT,
         )
         if is_first_process():
@@ -180,8 +183,7 @@ class Run:
             state = read_checkpoint(checkpoint)
             module.progress.history = [tuple(entry) for entry in state["finetune"]["history"]]
             module.rows = state["finetune"]["rows"]
-            epochs, optimizer_steps = len(module.rows), int(state["global_step"])
-            carry = None
+            epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
             trainer = self._trainer(phase, folder, log)
             with self._running(trainer):
@@ -192,12 +194,12 @@ class Run:
                     weights_only=True,
                 )
             trainer.strategy.barrier("phase end")
-            epochs, optimizer_steps = len(module.rows), trainer.global_step
-            carry = module.optimizer_state()
+            epochs, optimizer_steps, carry = len(module.rows), trainer.global_step, module.optimizer_state()
         if cache is not None:
             cache.close()
         log.add(module.rows)
         best = module.progress.best_epoch
+        score = module.progress.history[best][0]
         self._restore(folder, phase)
         kept = best if phase.restore == "best" else epochs - 1
         self._validated = still_valid(module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images)
@@ -210,7 +212,7 @@ class Run:
             "restored": phase.restore,
             "weights": "ema" if phase.ema_decay else "raw",
             "best_epoch": best,
-            "best": {self.monitor: module.progress.history[best][0]},
+            "best": {self.monitor: score},
             "rates": phase.rates(),
             **cached_fields(self.caches[number]),
             "rows": module.rows,
@@ -219,8 +221,7 @@ class Run:
         if is_first_process():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
-            value = module.progress.history[best][0]
-            self.say(f"  {self.monitor} {value:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
+            self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
@@ -265,8 +266,9 @@ class Run:
         if is_first_process():
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
-            best = result["best"][self.monitor]
-            self.say(f"  {self.monitor} {best:.4f} {how_it_ended(result)}, {result['seconds']:.0f} s")
+            self.say(
+                f"  {self.monitor} {result['best'][self.monitor]:.4f} {how_it_ended(result)}, {result['seconds']:.0f} s"
+            )
         return result
 
     def _after(self, number: int) -> Path:
