@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from finetune.config_schema import Config, PhaseSettings
 from finetune.errors import ConfigError, did_you_mean, shortened
-from finetune.training.compiling import WORDS, compile_word
 
 LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")
 BATCH_NORM_MODES = ("train", "eval")
@@ -89,7 +88,9 @@ def check(config: Config) -> None:
         if config.data.source == source and not getattr(config.data, key):
             problems.append(f"data.{key}: must be given. Write data.{key}={what}.")
     _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
-    _choice(problems, "compile", compile_word(config.compile), WORDS)
+    # YAML reads the bare words on and off as true and false
+    compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))
+    _choice(problems, "compile", compiled, ("auto", "off", "on"))
     _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     for key in ("batch_size", "eval_batch_size", "limit_per_class", "classes", "images_per_class", "image_size"):

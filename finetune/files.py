@@ -238,6 +238,7 @@ _MODEL: dict[str, Any] = {
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),
     "training.precision": (str, "as in results.json"),
+    "training.compiled": (bool, "as in results.json"),
     "training.imbalance.*": (str, "as in results.json"),
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),

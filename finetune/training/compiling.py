@@ -9,23 +9,20 @@ from typing import Any
 
 from finetune.errors import UserError
 
-WORDS = ("auto", "off", "on")
 # that torch.compile calls for code of a processor, and Triton for that of a GPU
 _COMPILERS = ("g++", "clang++", "c++")
-
-
-def compile_word(wanted: Any) -> str:
-    """The setting as a word: YAML reads the bare words on and off as true and false."""
-    return {True: "on", False: "off"}.get(wanted, str(wanted)) if isinstance(wanted, bool) else str(wanted)
 
 
 def compiles(wanted: Any) -> bool:
     """Whether a run compiles.
 
+    Args:
+        wanted: ``auto``, ``off`` or ``on``; YAML reads the bare words off and on as false and true.
+
     Raises:
         UserError: It is to, and this machine has no compiler.
     """
-    if compile_word(wanted) != "on":
+    if wanted not in ("on", True):
         return False
     if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
         raise UserError(
