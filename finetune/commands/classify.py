@@ -129,6 +129,7 @@ def results_of(
         "schedule": f"{fitted.method} on embeddings",
         # features are made in single precision, whatever they are kept in
         "precision": "32-true",
+        "compiled": False,
         "imbalance": {"loss": "cross_entropy", "class_weights": "none", "sampling": "each image once"},
         "seed": seed,
         "weights_hash": state_hash({name: torch.from_numpy(array) for name, array in fitted.arrays.items()}),
