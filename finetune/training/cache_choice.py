@@ -29,9 +29,10 @@ The folders are sets of tests/benchmarks/transfer_sets.py. Photographs and Image
 ``schedule.cache=N`` caches N views as they are, and as many as there are epochs are a run without a cache.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class CacheChoice:
         views: Views of each image that the phase draws from; None draws a new one every epoch.
         shifts: Images of which it is cached what augmentation does to their features, to be added to the evaluation view of
             any image; 0 where views are cached as they are.
-        bytes: Estimate of what is written: the views of the training images, and the validation images.
+        views_of: The phase whose views these are; empty where they are its own.
+        bytes: Estimate of what it reads: the views of the training images, and the validation images.
         why: In words, for the plan.
     """
 
@@ -66,6 +68,7 @@ class CacheChoice:
     bytes: int
     why: str
     shifts: int = 0
+    views_of: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values, for ``plan.json``."""
@@ -116,11 +119,58 @@ def choose_caches(
         item_bytes: Bytes of one number of an activation: 2 in half precision, else 4.
     """
     images = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
-    return [_choose(classifier, phase, images, max_gb=max_gb, item_bytes=item_bytes) for phase in phases]
+    choices: list[CacheChoice] = []
+    lent = [_may_borrow(classifier, *pair) for pair in itertools.pairwise(phases)]
+    # from the last to the first, since a phase may train on the views of the next one
+    for number in reversed(range(len(phases))):
+        if number + 1 < len(phases) and lent[number] and choices[0].boundary is not None:
+            choices.insert(0, _borrowed(choices[0], phases[number + 1], images))
+            continue
+        lends = number > 0 and lent[number - 1]
+        found = _choose(classifier, phases[number], images, lends=lends, max_gb=max_gb, item_bytes=item_bytes)
+        choices.insert(0, found)
+    return choices
+
+
+def _may_borrow(classifier: Classifier, phase: Phase, following: Phase) -> bool:
+    """Whether a phase may train on the first view that the next one caches, or would cache for it.
+
+    A phase of one epoch looks at one view of each image. Where the next phase looks at views of the same kind through a prefix
+    that is frozen in both, the one pass over the images serves both: activations are kept where the next phase needs them, and
+    the frozen stages behind run on them.
+    """
+    mine, its = frozen_boundary(classifier, phase), frozen_boundary(classifier, following)
+    if mine is None or its is None or phase.epochs != 1:
+        return False
+    stages = classifier.backbone.stages
+    plain = all(
+        one.cache == "auto"
+        and one.solver == "gradient"
+        and not one.lr_trials
+        and not one.max_steps
+        and not one.mixup
+        and not one.cutmix
+        for one in (phase, following)
+    )
+    in_front = stages.index(its) <= stages.index(mine)
+    return plain and in_front and phase.augment == following.augment and following.train != (HEAD,)
+
+
+def _borrowed(later: CacheChoice, following: Phase, images: dict[str, int]) -> CacheChoice:
+    """The choice of a phase of one epoch that trains on the first view of the next phase."""
+    views = later.views or 1
+    row_bytes = later.bytes // (views * images["train"] + images["val"])
+    return replace(
+        later,
+        views=later.views and 1,
+        views_of=later.views_of or following.name,
+        bytes=row_bytes * (images["train"] + images["val"]),
+        why=f"after {later.boundary}, on the view of each image that {following.name} looks at too",
+    )
 
 
 def _choose(
-    classifier: Classifier, phase: Phase, images: dict[str, int], *, max_gb: float, item_bytes: int
+    classifier: Classifier, phase: Phase, images: dict[str, int], *, lends: bool, max_gb: float, item_bytes: int
 ) -> CacheChoice:
     def no(why: str, views: int | None = None) -> CacheChoice:
         return CacheChoice(boundary=None, views=views, bytes=0, why=why)
@@ -136,7 +186,8 @@ def _choose(
         return no("mixup and cutmix mix pixels, which a cached activation has no more", explicit)
     if features_folder() is None:
         return no("FINETUNE_CACHE=off", explicit)
-    if phase.cache == "auto" and phase.epochs == 1 and phase.solver == "gradient" and not phase.lr_trials:
+    once = phase.epochs == 1 and phase.solver == "gradient" and not phase.lr_trials
+    if phase.cache == "auto" and once and not lends:
         return no("one epoch looks at each image once")
     shape = activation_shape(classifier, boundary)
     shifts = _shifts(phase, shape, images["train"])

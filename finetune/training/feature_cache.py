@@ -260,6 +260,8 @@ class FeatureCache:
         self._random = phase.augment != "none"
         self._views = (choice.views or 1) if self._random and not choice.shifts else 1
         self._shifts = choice.shifts
+        # part of the key of each view
+        self._views_of = choice.views_of or phase.name
         # what augmentation did to the features of some images (shifts, D)
         self._shifts_SD: Tensor | None = None
         self._store: ActivationStore | None = None
@@ -307,7 +309,7 @@ class FeatureCache:
 
     def _train_views(self) -> list[Wanted]:
         """The views of training images that are cached; with shifts, the last one is what augmentation did to some."""
-        name = self._phase.name
+        name = self._views_of
         if self._shifts:
             shifted = ViewRequest(augment=self._phase.augment, phase=name)
             return [Wanted("train"), Wanted("train", shifted, self._shifted_rows())]

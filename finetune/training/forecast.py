@@ -121,10 +121,14 @@ class _Calibration:
         head_step_s = self._head_step()
         found = []
         with unchanged(self._classifier):
-            for phase, choice in zip(phases, caches, strict=True):
+            for number, (phase, choice) in enumerate(zip(phases, caches, strict=True)):
                 apply_phase(self._classifier, phase)
                 read_s = self._read(train_view(self._classifier.input_spec, augment=phase.augment))
-                found.append(self._phase(phase, choice, read_s, eval_read_s, head_step_s, make_optimizer(phase)))
+                lender = choice.views_of or phase.name
+                shared = any(before.views_of == lender for before in caches[:number])
+                found.append(
+                    self._phase(phase, choice, read_s, eval_read_s, head_step_s, make_optimizer(phase), shared=shared)
+                )
         return found
 
     def _phase(
@@ -135,6 +139,8 @@ class _Calibration:
         eval_read_s: float,
         head_step_s: float,
         make_optimizer: OptimizerFactory,
+        *,
+        shared: bool,
     ) -> Forecast:
         train, val = self._rows["train"], self._rows["val"]
         steps = phase.epochs * -(-train // phase.batch_size)
@@ -149,6 +155,9 @@ class _Calibration:
             seen, plain = (choice.views or 1) * train, val
             if choice.shifts:
                 seen, plain = choice.shifts, train + val
+            elif shared:
+                # the first view of each image, and the validation images, are there already
+                seen, plain = seen - train, 0
             cache_s = seen * self._speed.of(read_s, prefix_s) + plain * self._speed.of(eval_read_s, prefix_s)
         if phase.solver == "lbfgs":
             return Forecast(cache_s=cache_s, train_s=0.0)

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.commands.assemble import assemble
+from finetune.commands.train import decide
+from finetune.config import compose
 from finetune.data.sampling import Rows
 from finetune.errors import UserError
 from finetune.feature_store import features_folder, listed
@@ -103,6 +106,68 @@ def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pyt
     assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
     train_tiny([*given, "schedule.lr=0.5"], tmp_path / "second")
     assert "0 activations after layer4 computed, 78 found" in capsys.readouterr().out
+
+
+ONE_EACH = ["schedule=gradual", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
+
+
+def test_a_phase_of_one_epoch_trains_on_the_view_that_the_next_one_looks_at(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, dict[int, torch.Tensor]] = {"head": {}, "top": {}}
+    real = FeatureCache.train
+
+    def train(self: FeatureCache, views: Rows, rows: Rows) -> torch.Tensor:
+        given = real(self, views, rows)
+        seen[self._phase.name] |= dict(zip(rows.tolist(), given, strict=True))
+        return given
+
+    monkeypatch.setattr(FeatureCache, "train", train)
+    run = train_tiny(words(*ONE_EACH, "data.augment=standard"), tmp_path / "run")
+    assert [phase["cached_after"] for phase in run.results["phases"]] == ["layer3", "layer3", ""]
+    out = capsys.readouterr().out
+    assert f"{36 + 6} activations after layer3 computed, 0 found" in out
+    assert f"0 activations after layer3 computed, {36 + 6} found" in out
+    assert len(seen["head"]) == 36
+    assert seen["head"].keys() == seen["top"].keys()
+    assert all(torch.equal(seen["head"][row], seen["top"][row]) for row in seen["head"])
+
+
+def test_phases_that_share_a_view_end_in_the_same_bits_as_without(words: Words, tmp_path: Path) -> None:
+    # without augmentation there is one view anyway
+    given = words(*ONE_EACH, "data.augment=none", "backbone.name=resnet18")
+    shared = train_tiny(given, tmp_path / "shared")
+    apart = train_tiny([*given, "schedule.cache=off"], tmp_path / "apart")
+    assert [phase["cached_after"] for phase in shared.results["phases"]] == ["layer3", "layer3", ""]
+    assert [phase["cached_after"] for phase in apart.results["phases"]] == ["", "", ""]
+    assert same_weights(tmp_path / "shared", tmp_path / "apart")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], [("layer3", "top"), ("layer3", "")]),
+        # the first of two views
+        (["schedule.phases.1.epochs=4"], [("layer3", "top"), ("layer3", "")]),
+        # more epochs than the next phase has views: features, once
+        (["schedule.phases.0.epochs=3"], [("layer4", ""), (None, "")]),
+        (["schedule.phases.1.augment=light"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.cache=off"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.train=[head]"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.mixup=0.2"], [(None, ""), (None, "")]),
+        # a step is not a whole epoch
+        (["schedule.phases.0.max_steps=1"], [(None, ""), (None, "")]),
+        # what the first phase trains is in front of the second one's
+        (["schedule.phases.0.train=[layer1,head]"], [(None, ""), (None, "")]),
+        (["cache.max_gb=1e-6"], [(None, ""), (None, "")]),
+        (["schedule.phases.2.train=[layer3,layer4,head]"], [("layer2", "all"), ("layer2", "all"), ("layer2", "")]),
+    ],
+)
+def test_which_phases_share_a_view(words: Words, changes: list[str], expected: list[tuple[str | None, str]]) -> None:
+    config = compose(words(*ONE_EACH, *changes))
+    _, caches = decide(config, assemble(config))
+    assert [(cache.boundary, cache.views_of) for cache in caches][: len(expected)] == expected
+    assert [cache.views for cache in caches if cache.views_of] == [1] * sum(of != "" for _, of in expected)
 
 
 def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(

@@ -54,6 +54,13 @@ def test_a_cache_is_paid_for_once_and_its_epochs_cost_what_trains(
     assert pool.cache_s / one.cache_s == pytest.approx((3 * 36 + 6) / (36 + 6))
 
 
+def test_views_that_the_phase_before_has_looked_at_are_there(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = words("schedule=gradual", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=9")
+    head, top, _ = forecasts(given, monkeypatch)
+    # one of three views, and the validation images, in the first phase; the other two in the second
+    assert top.cache_s / head.cache_s == pytest.approx(2 * 36 / (36 + 6))
+
+
 def test_without_a_cache_every_epoch_reads_and_computes(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     (cached,) = forecasts(words("schedule=frozen", "schedule.epochs=10"), monkeypatch)
     (uncached,) = forecasts(words("schedule=frozen", "schedule.epochs=10", "schedule.cache=off"), monkeypatch)
