@@ -43,7 +43,7 @@ class Program:
 MODES = ("frozen", "frozen_plain", "staged", "full")
 FROZEN = ("frozen", "frozen_plain")
 PROGRAMS = {
-    "ours": Program(file="ours.py", environment="", modes=MODES),
+    "ours": Program(file="ours.py", environment="ours", modes=MODES),
     "plain": Program(file="plain.py", environment="", modes=MODES),
     "tuned": Program(file="plain.py", environment="", modes=MODES, words=("tuned",)),
     "tuned_eval": Program(
