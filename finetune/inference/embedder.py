@@ -20,6 +20,7 @@ from finetune.lifetime import collect_as_usual
 from finetune.models.backbone import Backbone, build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
+from finetune.models.folding import for_inference
 from finetune.models.modes import evaluating
 from finetune.models.slices import in_slices
 from finetune.models.weights import state_hash
@@ -71,6 +72,8 @@ class Embedder(nn.Module):
         }
         # after the last stage these are the features that a head is trained on, pooled as the network does it
         self.net = backbone.split(self.stage)[0] if self.stage in backbone.boundaries else _UpTo(backbone, self.stage)
+        # what :meth:`embed` runs, made when it is first needed
+        self._fast: nn.Module | None = None
         # timm's word for maps whose channels come last
         self._places = (1, 2) if getattr(backbone.net, "output_fmt", "") == "NHWC" else (2, 3)
 
@@ -87,7 +90,14 @@ class Embedder(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Features ``(B, D)``: maps are averaged over their places, tokens over their sequence."""
-        output: Tensor = self.net(self.input(images_BCHW.to(self.input.mean.dtype) / 255))
+        return self._pooled(self.net, images_BCHW)
+
+    def _prepare(self, images_BCHW: Tensor) -> Tensor:
+        images_BSHW: Tensor = self.input(images_BCHW.to(self.input.mean.dtype) / 255)
+        return images_BSHW
+
+    def _pooled(self, net: nn.Module, images_BCHW: Tensor) -> Tensor:
+        output: Tensor = net(self._prepare(images_BCHW))
         if output.ndim == 4:
             output = output.mean(self._places)
         return output.mean(1) if output.ndim == 3 else output
@@ -105,8 +115,16 @@ class Embedder(nn.Module):
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
         """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
         with evaluating(self):
-            features: npt.NDArray[np.float32] = in_slices(self, torch.stack(images)).float().numpy()
+            net = self._for_inference()
+            features_BD = in_slices(lambda part: self._pooled(net, part), torch.stack(images))
+        features: npt.NDArray[np.float32] = features_BD.float().numpy()
         return features
+
+    def _for_inference(self) -> nn.Module:
+        """The network with BatchNorm folded into its convolutions, where it can be; its weights must not change any more."""
+        if self._fast is None:
+            self._fast = for_inference(self.net, self.spec, prepare=self._prepare)
+        return self._fast
 
 
 def _check_stage(backbone: Backbone, stage: str | None) -> str:

@@ -12,6 +12,7 @@ from finetune.data.sources import Source
 from finetune.errors import UserError, shortened
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.models.folding import fast_logits
 from finetune.models.slices import in_slices
 
 
@@ -64,6 +65,7 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
     _check_labels(classifier, source)
     metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
     seen = torch.zeros(len(classifier.classes), dtype=torch.int64)
+    net = fast_logits(classifier)
     for batch in data.rows_dataloader(rows):
         if classifier.multi_label:
             targets = torch.zeros(len(batch.targets), len(seen), dtype=torch.int64)
@@ -72,6 +74,6 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         else:
             targets = positions[batch.targets]
             seen += torch.bincount(targets, minlength=len(seen))
-        update_metrics(metrics, logits=in_slices(classifier, batch.images), targets=targets)
+        update_metrics(metrics, logits=in_slices(net, batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
     return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

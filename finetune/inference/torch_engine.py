@@ -11,6 +11,7 @@ from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import decode_bytes, decode_image
 from finetune.data.transforms import eval_view
 from finetune.inference.reading import reading_of
+from finetune.models.folding import fast_logits
 from finetune.models.slices import in_slices
 
 
@@ -27,6 +28,7 @@ class TorchEngine:
     def __init__(self, run: str | Path) -> None:
         self.classifier = load_bundle(run)
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
+        self._logits = fast_logits(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
         self.reading = reading_of(run)
         weights = read_model_json(find_bundle(run))["weights_sha256"]
@@ -47,7 +49,6 @@ class TorchEngine:
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K)."""
-        shares: npt.NDArray[np.float32] = self.classifier.probabilities(
-            in_slices(self.classifier, torch.stack(images))
-        ).numpy()
+        logits_BK = in_slices(self._logits, torch.stack(images))
+        shares: npt.NDArray[np.float32] = self.classifier.probabilities(logits_BK).numpy()
         return shares

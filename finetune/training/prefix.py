@@ -1,9 +1,10 @@
 """The frozen stages in front of what trains: activations without a graph, as the cache keeps them."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.models.classifier import Classifier
+from finetune.models.folding import folded
 from finetune.models.memory_format import memory_format_for
 from finetune.models.slices import in_slices
 
@@ -31,29 +32,6 @@ class Prefix:
     def __call__(self, images: Tensor) -> Tensor:
         """Activations of a batch, on the device of the images; no inference tensors, so that what follows can train."""
         return in_slices(lambda part: self._net(self._classifier.prepare(part)), images)
-
-
-@torch.no_grad()
-def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
-    """A copy with BatchNorm folded into convolutions, or the network itself where that cannot be done.
-
-    Args:
-        net: In evaluation mode.
-        example: An input; the copy is taken only where it computes the same, within 1e-4 of the largest output in fp32.
-
-    Returns:
-        The network to run, and whether it was folded.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    try:
-        fused: nn.Module = fuse(net)
-        expected, found = net(example), fused(example)
-    except Exception:  # torch.fx raises its own errors and any that a network's code raises under tracing
-        return net, False
-    if float((expected - found).abs().max()) > 1e-4 * float(expected.abs().max()):
-        return net, False
-    return fused, True
 
 
 def in_half_precision(device: torch.device) -> bool:

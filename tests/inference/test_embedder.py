@@ -37,7 +37,10 @@ def test_by_default_they_are_the_features_below_the_head(bundle: Path, images: t
     model = load_bundle(bundle)
     with torch.inference_mode():
         expected = model.embed(images).numpy()
-    np.testing.assert_array_equal(embedder_of_run(bundle).embed(list(images)), expected)
+    # BatchNorm is folded into the convolutions
+    np.testing.assert_allclose(
+        embedder_of_run(bundle).embed(list(images)), expected, rtol=0, atol=1e-5 * expected.max()
+    )
 
 
 @pytest.mark.parametrize("stage", ["stem", "layer1", "layer2", "layer3", "layer4"])
@@ -49,8 +52,9 @@ def test_of_a_stage_they_are_its_output_averaged_over_places(stage: str, images:
     module.register_forward_hook(lambda module, given, output: seen.update(output=output))
     with torch.inference_mode():
         model(images)
+    expected = seen["output"].mean((2, 3)).numpy()
     made = embedder_of_classifier(model, stage=stage).embed(list(images))
-    np.testing.assert_allclose(made, seen["output"].mean((2, 3)).numpy(), atol=1e-6)
+    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_tokens_are_averaged_over_their_sequence(images: torch.Tensor) -> None:
