@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,6 +24,7 @@ from finetune.data.transforms import View, eval_view, train_view
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
+from finetune.models.slices import PIXELS
 from finetune.training.cache_choice import CacheChoice
 from finetune.training.freezing import apply_phase
 from finetune.training.lr_find import unchanged
@@ -30,14 +32,23 @@ from finetune.training.module import OptimizerFactory
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phases import Phase
 from finetune.training.prefix import Prefix, in_half_precision
+from finetune.training.probe import solve_heads
 
 # of the whole calibration, shared by its measurements
 BUDGET_S = 2.0
-# images in a measured batch: enough for the kernels to be those of a real one
-_IMAGES = 8
-# what the training loop does around a step, and around an epoch (validation's start, two checkpoints, a line of the log), in
+# images in a measured batch: of small images a real batch, of large ones enough for the kernels to be those of a real one
+_FEWEST, _MOST = 8, 64
+# what the training loop does around a step, and around an epoch (validation's start, a line of the log), in
 # steps of a lone linear head, which like them are all Python and dispatch; estimates, which tests/benchmarks/plan_time.py checks
 _LOOP_STEPS, _EPOCH_STEPS = 6.0, 250.0
+# how much longer an image is read beside a network that computes on the same cores; and bytes of a checkpoint written a second:
+# estimates likewise
+_CROWDED, _WRITTEN_BYTES = 1.8, 450e6
+# copies of a trainable weight in the two checkpoints of an epoch: itself in both, and what the optimizer keeps of it
+_COPIES = 4
+# that a solver needs: 305, 450 and the most it may, 500, on three sets, so their mean; and features to measure it on, at most
+_SOLVER_ITERATIONS, _SOLVED_ROWS = 420, 2000
+_cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +85,7 @@ class _Speed:
         """Of an image that loader processes read while the network computes; on a CPU both want the same cores."""
         if not self.workers:
             return read_s + compute_s
-        return max(read_s / self.workers, compute_s + (read_s / self.cores if self.on_cpu else 0.0))
+        return max(read_s / self.workers, compute_s + (_CROWDED * read_s / self.cores if self.on_cpu else 0.0))
 
 
 def forecast(
@@ -108,7 +119,8 @@ class _Calibration:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._speed = _Speed(workers=data.num_workers, cores=cores, on_cpu=self._device.type == "cpu")
         spec = classifier.input_spec
-        self._images = torch.randint(0, 256, (_IMAGES, spec.channels, *spec.size), dtype=torch.uint8).to(self._device)
+        count = min(_MOST, max(_FEWEST, PIXELS // math.prod(spec.size)))
+        self._images = torch.randint(0, 256, (count, spec.channels, *spec.size), dtype=torch.uint8).to(self._device)
         self._rows = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
 
     def of(
@@ -151,7 +163,7 @@ class _Calibration:
             with self._context():
                 prefix = Prefix(self._classifier, choice.boundary, fold=in_half_precision(self._device))
             with self._context():
-                prefix_s = self._timed(lambda: prefix(self._images)) / _IMAGES
+                prefix_s = self._timed(lambda: prefix(self._images)) / len(self._images)
             seen, plain = (choice.views or 1) * train, val
             if choice.shifts:
                 seen, plain = choice.shifts, train + val
@@ -160,7 +172,7 @@ class _Calibration:
                 seen, plain = seen - train, 0
             cache_s = seen * self._speed.of(read_s, prefix_s) + plain * self._speed.of(eval_read_s, prefix_s)
         if phase.solver == "lbfgs":
-            return Forecast(cache_s=cache_s, train_s=0.0)
+            return Forecast(cache_s=cache_s, train_s=self._solve((choice.views or 1) * train))
         trained, given = self._trained(choice, phase)
         step_s = self._timed(self._step(trained, given, phase, make_optimizer)) / len(given)
         with torch.inference_mode(), evaluating(self._classifier), self._context():
@@ -168,18 +180,32 @@ class _Calibration:
         if choice.boundary is None:
             step_s, forward_s = self._speed.of(read_s, step_s), self._speed.of(eval_read_s, forward_s)
         heads = max(1, len(phase.lr_trials))
-        loop_s = _LOOP_STEPS * head_step_s * share * steps + _EPOCH_STEPS * head_step_s * epochs
+        written = sum(p.numel() * p.element_size() for p in self._classifier.parameters() if p.requires_grad)
+        epoch_s = _EPOCH_STEPS * head_step_s + _COPIES * written / _WRITTEN_BYTES
+        loop_s = _LOOP_STEPS * head_step_s * share * steps + epoch_s * epochs
         return Forecast(cache_s=cache_s, train_s=heads * epochs * (train * step_s + val * forward_s) + loop_s)
+
+    def _solve(self, rows: int) -> float:
+        """Seconds of a solver on that many features, from a few of its iterations on some."""
+        some = min(rows, _SOLVED_ROWS)
+        classes, width = len(self._classifier.classes), self._classifier.backbone.num_features
+        features_ND = torch.randn(some, width, device=self._device)
+        targets_N = torch.arange(some, device=self._device) % classes
+        solve = partial(solve_heads, features_ND, targets_N, num_classes=classes, loss=_cross_entropy)
+        # of two numbers of iterations, so that what comes before the first one falls out
+        long, short = (self._timed(partial(solve, max_iterations=most)) for most in (12, 2))
+        return (short + (long - short) / 10 * _SOLVER_ITERATIONS) * rows / some
 
     def _trained(self, choice: CacheChoice, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What is computed at each step of a phase, and a batch for it."""
         if choice.boundary is None:
-            return self._classifier, self._images
+            return self._classifier, self._images[: phase.batch_size]
         with self._context():
             activations = Prefix(self._classifier, choice.boundary, fold=False)(self._images).clone()
         rest = nn.Sequential(self._classifier.backbone.split(choice.boundary)[1], self._classifier.head)
         # activations are small: whole batches of them
-        return rest, activations.repeat(max(1, phase.batch_size // _IMAGES), *[1] * (activations.ndim - 1))
+        repeated = activations.repeat(-(-phase.batch_size // len(activations)), *[1] * (activations.ndim - 1))
+        return rest, repeated[: phase.batch_size]
 
     def _step(
         self, trained: Callable[[Tensor], Tensor], given: Tensor, phase: Phase, make_optimizer: OptimizerFactory

@@ -63,6 +63,7 @@ def solve_heads(
     num_classes: int,
     strengths: tuple[float, ...] = STRENGTHS,
     loss: Callable[[Tensor, Tensor], Tensor],
+    max_iterations: int = _MAX_ITERATIONS,
 ) -> Heads:
     """Linear heads that minimise the mean loss and a penalty on their weights (not on their offsets).
 
@@ -72,6 +73,7 @@ def solve_heads(
         num_classes: Classes ``K``.
         strengths: Penalties ``s`` on standardised features.
         loss: From logits (N, K) and targets to losses (N,).
+        max_iterations: Of L-BFGS.
     """
     features = features_ND.double()
     mean, scale = features.mean(0), features.std(0, correction=0)
@@ -83,8 +85,8 @@ def solve_heads(
     packed = torch.zeros(count, num_classes, width + 1, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [packed],
-        max_iter=_MAX_ITERATIONS,
-        max_eval=2 * _MAX_ITERATIONS,
+        max_iter=max_iterations,
+        max_eval=2 * max_iterations,
         tolerance_grad=_TOLERANCE,
         tolerance_change=1e-12,
         history_size=20,

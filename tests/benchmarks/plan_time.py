@@ -20,6 +20,7 @@ CASES = {
     "digits frozen": [*DIGITS, "schedule=frozen"],
     "digits gradual": [*DIGITS, "schedule=gradual"],
     "digits full": [*DIGITS, "schedule=full", "schedule.phases.0.epochs=2"],
+    "digits probe": [*DIGITS, "schedule=probe"],
 }
 ONE_EACH = [f"schedule.phases.{number}.epochs=1" for number in range(3)]
 UNIT_S = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -54,9 +55,22 @@ def main() -> None:
     told = parser.parse_args()
     cases = dict(CASES)
     if told.root:
-        photographs = ["data=folder", f"data.root={told.root}", "backbone.weights=embedded", "input.size=224"]
-        cases["photographs frozen"] = [*photographs, "schedule=frozen"]
-        cases["photographs staged"] = [*photographs, "schedule=gradual", *ONE_EACH]
+        photographs = ["data=folder", f"data.root={told.root}"]
+        at_224 = [*photographs, "backbone.weights=embedded", "input.size=224"]
+        few = [*photographs, "backbone.weights=none", "input.size=224", "data.limit_per_class=40"]
+        cases |= {
+            "photographs frozen": [*at_224, "schedule=frozen"],
+            "photographs staged": [*at_224, "schedule=gradual", *ONE_EACH],
+            "ResNet-50 staged": [*few, "backbone=resnet50", "schedule=gradual", *ONE_EACH],
+            "ConvNeXt lp_ft": [*few, "backbone=timm", "backbone.name=convnext_atto", "schedule=lp_ft", ONE_EACH[1]],
+            "ResNet-34 frozen": [
+                *photographs,
+                "backbone=resnet34",
+                "backbone.weights=none",
+                "input.size=128",
+                "schedule=frozen",
+            ],
+        }
     rows = []
     for number in range(told.rounds):
         for case, words in cases.items():

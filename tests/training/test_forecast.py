@@ -54,6 +54,20 @@ def test_a_cache_is_paid_for_once_and_its_epochs_cost_what_trains(
     assert pool.cache_s / one.cache_s == pytest.approx((3 * 36 + 6) / (36 + 6))
 
 
+def test_a_solver_costs_its_iterations_on_all_features(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SOLVED_ROWS", 12)
+    seen = []
+
+    def solve(features_ND: torch.Tensor, targets_N: torch.Tensor, *, max_iterations: int, **settings: Any) -> None:
+        seen.append((len(features_ND), max_iterations))
+
+    monkeypatch.setattr(module, "solve_heads", solve)
+    (solved,) = forecasts(words("schedule=probe", "data.augment=none"), monkeypatch, cost_s=2.0)
+    assert seen == [(12, 12), (12, 2)]
+    # two measurements that took the same: iterations cost nothing, and three times as many features are there
+    assert solved.train_s == pytest.approx(2.0 * 36 / 12)
+
+
 def test_views_that_the_phase_before_has_looked_at_are_there(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     given = words("schedule=gradual", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=9")
     head, top, _ = forecasts(given, monkeypatch)
@@ -83,7 +97,7 @@ def test_phases_that_end_early_or_solve_or_try_rates_are_told_apart(
     assert half.seconds == pytest.approx(whole.seconds * 10 / (4 * 5))
     (solved,) = forecasts(words("schedule=probe"), monkeypatch)
     assert solved.cache_s > 0
-    assert solved.train_s == 0
+    assert solved.train_s > 0
     (one,) = forecasts(words("schedule=frozen"), monkeypatch)
     (three,) = forecasts(words("schedule=frozen", "schedule.phases.0.lr_trials=[0.1,0.01,0.001]"), monkeypatch)
     assert three.cache_s == one.cache_s
