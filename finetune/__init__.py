@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.inference.embeddings import Embeddings
     from finetune.models.backbone import Backbone, build_backbone
     from finetune.models.classifier import Classifier, build_classifier
-    from finetune.training.run import RunResult
+    from finetune.training.results import RunResult
 
 # what costs seconds to import is imported when it is first asked for
 _LATER = {

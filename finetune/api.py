@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.inference.embeddings import Embeddings
     from finetune.inference.search import Neighbours
     from finetune.models.classifier import Classifier
-    from finetune.training.run import RunResult
+    from finetune.training.results import RunResult
 
 
 def fit(

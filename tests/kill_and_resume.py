@@ -29,6 +29,13 @@ SCHEDULES = {
         "data.augment=rand_augment",
         "checkpoint.every_n_steps=2",
     ],
+    # the first phase trains on the view that the second one looks at
+    "shared": [
+        "schedule=gradual",
+        *[f"schedule.phases.{n}.epochs=1" for n in range(3)],
+        "data.augment=standard",
+        "checkpoint.every_n_steps=2",
+    ],
     "mixed": [
         "schedule=head_then_all",
         "schedule.phases.0.epochs=2",

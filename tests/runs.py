@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from finetune.commands.train import train
 from finetune.config import compose
-from finetune.training.run import RunResult
+from finetune.training.results import RunResult
 
 
 def train_tiny(words: list[str], run_dir: Path) -> RunResult:

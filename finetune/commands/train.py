@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finetune.data.sources import Source
     from finetune.training.cache_choice import CacheChoice
     from finetune.training.precision import Precision
-    from finetune.training.run import RunResult
+    from finetune.training.results import RunResult
 
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.

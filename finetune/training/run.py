@@ -41,8 +41,7 @@ from finetune.training.head_phases import head_phase, how_it_ended, needs_no_tra
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
-from finetune.training.results import RunResult as RunResult
-from finetune.training.results import run_results
+from finetune.training.results import RunResult, run_results
 from finetune.training.run_log import RunLog
 from finetune.training.split_outputs import Validation, save_outputs
 from finetune.training.time_left import TimeLeft
@@ -198,9 +197,8 @@ class Run:
         if cache is not None:
             cache.close()
         log.add(module.rows)
-        best = module.progress.best_epoch
-        score = module.progress.history[best][0]
         self._restore(folder, phase)
+        best = module.progress.best_epoch
         kept = best if phase.restore == "best" else epochs - 1
         self._validated = still_valid(module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images)
         result = {
@@ -212,7 +210,7 @@ class Run:
             "restored": phase.restore,
             "weights": "ema" if phase.ema_decay else "raw",
             "best_epoch": best,
-            "best": {self.monitor: score},
+            "best": {self.monitor: module.progress.history[best][0]},
             "rates": phase.rates(),
             **cached_fields(self.caches[number]),
             "rows": module.rows,
@@ -221,7 +219,9 @@ class Run:
         if is_first_process():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
-            self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
+            self.say(
+                f"  {self.monitor} {result['best'][self.monitor]:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s"
+            )
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
