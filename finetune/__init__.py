@@ -29,7 +29,7 @@ _LATER = {
     "build_backbone": "finetune.models.backbone",
     "Classifier": "finetune.models.classifier",
     "build_classifier": "finetune.models.classifier",
-    "RunResult": "finetune.training.run",
+    "RunResult": "finetune.training.results",
 }
 
 __all__ = [

@@ -199,6 +199,7 @@ class Run:
         log.add(module.rows)
         self._restore(folder, phase)
         best = module.progress.best_epoch
+        score = module.progress.history[best][0]
         kept = best if phase.restore == "best" else epochs - 1
         self._validated = still_valid(module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images)
         result = {
@@ -210,7 +211,7 @@ class Run:
             "restored": phase.restore,
             "weights": "ema" if phase.ema_decay else "raw",
             "best_epoch": best,
-            "best": {self.monitor: module.progress.history[best][0]},
+            "best": {self.monitor: score},
             "rates": phase.rates(),
             **cached_fields(self.caches[number]),
             "rows": module.rows,
@@ -219,9 +220,7 @@ class Run:
         if is_first_process():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
-            self.say(
-                f"  {self.monitor} {result['best'][self.monitor]:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s"
-            )
+            self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
@@ -385,13 +384,12 @@ class Run:
             facts=self.facts,
             seed=self.seed,
         )
-        bundle = self.run_dir / "model"
         if is_first_process():
             test = evaluated["gathered"]["test"]
             write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
             save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
-                bundle,
+                self.run_dir / "model",
                 self.classifier,
                 metrics={"val": evaluated["val"], "test": evaluated["test"]},
                 data=results["data"],
@@ -399,4 +397,4 @@ class Run:
                 card=self.card(self.classifier, results),
             )
             write_json(self.run_dir / "results.json", results)
-        return RunResult(run_dir=self.run_dir, bundle=bundle, results=results)
+        return RunResult(run_dir=self.run_dir, bundle=self.run_dir / "model", results=results)
