@@ -181,7 +181,7 @@ def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Sample
         print(note)
     if embedder.stage != embedder.stages[-1]:
         return SourceSamples(source, data=data)
-    from finetune.training.feature_cache import CachedFeatures
+    from finetune.training.cached_features import CachedFeatures
 
     cached = CachedFeatures(embedder.backbone, input_spec=embedder.spec, adapt=embedder.adapt, source=source)
     return SourceSamples(source, data=data, cached=cached)

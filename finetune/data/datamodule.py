@@ -46,6 +46,11 @@ class Batch(NamedTuple):
 class Activations(Protocol):
     """What the frozen part of a network makes of the views of a phase, computed beforehand."""
 
+    @property
+    def on_device(self) -> bool:
+        """Whether they are in the memory of the device that trains already."""
+        ...
+
     def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Compute what is missing; called on every process of the run, inside the fit.
 
@@ -282,8 +287,7 @@ class ImageDataModule(pl.LightningDataModule):
                 phase=self._phase,
                 views=self._views,
             )
-            # nothing is left for workers to do
-            return self._loader(stored, batches, num_workers=0)
+            return self._stored_loader(stored, batches, self._activations)
         view = train_view(self.spec, augment=self._augment)
         images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
         return self._loader(images, batches)
@@ -348,7 +352,7 @@ class ImageDataModule(pl.LightningDataModule):
         if activations is None:
             return self.rows_dataloader(rows)
         stored = ActivationDataset(source=self.source, activations=activations)
-        return self._loader(stored, EvalBatches(rows=rows, batch_size=self._eval_batch_size), num_workers=0)
+        return self._stored_loader(stored, EvalBatches(rows=rows, batch_size=self._eval_batch_size), activations)
 
     def rows_dataloader(self, rows: Rows) -> DataLoader[Batch]:
         """The evaluation view of some rows, in that order, in this process."""
@@ -363,6 +367,12 @@ class ImageDataModule(pl.LightningDataModule):
         """The test split."""
         return self.eval_dataloader("test")
 
+    def _stored_loader(
+        self, stored: ActivationDataset, batches: TrainBatches | EvalBatches, activations: Activations
+    ) -> DataLoader[Batch]:
+        # nothing is left for workers to do
+        return self._loader(stored, batches, num_workers=0, pinned=not activations.on_device)
+
     def _loader(
         self,
         dataset: ViewDataset | ManyViews | ActivationDataset,
@@ -370,6 +380,7 @@ class ImageDataModule(pl.LightningDataModule):
         *,
         num_workers: int | None = None,
         persistent: bool = True,
+        pinned: bool = True,
     ) -> DataLoader[Batch]:
         workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
@@ -379,5 +390,5 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
             worker_init_fn=_give_back_blocks,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned and torch.cuda.is_available(),
         )

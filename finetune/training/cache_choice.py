@@ -27,6 +27,10 @@ views; where crops and mirror images are unlike the test images, the evaluation 
 
 The folders are sets of tests/benchmarks/transfer_sets.py. Photographs and ImageNet weights have not been measured;
 ``schedule.cache=N`` caches N views as they are, and as many as there are epochs are a run without a cache.
+
+Where a phase of one epoch stands in front of one that looks at views through a prefix frozen in both, ``auto`` has both look at
+the same view of each image, whose activations are cached for both; every epoch still sees a view that no other epoch of its
+phase sees.
 """
 
 import itertools

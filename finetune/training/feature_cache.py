@@ -2,24 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from finetune.data.datamodule import ImageDataModule, ViewRequest
-from finetune.data.index import SPLITS
 from finetune.data.reading import Source, read_by
 from finetune.data.sampling import Rows, key, shuffled
 from finetune.errors import RunError
-from finetune.feature_store import Entry, Layout, existing, opened
+from finetune.feature_store import Entry, Layout, opened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.training.cache_choice import CacheChoice
+from finetune.training.held_rows import HeldRows, room_on
 from finetune.training.phases import Phase
 from finetune.training.prefix import Prefix
 from finetune.versions import versions
@@ -197,38 +197,6 @@ def depends_on(
     }
 
 
-class CachedFeatures:
-    """Features of the evaluation view that training has left in the cache, by row of the index; nothing is computed.
-
-    Args:
-        backbone: The network.
-        input_spec: What it is fed.
-        adapt: How the images' channels became those of the stem.
-        source: Of the images.
-    """
-
-    def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
-        boundary, index = backbone.stages[-1], source.index
-        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, boundary=boundary, source=source)
-        self._entries: dict[str, Entry] = {}
-        self._places = np.zeros(len(index), np.int64)
-        self._splits = index.splits
-        for split in SPLITS:
-            rows = index.rows(split)
-            self._places[rows] = np.arange(len(rows))
-            entry = existing({**parts, "split": split, "view": {"augment": "none"}})
-            if entry is not None and entry.layout.rows == len(rows):
-                self._entries[split] = entry
-
-    def __call__(self, row: int) -> npt.NDArray[np.float32] | None:
-        """The features (D,) of a row, or None where they are not there."""
-        entry = self._entries.get(SPLITS[self._splits[row]])
-        if entry is None:
-            return None
-        values: npt.NDArray[np.float32] = entry.read(self._places[row : row + 1]).view(np.float32).reshape(-1)
-        return values
-
-
 class FeatureCache:
     """Cached activations of one phase; the data module reads its batches from it.
 
@@ -264,9 +232,9 @@ class FeatureCache:
         self._views_of = choice.views_of or phase.name
         # what augmentation did to the features of some images (shifts, D)
         self._shifts_SD: Tensor | None = None
-        self._store: ActivationStore | None = None
-        self._train: list[Entry] = []
-        self._val: Entry | None = None
+        self._train: list[HeldRows] = []
+        self._val: HeldRows | None = None
+        self.on_device = False
 
     def prepare(
         self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]], trains: bool = True
@@ -282,7 +250,7 @@ class FeatureCache:
             RunError: The disk filled up since the plan was made.
         """
         self.close()
-        self._store = store = ActivationStore(
+        store = ActivationStore(
             classifier=self._classifier,
             data=self._data,
             boundary=self.boundary,
@@ -297,15 +265,18 @@ class FeatureCache:
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
-        *train, self._val = store.views([*(self._train_views() if trains else ()), Wanted("val")])
-        if self._shifts and trains:
-            self._shifts_SD = self._find_shifts(store, plain=train[0], seen=train.pop())
-        self._train = train
+        *train, val = store.views([*(self._train_views() if trains else ()), Wanted("val")])
+        shifts_SD = self._find_shifts(store, plain=train[0], seen=train.pop()) if self._shifts and trains else None
         store.release()
+        size = sum(entry.layout.bytes for entry in (*train, val))
+        self.on_device = size <= room_on(device)
+        hold = partial(HeldRows, shape=store.shape, dtype=store.dtype, device=device if self.on_device else None)
+        self._train, self._val = [hold(entry) for entry in train], hold(val)
+        self._shifts_SD = shifts_SD if shifts_SD is None or not self.on_device else shifts_SD.to(device)
         if trains:
-            size = sum(entry.layout.bytes for entry in (*self._train, self._val)) / 1e6
             done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
-            self._say(f"  cache: {done}; {size:.1f} MB")
+            where = f", in the memory of {device}" if self.on_device else ""
+            self._say(f"  cache: {done}; {size / 1e6:.1f} MB{where}")
 
     def _train_views(self) -> list[Wanted]:
         """The views of training images that are cached; with shifts, the last one is what augmentation did to some."""
@@ -330,34 +301,32 @@ class FeatureCache:
 
     def train(self, views: Rows, rows: Rows) -> Tensor:
         """Activations (B, ...) of some rows of the index, each of one of its views."""
-        assert self._store is not None
         places = self._places[rows]
         if self._shifts_SD is not None:
             # without a pool, the number of a view is that of the epoch
             keys = zip(views.tolist(), rows.tolist(), strict=True)
             drawn = [key(self._seed, "shift", self._phase.name, view, row) % len(self._shifts_SD) for view, row in keys]
-            plain = self._store.tensor(self._train[0].read(places))
+            plain = self._train[0](places)
             return (plain.float() + self._shifts_SD[drawn]).to(plain.dtype)
         if len(self._train) == 1:
-            return self._store.tensor(self._train[0].read(places))
-        values = np.empty((len(rows), self._train[0].layout.row_bytes), np.uint8)
-        for view in np.unique(views):
-            chosen = views == view
-            values[chosen] = self._train[view].read(places[chosen])
-        return self._store.tensor(values)
+            return self._train[0](places)
+        seen = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
+        # of each view, and then in the order asked for
+        parts = torch.cat([self._train[view](places[chosen]) for view, chosen in seen])
+        order = torch.from_numpy(np.argsort(np.concatenate([chosen for _, chosen in seen])))
+        return parts[order.to(parts.device)]
 
     def val(self, rows: Rows) -> Tensor:
         """Activations (B, ...) of the evaluation view of validation rows."""
-        assert self._store is not None
         assert self._val is not None
-        return self._store.tensor(self._val.read(self._places[rows]))
+        return self._val(self._places[rows])
 
     def close(self) -> None:
         """Let go of the entries."""
-        for entry in (*self._train, self._val):
-            if entry is not None:
-                entry.close()
-        self._train, self._val, self._shifts_SD = [], None, None
+        for rows in (*self._train, self._val):
+            if rows is not None:
+                rows.close()
+        self._train, self._val, self._shifts_SD, self.on_device = [], None, None, False
 
 
 def eval_features(

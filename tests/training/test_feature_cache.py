@@ -68,6 +68,20 @@ def test_a_pool_of_views_is_the_same_pool_without_a_cache(
     assert same_weights(tmp_path / "cached", tmp_path / "uncached")
 
 
+@pytest.mark.parametrize("cache", ["auto", "2", "3"])
+def test_rows_held_by_the_device_are_those_of_the_file(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", f"schedule.cache={cache}")
+    train_tiny(given, tmp_path / "read")
+    assert "in the memory of" not in capsys.readouterr().out
+    monkeypatch.setattr("finetune.training.feature_cache.room_on", lambda device: 10**9)
+    train_tiny(given, tmp_path / "held")
+    assert "MB, in the memory of cpu" in capsys.readouterr().out
+    assert same_weights(tmp_path / "read", tmp_path / "held")
+    assert (tmp_path / "read/metrics.csv").read_bytes() == (tmp_path / "held/metrics.csv").read_bytes()
+
+
 def test_auto_adds_what_augmentation_does_to_some_features_to_those_of_the_evaluation_view(
     words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,8 +91,7 @@ def test_auto_adds_what_augmentation_does_to_some_features_to_those_of_the_evalu
 
     def train(self: FeatureCache, views: Rows, rows: Rows) -> torch.Tensor:
         given = real(self, views, rows)
-        assert self._store is not None
-        plain = self._store.tensor(self._train[0].read(self._places[rows]))
+        plain = self._train[0](self._places[rows])
         assert len(set(views.tolist())) == 1
         seen.setdefault(int(views[0]), []).append(torch.cat([given - plain, torch.from_numpy(rows)[:, None]], 1))
         return given
