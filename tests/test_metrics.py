@@ -55,3 +55,23 @@ def test_an_image_is_right_when_every_label_is() -> None:
     right = right_answers(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8))
     assert right.tolist() == [True, False]
     assert right_answers(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
+
+
+def test_counting_does_not_compare_with_every_pair_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise AssertionError("a copy of all pairs of classes for each image")
+
+    monkeypatch.setattr(torch.Tensor, "repeat", refused)
+    logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(8)
+    metrics = build_metrics(30)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        update_metrics(metrics, logits=logits, targets=targets)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    confusion = metrics["confusion"].compute()
+    assert all(confusion[row, logits[row].argmax()] == 1 for row in range(8))
+    assert confusion.sum() == 8
