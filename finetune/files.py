@@ -20,6 +20,10 @@ _METRICS = {
     "loss": (float, "mean cross-entropy in nats, without label smoothing or class weights"),
     "recall[]": (float, "recall of each class, in the order of the classes; 0 for a class without an image"),
     "confusion[][]": (int, "images by true class (row) and predicted class (column)"),
+    "confusion_cells[][]": (
+        int,
+        "in its place above 1,000 classes: true class, predicted class and images of each pair",
+    ),
 }
 
 _METRICS_MULTI_LABEL = {

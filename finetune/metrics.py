@@ -1,7 +1,7 @@
 """The metrics of a split, all from torchmetrics."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,6 @@ from torchmetrics.classification import (
     BinaryCalibrationError,
     MulticlassAccuracy,
     MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassRecall,
     MultilabelAveragePrecision,
@@ -21,13 +20,16 @@ from torchmetrics.classification import (
     MultilabelF1Score,
     MultilabelRecall,
 )
+from torchmetrics.utilities import dim_zero_cat
 
-# B = batch, K = classes
+# B = batch, K = classes, M = cells of a confusion matrix that are not zero
 
 # an image shows a class whose probability is above this, where it may show several
 THRESHOLD = 0.5
 # Guo et al. 2017, arXiv 1706.04599
 _BINS = 15
+# up to so many classes a confusion matrix is written whole; above, its cells that are not zero
+MOST_IN_MATRIX = 1000
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
@@ -44,6 +46,69 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
             scores_K = super().compute()
         shown = torch.cat(list(self.target)).any(0) if isinstance(self.target, list) else self.target.any(0)
         return scores_K[shown].mean() if shown.any() else torch.zeros((), device=scores_K.device)
+
+
+class _CountedByClass:
+    """An update that counts the images of each class: torchmetrics' own makes a matrix of all pairs of classes each batch."""
+
+    num_classes: int
+    _update_state: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Count probabilities (B, K) against class numbers (B,)."""
+        found = preds.argmax(1)
+        shown, predicted = self._images_of(target), self._images_of(found)
+        hits = self._images_of(target, (found == target).long())
+        missed, false = shown - hits, predicted - hits
+        self._update_state(hits, false, len(target) - hits - missed - false, missed)
+
+    def _images_of(self, classes: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
+        """Sums by class, (K,), without waiting for the device as ``bincount`` does."""
+        counts = torch.ones_like(classes) if counts is None else counts
+        return counts.new_zeros(self.num_classes).scatter_add_(0, classes, counts)
+
+
+class _MacroF1(_CountedByClass, MulticlassF1Score):  # type: ignore[misc]  # their updates have one signature
+    pass
+
+
+class _Recall(_CountedByClass, MulticlassRecall):  # type: ignore[misc]
+    pass
+
+
+class ConfusionCells(Metric):
+    """The cells of the confusion matrix that are not zero, int64 (M, 3): true class, predicted class, images.
+
+    There are never more than images, where a matrix of 10,000 classes has a hundred million cells.
+    """
+
+    full_state_update = False
+    codes: list[torch.Tensor]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("codes", default=[], dist_reduce_fx="cat")
+
+    def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
+        """Note probabilities (B, K) against class numbers (B,)."""
+        self.codes.append(target.long() * self.num_classes + preds.argmax(1))
+
+    def compute(self) -> torch.Tensor:
+        """In the order of the matrix, row by row."""
+        if len(self.codes) == 0:
+            return torch.zeros(0, 3, dtype=torch.int64)
+        codes, images = torch.unique(dim_zero_cat(self.codes), return_counts=True)
+        return torch.stack([codes // self.num_classes, codes % self.num_classes, images], dim=1)
+
+    def plain(self, cells_M3: torch.Tensor) -> dict[str, list[list[int]]]:
+        """What :meth:`compute` gave, as files have it: ``confusion``, or of very many classes ``confusion_cells``."""
+        if self.num_classes > MOST_IN_MATRIX:
+            return {"confusion_cells": cells_M3.tolist()}
+        true, found, images = cells_M3.cpu().unbind(1)
+        matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        matrix[true, found] = images
+        return {"confusion": matrix.tolist()}
 
 
 def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
@@ -70,13 +135,13 @@ def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricColle
     else:
         chosen = {
             "acc": MulticlassAccuracy(num_classes, average="micro"),
-            "f1_macro": MulticlassF1Score(num_classes, average="macro"),
-            "recall": MulticlassRecall(num_classes, average="none"),
-            "confusion": MulticlassConfusionMatrix(num_classes),
+            "f1_macro": _MacroF1(num_classes, average="macro"),
+            "recall": _Recall(num_classes, average="none"),
+            "confusion": ConfusionCells(num_classes),
             "ece": MulticlassCalibrationError(num_classes, n_bins=_BINS, norm="l1"),
         }
         groups = [["acc"], ["f1_macro", "recall"], ["confusion"], ["ece"]]
-    # the confusion matrix has another state than the others; groups are found at the first update by comparing states,
+    # the confusions have another state than the others; groups are found at the first update by comparing states,
     # which would make the first batch of a run cost more than the others
     collection = MetricCollection(chosen, compute_groups=groups)
     collection.add_metrics({"loss": MeanMetric()})
@@ -110,8 +175,7 @@ def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: 
 def _counting() -> Iterator[None]:
     """Around updates: whole numbers are counted in any order alike.
 
-    Where algorithms are to be deterministic, torchmetrics compares every image with every pair of classes instead of counting:
-    for a batch of 64 and 1,000 classes that is half a gigabyte at each of three metrics.
+    Where algorithms are to be deterministic, torchmetrics compares every image with every bin instead of counting.
     """
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -131,7 +195,12 @@ def right_answers(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
 
 def plain_metrics(metrics: MetricCollection) -> dict[str, Any]:
     """Values as plain numbers and lists; scalars alone are what a logger takes."""
-    return {name: value.tolist() for name, value in metrics.compute().items()}
+    values = metrics.compute()
+    plain = {name: value.tolist() for name, value in values.items() if name != "confusion"}
+    confusion = metrics["confusion"]
+    if isinstance(confusion, ConfusionCells):
+        return plain | confusion.plain(values["confusion"])
+    return plain | {"confusion": values["confusion"].tolist()}
 
 
 def in_words(values: dict[str, Any]) -> str:

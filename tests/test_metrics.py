@@ -1,4 +1,4 @@
-"""Metrics of several labels an image, against scikit-learn and torch."""
+"""Metrics of one label an image and of several, against scikit-learn and torch."""
 
 import numpy as np
 import pytest
@@ -57,6 +57,43 @@ def test_an_image_is_right_when_every_label_is() -> None:
     assert right_answers(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
 
 
+def one_label(logits: torch.Tensor, targets: torch.Tensor) -> dict:
+    built = build_metrics(logits.shape[1])
+    for part in (slice(0, 10), slice(10, None)):
+        update_metrics(built, logits=logits[part], targets=targets[part])
+    return plain_metrics(built)
+
+
+@pytest.mark.parametrize("classes", [4, 40])
+def test_metrics_of_one_label_are_scikit_learns(classes: int) -> None:
+    random = torch.Generator().manual_seed(classes)
+    logits = torch.randn(31, classes, generator=random)
+    targets = torch.randint(0, classes, (31,), generator=random)
+    predicted = logits.argmax(1)
+    found = one_label(logits, targets)
+    assert found["acc"] == pytest.approx(sklearn.accuracy_score(targets, predicted), abs=1e-6)
+    # over the classes that occur, as here
+    assert found["f1_macro"] == pytest.approx(sklearn.f1_score(targets, predicted, average="macro"), abs=1e-6)
+    recalls = sklearn.recall_score(targets, predicted, labels=range(classes), average=None, zero_division=0)
+    assert found["recall"] == pytest.approx(recalls.tolist(), abs=1e-6)
+    assert found["confusion"] == sklearn.confusion_matrix(targets, predicted, labels=range(classes)).tolist()
+
+
+def test_ten_thousand_classes_are_counted_without_a_matrix_of_all_pairs() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(31, 10_000, generator=random)
+    targets = torch.randint(0, 10_000, (31,), generator=random)
+    logits[torch.arange(20), targets[:20]] += 20
+    found = one_label(logits, targets)
+    assert "confusion" not in found
+    cells = torch.tensor(found["confusion_cells"])
+    assert cells[:, 2].sum() == 31
+    hits = cells[cells[:, 0] == cells[:, 1], 2].sum()
+    assert hits == (logits.argmax(1) == targets).sum() >= 20
+    assert found["acc"] == pytest.approx(int(hits) / 31)
+    assert sum(found["recall"]) == pytest.approx(sum((targets[:20] == k).any() for k in range(10_000)), abs=1)
+
+
 def test_counting_does_not_compare_with_every_pair_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*given: object) -> None:
         raise AssertionError("a copy of all pairs of classes for each image")
@@ -72,6 +109,5 @@ def test_counting_does_not_compare_with_every_pair_of_classes(monkeypatch: pytes
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
-    confusion = metrics["confusion"].compute()
-    assert all(confusion[row, logits[row].argmax()] == 1 for row in range(8))
-    assert confusion.sum() == 8
+    cells = metrics["confusion"].compute()
+    assert cells.tolist() == [[row, int(logits[row].argmax()), 1] for row in range(8)]

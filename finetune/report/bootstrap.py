@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 RESAMPLES = 1000
+_PART = 100
 SHARE = 0.95
 
 Interval = tuple[float, float]
 
 
-def intervals(confusion_KK: npt.NDArray[np.int64], *, seed: int = 0) -> dict[str, Interval]:
+def intervals(confusion_KK: csr_array, *, seed: int = 0) -> dict[str, Interval]:
     """Percentile intervals of accuracy and macro F1 for one label an image.
 
     Drawing N images with replacement is drawing N times from the cells of the confusion matrix in proportion to their
@@ -21,18 +23,21 @@ def intervals(confusion_KK: npt.NDArray[np.int64], *, seed: int = 0) -> dict[str
         confusion_KK: Images by true (row) and predicted (column) class; at least one image.
         seed: Of the draws.
     """
-    true, found = np.nonzero(confusion_KK)
-    counts = confusion_KK[true, found]
-    images = int(counts.sum())
-    draws_RC = np.random.default_rng(seed).multinomial(images, counts / images, size=RESAMPLES)
-    classes = len(confusion_KK)
+    cells = confusion_KK.tocoo()
+    kept = cells.data > 0
+    true, found, counts = cells.row[kept], cells.col[kept], cells.data[kept]
+    images, classes = int(counts.sum()), confusion_KK.shape[0]
     hit = true == found
-    correct_RK = _sum_by(draws_RC[:, hit], true[hit], classes)
-    support_RK = _sum_by(draws_RC, true, classes) + _sum_by(draws_RC, found, classes)
-    return {
-        "acc": _percentiles(draws_RC[:, hit].sum(axis=1) / images),
-        "f1_macro": _percentiles(_macro_f1(correct_RK, support_RK, absent_counts=False)),
-    }
+    random = np.random.default_rng(seed)
+    accuracies, scores = [], []
+    # in parts: of 10,000 classes and all draws the sums alone would be half a gigabyte
+    for _ in range(RESAMPLES // _PART):
+        draws_RC = random.multinomial(images, counts / images, size=_PART)
+        correct_RK = _sum_by(draws_RC[:, hit], true[hit], classes)
+        support_RK = _sum_by(draws_RC, true, classes) + _sum_by(draws_RC, found, classes)
+        accuracies.append(draws_RC[:, hit].sum(axis=1) / images)
+        scores.append(_macro_f1(correct_RK, support_RK, absent_counts=False))
+    return {"acc": _percentiles(np.concatenate(accuracies)), "f1_macro": _percentiles(np.concatenate(scores))}
 
 
 def multi_label_intervals(

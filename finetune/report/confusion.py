@@ -1,10 +1,12 @@
 """Which classes are taken for which: the matrix with confused classes beside each other, and the worst pairs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
+from scipy.sparse import csr_array
 
 from finetune.escaping import printable
 from finetune.report.svg import GRID, HIT, MISS, drawing, inline_svg, new_figure
@@ -16,6 +18,23 @@ _WITH_COUNTS = 30
 _LABEL_LETTERS = 22
 
 Counts = npt.NDArray[np.int64]
+
+
+def confusion_of(metrics: dict[str, Any], classes: int) -> csr_array:
+    """Images by true class (row) and predicted class (column), as ``results.json`` has them: a matrix, or its cells."""
+    if "confusion" in metrics:
+        return csr_array(np.array(metrics["confusion"], dtype=np.int64))
+    true, found, images = np.array(metrics["confusion_cells"], dtype=np.int64).reshape(-1, 3).T
+    return csr_array((images, (true, found)), shape=(classes, classes))
+
+
+def mistakes(confusion_KK: csr_array) -> tuple[Counts, Counts, Counts]:
+    """True class, predicted class and images of each kind of mistake, the most frequent first."""
+    cells = confusion_KK.tocoo()
+    wrong = (cells.row != cells.col) & (cells.data > 0)
+    true, found, images = cells.row[wrong], cells.col[wrong], cells.data[wrong]
+    order = np.argsort(-images, kind="stable")
+    return true[order], found[order], images[order]
 
 
 def clustered_order(confusion_KK: Counts) -> list[int]:
@@ -38,36 +57,33 @@ def clustered_order(confusion_KK: Counts) -> list[int]:
     return [int(k) for k in leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))]
 
 
-def confused_pairs(confusion_KK: Counts, classes: Sequence[str], most: int = 20) -> tuple[list[dict[str, object]], int]:
+def confused_pairs(
+    confusion_KK: csr_array, classes: Sequence[str], most: int = 20
+) -> tuple[list[dict[str, object]], int]:
     """The most frequent mistakes, worst first, and how many kinds there are in all."""
-    true, found = np.nonzero(confusion_KK * (1 - np.eye(len(confusion_KK), dtype=np.int64)))
-    counts = confusion_KK[true, found]
+    true, found, images = mistakes(confusion_KK)
     support = confusion_KK.sum(axis=1)
-    worst = np.argsort(-counts, kind="stable")[:most]
     pairs = [
-        {
-            "true": classes[true[place]],
-            "found": classes[found[place]],
-            "count": int(counts[place]),
-            "share": float(counts[place] / support[true[place]]),
-        }
-        for place in worst
+        {"true": classes[row], "found": classes[column], "count": int(count), "share": float(count / support[row])}
+        for row, column, count in zip(true[:most], found[:most], images[:most], strict=True)
     ]
-    return pairs, len(counts)
+    return pairs, len(images)
 
 
-def most_confused(confusion_KK: Counts) -> list[int]:
+def most_confused(confusion_KK: csr_array) -> list[int]:
     """The classes that fit into the picture: all, or those in the most mistakes."""
-    if len(confusion_KK) <= MOST_CLASSES:
-        return list(range(len(confusion_KK)))
-    wrong = confusion_KK * (1 - np.eye(len(confusion_KK), dtype=np.int64))
-    return sorted(int(k) for k in np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:MOST_CLASSES])
+    classes = confusion_KK.shape[0]
+    if classes <= MOST_CLASSES:
+        return list(range(classes))
+    true, found, images = mistakes(confusion_KK)
+    wrong = np.bincount(true, images, classes) + np.bincount(found, images, classes)
+    return sorted(int(k) for k in np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
 
 
-def confusion_chart(confusion_KK: Counts, classes: Sequence[str]) -> Markup:
+def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
     """The matrix, each row shaded by its share of the true class; hits and mistakes in colours of their own."""
     chosen = most_confused(confusion_KK)
-    inside = confusion_KK[np.ix_(chosen, chosen)]
+    inside = confusion_KK[chosen][:, chosen].toarray()
     order = clustered_order(inside)
     matrix = inside[np.ix_(order, order)]
     names = [_short(classes[chosen[k]]) for k in order]

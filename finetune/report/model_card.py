@@ -7,6 +7,7 @@ from finetune.escaping import markdown
 from finetune.input_spec import InputSpec
 from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
+from finetune.report.confusion import confused_pairs, confusion_of
 from finetune.report.loading import how_to_load
 
 _MISTAKES = 10
@@ -31,7 +32,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     backbone, figures = results["backbone"], in_words(test)
     several = classifier.multi_label
     # of several labels there is one matrix a class, each with every image
-    images = sum(map(sum, test["confusion"][0] if several else test["confusion"]))
+    images = sum(map(sum, test["confusion"][0])) if several else int(confusion_of(test, len(classifier.classes)).sum())
     answers = (
         "It knows no other classes than these."
         if several
@@ -68,7 +69,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         # no class is mistaken for another, and the other programs' formats hold one label an image
         lines.append("")
     else:
-        lines += ["", *_confusions(classifier.classes, test.get("confusion")), *_other_programs(spec)]
+        lines += ["", *_confusions(classifier.classes, test), *_other_programs(spec)]
     lines += [
         "## Intended use",
         "",
@@ -95,21 +96,11 @@ def _other_programs(spec: InputSpec) -> list[str]:
     ]
 
 
-def _confusions(classes: Sequence[str], confusion: Sequence[Sequence[int]] | None) -> list[str]:
+def _confusions(classes: Sequence[str], test: dict[str, Any]) -> list[str]:
     """The most frequent mistakes; all pairs would fill pages where there are many classes."""
-    if confusion is None:
-        return []
-    pairs = [
-        (count, classes[true], classes[found])
-        for true, row in enumerate(confusion)
-        for found, count in enumerate(row)
-        if count and true != found
-    ]
+    pairs, kinds = confused_pairs(confusion_of(test, len(classes)), classes, most=_MISTAKES)
     if not pairs:
         return ["No test image was put into a wrong class.", ""]
-    pairs.sort(key=lambda pair: -pair[0])
-    rows = [f"| {markdown(true)} | {markdown(found)} | {count} |" for count, true, found in pairs[:_MISTAKES]]
-    told = (
-        f"The {len(rows)} most frequent of {len(pairs)} kinds of mistakes:" if len(pairs) > len(rows) else "Mistakes:"
-    )
+    rows = [f"| {markdown(str(p['true']))} | {markdown(str(p['found']))} | {p['count']} |" for p in pairs]
+    told = f"The {len(rows)} most frequent of {kinds} kinds of mistakes:" if kinds > len(rows) else "Mistakes:"
     return [told, "", "| true class | predicted | test images |", "|---|---|---|", *rows, ""]

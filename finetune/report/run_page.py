@@ -20,7 +20,7 @@ from finetune.files import REPORT
 from finetune.models.classifier import Classifier
 from finetune.report import bootstrap, calibration, embedding_map, gallery, training_charts, usage
 from finetune.report.calibration_chart import calibration_chart
-from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart
+from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart, confusion_of
 from finetune.report.grad_cam import find_layer, heat_maps, overlay
 from finetune.report.movement import movements
 from finetune.report.run_files import RunFiles, read_run
@@ -91,8 +91,8 @@ def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -
 
 def _images_of(run: RunFiles) -> int:
     """Test images: with several labels there is one matrix a class, each with every image."""
-    confusion = run.results["test"]["confusion"]
-    return int(np.sum(confusion[0] if run.multi_label else confusion))
+    test = run.results["test"]
+    return int(np.sum(test["confusion"][0]) if run.multi_label else confusion_of(test, len(run.classes)).sum())
 
 
 def _headline(run: RunFiles) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _headline(run: RunFiles) -> dict[str, Any]:
     evaluation = run.evaluation.get("test")
     found: dict[str, bootstrap.Interval] = {}
     if not run.multi_label:
-        found = bootstrap.intervals(np.array(test["confusion"], dtype=np.int64))
+        found = bootstrap.intervals(confusion_of(test, len(run.classes)))
     elif evaluation:
         shown = evaluation["probabilities"] > 0.5
         found = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
@@ -129,11 +129,12 @@ def _movement(run: RunFiles, classifier: Classifier) -> dict[str, Any]:
 
 def _classes(run: RunFiles) -> list[dict[str, Any]]:
     """Each class with its counts and scores, the weakest first; a class without a test image last."""
-    confusion = np.array(run.results["test"]["confusion"], dtype=np.int64)
     if run.multi_label:
+        confusion = np.array(run.results["test"]["confusion"], dtype=np.int64)
         hits, support, found = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
     else:
-        hits, support, found = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+        matrix = confusion_of(run.results["test"], len(run.classes))
+        hits, support, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     rows = [
         {
             "name": name,
@@ -154,9 +155,9 @@ def _confusion(run: RunFiles) -> dict[str, Any] | None:
     """None with several labels: no class is taken for another there."""
     if run.multi_label:
         return None
-    matrix = np.array(run.results["test"]["confusion"], dtype=np.int64)
+    matrix = confusion_of(run.results["test"], len(run.classes))
     pairs, kinds = confused_pairs(matrix, run.classes)
-    left_out = max(len(matrix) - MOST_CLASSES, 0)
+    left_out = max(len(run.classes) - MOST_CLASSES, 0)
     return {"chart": confusion_chart(matrix, run.classes), "pairs": pairs, "kinds": kinds, "left_out": left_out}
 
 

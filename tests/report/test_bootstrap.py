@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.metrics import f1_score
 
 from finetune.report.bootstrap import intervals, multi_label_intervals
@@ -21,15 +22,15 @@ def test_drawing_cells_is_drawing_images() -> None:
     # a fifth class that never occurs does not enter the mean
     confusion = np.zeros((5, 5), np.int64)
     np.add.at(confusion, (targets, found), 1)
-    given = intervals(confusion)
+    given = intervals(csr_array(confusion))
     assert given["acc"] == pytest.approx(resampled(targets, found, lambda t, p: (t == p).mean()), abs=0.01)
     expected = resampled(targets, found, lambda t, p: f1_score(t, p, average="macro"))
     assert given["f1_macro"] == pytest.approx(expected, abs=0.01)
 
 
 def test_a_perfect_score_has_no_width_and_more_images_a_smaller_one() -> None:
-    assert intervals(np.diag([5, 7]))["acc"] == (1.0, 1.0)
-    widths = [np.ptp(intervals(np.array([[8, 2], [3, 7]]) * times)["acc"]) for times in (1, 100)]
+    assert intervals(csr_array(np.diag([5, 7])))["acc"] == (1.0, 1.0)
+    widths = [np.ptp(intervals(csr_array(np.array([[8, 2], [3, 7]]) * times))["acc"]) for times in (1, 100)]
     assert widths[1] == pytest.approx(widths[0] / 10, rel=0.2)
 
 

@@ -1,28 +1,29 @@
 """The confusion matrix: who stands beside whom, and what is listed."""
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from finetune.report.confusion import clustered_order, confused_pairs, confusion_chart, most_confused
+from finetune.report.confusion import clustered_order, confused_pairs, confusion_chart, confusion_of, most_confused
 
 
-def with_mistakes(classes: int, pairs: dict[tuple[int, int], int]) -> np.ndarray:
+def with_mistakes(classes: int, pairs: dict[tuple[int, int], int]) -> csr_array:
     matrix = np.diag(np.full(classes, 20))
     for (true, found), count in pairs.items():
         matrix[true, found] = count
         matrix[true, true] -= count
-    return matrix
+    return csr_array(matrix)
 
 
 def test_classes_that_are_taken_for_one_another_stand_side_by_side() -> None:
     matrix = with_mistakes(9, {(0, 7): 9, (7, 0): 8, (2, 5): 6, (5, 2): 7})
-    order = clustered_order(matrix)
+    order = clustered_order(matrix.toarray())
     assert sorted(order) == list(range(9))
     assert abs(order.index(0) - order.index(7)) == 1
     assert abs(order.index(2) - order.index(5)) == 1
 
 
 def test_without_mistakes_the_order_stays() -> None:
-    assert clustered_order(with_mistakes(5, {})) == [0, 1, 2, 3, 4]
+    assert clustered_order(with_mistakes(5, {}).toarray()) == [0, 1, 2, 3, 4]
 
 
 def test_the_most_frequent_mistakes_are_listed_first_with_their_share_of_the_true_class() -> None:
@@ -48,3 +49,17 @@ def test_two_hundred_classes_are_all_named_and_nothing_in_a_name_is_mark_up() ->
     assert chart.count("&lt;b&gt;$x$&lt;/b&gt;") == 2
     assert "<b>" not in chart
     assert len(chart) < 300_000
+
+
+def test_cells_are_the_matrix_that_is_not_written_of_very_many_classes() -> None:
+    cells = [[0, 0, 7], [3, 9_999, 2], [9_999, 3, 1]]
+    matrix = confusion_of({"confusion_cells": cells}, 10_000)
+    assert matrix.shape == (10_000, 10_000)
+    assert matrix[3, 9_999] == 2
+    assert matrix.sum() == 10
+    pairs, kinds = confused_pairs(matrix, [str(k) for k in range(10_000)])
+    assert [(pair["true"], pair["found"], pair["share"]) for pair in pairs] == [("3", "9999", 1.0), ("9999", "3", 1.0)]
+    assert kinds == 2
+    assert {3, 9_999} <= set(most_confused(matrix))
+    whole = np.array([[2, 1], [0, 3]])
+    assert (confusion_of({"confusion": whole.tolist()}, 2).toarray() == whole).all()
