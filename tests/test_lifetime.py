@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 
@@ -81,5 +82,47 @@ def test_between_phases_a_circle_of_references_goes() -> None:
         "assert alive() is not None\n"
         "give_back_memory()\n"
         "assert alive() is None\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchmetrics_comes_without_the_package_that_it_does_not_use() -> None:
+    done = ended(
+        "from finetune.lifetime import import_torchmetrics\n"
+        "import_torchmetrics()\n"
+        "assert 'torchmetrics' in sys.modules\n"
+        "assert 'scipy.signal' not in sys.modules\n"
+        "import scipy.signal\n"
+        "from scipy.signal import lfilter\n"
+        "assert scipy.signal.windows.hamming(3)[1] == 1.0\n"
+        "from torchmetrics.classification import MulticlassF1Score\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
+def test_blocks_of_a_training_process_are_not_cleared_at_every_use() -> None:
+    done = ended(
+        "import gc, resource\n"
+        "import numpy as np\n"
+        "from finetune.lifetime import collect_as_usual, collect_rarely, give_blocks_back, keep_blocks\n"
+        "def faults():\n"
+        "    np.ones(10_000_000)\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(5):\n"
+        "        np.ones(10_000_000)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "usual = faults()\n"
+        "collect_rarely()\n"
+        "heavy = [[number] for number in range(200_000)]\n"
+        "keep_blocks('cpu')\n"
+        "assert faults() > usual / 2, 'not a process of the command line yet'\n"
+        "collect_as_usual()\n"
+        "keep_blocks('cuda')\n"
+        "assert faults() > usual / 2, 'not on a GPU'\n"
+        "keep_blocks('cpu')\n"
+        "assert faults() < usual / 50, (faults(), usual)\n"
+        "give_blocks_back()\n"
+        "assert faults() > usual / 2, 'a loader process'\n"
     )
     assert done.returncode == 0, done.stderr

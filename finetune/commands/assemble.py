@@ -13,6 +13,7 @@ from finetune.commands.schedule import build_phases as build_phases
 from finetune.config import instantiate, locate
 from finetune.config_schema import Config, DataConfig
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.lifetime import import_torchmetrics
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -221,6 +222,7 @@ def image_size(value: Any) -> tuple[int, int] | None:
 
 def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
     """Batches."""
+    import_torchmetrics()
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.weights import balanced_sample_weights
 

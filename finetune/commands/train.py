@@ -22,6 +22,7 @@ from finetune.commands.composing import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config_schema import Config
 from finetune.errors import RunError, UserError
+from finetune.lifetime import give_back_memory
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def report(run_dir: Path, source: "Source | None") -> None:
     """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
     from finetune.report.run_page import write_report
 
+    give_back_memory()
     try:
         say(f"report: {write_report(run_dir, source)}")
     except Exception as error:

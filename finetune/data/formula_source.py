@@ -25,6 +25,7 @@ class FormulaSource:
     """
 
     in_memory = False
+    many_threads = False
     facts: Facts | None = None  # nothing about these images is unknown or odd
 
     def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:

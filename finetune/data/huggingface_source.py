@@ -38,6 +38,8 @@ class TableSource:
     """
 
     in_memory = False
+    # whoever wrote what it reads may not have thought of threads
+    many_threads = False
 
     def __init__(
         self,

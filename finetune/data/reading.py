@@ -24,12 +24,14 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Source(Protocol):
     """A data set: the table of its samples, and their pixels. Picklable, so that workers may be spawned.
 
-    ``in_memory`` says whether reading costs next to nothing; ``facts`` has a row for each row of the index.
+    ``in_memory`` says whether reading costs next to nothing, ``many_threads`` whether several threads may read at once and gain
+    by it; ``facts`` has a row for each row of the index.
     """
 
     index: Index
     channels: int
     in_memory: bool
+    many_threads: bool
     facts: Facts | None
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
@@ -61,6 +63,7 @@ class FileSource:
     """Samples that are image files."""
 
     in_memory = False
+    many_threads = True
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class ArraySource:
     """
 
     in_memory = True
+    many_threads = False
 
     def __init__(
         self,

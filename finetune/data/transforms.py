@@ -1,13 +1,14 @@
 """Views: from a decoded image to the fixed size that the model takes, with or without augmentation.
 
 All views take and give ``uint8 (C, H, W)``; normalisation belongs to the model. A training view draws its randomness
-from torch's global generator alone, so it is a function of the image and of the generator's state.
+from one generator alone, so it is a function of the image and of the generator's state: the one it is given, or torch's global
+one, whose numbers are the same for the same seed.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,15 +27,21 @@ class View(Protocol):
     """A way to look at an image.
 
     ``at_least`` is the shorter side, in pixels, that the image must have for the view to lose nothing; a decoder may
-    give more, and should not give less where there is more.
+    give more, and should not give less where there is more. ``global_randomness``: whether it draws from torch's global
+    generator whatever it is given, so that two threads must not make such views at once.
     """
+
+    @property
+    def global_randomness(self) -> bool:
+        """Whether its randomness is torch's global one."""
+        ...
 
     @property
     def at_least(self) -> int:
         """Pixels of the shorter side."""
         ...
 
-    def __call__(self, image: Tensor, /) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None, /) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
         ...
 
@@ -119,6 +126,7 @@ class EvalView:
     """
 
     spec: InputSpec
+    global_randomness: ClassVar[bool] = False
 
     @property
     def at_least(self) -> int:
@@ -131,7 +139,7 @@ class EvalView:
         height, width = self.spec.size
         return math.floor(height / self.spec.crop_pct), math.floor(width / self.spec.crop_pct)
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
         (height, width), filter_name = self.spec.size, self.spec.interpolation
         if self.spec.crop_mode == "squash":
@@ -159,6 +167,8 @@ class TrainView:
             self._further = _GreyTrivialAugment() if spec.channels == 1 else v2.TrivialAugmentWide()
         elif augment == "rand_augment":
             self._further = _GreyRandAugment() if spec.channels == 1 else v2.RandAugment()
+        # torchvision's own operations take no generator
+        self.global_randomness = self._further is not None
 
     @property
     def at_least(self) -> int:
@@ -169,22 +179,22 @@ class TrainView:
         """
         return math.ceil(_SHARPNESS * max(self.spec.size) / math.sqrt(self._crop.area))
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """From uint8 (C, H, W) to uint8 (C, *size)."""
-        top, left, height, width = self._box(image.shape[-2], image.shape[-1])
+        top, left, height, width = self._box(image.shape[-2], image.shape[-1], generator)
         view = _resize(image[:, top : top + height, left : left + width], self.spec.size, self.spec)
-        if self._crop.mirror and float(torch.rand(())) < self._crop.mirror:
+        if self._crop.mirror and float(torch.rand((), generator=generator)) < self._crop.mirror:
             view = view.flip(-1)
         return (self._further(view) if self._further else view).contiguous()
 
-    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def _box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         """Top, left, height and width of a random crop, chosen as torchvision's RandomResizedCrop chooses it."""
         steepest = math.log(self._crop.ratio)
         whole, proportion = height * width, 1.0
         if self._crop.inscribed:
             proportion = self.spec.size[1] / self.spec.size[0]
             whole = round(min(height * proportion, width) * min(height, width / proportion))
-        for share, tilt, down, right in torch.rand(10, 4).tolist():
+        for share, tilt, down, right in torch.rand(10, 4, generator=generator).tolist():
             area = whole * (self._crop.area + share * (1 - self._crop.area))
             ratio = proportion * math.exp(steepest * (1 - 2 * tilt))
             crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

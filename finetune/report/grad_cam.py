@@ -79,13 +79,29 @@ def heat_maps(classifier: Classifier, where: Where, images_BCHW: Tensor, classes
     from captum.attr import LayerAttribution, LayerGradCam
 
     found = []
-    with _out_of_place(classifier), torch.enable_grad():
+    with _graph_from(classifier, where.stage), _out_of_place(classifier), torch.enable_grad():
         for at in range(0, len(images_BCHW), _TOGETHER):
             images, targets = images_BCHW[at : at + _TOGETHER].float() / 255, classes[at : at + _TOGETHER]
             cams = LayerGradCam(classifier, where.layer).attribute(images, target=targets, relu_attributions=True)
             found.append(cams.detach())
     scaled_BHW: Tensor = LayerAttribution.interpolate(torch.cat(found), tuple(images_BCHW.shape[-2:]), "bilinear")[:, 0]
     return scaled_BHW / scaled_BHW.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+@contextmanager
+def _graph_from(classifier: Classifier, stage: str) -> Iterator[None]:
+    """No graph of the stages before one: nobody asks for their gradients, and their activations are the large ones."""
+    modules = classifier.stage_modules()
+    before = classifier.stages[: classifier.stages.index(stage)]
+    parameters = [p for name in before for module in modules[name] for p in module.parameters()]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(was)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from finetune.data.batches import threads_here
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.transforms import View, eval_view, train_view
 from finetune.models.classifier import Classifier
@@ -44,6 +45,8 @@ _LOOP_STEPS, _EPOCH_STEPS = 6.0, 250.0
 # how much longer an image is read beside a network that computes on the same cores; and bytes of a checkpoint written a second:
 # estimates likewise
 _CROWDED, _WRITTEN_BYTES = 1.8, 450e6
+# what each further thread adds to one that reads images: two read 1.67 times as many
+_BESIDE = 0.67
 # copies of a trainable weight in the two checkpoints of an epoch: itself in both, and what the optimizer keeps of it
 _COPIES = 4
 # that a solver needs: 305, 450 and the most it may, 500, on three sets, so their mean; and features to measure it on, at most
@@ -78,13 +81,17 @@ class _Speed:
     """What the machine does with one image, in seconds."""
 
     workers: int
+    threads: int
     cores: int
     on_cpu: bool
 
     def of(self, read_s: float, compute_s: float) -> float:
-        """Of an image that loader processes read while the network computes; on a CPU both want the same cores."""
+        """Of an image that threads read before the network computes, or loader processes meanwhile.
+
+        On a CPU these want the same cores.
+        """
         if not self.workers:
-            return read_s + compute_s
+            return read_s / (1 + _BESIDE * (self.threads - 1)) + compute_s
         return max(read_s / self.workers, compute_s + (_CROWDED * read_s / self.cores if self.on_cpu else 0.0))
 
 
@@ -117,7 +124,12 @@ class _Calibration:
         self._classifier = classifier.to(self._device, memory_format=memory_format_for(classifier.input_spec))  # type: ignore[call-overload]
         self._data, self._share_s = data, BUDGET_S / shares
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._speed = _Speed(workers=data.num_workers, cores=cores, on_cpu=self._device.type == "cpu")
+        self._speed = _Speed(
+            workers=data.num_workers,
+            threads=threads_here(data.source),
+            cores=cores,
+            on_cpu=self._device.type == "cpu",
+        )
         spec = classifier.input_spec
         count = min(_MOST, max(_FEWEST, PIXELS // math.prod(spec.size)))
         self._images = torch.randint(0, 256, (count, spec.channels, *spec.size), dtype=torch.uint8).to(self._device)

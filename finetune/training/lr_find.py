@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from finetune.data.datamodule import Batch, ImageDataModule
+from finetune.data.batches import Batch
+from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.companions import interruptible
 from finetune.training.freezing import apply_phase, module_mode_flags

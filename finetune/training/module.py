@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from finetune.data.datamodule import Batch
+from finetune.data.batches import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics

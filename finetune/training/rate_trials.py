@@ -15,7 +15,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from finetune.data.datamodule import Batch, ImageDataModule
+from finetune.data.batches import Batch
+from finetune.data.datamodule import ImageDataModule
 from finetune.data.sampling import key
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics

@@ -19,7 +19,7 @@ from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.files import EVALUATION
-from finetune.lifetime import collect_as_usual, give_back_memory
+from finetune.lifetime import collect_as_usual, give_back_memory, keep_blocks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.processes import is_first_process
@@ -185,6 +185,7 @@ class Run:
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
             trainer = self._trainer(phase, folder, log)
+            keep_blocks(trainer.strategy.root_device.type)
             with self._running(trainer):
                 trainer.fit(
                     module,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from finetune.data.datamodule import Batch
+from finetune.data.batches import Batch
 from finetune.errors import RunError, shortened
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import tensors_of, wrong_modes

@@ -1,12 +1,16 @@
 """Batches do not depend on who loads them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from finetune.data.datamodule import Batch, ImageDataModule, default_workers
-from finetune.data.sources import folder_source
+from finetune.data.batches import Batch, views_of_rows
+from finetune.data.datamodule import FEW_CORES, ImageDataModule, default_workers
+from finetune.data.decode import UnreadableImage
+from finetune.data.sources import digits_source, folder_source
+from finetune.data.transforms import train_view
 from finetune.input_spec import InputSpec
 
 SPEC = InputSpec(size=(16, 16))
@@ -74,6 +78,37 @@ def test_evaluation_sees_every_image_of_a_split_once(split: str, pets: Path) -> 
     assert rows
 
 
-def test_data_in_memory_needs_no_workers() -> None:
-    assert default_workers(in_memory=True) == 0
-    assert default_workers(in_memory=False) >= 1
+def test_loader_processes_are_for_files_where_threads_do_not_serve(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, digits = folder_source(root=str(pets)), digits_source()
+    cores = {0}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
+    assert default_workers(digits, on_cpu=False) == 0
+    assert default_workers(files, on_cpu=False) == 1
+    assert default_workers(files, on_cpu=True) == 0
+    cores.update(range(FEW_CORES + 1))
+    assert default_workers(files, on_cpu=True) == FEW_CORES
+    files.many_threads = False
+    cores.clear()
+    assert default_workers(files, on_cpu=True) == 1
+    assert data(pets, num_workers=3).num_workers == 3
+
+
+@pytest.mark.parametrize("augment", ["none", "standard", "trivial_augment"])
+def test_views_are_the_same_whatever_the_number_of_threads(augment: str, pets: Path) -> None:
+    source = folder_source(root=str(pets))
+    rows = source.index.rows("train").tolist()
+    view = train_view(InputSpec(size=(32, 32)), augment=augment)
+    seeds = None if augment == "none" else [7 * row for row in rows]
+    state = torch.get_rng_state()
+    one, four = (views_of_rows(source, view, rows, seeds=seeds, threads=threads) for threads in (1, 4))
+    assert torch.equal(torch.stack(one), torch.stack(four))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_damaged_file_is_named_by_a_thread_too(pets: Path, tmp_path: Path) -> None:
+    source = folder_source(root=str(shutil.copytree(pets, tmp_path / "pets")))
+    rows = source.index.rows("train").tolist()
+    damaged = Path(source.index.path(rows[3]))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(UnreadableImage, match=damaged.name):
+        views_of_rows(source, train_view(InputSpec(), augment="standard"), rows, seeds=rows, threads=3)

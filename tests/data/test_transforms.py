@@ -147,7 +147,7 @@ def test_crops_are_spread_like_torchvisions():
     reference = v2.RandomResizedCrop(8, scale=(0.25, 1.0), ratio=(3 / 4, 4 / 3))
     image = torch.zeros(3, 300, 400, dtype=torch.uint8)
     torch.manual_seed(0)
-    ours = np.array([view._box(300, 400) for _ in range(4000)], np.float64)
+    ours = np.array([view._box(300, 400, None) for _ in range(4000)], np.float64)
     params = [reference.make_params([image]) for _ in range(4000)]
     theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in params], np.float64)
 
