@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli import main
 from finetune.errors import UserError
 from finetune.files import MODEL, PREDICTIONS, RESULTS, check_fields, leaves
 from tests.runs import train_tiny
@@ -25,8 +26,28 @@ def test_a_run_writes_exactly_the_documented_fields(file: str, fields: dict[str,
     values = json.loads((run_dir / file).read_text())
     check_fields(values, fields, name=file)
     written = {path for path, _ in leaves(values)}
-    documented = {name for name in fields if "*" not in name}
+    # the cells stand in the place of a matrix of more than a thousand classes
+    documented = {name for name in fields if "*" not in name and "confusion_cells" not in name}
     assert documented <= written
+
+
+def test_a_run_of_very_many_classes_writes_the_cells_of_its_confusion_matrix(
+    run_dir: Path, words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.metrics.MOST_IN_MATRIX", 2)
+    more = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=1"), tmp_path / "run").run_dir
+    few, many = (json.loads((folder / "results.json").read_text()) for folder in (run_dir, more))
+    check_fields(many, RESULTS, name="results.json")
+    for split in ("val", "test"):
+        matrix = few[split].pop("confusion")
+        cells = many[split].pop("confusion_cells")
+        assert cells == [[i, j, n] for i, row in enumerate(matrix) for j, n in enumerate(row) if n]
+        assert few[split] == many[split]
+    # what people read is the same
+    assert (run_dir / "model/README.md").read_text() == (more / "model/README.md").read_text()
+    assert main(["report", str(more)]) == 0
+    page = (more / "report.html").read_text()
+    assert "Confusion matrix" in page
 
 
 def test_the_table_of_predictions_has_the_documented_columns(run_dir: Path) -> None:

@@ -17,8 +17,10 @@ from finetune.data.sampling import Rows
 from finetune.errors import UserError
 from finetune.feature_store import features_folder, listed
 from finetune.models.folding import folded
+from finetune.models.memory_format import memory_format_for
 from finetune.training.cache_choice import frozen_boundary, pool_size
 from finetune.training.feature_cache import FeatureCache
+from finetune.training.prefix import Prefix
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier
 
@@ -255,6 +257,26 @@ def test_a_folded_network_computes_the_same(name: str) -> None:
     assert float((expected - found).abs().max() / expected.abs().max()) < 1e-5
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) == (name != "convnext_atto")
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnet50_gn", "convnext_atto"])
+def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> None:
+    classifier = tiny_classifier(name=name, size=64).eval()
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=random)
+    net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
+    with torch.no_grad():
+        fused, was_folded = folded(net, classifier.prepare(images[:2]))
+    fused.to(memory_format=memory_format_for(classifier.input_spec))
+    with torch.autocast("cpu", torch.bfloat16):
+        prefix = Prefix(classifier, classifier.backbone.stages[-1], fold=True)
+        with torch.no_grad():
+            expected = fused(classifier.prepare(images))
+        assert torch.equal(prefix(images), expected)
+    # what was not folded is the network that trains, whose weights stay what they are
+    assert all(parameter.dtype == torch.float32 for parameter in classifier.parameters())
+    halves = {parameter.dtype for parameter in prefix._net.parameters()} == {torch.bfloat16}
+    assert halves == was_folded == (name in ("resnet18", "seresnet50"))
 
 
 def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words, tmp_path: Path) -> None:
