@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 def threads_here(source: Source) -> int:
     """Threads that make the views of a batch: one in a loader process, which has others beside it, else as many as torch has."""
-    if get_worker_info() is not None or not source.many_threads:
+    if get_worker_info() is not None or not getattr(source, "many_threads", False):
         return 1
     return min(_MOST_THREADS, torch.get_num_threads())
 

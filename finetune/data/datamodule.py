@@ -117,8 +117,10 @@ def default_workers(source: Source, *, on_cpu: bool) -> int:
     everywhere: they read ahead.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads_do = source.many_threads and on_cpu and cores <= FEW_CORES
-    return 0 if source.in_memory or threads_do else min(8, max(1, cores - 1))
+    # with fewer threads of torch than cores, one is left for a loader process
+    crowded = on_cpu and cores <= min(FEW_CORES, torch.get_num_threads())
+    threads_do = crowded and getattr(source, "many_threads", False)
+    return 0 if threads_do or getattr(source, "in_memory", False) else min(8, max(1, cores - 1))
 
 
 class ImageDataModule(pl.LightningDataModule):

@@ -80,12 +80,19 @@ def test_evaluation_sees_every_image_of_a_split_once(split: str, pets: Path) -> 
 
 def test_loader_processes_are_for_files_where_threads_do_not_serve(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, digits = folder_source(root=str(pets)), digits_source()
-    cores = {0}
+    cores, threads = {0}, [FEW_CORES]
     monkeypatch.setattr("os.sched_getaffinity", lambda process: cores, raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads[0])
     assert default_workers(digits, on_cpu=False) == 0
     assert default_workers(files, on_cpu=False) == 1
     assert default_workers(files, on_cpu=True) == 0
-    cores.update(range(FEW_CORES + 1))
+    cores.update(range(FEW_CORES))
+    assert default_workers(files, on_cpu=True) == 0
+    # a core is left over
+    threads[0] = FEW_CORES - 1
+    assert default_workers(files, on_cpu=True) == FEW_CORES - 1
+    threads[0] = 99
+    cores.add(FEW_CORES)
     assert default_workers(files, on_cpu=True) == FEW_CORES
     files.many_threads = False
     cores.clear()
