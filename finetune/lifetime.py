@@ -92,8 +92,8 @@ def give_blocks_back() -> None:
 
 
 def _mallopt(parameter: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        # of glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        # of glibc; Windows takes no None
         ctypes.CDLL(None).mallopt(parameter, value)
 
 
@@ -106,6 +106,6 @@ def give_back_memory() -> None:
     """
     if gc.get_freeze_count() > _MANY:
         gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        # of glibc
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        # of glibc; Windows takes no None
         ctypes.CDLL(None).malloc_trim(0)
