@@ -94,20 +94,25 @@ def test_ten_thousand_classes_are_counted_without_a_matrix_of_all_pairs() -> Non
     assert sum(found["recall"]) == pytest.approx(sum((targets[:20] == k).any() for k in range(10_000)), abs=1)
 
 
-def test_counting_does_not_compare_with_every_pair_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_counting_does_not_compare_with_every_pair_of_classes(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*given: object) -> None:
         raise AssertionError("a copy of all pairs of classes for each image")
 
     monkeypatch.setattr(torch.Tensor, "repeat", refused)
     logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(8)
-    metrics = build_metrics(30)
+    shown = torch.nn.functional.one_hot(targets, 30)
+    metrics = build_metrics(30, multi_label=several)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        update_metrics(metrics, logits=logits, targets=targets)
+        update_metrics(metrics, logits=logits, targets=shown if several else targets)
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
     cells = metrics["confusion"].compute()
-    assert cells.tolist() == [[row, int(logits[row].argmax()), 1] for row in range(8)]
+    if several:
+        assert cells[:, 1].sum() == 8
+    else:
+        assert cells.tolist() == [[row, int(logits[row].argmax()), 1] for row in range(8)]

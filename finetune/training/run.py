@@ -225,8 +225,7 @@ class Run:
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
-        choice = self.caches[number]
-        if choice.boundary is None:
+        if (choice := self.caches[number]).boundary is None:
             return None
         return FeatureCache(
             classifier=self.classifier,
