@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from peer_environments import LIBRARIES, interpreter
-from peer_images import CLASSES, make_images, make_weights
+from peer_images import CLASSES, make_images
 from peer_process import run_watched
 from peer_table import markdown, summary
+from peer_weights import embedded_weights, make_weights
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -202,9 +203,13 @@ def main() -> None:
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     data = options.folder / f"images_{options.train}_{options.valid}"
-    weights = options.folder / "resnet18.safetensors"
     make_images(data, train=options.train, valid=options.valid)
-    make_weights(weights)
+    if options.smoke:
+        weights = options.folder / "embedded.safetensors"
+        embedded_weights(weights)
+    else:
+        weights = options.folder / "taught.safetensors"
+        make_weights(weights)
     done = {(r["mode"], r["program"], r["round"]) for r in read_records(options.out) if r["ok"]}
     for number in range(options.rounds):
         # another first one in every round

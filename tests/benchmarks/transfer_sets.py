@@ -9,7 +9,7 @@ are ray-marched and lit.
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,12 +104,12 @@ def characters(*, size: int, per_class: int = 150, seed: int = 0) -> TransferSet
     return _made(draw, len(LETTERS), per_class, seed, "characters")
 
 
-def automata(*, size: int, per_class: int = 150, seed: int = 0) -> TransferSet:
+def automata(*, size: int, per_class: int = 150, seed: int = 0, rules: Sequence[int] = RULES) -> TransferSet:
     """Histories of elementary cellular automata (Wolfram 1983) from random rows: the class is the rule."""
 
     def draw(target: int, random: np.random.Generator) -> NDArray[np.uint8]:
         cells = size // 2
-        table = np.array([(RULES[target] >> bit) & 1 for bit in range(8)])
+        table = np.array([(rules[target] >> bit) & 1 for bit in range(8)])
         row = random.integers(0, 2, 6 * cells + 1)  # on a ring of a power of two the additive rules die out
         rows = []
         for step in range(cells + 16):
@@ -118,7 +118,7 @@ def automata(*, size: int, per_class: int = 150, seed: int = 0) -> TransferSet:
             row = table[4 * np.roll(row, 1) + 2 * row + np.roll(row, -1)]
         return _painted(np.kron(np.stack(rows), np.ones((2, 2))).astype(np.float32), random)
 
-    return _made(draw, len(RULES), per_class, seed, "automata")
+    return _made(draw, len(rules), per_class, seed, "automata")
 
 
 def solids(*, size: int, per_class: int = 150, seed: int = 0) -> TransferSet:
