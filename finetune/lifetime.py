@@ -20,7 +20,7 @@ _USUAL = gc.get_threshold()
 # new containers between two searches among the young, and searches among the young before one among all
 _RARELY = (100_000, 20, 100)
 # parameters of glibc's mallopt
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 _USUAL_MMAP_MAX, _BLOCK_BYTES = 65_536, 2**20
 # objects set apart: fewer are none of ours
 _MANY = 100_000
@@ -82,6 +82,8 @@ def keep_blocks(computes_on: str) -> None:
     if computes_on == "cpu" and gc.get_freeze_count() > _MANY:
         _mallopt(M_MMAP_MAX, 0)
         _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        # or each thread that reads images would keep blocks of its own: 35 MB more
+        _mallopt(M_ARENA_MAX, 1)
 
 
 def give_blocks_back() -> None:

@@ -22,7 +22,7 @@ from finetune.commands.composing import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config_schema import Config
 from finetune.errors import RunError, UserError
-from finetune.lifetime import give_back_memory
+from finetune.lifetime import give_back_memory, give_blocks_back
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def report(run_dir: Path, source: "Source | None") -> None:
     """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
     from finetune.report.run_page import write_report
 
+    # what is drawn and looked at here is used once
+    give_blocks_back()
     give_back_memory()
     try:
         say(f"report: {write_report(run_dir, source)}")

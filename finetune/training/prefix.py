@@ -5,6 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from finetune.lifetime import give_back_memory
 from finetune.models.classifier import Classifier
 from finetune.models.folding import folded
 from finetune.models.memory_format import memory_format_for
@@ -31,6 +32,8 @@ class Prefix:
             self._net.to(memory_format=memory_format_for(spec))
             if self.folded and torch.is_autocast_enabled(device.type):
                 self._net = _with_half_weights(self._net, classifier.prepare(example))
+            # copies on the way to this one hang in circles of references
+            give_back_memory()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 
 makes what is missing (images, weights, an environment for each library), runs every program of every mode once a round,
 and prints a table. Each run is added to ``--out`` when it ends, so the same command goes on after an interruption;
-``--table`` prints what is there. ``--smoke`` runs everything on forty images, to see that it runs.
+``--table`` prints what is there. ``--smoke`` runs everything on forty images, to see that it runs. Peaks of memory are read
+every other second so that times stay right, and are too low then: ``--memory`` is for them.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from peer_environments import LIBRARIES, interpreter
 from peer_images import CLASSES, make_images
-from peer_process import run_watched
+from peer_process import OFTEN_S, SAMPLE_S, run_watched
 from peer_table import markdown, summary
 from peer_weights import embedded_weights, make_weights
 
@@ -111,6 +112,7 @@ def run_once(
         environment=environment,
         log=log,
         timeout_s=options.timeout,
+        sample_s=OFTEN_S if options.memory else SAMPLE_S,
     )
     ok = finished.code == 0 and output.is_file()
     record |= {"ok": ok, "wall_s": round(finished.wall_s, 3), "code": finished.code, "tail": finished.tail}
@@ -185,13 +187,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--env-folder", type=Path, help="environments; default: environments in --folder")
     parser.add_argument("--out", type=Path, help="runs, a JSON line each; default: a file in --folder")
     parser.add_argument("--override", nargs="*", default=[], help="further key=value words for ours")
+    parser.add_argument(
+        "--memory", action="store_true", help="read memory twenty times as often; times do not count then"
+    )
     parser.add_argument("--smoke", action="store_true", help="forty images, one epoch a phase")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and stop")
     options = parser.parse_args()
     if options.smoke:
         options.train, options.valid, options.rounds = 30, 10, min(options.rounds, 1)
     options.env_folder = options.env_folder or options.folder / "environments"
-    options.out = options.out or options.folder / f"against_peers{'_smoke' if options.smoke else ''}.jsonl"
+    kind = "_smoke" if options.smoke else "_memory" if options.memory else ""
+    options.out = options.out or options.folder / f"against_peers{kind}.jsonl"
     return options
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # how often memory is read, which takes up to a twentieth of a second of kernel time; a shorter peak is missed
 SAMPLE_S = 2.0
+# where memory is what is asked for: a loop that frees every batch is at its peak for tenths of a second
+OFTEN_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,13 @@ class Finished:
 
 
 def run_watched(
-    command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], log: Path, timeout_s: float
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    timeout_s: float,
+    sample_s: float = SAMPLE_S,
 ) -> Finished:
     """Run a command to its end, or kill it and all its children at the time limit or at Ctrl-C."""
     peak = own = 0.0
@@ -48,7 +56,7 @@ def run_watched(
                 if time.perf_counter() - began > timeout_s:
                     raise TimeoutError
                 try:
-                    process.wait(SAMPLE_S)
+                    process.wait(sample_s)
                 except subprocess.TimeoutExpired:
                     continue
         except TimeoutError:
