@@ -1,5 +1,6 @@
 """Training on cached activations is training, to the bit, and nothing frozen is computed twice."""
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -277,6 +278,28 @@ def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> N
     assert all(parameter.dtype == torch.float32 for parameter in classifier.parameters())
     halves = {parameter.dtype for parameter in prefix._net.parameters()} == {torch.bfloat16}
     assert halves == was_folded == (name in ("resnet18", "seresnet50"))
+
+
+def test_no_copy_is_left_of_those_made_on_the_way_to_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as in a process of the command line, whose garbage is searched rarely
+    monkeypatch.setattr("finetune.lifetime._MANY", -1)
+    classifier = tiny_classifier(name="resnet18", size=64).eval()
+    before = set(map(id, _read_by_fx()))
+    gc.disable()
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            prefix = Prefix(classifier, classifier.backbone.stages[-1], fold=True)
+        left = [net for net in _read_by_fx() if id(net) not in before]
+    finally:
+        gc.enable()
+    assert prefix.folded
+    assert len(left) == 1
+    assert left[0] is prefix._net
+
+
+def _read_by_fx() -> list[torch.fx.GraphModule]:
+    # their types: asking some others what they are imports modules
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.fx.GraphModule)]
 
 
 def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words, tmp_path: Path) -> None:
