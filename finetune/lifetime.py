@@ -87,7 +87,7 @@ def keep_blocks(computes_on: str) -> None:
 
 
 def give_blocks_back() -> None:
-    """The opposite, for a loader process: large blocks are the system's own again as soon as they are free."""
+    """The opposite, for loader processes and after training: large blocks are the system's again as soon as they are free."""
     _mallopt(M_MMAP_MAX, _USUAL_MMAP_MAX)
     _mallopt(M_TRIM_THRESHOLD, _BLOCK_BYTES)
     _mallopt(M_MMAP_THRESHOLD, _BLOCK_BYTES)
