@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.schedule import build_phases as build_phases
 from finetune.config import instantiate, locate
-from finetune.config_schema import Config, DataConfig
+from finetune.config.schema import Config, DataConfig
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.lifetime import import_torchmetrics
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process, started_together

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune.commands.composing import run_composed
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import UserError
 
 ABOUT = """\

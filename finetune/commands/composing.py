@@ -14,7 +14,7 @@ from finetune.config import (
     hydra_message,
     register_schema,
 )
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import UserError, did_you_mean
 
 Task = Callable[[Config], int]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.arguments import Arguments
 from finetune.config import compose
-from finetune.config_schema import Config, DataConfig
+from finetune.config.schema import Config, DataConfig
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

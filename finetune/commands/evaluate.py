@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.commands.arguments import Arguments
 from finetune.config import check_overrides, compose, from_yaml, to_plain
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

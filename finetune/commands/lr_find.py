@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.composing import run_composed
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import UserError, did_you_mean
 from finetune.processes import is_first_process
 

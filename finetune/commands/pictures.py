@@ -42,7 +42,7 @@ class Pictures:
     def _source(self) -> "Source | None":
         """The data set, where its samples are no files."""
         from finetune.commands.assemble import build_source
-        from finetune.config_schema import Config, DataConfig
+        from finetune.config.schema import Config, DataConfig
 
         if not isinstance(self._data, dict):
             return None

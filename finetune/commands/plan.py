@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.commands.composing import run_composed
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 
 ABOUT = """\
 Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images; whether it

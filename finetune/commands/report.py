@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.commands.arguments import Arguments
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

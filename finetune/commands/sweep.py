@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.atomic import write_json, write_text
 from finetune.config import to_config
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import RunError, UserError
 from finetune.processes import environment_restored, is_first_process
 

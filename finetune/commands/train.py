@@ -20,7 +20,7 @@ from finetune.commands.assemble import (
 )
 from finetune.commands.composing import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
-from finetune.config_schema import Config
+from finetune.config.schema import Config
 from finetune.errors import RunError, UserError
 from finetune.lifetime import give_back_memory, give_blocks_back
 from finetune.processes import RUN_DIR_OF_RUN, is_first_process

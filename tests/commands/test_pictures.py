@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.commands.pictures import Pictures
-from finetune.config_schema import DataConfig
+from finetune.config.schema import DataConfig
 from finetune.data.decode import decode_image
 from finetune.data.sources import digits_source
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune.config_schema import Config, PhaseSettings
+from finetune.config.schema import Config, PhaseSettings
 from finetune.errors import ConfigError, did_you_mean, shortened
 
 LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")

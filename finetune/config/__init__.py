@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.config_checks import check
-from finetune.config_schema import Config
+from finetune.config.checks import check
+from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, did_you_mean
 
 # stands for the run folder in nodes of other libraries until the folder is known; a run folder may also be moved
@@ -22,7 +22,7 @@ RUN_DIR = "<run_dir>"
 
 def conf_dir() -> Path:
     """The folder of packaged configurations: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
