@@ -15,13 +15,13 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune.atomic import atomic_path, write_json, write_text
+from finetune.atomic_files import atomic_path, write_json, write_text
 from finetune.errors import UserError, shortened
-from finetune.escaping import printable
-from finetune.lifetime import collect_as_usual
 from finetune.models.backbone import SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.weights import save_head, state_hash
+from finetune.process_tuning import collect_garbage_as_usual
+from finetune.terminal import printable
 from finetune.versions import versions
 
 FORMAT = 1
@@ -227,7 +227,7 @@ def load_bundle(path: str | Path) -> Classifier:
     Raises:
         UserError: It is no bundle, or its weights are not the ones that it describes.
     """
-    collect_as_usual()
+    collect_garbage_as_usual()
     folder = find_bundle(path)
     values = read_model_json(folder)
     weights = inside(folder, MODEL_WEIGHTS)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import RunError, UserError, did_you_mean
-from finetune.lifetime import collect_rarely, leave
-from finetune.processes import is_first_process, process_name
+from finetune.process_tuning import collect_garbage_rarely, leave
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line; a process that was forked from the first is not the first."""
-        if is_first_process():
+        if is_rank_zero():
             print(record.getMessage(), flush=True)
 
 
 def _show_log() -> None:
     """What the package logs (which prefix was cut from a state dict, say) is for the user; once, by the first process."""
     logger = logging.getLogger("finetune")
-    if is_first_process() and not logger.handlers:
+    if is_rank_zero() and not logger.handlers:
         logger.addHandler(_Shown())
         logger.setLevel(logging.INFO)
 
@@ -153,7 +153,7 @@ def _is_completion(argv: Sequence[str]) -> bool:
 
 
 def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
-    if not is_first_process():
+    if not is_rank_zero():
         # Ctrl-C reaches every process of a run; one of them answers
         if isinstance(error, KeyboardInterrupt):
             return status
@@ -172,7 +172,7 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
 
 def entry() -> NoReturn:
     """The installed command: :func:`main` as a process of its own."""
-    collect_rarely()
+    collect_garbage_rarely()
     leave(main())
 
 

@@ -189,7 +189,7 @@ def test_the_program_ends_on_ctrl_c_with_the_way_to_go_on(words: Words, tmp_path
     assert process.returncode == 130, said
     assert f"finetune resume {tmp_path / 'run'}" in said
     assert "Traceback" not in said
-    from finetune.training.checkpoints import read_checkpoint
+    from finetune.training.callbacks.checkpoints import read_checkpoint
 
     assert read_checkpoint(last)["finetune"]["phase"] == "all"
     assert not list((tmp_path / "run").rglob("*.part"))

@@ -31,7 +31,7 @@ def test_every_part_of_the_package_is_on_the_list_but_the_program_itself() -> No
 def test_pages_have_every_public_name_and_ask_for_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = builder()
     # the whole takes a quarter of a minute
-    monkeypatch.setattr(module, "parts", lambda: ["finetune.errors", "finetune.report.calibration"])
+    monkeypatch.setattr(module, "parts", lambda: ["finetune.errors", "finetune.confidence.temperature"])
     module.build(tmp_path)
     page = (tmp_path / "finetune.html").read_text()
     assert all(f'id="{name}"' in page for name in finetune.__all__)

@@ -5,35 +5,35 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
+# what reads configurations and composes the rooms below
+TOP = ("config", "build", "build_schedule", "commands", "cli", "api")
+
 # room -> rooms that it must not import
 FORBIDDEN = {
     "errors": {"*"},
-    "input_spec": {
-        "data",
-        "models",
-        "training",
-        "bundle",
-        "inference",
-        "export",
-        "report",
-        "config",
-        "commands",
-        "cli",
-    },
-    "data": {"models", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
-    "models": {"data", "training", "bundle", "inference", "export", "report", "config", "commands", "cli"},
-    "training": {"inference", "export", "report", "config", "commands", "cli"},
-    "bundle": {"data", "training", "inference", "export", "report", "config", "commands", "cli"},
-    "inference": {"training", "config", "commands", "cli"},
-    "export": {"training", "config", "commands", "cli"},
-    "report": {"training", "config", "commands", "cli"},
-    "config": {"data", "models", "training", "bundle", "inference", "export", "report", "commands", "cli"},
+    "input_spec": {"data", "models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
+    "atomic_files": {"data", "models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
+    "data": {"models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
+    "pretraining": {"models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
+    "models": {"data", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
+    "activation_cache": {"bundle", "inference", "export", "report", *TOP},
+    "training": {"inference", "export", "report", "ladder", *TOP},
+    "run_folder": {"models", "training", "inference", "export", "report", *TOP},
+    "bundle": {"data", "activation_cache", "training", "inference", "export", "report", *TOP},
+    "confidence": {"data", "training", "inference", "export", "report", *TOP},
+    "inference": {"training", "ladder", *TOP},
+    "export": {"training", "ladder", *TOP},
+    "report": {"training", "ladder", *TOP},
+    "ladder": {"inference", "export", *TOP},
+    "config": {"data", "models", "training", "bundle", "inference", "export", "report", "build", "commands", "cli"},
+    "build": {"inference", "export", "report", "commands", "cli", "api"},
+    "build_schedule": {"inference", "export", "report", "commands", "cli", "api"},
 }
 
 # library -> where it may be imported, as prefixes of module paths
 KNOWN_BY = {
-    "hydra": ("config", "commands"),
-    "omegaconf": ("config", "commands"),
+    "hydra": ("config", "build", "commands"),
+    "omegaconf": ("config", "build", "commands"),
     "lightning": ("training", "data/datamodule"),
     "timm": ("models/sources", "models/pretrained", "export"),
     "transformers": ("models/sources", "export"),

@@ -19,7 +19,7 @@ from finetune.cli import COMMANDS as EVERY_COMMAND
 from finetune.cli import main
 from finetune.errors import UserError
 from finetune.report.model_card import model_card
-from finetune.training.checkpoints import read_checkpoint
+from finetune.training.callbacks.checkpoints import read_checkpoint
 from tests.bundles import small_bundle
 from tests.conftest import TINY
 from tests.export.odd_files import write_files

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from finetune.commands.composing import run_composed
+from finetune.commands.hydra_job import run_composed
 from finetune.config.schema import Config
 from finetune.errors import UserError
 
@@ -40,10 +40,10 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config, *, output: Path, views: bool) -> int:
     """Audit the data of one configuration."""
-    from finetune.commands.assemble import build_source, quick_checks
+    from finetune.build import build_source, check_paths
 
-    quick_checks(config)
-    from finetune.data.sources import SOURCES
+    check_paths(config)
+    from finetune.data.registry import SOURCES
 
     builder = SOURCES.get(config.data.source)
     if builder is not None and "on_unreadable" in inspect.signature(builder).parameters:
@@ -53,7 +53,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
 
     from finetune.data.audit import audit
     from finetune.data.audit_text import as_text
-    from finetune.data.folder import pictures_left_out
+    from finetune.data.image_folder import pictures_left_out
     from finetune.data.transforms import AUGMENTS
     from finetune.input_spec import InputSpec
     from finetune.report.audit_page import audit_page
@@ -72,7 +72,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     name = str(config.data.root or config.data.path or config.data.name or config.data.source)
     page = audit_page(found, source, name=name, view_spec=spec, augment=config.data.augment)
 
-    from finetune.atomic import write_text
+    from finetune.atomic_files import write_text
 
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "audit.json", json.dumps(found.to_dict(), indent=1))

@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         hint = did_you_mean(argv[0], ("list", "clear")) if argv else ""
         raise UserError(f"finetune cache: takes list or clear. Given: {given}.{hint}\n{USAGE.splitlines()[0]}")
 
-    from finetune.feature_store import delete, features_folder, listed
+    from finetune.activation_cache.store import delete, features_folder, listed
 
     folder = features_folder()
     if folder is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.arguments import Arguments, output_folder
+from finetune.commands.options import Arguments, output_folder
 
 if TYPE_CHECKING:
     from finetune.data.index import Index
@@ -65,7 +65,7 @@ def write_judged(
     """The files of a classifier; ``results.json`` comes last."""
     import torch
 
-    from finetune.atomic import write_json, write_text
+    from finetune.atomic_files import write_json, write_text
     from finetune.training.predictions import predictions_csv
 
     fitted = judged.classifier.fitted

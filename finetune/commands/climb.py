@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import write_json, write_text
-from finetune.commands.assemble import assemble, quick_checks, trainer_factory
+from finetune.atomic_files import write_json, write_text
+from finetune.build import assemble, check_paths, trainer_factory
 from finetune.commands.ladder import Options, output_folder, words_of
 from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train
@@ -29,7 +29,7 @@ def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
         UserError: The folder holds something else, or the configuration is wrong.
     """
     base = compose(overrides)
-    quick_checks(base)
+    check_paths(base)
     folder = output_folder(options, base.data.source)
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
@@ -134,8 +134,8 @@ def _on_features(
     """The learning curve and the rungs that need features alone, from the cache that the other rungs use."""
     path = folder / "features" / f"{seed}.json"
     if not path.is_file():
-        from finetune.training.baselines import baselines, learning_curve
-        from finetune.training.feature_cache import eval_features
+        from finetune.activation_cache.cache import eval_features
+        from finetune.ladder.baselines import baselines, learning_curve
 
         config = compose([*_words(overrides, seed), "schedule=probe"])
         parts = assemble(config)

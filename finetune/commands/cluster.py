@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 
 if TYPE_CHECKING:
     from finetune.inference.cluster import Clusters
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         if getattr(given, name) < least:
             parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
 
-    from finetune.commands.arguments import output_folder
+    from finetune.commands.options import output_folder
     from finetune.inference.embeddings import Embeddings
     from finetune.inference.embeddings_file import check_embeddings_file
 
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     folder = output_folder(given.output, file.with_name(f"{file.stem}-clusters"))
     embeddings = Embeddings.load(file)
 
-    from finetune.atomic import write_json, write_text
+    from finetune.atomic_files import write_json, write_text
     from finetune.inference.cluster import cluster, quality
     from finetune.inference.cluster_files import write_clusters, write_doubtful, write_relabelled
     from finetune.inference.doubtful import doubtful_labels

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.config import compose
 from finetune.config.schema import Config, DataConfig
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.sources import Source
+    from finetune.data.registry import Source
     from finetune.inference.embedder import Embedder
     from finetune.inference.samples import Samples
 
@@ -110,9 +110,9 @@ def run(argv: Sequence[str]) -> int:
 
 def _checked(line: Line, output: Path) -> Config | None:
     """The configuration, if one is needed; wrong paths are answered before torch is imported."""
-    from finetune.commands.assemble import quick_checks
+    from finetune.build import check_paths
     from finetune.inference.embeddings_file import check_embeddings_path
-    from finetune.inference.inputs import STDIN, find_images
+    from finetune.inference.image_paths import STDIN, find_images
 
     check_embeddings_path(output, name="--output")
     own_data = not line.images
@@ -137,7 +137,7 @@ def _checked(line: Line, output: Path) -> Config | None:
             raise UserError("finetune embed: needs images, or a data set as data=folder data.root=DIR.")
         # the data of a configuration is not used where images are named
         config = compose([*line.overrides, *(["data=digits"] if line.images else [])])
-    quick_checks(config if own_data else replace(config, data=DataConfig(source="digits")), training=False)
+    check_paths(config if own_data else replace(config, data=DataConfig(source="digits")), training=False)
     return config
 
 
@@ -151,7 +151,7 @@ def _embedder(line: Line, config: Config | None, stage: str | None) -> "Embedder
 
         return embedder_of_run(line.run, stage=stage)
     assert config is not None, "a network that was not trained here has a configuration"
-    from finetune.commands.assemble import NATIVE_CHANNELS, build_pretrained, image_size
+    from finetune.build import NATIVE_CHANNELS, build_pretrained, image_size
     from finetune.inference.embedder import DEFAULT_READING, embedder_of_backbone
 
     native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
@@ -172,7 +172,7 @@ def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Sample
     from finetune.inference.samples import FileSamples, SourceSamples
 
     if line.images:
-        from finetune.inference.inputs import find_images
+        from finetune.inference.image_paths import find_images
 
         return FileSamples(find_images(line.images))
     assert config is not None, "a data set has a configuration"
@@ -181,7 +181,7 @@ def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Sample
         print(note)
     if embedder.stage != embedder.stages[-1]:
         return SourceSamples(source, data=data)
-    from finetune.training.cached_features import CachedFeatures
+    from finetune.activation_cache.cached_features import CachedFeatures
 
     cached = CachedFeatures(embedder.backbone, input_spec=embedder.spec, adapt=embedder.adapt, source=source)
     return SourceSamples(source, data=data, cached=cached)
@@ -189,7 +189,7 @@ def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Sample
 
 def data_set(config: Config, line: Line, embedder: "Embedder") -> "tuple[Source, dict[str, Any]]":
     """The data set of a command line, and the values from which it can be made again."""
-    from finetune.commands.assemble import build_source
+    from finetune.build import build_source
     from finetune.commands.evaluate import read_alike
 
     config.input.channels = embedder.spec.channels

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.config import check_overrides, compose, from_yaml, to_plain
 from finetune.config.schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.sources import Source
+    from finetune.data.registry import Source
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
@@ -33,13 +33,13 @@ def run(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from finetune.atomic import write_json
-    from finetune.commands.assemble import build_source, quick_checks
+    from finetune.atomic_files import write_json
+    from finetune.build import build_source, check_paths
     from finetune.inference.evaluate import evaluate
     from finetune.inference.reading import reading_of
     from finetune.metrics import in_words
 
-    quick_checks(config, training=not given.overrides)
+    check_paths(config, training=not given.overrides)
     classifier = load_bundle(given.run)
     config.input.channels = classifier.input_spec.channels
     read_alike(config, given.overrides, reading_of(given.run))
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
 
 def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:
     """Images of files are read as in training, unless it is said otherwise."""
-    from finetune.commands.assemble import settings_of
+    from finetune.build import settings_of
 
     for key in set(reading) & set(settings_of(config.data.source)):
         if not any(word.startswith(f"data.{key}=") for word in overrides):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     find_bundle(given.run)  # a wrong path is answered before torch is loaded
 
     from finetune.bundle import CARD, load_bundle
-    from finetune.export.hand_over import Wanted, hand_over, refuse_strangers
+    from finetune.export.export import Wanted, hand_over, refuse_strangers
     from finetune.export.parity import summary
     from finetune.inference.reading import reading_of
 
@@ -104,11 +104,11 @@ def choose_images(
     Raises:
         UserError: There is no image at the paths given, or int8 has nothing real to be calibrated on.
     """
-    from finetune.commands.assemble import build_source
+    from finetune.build import build_source
     from finetune.commands.evaluate import data_config
     from finetune.export.images import CheckImages, images_of_source, made_up_images
-    from finetune.export.quantise import CALIBRATION_IMAGES
-    from finetune.inference.inputs import find_images
+    from finetune.export.quantize import CALIBRATION_IMAGES
+    from finetune.inference.image_paths import find_images
 
     calibration = CALIBRATION_IMAGES if int8 else 0
     if paths:

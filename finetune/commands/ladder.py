@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.commands.composing import help_text, parse_line
+from finetune.commands.hydra_job import help_text, parse_line
 from finetune.errors import UserError, did_you_mean
 
 ABOUT = """\

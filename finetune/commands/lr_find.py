@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.composing import run_composed
+from finetune.commands.hydra_job import run_composed
 from finetune.config.schema import Config
+from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, did_you_mean
-from finetune.processes import is_first_process
 
 if TYPE_CHECKING:
-    from finetune.training.lr_find import Sweep
+    from finetune.training.lr_finder import Sweep
     from finetune.training.phases import Phase
 
 ABOUT = """\
@@ -101,19 +101,19 @@ def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:
 def task(config: Config, *, options: Options) -> int:
     """Sweep one configuration."""
     # on one device: a batch is the same whoever computes it, and so is the answer
-    if not is_first_process():
+    if not is_rank_zero():
         return 0
     config = replace(config, trainer={**config.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"})
     # how it was asked for, as the composing has left it: the program, the command, the rest
     words = sys.argv[2:]
-    from finetune.commands.assemble import assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
+    from finetune.build import assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
     from finetune.commands.train import decide, quiet_lightning, say
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
     parts = assemble(config, say)
     number = choose_phase(parts.phases, options.phase)
     phase = parts.phases[number]
-    from finetune.training.lr_find import find_rate
+    from finetune.training.lr_finder import find_rate
 
     say(
         f"phase {number} ({phase.name}), training {', '.join(phase.train)}: {options.steps} steps of "
@@ -145,10 +145,10 @@ def task(config: Config, *, options: Options) -> int:
 
 def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Any) -> None:
     """Print the suggestions, and write the table, the numbers and the picture."""
-    from finetune.atomic import write_json, write_text
+    from finetune.atomic_files import write_json, write_text
     from finetune.commands.train import say
     from finetune.report.rate_plot import plot_rates
-    from finetune.training.lr_find import table
+    from finetune.training.lr_finder import table
 
     suggestions = sweep.suggestions()
     rows = table(sweep)

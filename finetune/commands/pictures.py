@@ -10,7 +10,7 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finetune.data.sources import Source
+    from finetune.data.registry import Source
 
 
 class Pictures:
@@ -41,7 +41,7 @@ class Pictures:
     @cached_property
     def _source(self) -> "Source | None":
         """The data set, where its samples are no files."""
-        from finetune.commands.assemble import build_source
+        from finetune.build import build_source
         from finetune.config.schema import Config, DataConfig
 
         if not isinstance(self._data, dict):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.commands.composing import run_composed
+from finetune.commands.hydra_job import run_composed
 from finetune.config.schema import Config
 
 ABOUT = """\
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
-    from finetune.commands.assemble import assemble, imbalance, optimizer_factory, trainer_factory
+    from finetune.build import assemble, imbalance, optimizer_factory, trainer_factory
     from finetune.commands.train import decide, quiet_lightning
 
     parts = assemble(config, print)

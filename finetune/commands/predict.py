@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def run(argv: Sequence[str]) -> int:
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least 1")
 
-    from finetune.inference.inputs import find_images
+    from finetune.inference.image_paths import find_images
     from finetune.inference.predict import predict_to_file
-    from finetune.inference.tables import check_output
+    from finetune.inference.prediction_table import check_output
 
     check_output(Path(given.output).expanduser())
     engine = choose_engine(given.run, given.runtime)

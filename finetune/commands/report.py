@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.config.schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.data.sources import Source
+    from finetune.data.registry import Source
 
 ABOUT = """\
 Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
@@ -36,13 +36,13 @@ def run(argv: Sequence[str]) -> int:
 
 def write_from_files(run_dir: "Path", config: Config) -> "Path":
     """Write the page, with images where the data can be read."""
-    from finetune.commands.assemble import build_source, quick_checks
+    from finetune.build import build_source, check_paths
     from finetune.report.run_page import write_report
 
     source: Source | None = None
     why = ""
     try:
-        quick_checks(config)
+        check_paths(config)
         source = build_source(config)
     except UserError as error:
         why = f"No images are shown. {str(error).splitlines()[0]}"

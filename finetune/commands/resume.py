@@ -41,9 +41,9 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
         UserError: The folder is no run, or something that its result depends on has changed.
     """
     from finetune.commands.train import execute, say
-    from finetune.training.record import CONFIG, differences, read_record
+    from finetune.run_folder import CONFIG, differences, read_run_record
 
-    record = read_record(run_dir)
+    record = read_run_record(run_dir)
     config = from_yaml(run_dir / CONFIG)
     if (run_dir / "results.json").is_file():
         say(f"This run is finished; nothing is left to do. Its results: {run_dir / 'results.json'}")
@@ -62,7 +62,7 @@ def resume(run_dir: Path, *, anyway: bool = False) -> None:
     if changed and not anyway:
         _refuse(run_dir, "begun with other versions (--anyway goes on, and the result may differ)", changed)
 
-    from finetune.commands.assemble import assemble
+    from finetune.build import assemble
 
     # killed before the weights at the start were kept: they come from where they came from the first time
     begun = any(run_dir.glob("phases/0-*/start.safetensors"))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 
 if TYPE_CHECKING:
     from finetune.inference.embedder import Embedder
@@ -97,7 +97,7 @@ def _check(given: argparse.Namespace, parser: Arguments) -> None:
 
 
 def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
-    from finetune.atomic import write_json
+    from finetune.atomic_files import write_json
     from finetune.inference.retrieval import queries_and_rest, retrieval_quality
 
     embeddings.need_labels("--quality")
@@ -172,7 +172,7 @@ def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Dista
 def _write_sheet(
     given: argparse.Namespace, embeddings: "Embeddings", queries: "Queries | None", rows: "Sequence[Found]"
 ) -> None:
-    from finetune.atomic import write_text
+    from finetune.atomic_files import write_text
     from finetune.commands.pictures import Pictures
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 

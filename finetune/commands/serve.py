@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.arguments import Arguments
+from finetune.commands.options import Arguments
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.assemble import (
-    Parts,
+from finetune.build import (
+    RunParts,
     assemble,
     choose_run_dir,
     imbalance,
@@ -18,16 +18,16 @@ from finetune.commands.assemble import (
     optimizer_factory,
     trainer_factory,
 )
-from finetune.commands.composing import run_composed
+from finetune.commands.hydra_job import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config.schema import Config
+from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import RunError, UserError
-from finetune.lifetime import give_back_memory, give_blocks_back
-from finetune.processes import RUN_DIR_OF_RUN, is_first_process
+from finetune.process_tuning import collect_garbage, release_freed_blocks
 
 if TYPE_CHECKING:
-    from finetune.data.sources import Source
-    from finetune.training.cache_choice import CacheChoice
+    from finetune.activation_cache.policy import CachePolicy
+    from finetune.data.registry import Source
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -56,7 +56,7 @@ def task(config: Config) -> int:
 
 def say(line: str) -> None:
     """To the user at once, also through a pipe."""
-    if is_first_process():
+    if is_rank_zero():
         print(line, flush=True)
 
 
@@ -67,12 +67,12 @@ def train(config: Config) -> "RunResult":
     compiles(config.compile)
     run_dir = choose_run_dir(config)
     parts = assemble(config, say)
+    from finetune.run_folder import create_run_folder
     from finetune.training.plan import build_plan
-    from finetune.training.record import begin_run
 
-    if is_first_process():
+    if is_rank_zero():
         precision, caches = decide(config, parts)
-        begin_run(
+        create_run_folder(
             run_dir,
             config=to_plain(config),
             config_yaml=to_yaml(config),
@@ -86,9 +86,9 @@ def train(config: Config) -> "RunResult":
     return execute(config, parts, run_dir)
 
 
-def decide(config: Config, parts: Parts) -> "tuple[Precision, list[CacheChoice]]":
+def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
     """What is left to be decided once the network is there: the precision, and which phases train on a cache."""
-    from finetune.training.cache_choice import choose_caches
+    from finetune.activation_cache.policy import plan_caches
     from finetune.training.precision import choose_precision
 
     precision = choose_precision(
@@ -96,23 +96,23 @@ def decide(config: Config, parts: Parts) -> "tuple[Precision, list[CacheChoice]]
         parts.classifier,
         accelerator=str(config.trainer.get("accelerator", "auto")),
     )
-    caches = choose_caches(
+    caches = plan_caches(
         parts.classifier, parts.phases, parts.data, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
     )
     return precision, caches
 
 
-def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
+def execute(config: Config, parts: RunParts, run_dir: Path) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
+    from finetune.activation_cache.policy import CachePolicy
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
-    from finetune.training.cache_choice import CacheChoice
+    from finetune.run_folder import wait_for_run_record
     from finetune.training.compiling import compiles
-    from finetune.training.record import wait_for_record
     from finetune.training.run import Run
 
-    decided = wait_for_record(run_dir)["decided"]
+    decided = wait_for_run_record(run_dir)["decided"]
     compiled = compiles(config.compile)
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
@@ -142,14 +142,14 @@ def execute(config: Config, parts: Parts, run_dir: Path) -> "RunResult":
                 "compiled": compiled,
             },
             compiled=compiled,
-            caches=[CacheChoice(**choice) for choice in decided["caches"]],
+            caches=[CachePolicy(**choice) for choice in decided["caches"]],
             cache_limit_bytes=int(config.cache.max_gb * 1e9),
         ).execute()
     test = result.results["test"]
     say(f"\n{result_table(result.results)}\n")
     say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
-    if config.report and is_first_process():
+    if config.report and is_rank_zero():
         report(run_dir, parts.source)
     return result
 
@@ -159,8 +159,8 @@ def report(run_dir: Path, source: "Source | None") -> None:
     from finetune.report.run_page import write_report
 
     # what is drawn and looked at here is used once
-    give_blocks_back()
-    give_back_memory()
+    release_freed_blocks()
+    collect_garbage()
     try:
         say(f"report: {write_report(run_dir, source)}")
     except Exception as error:
@@ -208,7 +208,7 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
             raise _stopped(run_dir) from None
         import traceback
 
-        if is_first_process():
+        if is_rank_zero():
             (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
@@ -229,7 +229,7 @@ def _stopped(run_dir: Path) -> KeyboardInterrupt:
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     """A warning as one line, without the place in the source that raised it; once, however many processes there are."""
-    if is_first_process():
+    if is_rank_zero():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 

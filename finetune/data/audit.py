@@ -10,10 +10,10 @@ import numpy as np
 
 from finetune.data.describe import KINDS, MODES
 from finetune.data.duplicates import alike_across, identical
-from finetune.data.folder import UNREAD_SUFFIXES
 from finetune.data.formats import FORMAT_OF_SUFFIX
+from finetune.data.image_folder import UNREAD_SUFFIXES
+from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index
-from finetune.data.reading import Source
 
 Severity = Literal["error", "warning", "note"]
 

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.batches import Batch, ManyViews, Position, ViewDataset
+from finetune.data.loading import Batch, ManyViews, Position, ViewDataset
+from finetune.data.registry import Source
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
-from finetune.data.sources import Source
 from finetune.data.transforms import eval_view, train_view
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
-from finetune.lifetime import give_blocks_back
+from finetune.process_tuning import release_freed_blocks
 
 # as many as two were measured for
 FEW_CORES = 4
@@ -105,7 +105,7 @@ def _whole(batch: Batch) -> Batch:
 
 def _give_back_blocks(worker: int) -> None:
     """Loader processes hand large blocks back to the system, where glibc would keep them and grow by them."""
-    give_blocks_back()
+    release_freed_blocks()
 
 
 def default_workers(source: Source, *, on_cpu: bool) -> int:

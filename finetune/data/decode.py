@@ -2,7 +2,7 @@
 
 The format is told by the first bytes, not by the name. Plain JPEG and WebP go to torchvision's decoders; a JPEG file at
 least twice as large as needed is decoded at a half, a quarter or an eighth by Pillow (the format's own scaled
-decoding); everything else goes to Pillow and :mod:`finetune.data.pixels`. Where torchvision fails, Pillow decides.
+decoding); everything else goes to Pillow and :mod:`finetune.data.color`. Where torchvision fails, Pillow decides.
 Animations and files of several pages give their first picture.
 """
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from finetune.data import fast_decoders
+from finetune.data.color import HighDepth, is_srgb, to_pixels
 from finetune.data.formats import OPENERS, sniff, what_instead
 from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
 from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
-from finetune.data.pixels import HighDepth, is_srgb, to_pixels
 from finetune.errors import UserError
 
 # Pillow's own point of refusal: a file of a few kilobytes can claim to hold this many pixels
@@ -62,7 +62,7 @@ def decode_image(
         channels: 1 for grey, 3 for colour.
         at_least: The shorter side may be decoded smaller than it is, but to no fewer pixels than this.
         max_pixels: Larger images are refused before they are decoded.
-        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.pixels`.
+        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.color`.
 
     Returns:
         uint8 (channels, H, W), upright. It may be laid out channels last.

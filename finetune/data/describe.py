@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from PIL import GifImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from finetune.data.color import is_srgb
 from finetune.data.formats import OPENERS, sniff
 from finetune.data.jpeg_header import read_jpeg_header
 from finetune.data.orientation import orientation_of_exif, orientation_of_image
-from finetune.data.pixels import is_srgb
 
 # positions are stored in the facts
 KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")

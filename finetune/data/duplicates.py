@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from finetune.data.looks import distance
+from finetune.data.perceptual_hash import distance
 from finetune.data.transforms import eval_view
 from finetune.input_spec import InputSpec
 

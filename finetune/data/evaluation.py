@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.data.arrange import leave_out_unreadable
+from finetune.data.assign_splits import leave_out_unreadable
+from finetune.data.color import check_high_depth
 from finetune.data.decode import MAX_PIXELS
-from finetune.data.facts_cache import cached_facts
-from finetune.data.folder import list_folders
+from finetune.data.image_folder import list_folders
+from finetune.data.image_source import FileSource
 from finetune.data.index import SPLITS, Index
-from finetune.data.pixels import check_high_depth
-from finetune.data.reading import FileSource
+from finetune.data.scan_cache import cached_facts
 
 TEST = SPLITS.index("test")
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.window_resize import columns_first
+from finetune.data.resize import columns_first
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,

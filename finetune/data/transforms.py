@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name that torchvision's own pages use)
 
 from finetune.data.pillow_resize import pillow_resize
-from finetune.data.window_resize import resize_window
+from finetune.data.resize import resize_window
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from finetune.errors import UserError
-from finetune.export.image_graph import ImageGraph, Layout
-from finetune.export.provenance import KEY, as_text, provenance
+from finetune.export.export_metadata import KEY, as_text, provenance
+from finetune.export.graph import ImageGraph, Layout
 from finetune.models.classifier import Classifier
 
 INPUT, OUTPUT = "images", "probabilities"

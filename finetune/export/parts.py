@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.atomic import write_json
+from finetune.atomic_files import write_json
 from finetune.errors import RunError
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from finetune.data.transforms import eval_view
-from finetune.export.image_graph import Layout
+from finetune.export.graph import Layout
 from finetune.models.classifier import Classifier
 
 BATCHES = (1, 32)

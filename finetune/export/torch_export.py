@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from finetune.export.image_graph import Layout
+from finetune.export.export_metadata import KEY, as_text, provenance
+from finetune.export.graph import Layout
 from finetune.export.onnx import quiet_exporter, traced
-from finetune.export.provenance import KEY, as_text, provenance
 from finetune.models.classifier import Classifier
 
 EXTRA_FILE = f"{KEY}.json"

@@ -13,13 +13,13 @@ from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from finetune.atomic import write_json, write_text
+from finetune.atomic_files import write_json, write_text
 from finetune.data.decode import MAX_PIXELS
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
+from finetune.export.export_metadata import KEY, provenance
 from finetune.export.images import CheckImages
 from finetune.export.onnx import export_onnx
-from finetune.export.provenance import KEY, provenance
 from finetune.models.classifier import Classifier
 
 WEB = Path(__file__).parent / "web"

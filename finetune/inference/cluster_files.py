@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import write_text
+from finetune.atomic_files import write_text
 from finetune.files import CLUSTERS, DOUBTFUL, MANIFEST
 from finetune.inference.cluster import Clusters
 from finetune.inference.doubtful import Doubts

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from finetune.data.color import HighDepth, to_pixels
 from finetune.data.formats import OPENERS, sniff, what_instead
 from finetune.data.jpeg_header import read_jpeg_header
-from finetune.data.pixels import HighDepth, to_pixels
 from finetune.errors import UserError
 
 # as in finetune.data.decode
@@ -46,7 +46,7 @@ def decode_to_numpy(
         channels: 1 for grey, 3 for colour.
         at_least: A JPEG file may be read at a half, a quarter or an eighth, to no fewer pixels of the shorter side.
         max_pixels: Larger images are refused before they are decoded.
-        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.pixels`.
+        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.color`.
 
     Returns:
         uint8 (H, W, channels), upright.

@@ -16,14 +16,14 @@ from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.reading import reading_of
 from finetune.input_spec import InputSpec
-from finetune.lifetime import collect_as_usual
 from finetune.models.backbone import Backbone, build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
-from finetune.models.folding import for_inference
+from finetune.models.forward import optimize_for_inference
 from finetune.models.modes import evaluating
-from finetune.models.slices import in_slices
+from finetune.models.slices import run_in_chunks
 from finetune.models.weights import state_hash
+from finetune.process_tuning import collect_garbage_as_usual
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
 
@@ -56,7 +56,7 @@ class Embedder(nn.Module):
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        collect_as_usual()
+        collect_garbage_as_usual()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
@@ -116,14 +116,14 @@ class Embedder(nn.Module):
         """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
         with evaluating(self):
             net = self._for_inference()
-            features_BD = in_slices(lambda part: self._pooled(net, part), torch.stack(images))
+            features_BD = run_in_chunks(lambda part: self._pooled(net, part), torch.stack(images))
         features: npt.NDArray[np.float32] = features_BD.float().numpy()
         return features
 
     def _for_inference(self) -> nn.Module:
         """The network with BatchNorm folded into its convolutions, where it can be; its weights must not change any more."""
         if self._fast is None:
-            self._fast = for_inference(self.net, self.spec, prepare=self._prepare)
+            self._fast = optimize_for_inference(self.net, self.spec, prepare=self._prepare)
         return self._fast
 
 

@@ -17,11 +17,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from finetune.atomic import atomic_path
+from finetune.atomic_files import atomic_path
 from finetune.errors import UserError
-from finetune.escaping import encodable
 from finetune.inference.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
-from finetune.inference.tables import check_file
+from finetune.inference.prediction_table import check_file
+from finetune.terminal import encodable
 
 _TEXTS = ("path", "label", "split", "content")
 _FIELDS = ("paths", "labels", "splits", "contents")

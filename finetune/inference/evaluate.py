@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.registry import Source
 from finetune.data.sampling import Rows
-from finetune.data.sources import Source
 from finetune.errors import UserError, shortened
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.models.folding import fast_logits
-from finetune.models.slices import in_slices
+from finetune.models.forward import fast_logits
+from finetune.models.slices import run_in_chunks
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -74,6 +74,6 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         else:
             targets = positions[batch.targets]
             seen += torch.bincount(targets, minlength=len(seen))
-        update_metrics(metrics, logits=in_slices(net, batch.images), targets=targets)
+        update_metrics(metrics, logits=run_in_chunks(net, batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
     return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

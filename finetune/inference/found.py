@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finetune.atomic import write_text
+from finetune.atomic_files import write_text
 from finetune.errors import UserError
-from finetune.escaping import csv_cell, encodable, printable
+from finetune.terminal import csv_cell, encodable, printable
 
 OUTPUTS = (".csv", ".json")
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.content import content_of_bytes
+from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import read_file
 from finetune.errors import UserError
 from finetune.inference.embedder import Embedder, embedder_of_classifier, embedder_of_run
 from finetune.inference.embeddings import Block, Embeddings, collect
-from finetune.inference.inputs import find_images
+from finetune.inference.image_paths import find_images
 from finetune.inference.whitening import scaled_to_one
 from finetune.models.classifier import Classifier
 from finetune.versions import versions

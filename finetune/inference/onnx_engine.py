@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.pixels import HIGH_DEPTHS
+from finetune.data.color import HIGH_DEPTHS
 from finetune.errors import UserError, shortened
 from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
 from finetune.input_spec import InputSpec

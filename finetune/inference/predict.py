@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from finetune.errors import UserError
 from finetune.inference.journal import Journal, journal_path, stamp
-from finetune.inference.tables import Prediction, check_output, write_predictions
+from finetune.inference.prediction_table import Prediction, check_output, write_predictions
 
 _REDRAW_SECONDS = 0.25
 # an image shows a class whose probability is above this, where it may show several

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.data.content import content_of_bytes
+from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import UnreadableImage, read_file
 from finetune.errors import UserError
 from finetune.inference.embeddings import Embeddings, Features, Rows
-from finetune.inference.inputs import find_images
+from finetune.inference.image_paths import find_images
 from finetune.inference.known import MISSING, Known
 from finetune.inference.whitening import Whitening, digest_of, load_whitening, scaled_to_one
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle import MODEL_JSON, find_bundle, read_model_json
+from finetune.data.color import HIGH_DEPTHS
 from finetune.data.decode import MAX_PIXELS
-from finetune.data.pixels import HIGH_DEPTHS
 from finetune.errors import UserError
 
 

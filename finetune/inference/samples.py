@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from finetune.data.content import content_of_bytes
+from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import read_file
+from finetune.data.image_source import Source
 from finetune.data.index import SPLITS
-from finetune.data.reading import Source
 from finetune.errors import UserError, shortened
 from finetune.inference.embedder import Embedder
 from finetune.inference.embeddings import SEPARATOR
@@ -68,7 +68,7 @@ class FileSamples:
     """Files, without labels.
 
     Args:
-        paths: As :func:`finetune.inference.inputs.find_images` finds them.
+        paths: As :func:`finetune.inference.image_paths.find_images` finds them.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from finetune.errors import UserError
-from finetune.inference.batcher import Batcher
+from finetune.inference.batching import Batcher
 from finetune.inference.predict import HALF, Classifies
 from finetune.inference.serve_metrics import Metrics
 

@@ -11,8 +11,8 @@ from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import decode_bytes, decode_image
 from finetune.data.transforms import eval_view
 from finetune.inference.reading import reading_of
-from finetune.models.folding import fast_logits
-from finetune.models.slices import in_slices
+from finetune.models.forward import fast_logits
+from finetune.models.slices import run_in_chunks
 
 
 class TorchEngine:
@@ -49,6 +49,6 @@ class TorchEngine:
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K)."""
-        logits_BK = in_slices(self._logits, torch.stack(images))
+        logits_BK = run_in_chunks(self._logits, torch.stack(images))
         shares: npt.NDArray[np.float32] = self.classifier.probabilities(logits_BK).numpy()
         return shares

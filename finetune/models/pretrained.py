@@ -11,8 +11,8 @@ from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, source_module
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
-from finetune.models.layouts import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
+from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 PIXELS = 8 * 224 * 224
 
 
-def in_slices(net: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
+def run_in_chunks(net: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
     """What a network makes of a batch without a graph: on a CPU slice by slice, elsewhere at once.
 
     Args:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune.atomic import atomic_path
+from finetune.atomic_files import atomic_path
 from finetune.errors import UserError, shortened
 from finetune.models.heads import Head, build_head
 

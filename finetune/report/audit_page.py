@@ -7,7 +7,7 @@ import torch
 from jinja2 import Environment
 
 from finetune.data.audit import Audit, Finding
-from finetune.data.reading import Source
+from finetune.data.image_source import Source
 from finetune.data.sampling import key
 from finetune.data.transforms import in_words, train_view
 from finetune.input_spec import InputSpec

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from markupsafe import Markup
 
-from finetune.report.calibration import BINS, Reliability
-from finetune.report.svg import MUTED, SERIES, drawing, inline_svg, new_figure
+from finetune.confidence.temperature import BINS, Reliability
+from finetune.report.figures import MUTED, SERIES, drawing, inline_svg, new_figure
 
 
 def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -> Markup:

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from markupsafe import Markup
 from scipy.sparse import csr_array
 
-from finetune.escaping import printable
-from finetune.report.svg import GRID, HIT, MISS, drawing, inline_svg, new_figure
+from finetune.report.figures import GRID, HIT, MISS, drawing, inline_svg, new_figure
+from finetune.terminal import printable
 
 # more classes than this cannot be read in one picture: those with the most mistakes are shown
 MOST_CLASSES = 200

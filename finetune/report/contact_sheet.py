@@ -8,8 +8,8 @@ from typing import Literal
 from jinja2 import Environment
 from torch import Tensor
 
-from finetune.escaping import printable
 from finetune.report.thumbnails import thumbnail
+from finetune.terminal import printable
 
 Mark = Literal["", "asked", "right", "wrong", "unsure"]
 _WORDS = {"": "", "asked": "query", "right": "same label", "wrong": "other label", "unsure": "doubtful"}

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from finetune.escaping import printable
-from finetune.report.svg import INK, PAPER, drawing, inline_svg, new_figure
+from finetune.report.figures import INK, PAPER, drawing, inline_svg, new_figure
+from finetune.terminal import printable
 
 # fewer images make no map
 FEWEST = 10

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic import write_text
-from finetune.escaping import markdown
+from finetune.atomic_files import write_text
+from finetune.terminal import markdown
 
 _BEGIN, _END = "<!-- exports: begin -->", "<!-- exports: end -->"
 

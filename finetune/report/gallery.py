@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.reading import Source
+from finetune.data.image_source import Source
 from finetune.files import labels_above_half
 from finetune.metrics import THRESHOLD
 from finetune.report.pictures import thumbnail

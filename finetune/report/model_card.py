@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.escaping import markdown
 from finetune.input_spec import InputSpec
 from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
 from finetune.report.confusion import confused_pairs, confusion_of
-from finetune.report.loading import how_to_load
+from finetune.report.loading_snippets import how_to_load
+from finetune.terminal import markdown
 
 _MISTAKES = 10
 # where `finetune export` puts each format

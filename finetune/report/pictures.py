@@ -1,7 +1,7 @@
 """Images of a data set as small pictures inside a page."""
 
 from finetune.data.decode import UnreadableImage
-from finetune.data.reading import Source
+from finetune.data.image_source import Source
 from finetune.report.thumbnails import SIDE_PX as THUMBNAIL_PX
 from finetune.report.thumbnails import data_url as data_url  # the name under which pages know it
 from finetune.report.thumbnails import pixels_url as pixels_url  # likewise

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune.atomic import atomic_path
+from finetune.atomic_files import atomic_path
 
 _COLOURS = {"valley": "#d1495b", "steepest": "#2e8b57"}
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.escaping import printable
+from finetune.terminal import printable
 
 _FIGURES = {
     "acc": "accuracy",

@@ -8,22 +8,23 @@ import numpy as np
 import torch
 from jinja2 import Environment
 
-from finetune.atomic import write_text
+from finetune.atomic_files import write_text
 from finetune.bundle import load_bundle
+from finetune.confidence import temperature as calibration
 from finetune.data.audit import audit
 from finetune.data.audit_text import short
 from finetune.data.decode import UnreadableImage
-from finetune.data.reading import Source
+from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
-from finetune.escaping import encodable, printable
 from finetune.files import REPORT
 from finetune.models.classifier import Classifier
-from finetune.report import bootstrap, calibration, embedding_map, gallery, training_charts, usage
+from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.calibration_chart import calibration_chart
 from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart, confusion_of
 from finetune.report.grad_cam import find_layer, heat_maps, overlay
 from finetune.report.movement import movements
 from finetune.report.run_files import RunFiles, read_run
+from finetune.terminal import encodable, printable
 
 # images with a heat map, of the mistakes and of the hits
 _LOOKED_AT = 6

@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from finetune.escaping import printable
+from finetune.report.figures import GRID, INK, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
 from finetune.report.run_files import RunFiles
-from finetune.report.svg import GRID, INK, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

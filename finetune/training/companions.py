@@ -22,8 +22,8 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from finetune.distributed import STARTED_BY, process_name
 from finetune.errors import RunError, UserError
-from finetune.processes import STARTED_BY, process_name
 
 # how torch tells that the other end of a connection is gone (gloo, NCCL, the store of the rendezvous)
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo", "TCPStore")

@@ -19,21 +19,21 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from finetune.data.batches import threads_here
+from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
+from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.loading import threads_here
 from finetune.data.transforms import View, eval_view, train_view
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
 from finetune.models.slices import PIXELS
-from finetune.training.cache_choice import CacheChoice
 from finetune.training.freezing import apply_phase
-from finetune.training.lr_find import unchanged
+from finetune.training.linear_probe import solve_heads
+from finetune.training.lr_finder import unchanged
 from finetune.training.module import OptimizerFactory
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phases import Phase
-from finetune.training.prefix import Prefix, in_half_precision
-from finetune.training.probe import solve_heads
 
 # of the whole calibration, shared by its measurements
 BUDGET_S = 2.0
@@ -99,7 +99,7 @@ def forecast(
     *,
     classifier: Classifier,
     phases: Sequence[Phase],
-    caches: Sequence[CacheChoice],
+    caches: Sequence[CachePolicy],
     data: ImageDataModule,
     trainer: pl.Trainer,
     make_optimizer: Callable[[Phase], OptimizerFactory],
@@ -138,7 +138,7 @@ class _Calibration:
     def of(
         self,
         phases: Sequence[Phase],
-        caches: Sequence[CacheChoice],
+        caches: Sequence[CachePolicy],
         make_optimizer: Callable[[Phase], OptimizerFactory],
     ) -> list[Forecast]:
         eval_read_s = self._read(eval_view(self._classifier.input_spec))
@@ -158,7 +158,7 @@ class _Calibration:
     def _phase(
         self,
         phase: Phase,
-        choice: CacheChoice,
+        choice: CachePolicy,
         read_s: float,
         eval_read_s: float,
         head_step_s: float,
@@ -208,7 +208,7 @@ class _Calibration:
         long, short = (self._timed(partial(solve, max_iterations=most)) for most in (12, 2))
         return (short + (long - short) / 10 * _SOLVER_ITERATIONS) * rows / some
 
-    def _trained(self, choice: CacheChoice, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _trained(self, choice: CachePolicy, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What is computed at each step of a phase, and a batch for it."""
         if choice.boundary is None:
             return self._classifier, self._images[: phase.batch_size]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.training.linear_probe import solved_phase
 from finetune.training.module import OptimizerFactory
 from finetune.training.phases import Phase
-from finetune.training.probe import solved_phase
 from finetune.training.rate_trials import tried_phase
 
 

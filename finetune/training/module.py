@@ -8,25 +8,25 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from finetune.data.batches import Batch
+from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
+from finetune.activation_cache.policy import frozen_boundary
+from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.models.slices import in_slices
-from finetune.training.cache_choice import frozen_boundary
-from finetune.training.ema import StageEma
+from finetune.models.slices import run_in_chunks
+from finetune.training.callbacks.ema import StageEma
+from finetune.training.callbacks.gradient_norms import GradientNorms
+from finetune.training.callbacks.guards import Watchers
+from finetune.training.epoch_history import Progress
+from finetune.training.eval_outputs import SplitOutputs, Validation
 from finetune.training.freezing import tensors_of
-from finetune.training.gradient_norms import GradientNorms
 from finetune.training.losses import build_mixer
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import build_param_groups, check_cover
 from finetune.training.phases import Phase
-from finetune.training.prefix import Prefix, in_half_precision
-from finetune.training.progress import Progress
-from finetune.training.split_outputs import SplitOutputs, Validation
-from finetune.training.watchers import Watchers
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 PREFIX = "classifier."
@@ -181,7 +181,7 @@ class FineTuner(pl.LightningModule):
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
         if not self._is_cached and self._prefix is None and self._compiled is None:
-            return in_slices(self.classifier, images)
+            return run_in_chunks(self.classifier, images)
         logits_BK: torch.Tensor = self.classifier.head(self.features(images))
         return logits_BK
 
@@ -189,7 +189,7 @@ class FineTuner(pl.LightningModule):
         """Features (B, D) of what a batch holds."""
         compiled = self._compiled if torch.is_grad_enabled() else None
         if self._rest is None or not (self._is_cached or self._prefix):
-            return compiled[0](images) if compiled else in_slices(self.classifier.embed, images)
+            return compiled[0](images) if compiled else run_in_chunks(self.classifier.embed, images)
         activations = images if self._prefix is None else self._prefix(images)
         if activations.ndim == 4:
             activations = activations.contiguous(memory_format=memory_format_for(self.classifier.input_spec))

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
-from finetune.training.cache_choice import CacheChoice
 from finetune.training.freezing import trainable_names
 from finetune.training.phases import Phase
 
 
 def build_plan(
-    classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CacheChoice]
+    classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
 ) -> list[dict[str, Any]]:
     """One entry a phase, in plain JSON values; nothing is trained or changed.
 

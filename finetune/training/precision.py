@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from finetune.atomic import write_json
-from finetune.cache_folder import cache_folder
+from finetune.atomic_files import write_json
+from finetune.cache_dir import cache_folder
 from finetune.errors import RunError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from finetune.data.index import Index
-from finetune.escaping import csv_cell
 from finetune.files import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, labels_above_half
+from finetune.terminal import csv_cell
 
 
 def predictions_csv(index: Index, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:

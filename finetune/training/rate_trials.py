@@ -15,18 +15,18 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from finetune.data.batches import Batch
+from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.training.feature_cache import FeatureCache
+from finetune.training.epoch_history import Progress
 from finetune.training.lr_schedules import scale
 from finetune.training.module import OptimizerFactory
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phases import HEAD, Phase
-from finetune.training.progress import Progress
 
 
 @dataclass(kw_only=True)
@@ -213,7 +213,7 @@ def tried_phase(
     *,
     classifier: Classifier,
     phase: Phase,
-    cache: FeatureCache,
+    cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,
     monitor: str,

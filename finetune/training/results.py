@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.reading import read_by
+from finetune.data.image_source import read_by
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.versions import versions

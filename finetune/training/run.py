@@ -14,17 +14,18 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from finetune.atomic import atomic_path, remove_parts, write_json, write_text
+from finetune.activation_cache.cache import ActivationCache
+from finetune.activation_cache.policy import CachePolicy, cached_fields
+from finetune.atomic_files import atomic_path, remove_parts, write_json, write_text
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
+from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.files import EVALUATION
-from finetune.lifetime import collect_as_usual, give_back_memory, keep_blocks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.processes import is_first_process
-from finetune.training.cache_choice import CacheChoice, cached_fields
-from finetune.training.checkpoints import (
+from finetune.process_tuning import collect_garbage, collect_garbage_as_usual, retain_freed_blocks
+from finetune.training.callbacks.checkpoints import (
     BEST,
     LAST,
     AtomicCheckpointIO,
@@ -32,18 +33,17 @@ from finetune.training.checkpoints import (
     optimizer_state_of,
     read_checkpoint,
 )
+from finetune.training.callbacks.metrics_csv import RunLog
+from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar, rates_in_words
 from finetune.training.companions import Companions, check_strategy, interruptible
-from finetune.training.display import EpochLines, PhaseProgressBar, rates_in_words
-from finetune.training.feature_cache import FeatureCache
-from finetune.training.final_evaluation import MOST_KEPT, evaluate, still_valid
+from finetune.training.eval_outputs import Validation, save_outputs
+from finetune.training.evaluation import MOST_KEPT, evaluate, reusable_validation
 from finetune.training.freezing import apply_phase
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult, run_results
-from finetune.training.run_log import RunLog
-from finetune.training.split_outputs import Validation, save_outputs
 from finetune.training.time_left import TimeLeft
 
 START, RESULT = "start.safetensors", "result.json"
@@ -78,7 +78,7 @@ class Run:
     classifier: Classifier
     data: ImageDataModule
     schedule: Sequence[Phase]
-    caches: Sequence[CacheChoice]
+    caches: Sequence[CachePolicy]
     run_dir: Path
     seed: int
     make_trainer: Callable[..., pl.Trainer]
@@ -105,8 +105,8 @@ class Run:
             UserError: Files of the run do not fit its configuration.
             RunError: Training cannot go on.
         """
-        collect_as_usual()
-        if is_first_process():
+        collect_garbage_as_usual()
+        if is_rank_zero():
             remove_parts(self.run_dir)
         self.classifier.to(memory_format=memory_format_for(self.classifier.input_spec))
         log = RunLog(self.run_dir / "metrics.csv")
@@ -118,10 +118,10 @@ class Run:
             self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
-                    give_back_memory()
+                    collect_garbage()
                     result, carried = self._phase(number, phase, phases, log, carried)
                     phases.append(result)
-                give_back_memory()
+                collect_garbage()
                 evaluated = self._evaluate()
             except Exception as error:
                 explained = companions.explained(error)
@@ -172,7 +172,7 @@ class Run:
             compiled=self.compiled,
             keep_validation=number + 1 == len(self.schedule) and val_images * len(self.classifier.classes) <= MOST_KEPT,
         )
-        if is_first_process():
+        if is_rank_zero():
             self.say(
                 f"phase {number + 1} of {len(self.schedule)}: {phase.name}, training {', '.join(phase.train)}, "
                 f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
@@ -185,7 +185,7 @@ class Run:
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
             trainer = self._trainer(phase, folder, log)
-            keep_blocks(trainer.strategy.root_device.type)
+            retain_freed_blocks(trainer.strategy.root_device.type)
             with self._running(trainer):
                 trainer.fit(
                     module,
@@ -202,7 +202,9 @@ class Run:
         best = module.progress.best_epoch
         score = module.progress.history[best][0]
         kept = best if phase.restore == "best" else epochs - 1
-        self._validated = still_valid(module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images)
+        self._validated = reusable_validation(
+            module.validated, step=module.rows[kept]["step"] - offset[1], images=val_images
+        )
         result = {
             "name": phase.name,
             "train": list(phase.train),
@@ -218,16 +220,16 @@ class Run:
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
         }
-        if is_first_process():
+        if is_rank_zero():
             self._save(self._after(number))
             write_json(folder / RESULT, result)
             self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
 
-    def _cache(self, number: int, phase: Phase) -> FeatureCache | None:
+    def _cache(self, number: int, phase: Phase) -> ActivationCache | None:
         if (choice := self.caches[number]).boundary is None:
             return None
-        return FeatureCache(
+        return ActivationCache(
             classifier=self.classifier,
             phase=phase,
             choice=choice,
@@ -238,10 +240,10 @@ class Run:
         )
 
     def _on_features(
-        self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: FeatureCache | None
+        self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, cache: ActivationCache | None
     ) -> dict[str, Any]:
         """A phase on cached features that needs no Trainer."""
-        if is_first_process():
+        if is_rank_zero():
             self.say(f"phase {number + 1} of {len(self.schedule)}: {phase.name}, {what_it_does(phase)}")
         if cache is None:
             raise UserError(
@@ -262,7 +264,7 @@ class Run:
             seed=self.seed,
         ) | cached_fields(self.caches[number])
         log.add(result["rows"])
-        if is_first_process():
+        if is_rank_zero():
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
             self.say(
@@ -280,7 +282,7 @@ class Run:
         start = folder / START
         if start.is_file():
             self._load(start)
-        elif is_first_process():
+        elif is_rank_zero():
             self._save(start)
 
     def _save(self, path: Path) -> None:
@@ -384,7 +386,7 @@ class Run:
             facts=self.facts,
             seed=self.seed,
         )
-        if is_first_process():
+        if is_rank_zero():
             test = evaluated["gathered"]["test"]
             write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
             save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.fractals import RECIPES, FormulaRenderer
+from finetune.pretraining.fractals import RECIPES, FormulaRenderer
 
 
 def sheet(images_B3HW: Tensor, *, columns: int, gap: int = 2) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from safetensors.torch import load_file, save_file
 
-from finetune.commands.assemble import assemble
+from finetune.build import assemble
 from finetune.commands.train import quiet_lightning
 from finetune.config import compose
 from finetune.data.datamodule import Batch

@@ -23,7 +23,7 @@ PER_CLASS = 1000
 def measure(way: str, folder: str) -> None:
     """Index once and print seconds, bytes gained and the number of files."""
     if way == "ours":
-        from finetune.data.folder import scan_folder
+        from finetune.data.image_folder import scan_folder
 
         index: Callable[[str], Sized] = scan_folder
     else:

@@ -12,7 +12,7 @@ import torch
 
 from finetune.models.backbone import build_backbone
 from finetune.models.classifier import build_classifier
-from finetune.models.folding import fast_logits
+from finetune.models.forward import fast_logits
 
 
 def main() -> None:

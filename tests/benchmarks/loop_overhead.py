@@ -22,13 +22,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from finetune.commands.assemble import build_model, loss_of, optimizer_factory
-from finetune.commands.schedule import build_phases
+from finetune.build import build_model, loss_of, optimizer_factory
+from finetune.build_schedule import build_phases
 from finetune.commands.train import train
 from finetune.config import compose
-from finetune.data.arrange import SplitPlan
-from finetune.data.reading import ArraySource, arrays_source
-from finetune.data.sources import SOURCES
+from finetune.data.assign_splits import SplitPlan
+from finetune.data.image_source import ArraySource, arrays_source
+from finetune.data.registry import SOURCES
 from finetune.training.freezing import apply_phase
 from finetune.training.param_groups import build_param_groups
 

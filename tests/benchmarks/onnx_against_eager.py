@@ -27,7 +27,7 @@ import onnxruntime
 import torch
 
 from finetune.export.onnx import export_onnx
-from finetune.export.quantise import quantise_onnx
+from finetune.export.quantize import quantise_onnx
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 

@@ -23,9 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from finetune.data.formulas.keyed import Draw
-from finetune.data.fractals import RECIPES, FormulaRenderer
 from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from finetune.pretraining.fractals import RECIPES, FormulaRenderer
+from finetune.pretraining.keyed import Draw
 
 RENDER_CHUNK = 4096  # images drawn at once: large kernels, little launching
 MAX_FILE_BYTES = 15 * 2**20

@@ -1,6 +1,6 @@
 """Small labelled data sets, made here, that no pretraining recipe has seen: digits, characters, automata and solids.
 
-Each is a pure function of its seed. None of them shares a generator with :mod:`finetune.data.formulas`: the digits are
+Each is a pure function of its seed. None of them shares a generator with :mod:`finetune.pretraining`: the digits are
 scanned handwriting, the characters are set in published typefaces, the automata are computed by rule, and the solids
 are ray-marched and lit.
 """

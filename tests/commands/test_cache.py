@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.activation_cache.store import Entry, Layout, entry_key, features_folder
 from finetune.cli import main
-from finetune.feature_store import Entry, Layout, entry_key, features_folder
 
 LAYOUT = Layout(rows=10, shape=(4,), dtype="float32", chunk_rows=4)
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from finetune.commands.assemble import build_data, build_source
+from finetune.build import build_data, build_source
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec

@@ -9,7 +9,7 @@ import torch
 from finetune.commands.pictures import Pictures
 from finetune.config.schema import DataConfig
 from finetune.data.decode import decode_image
-from finetune.data.sources import digits_source
+from finetune.data.registry import digits_source
 
 
 def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: Path) -> None:

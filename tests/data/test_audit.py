@@ -10,8 +10,8 @@ from PIL import Image, ImageEnhance
 
 from finetune.data.audit import audit
 from finetune.data.audit_text import as_text, short
-from finetune.data.folder import pictures_left_out
-from finetune.data.sources import digits_source, folder_source, manifest_source
+from finetune.data.image_folder import pictures_left_out
+from finetune.data.registry import digits_source, folder_source, manifest_source
 from tests.data.folders import write_folder, write_image
 from tests.data.raw_formats import exif
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.batches import Batch, views_of_rows
 from finetune.data.datamodule import FEW_CORES, ImageDataModule, default_workers
 from finetune.data.decode import UnreadableImage
-from finetune.data.sources import digits_source, folder_source
+from finetune.data.loading import Batch, views_of_rows
+from finetune.data.registry import digits_source, folder_source
 from finetune.data.transforms import train_view
 from finetune.input_spec import InputSpec
 

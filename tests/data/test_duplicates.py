@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from finetune.data.duplicates import alike_across, identical
-from finetune.data.looks import looks
+from finetune.data.perceptual_hash import looks
 
 
 def scene(number):

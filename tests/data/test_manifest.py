@@ -7,7 +7,7 @@ import pytest
 
 from finetune.data.index import SPLITS
 from finetune.data.manifest import read_manifest, write_manifest
-from finetune.data.sources import folder_source, manifest_source
+from finetune.data.registry import folder_source, manifest_source
 from finetune.errors import UserError
 from tests.data.folders import write_folder, write_image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.export.layouts import export_timm, export_torchvision, export_transformers
+from finetune.export.library_formats import export_timm, export_torchvision, export_transformers
 from finetune.export.onnx import export_onnx, quiet_exporter, traced
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.export.torch_export import export_torch

@@ -8,7 +8,7 @@ import torch
 
 from finetune.data.transforms import eval_view
 from finetune.export.onnx import export_onnx
-from finetune.export.quantise import quantise_onnx
+from finetune.export.quantize import quantise_onnx
 from finetune.export.torch_export import export_torch
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, picture, settled_classifier

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from finetune.data.content import content_of_bytes
+from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import UnreadableImage
 from finetune.data.path_table import path_table
 from finetune.inference.embeddings import Embeddings, Features

@@ -13,7 +13,7 @@ import torch
 
 from finetune.cli import main
 from finetune.errors import UserError
-from finetune.inference.inputs import find_images
+from finetune.inference.image_paths import find_images
 from finetune.inference.journal import journal_path
 from finetune.inference.predict import predict_to_file
 from finetune.inference.torch_engine import TorchEngine

@@ -25,7 +25,7 @@ from PIL import Image
 
 from finetune.cli import main
 from finetune.errors import UserError
-from finetune.inference.batcher import Batcher
+from finetune.inference.batching import Batcher
 from finetune.inference.serve import Limits, Server
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle

@@ -16,21 +16,21 @@ from typing import Any
 
 import torch
 
-import finetune.atomic
+import finetune.atomic_files
 import finetune.bundle
 import finetune.models.weights
-import finetune.training.checkpoints
-import finetune.training.record
+import finetune.run_folder
+import finetune.training.callbacks.checkpoints
+import finetune.training.callbacks.metrics_csv
 import finetune.training.run
-import finetune.training.run_log
 from finetune.commands.resume import resume
 from finetune.training.module import FineTuner
 from tests.runs import train_tiny
 
 HOLDERS = (
-    finetune.atomic,
+    finetune.atomic_files,
     finetune.bundle,
-    finetune.training.checkpoints,
+    finetune.training.callbacks.checkpoints,
     finetune.training.run,
     finetune.models.weights,
 )
@@ -61,7 +61,7 @@ class Events:
         """Put the moments into this process's code; only ever called in a forked child."""
         for name in ("training_step", "validation_step", "test_step", "optimizer_step"):
             self._wrap(FineTuner, name)
-        real = finetune.atomic.atomic_path
+        real = finetune.atomic_files.atomic_path
 
         @contextmanager
         def watched(target: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from finetune.processes import STARTED_BY
+from finetune.distributed import STARTED_BY
 from finetune.training.companions import Companions
 from tests.runs import outcome, train_tiny
 from tests.training.ranks import DIE, PATIENCE_S, TWO, cluster, forked_ranks, free_port, said

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.build import assemble, optimizer_factory, trainer_factory
 from finetune.cli import main
-from finetune.commands.assemble import assemble, optimizer_factory, trainer_factory
 from finetune.commands.train import decide
 from finetune.config import compose
 from finetune.training import forecast as module

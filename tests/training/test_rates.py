@@ -102,7 +102,7 @@ def test_a_plateau_lowers_the_rate_of_all_groups_together(words: Words, tmp_path
     ).run_dir
     with (run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    from finetune.training.progress import Progress
+    from finetune.training.epoch_history import Progress
 
     progress = Progress(monitor="val/loss")
     for row in rows:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import finetune
 from finetune.files import EVALUATION
-from finetune.training.final_evaluation import still_valid
-from finetune.training.split_outputs import Validation
+from finetune.training.eval_outputs import Validation
+from finetune.training.evaluation import reusable_validation
 from tests.runs import moved_stages, outcome, train_tiny
 
 ALL = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
@@ -242,14 +242,14 @@ def test_the_last_validation_of_the_weights_is_the_one_that_the_results_show(
     kept = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        kept.append(still_valid(*args, **kwargs))
+        kept.append(reusable_validation(*args, **kwargs))
         return kept[-1]
 
-    monkeypatch.setattr("finetune.training.run.still_valid", counted)
+    monkeypatch.setattr("finetune.training.run.reusable_validation", counted)
     once = train_tiny(words(*more), tmp_path / "once").run_dir
     assert kept[-1] is not None
     # computed again, as after a resume
-    monkeypatch.setattr("finetune.training.run.still_valid", lambda *args, **kwargs: None)
+    monkeypatch.setattr("finetune.training.run.reusable_validation", lambda *args, **kwargs: None)
     again = train_tiny(words(*more), tmp_path / "again").run_dir
     for name in ("val", "test"):
         assert (
@@ -263,10 +263,10 @@ def test_the_last_validation_of_the_weights_is_the_one_that_the_results_show(
 
 def test_a_validation_of_other_weights_or_of_a_part_is_not_taken_for_the_last() -> None:
     found = Validation(step=8, metrics={}, outputs={"rows": torch.arange(5)})
-    assert still_valid(found, step=8, images=5) is found
-    assert still_valid(found, step=4, images=5) is None
-    assert still_valid(found, step=8, images=6) is None
-    assert still_valid(None, step=8, images=5) is None
+    assert reusable_validation(found, step=8, images=5) is found
+    assert reusable_validation(found, step=4, images=5) is None
+    assert reusable_validation(found, step=8, images=6) is None
+    assert reusable_validation(None, step=8, images=5) is None
 
 
 def test_validating_at_other_times_changes_no_result(words: Words, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The output of a frozen prefix, computed once and kept on disk."""

@@ -1,0 +1,371 @@
+"""The frozen prefix of a phase, computed once: activations after its last stage, of every view, on disk."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.activation_cache.device_rows import DeviceRows, room_on
+from finetune.activation_cache.frozen_prefix import Prefix
+from finetune.activation_cache.policy import CachePolicy
+from finetune.activation_cache.store import Entry, Layout, opened
+from finetune.data.datamodule import ImageDataModule, ViewRequest
+from finetune.data.image_source import Source, read_by
+from finetune.data.sampling import Rows, key, shuffled
+from finetune.errors import RunError
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone
+from finetune.models.classifier import Classifier
+from finetune.models.weights import state_hash
+from finetune.training.phases import Phase
+from finetune.versions import versions
+
+# rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
+CHUNK_ROWS = 64
+
+
+class Wanted(NamedTuple):
+    """One view of the images of a split, or of some rows of it alone."""
+
+    split: str
+    view: ViewRequest = ViewRequest()
+    some: Rows | None = None
+
+
+class ActivationStore:
+    """Opens entries of activations after one stage, and computes what they lack.
+
+    Args:
+        classifier: In evaluation mode up to the stage.
+        data: Makes the views.
+        boundary: The stage.
+        seed: Of the run.
+        limit_bytes: Of the whole cache.
+        say: Takes a line for the user.
+        device: Where the prefix runs.
+        context: Makes the context of the precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        data: ImageDataModule,
+        boundary: str,
+        seed: int,
+        limit_bytes: int,
+        say: Callable[[str], None],
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._classifier, self._data, self._seed = classifier.to(device), data, seed
+        self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
+        self._boundary = boundary
+        spec = classifier.input_spec
+        with context():
+            image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
+            plain = Prefix(classifier, boundary, fold=False)(image)
+            self._prefix: Prefix | None = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
+        self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
+        self._parts = self._depends_on()
+        self.found = self.computed = 0
+
+    def _depends_on(self) -> dict[str, Any]:
+        """All that an activation depends on, but for the split and the view."""
+        classifier = self._classifier
+        return depends_on(
+            classifier.backbone,
+            input_spec=classifier.input_spec,
+            adapt=classifier.adapt,
+            boundary=self._boundary,
+            source=self._data.source,
+            dtype=self.dtype,
+            folded=self._prefix is not None and self._prefix.folded,
+            device=self._device.type,
+        )
+
+    def views(self, wanted: Sequence[Wanted]) -> list[Entry]:
+        """Each of several views, computed where it is not there.
+
+        Raises:
+            RunError: The disk filled up since the plan was made.
+        """
+        rows = [self._data.source.index.rows(one.split) if one.some is None else one.some for one in wanted]
+        entries = [self._open(one, mine) for one, mine in zip(wanted, rows, strict=True)]
+        computed = self._fill(entries, rows, [one.view for one in wanted])
+        self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
+        return entries
+
+    def _open(self, wanted: Wanted, rows: Rows) -> Entry:
+        view = wanted.view
+        parts: dict[str, Any] = {"augment": view.augment}
+        if view.augment != "none":
+            parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
+        if wanted.some is not None:
+            parts["rows"] = wanted.some.tolist()
+        layout = Layout(
+            rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
+        )
+        about = {
+            "backbone": self._classifier.backbone.name,
+            "boundary": self._boundary,
+            "split": wanted.split,
+            "augment": view.augment,
+            "view": view.number,
+            "rows": len(rows),
+        }
+        whole = {**self._parts, "split": wanted.split, "view": parts}
+        entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
+        if entry is None:
+            raise RunError(
+                f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
+                "FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
+            )
+        return entry
+
+    def _fill(self, entries: list[Entry], rows: list[Rows], views: list[ViewRequest]) -> int:
+        """Compute the chunks that nobody has, of all entries in one go; returns the number of rows computed here."""
+        computed = 0
+        # first what nobody is at, then what others left undone
+        for wait in (False, True):
+            if not any(entry.missing for entry in entries):
+                break
+            chunks = (
+                (which, chunk, rows[which][entry.layout.rows_of(chunk)])
+                for which, entry in enumerate(entries)
+                for chunk in entry.claimed(wait=wait)
+            )
+            for batch in self._data.views_dataloader(views, chunks):
+                assert self._prefix is not None
+                with self._context():
+                    activations = self._prefix(batch.images.to(self._device, non_blocking=True))
+                entries[batch.position.epoch].write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
+                computed += len(batch.rows)
+        for entry in entries:
+            entry.flush()
+        return computed
+
+    def release(self) -> None:
+        """Let go of the network's copy: what is wanted has been computed."""
+        self._prefix = None
+
+    def tensor(self, values: Any) -> Tensor:
+        """Activations (B, ...) from their bytes (B, row bytes)."""
+        return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
+
+
+def depends_on(
+    backbone: Backbone,
+    *,
+    input_spec: InputSpec,
+    adapt: str,
+    boundary: str,
+    source: Source,
+    dtype: torch.dtype = torch.float32,
+    folded: bool = False,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """All that a cached activation depends on, but for the split and the view: the first parts of its key.
+
+    Args:
+        backbone: The network.
+        input_spec: What it is fed.
+        adapt: How the images' channels became those of the stem.
+        boundary: The stage after which activations are kept.
+        source: Of the images.
+        dtype: Of the activations.
+        folded: Whether BatchNorm was folded.
+        device: Kind of the device that computes.
+    """
+    stages = backbone.stages[: backbone.stages.index(boundary) + 1]
+    state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
+    return {
+        "weights": state_hash(state),
+        "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
+        "boundary": boundary,
+        "data": source.index.fingerprint(),
+        "reading": {**read_by(source), "channels": source.channels},
+        "dtype": str(dtype),
+        "folded": folded,
+        "device": device,
+        # ours too: a release may make views otherwise
+        "versions": versions(),
+    }
+
+
+class ActivationCache:
+    """Cached activations of one phase; the data module reads its batches from it.
+
+    Args:
+        classifier: With the phase applied and its prefix's weights loaded.
+        phase: The phase.
+        choice: Boundary and number of views.
+        data: Makes the views that are missing.
+        seed: Of the run.
+        limit_bytes: Of the whole cache.
+        say: Takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier,
+        phase: Phase,
+        choice: CachePolicy,
+        data: ImageDataModule,
+        seed: int,
+        limit_bytes: int,
+        say: Callable[[str], None],
+    ) -> None:
+        assert choice.boundary is not None
+        self.boundary = choice.boundary
+        self._classifier, self._phase, self._data = classifier, phase, data
+        self._seed, self._limit, self._say = seed, limit_bytes, say
+        self._random = phase.augment != "none"
+        self._views = (choice.views or 1) if self._random and not choice.shifts else 1
+        self._shifts = choice.shifts
+        # part of the key of each view
+        self._views_of = choice.views_of or phase.name
+        # what augmentation did to the features of some images (shifts, D)
+        self._shifts_SD: Tensor | None = None
+        self._train: list[DeviceRows] = []
+        self._val: DeviceRows | None = None
+        self.on_device = False
+
+    def prepare(
+        self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]], trains: bool = True
+    ) -> None:
+        """Open what is there, compute what is missing together with the other processes of the run.
+
+        Args:
+            device: Where the prefix runs.
+            context: Makes the context of the run's precision.
+            trains: Whether the views of the training images are wanted too, and what was done is to be said.
+
+        Raises:
+            RunError: The disk filled up since the plan was made.
+        """
+        self.close()
+        store = ActivationStore(
+            classifier=self._classifier,
+            data=self._data,
+            boundary=self.boundary,
+            seed=self._seed,
+            limit_bytes=self._limit,
+            say=self._say,
+            device=device,
+            context=context,
+        )
+        index = self._data.source.index
+        # places of the index's rows in the entries
+        self._places = np.zeros(len(index), np.int64)
+        for split in ("train", "val"):
+            self._places[index.rows(split)] = np.arange(len(index.rows(split)))
+        *train, val = store.views([*(self._train_views() if trains else ()), Wanted("val")])
+        shifts_SD = self._find_shifts(store, plain=train[0], seen=train.pop()) if self._shifts and trains else None
+        store.release()
+        size = sum(entry.layout.bytes for entry in (*train, val))
+        self.on_device = size <= room_on(device)
+        hold = partial(DeviceRows, shape=store.shape, dtype=store.dtype, device=device if self.on_device else None)
+        self._train, self._val = [hold(entry) for entry in train], hold(val)
+        self._shifts_SD = shifts_SD if shifts_SD is None or not self.on_device else shifts_SD.to(device)
+        if trains:
+            done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
+            where = f", in the memory of {device}" if self.on_device else ""
+            self._say(f"  cache: {done}; {size / 1e6:.1f} MB{where}")
+
+    def _train_views(self) -> list[Wanted]:
+        """The views of training images that are cached; with shifts, the last one is what augmentation did to some."""
+        name = self._views_of
+        if self._shifts:
+            shifted = ViewRequest(augment=self._phase.augment, phase=name)
+            return [Wanted("train"), Wanted("train", shifted, self._shifted_rows())]
+        views = range(self._views) if self._random else (0,)
+        return [Wanted("train", ViewRequest(augment=self._phase.augment, phase=name, number=view)) for view in views]
+
+    def _shifted_rows(self) -> Rows:
+        rows = self._data.source.index.rows("train")
+        return np.sort(shuffled(rows, self._seed, "shifts", self._phase.name)[: self._shifts])
+
+    def _find_shifts(self, store: ActivationStore, *, plain: Entry, seen: Entry) -> Tensor:
+        """Features of a training view less those of the evaluation view (S, D), of some images."""
+        rows = self._shifted_rows()
+        before = store.tensor(plain.read(self._places[rows]))
+        shifts_SD = store.tensor(seen.read(np.arange(len(rows)))).float() - before.float()
+        seen.close()
+        return shifts_SD
+
+    def train(self, views: Rows, rows: Rows) -> Tensor:
+        """Activations (B, ...) of some rows of the index, each of one of its views."""
+        places = self._places[rows]
+        if self._shifts_SD is not None:
+            # without a pool, the number of a view is that of the epoch
+            keys = zip(views.tolist(), rows.tolist(), strict=True)
+            drawn = [key(self._seed, "shift", self._phase.name, view, row) % len(self._shifts_SD) for view, row in keys]
+            plain = self._train[0](places)
+            return (plain.float() + self._shifts_SD[drawn]).to(plain.dtype)
+        if len(self._train) == 1:
+            return self._train[0](places)
+        seen = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
+        # of each view, and then in the order asked for
+        parts = torch.cat([self._train[view](places[chosen]) for view, chosen in seen])
+        order = torch.from_numpy(np.argsort(np.concatenate([chosen for _, chosen in seen])))
+        return parts[order.to(parts.device)]
+
+    def val(self, rows: Rows) -> Tensor:
+        """Activations (B, ...) of the evaluation view of validation rows."""
+        assert self._val is not None
+        return self._val(self._places[rows])
+
+    def close(self) -> None:
+        """Let go of the entries."""
+        for rows in (*self._train, self._val):
+            if rows is not None:
+                rows.close()
+        self._train, self._val, self._shifts_SD, self.on_device = [], None, None, False
+
+
+def eval_features(
+    classifier: Classifier,
+    data: ImageDataModule,
+    *,
+    splits: tuple[str, ...],
+    limit_bytes: int,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> dict[str, Tensor]:
+    """Pooled features (N, D) float32 of the evaluation view of every image of some splits, through the same cache.
+
+    Args:
+        classifier: In evaluation mode.
+        data: For the splits.
+        splits: Their names.
+        limit_bytes: Of the whole cache.
+        device: Where to compute.
+        context: Makes the context of the precision.
+    """
+    boundary = classifier.backbone.stages[-1]
+    store = ActivationStore(
+        classifier=classifier,
+        data=data,
+        boundary=boundary,
+        seed=0,
+        limit_bytes=limit_bytes,
+        say=lambda line: None,
+        device=device,
+        context=context,
+    )
+    features = {}
+    for split, entry in zip(splits, store.views([Wanted(split) for split in splits]), strict=True):
+        features[split] = store.tensor(entry.read(np.arange(entry.layout.rows))).float()
+        entry.close()
+    return features
+
+
+def _bytes(activations: Tensor) -> Any:
+    """Rows as bytes (B, row bytes)."""
+    return activations.contiguous().view(len(activations), -1).view(torch.uint8).numpy()

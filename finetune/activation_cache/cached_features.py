@@ -1,0 +1,43 @@
+"""Features that training has left in the cache, for whoever wants the same ones again."""
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.activation_cache.cache import depends_on
+from finetune.activation_cache.store import Entry, existing
+from finetune.data.image_source import Source
+from finetune.data.index import SPLITS
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone
+
+
+class CachedFeatures:
+    """Features of the evaluation view that training has left in the cache, by row of the index; nothing is computed.
+
+    Args:
+        backbone: The network.
+        input_spec: What it is fed.
+        adapt: How the images' channels became those of the stem.
+        source: Of the images.
+    """
+
+    def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
+        boundary, index = backbone.stages[-1], source.index
+        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, boundary=boundary, source=source)
+        self._entries: dict[str, Entry] = {}
+        self._places = np.zeros(len(index), np.int64)
+        self._splits = index.splits
+        for split in SPLITS:
+            rows = index.rows(split)
+            self._places[rows] = np.arange(len(rows))
+            entry = existing({**parts, "split": split, "view": {"augment": "none"}})
+            if entry is not None and entry.layout.rows == len(rows):
+                self._entries[split] = entry
+
+    def __call__(self, row: int) -> npt.NDArray[np.float32] | None:
+        """The features (D,) of a row, or None where they are not there."""
+        entry = self._entries.get(SPLITS[self._splits[row]])
+        if entry is None:
+            return None
+        values: npt.NDArray[np.float32] = entry.read(self._places[row : row + 1]).view(np.float32).reshape(-1)
+        return values

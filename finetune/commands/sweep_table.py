@@ -1,0 +1,285 @@
+"""The jobs of a sweep: each leaves a record, and one table shows them all, those that failed too."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import write_json, write_text
+from finetune.config import to_config
+from finetune.config.schema import Config
+from finetune.distributed import environment_restored, is_rank_zero
+from finetune.errors import RunError, UserError
+
+JOBS, TABLE = "jobs", "sweep.csv"
+_MEASURED = ("val", "test", "seconds")
+
+
+class Refused(BaseException):
+    """A sweep that must not begin; no ``Exception``, since Hydra turns those of a callback into warnings."""
+
+
+class Watch:
+    """Hydra's callback: learns where a sweep is written, before its first job (``conf/train.yaml`` names it)."""
+
+    # of the sweep that this process has begun, and whose jobs they are
+    folder: Path | None = None
+    command: str = ""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Keep the folder, and refuse what would fail or mislead job after job."""
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        if (folder / JOBS).exists():
+            raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.")
+        if config.get("run_dir"):
+            raise Refused(
+                f"run_dir={config.run_dir}: the runs of a sweep cannot share a folder. hydra.sweep.dir=DIR chooses the "
+                "folder that holds all of them."
+            )
+        direction = config.hydra.sweeper.get("direction")
+        if direction is not None and not isinstance(direction, Sequence):
+            direction = direction.name
+        wanted = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
+        if direction is not None and Watch.command != "train":
+            raise Refused(
+                f"finetune {Watch.command}: cannot be searched over: its jobs leave no figure on validation. "
+                "finetune train can."
+            )
+        if direction not in (None, wanted):
+            raise Refused(
+                f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
+                f"{'less' if wanted == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={wanted}."
+            )
+        Watch.folder = folder
+        print(f"sweep: {folder}", flush=True)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        # Hydra calls every moment of every callback
+        if name.startswith("on_"):
+            return lambda **_: None
+        raise AttributeError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What Hydra calls: once, or in a sweep for each combination, here or in a process that a launcher has started.
+
+    Args:
+        task: Of the command.
+        words: The program and the words that every job has: command, folders of configurations.
+        starter: Number of the process that began.
+        common: Overrides that every job has.
+        outcome: Where there is no sweep, ``status`` or ``error`` of the task.
+    """
+
+    task: Callable[[Config], int]
+    words: tuple[str, ...]
+    starter: int
+    common: frozenset[str] = frozenset()
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, composed: Any) -> float | None:
+        """Run it.
+
+        Returns:
+            In a sweep the monitored metric on validation, which a sweeper may optimise; else None.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        # DDP starts this program again with sys.argv: it must find the command, and of a sweep this job alone
+        sys.argv = [*self.words, *hydra.overrides.task]
+        if hydra.mode == RunMode.MULTIRUN:
+            return self._swept(composed, hydra)
+        try:
+            with environment_restored():
+                self.outcome["status"] = self.task(to_config(composed))
+        except Exception as error:  # Hydra would print lines of its own around it; raised again by who began
+            self.outcome["error"] = error
+        return None
+
+    def _swept(self, composed: Any, hydra: Any) -> float | None:
+        """One job of a sweep; it never raises, so that the others run and every launcher and sweeper goes on."""
+        number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
+        composed.run_dir = hydra.runtime.output_dir
+        record: dict[str, Any] = {
+            "job": number,
+            "overrides": list(hydra.overrides.task),
+            "run_dir": composed.run_dir,
+            "monitor": composed.monitor,
+            "status": "running",
+        }
+        file = folder / f"{number}.json"
+        self._write(file, record)
+        own = " ".join(word for word in record["overrides"] if word not in self.common)
+        print(f"\njob {number}: {own}", flush=True)
+        began = time.monotonic()
+        try:
+            with environment_restored(), self._output(folder / f"{number}.log"):
+                status = self.task(to_config(composed))
+            record |= {"status": "finished" if status == 0 else "failed", **_measured(composed)}
+            if status != 0:
+                record["message"] = f"ended with status {status}"
+        except Exception as error:
+            if is_rank_zero():
+                with (folder / f"{number}.log").open("a", encoding="utf-8") as log:
+                    traceback.print_exception(error, file=log)
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            mistake = isinstance(error, UserError)
+            if not mistake and not isinstance(error, RunError):
+                first = f"{type(error).__name__}: {first}"
+            record |= {"status": "failed", "message": str(error) if mistake else first, "mistake": mistake}
+        except KeyboardInterrupt:
+            self._write(file, record | {"status": "stopped"})
+            raise
+        record["seconds"] = round(time.monotonic() - began, 1)
+        self._write(file, record)
+        print(f"job {number}: {_in_words(record)}", flush=True)
+        value = record.get("monitored")
+        return value if value is not None and math.isfinite(value) else None
+
+    def _write(self, file: Path, record: dict[str, Any]) -> None:
+        if is_rank_zero():
+            write_json(file, record)
+
+    @contextmanager
+    def _output(self, log: Path) -> Iterator[None]:
+        """Jobs side by side do not talk all at once: what one prints goes to its log."""
+        if os.getpid() == self.starter:
+            yield
+            return
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+            yield
+
+
+def _measured(composed: Any) -> dict[str, float]:
+    """What a run has left in its results; nothing for commands that do not train."""
+    file = Path(composed.run_dir) / "results.json"
+    if not file.is_file():
+        return {}
+    results = json.loads(file.read_text(encoding="utf-8"))
+    found = {split: results[split].get("acc") for split in ("val", "test")}
+    found["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    figures = "".join(f"  {key} {record[key]:.4f}" for key in ("val", "test") if key in record)
+    why = f": {record['message'].splitlines()[0]}" if "message" in record else ""
+    return f"{record['status']}{why}{figures}  {record['seconds']:.0f} s"
+
+
+def conclude(folder: Path, *, ended: bool) -> None:
+    """Write and print the table of a sweep.
+
+    Args:
+        folder: Of the sweep.
+        ended: Whether all jobs are through; else those that began and have no end are called stopped.
+
+    Raises:
+        UserError: All jobs that failed did so by a mistake of the user's.
+        RunError: Jobs failed.
+    """
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / JOBS).glob("*.json")]
+    records.sort(key=lambda record: int(record["job"]))
+    for record in records:
+        if record["status"] == "running":
+            record |= {"status": "failed" if ended else "stopped", "message": "its process ended without a word"}
+    names, rows = table(records)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    write_text(folder / TABLE, text.getvalue())
+    shown = [names[:-1], *(row[:-1] for row in rows)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
+    print()
+    for row in shown:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(["", *filter(None, [best(records)]), f"sweep: {folder / TABLE}"]), flush=True)
+    for record in records:
+        if record["status"] == "stopped" and (Path(record["run_dir"]) / "run.json").is_file():
+            print(f"job {record['job']} was stopped; go on with: finetune resume {shlex.quote(record['run_dir'])}")
+    failed = [record for record in records if record["status"] == "failed"]
+    if failed or not records:
+        problem = _failure(failed, len(records), folder)
+        if ended:
+            raise problem
+        print(problem, flush=True)
+
+
+def table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Names of columns, and a row a job: the overrides in which jobs differ, what was measured, where the run lies.
+
+    >>> names, rows = table([{"job": 0, "overrides": ["seed=1", "data=digits"], "status": "failed", "run_dir": "s/0"},
+    ...     {"job": 1, "overrides": ["seed=2", "data=digits"], "status": "finished", "val": 0.5, "run_dir": "s/1"}])
+    >>> names
+    ['job', 'seed', 'status', 'val', 'run']
+    >>> rows
+    [['0', '1', 'failed', '', 's/0'], ['1', '2', 'finished', '0.5000', 's/1']]
+    """
+    settings = [dict(word.partition("=")[::2] for word in record["overrides"]) for record in records]
+    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    swept = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+    measured = [key for key in _MEASURED if any(key in record for record in records)]
+    rows = []
+    for record, setting in zip(records, settings, strict=True):
+        figures = [
+            "" if key not in record else f"{record[key]:.1f}" if key == "seconds" else f"{record[key]:.4f}"
+            for key in measured
+        ]
+        own = [_short(setting.get(key, "")) for key in swept]
+        rows.append([str(record["job"]), *own, record["status"], *figures, record["run_dir"]])
+    return ["job", *(key.lstrip("+~") for key in swept), "status", *measured, "run"], rows
+
+
+def _short(value: str) -> str:
+    """A drawn number with as many digits as anybody reads; the record of the job has all of them.
+
+    >>> _short("0.0012520653814999472"), _short("0.5"), _short("gradual")
+    ('0.001252', '0.5', 'gradual')
+    """
+    return f"{float(value):.4g}" if re.fullmatch(r"\d+\.\d{5,}(e-\d+)?", value) else value
+
+
+def best(records: Sequence[dict[str, Any]]) -> str | None:
+    """Which job is best by the metric that the runs monitor on validation; None without one.
+
+    >>> best([{"job": n, "monitor": "val/loss", "monitored": loss} for n, loss in enumerate((0.5, 0.25))])
+    'best val/loss: job 1, 0.2500'
+    """
+    known = [record for record in records if math.isfinite(record.get("monitored", math.nan))]
+    if not known or len({record["monitor"] for record in known}) > 1:
+        return None
+    choose = min if smaller_is_better(known[0]["monitor"]) else max
+    chosen = choose(known, key=lambda record: float(record["monitored"]))
+    return f"best {chosen['monitor']}: job {chosen['job']}, {chosen['monitored']:.4f}"
+
+
+def smaller_is_better(monitor: str) -> bool:
+    """Whether a metric is a loss or an error, as a run decides which of its epochs is best."""
+    return monitor.endswith(("loss", "ece"))
+
+
+def _failure(failed: Sequence[dict[str, Any]], count: int, folder: Path) -> Exception:
+    """One error for all jobs that failed, those of the same message together."""
+    if not count:
+        return RunError(f"No job of the sweep has begun. What a launcher may have said lies in {folder}.")
+    by_message: dict[str, list[str]] = {}
+    for record in failed:
+        by_message.setdefault(record["message"], []).append(str(record["job"]))
+    lines = [f"{len(failed)} of {count} jobs failed; where is told in {folder / JOBS}/<job>.log"]
+    for message, jobs in by_message.items():
+        lines.append(f"job {', '.join(jobs)}: {message}")
+    text = "\n".join(lines)
+    return UserError(text) if all(record.get("mistake") for record in failed) else RunError(text)

@@ -1,0 +1,1 @@
+"""Whether a prediction can be believed."""

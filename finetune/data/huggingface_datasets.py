@@ -1,0 +1,220 @@
+"""A data set of the Hugging Face ``datasets`` library that lies on disk, when that library is installed.
+
+Either saved by ``save_to_disk`` or a folder that ``load_dataset`` understands. Images are taken as their files' bytes and
+decoded here, so that every rule for odd images holds.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
+from finetune.data.color import HighDepth, check_high_depth
+from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes
+from finetune.data.index import SPLITS, Index, natural_order
+from finetune.data.listing import UNASSIGNED, Listing, check_classes
+from finetune.data.path_table import path_table
+from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
+from finetune.errors import UserError, did_you_mean
+
+_SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "test"}
+
+
+class TableSource:
+    """Samples in the rows of Arrow tables, one table a split.
+
+    Args:
+        index: The table of samples.
+        tables: The data sets, their image column undecoded.
+        image_column: Its name.
+        places: Table and row of each row of the index, int64 (N, 2).
+        channels: 1 or 3.
+        facts: What the images are.
+        max_pixels: Larger images are refused.
+        high_depth: How more than 8 bits become 8.
+    """
+
+    in_memory = False
+    # whoever wrote what it reads may not have thought of threads
+    many_threads = False
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        tables: list[Any],
+        image_column: str,
+        places: npt.NDArray[np.int64],
+        channels: int,
+        facts: Facts | None,
+        max_pixels: int,
+        high_depth: HighDepth,
+    ) -> None:
+        self.index = index
+        self.tables = tables
+        self.image_column = image_column
+        self.places = places
+        self.channels = channels
+        self.facts = facts
+        self.max_pixels = max_pixels
+        self.high_depth = high_depth
+
+    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+        """Decode the bytes of one row."""
+        table, place = self.places[row]
+        return decode_bytes(
+            image_bytes(self.tables[table][int(place)][self.image_column]),
+            path=self.index.path(row),
+            channels=self.channels,
+            at_least=at_least,
+            max_pixels=self.max_pixels,
+            high_depth=self.high_depth,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the facts: no worker process asks for them."""
+        return self.__dict__ | {"facts": None}
+
+
+def huggingface_source(
+    *,
+    path: str,
+    image_column: str = "image",
+    label_column: str = "label",
+    channels: int = 3,
+    seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    folds: int | None = None,
+    fold: int = 0,
+    limit_per_class: int | None = None,
+    on_unreadable: str = "error",
+    max_pixels: int = MAX_PIXELS,
+    high_depth: str = "full",
+) -> TableSource:
+    """A data set on disk; its splits are kept, the missing ones made from train.
+
+    Args:
+        path: Folder written by ``save_to_disk``, or one that ``load_dataset`` reads.
+        image_column: Column of images.
+        label_column: Column of class labels or strings.
+        channels: 1 or 3.
+        seed: As in :func:`finetune.data.registry.folder_source`, like all that follow.
+
+    Raises:
+        UserError: The library is missing, or the folder, a column or an image cannot be read.
+    """
+    plan = SplitPlan(
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
+        limit_per_class=limit_per_class,
+    )
+    depth = check_high_depth(high_depth)
+    parts = _open(path, image_column, label_column)
+    tables = list(parts.values())
+    labels = [[str(label) for label in _labels(table, label_column)] for table in tables]
+    feature = tables[0].features[label_column]
+    classes = list(getattr(feature, "names", None) or natural_order(label for part in labels for label in part))
+    position = {name: target for target, name in enumerate(classes)}
+    places = np.array([(number, row) for number, part in enumerate(labels) for row in range(len(part))], np.int64)
+    given = tuple(parts) if len(parts) > 1 else ()
+    listing = check_classes(
+        Listing(
+            origin=f"data.path={path!r}",
+            root="",
+            classes=tuple(classes),
+            paths=path_table(
+                f"{split}/{row}" for split, part in zip(parts, labels, strict=True) for row in range(len(part))
+            ),
+            targets=np.array([position[label] for part in labels for label in part], np.int64),
+            splits=np.concatenate(
+                [
+                    np.full(len(part), SPLITS.index(split) if given else UNASSIGNED, np.int8)
+                    for split, part in zip(parts, labels, strict=True)
+                ]
+            ),
+            given=given,
+        )
+    )
+    facts = _facts(tables, places, image_column, max_pixels)
+    readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
+    kept = np.flatnonzero(facts.table["problem"] == 0)
+    index, rows = arrange(readable, content=facts.content[kept], plan=plan, skipped=skipped)
+    return TableSource(
+        index=index,
+        tables=tables,
+        image_column=image_column,
+        places=places[kept][rows],
+        channels=channels,
+        facts=facts.take(kept[rows]),
+        max_pixels=max_pixels,
+        high_depth=depth,
+    )
+
+
+def image_bytes(cell: dict[str, Any]) -> bytearray:
+    """The bytes of an undecoded image cell, which holds them or names a file."""
+    if cell.get("bytes") is not None:
+        return bytearray(cell["bytes"])
+    with open(cell["path"], "rb") as file:
+        return bytearray(file.read())
+
+
+def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
+    """The data sets by our names for their splits, train first, images undecoded."""
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise UserError(
+            "data.source='huggingface': needs the library datasets. Install it: pip install datasets."
+        ) from None
+    full = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(full):
+        raise UserError(f"data.path={path!r}: no such folder. Looked for {full}.")
+    saved = any(os.path.isfile(os.path.join(full, name)) for name in ("dataset_dict.json", "state.json"))
+    try:
+        found = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)
+    except Exception as error:  # the library raises many types on folders that it cannot read
+        raise UserError(f"data.path={path!r}: is no data set that can be read. {str(error).splitlines()[0]}") from None
+    by_name = found if isinstance(found, dict) else {"train": found}
+    unknown = [name for name in by_name if name not in _SPLIT_NAMES]
+    if unknown or "train" not in by_name:
+        raise UserError(
+            f"data.path={path!r}: must have a split train, and may have validation and test. Found {list(by_name)}."
+        )
+    parts = {}
+    for name in sorted(by_name, key=lambda name: SPLITS.index(_SPLIT_NAMES[name])):
+        table = by_name[name]
+        for setting, column in (("image_column", image_column), ("label_column", label_column)):
+            if column not in table.column_names:
+                raise UserError(
+                    f"data.{setting}={column!r}: not a column of {path!r}. Columns: {', '.join(table.column_names)}."
+                    f"{did_you_mean(column, table.column_names)}"
+                )
+        parts[_SPLIT_NAMES[name]] = table.cast_column(image_column, datasets.Image(decode=False))
+    return parts
+
+
+def _labels(table: Any, column: str) -> list[Any]:
+    feature = table.features[column]
+    values: list[Any] = list(table[column])
+    return [feature.int2str(value) for value in values] if hasattr(feature, "int2str") else values
+
+
+def _facts(tables: list[Any], places: npt.NDArray[np.int64], image_column: str, max_pixels: int) -> Facts:
+    table = np.zeros(len(places), FACT_TYPE)
+    problems: dict[str, int] = {}
+    for row, (number, place) in enumerate(places.tolist()):
+        try:
+            data = image_bytes(tables[number][place][image_column])
+            facts_of_bytes(data, table[row : row + 1], path=str(row), max_pixels=max_pixels)
+        except (UnreadableImage, OSError, TypeError) as error:
+            reason = error.reason if isinstance(error, UnreadableImage) else "The image is missing."
+            table["problem"][row] = problems.setdefault(reason, len(problems) + 1)
+    return Facts(table, tuple(problems))

@@ -1,0 +1,179 @@
+"""A source of samples: an index, and a way to read one of its rows, from files or from memory."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
+from finetune.data.color import HighDepth, check_high_depth
+from finetune.data.decode import MAX_PIXELS, decode_image
+from finetune.data.index import Index
+from finetune.data.listing import UNASSIGNED, Listing
+from finetune.data.path_table import path_table
+from finetune.data.scan import Facts, facts_of_arrays
+from finetune.data.scan_cache import cached_facts
+
+# luma of ITU-R BT.601, as in finetune.data.color
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+class Source(Protocol):
+    """A data set: the table of its samples, and their pixels. Picklable, so that workers may be spawned.
+
+    ``in_memory`` says whether reading costs next to nothing, ``many_threads`` whether several threads may read at once and gain
+    by it; ``facts`` has a row for each row of the index.
+    """
+
+    index: Index
+    channels: int
+    in_memory: bool
+    many_threads: bool
+    facts: Facts | None
+
+    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+        """The image of one row.
+
+        Args:
+            row: Row of the index.
+            at_least: The shorter side may be read smaller than it is, but to no fewer pixels than this.
+
+        Returns:
+            uint8 (channels, H, W).
+
+        Raises:
+            UnreadableImage: The file is damaged or gone.
+        """
+        ...
+
+
+def read_by(source: Source) -> dict[str, Any]:
+    """The settings by which a source makes pixels of a file, as :func:`finetune.data.decode.decode_image` takes them."""
+    # images in memory are pixels already: files that are later predicted are read by the defaults
+    return {
+        "max_pixels": int(getattr(source, "max_pixels", MAX_PIXELS)),
+        "high_depth": str(getattr(source, "high_depth", "full")),
+    }
+
+
+class FileSource:
+    """Samples that are image files."""
+
+    in_memory = False
+    many_threads = True
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        channels: int,
+        facts: Facts | None = None,
+        max_pixels: int = MAX_PIXELS,
+        high_depth: HighDepth = "full",
+    ) -> None:
+        self.index = index
+        self.channels = channels
+        self.facts = facts
+        self.max_pixels = max_pixels
+        self.high_depth = high_depth
+
+    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+        """Decode the file of one row."""
+        return decode_image(
+            self.index.path(row),
+            channels=self.channels,
+            at_least=at_least,
+            max_pixels=self.max_pixels,
+            high_depth=self.high_depth,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the facts: no worker process asks for them."""
+        return self.__dict__ | {"facts": None}
+
+
+class ArraySource:
+    """Samples held in memory.
+
+    Args:
+        index: The table of samples.
+        images: uint8 (M, H, W) or (M, H, W, 3).
+        channels: 1 or 3; grey becomes three equal channels, colour its luma.
+        rows: Position in ``images`` of each row of the index.
+        facts: What the images are.
+    """
+
+    in_memory = True
+    many_threads = False
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        images: npt.NDArray[np.uint8],
+        channels: int,
+        rows: npt.NDArray[np.int64],
+        facts: Facts | None = None,
+    ) -> None:
+        self.index = index
+        self.images = images
+        self.channels = channels
+        self.rows = rows
+        self.facts = facts
+
+    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+        """A copy of one row's image."""
+        image = self.images[self.rows[row]]
+        if image.ndim == 3 and self.channels == 1:
+            image = np.rint(image @ _LUMA).astype(np.uint8)
+        pixels = torch.from_numpy(image.copy())
+        return pixels.permute(2, 0, 1) if image.ndim == 3 else pixels.expand(self.channels, -1, -1).contiguous()
+
+
+def files_source(
+    listing: Listing, *, plan: SplitPlan, channels: int, on_unreadable: str, max_pixels: int, high_depth: str
+) -> FileSource:
+    """A source of listed files: opens each once (or asks the cache), leaves out the unreadable, makes the splits."""
+    depth = check_high_depth(high_depth)
+    facts = cached_facts(listing.root, listing.paths, max_pixels=max_pixels)
+    readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
+    if skipped:
+        facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))
+    index, rows = arrange(readable, content=facts.content, plan=plan, skipped=skipped)
+    return FileSource(
+        index=index,
+        channels=channels,
+        facts=facts.take(rows),
+        max_pixels=max_pixels,
+        high_depth=depth,
+    )
+
+
+def arrays_source(
+    *,
+    images: npt.NDArray[np.uint8],
+    targets: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    name: str,
+    splits: npt.NDArray[np.int8] | None = None,
+    given: Sequence[str] = (),
+    channels: int,
+    plan: SplitPlan,
+) -> ArraySource:
+    """A source of images in memory; sample 7 is called ``name/0007``."""
+    width = len(str(len(images) - 1))
+    listing = Listing(
+        origin=f"data.source={name!r}",
+        root="",
+        classes=tuple(classes),
+        paths=path_table(os.path.join(name, f"{row:0{width}}") for row in range(len(images))),
+        targets=targets,
+        splits=np.full(len(images), UNASSIGNED, np.int8) if splits is None else splits,
+        given=tuple(given),
+    )
+    facts = facts_of_arrays(list(images))
+    index, rows = arrange(listing, content=facts.content, plan=plan)
+    return ArraySource(index=index, images=images, channels=channels, rows=rows, facts=facts.take(rows))

@@ -1,0 +1,152 @@
+"""What every file of a data set is: its content, whether it can be read, and its size, mode and looks.
+
+Each file is read once, and hashed and decoded (a large JPEG at an eighth) by several threads: the decoders and the hash
+release the interpreter's lock. The facts are compact arrays, about 60 bytes a file, and are kept in the user's cache
+(:mod:`finetune.data.scan_cache`), so a file is opened again only after its size or time of change is another.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.content_hash import content_of_bytes
+from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes, read_file
+from finetune.data.describe import KINDS, MODES, describe
+from finetune.data.path_table import PathTable
+from finetune.data.perceptual_hash import looks
+from finetune.data.progress import Progress
+
+# code 0 in `problem` means that the file was read
+FACT_TYPE = np.dtype(
+    [
+        ("content", np.uint64, (2,)),
+        ("looks", np.uint64, (2,)),
+        ("width", np.uint32),
+        ("height", np.uint32),
+        ("problem", np.uint32),
+        ("kind", np.uint8),
+        ("mode", np.uint8),
+        ("orientation", np.uint8),
+        ("several", np.bool_),
+        ("profile", np.bool_),
+        ("darkest", np.uint8),
+        ("brightest", np.uint8),
+    ]
+)
+
+Table = npt.NDArray[np.void]
+
+# the decoded picture that a file's looks are taken from need not be larger
+_LOOK_AT = 32
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One row of facts a file.
+
+    Args:
+        table: Array of ``FACT_TYPE`` (N,).
+        problems: Reasons why files cannot be read; ``table["problem"] - 1`` is a position in it.
+    """
+
+    table: Table
+    problems: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def content(self) -> npt.NDArray[np.uint64]:
+        """The content keys, uint64 (N, 2)."""
+        return np.ascontiguousarray(self.table["content"])
+
+    def unreadable(self) -> list[tuple[int, str]]:
+        """Row and reason of every file that cannot be read."""
+        rows = np.flatnonzero(self.table["problem"])
+        return [(int(row), self.problems[self.table["problem"][row] - 1]) for row in rows]
+
+    def mode_of(self, row: int) -> str:
+        """Format and mode of one file in words, such as ``JPEG CMYK``."""
+        return f"{KINDS[self.table['kind'][row]]} {MODES[self.table['mode'][row]]}"
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Facts":
+        """The facts of some rows, in their order."""
+        return Facts(self.table[rows], self.problems)
+
+
+def gather(
+    root: str, paths: PathTable, rows: npt.NDArray[np.int64] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Facts:
+    """Open files and note what they are.
+
+    Args:
+        root: What the paths start from.
+        paths: The files.
+        rows: Only these rows; the facts come in their order.
+        max_pixels: Larger images count as unreadable.
+    """
+    wanted = np.arange(len(paths)) if rows is None else rows
+    table = np.zeros(len(wanted), FACT_TYPE)
+    problems: dict[str, int] = {}
+    progress = Progress("checking images", total=len(wanted))
+
+    def fill(position: int) -> str:
+        return _fill(table[position : position + 1], os.path.join(root, paths[int(wanted[position])]), max_pixels)
+
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(wanted), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(wanted)))
+            for position, reason in zip(positions, pool.map(fill, positions), strict=True):
+                if reason:
+                    table["problem"][position] = problems.setdefault(reason, len(problems) + 1)
+            progress.advance(len(positions))
+    progress.close()
+    return Facts(table, tuple(problems))
+
+
+def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
+    """Facts of images in memory, each (H, W) or (H, W, 3)."""
+    table = np.zeros(len(images), FACT_TYPE)
+    for row, image in zip(table, images, strict=True):
+        grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
+        row["content"] = content_of_bytes(repr(image.shape).encode() + image.tobytes())
+        row["height"], row["width"] = image.shape[:2]
+        row["mode"] = MODES.index("L" if image.ndim == 2 else "RGB")
+        row["orientation"] = 1
+        row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
+    return Facts(table, ())
+
+
+def _fill(row: Table, path: str, max_pixels: int) -> str:
+    """Write one file's facts into a one-row view of the table; the reason where it cannot be read."""
+    try:
+        data = read_file(path)
+    except UnreadableImage as error:
+        # files that cannot be opened have no content; their path keeps them apart
+        row["content"] = content_of_bytes(b"unreadable\0" + os.fsencode(path))
+        return error.reason
+    try:
+        facts_of_bytes(data, row, path=path, max_pixels=max_pixels)
+    except UnreadableImage as error:
+        return error.reason
+    return ""
+
+
+def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -> None:
+    """Write the facts of one file's bytes into a one-row view of a table.
+
+    Raises:
+        UnreadableImage: They are no image; what could be told is written all the same.
+    """
+    row["content"] = content_of_bytes(data)
+    about = describe(data)
+    row["kind"], row["mode"] = about.kind, about.mode
+    row["width"], row["height"], row["orientation"] = about.width, about.height, about.orientation
+    row["several"], row["profile"] = about.several, about.profile
+    grey = decode_bytes(data, path=path, channels=1, at_least=_LOOK_AT, max_pixels=max_pixels)[0].numpy()
+    row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()

@@ -1,0 +1,109 @@
+"""Facts of files, kept between runs: one file a data folder, in the user's cache.
+
+An entry is believed while the file has the path, size and time of change that it had. A file changed less than two
+seconds before the cache was written is not kept, because a second change in the same tick of the clock would not show.
+``FINETUNE_CACHE`` names another place, and ``off`` turns the cache off.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.cache_dir import cache_folder
+from finetune.data.decode import MAX_PIXELS
+from finetune.data.path_table import PathTable
+from finetune.data.scan import FACT_TYPE, Facts, gather
+
+# a change in what facts mean must not read old files
+_VERSION = 1
+_SETTLED_NS = 2_000_000_000
+
+# path key, size, time of change
+_STAMP_TYPE = np.dtype([("path", np.uint64), ("size", np.int64), ("changed", np.int64)])
+
+
+def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
+    """The facts of all files, opening only those that are new or changed since the last time."""
+    folder = cache_folder("facts")
+    stamps = _stamps(root, paths)
+    file = None if folder is None else folder / f"{_file_key(root, max_pixels)}.npz"
+    known = None if file is None else _load(file)
+    table = np.zeros(len(paths), FACT_TYPE)
+    problems: dict[str, int] = {}
+    fresh = np.ones(len(paths), np.bool_)
+    if known is not None:
+        old_stamps, old = known
+        problems = {reason: code for code, reason in enumerate(old.problems, start=1)}
+        order = np.argsort(old_stamps["path"], kind="stable")
+        place = np.searchsorted(old_stamps["path"], stamps["path"], sorter=order)
+        candidate = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(paths), np.int64)
+        if len(order):
+            fresh = old_stamps[candidate] != stamps
+            table[~fresh] = old.table[candidate[~fresh]]
+    rows = np.flatnonzero(fresh)
+    if len(rows):
+        new = gather(root, paths, rows, max_pixels=max_pixels)
+        # the codes of new problems follow those that the cache knows
+        codes = np.array([0, *(problems.setdefault(reason, len(problems) + 1) for reason in new.problems)], np.uint32)
+        table[rows] = new.table
+        table["problem"][rows] = codes[new.table["problem"]]
+    facts = Facts(table, tuple(problems))
+    if file is not None and (len(rows) or known is None or len(known[0]) != len(paths)):
+        _save(file, stamps, facts)
+    return facts
+
+
+def _file_key(root: str, max_pixels: int) -> str:
+    return hashlib.blake2b(
+        f"{_VERSION}\0{max_pixels}\0{root}".encode(errors="surrogateescape"), digest_size=12
+    ).hexdigest()
+
+
+def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
+    """Path key, size and time of change of each file; zeros where it cannot be looked at."""
+    stamps = np.zeros(len(paths), _STAMP_TYPE)
+    for row in range(len(paths)):
+        path = paths[row]
+        key = int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
+        try:
+            status = os.stat(os.path.join(root, path))
+        except OSError:
+            stamps[row] = (key, -1, 0)
+        else:
+            stamps[row] = (key, status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
+    """Stamps and facts of the last time; a file that cannot be read is as good as none."""
+    try:
+        # opened here, because numpy leaves a file open that it finds damaged
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None
+    if stamps.dtype != _STAMP_TYPE or table.dtype != FACT_TYPE or len(stamps) != len(table):
+        return None
+    return stamps, Facts(table, tuple(json.loads(problems.tobytes())))
+
+
+def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
+    """Write beside the target, then rename; a cache that cannot be written is done without."""
+    settled = stamps["changed"] < time.time_ns() - _SETTLED_NS
+    settled &= stamps["size"] >= 0
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
+        with os.fdopen(handle, "wb") as target:
+            problems = np.frombuffer(json.dumps(facts.problems).encode(), np.uint8)
+            np.savez(target, stamps=stamps[settled], table=facts.table[settled], problems=problems)
+        os.replace(part, file)
+    except OSError:
+        return

@@ -1,0 +1,239 @@
+"""Any classification data set of torchvision by its name.
+
+Data sets that are files on disk go the way of a folder: every rule for odd images, facts and splits holds. Data sets that
+torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) are kept in memory; the rest is read through torchvision.
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from finetune.data.assign_splits import SplitPlan
+from finetune.data.color import to_pixels
+from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_source import Source, arrays_source, files_source
+from finetune.data.index import SPLITS, natural_order
+from finetune.data.listing import UNASSIGNED, Listing, merge
+from finetune.data.path_table import path_table
+from finetune.errors import UserError, did_you_mean
+
+# what a data set calls its splits, where it does not say train, val and test
+_CALLED = {
+    "OxfordIIITPet": {"train": "trainval", "test": "test"},
+    "Country211": {"train": "train", "val": "valid", "test": "test"},
+}
+
+# attributes in which torchvision's classes keep the paths of their files
+_FILE_ATTRIBUTES = ("_images", "_image_files", "_samples", "samples", "_image_paths")
+_LABEL_ATTRIBUTES = ("_labels", "targets", "labels", "y")
+
+# beyond this the images of a data set without files or array are not held in memory
+_MOST_PIXELS = 2_000_000_000
+
+
+def torchvision_source(
+    *,
+    name: str,
+    root: str = "data",
+    channels: int = 3,
+    seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    folds: int | None = None,
+    fold: int = 0,
+    limit_per_class: int | None = None,
+    on_unreadable: str = "error",
+    max_pixels: int = MAX_PIXELS,
+    high_depth: str = "full",
+) -> Source:
+    """A data set of ``torchvision.datasets``; the splits it has are kept, the missing ones made from train.
+
+    Args:
+        name: The class, such as ``OxfordIIITPet``.
+        root: Where it lies, or is downloaded to.
+        channels: 1 or 3.
+        seed: As in :func:`finetune.data.registry.folder_source`, like all that follow.
+
+    Raises:
+        UserError: There is no such data set, it is none for classification, or it could not be had.
+    """
+    plan = SplitPlan(
+        seed=seed,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
+        limit_per_class=limit_per_class,
+    )
+    parts = _open(name, os.path.expanduser(root))
+    classes = _classes(parts)
+    labels = {split: _labels(name, part) for split, part in parts.items()}
+    files = {split: _files(part) for split, part in parts.items()}
+    if all(paths is not None and len(paths) == len(labels[split]) for split, paths in files.items()):
+        listings = [
+            _listing(name, root, classes, paths, labels[split], split)
+            for split, paths in files.items()
+            if paths is not None
+        ]
+        return files_source(
+            _together(listings, tuple(parts)),
+            plan=plan,
+            channels=channels,
+            on_unreadable=on_unreadable,
+            max_pixels=max_pixels,
+            high_depth=high_depth,
+        )
+    arrays = {split: _array(part, channels) for split, part in parts.items()}
+    return arrays_source(
+        images=np.concatenate(list(arrays.values())),
+        targets=np.concatenate(list(labels.values())),
+        classes=classes,
+        name=name,
+        splits=np.concatenate([np.full(len(labels[split]), _number(split, parts), np.int8) for split in parts]),
+        given=() if len(parts) == 1 else tuple(parts),
+        channels=channels,
+        plan=plan,
+    )
+
+
+def _open(name: str, root: str) -> dict[str, Any]:
+    """The data set's splits, by our names for them; one without splits is all ``train``."""
+    from torchvision import datasets
+
+    known = [kind for kind in datasets.__all__ if inspect.isclass(getattr(datasets, kind)) and kind != "VisionDataset"]
+    if name not in known:
+        raise UserError(
+            f"data.name={name!r}: not a data set of torchvision.{did_you_mean(name, known)} "
+            "All of them: https://docs.pytorch.org/vision/stable/datasets.html"
+        )
+    make = getattr(datasets, name)
+    takes = inspect.signature(make).parameters
+    common: dict[str, Any] = {"root": root} | ({"download": True} if "download" in takes else {})
+    if "train" in takes:
+        wanted: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in takes:
+        names = _CALLED.get(name, {split: split for split in SPLITS})
+        wanted = {split: {"split": called} for split, called in names.items()}
+    else:
+        wanted = {"train": {}}
+    if name == "FakeData":
+        common.pop("root")
+    parts = {}
+    for split, arguments in wanted.items():
+        try:
+            parts[split] = make(**common, **arguments)
+        except ValueError as error:
+            if "split" in arguments and split != "train":
+                continue  # a data set without this split says so by a ValueError
+            raise UserError(f"data.name={name!r}: cannot be opened. {error}") from None
+        except Exception as error:  # networks, disks and archives fail in many ways
+            raise UserError(
+                f"data.name={name!r}: is not in data.root={root!r} and could not be downloaded. {_first_line(error)} "
+                "Download it where there is a network, and copy that folder here."
+            ) from None
+    return parts
+
+
+def _number(split: str, parts: dict[str, Any]) -> int:
+    return UNASSIGNED if len(parts) == 1 else SPLITS.index(split)
+
+
+def _classes(parts: dict[str, Any]) -> list[str]:
+    names = getattr(parts["train"], "classes", None) or getattr(parts["train"], "categories", None)
+    if names:
+        return [name if isinstance(name, str) else " / ".join(map(str, name)) for name in names]
+    labels = np.concatenate([_labels("", part) for part in parts.values()])
+    return natural_order(str(label) for label in range(int(labels.max()) + 1))
+
+
+def _labels(name: str, part: Any) -> npt.NDArray[np.int64]:
+    for attribute in _LABEL_ATTRIBUTES:
+        values = getattr(part, attribute, None)
+        if values is not None and len(values) == len(part):
+            return np.asarray(values, np.int64)
+    pairs = getattr(part, "_samples", None) or getattr(part, "samples", None)
+    values = [pair[1] for pair in pairs] if pairs else [part[row][1] for row in range(len(part))]
+    if not all(isinstance(value, (int, np.integer)) or getattr(value, "ndim", 1) == 0 for value in values):
+        raise UserError(f"data.name={name!r}: is no data set for classification. Its targets are no class numbers.")
+    return np.asarray([int(value) for value in values], np.int64)
+
+
+def _files(part: Any) -> list[str] | None:
+    """Paths of the images where the data set keeps them, else None."""
+    for attribute in _FILE_ATTRIBUTES:
+        values = getattr(part, attribute, None)
+        if isinstance(values, Sequence) and len(values) == len(part) and len(values):
+            paths = [str(value[0] if isinstance(value, tuple) else value) for value in values]
+            if os.path.isfile(paths[0]):
+                return [os.path.abspath(path) for path in paths]
+    return None
+
+
+def _listing(
+    name: str, root: str, classes: Sequence[str], paths: list[str], labels: npt.NDArray[np.int64], split: str
+) -> Listing:
+    top = os.path.abspath(os.path.expanduser(root))
+    return Listing(
+        origin=f"data.name={name!r}",
+        root=top,
+        classes=tuple(classes),
+        paths=path_table(os.path.relpath(path, top) for path in paths),
+        targets=labels,
+        splits=np.full(len(paths), SPLITS.index(split), np.int8),
+    )
+
+
+def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
+    """The listings of all splits as one, the classes in the data set's own order."""
+    first = listings[0]
+    if len(listings) == 1:
+        return Listing(
+            origin=first.origin,
+            root=first.root,
+            classes=first.classes,
+            paths=first.paths,
+            targets=first.targets,
+            splits=np.full(len(first), UNASSIGNED, np.int8),
+        )
+    merged = merge(listings)
+    # merging sorts names; the numbers of a published data set are kept, so that results can be compared
+    position = np.array([first.classes.index(name) for name in merged.classes], np.int64)
+    return Listing(
+        origin=first.origin,
+        root=merged.root,
+        classes=first.classes,
+        paths=merged.paths,
+        targets=position[merged.targets],
+        splits=merged.splits,
+        given=given,
+    )
+
+
+def _array(part: Any, channels: int) -> npt.NDArray[np.uint8]:
+    """All images as one array (N, H, W) or (N, H, W, 3)."""
+    data = getattr(part, "data", None)
+    if data is not None and len(data) == len(part) and getattr(data, "ndim", 0) in (3, 4):
+        images = np.asarray(data, np.uint8)
+        # SVHN and STL10 put channels first, CIFAR last
+        return images.transpose(0, 2, 3, 1) if images.ndim == 4 and images.shape[1] == 3 else images
+    pictures = [_picture(part[row][0], channels) for row in range(len(part))]
+    if len({picture.shape for picture in pictures}) > 1:
+        raise UserError("data.name: this data set has neither files nor images of one size. Save it as a folder first.")
+    if sum(picture.size for picture in pictures) > _MOST_PIXELS:
+        raise UserError("data.name: this data set has no files and is too large for memory. Save it as a folder first.")
+    return np.stack(pictures)
+
+
+def _picture(image: Any, channels: int) -> npt.NDArray[np.uint8]:
+    if not isinstance(image, Image.Image):
+        raise UserError("data.name: this data set does not give images.")
+    return to_pixels(image, channels=channels)
+
+
+def _first_line(error: Exception) -> str:
+    return ((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".") + "."

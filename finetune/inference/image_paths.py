@@ -1,0 +1,116 @@
+"""Which images to look at: files, folders, patterns, lists; one after another, in an order that stays the same."""
+
+import csv
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from finetune.data.image_folder import SUFFIXES
+from finetune.data.index import natural_order
+from finetune.errors import UserError, shortened
+
+STDIN = "-"
+MANIFESTS = (".csv", ".tsv", ".txt", ".parquet")
+PATH_COLUMNS = ("path", "file", "filename", "image")
+_MANIFEST_BATCH = 10_000
+
+
+def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
+    """Image files at the paths given, without holding more than one folder's names in memory.
+
+    A file stands for itself, also with another suffix. A folder stands for all images below it, in natural order. A path
+    with ``*``, ``?`` or ``[`` that is no file is a pattern (``**`` for any folders). A ``.csv``, ``.tsv`` or ``.parquet``
+    file has a column ``path``, a ``.txt`` file a path a line; relative ones start at the list's folder. ``-`` is a list on
+    standard input.
+
+    Raises:
+        UserError: A path does not exist, or stands for no image.
+    """
+    for given in paths:
+        text = str(given)
+        path = Path(text).expanduser()
+        if text == STDIN:
+            yield from _lines_of_stdin()
+        elif path.is_dir():
+            yield from _below(path, text)
+        elif path.is_file() and path.suffix.lower() in MANIFESTS:
+            yield from _listed(path)
+        elif path.exists():
+            yield str(path)
+        elif glob.has_magic(text):
+            yield from _matching(str(path), text)
+        else:
+            raise UserError(f"IMAGES='{given}': no such file or folder.")
+
+
+def _lines_of_stdin() -> Iterator[str]:
+    for line in sys.stdin.buffer:
+        if name := line.rstrip(b"\r\n"):
+            yield os.fsdecode(name)
+
+
+def _below(folder: Path, given: str) -> Iterator[str]:
+    found = False
+    for place, names, files in os.walk(folder):
+        names[:] = natural_order(name for name in names if not name.startswith("."))
+        for name in natural_order(f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")):
+            found = True
+            yield os.path.join(place, name)
+    if not found:
+        wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise UserError(f"IMAGES='{given}': no images found. Looked for {wanted} below it.")
+
+
+def _matching(pattern: str, given: str) -> Iterator[str]:
+    files = natural_order(f for f in glob.iglob(pattern, recursive=True) if f.lower().endswith(SUFFIXES))
+    if not files:
+        raise UserError(f"IMAGES='{given}': no image matches this pattern.")
+    yield from files
+
+
+def _listed(path: Path) -> Iterator[str]:
+    """The images of a list, relative to its folder."""
+    readers = {".txt": _text_lines, ".parquet": _parquet_column}
+    for name in readers.get(path.suffix.lower(), _csv_column)(path):
+        yield os.path.join(path.parent, os.path.expanduser(name))
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for line in file:
+            if name := line.rstrip(b"\r\n"):
+                yield os.fsdecode(name)
+
+
+def _csv_column(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        column = _column(path, next(reader, []))
+        for row in reader:
+            if len(row) > column and row[column]:
+                yield row[column]
+
+
+def _parquet_column(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(f"IMAGES='{path}': Parquet needs pyarrow. pip install 'stagewise-finetune[parquet]'") from None
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        column = names[_column(path, names)]
+        for batch in file.iter_batches(batch_size=_MANIFEST_BATCH, columns=[column]):
+            yield from (name for name in batch.column(0).to_pylist() if name)
+
+
+def _column(path: Path, names: Sequence[str]) -> int:
+    lower = [name.strip().lower() for name in names]
+    for wanted in PATH_COLUMNS:
+        if wanted in lower:
+            return lower.index(wanted)
+    raise UserError(
+        f"IMAGES='{path}': a list needs a column {' or '.join(PATH_COLUMNS)}. "
+        f"Its columns: {shortened(names) if names else 'none'}."
+    )

@@ -1,0 +1,153 @@
+"""Predictions as CSV, JSON Lines or Parquet, row by row; the file appears when it is whole."""
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import atomic_path
+from finetune.errors import UserError
+from finetune.files import LABELS
+from finetune.terminal import csv_cell, encodable
+
+_PARQUET_ROWS = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One row of the output.
+
+    Args:
+        path: The image as it was named.
+        top: Classes of the highest probabilities, with these; empty where the image cannot be read.
+        error: Why the image cannot be read; empty otherwise.
+        labels: Where an image may show several classes, those that it shows; None where it shows one.
+    """
+
+    path: str
+    top: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def predicted(self) -> str:
+        """The first class, or all labels joined by ``;``; empty where the image cannot be read."""
+        if self.labels is not None:
+            return LABELS.join(self.labels)
+        return self.top[0][0] if self.top else ""
+
+    @property
+    def probability(self) -> float | None:
+        """Of the first class; None where the image cannot be read."""
+        return self.top[0][1] if self.top else None
+
+
+def check_output(output: Path) -> None:
+    """Whether rows can be written there.
+
+    Raises:
+        UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
+    """
+    check_file(output, suffixes=WRITERS, name="--output")
+
+
+def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
+    """Whether a file whose form is chosen by its suffix can be written there.
+
+    Args:
+        path: The file.
+        suffixes: Those that are known.
+        name: Of the setting, for messages.
+
+    Raises:
+        UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{name} {path}: the suffix chooses the form. Use one of {', '.join(suffixes)}.")
+    if path.is_dir():
+        raise UserError(f"{name} {path}: must be a file. It is a folder.")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401 (asked for before hours of work, not after)
+        except ImportError:
+            raise UserError(
+                f"{name} {path}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
+            ) from None
+
+
+def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int) -> tuple[int, int]:
+    """Write all rows, atomically.
+
+    Returns:
+        Number of rows, and how many of them are unreadable images.
+    """
+    counts = [0, 0]
+
+    def counted() -> Iterator[Prediction]:
+        for row in rows:
+            counts[0] += 1
+            counts[1] += bool(row.error)
+            yield row
+
+    with atomic_path(output) as part:
+        WRITERS[output.suffix](counted(), part, top_k)
+    return counts[0], counts[1]
+
+
+def columns(top_k: int) -> list[str]:
+    """Names of the columns of CSV and Parquet.
+
+    >>> columns(2)
+    ['path', 'predicted', 'probability', 'predicted_2', 'probability_2', 'error']
+    """
+    further = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("predicted", "probability")]
+    return ["path", "predicted", "probability", *further, "error"]
+
+
+def _cells(row: Prediction, top_k: int, text: Callable[[str], str]) -> list[Any]:
+    further = list(row.top[1:]) + [("", None)] * (top_k - max(1, len(row.top)))
+    pairs = [(row.predicted, row.probability), *further]
+    answers = itertools.chain.from_iterable((text(name), share) for name, share in pairs)
+    return [text(row.path), *answers, text(row.error)]
+
+
+def _write_csv(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns(top_k))
+        for row in rows:
+            cells = _cells(row, top_k, csv_cell)
+            writer.writerow([repr(cell) if isinstance(cell, float) else "" if cell is None else cell for cell in cells])
+
+
+def _write_jsonl(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
+    with part.open("w", encoding="utf-8", newline="") as file:
+        for row in rows:
+            value: dict[str, Any] = {"path": encodable(row.path), "predicted": row.predicted}
+            value["probability"] = row.probability
+            if top_k > 1:
+                value["top"] = [{"class": name, "probability": share} for name, share in row.top]
+            value["error"] = encodable(row.error)
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = columns(top_k)
+    schema = pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names])
+    with pq.ParquetWriter(part, schema) as writer:
+        while batch := list(itertools.islice(rows, _PARQUET_ROWS)):
+            table = list(zip(*(_cells(row, top_k, encodable) for row in batch), strict=True))
+            writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(table, schema, strict=True)], schema))
+
+
+WRITERS: dict[str, Callable[[Iterator[Prediction], Path, int], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}

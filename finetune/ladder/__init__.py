@@ -1,0 +1,1 @@
+"""Strategies compared on one data set, with a recommendation."""

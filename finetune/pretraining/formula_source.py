@@ -1,0 +1,102 @@
+"""A data set without files: formula images as a source, each drawn when it is read."""
+
+import os
+
+import numpy as np
+import torch
+
+from finetune.data.index import SPLITS, Index
+from finetune.data.path_table import PathTableBuilder
+from finetune.data.sampling import key
+from finetune.data.scan import Facts
+from finetune.errors import UserError
+from finetune.pretraining.fractals import FormulaRenderer
+from finetune.pretraining.keyed import fold
+
+
+class FormulaSource:
+    """Samples that a renderer draws; a row of the index is the key of its image.
+
+    Args:
+        index: The table of samples.
+        renderer: Draws on the processor, whichever process reads.
+        image_size: Side in pixels.
+        channels: 3, or 1 for the mean of the three.
+    """
+
+    in_memory = False
+    many_threads = False
+    facts: Facts | None = None  # nothing about these images is unknown or odd
+
+    def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:
+        self.index, self.renderer, self.image_size, self.channels = index, renderer, image_size, channels
+
+    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+        """Draw the image of one row, always at the size of the source."""
+        image_3HW = self.renderer.render(torch.tensor([row]), size=self.image_size)[0]
+        if self.channels == 1:
+            return (image_3HW.float().mean(0, keepdim=True) + 0.5).to(torch.uint8)
+        return image_3HW
+
+
+def fractals_source(
+    *,
+    channels: int = 3,
+    seed: int = 0,
+    val_fraction: float = 0.02,
+    test_fraction: float = 0.02,
+    recipe: str = "mix",
+    classes: int = 1000,
+    images_per_class: int = 1000,
+    image_size: int = 64,
+) -> FormulaSource:
+    """Formula images, every class equally often in every split.
+
+    Args:
+        channels: 1 or 3.
+        seed: Draws the formulas and the images.
+        val_fraction: Share of each class's images in the validation split, at least one image.
+        test_fraction: The same for the test split.
+        recipe: A name in :data:`finetune.pretraining.fractals.RECIPES`.
+        classes: Number of formulas.
+        images_per_class: Images of each formula in all splits together.
+        image_size: Side in pixels.
+
+    Raises:
+        UserError: The recipe is unknown, or a number is too small or not possible.
+
+    >>> source = fractals_source(classes=8, images_per_class=4)
+    >>> source.index.counts()["test"]
+    [1, 1, 1, 1, 1, 1, 1, 1]
+    """
+    if channels not in (1, 3):
+        raise UserError(f"input.channels={channels}: formula images have 1 or 3 channels.")
+    if image_size < 8:
+        raise UserError(f"data.image_size={image_size}: must be at least 8 pixels.")
+    held_out = [max(1, round(images_per_class * fraction)) for fraction in (val_fraction, test_fraction)]
+    if images_per_class <= sum(held_out):
+        raise UserError(
+            f"data.images_per_class={images_per_class}: must leave something to train on. Validation and test take "
+            f"{sum(held_out)} of them. Use more images a class."
+        )
+    renderer = FormulaRenderer(recipe=recipe, classes=classes, seed=seed)
+    rows = torch.arange(classes * images_per_class)
+    # the renderer goes through the classes in turn, so a row's number in its class is a quotient
+    number = (rows // classes).numpy()
+    splits = np.full(len(rows), SPLITS.index("train"), np.int8)
+    splits[number >= images_per_class - sum(held_out)] = SPLITS.index("val")
+    splits[number >= images_per_class - held_out[1]] = SPLITS.index("test")
+    # the pixels follow from the settings and the row, so 128 bits of both identify the content
+    settings = ("fractals", recipe, classes, seed, image_size)
+    content = torch.stack([fold(rows, key(*settings, half)) for half in (0, 1)], dim=1)
+    paths = PathTableBuilder()
+    paths.add_folder(os.path.join("fractals", recipe), [f"{row:08}" for row in range(len(rows))])
+    index = Index(
+        classes=[f"{recipe}-{number:05}" for number in range(classes)],
+        root="",
+        paths=paths.build(),
+        targets=renderer.classes_of(rows).numpy(),
+        splits=splits,
+        content=content.numpy().view(np.uint64),
+    )
+    return FormulaSource(index=index, renderer=renderer, image_size=image_size, channels=channels)

@@ -1,0 +1,121 @@
+"""What a run folder says about how it was started, and what must still hold when it is resumed."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import write_json, write_text
+from finetune.data.index import Index
+from finetune.data.manifest import write_manifest, write_skipped
+from finetune.distributed import is_rank_zero
+from finetune.errors import UserError
+from finetune.versions import versions
+
+# 2: what was decided for `auto` is in it
+FORMAT = 2
+RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
+
+
+def create_run_folder(
+    run_dir: Path,
+    *,
+    config: dict[str, Any],
+    config_yaml: str,
+    model: dict[str, Any],
+    index: Index,
+    plan: list[dict[str, Any]],
+    decided: dict[str, Any],
+) -> None:
+    """Make the run folder. ``run.json`` is written last: with it, the run can be resumed.
+
+    Args:
+        run_dir: New or empty.
+        config: The whole configuration as plain values.
+        config_yaml: The same for people.
+        model: Description of the network, from which it is rebuilt without fetching anything.
+        index: The table of samples.
+        plan: One entry a phase.
+        decided: What the program chose where the configuration says ``auto``; a resumed run takes it from here.
+    """
+    import torch  # imported here: reading a record must not take the seconds that torch takes
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / CONFIG, config_yaml)
+    write_json(run_dir / PLAN, plan)
+    # which image was in which split; data=manifest data.path=RUN/split.csv gives the same splits again
+    write_manifest(index, run_dir / "split.csv")
+    if index.skipped:
+        write_skipped(index, run_dir / "skipped.csv")
+    write_json(
+        run_dir / RECORD,
+        {
+            "format": FORMAT,
+            "config": config,
+            "model": model,
+            "data": {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()},
+            "decided": decided,
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str, Any]:
+    """The record, once the first process of the run has written it.
+
+    Raises:
+        UserError: It does not come, or cannot be read.
+    """
+    deadline = time.monotonic() + patience_s
+    while not (run_dir / RECORD).is_file() and not is_rank_zero() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return read_run_record(run_dir)
+
+
+def read_run_record(run_dir: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        UserError: The folder is no run, or was not begun completely, or is of a newer format.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"RUN='{run_dir}': no such folder.")
+    path = run_dir / RECORD
+    if not path.is_file():
+        if (run_dir / CONFIG).is_file():
+            raise UserError(
+                f"RUN='{run_dir}': was stopped before its first phase began, and holds nothing to go on from. "
+                "Start it again; its configuration is in config.yaml."
+            )
+        raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged. {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else "no format"
+        raise UserError(f"{path}: written in format {found!r}, which is not the one this program reads ({FORMAT}).")
+    return record
+
+
+def differences(then: Any, now: Any, path: str = "") -> list[str]:
+    """Where two nested values differ, as ``key: then -> now``.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 -> 3']
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        found = []
+        for key in dict.fromkeys([*then, *now]):
+            at = f"{path}.{key}" if path else str(key)
+            if key not in now or key not in then:
+                found.append(f"{at}: {'gone' if key not in now else 'new'}")
+            else:
+                found += differences(then[key], now[key], at)
+        return found
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        return [
+            line for i, pair in enumerate(zip(then, now, strict=True)) for line in differences(*pair, f"{path}[{i}]")
+        ]
+    return [] if then == now else [f"{path}: {then!r} -> {now!r}"]

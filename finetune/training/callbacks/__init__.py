@@ -1,0 +1,1 @@
+"""What watches or records a fit without being loss, optimizer or step: Lightning callbacks."""

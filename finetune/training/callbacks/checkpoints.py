@@ -1,0 +1,102 @@
+"""Checkpoints of a phase: what is in them, when they are written, and how they are read without running foreign code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from finetune.atomic_files import atomic_path
+from finetune.errors import UserError
+from finetune.models.classifier import Classifier
+from finetune.training.callbacks.metrics_csv import RunLog
+from finetune.training.freezing import apply_phase
+from finetune.training.module import FineTuner
+from finetune.training.param_groups import build_param_groups
+from finetune.training.phases import Phase
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints, made atomic and closed to pickles.
+
+    Lightning 2.6 writes to ``$TMPDIR`` and moves, which truncates and copies where that is another file system: a kill
+    or a full disk then loses the previous checkpoint too (lightning#21253).
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write atomically."""
+        # to an open file: by a path, torch puts the file's name into it, and equal contents would differ in bytes
+        with atomic_path(path) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read plain containers and tensors, whatever ``weights_only`` says."""
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU.
+
+    Raises:
+        UserError: The file is no checkpoint, or holds objects that would run code when read.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a checkpoint of tensors and plain values. {why}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}.")
+    return loaded
+
+
+def optimizer_state_of(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
+    """Optimizer state by parameter name from a phase's last checkpoint."""
+    state = read_checkpoint(checkpoint)["optimizer_states"][0]
+    apply_phase(classifier, phase)
+    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
+    names = {id(parameter): name for name, parameter in classifier.named_parameters()}
+    ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    return {ordered[number]: values for number, values in state["state"].items()}
+
+
+class PhaseCheckpoints(Checkpoint):
+    """Writes ``last.ckpt`` at the end of each epoch, ``best.ckpt`` when the monitored metric improved.
+
+    The end of an epoch means after its validation and after every other callback. A step in between is written only
+    where neither a validation nor an epoch's end is due: Lightning leaves those out when it resumes from such a step.
+
+    Args:
+        folder: Of the phase.
+        log: Written just before ``last.ckpt``, which holds the same rows.
+        every_n_steps: Write ``last.ckpt`` inside an epoch, every so many batches; None only at the ends.
+    """
+
+    def __init__(self, *, folder: Path, log: RunLog, every_n_steps: int | None = None) -> None:
+        super().__init__()
+        self._folder, self._log, self._every = folder, log, every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write inside an epoch."""
+        inside = batch_idx + 1 < trainer.num_training_batches
+        steps_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = self._every is not None and (batch_idx + 1) % self._every == 0
+        assert isinstance(pl_module, FineTuner)
+        if due and inside and steps_whole and trainer.global_step < pl_module.total_steps:
+            trainer.save_checkpoint(self._folder / LAST)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write at the end of an epoch: the best first, so that ``last.ckpt`` never promises one that is not there."""
+        assert isinstance(pl_module, FineTuner)
+        if pl_module.progress.improved:
+            trainer.strategy.save_checkpoint(pl_module.best_checkpoint(), self._folder / BEST)
+        self._log.write(pl_module.rows)
+        trainer.save_checkpoint(self._folder / LAST)

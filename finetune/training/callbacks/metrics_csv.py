@@ -1,0 +1,41 @@
+"""``metrics.csv``: one row an epoch over all phases, written whole and atomically each time."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import write_text
+from finetune.distributed import is_rank_zero
+
+
+class RunLog:
+    """Collects the rows of all phases.
+
+    Rows live in the phase's checkpoint and are not read back from the file: epochs that are repeated after an
+    interruption do not appear twice.
+
+    Args:
+        path: The CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before: list[dict[str, Any]] = []
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Take the rows of a phase that is over."""
+        self._before += rows
+        self.write([])
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the file with the rows of the current phase behind those of the phases before; the first process does."""
+        if not is_rank_zero():
+            return
+        everything = self._before + rows
+        columns = list(dict.fromkeys(name for row in everything for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(everything)
+        write_text(self._path, text.getvalue())

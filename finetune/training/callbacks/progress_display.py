@@ -1,0 +1,121 @@
+"""What a person sees while a phase trains: a progress bar on a terminal, a line an epoch elsewhere."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.markup import escape
+
+from finetune.distributed import is_rank_zero
+from finetune.errors import shortened
+from finetune.terminal import printable
+from finetune.training.module import FineTuner
+from finetune.training.time_left import TimeLeft, in_words
+
+
+def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
+    """Which stages train, in few words.
+
+    >>> stages_in_words(("layer4", "head"), ("stem", "layer3", "layer4", "head"))
+    'layer4, head'
+    >>> stages_in_words(tuple("bcdef"), tuple("abcdef"))
+    'b ... f'
+    >>> stages_in_words(tuple("abc"), tuple("abc"))
+    'all stages'
+    """
+    if len(train) == len(stages):
+        return "all stages"
+    start = stages.index(train[0])
+    if len(train) > 3 and tuple(train) == tuple(stages[start : start + len(train)]):
+        return f"{train[0]} ... {train[-1]}"
+    return shortened(list(train))
+
+
+def rates_in_words(rates: Sequence[float]) -> str:
+    """One rate, or the lowest and the highest.
+
+    >>> rates_in_words([0.001]), rates_in_words([0.0001, 0.002, 0.001])
+    ('0.001', '0.0001 ... 0.002')
+    """
+    low, high = min(rates), max(rates)
+    return f"{high:.2g}" if low == high else f"{low:.2g} ... {high:.2g}"
+
+
+def current_rates(trainer: Trainer) -> str:
+    """The rates of the step that was made last."""
+    return rates_in_words([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+class PhaseProgressBar(RichProgressBar):
+    """Lightning's bar, which tells the phase, the stages that train, the rates, and the time left for the whole schedule.
+
+    Args:
+        time_left: Of the run.
+    """
+
+    def __init__(self, time_left: TimeLeft) -> None:
+        super().__init__()
+        self._time_left = time_left
+
+    @staticmethod
+    def wanted() -> bool:
+        """Whether somebody is looking: on a terminal that can redraw a line, and not in CI, whose log keeps every one."""
+        return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        module = self.trainer.lightning_module
+        assert isinstance(module, FineTuner)
+        phase = module.phase
+        told = f"{printable(phase.name)} ({stages_in_words(phase.train, phase.stages)})"
+        # a name may hold what Rich takes for a colour
+        return f"{escape(told)} epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Rates, the last validation's accuracy, and what is left of the run."""
+        assert isinstance(pl_module, FineTuner)
+        shown: dict[str, Any] = {"lr": current_rates(trainer)}
+        if "val/acc" in trainer.callback_metrics:
+            shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
+        left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
+        return shown | ({"run": left} if left else {})
+
+
+class EpochLines(Callback):
+    """One plain line an epoch, for logs and pipes.
+
+    Args:
+        say: Takes a line.
+        time_left: Of the run.
+    """
+
+    def __init__(self, say: Callable[[str], None], time_left: TimeLeft) -> None:
+        self._say, self._time_left = say, time_left
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on time is measured."""
+        assert isinstance(pl_module, FineTuner)
+        self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After each validation inside a fit."""
+        if not is_rank_zero() or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, FineTuner)
+        values = trainer.callback_metrics
+        shown = [f"{name} {float(values[name]):.4f}" for name in ("val/loss", "val/acc") if name in values]
+        left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
+        parts = [
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            *shown,
+            f"lr {current_rates(trainer)}",
+            left,
+        ]
+        self._say("  " + "  ".join(part for part in parts if part))
+
+
+def share_done(trainer: Trainer, module: FineTuner) -> float:
+    """Share of the phase's optimizer steps that have been made."""
+    return min(trainer.global_step / max(module.total_steps, 1), 1.0)

@@ -1,0 +1,87 @@
+"""What a network says of the images of a split: probabilities of all, embeddings of a sample, gathered over processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from finetune.atomic_files import atomic_path
+
+# images whose embeddings are kept: as many as a map of them can show
+EMBEDDED = 2000
+
+
+class SplitOutputs:
+    """Collects batches of one split.
+
+    Args:
+        embedded_rows: Rows of the index whose embeddings are kept.
+    """
+
+    def __init__(self, embedded_rows: torch.Tensor | None = None) -> None:
+        self._embedded_rows = torch.zeros(0).long() if embedded_rows is None else embedded_rows
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    def add(
+        self, *, rows: torch.Tensor, targets: torch.Tensor, probabilities_BK: torch.Tensor, features_BD: torch.Tensor
+    ) -> None:
+        """Take a batch."""
+        rows = rows.cpu()
+        kept = torch.isin(rows, self._embedded_rows)
+        self._batches.append(
+            {
+                "rows": rows,
+                "targets": targets.cpu(),
+                "probabilities": probabilities_BK.cpu(),
+                "embedded_rows": rows[kept],
+                "embeddings": features_BD[kept.to(features_BD.device)].float().cpu(),
+            }
+        )
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        """Everything in the order of the rows, the same on every process; call it while they are connected."""
+        batches = self._batches
+        if dist.is_available() and dist.is_initialized():
+            shares: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(shares, batches)
+            batches = [batch for share in shares for batch in share]
+        if not batches:
+            return {}
+        whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        order, embedded = whole["rows"].argsort(), whole["embedded_rows"].argsort()
+        return {name: t[embedded if name.startswith("embed") else order].contiguous() for name, t in whole.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What one validation of a fit found.
+
+    Args:
+        step: Optimizer steps of the phase before it.
+        metrics: As plain values.
+        outputs: As :meth:`SplitOutputs.gather` gives them.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    outputs: dict[str, torch.Tensor]
+
+
+def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
+    """Rows spread evenly over those given, ``most`` of them where there are more.
+
+    >>> sample_of(torch.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+
+
+def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Write what was collected; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
+    tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
+    with atomic_path(path) as part:
+        save_file(tensors, part)

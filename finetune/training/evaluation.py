@@ -1,0 +1,78 @@
+"""What the final weights of a run say of the validation and the test images."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from finetune.activation_cache.cache import ActivationCache
+from finetune.data.datamodule import ImageDataModule
+from finetune.models.classifier import Classifier
+from finetune.training.eval_outputs import SplitOutputs, Validation, sample_of
+from finetune.training.module import FineTuner
+
+# numbers of a validation's outputs that are kept in memory while training goes on
+MOST_KEPT = 4_000_000
+
+
+def reusable_validation(validated: Validation | None, *, step: int, images: int) -> Validation | None:
+    """What a fit found, where it found it with the weights that the phase hands on, of every image.
+
+    Args:
+        validated: What it found.
+        step: Optimizer steps of the phase behind those weights.
+        images: In the validation split.
+    """
+    if validated is None or validated.step != step or len(validated.outputs.get("rows", ())) != images:
+        # the phase had been finished before a resume, or the Trainer was told to validate at other times, or in part
+        return None
+    return validated
+
+
+def evaluate(
+    *,
+    make_module: Callable[[ActivationCache | None], FineTuner],
+    make_cache: Callable[[], ActivationCache | None],
+    validated: Validation | None,
+    classifier: Classifier,
+    data: ImageDataModule,
+    trainer: pl.Trainer,
+    running: Callable[[pl.Trainer], AbstractContextManager[None]],
+) -> dict[str, Any]:
+    """Metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
+
+    Args:
+        make_module: Counts batches of images, or of what a cache holds.
+        make_cache: Of the validation images, where there is one.
+        validated: What the last fit found for these weights; the validation images are not computed again then.
+        classifier: With the final weights.
+        data: The splits.
+        trainer: Writes nothing.
+        running: Around each call of it.
+    """
+    evaluated: dict[str, Any] = {"gathered": {}}
+    for split in ("val", "test"):
+        if split == "val" and validated is not None:
+            evaluated["val"], evaluated["gathered"]["val"] = validated.metrics, validated.outputs
+            continue
+        cache = make_cache() if split == "val" else None
+        module = make_module(cache)
+        classifier.eval()
+        # a map of the test images is all that embeddings are kept for
+        rows = torch.from_numpy(data.source.index.rows(split))
+        module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
+        if cache is not None:
+            device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
+            cache.prepare(device=device, context=context, trains=False)
+        # said, because the data knows no Trainer yet where every phase had been finished before a resume
+        rank, world = trainer.global_rank, trainer.world_size
+        batches = data.eval_dataloader(split, rank=rank, world=world, activations=cache)
+        with running(trainer):
+            trainer.test(module, dataloaders=batches, verbose=False)
+        if cache is not None:
+            cache.close()
+        evaluated[split] = module.evaluated
+        evaluated["gathered"][split] = module.gathered
+    return evaluated

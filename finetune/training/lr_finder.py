@@ -1,0 +1,281 @@
+"""A search for the learning rate: all groups are scaled together, so that the ratios of the schedule stay (Smith 2017).
+
+The range test of Smith (2017, arXiv 1506.01186, section 3.3): train for a few steps while the rate rises by a constant factor
+a step, and look where the loss falls. Afterwards the network is what it was, to the bit.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from finetune.data.datamodule import ImageDataModule
+from finetune.data.loading import Batch
+from finetune.models.classifier import Classifier
+from finetune.training.companions import interruptible
+from finetune.training.freezing import apply_phase, module_mode_flags
+from finetune.training.module import FineTuner, OptimizerFactory
+from finetune.training.phases import Phase
+
+Curve = npt.NDArray[np.float64]
+# fastai's constants (callback/schedule.py): how fast the running loss forgets, and how often its lowest ends the sweep
+_FORGET, _DIVERGED = 0.98, 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a sweep saw.
+
+    Args:
+        phase: The phase swept.
+        stage: The trainable stage with the highest rate, whose rate is told.
+        rates: That rate at each step.
+        losses: Training loss of each step.
+        diverged: Whether the sweep ended early, because the loss was no number or far above its lowest.
+    """
+
+    phase: Phase
+    stage: str
+    rates: Curve
+    losses: Curve
+    diverged: bool
+
+    @property
+    def smoothed(self) -> Curve:
+        """The losses without the noise of single batches (see :func:`smooth`)."""
+        return smooth(self.losses)
+
+    def suggestions(self) -> dict[str, float]:
+        """The rate by each rule; empty where the loss never fell."""
+        places = {"valley": valley(self.smoothed), "steepest": steepest(np.log(self.rates), self.smoothed)}
+        return {name: float(self.rates[at]) for name, at in places.items() if at is not None}
+
+    def stage_rates(self, rate: float) -> dict[str, float]:
+        """The rate of every trainable stage where the fastest has this one."""
+        rates = self.phase.rates()
+        return {stage: own * (rate / rates[self.stage]) for stage, own in rates.items()}
+
+    def overrides(self, rate: float, number: int) -> list[str]:
+        """What sets these rates on the command line, in the terms in which the phase states its own.
+
+        Args:
+            rate: Of the fastest stage.
+            number: Position of the phase in the schedule, from 0.
+        """
+        factor = rate / self.phase.rates()[self.stage]
+        where = f"schedule.phases.{number}"
+        if self.phase.lr_slice is not None:
+            words = [f"{where}.lr_slice=[{','.join(_short(factor * edge) for edge in self.phase.lr_slice)}]"]
+        else:
+            words = [f"{where}.lr={_short(factor * self.phase.lr)}"]
+        return words + [f"{where}.stage_lr.{s}={_short(factor * own)}" for s, own in self.phase.stage_lr.items()]
+
+
+def _short(rate: float) -> str:
+    return repr(float(f"{rate:.3g}"))
+
+
+def smooth(losses: Curve) -> Curve:
+    """A weighted mean around each step, with a Gaussian of a 25th of the steps.
+
+    fastai plots a running mean, which lags behind: what it shows at a rate happened at lower ones. After the sweep both
+    sides are known, and nothing needs to lag. Losses above twice those at the start count as that, so that the explosion at
+    the end does not reach back to the rates before it.
+    """
+    losses = np.minimum(losses, 2 * losses[: max(len(losses) // 10, 1)].mean())
+    at = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((at[:, None] - at[None]) / max(len(losses) / 25, 0.5)) ** 2)
+    means: Curve = weights @ losses / weights.sum(1)
+    return means
+
+
+def steepest(log_rates: Curve, losses: Curve) -> int | None:
+    """Step at which the loss falls fastest in the logarithm of the rate, before its lowest point.
+
+    >>> steepest(np.arange(6.0), np.array([3.0, 2.9, 2.0, 1.8, 1.8, 9.0]))
+    2
+    """
+    lowest = int(losses.argmin())
+    slopes = np.gradient(losses, log_rates)[: lowest + 1] if len(losses) > 1 else np.zeros(1)
+    return int(slopes.argmin()) if lowest > 0 and slopes.min() < 0 else None
+
+
+def valley(losses: Curve) -> int | None:
+    """The middle of the longest valley: of the longest subsequence of steps in which the loss falls (fastai's rule).
+
+    It looks at the whole fall and not at one place, so that a single steep step decides nothing. Unlike fastai's, it leaves
+    out the first and the last twentieth of the fall: at rates that do nothing yet the loss falls a little too, for long.
+
+    >>> valley(np.array([5.0, 5.1, 4.0, 3.0, 2.0, 1.0, 7.0]))
+    3
+    """
+    lengths, before = np.ones(len(losses), dtype=np.int64), np.full(len(losses), -1)
+    for at in range(1, len(losses)):
+        higher = np.flatnonzero(losses[:at] > losses[at])
+        if len(higher):
+            previous = higher[lengths[higher].argmax()]
+            lengths[at], before[at] = lengths[previous] + 1, previous
+    path = [int(lengths.argmax())]
+    while before[path[-1]] >= 0:
+        path.append(int(before[path[-1]]))
+    if len(path) < 3:
+        return None
+    bottom, top = losses[path[0]], losses[path[-1]]
+    margin = 0.05 * (top - bottom)
+    slope = [at for at in path if bottom + margin <= losses[at] <= top - margin] or path
+    return slope[len(slope) // 2]
+
+
+class RateSweep(FineTuner):
+    """A phase whose rates rise by a constant factor a step, and which minds no loss until it diverges.
+
+    Args:
+        lowest: Rate of the fastest stage at the first step.
+        highest: At the last.
+        steps: Optimizer steps.
+        **settings: As of :class:`FineTuner`.
+    """
+
+    def __init__(self, *, lowest: float, highest: float, steps: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.total_steps = steps
+        self._lowest, self._growth = lowest, (highest / lowest) ** (1 / max(steps - 1, 1))
+        self._batch_losses: list[float] = []
+        self._running, self._lowest_running = 0.0, math.inf
+        self.losses: list[float] = []
+        self.diverged = False
+
+    def rate_at(self, step: int) -> float:
+        """Of the fastest stage."""
+        return float(self._lowest * self._growth**step)
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """Learning rate of each stage: those of the phase, all times one number."""
+        rates = self.phase.rates()
+        factor = self.rate_at(step) / max(rates.values())
+        return {stage: rate * factor for stage, rate in rates.items()}
+
+    def after_loss(self, loss: torch.Tensor, batch: Batch) -> None:
+        """Keep it."""
+        self._batch_losses.append(float(loss.detach()))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """At the end of an optimizer step, see whether to go on."""
+        if self.trainer.global_step > len(self.losses):
+            loss = sum(self._batch_losses) / len(self._batch_losses)
+            self._batch_losses = []
+            self.diverged = not math.isfinite(loss)
+            if not self.diverged:
+                self.losses.append(loss)
+                self._running = _FORGET * self._running + (1 - _FORGET) * loss
+                running = self._running / (1 - _FORGET ** len(self.losses))
+                self._lowest_running = min(running, self._lowest_running)
+                self.diverged = running > _DIVERGED * self._lowest_running
+        self.trainer.should_stop = self.diverged or len(self.losses) >= self.total_steps
+
+    def on_train_epoch_end(self) -> None:
+        """Nothing is logged."""
+
+
+@contextmanager
+def unchanged(classifier: Classifier) -> Iterator[None]:
+    """Whatever the block does to the network is undone: weights, buffers, modes and gradient flags, to the bit."""
+    tensors = dict(classifier.named_parameters()) | dict(classifier.named_buffers())
+    values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    flags = {name: parameter.requires_grad for name, parameter in classifier.named_parameters()}
+    modes, generator = module_mode_flags(classifier), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in [*classifier.named_parameters(), *classifier.named_buffers()]:
+                tensor.copy_(values[name])
+        for name, parameter in classifier.named_parameters():
+            parameter.requires_grad_(flags[name])
+            parameter.grad = None
+        for name, module in classifier.named_modules():
+            module.training = modes[name]
+        torch.set_rng_state(generator)
+
+
+def find_rate(
+    *,
+    classifier: Classifier,
+    data: ImageDataModule,
+    phase: Phase,
+    seed: int,
+    make_trainer: Callable[..., pl.Trainer],
+    make_optimizer: Callable[[Phase], OptimizerFactory],
+    make_loss: Callable[[Phase], nn.Module],
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+    steps: int = 100,
+) -> Sweep:
+    """Sweep the rates of a phase on its own first batches; the network is the same before and after.
+
+    Args:
+        classifier: At the weights from which to sweep.
+        data: Batches.
+        phase: Its stages, optimizer, loss, mixing and clipping are those of the training.
+        seed: Of the run: batches and views are those that the phase would train on.
+        make_trainer: Makes a Trainer for one device.
+        make_optimizer: For a phase.
+        make_loss: For a phase.
+        lowest: Rate of the fastest stage at the first step.
+        highest: At the last.
+        steps: Optimizer steps.
+    """
+    batches = data.batches_per_epoch(phase.batch_size)
+    with unchanged(classifier):
+        apply_phase(classifier, phase)
+        data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
+        module = RateSweep(
+            lowest=lowest,
+            highest=highest,
+            steps=steps,
+            classifier=classifier,
+            phase=phase,
+            optimizer=make_optimizer(phase),
+            loss=make_loss(phase),
+            seed=seed,
+            monitor="val/loss",
+            steps_per_epoch=batches,
+        )
+        trainer = make_trainer(
+            max_epochs=-(-steps // -(-batches // phase.accumulate)),
+            accumulate_grad_batches=phase.accumulate,
+            gradient_clip_val=phase.gradient_clip,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            logger=False,
+        )
+        with interruptible():
+            trainer.fit(module, datamodule=data)
+    rates = phase.rates()
+    return Sweep(
+        phase=phase,
+        stage=max(rates, key=lambda stage: rates[stage]),
+        rates=np.array([module.rate_at(step) for step in range(len(module.losses))]),
+        losses=np.array(module.losses),
+        diverged=module.diverged,
+    )
+
+
+def table(sweep: Sweep) -> list[dict[str, float]]:
+    """One row a step: the rate of every stage, the loss, the smoothed loss."""
+    stages: Sequence[dict[str, float]] = [sweep.stage_rates(float(rate)) for rate in sweep.rates]
+    return [
+        {"step": step, "loss": float(loss), "smoothed": float(mean)} | {f"lr/{s}": rate for s, rate in rates.items()}
+        for step, (rates, loss, mean) in enumerate(zip(stages, sweep.losses, sweep.smoothed, strict=True))
+    ]

@@ -1,0 +1,353 @@
+"""Training on cached activations is training, to the bit, and nothing frozen is computed twice."""
+
+import gc
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.activation_cache.cache import ActivationCache
+from finetune.activation_cache.frozen_prefix import Prefix
+from finetune.activation_cache.policy import frozen_boundary, pool_size
+from finetune.activation_cache.store import features_folder, listed
+from finetune.build import assemble
+from finetune.commands.train import decide
+from finetune.config import compose
+from finetune.data.sampling import Rows
+from finetune.errors import UserError
+from finetune.models.forward import folded
+from finetune.models.memory_format import memory_format_for
+from tests.runs import train_tiny
+from tests.training.building import phase_for, tiny_classifier
+
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "the-cache"
+    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
+    return folder
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_file(one / "final.safetensors"), load_file(other / "final.safetensors")
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("augment", ["none", "standard"])
+@pytest.mark.parametrize("train", ["[head]", "[layer4,head]", "[layer2,layer3,layer4,head]"])
+def test_a_cached_phase_ends_in_the_same_bits(words: Words, tmp_path: Path, train: str, augment: str) -> None:
+    # a network whose kernels compute an image alike in every batch; those of resnet10t at this size do not, in the last bit
+    given = words(
+        "schedule=frozen",
+        f"schedule.phases.0.train={train}",
+        "schedule.epochs=2",
+        f"data.augment={augment}",
+        "backbone.name=resnet18",
+    )
+    cached = train_tiny([*given, "schedule.cache=2"], tmp_path / "cached")
+    uncached = train_tiny([*given, "schedule.cache=off"], tmp_path / "uncached")
+    assert cached.results["phases"][0]["cached_after"] in ("layer4", "layer3", "layer1")
+    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert same_weights(tmp_path / "cached", tmp_path / "uncached")
+    assert (tmp_path / "cached/metrics.csv").read_bytes() == (tmp_path / "uncached/metrics.csv").read_bytes()
+
+
+def test_a_pool_of_views_is_the_same_pool_without_a_cache(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", "schedule.cache=2", "backbone.name=resnet18")
+    train_tiny(given, tmp_path / "cached")
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    uncached = train_tiny(given, tmp_path / "uncached")
+    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert uncached.results["phases"][0]["views"] == 2
+    assert same_weights(tmp_path / "cached", tmp_path / "uncached")
+
+
+@pytest.mark.parametrize("cache", ["auto", "2", "3"])
+def test_rows_held_by_the_device_are_those_of_the_file(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", f"schedule.cache={cache}")
+    train_tiny(given, tmp_path / "read")
+    assert "in the memory of" not in capsys.readouterr().out
+    monkeypatch.setattr("finetune.activation_cache.cache.room_on", lambda device: 10**9)
+    train_tiny(given, tmp_path / "held")
+    assert "MB, in the memory of cpu" in capsys.readouterr().out
+    assert same_weights(tmp_path / "read", tmp_path / "held")
+    assert (tmp_path / "read/metrics.csv").read_bytes() == (tmp_path / "held/metrics.csv").read_bytes()
+
+
+def test_auto_adds_what_augmentation_does_to_some_features_to_those_of_the_evaluation_view(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.activation_cache.policy.SHIFTS", 5)
+    seen: dict[int, list[torch.Tensor]] = {}
+    real = ActivationCache.train
+
+    def train(self: ActivationCache, views: Rows, rows: Rows) -> torch.Tensor:
+        given = real(self, views, rows)
+        plain = self._train[0](self._places[rows])
+        assert len(set(views.tolist())) == 1
+        seen.setdefault(int(views[0]), []).append(torch.cat([given - plain, torch.from_numpy(rows)[:, None]], 1))
+        return given
+
+    monkeypatch.setattr(ActivationCache, "train", train)
+    given = words("schedule=frozen", "schedule.epochs=3", "data.augment=standard")
+    first = train_tiny(given, tmp_path / "first")
+    assert first.results["phases"][0]["shifts"] == 5
+    # each image once, five of them once more, and the validation images
+    assert f"{36 + 5 + 6} activations after layer4 computed, 0 found" in capsys.readouterr().out
+    epochs = [torch.cat(seen[epoch]) for epoch in range(3)]
+    epochs = [epoch[epoch[:, -1].argsort()] for epoch in epochs]
+    for epoch in epochs:
+        assert len(epoch) == 36
+        assert 1 < len(epoch[:, :-1].round(decimals=4).unique(dim=0)) <= 5
+    assert not torch.equal(epochs[0], epochs[1])
+    train_tiny(given, tmp_path / "second")
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+    assert "0 activations after layer4 computed, 47 found" in capsys.readouterr().out
+
+
+def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+    train_tiny([*given, "schedule.lr=0.5"], tmp_path / "second")
+    assert "0 activations after layer4 computed, 78 found" in capsys.readouterr().out
+
+
+ONE_EACH = ["schedule=gradual", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
+
+
+def test_a_phase_of_one_epoch_trains_on_the_view_that_the_next_one_looks_at(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, dict[int, torch.Tensor]] = {"head": {}, "top": {}}
+    real = ActivationCache.train
+
+    def train(self: ActivationCache, views: Rows, rows: Rows) -> torch.Tensor:
+        given = real(self, views, rows)
+        seen[self._phase.name] |= dict(zip(rows.tolist(), given, strict=True))
+        return given
+
+    monkeypatch.setattr(ActivationCache, "train", train)
+    run = train_tiny(words(*ONE_EACH, "data.augment=standard"), tmp_path / "run")
+    assert [phase["cached_after"] for phase in run.results["phases"]] == ["layer3", "layer3", ""]
+    out = capsys.readouterr().out
+    assert f"{36 + 6} activations after layer3 computed, 0 found" in out
+    assert f"0 activations after layer3 computed, {36 + 6} found" in out
+    assert len(seen["head"]) == 36
+    assert seen["head"].keys() == seen["top"].keys()
+    assert all(torch.equal(seen["head"][row], seen["top"][row]) for row in seen["head"])
+
+
+def test_phases_that_share_a_view_end_in_the_same_bits_as_without(words: Words, tmp_path: Path) -> None:
+    # without augmentation there is one view anyway
+    given = words(*ONE_EACH, "data.augment=none", "backbone.name=resnet18")
+    shared = train_tiny(given, tmp_path / "shared")
+    apart = train_tiny([*given, "schedule.cache=off"], tmp_path / "apart")
+    assert [phase["cached_after"] for phase in shared.results["phases"]] == ["layer3", "layer3", ""]
+    assert [phase["cached_after"] for phase in apart.results["phases"]] == ["", "", ""]
+    assert same_weights(tmp_path / "shared", tmp_path / "apart")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], [("layer3", "top"), ("layer3", "")]),
+        # the first of two views
+        (["schedule.phases.1.epochs=4"], [("layer3", "top"), ("layer3", "")]),
+        # more epochs than the next phase has views: features, once
+        (["schedule.phases.0.epochs=3"], [("layer4", ""), (None, "")]),
+        (["schedule.phases.1.augment=light"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.cache=off"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.train=[head]"], [(None, ""), (None, "")]),
+        (["schedule.phases.1.mixup=0.2"], [(None, ""), (None, "")]),
+        # a step is not a whole epoch
+        (["schedule.phases.0.max_steps=1"], [(None, ""), (None, "")]),
+        # what the first phase trains is in front of the second one's
+        (["schedule.phases.0.train=[layer1,head]"], [(None, ""), (None, "")]),
+        (["cache.max_gb=1e-6"], [(None, ""), (None, "")]),
+        (["schedule.phases.2.train=[layer3,layer4,head]"], [("layer2", "all"), ("layer2", "all"), ("layer2", "")]),
+    ],
+)
+def test_which_phases_share_a_view(words: Words, changes: list[str], expected: list[tuple[str | None, str]]) -> None:
+    config = compose(words(*ONE_EACH, *changes))
+    _, caches = decide(config, assemble(config))
+    assert [(cache.boundary, cache.views_of) for cache in caches][: len(expected)] == expected
+    assert [cache.views for cache in caches if cache.views_of] == [1] * sum(of != "" for _, of in expected)
+
+
+def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.activation_cache.cache.CHUNK_ROWS", 4)
+    # loader processes are handed chunks before those in front of them are written
+    train_tiny(
+        words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2", "data.num_workers=2"), tmp_path / "run"
+    )
+    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["input.size=40", "data.augment=light", "seed=1", "backbone.name=resnet14t"])
+def test_what_an_activation_depends_on_is_in_its_key(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    capsys.readouterr()
+    train_tiny([*given, change], tmp_path / "second")
+    out = capsys.readouterr().out
+    # the view of validation has no augmentation
+    found = 6 if change == "data.augment=light" else 0
+    assert f"{78 - found} activations after layer4 computed, {found} found" in out
+
+
+def test_a_damaged_chunk_is_computed_again(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=1")
+    train_tiny(given, tmp_path / "first")
+    folder = features_folder()
+    assert folder is not None
+    files = sorted(folder.glob("*/data.bin"), key=lambda file: file.stat().st_size)
+    with files[-1].open("r+b") as file:
+        file.seek(100)
+        file.write(b"\x13")
+    capsys.readouterr()
+    train_tiny(given, tmp_path / "second")
+    assert "36 activations after layer4 computed, 6 found" in capsys.readouterr().out
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+
+
+def test_the_pool_grows_with_the_root_of_the_epochs() -> None:
+    assert [pool_size(epochs) for epochs in (1, 5, 30)] == [1, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "train", "boundary"),
+    [
+        ("timm", "resnet10t", ["head"], "layer4"),
+        ("timm", "resnet10t", ["layer2", "layer3", "layer4", "head"], "layer1"),
+        # layer2 is frozen, yet its input is not: it does not belong to the prefix
+        ("timm", "resnet10t", ["layer1", "layer3", "head"], "stem"),
+        ("timm", "resnet10t", ["stem", "head"], None),
+    ],
+)
+def test_the_prefix_ends_where_something_trains(source: str, name: str, train: list[str], boundary: str | None) -> None:
+    classifier = tiny_classifier(source=source, name=name)
+    assert frozen_boundary(classifier, phase_for(classifier, train)) == boundary
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18d", "convnext_atto"])
+def test_a_folded_network_computes_the_same(name: str) -> None:
+    classifier = tiny_classifier(name=name, size=64).eval()
+    net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    fused, was_folded = folded(net, images)
+    with torch.inference_mode():
+        expected, found = net(images), fused(images)
+    # what has no BatchNorm stays as it is
+    assert was_folded == (fused is not net) == (name != "convnext_atto")
+    assert float((expected - found).abs().max() / expected.abs().max()) < 1e-5
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) == (name != "convnext_atto")
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnet50_gn", "convnext_atto"])
+def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> None:
+    classifier = tiny_classifier(name=name, size=64).eval()
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=random)
+    net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
+    with torch.no_grad():
+        fused, was_folded = folded(net, classifier.prepare(images[:2]))
+    fused.to(memory_format=memory_format_for(classifier.input_spec))
+    with torch.autocast("cpu", torch.bfloat16):
+        prefix = Prefix(classifier, classifier.backbone.stages[-1], fold=True)
+        with torch.no_grad():
+            expected = fused(classifier.prepare(images))
+        assert torch.equal(prefix(images), expected)
+    # what was not folded is the network that trains, whose weights stay what they are
+    assert all(parameter.dtype == torch.float32 for parameter in classifier.parameters())
+    halves = {parameter.dtype for parameter in prefix._net.parameters()} == {torch.bfloat16}
+    assert halves == was_folded == (name in ("resnet18", "seresnet50"))
+
+
+def test_no_copy_is_left_of_those_made_on_the_way_to_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as in a process of the command line, whose garbage is searched rarely
+    monkeypatch.setattr("finetune.process_tuning._MANY", -1)
+    classifier = tiny_classifier(name="resnet18", size=64).eval()
+    before = set(map(id, _read_by_fx()))
+    gc.disable()
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            prefix = Prefix(classifier, classifier.backbone.stages[-1], fold=True)
+        left = [net for net in _read_by_fx() if id(net) not in before]
+    finally:
+        gc.enable()
+    assert prefix.folded
+    assert len(left) == 1
+    assert left[0] is prefix._net
+
+
+def _read_by_fx() -> list[torch.fx.GraphModule]:
+    # their types: asking some others what they are imports modules
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.fx.GraphModule)]
+
+
+def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words, tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.epochs=3", "cache.max_gb=1e-6"), tmp_path / "run")
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert "more than cache.max_gb=1e-06" in plan[0]["cache"]["why"]
+    assert run.results["phases"][0]["cached_after"] == ""
+
+
+def test_the_limit_deletes_what_was_used_longest_ago(words: Words, tmp_path: Path) -> None:
+    given = words("schedule=frozen", "schedule.epochs=4", "schedule.cache=2")
+    train_tiny(given, tmp_path / "first")
+    before = {entry.folder.name for entry in listed()}
+    size = sum(entry.bytes for entry in listed())
+    train_tiny([*given, "input.size=40", f"cache.max_gb={1.5 * size / 1e9}"], tmp_path / "second")
+    after = {entry.folder.name for entry in listed()}
+    assert len(before) == 3
+    assert len(after - before) == 3
+    assert sum(entry.bytes for entry in listed()) <= 1.5 * size
+
+
+def test_mixing_pixels_and_unfrozen_stems_train_without_a_cache(words: Words, tmp_path: Path) -> None:
+    train_tiny(words("schedule=frozen", "schedule.epochs=2", "schedule.mixup=0.2"), tmp_path / "mixed")
+    train_tiny(words("schedule=full", "schedule.epochs=2"), tmp_path / "full")
+    for name, why in (("mixed", "mix pixels"), ("full", "nothing is frozen")):
+        assert why in json.loads((tmp_path / name / "plan.json").read_text())[0]["cache"]["why"]
+    assert not list(Path(os.environ["FINETUNE_CACHE"]).rglob("data.bin"))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "some", "1.5"])
+def test_a_wrong_setting_is_refused(words: Words, tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"schedule\.cache=.*must be auto, off, or a number of views"):
+        train_tiny(words(f"schedule.cache={value}"), tmp_path / "run")
+
+
+def test_on_and_off_are_words(words: Words, tmp_path: Path) -> None:
+    for value, expected in (("off", "off, as asked for"), ("true", "after layer4")):
+        train_tiny(words("schedule=frozen", "schedule.epochs=2", f"schedule.cache={value}"), tmp_path / value)
+        plan = json.loads((tmp_path / value / "plan.json").read_text())
+        assert plan[0]["cache"]["why"].startswith(expected)
+
+
+def test_views_of_a_pool_are_all_used() -> None:
+    from finetune.data.sampling import views_of
+
+    rows = np.arange(200)
+    later = np.stack([views_of(rows, epoch=epoch, views=3, seed=0, phase="head") for epoch in range(3, 9)])
+    assert set(np.unique(later)) == {0, 1, 2}
+    # by itself each image, by itself each epoch
+    assert len({tuple(column) for column in later.T}) > 100
+    assert len({tuple(row) for row in later}) == 6

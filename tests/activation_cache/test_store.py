@@ -1,0 +1,109 @@
+"""Rows on disk: shared, checked, resumed."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.activation_cache.store import DATA, Entry, Layout
+
+LAYOUT = Layout(rows=50, shape=(3, 2), dtype="float32", chunk_rows=8)
+
+
+def expected(rows: range) -> np.ndarray:
+    values = np.arange(rows.start * 6, rows.stop * 6, dtype=np.float32)
+    return values.view(np.uint8).reshape(len(rows), LAYOUT.row_bytes)
+
+
+def fill(folder: Path, die_after: int | None = None) -> list[int]:
+    """Writes what is missing; returns the chunks it wrote."""
+    entry = Entry(folder, layout=LAYOUT, about={})
+    wrote = []
+    for chunk in entry.claimed():
+        if die_after is not None and len(wrote) == die_after:
+            # with a chunk claimed and not written
+            os.kill(os.getpid(), signal.SIGKILL)
+        entry.write(chunk, expected(LAYOUT.rows_of(chunk)))
+        wrote.append(chunk)
+    entry.close()
+    return wrote
+
+
+def whole(folder: Path) -> bool:
+    entry = Entry(folder, layout=LAYOUT, about={})
+    same = np.array_equal(entry.read(np.arange(50)), expected(range(50)))
+    complete = not entry.missing
+    entry.close()
+    return complete and same
+
+
+def test_chunks_are_nearly_equal_and_cover_the_rows() -> None:
+    rows = [row for chunk in range(LAYOUT.chunks) for row in LAYOUT.rows_of(chunk)]
+    assert rows == list(range(50))
+    assert {len(LAYOUT.rows_of(chunk)) for chunk in range(LAYOUT.chunks)} == {7, 8}
+
+
+def test_rows_come_back_in_any_order(tmp_path: Path) -> None:
+    assert fill(tmp_path) == list(range(7))
+    entry = Entry(tmp_path, layout=LAYOUT, about={})
+    found = entry.read(np.array([49, 0, 7])).copy().view(np.float32)
+    assert found[:, 0].tolist() == [49 * 6, 0, 42]
+
+
+def test_a_killed_process_leaves_its_claim_to_others(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=fill, args=(tmp_path, 3))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    # what it had written is not written again
+    assert fill(tmp_path) == [3, 4, 5, 6]
+    assert whole(tmp_path)
+
+
+def test_two_processes_share_the_work(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        parts = pool.map(fill, [tmp_path, tmp_path], chunksize=1)
+    assert sorted(parts[0] + parts[1]) == list(range(7))
+    assert whole(tmp_path)
+
+
+def test_an_entry_that_another_process_holds_open_is_opened_at_once(tmp_path: Path) -> None:
+    # the processes of a run wait for one another while each holds its entries open: nobody may wait for that to end
+    first = Entry(tmp_path / "entry", layout=LAYOUT, about={})
+    opened: list[Entry] = []
+    other = threading.Thread(
+        target=lambda: opened.append(Entry(tmp_path / "entry", layout=LAYOUT, about={})), daemon=True
+    )
+    other.start()
+    other.join(20)
+    assert opened
+    opened[0].close()
+    first.close()
+
+
+def test_a_chunk_with_other_bytes_counts_as_missing(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with (tmp_path / DATA).open("r+b") as file:
+        file.seek(10 * LAYOUT.row_bytes)
+        file.write(b"\xff\xfe")
+    assert fill(tmp_path) == [1]
+    assert whole(tmp_path)
+
+
+def test_an_entry_of_another_layout_is_begun_anew(tmp_path: Path) -> None:
+    fill(tmp_path)
+    other = Layout(rows=50, shape=(3, 2), dtype="float16", chunk_rows=8)
+    assert len(Entry(tmp_path, layout=other, about={}).missing) == other.chunks
+
+
+def test_a_disk_without_room_is_found_at_the_start(tmp_path: Path) -> None:
+    vast = Layout(rows=10**9, shape=(10**6,), dtype="float32", chunk_rows=64)
+    with pytest.raises(OSError, match=r"space|large|device"):
+        Entry(tmp_path, layout=vast, about={})
+    assert not (tmp_path / DATA).exists()

@@ -1,0 +1,247 @@
+"""A sweep runs every combination by each launcher, tells of all its jobs, and stops when asked to."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune.cli import main
+from finetune.commands.sweep_table import conclude
+from finetune.config import as_hydra_writes
+from finetune.errors import RunError, UserError
+
+Words = Callable[..., list[str]]
+ROOT = Path(__file__).parents[2]
+SHORT = ("schedule=frozen", "schedule.phases.0.epochs=1")
+PATIENCE_S = 240
+
+
+def rows(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def results(sweep: Path, job: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((sweep / str(job) / "results.json").read_text())
+    return loaded
+
+
+def write_jobs(sweep: Path, *records: dict[str, Any]) -> None:
+    (sweep / "jobs").mkdir(parents=True)
+    for job, record in enumerate(records):
+        full = {"job": job, "overrides": [f"seed={job}"], "run_dir": str(sweep / str(job)), "monitor": "val/acc"}
+        (sweep / f"jobs/{job}.json").write_text(json.dumps(full | record))
+
+
+def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The program as a user starts it, in a process group of its own, as in a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune", *words],
+        cwd=folder,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a shell that starts the tests in the background makes them, and what they start, deaf to SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_the_table_shows_what_differs_between_jobs_and_what_each_measured(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    assert main(["-m", *words(*SHORT, "seed=1,2", f"hydra.sweep.dir={sweep}")]) == 0
+    found = rows(sweep)
+    assert [list(row)[:3] for row in found] == [["job", "seed", "status"]] * 2
+    assert [(row["job"], row["seed"], row["status"]) for row in found] == [
+        ("0", "1", "finished"),
+        ("1", "2", "finished"),
+    ]
+    for job, row in enumerate(found):
+        measured = results(sweep, job)
+        assert measured["seed"] == int(row["seed"])
+        assert (row["val"], row["test"]) == tuple(f"{measured[split]['acc']:.4f}" for split in ("val", "test"))
+    said = capsys.readouterr().out
+    assert "job 1: seed=2\n" in said
+    assert "best val/acc: job" in said
+
+
+def test_a_job_that_fails_is_told_of_and_the_others_run(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    assert main(["-m", *words(*SHORT, "schedule.lr=-1,1e-3", f"hydra.sweep.dir={sweep}")]) == 2
+    assert [(row["schedule.lr"], row["status"]) for row in rows(sweep)] == [("-1", "failed"), ("0.001", "finished")]
+    assert "job 0: schedule.lr=-1.0: must be above 0." in capsys.readouterr().err
+    assert "ConfigError" in (sweep / "jobs/0.log").read_text()
+
+
+def test_a_job_whose_process_was_killed_counts_as_failed(tmp_path: Path) -> None:
+    write_jobs(tmp_path, {"status": "running"}, {"status": "finished", "val": 0.5, "monitored": 0.5})
+    with pytest.raises(RunError, match=r"1 of 2 jobs failed.*\njob 0: its process ended without a word"):
+        conclude(tmp_path, ended=True)
+    assert [row["status"] for row in rows(tmp_path)] == ["failed", "finished"]
+
+
+def test_mistakes_of_the_users_are_told_from_failures_and_told_once(tmp_path: Path) -> None:
+    mistake = {"status": "failed", "message": "data.root='x': not there.", "mistake": True}
+    write_jobs(tmp_path / "all", mistake, mistake)
+    with pytest.raises(UserError, match=r"\njob 0, 1: data.root='x': not there\.$"):
+        conclude(tmp_path / "all", ended=True)
+    write_jobs(tmp_path / "mixed", mistake, {"status": "failed", "message": "RuntimeError: x"})
+    with pytest.raises(RunError, match="2 of 2 jobs failed"):
+        conclude(tmp_path / "mixed", ended=True)
+
+
+def test_a_sweep_without_a_job_has_failed(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    with pytest.raises(RunError, match="No job of the sweep has begun"):
+        conclude(tmp_path, ended=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-m", "sweep=jobblib"], "sweep='jobblib': not a choice. Choices: joblib,"),
+        (
+            ["-m", "sweep=ray"],
+            "hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher",
+        ),
+        (["-m", "hydra/launcher=jobblib"], "hydra/launcher=jobblib: not known."),
+        (["seed=1,2"], "seed=1,2: several values. Add -m"),
+        (["-m", "seed=1,2", "run_dir=mine"], "run_dir=mine: the runs of a sweep cannot share a folder."),
+        (["-m", "seed=1,2", "hydra.sweep.dir=old"], "holds a sweep already"),
+        (["sweep=optuna", "monitor=val/loss"], "Write hydra.sweeper.direction=minimize."),
+        (["sweep=null"], "sweep=null: not a choice. Leave it out"),
+    ],
+)
+def test_mistakes_are_answered_before_a_job_begins(
+    words: Words,
+    more: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old/jobs").mkdir(parents=True)
+    assert main([*words(*SHORT), *more]) == 2
+    answer = capsys.readouterr().err
+    assert message in answer
+    assert len(answer.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_presets_by_seeds_are_a_sweep_by_name(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    assert main(["plan", *words("sweep=strategies", "seed=0,1", f"hydra.sweep.dir={sweep}")]) == 0
+    expected = [(schedule, seed) for schedule in ("frozen", "lp_ft", "gradual", "full") for seed in ("0", "1")]
+    assert [(row["schedule"], row["seed"], row["status"]) for row in rows(sweep)] == [
+        (*pair, "finished") for pair in expected
+    ]
+
+
+# Optuna 2.10 asks SQLAlchemy for a name that has moved since
+@pytest.mark.filterwarnings("ignore:The ``declarative_base")
+def test_optuna_searches_by_the_figure_on_validation(words: Words, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    more = ["sweep=optuna", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={sweep}", "monitor=val/loss"]
+    assert main(words(*SHORT, *more, "hydra.sweeper.direction=minimize")) == 0
+    losses = [results(sweep, job)["val"]["loss"] for job in range(3)]
+    assert len(set(losses)) == 3
+    best = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert best["best_value"] == min(losses)
+    drawn = rows(sweep)[losses.index(min(losses))]["schedule.lr"]
+    assert f"{best['best_params']['schedule.lr']:.4g}" == drawn
+    assert all(1e-4 <= float(row["schedule.lr"]) <= 1e-2 for row in rows(sweep))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["joblib", "submitit_local"])
+def test_jobs_in_processes_of_their_own_are_told_of_like_any_other(words: Words, name: str, tmp_path: Path) -> None:
+    swept = ("-m", f"sweep={name}", "schedule.lr=0.001,-1,0.002", "hydra.sweep.dir=sweep")
+    process = started(words(*SHORT, *swept), tmp_path)
+    said, wrong = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2, (said, wrong)
+    assert "job 1: schedule.lr=-1.0: must be above 0." in wrong
+    sweep = tmp_path / "sweep"
+    found = [(row["schedule.lr"], row["status"]) for row in rows(sweep)]
+    assert found == [("0.001", "finished"), ("-1", "failed"), ("0.002", "finished")]
+    for job, rate in ((0, 0.001), (2, 0.002)):
+        run = sweep / str(job)
+        assert json.loads((run / "run.json").read_text())["config"]["schedule"]["lr"] == rate
+        assert (run / "model/model.safetensors").is_file()
+        assert f"run: {run}" in (sweep / f"jobs/{job}.log").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_job_and_says_how_to_go_on(words: Words, tmp_path: Path) -> None:
+    long = ("schedule=full", "schedule.phases.0.epochs=500")
+    process = started(words(*long, "sweep=joblib", "-m", "seed=1,2,3", "hydra.sweep.dir=sweep"), tmp_path)
+    sweep = tmp_path / "sweep"
+    limit = time.monotonic() + PATIENCE_S
+    try:
+        while len(list(sweep.glob("*/phases/*/last.ckpt"))) < 2 and time.monotonic() < limit:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        said, wrong = process.communicate(timeout=PATIENCE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, (said, wrong)
+    assert [row["status"] for row in rows(sweep)] == ["stopped", "stopped"]
+    assert f"go on with: finetune resume {sweep / '1'}" in said
+    assert "Traceback" not in said + wrong
+
+
+@pytest.mark.parametrize("name", ["submitit_slurm", "ray"])
+@pytest.mark.usefixtures("ray_launcher")
+def test_the_examples_for_clusters_compose_with_what_their_launchers_take(name: str) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.types import RunMode
+
+    from finetune.config import conf_dir, register_schema
+
+    register_schema()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("train", overrides=[f"sweep={name}", "data=digits"], return_hydra_config=True)
+    assert composed.hydra.mode == RunMode.MULTIRUN
+    launcher = composed.hydra.launcher
+    if name == "ray":
+        assert launcher.ray.remote.num_gpus == 1
+    else:
+        assert launcher._target_.endswith("SlurmLauncher")
+        assert (launcher.gpus_per_node, launcher.array_parallelism) == (1, 16)
+
+
+def test_a_command_that_measures_nothing_cannot_be_searched_over(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words("sweep=optuna", f"hydra.sweep.dir={tmp_path / 'sweep'}")]) == 2
+    assert "finetune plan: cannot be searched over" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_overrides_are_compared_as_hydra_writes_them() -> None:
+    assert as_hydra_writes(["report=false", "name='a b'", "freeze=[stem]", "seed=1,2"]) == [
+        "report=False",
+        "name='a b'",
+        "freeze=[stem]",
+    ]

@@ -1,0 +1,73 @@
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.data.huggingface_datasets import huggingface_source
+from finetune.errors import UserError
+from tests.data.folders import write_folder
+
+
+@pytest.fixture(autouse=True)
+def quiet_cache(tmp_path, monkeypatch):
+    """The library's own cache stays in the test, and its bars off the terminal."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+def table(count, seed):
+    generator = np.random.default_rng(seed)
+    images = [Image.fromarray(generator.integers(0, 256, (10, 12, 3), np.uint8)) for _ in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zebra", "ant"])})
+    return datasets.Dataset.from_dict({"image": images, "label": [row % 2 for row in range(count)]}, features=features)
+
+
+def test_a_saved_data_set_keeps_its_splits_and_the_order_of_its_classes(tmp_path):
+    saved = datasets.DatasetDict({"validation": table(6, 1), "train": table(20, 2)})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    source = huggingface_source(path=str(tmp_path / "saved"), test_fraction=0.2)
+    assert source.index.classes == ("zebra", "ant")
+    assert source.index.counts() == {"train": [8, 8], "val": [3, 3], "test": [2, 2]}
+    row = int(source.index.rows("val")[1])
+    expected = np.asarray(saved["validation"][1]["image"])
+    assert source.index.path(row) == "val/1"
+    assert np.array_equal(source.read(row).permute(1, 2, 0).numpy(), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(row), source.read(row))
+
+
+def test_a_saved_table_without_splits_is_split_here(tmp_path):
+    table(40, 3).save_to_disk(str(tmp_path / "saved"))
+    counts = huggingface_source(path=str(tmp_path / "saved"), val_fraction=0.1, test_fraction=0.1).index.counts()
+    assert counts == {"train": [16, 16], "val": [2, 2], "test": [2, 2]}
+
+
+def test_a_folder_that_the_library_reads_gives_the_same_samples(tmp_path):
+    write_folder(tmp_path / "images", {"train/a": 8, "train/b": 8, "test/a": 2, "test/b": 3})
+    source = huggingface_source(path=str(tmp_path / "images"))
+    assert source.index.classes == ("a", "b")
+    assert source.index.counts()["test"] == [2, 3]
+    assert source.read(0).shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_column": "labels"}, r"data\.label_column='labels': not a column .* Did you mean 'label'\?"),
+        ({"image_column": "img"}, r"data\.image_column='img': not a column"),
+    ],
+)
+def test_a_column_that_is_not_there_is_refused(tmp_path, options, message):
+    table(8, 4).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=message):
+        huggingface_source(path=str(tmp_path / "saved"), **options)
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is no data set that can be read"):
+        huggingface_source(path=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="no such folder"):
+        huggingface_source(path=str(tmp_path / "missing"))

@@ -1,0 +1,185 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data import scan_cache as facts_cache
+from finetune.data.content_hash import content_of_bytes
+from finetune.data.image_folder import scan_folder
+from finetune.data.path_table import path_table
+from finetune.data.perceptual_hash import distance, looks
+from finetune.data.scan import facts_of_arrays, gather
+from finetune.data.scan_cache import cached_facts
+from tests.data.folders import write_folder, write_image
+from tests.data.odd_images import picture, saved, stored_for
+from tests.data.raw_formats import exif
+
+
+def settle(folder):
+    """Make files look as if they were changed a while ago; fresher ones are not trusted to the cache."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            os.utime(os.path.join(parent, name), (1_700_000_000, 1_700_000_000))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The paths that are opened from now on."""
+    seen = []
+    original = facts_cache.gather
+
+    def spy(root, paths, rows, **options):
+        seen.extend(paths[int(row)] for row in rows)
+        return original(root, paths, rows, **options)
+
+    monkeypatch.setattr(facts_cache, "gather", spy)
+    return seen
+
+
+def test_facts_say_what_the_files_are(tmp_path):
+    files = {
+        "a.png": saved(picture(), "PNG"),
+        "b.jpg": saved(stored_for(picture(), 6), "JPEG", exif=exif(6)),
+        "c.gif": saved(Image.fromarray(picture()).quantize(8), "GIF", save_all=True,
+                       append_images=[Image.fromarray(255 - picture()).quantize(8)]),
+        "d.png": saved(np.full((5, 6), 7, np.uint8), "PNG"),
+        "e.jpg": b"",
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    facts = gather(str(tmp_path), path_table(files))
+    assert [facts.mode_of(row) for row in range(4)] == ["PNG RGB", "JPEG RGB", "GIF P", "PNG L"]
+    assert facts.table["width"][:4].tolist() == [40, 24, 40, 6]
+    assert facts.table["height"][:4].tolist() == [24, 40, 24, 5]
+    assert facts.table["orientation"][:4].tolist() == [1, 6, 1, 1]
+    assert facts.table["several"].tolist() == [False, False, True, False, False]
+    assert (facts.table["darkest"][3], facts.table["brightest"][3]) == (7, 7)
+    assert facts.unreadable() == [(4, "The file is empty.")]
+    assert (facts.content[0] == content_of_bytes(files["a.png"])).all()
+
+
+def test_the_second_time_no_file_is_opened(tmp_path, opened):
+    listing = scan_folder(str(write_folder(tmp_path, {"a": 3, "b": 2})))
+    (tmp_path / "a" / "broken.png").write_bytes(b"nothing")
+    listing = scan_folder(str(tmp_path))
+    settle(tmp_path)
+    first = cached_facts(listing.root, listing.paths)
+    assert len(opened) == 6
+    opened.clear()
+    second = cached_facts(listing.root, listing.paths)
+    assert opened == []
+    assert (first.table == second.table).all()
+    assert first.unreadable() == second.unreadable()
+
+
+def test_only_new_changed_and_renamed_files_are_opened_again(tmp_path, opened):
+    write_folder(tmp_path, {"a": 3, "b": 2})
+    settle(tmp_path)
+    listing = scan_folder(str(tmp_path))
+    cached_facts(listing.root, listing.paths)
+    opened.clear()
+    first, second, third = sorted((tmp_path / "a").iterdir())
+    write_image(first, 999)
+    os.utime(first, (1_700_000_001, 1_700_000_001))
+    second.rename(tmp_path / "a" / "renamed.png")
+    third.unlink()
+    write_image(tmp_path / "b" / "new.png", 1000)
+    listing = scan_folder(str(tmp_path))
+    facts = cached_facts(listing.root, listing.paths)
+    assert sorted(opened) == sorted([f"a/{first.name}", "a/renamed.png", "b/new.png"])
+    fresh = gather(listing.root, listing.paths)
+    assert (facts.table == fresh.table).all()
+
+
+def test_a_file_changed_a_moment_ago_is_not_trusted_to_the_cache(tmp_path, opened):
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    listing = scan_folder(str(tmp_path))
+    cached_facts(listing.root, listing.paths)
+    opened.clear()
+    path = next((tmp_path / "a").iterdir())
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cached_facts(listing.root, listing.paths).content[0].tolist() == content_of_bytes(data).tolist()
+
+
+def test_a_damaged_cache_is_as_good_as_none(tmp_path, own_cache, opened):
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    settle(tmp_path)
+    listing = scan_folder(str(tmp_path))
+    cached_facts(listing.root, listing.paths)
+    (file,) = (own_cache / "facts").iterdir()
+    for data in (b"", b"PK\x03\x04 nonsense", file.read_bytes()[:200]):
+        file.write_bytes(data)
+        opened.clear()
+        assert not cached_facts(listing.root, listing.paths).unreadable()
+        assert len(opened) == 2
+
+
+def test_the_cache_can_be_turned_off(tmp_path, own_cache, opened, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    settle(tmp_path)
+    listing = scan_folder(str(tmp_path))
+    for _ in range(2):
+        opened.clear()
+        cached_facts(listing.root, listing.paths)
+        assert len(opened) == 2
+    assert not (own_cache / "facts").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_bytes(b"")
+    monkeypatch.setenv("FINETUNE_CACHE", str(blocked))
+    write_folder(tmp_path / "data", {"a": 1, "b": 1})
+    listing = scan_folder(str(tmp_path / "data"))
+    assert len(cached_facts(listing.root, listing.paths)) == 2
+
+
+def test_a_lower_limit_of_pixels_is_not_answered_from_facts_of_a_higher_one(tmp_path):
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    settle(tmp_path)
+    listing = scan_folder(str(tmp_path))
+    assert not cached_facts(listing.root, listing.paths).unreadable()
+    assert len(cached_facts(listing.root, listing.paths, max_pixels=10).unreadable()) == 2
+
+
+def test_facts_of_arrays_tell_equal_bytes_of_different_shape_apart():
+    facts = facts_of_arrays([np.zeros((2, 8), np.uint8), np.zeros((8, 2), np.uint8), np.zeros((2, 8), np.uint8)])
+    first, second, third = facts.content.tolist()
+    assert first == third != second
+
+
+def test_looks_hardly_change_when_a_picture_is_scaled_compressed_or_brightened(tmp_path):
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(30, 220, (9, 11), np.uint8)
+    picture_ = Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
+    original = looks(np.asarray(picture_))
+    smaller = looks(np.asarray(picture_.resize((97, 71), Image.Resampling.BILINEAR)))
+    brighter = looks(np.asarray(picture_.point(lambda value: min(255, value + 12))))
+    path = tmp_path / "x.jpg"
+    picture_.save(path, quality=40)
+    compressed = looks(np.asarray(Image.open(path)))
+    for changed in (smaller, brighter, compressed):
+        assert distance(original, changed) <= 6
+    other = looks(np.asarray(Image.fromarray(generator.integers(30, 220, (9, 11), np.uint8)).resize((320, 240))))
+    assert distance(original, other) > 30
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (8, 9), (9, 9), (10, 2000)])
+def test_looks_take_pictures_of_any_size(shape):
+    assert looks(np.zeros(shape, np.uint8)).tolist() == [0, 0]
+
+
+def test_moving_a_folder_costs_one_more_look_and_gives_the_same_facts(tmp_path):
+    write_folder(tmp_path / "one", {"a": 1, "b": 1})
+    listing = scan_folder(str(tmp_path / "one"))
+    before = cached_facts(listing.root, listing.paths)
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    listing = scan_folder(str(tmp_path / "two"))
+    assert (cached_facts(listing.root, listing.paths).table == before.table).all()

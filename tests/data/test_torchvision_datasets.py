@@ -1,0 +1,104 @@
+import gzip
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from finetune.data.torchvision_datasets import torchvision_source
+from finetune.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch):
+    """Any attempt to fetch something fails at once, as it does without a network."""
+    import urllib.request
+
+    def refuse(*args, **options):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def write_mnist(root):
+    """MNIST's own files with 60 and 20 images."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 60), ("t10k", 20)):
+        images = generator.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + images.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(b""))
+
+
+def test_a_data_set_of_arrays_is_kept_in_memory_with_its_own_test_split(tmp_path):
+    write_mnist(tmp_path)
+    source = torchvision_source(name="MNIST", root=str(tmp_path), channels=1, val_fraction=0.2)
+    assert source.in_memory
+    counts = source.index.counts()
+    assert counts["test"] == [2] * 10
+    assert [train + val for train, val in zip(counts["train"], counts["val"], strict=True)] == [6] * 10
+    assert source.index.classes[0] == "0 - zero"
+    assert source.read(0).shape == (1, 28, 28)
+    assert torch.equal(pickle.loads(pickle.dumps(source)).read(5), source.read(5))
+
+
+def test_a_data_set_of_files_is_read_as_files_in_its_own_class_order(tmp_path):
+    base = tmp_path / "flowers-102"
+    (base / "jpg").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    labels, ids = np.arange(24) % 3 + 1, np.arange(1, 25)
+    for number in ids:
+        Image.fromarray(generator.integers(0, 256, (10, 12, 3), np.uint8)).save(base / "jpg" / f"image_{number:05}.jpg")
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": labels[None]})
+    scipy.io.savemat(base / "setid.mat", {"trnid": ids[None, :12], "valid": ids[None, 12:18], "tstid": ids[None, 18:]})
+    import torchvision.datasets as datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
+        patch.setattr(datasets.Flowers102, "classes", ["tulip", "aster", "rose"])
+        source = torchvision_source(name="Flowers102", root=str(tmp_path))
+    assert not source.in_memory
+    assert source.index.classes == ("tulip", "aster", "rose")
+    assert source.index.counts() == {"train": [4, 4, 4], "val": [2, 2, 2], "test": [2, 2, 2]}
+    for row in range(24):
+        number = int(source.index.path(row)[-9:-4])
+        assert source.index.targets[row] == labels[number - 1] - 1
+    assert source.read(0).shape == (3, 10, 12)
+
+
+def test_a_data_set_without_splits_files_or_array_is_read_through_torchvision(monkeypatch):
+    import torchvision.datasets as datasets
+
+    original = datasets.FakeData.__init__
+
+    def small(self):
+        original(self, size=60, image_size=(3, 8, 8), num_classes=4)
+
+    monkeypatch.setattr(datasets.FakeData, "__init__", small)
+    source = torchvision_source(name="FakeData")
+    assert source.in_memory
+    assert sum(map(sum, source.index.counts().values())) == 60
+    assert all(sum(numbers) for numbers in source.index.counts().values())
+
+
+def test_without_a_network_one_message_says_what_to_do(tmp_path):
+    with pytest.raises(UserError) as caught:
+        torchvision_source(name="OxfordIIITPet", root=str(tmp_path))
+    assert str(caught.value).startswith(f"data.name='OxfordIIITPet': is not in data.root={str(tmp_path)!r}")
+    assert "Network is unreachable. Download it where there is a network" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("OxfordIIIPet", "Did you mean 'OxfordIIITPet'?"), ("nonsense", "All of them")]
+)
+def test_an_unknown_data_set_is_answered_with_the_nearest(name, hint):
+    with pytest.raises(UserError, match=f"data.name='{name}': not a data set of torchvision") as caught:
+        torchvision_source(name=name)
+    assert hint in str(caught.value)

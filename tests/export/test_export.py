@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import torch
+
+from finetune.cli import main
+from finetune.errors import RunError
+from finetune.export import export as hand_over_module
+from finetune.export.export import Wanted, hand_over
+from finetune.export.images import made_up_images
+from finetune.export.parity import compare, make_reference
+from finetune.files import PARITY, check_fields
+from finetune.report.export_section import tell_card
+from tests.bundles import small_bundle
+from tests.export.odd_files import write_files
+from tests.export.trained import CLASSES, settled_classifier
+
+
+def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
+    small_bundle(tmp_path / "run", size=(32, 32))
+    (tmp_path / "images").mkdir()
+    write_files(tmp_path / "images", 8)
+    command = ["export", str(tmp_path / "run"), "--format", "onnx", "--images", str(tmp_path / "images")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "parity: passed (onnxruntime" in said
+    folder = tmp_path / "run" / "exports"
+    assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.parity.json"]
+    report = json.loads((folder / "model.onnx.parity.json").read_text())
+    check_fields(report, PARITY, name="parity.json")
+    assert report["passed"]
+    assert set(report["speed"]["ways"]) == {"pytorch", "fp32"}
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.startswith("# A model")
+    assert "| onnx fp32 | not labelled | not labelled | 100.0% |" in card
+    tell_card(tmp_path / "run" / "README.md", tmp_path / "run" / "exports")
+    assert (tmp_path / "run" / "README.md").read_text() == card
+    assert report["from_files"]["images"] == 8
+    assert report["from_files"]["largest"] < 1e-5
+
+
+def test_an_export_that_predicts_something_else_is_not_left_behind(tmp_path, monkeypatch):
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    images = made_up_images(tmp_path, channels=3, count=4)
+    write = hand_over_module._write
+
+    def spoilt(classifier, *rest):
+        other = settled_classifier(name="resnet10t", size=(32, 32), seed=1)
+        write(other, *rest)
+
+    monkeypatch.setattr(hand_over_module, "_write", spoilt)
+    target = tmp_path / "out" / "model.pt2"
+    with pytest.raises(RunError, match="does not predict what the trained model does, so it was not kept"):
+        hand_over(model, Wanted(form="torch_export"), target, images)
+    assert [path.name for path in target.parent.iterdir()] == ["model.pt2.parity.json"]
+    assert not json.loads((target.parent / "model.pt2.parity.json").read_text())["passed"]
+
+
+def test_a_folder_of_the_users_is_not_replaced(tmp_path, capsys):
+    small_bundle(tmp_path / "run", size=(32, 32))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    command = ["export", str(tmp_path / "run"), "--format", "timm", "--output", str(tmp_path / "mine")]
+    assert main(command) == 2
+    assert "must be new, empty or an earlier export" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_swapped_class_names_fail_the_comparison(tmp_path):
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    reference = make_reference(model, write_files(tmp_path, 4), told="files")
+    said = {"opened_by": "x", "classes": CLASSES[::-1], "from_pixels": reference.shares, "from_files": reference.shares}
+    report = compare("onnx", said, reference, classes=CLASSES)
+    assert report["problems"] == ["its class names are not those of the model, or in another order"]
+
+
+def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path):
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    reference = make_reference(model, write_files(tmp_path, 4), told="files")
+    broken = torch.full(reference.shares.shape, float("nan")).numpy()
+    said = {"opened_by": "x", "classes": CLASSES, "from_pixels": broken, "from_files": broken}
+    assert not compare("onnx", said, reference, classes=CLASSES)["passed"]
+
+
+def test_precisions_that_a_format_does_not_have_are_refused(tmp_path, capsys):
+    small_bundle(tmp_path / "run", size=(32, 32))
+    assert main(["export", str(tmp_path / "run"), "--format", "timm", "--precision", "int8"]) == 2
+    assert "--precision int8: exists for --format onnx only" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""What the history of a phase decides."""
+
+import math
+import random
+
+import torch
+
+from finetune.training.epoch_history import Progress
+
+
+def test_the_plateau_is_torchs_reduce_on_plateau() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        losses = [round(draw.uniform(0, 1), 1) for _ in range(20)]
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=2, factor=0.1, threshold=0.0, eps=0.0
+        )
+        progress = Progress(monitor="val/loss")
+        for loss in losses:
+            scheduler.step(loss)
+            progress.history.append((loss, loss))
+            assert math.isclose(progress.plateau_factor(), optimizer.param_groups[0]["lr"], rel_tol=1e-9)
+
+
+def test_a_tie_is_decided_by_the_loss_and_then_by_the_earlier_epoch() -> None:
+    assert Progress(monitor="val/acc", history=[(0.9, 0.5), (0.9, 0.4), (0.9, 0.4)]).best_epoch == 1
+
+
+def test_a_loss_is_better_when_smaller() -> None:
+    assert Progress(monitor="val/loss", history=[(0.5, 0.5), (0.4, 0.4), (0.6, 0.6)]).best_epoch == 1
+
+
+def test_a_value_that_is_no_number_is_never_the_best() -> None:
+    nan = float("nan")
+    assert Progress(monitor="val/acc", history=[(nan, 1.0), (0.1, 1.0), (nan, 1.0)]).best_epoch == 1
+    assert Progress(monitor="val/loss", history=[(0.3, nan), (nan, nan)]).best_epoch == 0
+
+
+def test_patience_counts_epochs_since_the_best() -> None:
+    progress = Progress(monitor="val/acc", patience=2)
+    stops = []
+    for value in (0.5, 0.6, 0.5, 0.7, 0.6, 0.6):
+        progress.history.append((value, 0.0))
+        stops.append(progress.stop)
+    assert stops == [False, False, False, False, False, True]

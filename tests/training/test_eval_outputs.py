@@ -1,0 +1,54 @@
+"""What a run keeps of its evaluation agrees with what it reports of it."""
+
+import csv
+import json
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import finetune
+from finetune.files import EVALUATION, EVALUATION_TENSORS, METRICS_CSV
+from finetune.training.eval_outputs import SplitOutputs, sample_of
+from tests.runs import train_tiny
+
+
+def test_only_the_sample_s_embeddings_are_kept_and_rows_come_in_order() -> None:
+    outputs = SplitOutputs(torch.tensor([0, 3]))
+    for rows in ([3, 1], [2, 0]):
+        at = torch.tensor(rows)
+        outputs.add(rows=at, targets=at * 10, probabilities_BK=at[:, None] / 10, features_BD=at[:, None].double())
+    found = outputs.gather()
+    assert found["rows"].tolist() == [0, 1, 2, 3]
+    assert found["targets"].tolist() == [0, 10, 20, 30]
+    assert found["embedded_rows"].tolist() == [0, 3]
+    assert found["embeddings"].tolist() == [[0.0], [3.0]]
+
+
+def test_a_sample_spreads_over_all_rows() -> None:
+    rows = torch.arange(100, 5100)
+    sample = sample_of(rows, 2000)
+    assert len(sample.unique()) == 2000
+    assert (sample[0], sample[-1]) == (100, 5099)
+    assert sample.diff().max() <= 3
+
+
+def test_a_run_keeps_what_its_bundle_says_of_the_images(words: Callable[..., list[str]], tmp_path: Path) -> None:
+    run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=1"), tmp_path / "run")
+    kept = load_file(run.run_dir / EVALUATION)
+    documented = {f"{split}/{name.removeprefix('*/')}" for split in ("val", "test") for name in EVALUATION_TENSORS}
+    assert set(kept) == documented
+    for split in ("val", "test"):
+        right = (kept[f"{split}/probabilities"].argmax(1) == kept[f"{split}/targets"]).float().mean()
+        assert float(right) == pytest.approx(json.loads((run.run_dir / "results.json").read_text())[split]["acc"])
+    model = finetune.load(run.bundle)
+    with torch.no_grad():
+        shares = model.probabilities(model.head(kept["test/embeddings"]))
+    torch.testing.assert_close(shares, kept["test/probabilities"])
+    assert len(kept["val/embeddings"]) == 0
+    with (run.run_dir / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert all(any(fnmatch(column, name) for name in METRICS_CSV) for column in columns)
