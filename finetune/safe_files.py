@@ -1,0 +1,335 @@
+"""Where a file that somebody else may have written is opened: an ordinary file, of a size that fits what it is to hold.
+
+A link to ``/dev/zero``, a named pipe and ``truncate -s 100G`` all look like files until they are read. Every reader of a run
+folder, a bundle, embeddings or weights opens its file here, so that each of them ends in one message that names the file.
+"""
+
+import json
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = TypeVar("Kind")
+
+# bytes
+LARGEST_JSON = 64 * 2**20
+LARGEST_TABLE = 2 * 2**30
+LARGEST_TEXT = 16 * 2**20
+LARGEST_YAML = 2**20
+# what a description of tensors may take in a safetensors file, as the library itself has it
+LARGEST_HEADER = 100_000_000
+# lists and tables in a JSON text: an empty one takes 60 bytes of memory and two of the file
+MOST_CONTAINERS = 2_000_000
+DEEPEST = 100
+
+_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISSOCK: "a socket",
+}
+
+
+def open_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> BinaryIO:
+    """Open an ordinary file for reading; nothing waits for a pipe, and no device is read.
+
+    Args:
+        path: The file; a link is followed.
+        name: What to call it in messages, such as ``data.path='x.csv'``; None for the path.
+        largest: Bytes that what it is to hold can have at most; None for any.
+
+    Raises:
+        UserError: It is missing, something else than a file, larger, or may not be read.
+    """
+    name = name or str(path)
+    try:
+        # without O_NONBLOCK, opening a pipe waits for its other end
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file.") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise UserError(f"{name}: cannot be opened. {_why(error)}.") from error
+    try:
+        status = os.fstat(descriptor)
+        problem = _problem(status, largest)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if problem:
+        os.close(descriptor)
+        raise UserError(f"{name}: {problem}")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> Path:
+    """The path of an ordinary file that a library is to open; see :func:`open_regular`.
+
+    Raises:
+        UserError: As there.
+    """
+    open_regular(path, name=name, largest=largest).close()
+    return Path(path)
+
+
+def _problem(status: os.stat_result, largest: int | None) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((words for is_kind, words in _KINDS.items() if is_kind(status.st_mode)), "something else")
+        return f"must be an ordinary file. It is {kind}."
+    if largest is not None and status.st_size > largest:
+        return f"is too large for what it should hold, {status.st_size:,} bytes. At most {largest:,} are read."
+    return ""
+
+
+def _why(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARGEST_TEXT) -> bytes:
+    """The contents of an ordinary file.
+
+    Raises:
+        UserError: As :func:`open_regular`, or it cannot be read.
+    """
+    with open_regular(path, name=name, largest=largest) as file:
+        try:
+            return file.read(largest + 1)
+        except OSError as error:
+            raise UserError(f"{name or path}: cannot be read. {_why(error)}.") from error
+
+
+def read_text(path: str | Path, *, name: str | None = None, largest: int = LARGEST_TEXT) -> str:
+    """The text of an ordinary file, in UTF-8.
+
+    Raises:
+        UserError: As :func:`read_bytes`, or it is no such text.
+    """
+    try:
+        return read_bytes(path, name=name, largest=largest).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name or path}: damaged. It is no text in UTF-8 (byte {error.start:,}).") from None
+
+
+def read_json(
+    path: str | Path,
+    kind: type[Kind],
+    *,
+    name: str | None = None,
+    remedy: str = "",
+    largest: int = LARGEST_JSON,
+) -> Kind:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        kind: ``dict`` or ``list``: what it must be.
+        name: What to call the file in messages; None for its path.
+        remedy: What to do where it is damaged, a sentence.
+        largest: Bytes.
+
+    Raises:
+        UserError: As :func:`read_text`, or it is no JSON, of another kind, or holds NaN, infinity or too much.
+    """
+    name = name or str(path)
+    return parse_json(read_bytes(path, name=name, largest=largest), kind, name=name, remedy=remedy)
+
+
+def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str = "") -> Kind:
+    """The value of a JSON text that somebody else wrote; see :func:`read_json`.
+
+    >>> parse_json('{"a": NaN}', dict, name="x.json")
+    Traceback (most recent call last):
+        ...
+    finetune.errors.UserError: x.json: damaged. It holds NaN where a number must be finite.
+    """
+    more = f" {remedy}" if remedy else ""
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        if text.count("[") + text.count("{") > MOST_CONTAINERS:
+            raise ValueError(f"It holds more than {MOST_CONTAINERS:,} lists and tables")
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        # a text that UTF-8 cannot hold would fail where it is shown
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: damaged. It is no text in UTF-8 (byte {error.start:,}).{more}") from None
+    except RecursionError:
+        raise UserError(f"{name}: damaged. Its lists and tables are nested without end.{more}") from None
+    except ValueError as error:
+        raise UserError(f"{name}: damaged. {_why(error)}.{more}") from None
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else f"a {kind.__name__}"
+        raise UserError(f"{name}: damaged. It must hold {wanted}, and holds a {type(value).__name__}.{more}")
+    return value
+
+
+def _not_finite(word: str) -> NoReturn:
+    raise ValueError(f"It holds {word} where a number must be finite")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        _not_finite(text[:20])
+    return value
+
+
+def checked_yaml(text: str, *, name: str) -> str:
+    """A YAML text without aliases, tags or endless nesting: a few lines of these can stand for any amount of memory.
+
+    Raises:
+        UserError: It has one, or is no YAML.
+
+    >>> checked_yaml("a: &x [1]\\nb: *x", name="config.yaml")
+    Traceback (most recent call last):
+        ...
+    finetune.errors.UserError: config.yaml: damaged. Line 2 refers to another place of the file (*x), which no file of a run does.
+    """
+    import yaml
+
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(
+                    f"{name}: damaged. Line {line} refers to another place of the file (*{event.anchor[:40]}), which no "
+                    "file of a run does."
+                )
+            if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
+                raise UserError(f"{name}: damaged. Line {line} names a type (a tag), which no file of a run does.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{name}: damaged. Its lists and tables are nested deeper than {DEEPEST}.")
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise UserError(f"{name}: cannot be read, it is no YAML{where}. {_why(error)}.") from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: cannot be read. {_why(error)}.") from None
+    return text
+
+
+def check_zip(path: str | Path, *, name: str | None = None) -> None:
+    """Hold that a zip archive, if the file is one, unpacks to no more than its own bytes, as ``torch.save`` writes it.
+
+    Raises:
+        UserError: It is damaged, or its members are compressed.
+    """
+    name = name or str(path)
+    with open_regular(path, name=name) as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+        size = file.seek(0, os.SEEK_END)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{name}: damaged. Its archive cannot be read: {_why(error)}.") from None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(f"{name}: damaged. Its members are compressed, which torch.save never does.")
+    if sum(member.file_size for member in members) > size:
+        raise UserError(f"{name}: damaged. Its members are larger than the file.")
+
+
+def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
+    """A file of a run folder or bundle, which must lie in it.
+
+    Args:
+        folder: The folder; it may itself be a link.
+        name: Relative path of the file.
+        of: What the folder is, for the message.
+
+    Raises:
+        UserError: It leads out of the folder, as a symbolic link can, or round in a circle.
+    """
+    path = Path(folder) / name
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if home not in real.parents:
+        raise UserError(
+            f"{path}: leads out of the {of}, to {real}. What belongs to a {of} lies in it. "
+            f"If you trust it, copy it with its contents: cp -rL {folder} NEW_FOLDER"
+        )
+    return path
+
+
+def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        UserError: As :func:`open_regular`, or it is no safetensors file.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_regular(path, name=name)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, torch.OutOfMemoryError) as error:
+        raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
+
+
+def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file, from its header alone.
+
+    Raises:
+        UserError: As :func:`load_tensors`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_regular(path, name=name)
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
+
+
+def need(
+    values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], *, name: str, remedy: str = ""
+) -> None:
+    """Hold that an object has keys, each of its type; all that are not are named.
+
+    >>> need({"a": 1, "b": "x"}, {"a": int, "b": int, "c": list}, name="x.json")
+    Traceback (most recent call last):
+        ...
+    finetune.errors.UserError: x.json: damaged. Missing or of another type: b, c.
+    """
+    from finetune.errors import shortened
+
+    wrong = [key for key, kind in kinds.items() if not _is(values.get(key), kind)]
+    if wrong:
+        raise UserError(
+            f"{name}: damaged. Missing or of another type: {shortened(wrong)}.{f' {remedy}' if remedy else ''}"
+        )
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    # to Python a truth value is a whole number too
+    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool and kind is not object)
+
+
+def lines(path: str | Path, *, name: str | None = None, longest: int = 2**20) -> Iterator[bytes]:
+    """The lines of an ordinary file, without their ends.
+
+    Raises:
+        UserError: As :func:`open_regular`, or a line is longer than any path.
+    """
+    with open_regular(path, name=name, largest=LARGEST_TABLE) as file:
+        while line := file.readline(longest + 1):
+            if len(line) > longest:
+                raise UserError(f"{name or path}: is no list of files. It has a line of more than {longest:,} bytes.")
+            yield line.rstrip(b"\r\n")

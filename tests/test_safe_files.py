@@ -1,0 +1,140 @@
+"""Files that are not what they look like are refused before they are read."""
+
+import io
+import json
+import os
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.errors import UserError
+from finetune.safe_files import (
+    MOST_CONTAINERS,
+    check_zip,
+    checked_yaml,
+    inside,
+    load_tensors,
+    open_regular,
+    parse_json,
+    read_json,
+    read_text,
+    tensor_shapes,
+)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the path of a socket may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
+    os.chdir(here)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_pipe, "a named pipe"),
+        (_socket, "cannot be opened"),
+        (lambda path: path.symlink_to("/dev/zero"), "a device"),
+        (lambda path: path.mkdir(), "a folder"),
+        (lambda path: path.symlink_to(path), "cannot be opened"),
+        (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), 2**40), "too large"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["pipe", "socket", "device", "folder", "loop", "sparse", "missing"],
+)
+def test_what_is_no_ordinary_file_is_refused_without_reading_it(tmp_path, make, says):
+    path = tmp_path / "x.json"
+    make(path)
+    for read in (read_text, open_regular, lambda p: read_json(p, dict)):
+        if read is open_regular and says == "too large":
+            continue
+        with pytest.raises(UserError, match=says) as error:
+            read(path)
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "{",
+            "NaN",
+            '{"a": Infinity}',
+            '{"a": -Infinity}',
+            '{"a": 1e999}',
+            "[" * 200_000,
+            "[]",
+            "null",
+            "1",
+            '"x"',
+        ),
+        *('{"a":' * 100_000, "1" * 5000, '{"a": "\\ud800"}', "[" + "[]," * MOST_CONTAINERS + "1]", "\x00" * 100),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_json_that_is_no_plain_object_is_refused_in_words(text):
+    with pytest.raises(UserError, match=r"x\.json: damaged\. "):
+        parse_json(text, dict, name="x.json")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match=r"no text in UTF-8 \(byte 7\)"):
+        read_json(tmp_path / "x.json", dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: &x [1]\nb: [*x, *x]", "refers to another place"),
+        ("a: !!python/object/apply:os.mkdir [x]", "names a type"),
+        ("[" * 1000, "nested deeper"),
+        ("a: [1", "no YAML"),
+        ("a: \x07", "no YAML"),
+    ],
+)
+def test_yaml_that_could_grow_or_name_types_is_refused(text, says):
+    with pytest.raises(UserError, match=says):
+        checked_yaml(text, name="config.yaml")
+
+
+def test_a_file_that_leads_out_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").write_text("{}")
+    (tmp_path / "run" / "a.json").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="leads out of the run folder"):
+        inside(tmp_path / "run", "a.json")
+    (tmp_path / "linked").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "b.json").write_text("{}")
+    assert read_json(inside(tmp_path / "linked", "b.json"), dict) == {}
+
+
+def test_a_checkpoint_whose_members_are_compressed_is_refused(tmp_path):
+    whole = io.BytesIO()
+    torch.save({"a": torch.zeros(4)}, whole)
+    (tmp_path / "good.ckpt").write_bytes(whole.getvalue())
+    check_zip(tmp_path / "good.ckpt")
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, bytes(50_000_000) if "/data/" in name else old.read(name))
+    with pytest.raises(UserError, match="compressed"):
+        check_zip(tmp_path / "bomb.ckpt")
+
+
+def test_a_safetensors_file_whose_header_lies_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    for header in ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, {"a": 1}, []):
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text)
+        for read in (load_tensors, tensor_shapes):
+            with pytest.raises(UserError, match=r"x\.safetensors: not a safetensors file"):
+                read(path)
