@@ -13,7 +13,7 @@ from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from finetune.api import embed, fit, load, search
-    from finetune.inference.embeddings import Embeddings
+    from finetune.embeddings.embeddings import Embeddings
     from finetune.models.backbone import Backbone, build_backbone
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.training.results import RunResult
@@ -24,7 +24,7 @@ _LATER = {
     "load": "finetune.api",
     "embed": "finetune.api",
     "search": "finetune.api",
-    "Embeddings": "finetune.inference.embeddings",
+    "Embeddings": "finetune.embeddings.embeddings",
     "Backbone": "finetune.models.backbone",
     "build_backbone": "finetune.models.backbone",
     "Classifier": "finetune.models.classifier",

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from finetune.inference.embedder import Embedder
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.search import Neighbours
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.extractor import FeatureExtractor
+    from finetune.embeddings.search import Neighbours
     from finetune.models.classifier import Classifier
     from finetune.training.results import RunResult
 
@@ -69,7 +69,7 @@ def load(path: str | Path) -> "Classifier":
 
 
 def embed(
-    model: "Classifier | Embedder | str | Path",
+    model: "Classifier | FeatureExtractor | str | Path",
     images: "Tensor | str | Path | Sequence[str | Path]",
     *,
     stage: str | None = None,
@@ -79,7 +79,7 @@ def embed(
     """Features of images, in memory; ``finetune embed`` does it for many, into a file.
 
     Args:
-        model: A run or bundle folder, what :func:`load` gave, or an :class:`finetune.inference.embedder.Embedder`.
+        model: A run or bundle folder, what :func:`load` gave, or an :class:`finetune.embeddings.extractor.FeatureExtractor`.
         images: uint8 (B, C, H, W), or what ``finetune predict`` takes: files, folders, patterns, lists.
         stage: Pool the output of this stage; None takes the features below the head.
         normalize: Scale features to length one.
@@ -88,7 +88,7 @@ def embed(
     Raises:
         UserError: There is no such model, stage or image, or an image cannot be read.
     """
-    from finetune.inference.in_memory import embed_in_memory
+    from finetune.embeddings.in_memory import embed_in_memory
 
     return embed_in_memory(model, images, stage=stage, normalize=normalize, batch_size=batch_size)
 
@@ -111,8 +111,8 @@ def search(
     Raises:
         UserError: The widths differ, or a setting is out of range.
     """
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.search import nearest
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.search import nearest
 
     wanted = queries.features if isinstance(queries, Embeddings) else queries
     return nearest(embeddings.features, wanted, k, metric=metric)

@@ -8,8 +8,8 @@ from finetune.commands.options import Arguments, output_folder
 
 if TYPE_CHECKING:
     from finetune.data.index import Index
-    from finetune.inference.classify import Judged
-    from finetune.inference.embeddings import Embeddings
+    from finetune.embeddings.classify import Judged
+    from finetune.embeddings.embeddings import Embeddings
 
 ABOUT = """\
 Simple classifiers on the features of a file of finetune embed, fitted on its training images, measured on the others.
@@ -32,17 +32,17 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="default: beside EMBEDDINGS, NAME-classify")
     given = parser.parse_args(list(argv))
 
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.embeddings_file import check_embeddings_file
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
     folder = output_folder(given.output, file.with_name(f"{file.stem}-classify"))
     embeddings = Embeddings.load(file)
 
-    from finetune.inference.classify import METHODS, judge, split_index
+    from finetune.embeddings.classify import METHODS, judge, split_index
     from finetune.metrics import in_words
 
-    embeddings.need_record("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
+    embeddings.require_metadata("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
     index, rows, notes = split_index(embeddings, seed=given.seed)
     for note in notes:
         print(note)
@@ -88,13 +88,13 @@ def results_of(
     from finetune.models.weights import state_hash
     from finetune.versions import versions
 
-    about, fitted = embeddings.about, judged.classifier.fitted
-    model = about["model"]
+    metadata, fitted = embeddings.metadata, judged.classifier.fitted
+    model = metadata["model"]
     backbone = model["backbone"]
     phase = {
         "name": fitted.method,
         "train": ["head"],
-        "frozen": list(about["stages"]),
+        "frozen": list(metadata["stages"]),
         "epochs": 0,
         "steps": fitted.steps,
         "restored": "last",
@@ -103,7 +103,7 @@ def results_of(
         "best": {"val/acc": judged.metrics["val"]["acc"]},
         "rates": {},
         "seconds": judged.seconds,
-        "cached_after": about["stage"],
+        "cached_after": metadata["stage"],
         "views": 1,
         "shifts": 0,
     }
@@ -114,11 +114,11 @@ def results_of(
         "seconds": {"training": judged.seconds, "phases": {fitted.method: judged.seconds}},
         "data": {
             # that of the data set itself, so that runs on the same data are seen to be
-            "fingerprint": (about.get("fingerprint") if own_splits else None) or index.fingerprint(),
+            "fingerprint": (metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
             "classes": list(index.classes),
             "counts": index.counts(),
-            "skipped": int(about.get("skipped") or 0),
-            **about["reading"],
+            "skipped": int(metadata.get("skipped") or 0),
+            **metadata["reading"],
         },
         "versions": versions(),
         "backbone": {
@@ -139,8 +139,8 @@ def results_of(
 
 def _write_head(path: Path, arrays: dict[str, Any], embeddings: "Embeddings") -> None:
     """Of a logistic regression on the features that a head of the network would see."""
-    about = embeddings.about
-    if about["normalize"] or about["whitening"] or about["stage"] != about["stages"][-1]:
+    metadata = embeddings.metadata
+    if metadata["normalize"] or metadata["whitening"] or metadata["stage"] != metadata["stages"][-1]:
         path.unlink(missing_ok=True)
         return
     import torch
@@ -151,4 +151,4 @@ def _write_head(path: Path, arrays: dict[str, Any], embeddings: "Embeddings") ->
     head = build_head(name="linear", num_features=embeddings.num_features, num_classes=len(embeddings.classes))
     state = {f"fc.{name}": torch.from_numpy(array).float() for name, array in arrays.items()}
     head.load_state_dict(state)
-    save_head(path, head=head, backbone_hash=about["model"]["hash"], classes=embeddings.classes)
+    save_head(path, head=head, backbone_hash=metadata["model"]["hash"], classes=embeddings.classes)

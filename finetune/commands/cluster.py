@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from finetune.commands.options import Arguments
 
 if TYPE_CHECKING:
-    from finetune.inference.cluster import Clusters
-    from finetune.inference.doubtful import Doubts
-    from finetune.inference.embeddings import Embeddings
+    from finetune.embeddings.clustering import Clusters
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.label_errors import LabelErrors
 
 ABOUT = """\
 Group the images of a file of finetune embed, and list labels that their neighbours contradict. Writes a folder:
@@ -43,17 +43,17 @@ def run(argv: Sequence[str]) -> int:
             parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
 
     from finetune.commands.options import output_folder
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.embeddings_file import check_embeddings_file
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
     folder = output_folder(given.output, file.with_name(f"{file.stem}-clusters"))
     embeddings = Embeddings.load(file)
 
     from finetune.atomic_files import write_json, write_text
-    from finetune.inference.cluster import cluster, quality
-    from finetune.inference.cluster_files import write_clusters, write_doubtful, write_relabelled
-    from finetune.inference.doubtful import doubtful_labels
+    from finetune.embeddings.cluster_tables import write_clusters, write_label_errors, write_relabelled
+    from finetune.embeddings.clustering import cluster, quality
+    from finetune.embeddings.label_errors import find_label_errors
 
     clusters = cluster(
         embeddings,
@@ -70,12 +70,12 @@ def run(argv: Sequence[str]) -> int:
     summary["sizes"] = [len(clusters.members(number)) for number in range(len(clusters))]
     summary["silhouette_by_count"] = {str(number): value for number, value in clusters.silhouette_by_count.items()}
     doubts = None
-    labelled = len(embeddings.labelled())
+    labelled = len(embeddings.labelled_rows())
     if labelled > 2 and not embeddings.multi_label:
         neighbours = min(given.neighbours, labelled - 1)
-        doubts = doubtful_labels(embeddings, neighbours=neighbours, metric=given.metric)
+        doubts = find_label_errors(embeddings, neighbours=neighbours, metric=given.metric)
         summary["doubtful"] = doubts.likely
-        write_doubtful(folder / "doubtful.csv", embeddings, doubts)
+        write_label_errors(folder / "doubtful.csv", embeddings, doubts)
         write_relabelled(folder / "manifest.csv", embeddings, doubts)
     write_clusters(folder / "clusters.csv", embeddings, clusters)
     write_json(folder / "summary.json", summary)
@@ -99,10 +99,10 @@ def _in_words(summary: dict[str, Any]) -> str:
 
 
 def _sheet(
-    embeddings: "Embeddings", clusters: "Clusters", doubts: "Doubts | None", summary: dict[str, Any], *, name: str
+    embeddings: "Embeddings", clusters: "Clusters", doubts: "LabelErrors | None", summary: dict[str, Any], *, name: str
 ) -> str:
-    from finetune.commands.pictures import Pictures
-    from finetune.inference.cluster import label_shares
+    from finetune.commands.embedded_images import EmbeddedImages
+    from finetune.embeddings.clustering import label_shares
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
     groups = []
@@ -131,4 +131,6 @@ def _sheet(
         groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
     facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
-    return contact_sheet(title=f"Clusters of {name}", facts=facts, groups=groups, pictures=Pictures(embeddings.about))
+    return contact_sheet(
+        title=f"Clusters of {name}", facts=facts, groups=groups, pictures=EmbeddedImages(embeddings.metadata)
+    )

@@ -14,8 +14,8 @@ from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.data.registry import Source
-    from finetune.inference.embedder import Embedder
-    from finetune.inference.samples import Samples
+    from finetune.embeddings.extractor import FeatureExtractor
+    from finetune.embeddings.image_records import ImageRecords
 
 ABOUT = """\
 Features of images into a file that finetune search, cluster and classify read, .npz or .parquet by the suffix of --output.
@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     output = Path(given.output).expanduser()
     config = _checked(line, output)
 
-    from finetune.inference.embed import Settings, check_settings, embed_to_file
+    from finetune.embeddings.embed import Settings, check_settings, embed_to_file
 
     settings = Settings(
         normalize=given.normalize,
@@ -93,10 +93,10 @@ def run(argv: Sequence[str]) -> int:
         batch_size=given.batch_size,
     )
     check_settings(settings, output)
-    embedder = _embedder(line, config, given.stage)
-    samples = _samples(line, config, embedder)
+    extractor = _extractor(line, config, given.stage)
+    samples = _samples(line, config, extractor)
     try:
-        told = embed_to_file(embedder, samples, output, settings=settings)
+        told = embed_to_file(extractor, samples, output, settings=settings)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
     parts = [f"{told.computed} computed"]
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
 def _checked(line: Line, output: Path) -> Config | None:
     """The configuration, if one is needed; wrong paths are answered before torch is imported."""
     from finetune.build import check_paths
-    from finetune.inference.embeddings_file import check_embeddings_path
+    from finetune.embeddings.files import check_embeddings_path
     from finetune.inference.image_paths import STDIN, find_images
 
     check_embeddings_path(output, name="--output")
@@ -141,22 +141,22 @@ def _checked(line: Line, output: Path) -> Config | None:
     return config
 
 
-def _embedder(line: Line, config: Config | None, stage: str | None) -> "Embedder":
+def _extractor(line: Line, config: Config | None, stage: str | None) -> "FeatureExtractor":
     if line.run is not None:
         from finetune.bundle import find_bundle
 
         find_bundle(line.run)
 
-        from finetune.inference.embedder import embedder_of_run
+        from finetune.embeddings.extractor import extractor_from_run
 
-        return embedder_of_run(line.run, stage=stage)
+        return extractor_from_run(line.run, stage=stage)
     assert config is not None, "a network that was not trained here has a configuration"
     from finetune.build import NATIVE_CHANNELS, build_pretrained, image_size
-    from finetune.inference.embedder import DEFAULT_READING, embedder_of_backbone
+    from finetune.embeddings.extractor import DEFAULT_READING, extractor_from_backbone
 
     native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
     said = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
-    return embedder_of_backbone(
+    return extractor_from_backbone(
         build_pretrained(config, print),
         weights=config.backbone.weights,
         seed=config.seed,
@@ -168,31 +168,31 @@ def _embedder(line: Line, config: Config | None, stage: str | None) -> "Embedder
     )
 
 
-def _samples(line: Line, config: Config | None, embedder: "Embedder") -> "Samples":
-    from finetune.inference.samples import FileSamples, SourceSamples
+def _samples(line: Line, config: Config | None, extractor: "FeatureExtractor") -> "ImageRecords":
+    from finetune.embeddings.image_records import DatasetRecords, FileRecords
 
     if line.images:
         from finetune.inference.image_paths import find_images
 
-        return FileSamples(find_images(line.images))
+        return FileRecords(find_images(line.images))
     assert config is not None, "a data set has a configuration"
-    source, data = data_set(config, line, embedder)
+    source, data = data_set(config, line, extractor)
     for note in source.index.notes:
         print(note)
-    if embedder.stage != embedder.stages[-1]:
-        return SourceSamples(source, data=data)
+    if extractor.stage != extractor.stages[-1]:
+        return DatasetRecords(source, data=data)
     from finetune.activation_cache.cached_features import CachedFeatures
 
-    cached = CachedFeatures(embedder.backbone, input_spec=embedder.spec, adapt=embedder.adapt, source=source)
-    return SourceSamples(source, data=data, cached=cached)
+    cached = CachedFeatures(extractor.backbone, input_spec=extractor.spec, adapt=extractor.adapt, source=source)
+    return DatasetRecords(source, data=data, cached=cached)
 
 
-def data_set(config: Config, line: Line, embedder: "Embedder") -> "tuple[Source, dict[str, Any]]":
+def data_set(config: Config, line: Line, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
     """The data set of a command line, and the values from which it can be made again."""
     from finetune.build import build_source
     from finetune.commands.evaluate import read_alike
 
-    config.input.channels = embedder.spec.channels
+    config.input.channels = extractor.spec.channels
     if line.run is not None:
-        read_alike(config, line.overrides, embedder.reading)
+        read_alike(config, line.overrides, extractor.reading)
     return build_source(config), {"seed": config.seed, "data": asdict(config.data)}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments
 
 if TYPE_CHECKING:
-    from finetune.inference.embedder import Embedder
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.found import Found
-    from finetune.inference.queries import Queries
-    from finetune.inference.search import Distances, Rows
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.extractor import FeatureExtractor
+    from finetune.embeddings.queries import Queries
+    from finetune.embeddings.search import Distances, Rows
+    from finetune.embeddings.search_hits import SearchHit
 
 ABOUT = """\
 Images near others, in a file of finetune embed.
@@ -47,24 +47,24 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(list(argv))
     _check(given, parser)
 
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.embeddings_file import check_embeddings_file
-    from finetune.inference.found import as_table, check_found_output, write_found
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.files import check_embeddings_file
+    from finetune.embeddings.search_hits import check_hits_output, format_hits, write_hits
 
-    check_found_output(given.output)
+    check_hits_output(given.output)
     check_embeddings_file(given.embeddings)
     embeddings = Embeddings.load(given.embeddings)
     if given.quality:
         return _quality(given, embeddings)
     queries, rows = _neighbours(given, embeddings) if given.queries else (None, _duplicates(given, embeddings))
-    print(as_table(rows, most=given.k if queries is not None else 10))
+    print(format_hits(rows, most=given.k if queries is not None else 10))
     if queries is None:
         groups = len({row.query for row in rows})
         print(f"{groups} groups of near-duplicates, {len(rows)} images of {len(embeddings)}")
     for path, reason in queries.unreadable if queries is not None else ():
         print(f"unreadable: {path}: {reason}")
     if given.output:
-        write_found(rows, given.output)
+        write_hits(rows, given.output)
         print(f"{len(rows)} rows: {given.output}")
     if given.sheet:
         _write_sheet(given, embeddings, queries, rows)
@@ -98,9 +98,9 @@ def _check(given: argparse.Namespace, parser: Arguments) -> None:
 
 def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
     from finetune.atomic_files import write_json
-    from finetune.inference.retrieval import queries_and_rest, retrieval_quality
+    from finetune.embeddings.retrieval import queries_and_rest, retrieval_quality
 
-    embeddings.need_labels("--quality")
+    embeddings.require_labels("--quality")
     queries, among, words = queries_and_rest(embeddings, given.split)
     quality = retrieval_quality(embeddings, queries=queries, among=among, metric=given.metric)
     figures = ", ".join(f"{name} {value:.4f}" for name, value in quality.items() if isinstance(value, float))
@@ -112,15 +112,15 @@ def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
     return 0
 
 
-def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Queries, list[Found]]":
-    from finetune.inference.faiss_search import EXACT, FaissIndex
-    from finetune.inference.queries import QueryReader
-    from finetune.inference.search import nearest, within
+def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Queries, list[SearchHit]]":
+    from finetune.embeddings.faiss_search import EXACT, FaissIndex
+    from finetune.embeddings.queries import QueryReader
+    from finetune.embeddings.search import nearest, within
 
-    def model() -> "Embedder":
-        from finetune.inference.embedder import embedder_again
+    def model() -> "FeatureExtractor":
+        from finetune.embeddings.extractor import restore_extractor
 
-        return embedder_again(embeddings.about, run=given.model)
+        return restore_extractor(embeddings.metadata, run=given.model)
 
     reader = QueryReader(embeddings, _path(given.embeddings), model)
     queries = reader.read(reader.names(given.queries))
@@ -144,19 +144,19 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
     return queries, [row for query, (rows, apart) in named for row in _found(embeddings, query, rows, apart)]
 
 
-def _duplicates(given: argparse.Namespace, embeddings: "Embeddings") -> "list[Found]":
-    from finetune.inference.near_duplicates import near_duplicates
+def _duplicates(given: argparse.Namespace, embeddings: "Embeddings") -> "list[SearchHit]":
+    from finetune.embeddings.near_duplicates import near_duplicates
 
     groups = near_duplicates(embeddings.features, given.radius, metric=given.metric)
     named = enumerate(groups, start=1)
     return [row for at, group in named for row in _found(embeddings, f"group {at}", group.rows, group.distances)]
 
 
-def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Distances") -> "list[Found]":
-    from finetune.inference.found import Found
+def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Distances") -> "list[SearchHit]":
+    from finetune.embeddings.search_hits import SearchHit
 
     return [
-        Found(
+        SearchHit(
             query=query,
             rank=rank,
             path=embeddings.paths[int(row)],
@@ -170,14 +170,14 @@ def _found(embeddings: "Embeddings", query: str, rows: "Rows", distances: "Dista
 
 
 def _write_sheet(
-    given: argparse.Namespace, embeddings: "Embeddings", queries: "Queries | None", rows: "Sequence[Found]"
+    given: argparse.Namespace, embeddings: "Embeddings", queries: "Queries | None", rows: "Sequence[SearchHit]"
 ) -> None:
     from finetune.atomic_files import write_text
-    from finetune.commands.pictures import Pictures
+    from finetune.commands.embedded_images import EmbeddedImages
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
     most = given.k if given.radius is None else 24
-    by_query: dict[str, list[Found]] = {path: [] for path in queries.paths} if queries is not None else {}
+    by_query: dict[str, list[SearchHit]] = {path: [] for path in queries.paths} if queries is not None else {}
     for row in rows:
         by_query.setdefault(row.query, []).append(row)
     labels: dict[str, str] = {}
@@ -202,6 +202,6 @@ def _write_sheet(
     facts = [f"{len(embeddings):,} images; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."]
     facts += [f"The first {len(groups)} of {len(by_query)} are shown."] if more else []
     title = f"Neighbours in {Path(given.embeddings).name}" if queries is not None else "Near-duplicates"
-    page = contact_sheet(title=title, facts=facts, groups=groups, pictures=Pictures(embeddings.about))
+    page = contact_sheet(title=title, facts=facts, groups=groups, pictures=EmbeddedImages(embeddings.metadata))
     write_text(given.sheet, page)
     print(f"page: {given.sheet}")

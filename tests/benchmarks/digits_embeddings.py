@@ -39,11 +39,11 @@ import numpy as np
 from finetune.cli import main as finetune
 from finetune.commands.train import train
 from finetune.config import compose
-from finetune.inference.classify import judge, split_index
-from finetune.inference.cluster import cluster, quality
-from finetune.inference.doubtful import doubtful_labels
-from finetune.inference.embeddings import Embeddings
-from finetune.inference.retrieval import queries_and_rest, retrieval_quality
+from finetune.embeddings.classify import judge, split_index
+from finetune.embeddings.clustering import cluster, quality
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.label_errors import find_label_errors
+from finetune.embeddings.retrieval import queries_and_rest, retrieval_quality
 
 CLASSES = 10
 
@@ -72,7 +72,7 @@ def planted(embeddings: Embeddings, seeds: Sequence[int]) -> dict[str, list[floa
         wrong = draw.choice(len(embeddings), count, replace=False)
         labels = embeddings.labels.copy()
         labels[wrong] = (labels[wrong] + draw.integers(1, CLASSES, count)) % CLASSES
-        doubts = doubtful_labels(replace(embeddings, labels=labels))
+        doubts = find_label_errors(replace(embeddings, labels=labels))
         hits = np.isin(doubts.rows, wrong)
         for share in (0.02, 0.05):
             first = hits[: round(share * len(embeddings))]

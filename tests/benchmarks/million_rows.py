@@ -49,8 +49,8 @@ def rows(count: int, seed: int) -> Iterator[np.ndarray[Any, Any]]:
 
 def make(path: Path, count: int) -> None:
     """The file of embeddings."""
-    from finetune.inference.embeddings import Block
-    from finetune.inference.embeddings_file import write_embeddings
+    from finetune.embeddings.embeddings import Block
+    from finetune.embeddings.files import write_embeddings
 
     def blocks() -> Iterator[Block]:
         at = 0
@@ -65,7 +65,7 @@ def make(path: Path, count: int) -> None:
             )
             at += len(features)
 
-    write_embeddings(path, blocks(), about={"precision": "float16", "normalize": False, "whitening": None})
+    write_embeddings(path, blocks(), metadata={"precision": "float16", "normalize": False, "whitening": None})
 
 
 class Peak:
@@ -92,7 +92,7 @@ class Peak:
 
 def measure(engine: str, path: Path, count: int) -> dict[str, Any]:
     """One engine: seconds and memory; its answers are left beside the file."""
-    from finetune.inference.embeddings import Embeddings
+    from finetune.embeddings.embeddings import Embeddings
 
     queries = np.concatenate(list(rows(count, seed=2)))
     with Peak() as peak:
@@ -113,7 +113,7 @@ def measure(engine: str, path: Path, count: int) -> dict[str, Any]:
 
 def ours(features: Any) -> Any:
     """Exact search of this package."""
-    from finetune.inference.search import nearest
+    from finetune.embeddings.search import nearest
 
     return lambda queries: nearest(features, queries, K).rows
 
@@ -144,8 +144,8 @@ ENGINE = {"ours": ours, "flat": _faiss("Flat"), "hnsw": _faiss("HNSW16")}
 
 def differences(path: Path, one: str, other: str, count: int) -> str:
     """How the answers of two engines differ."""
-    from finetune.inference.embeddings import Embeddings
-    from finetune.inference.search import rerank
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.search import rerank
 
     features = Embeddings.load(path).features
     queries = np.concatenate(list(rows(count, seed=2))).astype(np.float64)

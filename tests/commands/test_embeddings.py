@@ -13,6 +13,9 @@ import torch
 
 from finetune.cli import main
 from finetune.config import compose
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.extractor import FeatureExtractor
+from finetune.embeddings.files import open_embeddings
 from finetune.files import (
     CLASSIFIER,
     CLUSTER_SUMMARY,
@@ -25,9 +28,6 @@ from finetune.files import (
     RETRIEVAL,
     check_fields,
 )
-from finetune.inference.embedder import Embedder
-from finetune.inference.embeddings import Embeddings
-from finetune.inference.embeddings_file import open_embeddings
 from tests.conftest import TINY
 from tests.runs import train_tiny
 
@@ -61,7 +61,7 @@ def test_a_run_alone_embeds_its_own_data_with_its_splits(run_dir: Path, own: Pat
     made = [(found.paths[row], found.label(row), found.split(row)) for row in range(len(found))]
     assert made == [(row["path"], row["label"], row["split"]) for row in splits]
     results = json.loads((run_dir / "results.json").read_text())
-    assert found.about["fingerprint"] == results["data"]["fingerprint"]
+    assert found.metadata["fingerprint"] == results["data"]["fingerprint"]
     assert found.classes == ("1 cat", "2 dog", "10 owl")
 
 
@@ -86,7 +86,7 @@ def test_a_backbone_that_was_never_trained_here_embeds_images_and_data_sets(pets
     common = ["--output", str(tmp_path / "e.npz"), "--precision", "float32", "--stage", "layer2"]
     assert main(["embed", *BARE, "seed=7", str(pets / "1 cat"), *common]) == 0
     first = Embeddings.load(tmp_path / "e.npz")
-    assert (len(first), first.about["stage"]) == (16, "layer2")
+    assert (len(first), first.metadata["stage"]) == (16, "layer2")
     from finetune.build import build_model, build_source
 
     config = compose([*BARE, "seed=7", "data=folder", f"data.root={pets}"])
@@ -97,7 +97,7 @@ def test_a_backbone_that_was_never_trained_here_embeds_images_and_data_sets(pets
     from finetune.input_spec import InputSpec
     from finetune.models.channels import InputAdapter
 
-    spec = InputSpec.from_dict(first.about["model"]["input"])
+    spec = InputSpec.from_dict(first.metadata["model"]["input"])
     view = eval_view(spec)(source.read(spec_images[0]))[None] / 255
     adapter = InputAdapter(channels=3, adapt="expand", mean=spec.mean, std=spec.std)
     with torch.inference_mode():
@@ -282,13 +282,13 @@ def test_what_training_computed_is_not_computed_again(
 ) -> None:
     run = train_tiny(words("schedule=frozen", "schedule.epochs=2"), tmp_path / "run")
     sizes: list[int] = []
-    whole = Embedder.embed
+    whole = FeatureExtractor.embed
 
-    def counted(self: Embedder, images: list[torch.Tensor]) -> Any:
+    def counted(self: FeatureExtractor, images: list[torch.Tensor]) -> Any:
         sizes.append(len(images))
         return whole(self, images)
 
-    monkeypatch.setattr(Embedder, "embed", counted)
+    monkeypatch.setattr(FeatureExtractor, "embed", counted)
     made = ["--precision", "float32", "--output"]
     assert main(["embed", str(run.run_dir), *made, str(tmp_path / "cached.npz")]) == 0
     # the cache has the evaluation view of training and validation images; the test images alone are computed

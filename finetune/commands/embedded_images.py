@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from finetune.data.registry import Source
 
 
-class Pictures:
+class EmbeddedImages:
     """Reads the images of embeddings.
 
     Args:
-        about: Of the embeddings; where it names a data set that is no folder of files, its images are made again.
+        metadata: Of the embeddings; where it names a data set that is no folder of files, its images are made again.
     """
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
-        self._data = about.get("data")
-        reading = about.get("reading")
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._data = metadata.get("data")
+        reading = metadata.get("reading")
         self._reading = dict(reading) if isinstance(reading, Mapping) else {}
 
     def __call__(self, path: str) -> "Tensor | None":

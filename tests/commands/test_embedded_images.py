@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.commands.pictures import Pictures
+from finetune.commands.embedded_images import EmbeddedImages
 from finetune.config.schema import DataConfig
 from finetune.data.decode import decode_image
 from finetune.data.registry import digits_source
 
 
 def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: Path) -> None:
-    about = {"data": {"seed": 3, "data": asdict(DataConfig(source="digits"))}, "reading": {"high_depth": "full"}}
-    pictures = Pictures(about)
+    metadata = {"data": {"seed": 3, "data": asdict(DataConfig(source="digits"))}, "reading": {"high_depth": "full"}}
+    pictures = EmbeddedImages(metadata)
     path = str(pets / "1 cat/1.png")
     image = pictures(path)
     assert image is not None
@@ -27,7 +27,7 @@ def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: 
 
 
 def test_what_cannot_be_had_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = Pictures({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
+    pictures = EmbeddedImages({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
     assert pictures("digits/0001") is None
     assert pictures("digits/0002") is None
     assert capsys.readouterr().out.count("the data set that was embedded cannot be opened") == 1

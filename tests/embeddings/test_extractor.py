@@ -9,14 +9,14 @@ import torch
 import finetune
 from finetune.bundle import load_bundle
 from finetune.data.decode import decode_image, read_file
-from finetune.errors import UserError
-from finetune.inference.embedder import (
-    Embedder,
-    embedder_again,
-    embedder_of_backbone,
-    embedder_of_classifier,
-    embedder_of_run,
+from finetune.embeddings.extractor import (
+    FeatureExtractor,
+    extractor_from_backbone,
+    extractor_from_classifier,
+    extractor_from_run,
+    restore_extractor,
 )
+from finetune.errors import UserError
 from finetune.models.backbone import build_backbone
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
@@ -39,7 +39,7 @@ def test_by_default_they_are_the_features_below_the_head(bundle: Path, images: t
         expected = model.embed(images).numpy()
     # BatchNorm is folded into the convolutions
     np.testing.assert_allclose(
-        embedder_of_run(bundle).embed(list(images)), expected, rtol=0, atol=1e-5 * expected.max()
+        extractor_from_run(bundle).embed(list(images)), expected, rtol=0, atol=1e-5 * expected.max()
     )
 
 
@@ -53,7 +53,7 @@ def test_of_a_stage_they_are_its_output_averaged_over_places(stage: str, images:
     with torch.inference_mode():
         model(images)
     expected = seen["output"].mean((2, 3)).numpy()
-    made = embedder_of_classifier(model, stage=stage).embed(list(images))
+    made = extractor_from_classifier(model, stage=stage).embed(list(images))
     np.testing.assert_allclose(made, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -62,58 +62,58 @@ def test_tokens_are_averaged_over_their_sequence(images: torch.Tensor) -> None:
         def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
             return images_BCHW.flatten(2).transpose(1, 2)
 
-    embedder = embedder_of_classifier(settled_classifier(name="resnet10t"))
-    embedder.net = Tokens()
-    normalised = embedder.input(images / 255)
-    np.testing.assert_allclose(embedder.embed(list(images)), normalised.mean((2, 3)).numpy(), atol=1e-6)
+    extractor = extractor_from_classifier(settled_classifier(name="resnet10t"))
+    extractor.net = Tokens()
+    normalised = extractor.input(images / 255)
+    np.testing.assert_allclose(extractor.embed(list(images)), normalised.mean((2, 3)).numpy(), atol=1e-6)
 
 
-def bare(**settings: object) -> Embedder:
+def bare(**settings: object) -> FeatureExtractor:
     backbone = build_backbone(source="timm", name="resnet10t", weights="none", seed=3)
-    return embedder_of_backbone(backbone, weights="none", seed=3, size=(32, 32), **settings)  # type: ignore[arg-type]
+    return extractor_from_backbone(backbone, weights="none", seed=3, size=(32, 32), **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_backbone_that_was_never_trained_here_can_be_had_again(channels: int) -> None:
     images = list(torch.randint(0, 256, (3, channels, 32, 32), dtype=torch.uint8))
     first = bare(channels=channels, adapt="fold" if channels == 1 else "expand", stage="layer2")
-    again = embedder_again({**first.identity, "model": first.model})
+    again = restore_extractor({**first.identity, "model": first.model})
     np.testing.assert_array_equal(again.embed(images), first.embed(images))
     assert again.identity == first.identity
 
 
 def test_a_run_can_be_had_again_also_where_it_was_moved(bundle: Path, images: torch.Tensor, tmp_path: Path) -> None:
-    first = embedder_of_run(bundle, stage="layer3")
-    about = {**first.identity, "model": first.model}
-    np.testing.assert_array_equal(embedder_again(about).embed(list(images)), first.embed(list(images)))
+    first = extractor_from_run(bundle, stage="layer3")
+    metadata = {**first.identity, "model": first.model}
+    np.testing.assert_array_equal(restore_extractor(metadata).embed(list(images)), first.embed(list(images)))
     bundle_moved = tmp_path / "moved"
     bundle_moved.symlink_to(bundle)
-    about["model"] = {**first.model, "run": str(tmp_path / "gone")}
+    metadata["model"] = {**first.model, "run": str(tmp_path / "gone")}
     with pytest.raises(UserError, match=r"gone': no such folder.*give --model RUN"):
-        embedder_again(about)
+        restore_extractor(metadata)
     np.testing.assert_array_equal(
-        embedder_again(about, run=bundle_moved).embed(list(images)), first.embed(list(images))
+        restore_extractor(metadata, run=bundle_moved).embed(list(images)), first.embed(list(images))
     )
 
 
 def test_other_weights_than_those_that_made_the_embeddings_are_refused(bundle: Path, tmp_path: Path) -> None:
-    first = embedder_of_run(bundle)
+    first = extractor_from_run(bundle)
     other = small_bundle(tmp_path / "other", size=(32, 32), seed=5)
     with pytest.raises(UserError, match="holds other weights than the embeddings were made with"):
-        embedder_again({**first.identity, "model": first.model}, run=other)
+        restore_extractor({**first.identity, "model": first.model}, run=other)
     model = bare().model
     with pytest.raises(UserError, match="holds other weights"):
-        embedder_again({**bare().identity, "model": {**model, "seed": 4}})
+        restore_extractor({**bare().identity, "model": {**model, "seed": 4}})
 
 
 def test_a_record_of_somebody_elses_opens_no_files(tmp_path: Path) -> None:
     first = bare()
     description = {**first.model["backbone"], "kwargs": {"checkpoint_path": "/etc/passwd"}}
-    about = {**first.identity, "model": {**first.model, "backbone": description}}
+    metadata = {**first.identity, "model": {**first.model, "backbone": description}}
     with pytest.raises(UserError, match="checkpoint_path would read files or the network"):
-        embedder_again(about)
+        restore_extractor(metadata)
     with pytest.raises(UserError, match="record of the model is damaged"):
-        embedder_again({"model": {}})
+        restore_extractor({"model": {}})
 
 
 def test_a_model_in_training_gives_the_same_features_and_stays_as_it_is(images: torch.Tensor) -> None:
@@ -131,21 +131,21 @@ def test_a_model_in_training_gives_the_same_features_and_stays_as_it_is(images: 
 
 def test_unknown_stages_are_told(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"--stage layer5: not a stage of 'resnet10t'.*Did you mean 'layer4'"):
-        embedder_of_run(bundle, stage="layer5")
+        extractor_from_run(bundle, stage="layer5")
     vit = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=32)
     with pytest.raises(UserError, match=r"--stage stem: 'vit_tiny_patch16_224' does not show what it is there, only"):
-        embedder_of_backbone(vit, weights="none", seed=0, stage="stem")
+        extractor_from_backbone(vit, weights="none", seed=0, stage="stem")
 
 
 def test_a_stage_inside_a_network_that_cannot_be_split_is_averaged_over_tokens_or_places() -> None:
     images = list(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
     for name, stage in (("vit_tiny_patch16_224", "blocks.2"), ("swin_tiny_patch4_window7_224", "layers.1")):
         backbone = build_backbone(source="timm", name=name, weights="none", img_size=64)
-        embedder = embedder_of_backbone(backbone, weights="none", seed=0, stage=stage)
+        extractor = extractor_from_backbone(backbone, weights="none", seed=0, stage=stage)
         seen: dict[str, torch.Tensor] = {}
         module = backbone.net.get_submodule(stage)
         hook = module.register_forward_hook(lambda module, given, output, seen=seen: seen.update(output=output))
-        made = embedder.embed(images)
+        made = extractor.embed(images)
         hook.remove()
         # tokens (B, N, D) of the one, maps (B, H, W, D) of the other: the features come last in both
         expected = seen["output"].flatten(1, -2).mean(1).numpy()
@@ -158,9 +158,9 @@ def test_from_python_images_become_embeddings_and_are_found_again(bundle: Path, 
     paths = write_files(tmp_path, 12)
     found = finetune.embed(bundle, tmp_path)
     assert [found.paths[row] for row in range(12)] == paths
-    embedder = embedder_of_run(bundle)
-    views = [embedder.read(read_file(path), path) for path in paths]
-    np.testing.assert_allclose(found.features, embedder.embed(views), atol=1e-5)
+    extractor = extractor_from_run(bundle)
+    views = [extractor.read(read_file(path), path) for path in paths]
+    np.testing.assert_allclose(found.features, extractor.embed(views), atol=1e-5)
     model = finetune.load(bundle)
     pixels = decode_image(paths[2], channels=3)
     again = finetune.embed(model, torch.stack([pixels, pixels.flip(2)]), normalize=True)

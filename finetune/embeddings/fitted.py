@@ -11,11 +11,11 @@ import numpy.typing as npt
 # the least probability a class is given, so that a loss stays finite
 _LEAST = 1e-6
 
-Shares = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class FittedClassifier:
     """A classifier with what was tried for it.
 
     Args:
@@ -38,21 +38,21 @@ class Fitted:
 class Classifies(Protocol):
     """Probabilities of all classes for features."""
 
-    fitted: Fitted
+    fitted: FittedClassifier
 
-    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Shares:
+    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Probabilities:
         """Probabilities (N, K)."""
         ...
 
 
-def figures(shares: Shares, targets: npt.NDArray[np.int64]) -> dict[str, float]:
+def figures(shares: Probabilities, targets: npt.NDArray[np.int64]) -> dict[str, float]:
     """Accuracy and loss of probabilities (N, K)."""
     likely = finite(shares)[np.arange(len(targets)), targets]
     return {"acc": float((shares.argmax(1) == targets).mean()), "loss": float(-np.log(likely).mean())}
 
 
-def finite(shares: Shares) -> Shares:
+def finite(shares: Probabilities) -> Probabilities:
     """No class quite impossible, sums still one."""
     lifted = np.maximum(shares, _LEAST)
-    scaled: Shares = lifted / lifted.sum(1, keepdims=True)
+    scaled: Probabilities = lifted / lifted.sum(1, keepdims=True)
     return scaled

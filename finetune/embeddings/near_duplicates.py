@@ -7,14 +7,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from finetune.data.progress import Progress
-from finetune.inference.embeddings import Features, Rows
-from finetune.inference.search import Distances, within
+from finetune.embeddings.embeddings import Features, Rows
+from finetune.embeddings.search import Distances, within
 
 _ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Alike:
+class DuplicateGroup:
     """Images connected by distances within a radius.
 
     Args:
@@ -26,7 +26,7 @@ class Alike:
     distances: Distances
 
 
-def near_duplicates(features: Features, radius: float, *, metric: str = "cosine") -> list[Alike]:
+def near_duplicates(features: Features, radius: float, *, metric: str = "cosine") -> list[DuplicateGroup]:
     """Groups of two and more images, the closest group first.
 
     An image belongs to a group when it is within the radius of one of its members; so the ends of a long group may be
@@ -59,5 +59,5 @@ def near_duplicates(features: Features, radius: float, *, metric: str = "cosine"
     members = np.flatnonzero(np.isfinite(nearest))
     order = members[np.argsort(group[members], kind="stable")]
     pieces = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    groups = [Alike(rows=rows, distances=nearest[rows]) for rows in pieces]
+    groups = [DuplicateGroup(rows=rows, distances=nearest[rows]) for rows in pieces]
     return sorted(groups, key=lambda alike: (float(alike.distances.min()), int(alike.rows[0])))

@@ -9,12 +9,12 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from finetune.embeddings import clustering as module
+from finetune.embeddings.clustering import OUTLIER, cluster, label_shares, quality
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.label_errors import find_label_errors
 from finetune.errors import UserError
-from finetune.inference import cluster as module
-from finetune.inference.cluster import OUTLIER, cluster, label_shares, quality
-from finetune.inference.doubtful import doubtful_labels
-from finetune.inference.embeddings import Embeddings
-from tests.inference.embedding_sets import digits, embeddings_of
+from tests.embeddings.embedding_sets import digits, embeddings_of
 
 CENTRES = np.array([[0, 0, 9], [9, 0, 0], [0, 9, 0], [9, 9, 9]], np.float64)
 
@@ -109,7 +109,7 @@ def test_labels_made_wrong_on_purpose_come_first() -> None:
     wrong = draw.choice(len(made), count, replace=False)
     labels = made.labels.copy()
     labels[wrong] = (labels[wrong] + draw.integers(1, 10, count)) % 10
-    doubts = doubtful_labels(replace(made, labels=labels))
+    doubts = find_label_errors(replace(made, labels=labels))
     hits = np.isin(doubts.rows, wrong)
     assert hits[:count].mean() > 0.85
     assert hits[: round(0.05 * len(made))].sum() == count
@@ -122,11 +122,11 @@ def test_an_image_whose_neighbours_all_say_otherwise_is_the_most_doubtful() -> N
     made = blobs()
     labels = made.labels.copy()
     labels[7] = (labels[7] + 1) % 4
-    doubts = doubtful_labels(replace(made, labels=labels), neighbours=5, metric="l2")
+    doubts = find_label_errors(replace(made, labels=labels), neighbours=5, metric="l2")
     assert doubts.rows[0] == 7
     assert doubts.doubts[0] == pytest.approx(1)
     assert (doubts.agreeing[0], doubts.suggested[0]) == (0, made.labels[7])
     assert doubts.likely == 1
     assert set(doubts.agreeing[1:].tolist()) <= {4, 5}
     with pytest.raises(UserError, match="--neighbours 200: must be from 1 to one less"):
-        doubtful_labels(made, neighbours=200)
+        find_label_errors(made, neighbours=200)

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from finetune.data.index import Index
 from finetune.data.splits import make_folds, make_splits
+from finetune.embeddings.embeddings import Embeddings, Rows
+from finetune.embeddings.fitted import Classifies, Probabilities
+from finetune.embeddings.knn import NearestNeighbours
+from finetune.embeddings.logistic import Logistic
 from finetune.errors import UserError
-from finetune.inference.embeddings import Embeddings, Rows
-from finetune.inference.fitted import Classifies, Shares
-from finetune.inference.knn import NearestNeighbours
-from finetune.inference.logistic import Logistic
 
 # N = images, D = features
 
@@ -30,8 +30,8 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
     Raises:
         UserError: There are no labels, or a split would be empty.
     """
-    embeddings.need_labels("classify")
-    rows, notes = embeddings.labelled(), []
+    embeddings.require_labels("classify")
+    rows, notes = embeddings.labelled_rows(), []
     if len(rows) < len(embeddings):
         notes.append(f"{len(embeddings) - len(rows)} images without a label are left out.")
     splits = np.maximum(embeddings.splits[rows], 0).astype(np.int8)
@@ -103,7 +103,7 @@ class Judged:
     """A classifier's metrics.
 
     Args:
-        classifier: Fitted.
+        classifier: FittedClassifier.
         metrics: Of ``val`` and ``test``, as in ``results.json``.
         test_rows: Rows of the index.
         test_shares: Their probabilities.
@@ -113,7 +113,7 @@ class Judged:
     classifier: Classifies
     metrics: dict[str, dict[str, Any]]
     test_rows: Rows
-    test_shares: Shares
+    test_shares: Probabilities
     seconds: float
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.inference.fitted import Fitted, Shares, figures, finite
+from finetune.embeddings.fitted import FittedClassifier, Probabilities, figures, finite
 
 # N = images, D = features, K = classes
 
@@ -76,15 +76,15 @@ class Logistic:
         self.weight[regression.classes_], self.bias[regression.classes_] = weight, bias
         arrays = {"weight": self.weight, "bias": self.bias}
         steps = int(np.max(regression.n_iter_))
-        self.fitted = Fitted(
+        self.fitted = FittedClassifier(
             method="logistic", chosen={"C": best["C"]}, tried=tried, steps=steps, arrays=arrays, remarks=remarks
         )
 
-    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Shares:
+    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Probabilities:
         """Probabilities (N, K)."""
         return finite(self._probabilities(self._model, np.asarray(features, np.float64)))
 
-    def _probabilities(self, model: Any, values: npt.NDArray[np.floating[Any]]) -> Shares:
+    def _probabilities(self, model: Any, values: npt.NDArray[np.floating[Any]]) -> Probabilities:
         shares = np.zeros((len(values), self._classes))
         shares[:, model[-1].classes_] = model.predict_proba(values)
         return shares

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.inference.fitted import Fitted, Shares, figures, finite
-from finetune.inference.search import Rows, nearest
+from finetune.embeddings.fitted import FittedClassifier, Probabilities, figures, finite
+from finetune.embeddings.search import Rows, nearest
 
 # N = images, D = features, K = classes
 
@@ -39,14 +39,14 @@ class NearestNeighbours:
         best = max(tried, key=lambda row: (row["acc"], -row["k"]))
         self._k = int(best["k"])
         arrays = {"features": np.asarray(features_ND), "targets": targets, "k": np.array([self._k])}
-        self.fitted = Fitted(method="knn", chosen={"k": self._k}, tried=tried, steps=0, arrays=arrays)
+        self.fitted = FittedClassifier(method="knn", chosen={"k": self._k}, tried=tried, steps=0, arrays=arrays)
 
-    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Shares:
+    def shares(self, features: npt.NDArray[np.floating[Any]]) -> Probabilities:
         """Probabilities (N, K): shares of the votes."""
         found = nearest(self._features, features, self._k, metric=self._metric)
         return self._vote(found.rows, found.distances)
 
-    def _vote(self, rows: Rows, distances: npt.NDArray[np.float64]) -> Shares:
+    def _vote(self, rows: Rows, distances: npt.NDArray[np.float64]) -> Probabilities:
         far = distances[:, -1:]
         weights = np.exp(-distances / np.where(far > 0, far, 1))
         votes = np.zeros((len(rows), self._classes))

@@ -91,7 +91,7 @@ def fit_whitening(
     )
 
 
-def scaled_to_one(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+def l2_normalize(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """Features of Euclidean length one; a vector of zeros stays one."""
     values = features_ND.astype(np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
@@ -111,9 +111,9 @@ def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]
     from finetune.models.weights import FORMAT_VERSION, save_tensors
 
     names = ("mean", "directions", "variances")
-    about = {"format": FORMAT_VERSION, "kind": "whitening", "identity": identity}
-    about |= {"images": whitening.images, "split": whitening.split}
-    save_tensors(path, {name: torch.from_numpy(getattr(whitening, name)) for name in names}, metadata=about)
+    metadata = {"format": FORMAT_VERSION, "kind": "whitening", "identity": identity}
+    metadata |= {"images": whitening.images, "split": whitening.split}
+    save_tensors(path, {name: torch.from_numpy(getattr(whitening, name)) for name in names}, metadata=metadata)
 
 
 def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
@@ -128,15 +128,15 @@ def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
 
     if not path.is_file():
         raise UserError(f"{path}: missing. It belongs to the embeddings beside it; make them again without it.")
-    about = read_metadata(path)
-    if about is None or about.get("kind") != "whitening":
+    metadata = read_metadata(path)
+    if metadata is None or metadata.get("kind") != "whitening":
         raise UserError(f"{path}: holds no whitening of finetune embed.")
     state = load_file(path)
     shapes = {name: state[name].shape for name in ("mean", "directions", "variances") if name in state}
     kept, dim = shapes.get("directions", (0, 0))
     if shapes != {"mean": (dim,), "directions": (kept, dim), "variances": (kept,)}:
         raise UserError(f"{path}: damaged. Its tensors do not belong together.")
-    return Whitening(**state, images=about["images"], split=about["split"]), about["identity"]
+    return Whitening(**state, images=metadata["images"], split=metadata["split"]), metadata["identity"]
 
 
 def digest_of(path: Path) -> str:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from finetune.embeddings.embeddings import NO_LABEL, Embeddings, Rows
+from finetune.embeddings.search import nearest
 from finetune.errors import UserError
-from finetune.inference.embeddings import NO_LABEL, Embeddings, Rows
-from finetune.inference.search import nearest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Doubts:
+class LabelErrors:
     """How much the neighbours of each labelled image speak against its label.
 
     Args:
@@ -35,7 +35,7 @@ class Doubts:
         return int((self.doubts > 0.5).sum())
 
 
-def doubtful_labels(embeddings: Embeddings, *, neighbours: int = 10, metric: str = "cosine") -> Doubts:
+def find_label_errors(embeddings: Embeddings, *, neighbours: int = 10, metric: str = "cosine") -> LabelErrors:
     """Rank labelled images by how much their nearest neighbours contradict their label.
 
     Each neighbour counts in proportion to its nearness: one at the distance of the farthest counts next to nothing, as in
@@ -49,8 +49,8 @@ def doubtful_labels(embeddings: Embeddings, *, neighbours: int = 10, metric: str
     Raises:
         UserError: There are no labels, or fewer images than neighbours.
     """
-    embeddings.need_labels("likely label errors")
-    rows = embeddings.labelled()
+    embeddings.require_labels("likely label errors")
+    rows = embeddings.labelled_rows()
     if not 1 <= neighbours < len(rows):
         raise UserError(
             f"--neighbours {neighbours}: must be from 1 to one less than the labelled images, {len(rows) - 1}."
@@ -76,7 +76,7 @@ def doubtful_labels(embeddings: Embeddings, *, neighbours: int = 10, metric: str
     doubts = shares[at, suggested] - support
     agreeing = (labels == own[:, None]).sum(1)
     order = np.lexsort((rows, -doubts.round(12)))
-    return Doubts(
+    return LabelErrors(
         rows=rows[order],
         doubts=doubts[order],
         suggested=suggested[order].astype(np.int32),

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.embeddings import search
+from finetune.embeddings.faiss_search import FaissIndex
+from finetune.embeddings.near_duplicates import near_duplicates
+from finetune.embeddings.search import METRICS, nearest, single, within
 from finetune.errors import UserError
-from finetune.inference import search
-from finetune.inference.faiss_search import FaissIndex
-from finetune.inference.near_duplicates import near_duplicates
-from finetune.inference.search import METRICS, nearest, single, within
 
 
 def brute(features: Any, queries: Any, metric: str) -> Any:

@@ -1,4 +1,4 @@
-"""Embeddings made in the test, and an embedder whose features are a function of a file's bytes."""
+"""Embeddings made in the test, and an extractor whose features are a function of a file's bytes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import UnreadableImage
 from finetune.data.path_table import path_table
-from finetune.inference.embeddings import Embeddings, Features
-from finetune.inference.samples import Sample
+from finetune.embeddings.embeddings import Embeddings, Features
+from finetune.embeddings.image_records import ImageRecord
 
 
 def embeddings_of(
-    features: Features, labels: list[int] | None = None, splits: list[int] | None = None, **about: Any
+    features: Features, labels: list[int] | None = None, splits: list[int] | None = None, **metadata: Any
 ) -> Embeddings:
     """Embeddings of images ``set/<row>``, each with a content of its own."""
     count = len(features)
@@ -27,7 +27,7 @@ def embeddings_of(
         classes=classes,
         splits=np.array(splits if splits is not None else [-1] * count, np.int8),
         content=np.stack([content_of_bytes(name.encode()) for name in names]),
-        about=about,
+        metadata=metadata,
     )
 
 
@@ -37,7 +37,7 @@ def digits() -> Embeddings:
     return embeddings_of(data.data.astype(np.float32), data.target.tolist())
 
 
-class FakeEmbedder:
+class FakeExtractor:
     """Three features of a file's bytes; counts what it computes, and can be killed after so many images."""
 
     def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
@@ -61,19 +61,21 @@ class FakeEmbedder:
         return np.stack(digests).astype(np.float32) * self.scale
 
 
-class MemorySamples:
+class MemoryRecords:
     """So many images that are no files, in three classes."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.identity: dict[str, Any] = {"data": f"memory {count}"}
-        self.about: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
+        self.metadata: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[ImageRecord]:
         for row in range(self.count):
-            yield Sample(path=f"memory/{row}", label=str(row % 3), split="train" if row % 2 else "test", row=row)
+            yield ImageRecord(path=f"memory/{row}", label=str(row % 3), split="train" if row % 2 else "test", row=row)
 
-    def read(self, sample: Sample, embedder: Any, is_known: Callable[[bytes], bool]) -> tuple[bytes, bytes | None]:
+    def read(
+        self, sample: ImageRecord, extractor: Any, is_known: Callable[[bytes], bool]
+    ) -> tuple[bytes, bytes | None]:
         data = str(sample.row).encode()
         content = content_of_bytes(data).tobytes()
         return content, None if is_known(content) else data

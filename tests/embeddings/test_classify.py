@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from finetune.cli import main
+from finetune.embeddings.classify import METHODS, judge, split_index
+from finetune.embeddings.embeddings import Embeddings
 from finetune.errors import UserError
-from finetune.inference.classify import METHODS, judge, split_index
-from finetune.inference.embeddings import Embeddings
-from tests.inference.embedding_sets import digits, embeddings_of
+from tests.embeddings.embedding_sets import digits, embeddings_of
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from finetune.embeddings import retrieval
+from finetune.embeddings.retrieval import queries_and_rest, retrieval_quality
 from finetune.errors import UserError
-from finetune.inference import retrieval
-from finetune.inference.retrieval import queries_and_rest, retrieval_quality
-from tests.inference.embedding_sets import embeddings_of
+from tests.embeddings.embedding_sets import embeddings_of
 
 
 def test_on_a_line_the_figures_are_those_counted_by_hand() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import read_file
+from finetune.embeddings.embeddings import Block, Embeddings, collect
+from finetune.embeddings.extractor import FeatureExtractor, extractor_from_classifier, extractor_from_run
+from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
-from finetune.inference.embedder import Embedder, embedder_of_classifier, embedder_of_run
-from finetune.inference.embeddings import Block, Embeddings, collect
 from finetune.inference.image_paths import find_images
-from finetune.inference.whitening import scaled_to_one
 from finetune.models.classifier import Classifier
 from finetune.versions import versions
 
@@ -21,7 +21,7 @@ Images = Tensor | str | Path | Sequence[str | Path]
 
 
 def embed_in_memory(
-    model: Classifier | Embedder | str | Path,
+    model: Classifier | FeatureExtractor | str | Path,
     images: Images,
     *,
     stage: str | None = None,
@@ -29,11 +29,11 @@ def embed_in_memory(
     batch_size: int = 32,
 ) -> Embeddings:
     """See :func:`finetune.api.embed`."""
-    embedder = _embedder(model, stage)
-    about = {
-        **embedder.identity,
-        "model": embedder.model,
-        "stages": list(embedder.stages),
+    extractor = _extractor(model, stage)
+    metadata = {
+        **extractor.identity,
+        "model": extractor.model,
+        "stages": list(extractor.stages),
         "normalize": normalize,
         "whiten": False,
         "directions": None,
@@ -48,54 +48,54 @@ def embed_in_memory(
 
     def blocks() -> Iterator[Block]:
         batch: list[tuple[str, bytes, Tensor]] = []
-        for image in _views(images, embedder):
+        for image in _views(images, extractor):
             batch.append(image)
             if len(batch) == batch_size:
-                yield _block(batch, embedder, normalize=normalize)
+                yield _block(batch, extractor, normalize=normalize)
                 batch.clear()
         if batch:
-            yield _block(batch, embedder, normalize=normalize)
+            yield _block(batch, extractor, normalize=normalize)
 
-    found = collect(blocks(), features=None, about=about)
+    found = collect(blocks(), features=None, metadata=metadata)
     if not len(found):
         raise UserError("images: there are none.")
     return found
 
 
-def _embedder(model: Classifier | Embedder | str | Path, stage: str | None) -> Embedder:
+def _extractor(model: Classifier | FeatureExtractor | str | Path, stage: str | None) -> FeatureExtractor:
     if isinstance(model, Classifier):
-        return embedder_of_classifier(model, stage=stage)
-    if not isinstance(model, Embedder):
-        return embedder_of_run(model, stage=stage)
+        return extractor_from_classifier(model, stage=stage)
+    if not isinstance(model, FeatureExtractor):
+        return extractor_from_run(model, stage=stage)
     if stage not in (None, model.stage):
-        raise UserError(f"stage={stage!r}: this embedder was made for {model.stage!r}.")
+        raise UserError(f"stage={stage!r}: this extractor was made for {model.stage!r}.")
     return model
 
 
-def _views(images: Images, embedder: Embedder) -> Iterator[tuple[str, bytes, Tensor]]:
+def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, bytes, Tensor]]:
     """Name, content and view of each image."""
     if not isinstance(images, Tensor):
         several = [images] if isinstance(images, str | Path) else images
         for path in find_images(several):
             data = read_file(path)
-            yield str(Path(path).absolute()), content_of_bytes(data).tobytes(), embedder.read(data, path)
+            yield str(Path(path).absolute()), content_of_bytes(data).tobytes(), extractor.read(data, path)
         return
-    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != embedder.spec.channels:
+    if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != extractor.spec.channels:
         raise UserError(
             f"images of type {images.dtype} and shape {tuple(images.shape)}: must be uint8 "
-            f"(B, {embedder.spec.channels}, H, W)."
+            f"(B, {extractor.spec.channels}, H, W)."
         )
     for number, image in enumerate(images):
         content = content_of_bytes(repr(tuple(image.shape)).encode() + image.numpy().tobytes())
-        yield f"image/{number}", content.tobytes(), embedder.view(image)
+        yield f"image/{number}", content.tobytes(), extractor.view(image)
 
 
-def _block(batch: list[tuple[str, bytes, Tensor]], embedder: Embedder, *, normalize: bool) -> Block:
-    features = embedder.embed([view for _, _, view in batch])
+def _block(batch: list[tuple[str, bytes, Tensor]], extractor: FeatureExtractor, *, normalize: bool) -> Block:
+    features = extractor.embed([view for _, _, view in batch])
     return Block(
         paths=[path for path, _, _ in batch],
         labels=[""] * len(batch),
         splits=[""] * len(batch),
         contents=[content.hex() for _, content, _ in batch],
-        features=np.asarray(scaled_to_one(features) if normalize else features),
+        features=np.asarray(l2_normalize(features) if normalize else features),
     )

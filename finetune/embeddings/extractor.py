@@ -30,7 +30,7 @@ from finetune.process_tuning import collect_garbage_as_usual
 DEFAULT_READING: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
 
 
-class Embedder(nn.Module):
+class FeatureExtractor(nn.Module):
     """``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
 
     Args:
@@ -167,15 +167,15 @@ class _UpTo(nn.Module):
         return seen[0]
 
 
-def embedder_of_classifier(
+def extractor_from_classifier(
     classifier: Classifier,
     *,
     stage: str | None = None,
     reading: Mapping[str, Any] = DEFAULT_READING,
     run: str | Path | None = None,
-) -> Embedder:
+) -> FeatureExtractor:
     """The features below a classifier's head."""
-    return Embedder(
+    return FeatureExtractor(
         backbone=classifier.backbone,
         spec=classifier.input_spec,
         adapt=classifier.adapt,
@@ -185,16 +185,16 @@ def embedder_of_classifier(
     )
 
 
-def embedder_of_run(run: str | Path, *, stage: str | None = None) -> Embedder:
+def extractor_from_run(run: str | Path, *, stage: str | None = None) -> FeatureExtractor:
     """The features of a run or a bundle.
 
     Raises:
         UserError: There is no whole bundle, or no such stage.
     """
-    return embedder_of_classifier(load_bundle(run), stage=stage, reading=reading_of(run), run=run)
+    return extractor_from_classifier(load_bundle(run), stage=stage, reading=reading_of(run), run=run)
 
 
-def embedder_of_backbone(
+def extractor_from_backbone(
     backbone: Backbone,
     *,
     weights: str,
@@ -204,7 +204,7 @@ def embedder_of_backbone(
     size: tuple[int, int] | None = None,
     stage: str | None = None,
     reading: Mapping[str, Any] = DEFAULT_READING,
-) -> Embedder:
+) -> FeatureExtractor:
     """The features of a pretrained network.
 
     Args:
@@ -214,7 +214,7 @@ def embedder_of_backbone(
         channels: Of the images.
         adapt: How they become those of the stem.
         size: Height and width; None takes what the weights expect.
-        stage: See :class:`Embedder`.
+        stage: See :class:`FeatureExtractor`.
         reading: Likewise.
 
     Raises:
@@ -225,7 +225,7 @@ def embedder_of_backbone(
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     path = Path(weights).expanduser()
     lasting = str(path.absolute()) if path.exists() else weights
-    return Embedder(
+    return FeatureExtractor(
         backbone=backbone,
         spec=spec,
         adapt=adapt,
@@ -235,18 +235,18 @@ def embedder_of_backbone(
     )
 
 
-def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -> Embedder:
-    """The embedder that made a file of embeddings, to embed queries alike.
+def restore_extractor(metadata: Mapping[str, Any], *, run: str | Path | None = None) -> FeatureExtractor:
+    """The extractor that made a file of embeddings, to embed queries alike.
 
     Args:
-        about: Of the embeddings.
+        metadata: Of the embeddings.
         run: Where the run or bundle lies now; None takes the place it had.
 
     Raises:
         UserError: It cannot be had, or has other weights now.
     """
     try:
-        model, stage, reading = about["model"], about["stage"], about["reading"]
+        model, stage, reading = metadata["model"], metadata["stage"], metadata["reading"]
         description, spec = model["backbone"], InputSpec.from_dict(model["input"])
         place = run or model["run"]
         problems = backbone_problems(description)
@@ -263,7 +263,7 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
         _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder)
-        return embedder_of_classifier(classifier, stage=stage, reading=reading, run=place)
+        return extractor_from_classifier(classifier, stage=stage, reading=reading, run=place)
     backbone = build_backbone(
         source=description["source"],
         name=description["name"],
@@ -272,7 +272,7 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
         **description["kwargs"],
     )
     backbone.input_spec = InputSpec.from_dict(description["input_spec"])
-    embedder = embedder_of_backbone(
+    extractor = extractor_from_backbone(
         backbone,
         weights=model["weights"],
         seed=model["seed"],
@@ -282,8 +282,8 @@ def embedder_again(about: Mapping[str, Any], *, run: str | Path | None = None) -
         stage=stage,
         reading=reading,
     )
-    _same_weights(embedder.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
-    return embedder
+    _same_weights(extractor.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
+    return extractor
 
 
 def _same_weights(found: str, wanted: str, where: str) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 import finetune
 from finetune.data.path_table import path_table
+from finetune.embeddings import embeddings as module
+from finetune.embeddings.embeddings import Embeddings
 from finetune.errors import UserError
 from finetune.files import EMBEDDINGS
-from finetune.inference import embeddings as module
-from finetune.inference.embeddings import Embeddings
-from tests.inference.embedding_sets import embeddings_of
+from tests.embeddings.embedding_sets import embeddings_of
 
 
 def sample(dtype: str, count: int = 10_000) -> Embeddings:
@@ -44,7 +44,7 @@ def test_what_is_saved_comes_back(suffix: str, dtype: str, tmp_path: Path) -> No
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name), err_msg=name)
     assert [found.paths[row] for row in range(len(found))] == [made.paths[row] for row in range(len(made))]
     assert found.classes == made.classes
-    assert found.about == {"format": 1, **made.about}
+    assert found.metadata == {"format": 1, **made.metadata}
     assert [path.name for path in tmp_path.iterdir()] == [f"e{suffix}"]
 
 

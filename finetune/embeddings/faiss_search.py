@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.errors import UserError
-from finetune.inference.search import (
+from finetune.embeddings.search import (
     Distances,
     Features,
     Neighbours,
@@ -15,7 +14,8 @@ from finetune.inference.search import (
     rerank,
     rounding_errors,
 )
-from finetune.inference.whitening import scaled_to_one
+from finetune.embeddings.whitening import l2_normalize
+from finetune.errors import UserError
 
 EXACT = "Flat"
 _ROWS = 65_536
@@ -53,7 +53,7 @@ class FaissIndex:
             self.index.add(self._single(features_ND[start : start + _ROWS]))
 
     def nearest(self, queries_QD: Features, k: int, *, leave_out: Rows | None = None) -> Neighbours:
-        """As :func:`finetune.inference.search.nearest`; where the index is not exact, neighbours may be missing."""
+        """As :func:`finetune.embeddings.search.nearest`; where the index is not exact, neighbours may be missing."""
         check_search(self.features, queries_QD, k=k, metric=self.metric)
         left_out = np.full(len(queries_QD), -1, np.int64) if leave_out is None else leave_out
         count = min(k + 1 + _SPARE, len(self.features))
@@ -79,7 +79,7 @@ class FaissIndex:
         return Neighbours(rows=rows, distances=distances)
 
     def _single(self, values: Features) -> Any:
-        return np.ascontiguousarray(scaled_to_one(values) if self.metric == "cosine" else values, np.float32)
+        return np.ascontiguousarray(l2_normalize(values) if self.metric == "cosine" else values, np.float32)
 
 
 def _faiss() -> Any:

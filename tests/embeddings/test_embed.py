@@ -1,4 +1,4 @@
-"""Embedding into a file: streamed, incremental, resumed after a kill; by an embedder that counts what it computes."""
+"""Embedding into a file: streamed, incremental, resumed after a kill; by an extractor that counts what it computes."""
 
 import csv
 import random
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from finetune.embeddings.embed import EmbedSummary, Settings, embed_to_file
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.image_records import FileRecords
+from finetune.embeddings.whitening import load_whitening, whitening_path
 from finetune.errors import UserError
-from finetune.inference.embed import Settings, Told, embed_to_file
-from finetune.inference.embeddings import Embeddings
 from finetune.inference.journal import journal_path
-from finetune.inference.samples import FileSamples
-from finetune.inference.whitening import load_whitening, whitening_path
-from tests.inference.embedding_sets import FakeEmbedder, MemorySamples
+from tests.embeddings.embedding_sets import FakeExtractor, MemoryRecords
 
 
 def write(folder: Path, *names: str, text: str = "") -> list[str]:
@@ -27,10 +27,12 @@ def write(folder: Path, *names: str, text: str = "") -> list[str]:
     return [str(folder / name) for name in names]
 
 
-def embed(embedder: FakeEmbedder, paths: list[str], output: Path, said: list[str] | None = None, **kwargs: Any) -> Told:
+def embed(
+    extractor: FakeExtractor, paths: list[str], output: Path, said: list[str] | None = None, **kwargs: Any
+) -> EmbedSummary:
     settings = Settings(**{"batch_size": 4, **kwargs})
     say = said.append if said is not None else lambda line: None
-    return embed_to_file(embedder, FileSamples(paths), output, settings=settings, say=say)  # type: ignore[arg-type]
+    return embed_to_file(extractor, FileRecords(paths), output, settings=settings, say=say)  # type: ignore[arg-type]
 
 
 def rows_of(output: Path) -> dict[str, list[float]]:
@@ -42,22 +44,22 @@ def rows_of(output: Path) -> dict[str, list[float]]:
 def test_only_new_and_changed_images_are_computed_and_those_gone_are_left_out(suffix: str, tmp_path: Path) -> None:
     output = tmp_path / f"e{suffix}"
     paths = write(tmp_path / "images", *"abcdefghij")
-    assert embed(FakeEmbedder(), paths, output) == Told(images=10, computed=10)
+    assert embed(FakeExtractor(), paths, output) == EmbedSummary(images=10, computed=10)
     before = rows_of(output)
     # b is changed, c renamed, d gone, k new
     write(tmp_path / "images", "b", text="another picture")
     Path(paths[2]).rename(tmp_path / "images/c2")
     paths = [*paths[:2], str(tmp_path / "images/c2"), *paths[4:], *write(tmp_path / "images", "k")]
-    again = FakeEmbedder()
+    again = FakeExtractor()
     told = embed(again, paths, output)
-    assert told == Told(images=10, computed=2, changed=1, gone=1)
+    assert told == EmbedSummary(images=10, computed=2, changed=1, gone=1)
     assert again.computed == [b"another picture", b"picture k"]
     after = rows_of(output)
     assert list(after) == ["a", "b", "c2", "e", "f", "g", "h", "i", "j", "k"]
     assert after["c2"] == before["c"]
     assert after["b"] != before["b"]
     fresh = tmp_path / f"fresh{suffix}"
-    embed(FakeEmbedder(), paths, fresh)
+    embed(FakeExtractor(), paths, fresh)
     assert rows_of(fresh) == after
 
 
@@ -69,22 +71,22 @@ def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(start: str,
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     if start != "nothing":
         for output in (whole, parts):
-            embed(FakeEmbedder(), paths[:50:2], output, whiten=True)
-    first = FakeEmbedder()
+            embed(FakeExtractor(), paths[:50:2], output, whiten=True)
+    first = FakeExtractor()
     told = embed(first, paths, whole, whiten=True)
     kept = parts.read_bytes() if parts.exists() else None
     chance, seen = random.Random(0), 0
     for _ in range(6):
-        embedder = FakeEmbedder(dies_after=chance.randint(1, 30))
+        extractor = FakeExtractor(dies_after=chance.randint(1, 30))
         with pytest.raises(KeyboardInterrupt):
-            embed(embedder, paths, parts, whiten=True)
-        seen += len(embedder.computed)
+            embed(extractor, paths, parts, whiten=True)
+        seen += len(extractor.computed)
         journal = journal_path(parts)
         content = journal.read_bytes()
         # a kill can tear the last line, wherever it is
         journal.write_bytes(content[: len(content) - chance.randint(0, 60)])
         assert (parts.read_bytes() if parts.exists() else None) == kept, "what stood there stays until the end"
-    last, said = FakeEmbedder(), list[str]()
+    last, said = FakeExtractor(), list[str]()
     assert embed(last, paths, parts, said, whiten=True) == told
     assert "images are done from an earlier attempt" in " ".join(said)
     np.testing.assert_array_equal(Embeddings.load(parts).features, Embeddings.load(whole).features)
@@ -98,7 +100,7 @@ def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path) -> None:
     paths = write(tmp_path / "images", "a", "b", "c")
     Path(paths[1]).write_text("bad")
     said: list[str] = []
-    told = embed(FakeEmbedder(), [*paths, str(tmp_path / "gone.png")], tmp_path / "e.npz", said)
+    told = embed(FakeExtractor(), [*paths, str(tmp_path / "gone.png")], tmp_path / "e.npz", said)
     assert (told.images, [reason for _, reason in told.unreadable]) == (2, ["It is bad.", "There is no such file."])
     assert said == [
         f"2 unreadable files are left out, listed in e.unreadable.csv. The first: {paths[1]}: It is bad.",
@@ -106,10 +108,10 @@ def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path) -> None:
     with (tmp_path / "e.unreadable.csv").open() as file:
         assert list(csv.reader(file))[1] == [paths[1], "It is bad."]
     Path(paths[1]).write_text("good again")
-    embed(FakeEmbedder(), paths, tmp_path / "e.npz")
+    embed(FakeExtractor(), paths, tmp_path / "e.npz")
     assert not (tmp_path / "e.unreadable.csv").exists()
     with pytest.raises(UserError, match="no image could be read"):
-        embed(FakeEmbedder(), write(tmp_path / "images", "x", text="bad"), tmp_path / "f.npz")
+        embed(FakeExtractor(), write(tmp_path / "images", "x", text="bad"), tmp_path / "f.npz")
     assert not (tmp_path / "f.npz").exists()
 
 
@@ -126,8 +128,8 @@ def test_another_model_or_setting_computes_all_again_and_says_so(
     change: dict[str, Any], what: str, tmp_path: Path
 ) -> None:
     paths, said = write(tmp_path / "images", *"abcdef"), list[str]()
-    embed(FakeEmbedder(), paths, tmp_path / "e.npz")
-    again = FakeEmbedder(name=change.pop("name", "fake"))
+    embed(FakeExtractor(), paths, tmp_path / "e.npz")
+    again = FakeExtractor(name=change.pop("name", "fake"))
     assert embed(again, paths, tmp_path / "e.npz", said, **change).computed == 6
     assert said[0].startswith(f"{tmp_path / 'e.npz'}: was made with another {what}")
 
@@ -136,49 +138,49 @@ def test_something_else_at_the_output_is_left_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", mine=np.arange(3))
     before = (tmp_path / "e.npz").read_bytes()
     with pytest.raises(UserError, match="holds no embeddings of finetune"):
-        embed(FakeEmbedder(), write(tmp_path / "images", "a"), tmp_path / "e.npz")
+        embed(FakeExtractor(), write(tmp_path / "images", "a"), tmp_path / "e.npz")
     assert (tmp_path / "e.npz").read_bytes() == before
 
 
 def test_whitening_is_that_of_scikit_learn_fitted_once_on_training_images_and_kept(tmp_path: Path) -> None:
     output = tmp_path / "e.npz"
     settings = Settings(batch_size=16, precision="float32", whiten=True, directions=2)
-    embed_to_file(FakeEmbedder(), MemorySamples(60), tmp_path / "raw.npz", settings=Settings(precision="float32"))  # type: ignore[arg-type]
+    embed_to_file(FakeExtractor(), MemoryRecords(60), tmp_path / "raw.npz", settings=Settings(precision="float32"))  # type: ignore[arg-type]
     said: list[str] = []
-    embed_to_file(FakeEmbedder(), MemorySamples(60), output, settings=settings, say=said.append)  # type: ignore[arg-type]
+    embed_to_file(FakeExtractor(), MemoryRecords(60), output, settings=settings, say=said.append)  # type: ignore[arg-type]
     assert said == ["whitening: 2 directions fitted on 30 images of the train split"]
     raw, made = Embeddings.load(tmp_path / "raw.npz"), Embeddings.load(output)
     reference = PCA(2, whiten=True, svd_solver="full").fit(raw.features[raw.rows("train")])
     np.testing.assert_allclose(made.features, reference.transform(raw.features), atol=1e-4)
     before = whitening_path(output).read_bytes()
     # more images: the old rows and the directions stay
-    told = embed_to_file(FakeEmbedder(), MemorySamples(90), output, settings=settings, say=said.append)  # type: ignore[arg-type]
+    told = embed_to_file(FakeExtractor(), MemoryRecords(90), output, settings=settings, say=said.append)  # type: ignore[arg-type]
     assert told.computed == 30
     assert whitening_path(output).read_bytes() == before
     np.testing.assert_array_equal(Embeddings.load(output).features[:60], made.features)
     whitening, _ = load_whitening(whitening_path(output))
     later = Embeddings.load(output).features[60:]
-    expected = reference.transform(_raw(MemorySamples(90))[60:])
+    expected = reference.transform(_raw(MemoryRecords(90))[60:])
     np.testing.assert_allclose(later, expected, atol=1e-4)
     assert whitening.images == 30
 
 
-def _raw(samples: MemorySamples) -> Any:
-    return FakeEmbedder().embed([str(row).encode() for row in range(samples.count)])
+def _raw(samples: MemoryRecords) -> Any:
+    return FakeExtractor().embed([str(row).encode() for row in range(samples.count)])
 
 
 def test_features_can_be_scaled_to_length_one(tmp_path: Path) -> None:
-    embed(FakeEmbedder(), write(tmp_path / "images", *"abc"), tmp_path / "e.npz", normalize=True, precision="float32")
+    embed(FakeExtractor(), write(tmp_path / "images", *"abc"), tmp_path / "e.npz", normalize=True, precision="float32")
     np.testing.assert_allclose(np.linalg.norm(Embeddings.load(tmp_path / "e.npz").features, axis=1), 1, atol=1e-6)
 
 
 def test_features_beyond_half_precision_are_refused_with_the_way_out(tmp_path: Path) -> None:
     paths = write(tmp_path / "images", *"abc")
     with pytest.raises(UserError, match=r"holds numbers up to 65504.*Use --precision float32"):
-        embed(FakeEmbedder(scale=1e4), paths, tmp_path / "e.npz")
+        embed(FakeExtractor(scale=1e4), paths, tmp_path / "e.npz")
     with pytest.raises(UserError, match="not finite numbers"):
-        embed(FakeEmbedder(scale=float("nan")), paths, tmp_path / "e.npz")
-    assert embed(FakeEmbedder(scale=1e4), paths, tmp_path / "e.npz", precision="float32").images == 3
+        embed(FakeExtractor(scale=float("nan")), paths, tmp_path / "e.npz")
+    assert embed(FakeExtractor(scale=1e4), paths, tmp_path / "e.npz", precision="float32").images == 3
 
 
 @pytest.mark.parametrize(
@@ -193,18 +195,18 @@ def test_features_beyond_half_precision_are_refused_with_the_way_out(tmp_path: P
 )
 def test_settings_out_of_range_are_told(name: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        embed(FakeEmbedder(), write(tmp_path / "images", *"abcdefgh"), tmp_path / name, **settings)
+        embed(FakeExtractor(), write(tmp_path / "images", *"abcdefgh"), tmp_path / name, **settings)
     assert not (tmp_path / name).exists()
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.inference.embed._BLOCK", 256)
-    embedder, peaks = FakeEmbedder(), []
-    monkeypatch.setattr(embedder, "computed", deque(maxlen=1))
+    monkeypatch.setattr("finetune.embeddings.embed._BLOCK", 256)
+    extractor, peaks = FakeExtractor(), []
+    monkeypatch.setattr(extractor, "computed", deque(maxlen=1))
     for count in (500, 1_000, 5_000):
         tracemalloc.start()
         settings = Settings(batch_size=64, whiten=True)
-        embed_to_file(embedder, MemorySamples(count), tmp_path / f"{count}.npz", settings=settings, say=str)  # type: ignore[arg-type]
+        embed_to_file(extractor, MemoryRecords(count), tmp_path / f"{count}.npz", settings=settings, say=str)  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # the texts of 4,000 rows alone would take 600 kB; the first run is for what is loaded once

@@ -13,23 +13,23 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.manifest import write_left_out
-from finetune.errors import UserError
-from finetune.inference.embedder import Embedder
-from finetune.inference.embeddings import PRECISIONS, Block, Features
-from finetune.inference.embeddings_file import check_embeddings_path, open_embeddings, write_embeddings
-from finetune.inference.journal import Journal, journal_path, stamp
-from finetune.inference.known import Known
-from finetune.inference.predict import Progress
-from finetune.inference.samples import Sample, Samples
-from finetune.inference.whitening import (
+from finetune.embeddings.embeddings import PRECISIONS, Block, Features
+from finetune.embeddings.extractor import FeatureExtractor
+from finetune.embeddings.files import check_embeddings_path, open_embeddings, write_embeddings
+from finetune.embeddings.image_records import ImageRecord, ImageRecords
+from finetune.embeddings.lookup import EmbeddingLookup
+from finetune.embeddings.whitening import (
     Whitening,
     digest_of,
     fit_whitening,
+    l2_normalize,
     load_whitening,
     save_whitening,
-    scaled_to_one,
     whitening_path,
 )
+from finetune.errors import UserError
+from finetune.inference.journal import Journal, journal_path, stamp
+from finetune.inference.predict import Progress
 from finetune.versions import versions
 
 Say = Callable[[str], None]
@@ -37,7 +37,7 @@ _BLOCK = 4096
 
 
 @dataclass(kw_only=True)
-class Told:
+class EmbedSummary:
     """What became of the images.
 
     Args:
@@ -81,8 +81,13 @@ class Settings:
 
 
 def embed_to_file(
-    embedder: Embedder, samples: Samples, output: str | Path, *, settings: Settings | None = None, say: Say = print
-) -> Told:
+    extractor: FeatureExtractor,
+    samples: ImageRecords,
+    output: str | Path,
+    *,
+    settings: Settings | None = None,
+    say: Say = print,
+) -> EmbedSummary:
     """Embed images into a file; interrupted, the same call goes on where it stopped.
 
     Where the file is there already, made by the same model with the same settings, images whose content it holds are not
@@ -91,7 +96,7 @@ def embed_to_file(
     Memory grows by some 50 bytes a row of the earlier file, and by nothing else.
 
     Args:
-        embedder: What makes the features.
+        extractor: What makes the features.
         samples: The images; the same ones in the same order when it goes on.
         output: ``.npz`` or ``.parquet``.
         settings: What happens to the features.
@@ -102,14 +107,14 @@ def embed_to_file(
     """
     settings, output = settings or Settings(), Path(output).expanduser()
     check_settings(settings, output)
-    identity = {**embedder.identity, **settings.identity}
+    identity = {**extractor.identity, **settings.identity}
     known, whitening = _earlier(output, identity, settings, say)
     header = {"journal": "embed 1", **identity, **samples.identity, "batch_size": settings.batch_size}
     header |= {"earlier": stamp(str(output)) if known else None}
     with Journal(journal_path(output), header=header, batch_size=settings.batch_size) as journal:
         if journal.begun_anew:
             say("an earlier attempt had other settings, data or model: begun anew")
-        _fill(journal, embedder, samples, known, settings, say)
+        _fill(journal, extractor, samples, known, settings, say)
         told = _tell(journal, known)
         if not told.images:
             raise UserError(f"--output {output}: no image could be read, so there is nothing to write. {_first(told)}")
@@ -118,16 +123,16 @@ def embed_to_file(
             save_whitening(whitening, whitening_path(output), identity=identity)
             where = f" of the {whitening.split} split" if whitening.split else ""
             say(f"whitening: {len(whitening.directions)} directions fitted on {whitening.images} images{where}")
-        about = {
-            **embedder.identity,
-            "model": embedder.model,
-            "stages": list(embedder.stages),
+        metadata = {
+            **extractor.identity,
+            "model": extractor.model,
+            "stages": list(extractor.stages),
             **settings.identity,
             "whitening": _named(output, whitening),
-            **samples.about,
+            **samples.metadata,
             "versions": versions(),
         }
-        write_embeddings(output, _blocks(journal, known, whitening, settings), about=about)
+        write_embeddings(output, _blocks(journal, known, whitening, settings), metadata=metadata)
         _list_unreadable(told, output, say)
         journal.remove()
     return told
@@ -150,7 +155,7 @@ def check_settings(settings: Settings, output: Path) -> None:
 
 def _earlier(
     output: Path, identity: dict[str, Any], settings: Settings, say: Say
-) -> tuple[Known | None, Whitening | None]:
+) -> tuple[EmbeddingLookup | None, Whitening | None]:
     """What the file at the output is good for, and the whitening beside it where it was fitted on the same model."""
     whitening, place = None, whitening_path(output)
     if settings.whiten and place.is_file():
@@ -161,15 +166,15 @@ def _earlier(
     if not output.exists():
         return None, whitening
     earlier = open_embeddings(output)
-    made_by = earlier.about.get("model") or {}
-    theirs = {**earlier.about, "model": {key: made_by.get(key) for key in identity["model"]}}
+    made_by = earlier.metadata.get("model") or {}
+    theirs = {**earlier.metadata, "model": {key: made_by.get(key) for key in identity["model"]}}
     differs = [key for key, value in identity.items() if theirs.get(key) != value]
     if settings.whiten and (theirs.get("whitening") or {}).get("sha256") != _digest(place):
         differs.append("whitening")
     if differs:
         say(f"{output}: was made with another {' and '.join(differs)}. All images are computed again.")
         return None, whitening
-    return Known(earlier), whitening
+    return EmbeddingLookup(earlier), whitening
 
 
 def _digest(path: Path) -> str | None:
@@ -177,10 +182,15 @@ def _digest(path: Path) -> str | None:
 
 
 def _fill(
-    journal: Journal, embedder: Embedder, samples: Samples, known: Known | None, settings: Settings, say: Say
+    journal: Journal,
+    extractor: FeatureExtractor,
+    samples: ImageRecords,
+    known: EmbeddingLookup | None,
+    settings: Settings,
+    say: Say,
 ) -> None:
     """One row a sample in the journal: why it cannot be read, or its features, or the row that has them already."""
-    listed: dict[str, Sample] = {}
+    listed: dict[str, ImageRecord] = {}
 
     def paths() -> Iterator[str]:
         for sample in samples:
@@ -198,25 +208,28 @@ def _fill(
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as threads:
         holds = known.holds if known is not None else lambda content: False
 
-        def ahead() -> list[tuple[Sample, list[int], Future[Any]]]:
+        def ahead() -> list[tuple[ImageRecord, list[int], Future[Any]]]:
             batch = []
             for path in itertools.islice(left, settings.batch_size):
                 sample = listed[path]
                 # the stamp is taken before the file is read: a file changed in between is then seen as changed
-                batch.append((sample, stamp(path), threads.submit(samples.read, sample, embedder, holds)))
+                batch.append((sample, stamp(path), threads.submit(samples.read, sample, extractor, holds)))
             return batch
 
         batch = ahead()
         while batch:
             following = ahead()
-            journal.append(_embed(batch, embedder, known, settings))
+            journal.append(_embed(batch, extractor, known, settings))
             progress.advance(len(batch))
             batch = following
     progress.finish()
 
 
 def _embed(
-    batch: list[tuple[Sample, list[int], Future[Any]]], embedder: Embedder, known: Known | None, settings: Settings
+    batch: list[tuple[ImageRecord, list[int], Future[Any]]],
+    extractor: FeatureExtractor,
+    known: EmbeddingLookup | None,
+    settings: Settings,
 ) -> list[list[Any]]:
     read: list[tuple[bytes, Any, str]] = []
     for _, _, future in batch:
@@ -225,7 +238,7 @@ def _embed(
         except UserError as error:
             read.append((b"", None, getattr(error, "reason", str(error))))
     views = [view for _, view, _ in read if view is not None and not isinstance(view, np.ndarray)]
-    made = iter(_cast(embedder.embed(views), settings.precision) if views else ())
+    made = iter(_cast(extractor.embed(views), settings.precision) if views else ())
     rows: list[list[Any]] = []
     for (sample, marked, _), (content, view, reason) in zip(batch, read, strict=True):
         if reason:
@@ -255,8 +268,8 @@ def _cast(features: npt.NDArray[np.float32], precision: str) -> Features:
     return cast
 
 
-def _tell(journal: Journal, known: Known | None) -> Told:
-    told = Told()
+def _tell(journal: Journal, known: EmbeddingLookup | None) -> EmbedSummary:
+    told = EmbedSummary()
     for path, _, result in journal.rows():
         was_there = known is not None and known.note_path(path)
         if isinstance(result, str):
@@ -299,10 +312,12 @@ def transformed(
 ) -> npt.NDArray[np.floating[Any]]:
     """Features as the file has them."""
     values = features if whitening is None else whitening(features)
-    return scaled_to_one(values) if normalize else values
+    return l2_normalize(values) if normalize else values
 
 
-def _blocks(journal: Journal, known: Known | None, whitening: Whitening | None, settings: Settings) -> Iterator[Block]:
+def _blocks(
+    journal: Journal, known: EmbeddingLookup | None, whitening: Whitening | None, settings: Settings
+) -> Iterator[Block]:
     rows = _readable(journal)
     while some := list(itertools.islice(rows, _BLOCK)):
         vectors: list[Features | None] = [None] * len(some)
@@ -323,7 +338,7 @@ def _blocks(journal: Journal, known: Known | None, whitening: Whitening | None, 
         )
 
 
-def _there(known: Known | None, result: dict[str, Any]) -> Features:
+def _there(known: EmbeddingLookup | None, result: dict[str, Any]) -> Features:
     assert known is not None, "a row refers to an earlier file"
     features: Features = known.features[result["row"]]
     return features
@@ -333,8 +348,8 @@ def _named(output: Path, whitening: Whitening | None) -> dict[str, Any] | None:
     if whitening is None:
         return None
     place = whitening_path(output)
-    about = {"file": place.name, "sha256": digest_of(place), "directions": len(whitening.directions)}
-    return about | {"images": whitening.images, "split": whitening.split}
+    metadata = {"file": place.name, "sha256": digest_of(place), "directions": len(whitening.directions)}
+    return metadata | {"images": whitening.images, "split": whitening.split}
 
 
 def unreadable_path(output: Path) -> Path:
@@ -342,7 +357,7 @@ def unreadable_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.unreadable.csv")
 
 
-def _list_unreadable(told: Told, output: Path, say: Say) -> None:
+def _list_unreadable(told: EmbedSummary, output: Path, say: Say) -> None:
     place = unreadable_path(output)
     place.unlink(missing_ok=True)
     if told.unreadable:
@@ -350,5 +365,5 @@ def _list_unreadable(told: Told, output: Path, say: Say) -> None:
         say(f"{len(told.unreadable)} unreadable files are left out, listed in {place.name}. {_first(told)}")
 
 
-def _first(told: Told) -> str:
+def _first(told: EmbedSummary) -> str:
     return f"The first: {told.unreadable[0][0]}: {told.unreadable[0][1]}" if told.unreadable else ""

@@ -57,7 +57,7 @@ class Embeddings:
         classes: Names of the labels that occur or may occur.
         splits: int8 (N,), position in ``SPLITS``, -1 for none.
         content: uint64 (N, 2), 128 bits that identify the content of each image.
-        about: What made them: model, stage, transforms, data; plain JSON values.
+        metadata: What made them: model, stage, transforms, data; plain JSON values.
     """
 
     features: Features
@@ -66,7 +66,7 @@ class Embeddings:
     classes: tuple[str, ...]
     splits: npt.NDArray[np.int8]
     content: npt.NDArray[np.uint64]
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.features.ndim == 2, "features are (N, D)"
@@ -84,13 +84,13 @@ class Embeddings:
     @property
     def multi_label(self) -> bool:
         """Whether a label stands for several, joined by ``|``."""
-        return bool(self.about.get("multi_label"))
+        return bool(self.metadata.get("multi_label"))
 
     def rows(self, split: str) -> Rows:
         """Row numbers of one split, ascending."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
-    def labelled(self) -> Rows:
+    def labelled_rows(self) -> Rows:
         """Row numbers of the images that have a label."""
         return np.flatnonzero(self.labels != NO_LABEL)
 
@@ -102,7 +102,7 @@ class Embeddings:
         """Name of a row's split; empty for none."""
         return SPLITS[self.splits[row]] if self.splits[row] != NO_SPLIT else ""
 
-    def hexes(self, rows: Rows | slice = slice(None)) -> list[str]:
+    def content_hashes(self, rows: Rows | slice = slice(None)) -> list[str]:
         """Content of rows as in files."""
         return [line.tobytes().hex() for line in self.content[rows]]
 
@@ -115,10 +115,10 @@ class Embeddings:
             classes=self.classes,
             splits=self.splits[rows],
             content=self.content[rows],
-            about=self.about,
+            metadata=self.metadata,
         )
 
-    def need_labels(self, what: str) -> None:
+    def require_labels(self, what: str) -> None:
         """Hold that images have labels, one each, of at least two classes.
 
         Raises:
@@ -126,19 +126,19 @@ class Embeddings:
         """
         if self.multi_label:
             raise UserError(f"{what}: needs one label an image. These images have several.")
-        if len(np.unique(self.labels[self.labelled()])) < 2:
+        if len(np.unique(self.labels[self.labelled_rows()])) < 2:
             raise UserError(
                 f"{what}: needs images of two classes at least. Labels come with data=..., "
                 "for example: finetune embed RUN data=folder data.root=DIR --output FILE"
             )
 
-    def need_record(self, what: str, *keys: str) -> None:
+    def require_metadata(self, what: str, *keys: str) -> None:
         """Hold that it is known what made them.
 
         Raises:
             UserError: The record lacks a key.
         """
-        if missing := [key for key in keys if key not in self.about]:
+        if missing := [key for key in keys if key not in self.metadata]:
             raise UserError(
                 f"{what}: needs to know what made the embeddings. Their record lacks {', '.join(missing)}. Make them with "
                 "finetune embed."
@@ -151,7 +151,7 @@ class Embeddings:
         Raises:
             UserError: It is missing, damaged, or something else.
         """
-        from finetune.inference.embeddings_file import open_embeddings
+        from finetune.embeddings.files import open_embeddings
 
         return open_embeddings(Path(path).expanduser())
 
@@ -161,9 +161,9 @@ class Embeddings:
         Raises:
             UserError: Another suffix.
         """
-        from finetune.inference.embeddings_file import write_embeddings
+        from finetune.embeddings.files import write_embeddings
 
-        write_embeddings(Path(path).expanduser(), self.blocks(), about=self.about)
+        write_embeddings(Path(path).expanduser(), self.blocks(), metadata=self.metadata)
 
     def blocks(self, size: int = 8192) -> Iterator[Block]:
         """All rows, some at a time."""
@@ -173,18 +173,18 @@ class Embeddings:
                 paths=[self.paths[row] for row in rows],
                 labels=[self.label(row) for row in rows],
                 splits=[self.split(row) for row in rows],
-                contents=self.hexes(slice(rows.start, rows.stop)),
+                contents=self.content_hashes(slice(rows.start, rows.stop)),
                 features=self.features[rows.start : rows.stop],
             )
 
 
-def collect(blocks: Iterable[Block], *, features: Features | None, about: dict[str, Any]) -> Embeddings:
+def collect(blocks: Iterable[Block], *, features: Features | None, metadata: dict[str, Any]) -> Embeddings:
     """Embeddings from blocks; their features are put together, or are given.
 
     Args:
         blocks: In order.
         features: Of all rows, where the blocks' own are not to be used.
-        about: What made them.
+        metadata: What made them.
     """
     known: dict[str, int] = {}
     labels, splits, contents, parts = [], [], [], []
@@ -201,7 +201,7 @@ def collect(blocks: Iterable[Block], *, features: Features | None, about: dict[s
 
     table = path_table(paths())
     codes = np.concatenate(labels) if labels else np.zeros(0, np.int32)
-    classes = list(about.get("classes") or [])
+    classes = list(metadata.get("classes") or [])
     classes += natural_order(name for name in known if name and name not in classes)
     place = {name: number for number, name in enumerate(classes)}
     renumbered = np.array([place.get(name, NO_LABEL) for name in known] or [NO_LABEL], np.int32)
@@ -214,7 +214,7 @@ def collect(blocks: Iterable[Block], *, features: Features | None, about: dict[s
         classes=tuple(classes),
         splits=np.concatenate(splits) if splits else np.zeros(0, np.int8),
         content=np.frombuffer(b"".join(contents), np.uint64).reshape(-1, 2),
-        about=about,
+        metadata=metadata,
     )
 
 

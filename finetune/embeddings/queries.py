@@ -10,14 +10,14 @@ import numpy as np
 
 from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import UnreadableImage, read_file
+from finetune.embeddings.embeddings import Embeddings, Features, Rows
+from finetune.embeddings.lookup import MISSING, EmbeddingLookup
+from finetune.embeddings.whitening import Whitening, digest_of, l2_normalize, load_whitening
 from finetune.errors import UserError
-from finetune.inference.embeddings import Embeddings, Features, Rows
 from finetune.inference.image_paths import find_images
-from finetune.inference.known import MISSING, Known
-from finetune.inference.whitening import Whitening, digest_of, load_whitening, scaled_to_one
 
 if TYPE_CHECKING:
-    from finetune.inference.embedder import Embedder
+    from finetune.embeddings.extractor import FeatureExtractor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,10 +46,10 @@ class QueryReader:
         model: Loads the model that made them.
     """
 
-    def __init__(self, embeddings: Embeddings, file: Path, model: "Callable[[], Embedder]") -> None:
+    def __init__(self, embeddings: Embeddings, file: Path, model: "Callable[[], FeatureExtractor]") -> None:
         self._embeddings, self._file, self._load = embeddings, file, model
-        self._known = Known(embeddings)
-        self._model: Embedder | None = None
+        self._known = EmbeddingLookup(embeddings)
+        self._model: FeatureExtractor | None = None
         self._whitening: Whitening | None = None
 
     def read(self, names: Iterable[str], *, batch_size: int = 32) -> Queries:
@@ -107,18 +107,20 @@ class QueryReader:
     def _row(self, row: int) -> Features:
         return np.asarray(self._embeddings.features[row])
 
-    def _model_of(self) -> "Embedder":
+    def _model_of(self) -> "FeatureExtractor":
         if self._model is None:
-            self._embeddings.need_record("QUERY", "model", "stage", "reading", "precision", "normalize", "whitening")
+            self._embeddings.require_metadata(
+                "QUERY", "model", "stage", "reading", "precision", "normalize", "whitening"
+            )
             self._whitening = whitening_of(self._embeddings, self._file)
             self._model = self._load()
         return self._model
 
     def _embed(self, views: list[Any]) -> Features:
-        about = self._embeddings.about
-        made: Features = self._model_of().embed(views).astype(about["precision"])
+        metadata = self._embeddings.metadata
+        made: Features = self._model_of().embed(views).astype(metadata["precision"])
         values = made if self._whitening is None else self._whitening(made)
-        return (scaled_to_one(values) if about["normalize"] else values).astype(about["precision"])
+        return (l2_normalize(values) if metadata["normalize"] else values).astype(metadata["precision"])
 
 
 def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
@@ -127,7 +129,7 @@ def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
     Raises:
         UserError: It is no longer beside them.
     """
-    named = embeddings.about.get("whitening")
+    named = embeddings.metadata.get("whitening")
     if not named:
         return None
     # the name alone: a file of embeddings does not say where on this machine is read

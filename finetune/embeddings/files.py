@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from finetune.atomic_files import atomic_path
+from finetune.embeddings.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
 from finetune.errors import UserError
-from finetune.inference.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
 from finetune.inference.prediction_table import check_file
 from finetune.terminal import encodable
 
@@ -58,16 +58,16 @@ def check_embeddings_file(path: str | Path) -> Path:
     return full
 
 
-def write_embeddings(path: Path, blocks: Iterable[Block], *, about: dict[str, Any]) -> int:
+def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: dict[str, Any]) -> int:
     """Write blocks, atomically; memory does not grow with their number.
 
     Returns:
         Number of rows.
     """
     check_embeddings_path(path, name="--output")
-    about = {"format": FORMAT, **about}
+    metadata = {"format": FORMAT, **metadata}
     with atomic_path(path) as part:
-        return (_write_npz if path.suffix == ".npz" else _write_parquet)(part, blocks, about)
+        return (_write_npz if path.suffix == ".npz" else _write_parquet)(part, blocks, metadata)
 
 
 def open_embeddings(path: Path) -> Embeddings:
@@ -84,14 +84,14 @@ def open_embeddings(path: Path) -> Embeddings:
 
 
 def _described(text: str | bytes, path: Path) -> dict[str, Any]:
-    about = json.loads(text)
-    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+    metadata = json.loads(text)
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
         raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
-    if about["format"] > FORMAT:
+    if metadata["format"] > FORMAT:
         raise UserError(
-            f"EMBEDDINGS='{path}': format {about['format']} is newer than this program reads ({FORMAT}). Upgrade."
+            f"EMBEDDINGS='{path}': format {metadata['format']} is newer than this program reads ({FORMAT}). Upgrade."
         )
-    return about
+    return metadata
 
 
 def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any], *, pad_to: int = 0) -> bytes:
@@ -102,7 +102,7 @@ def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any], *, pad_to: int = 0
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", length - 10) + text.ljust(length - 11).encode("latin1") + b"\n"
 
 
-def _write_npz(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -> int:
+def _write_npz(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
     """The widths of texts and the number of rows are known at the end: texts wait in files, features leave room."""
     with ExitStack() as stack:
         waiting = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in _TEXTS]
@@ -134,7 +134,7 @@ def _write_npz(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -> in
                 for texts in _split_texts(file):
                     member.write(np.array(texts, f"<U{width}").tobytes())
         with archive.open(zipfile.ZipInfo("about.npy"), "w") as member:
-            text = np.array(json.dumps(about, ensure_ascii=False))
+            text = np.array(json.dumps(metadata, ensure_ascii=False))
             member.write(_npy_header((), text.dtype, pad_to=_ALIGN) + text.tobytes())
     return count
 
@@ -169,13 +169,13 @@ def _open_npz(path: Path) -> Embeddings:
             raise ValueError("Its record is too large to be one.")
         with archive.open("about.npy") as member:
             _, dtype = _read_header(member, kinds="U")
-            about = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
+            metadata = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
         features = _map_features(archive, file, path)
         columns = [_texts(archive, f"{name}.npy", len(features)) for name in _TEXTS]
         blocks = (
             Block(**dict(zip(_FIELDS, texts, strict=True)), features=features) for texts in zip(*columns, strict=True)
         )
-        return collect(blocks, features=features, about=about)
+        return collect(blocks, features=features, metadata=metadata)
 
 
 def _read_header(file: IO[bytes], *, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -219,18 +219,18 @@ def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str
             yield np.frombuffer(member.read(rows * dtype.itemsize), dtype, count=rows).tolist()
 
 
-def _write_parquet(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -> int:
+def _write_parquet(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata = {_METADATA: json.dumps(about, ensure_ascii=False).encode()}
+    schema_metadata = {_METADATA: json.dumps(metadata, ensure_ascii=False).encode()}
     count, writer = 0, None
     try:
         for block in blocks:
             values = np.ascontiguousarray(block.features)
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
             columns = [pa.array([encodable(text) for text in getattr(block, name)], pa.string()) for name in _FIELDS]
-            table = pa.table([*columns, vectors], names=[*_TEXTS, "features"]).replace_schema_metadata(metadata)
+            table = pa.table([*columns, vectors], names=[*_TEXTS, "features"]).replace_schema_metadata(schema_metadata)
             if writer is None:
                 # numbers that fill their range do not shrink; texts do
                 compression = dict.fromkeys(_TEXTS, "zstd")
@@ -244,7 +244,7 @@ def _write_parquet(part: Path, blocks: Iterable[Block], about: dict[str, Any]) -
             writer.write_table(table)
             count += len(values)
         if writer is None:
-            schema = pa.schema([(name, pa.string()) for name in _TEXTS], metadata=metadata)
+            schema = pa.schema([(name, pa.string()) for name in _TEXTS], metadata=schema_metadata)
             pq.write_table(schema.append(pa.field("features", pa.list_(pa.float32(), 0))).empty_table(), part)
     finally:
         if writer is not None:
@@ -259,7 +259,7 @@ def _open_parquet(path: Path) -> Embeddings:
         schema = file.schema_arrow
         if _METADATA not in (schema.metadata or {}):
             raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
-        about = _described(schema.metadata[_METADATA], path)
+        metadata = _described(schema.metadata[_METADATA], path)
         kind = schema.field("features").type
         count, at = file.metadata.num_rows, 0
         features = scratch_array((count, kind.list_size), kind.value_type.to_pandas_dtype())
@@ -273,4 +273,4 @@ def _open_parquet(path: Path) -> Embeddings:
                 texts = {field: batch.column(name).to_pylist() for field, name in zip(_FIELDS, _TEXTS, strict=True)}
                 yield Block(**texts, features=features)
 
-        return collect(blocks(), features=features, about=about)
+        return collect(blocks(), features=features, metadata=metadata)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import write_text
+from finetune.embeddings.clustering import Clusters
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.label_errors import LabelErrors
 from finetune.files import CLUSTERS, DOUBTFUL, MANIFEST
-from finetune.inference.cluster import Clusters
-from finetune.inference.doubtful import Doubts
-from finetune.inference.embeddings import Embeddings
 
 # an image is relabelled in manifest.csv when the neighbours' doubt is above this
 LIKELY = 0.5
@@ -33,7 +33,7 @@ def write_clusters(path: Path, embeddings: Embeddings, clusters: Clusters) -> No
     )
 
 
-def write_doubtful(path: Path, embeddings: Embeddings, doubts: Doubts) -> None:
+def write_label_errors(path: Path, embeddings: Embeddings, doubts: LabelErrors) -> None:
     """The images that most of their neighbours contradict, the most doubtful first; a manifest as it is."""
     _write(
         path,
@@ -54,14 +54,14 @@ def write_doubtful(path: Path, embeddings: Embeddings, doubts: Doubts) -> None:
     )
 
 
-def write_relabelled(path: Path, embeddings: Embeddings, doubts: Doubts) -> None:
+def write_relabelled(path: Path, embeddings: Embeddings, doubts: LabelErrors) -> None:
     """All labelled images, in the order of the embeddings, with the neighbours' label where the own one is in doubt."""
     other = {
         int(row): embeddings.classes[suggested]
         for row, suggested, doubt in zip(doubts.rows, doubts.suggested, doubts.doubts, strict=True)
         if doubt > LIKELY
     }
-    rows = embeddings.labelled().tolist()
+    rows = embeddings.labelled_rows().tolist()
     _write(path, MANIFEST, ([*_image(embeddings, row), other.get(row, embeddings.label(row))] for row in rows))
 
 

@@ -13,13 +13,13 @@ from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import read_file
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS
+from finetune.embeddings.embeddings import SEPARATOR
+from finetune.embeddings.extractor import FeatureExtractor
 from finetune.errors import UserError, shortened
-from finetune.inference.embedder import Embedder
-from finetune.inference.embeddings import SEPARATOR
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class ImageRecord:
     """An image to embed.
 
     Args:
@@ -35,7 +35,7 @@ class Sample:
     row: int = 0
 
 
-class Samples(Protocol):
+class ImageRecords(Protocol):
     """Images in an order that stays the same, and a way to read them; read from several threads."""
 
     @property
@@ -44,16 +44,16 @@ class Samples(Protocol):
         ...
 
     @property
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What the file of embeddings says of them."""
         ...
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[ImageRecord]:
         """All of them."""
         ...
 
     def read(
-        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+        self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """Content (16 bytes) and view of an image, or its features (D,) where they are there already; None for a view that is
         not needed, its content being known.
@@ -64,7 +64,7 @@ class Samples(Protocol):
         ...
 
 
-class FileSamples:
+class FileRecords:
     """Files, without labels.
 
     Args:
@@ -74,23 +74,23 @@ class FileSamples:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = paths
         self.identity: dict[str, Any] = {"data": "files"}
-        self.about: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
+        self.metadata: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[ImageRecord]:
         """All of them, once."""
         for path in self._paths:
-            yield Sample(path=str(Path(path).absolute()))
+            yield ImageRecord(path=str(Path(path).absolute()))
 
     def read(
-        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+        self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """The file is read, and decoded where its content is new."""
         data = read_file(sample.path)
         content = content_of_bytes(data).tobytes()
-        return content, None if is_known(content) else embedder.read(data, sample.path)
+        return content, None if is_known(content) else extractor.read(data, sample.path)
 
 
-class SourceSamples:
+class DatasetRecords:
     """The samples of a data set, with labels and splits.
 
     Args:
@@ -112,9 +112,9 @@ class SourceSamples:
         self._source, self._cached = source, cached
         index = source.index
         if index.multi_label and (joined := [name for name in index.classes if SEPARATOR in name]):
-            raise UserError(f"data: class names must not hold {SEPARATOR!r}. Found {shortened(joined)}. Rename.")
+            raise UserError(f"data: class names must not hold {SEPARATOR!r}. SearchHit {shortened(joined)}. Rename.")
         self.identity: dict[str, Any] = {"data": index.fingerprint()}
-        self.about: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "data": data,
             "fingerprint": index.fingerprint(),
             "skipped": len(index.skipped),
@@ -122,7 +122,7 @@ class SourceSamples:
             "multi_label": index.multi_label,
         }
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[ImageRecord]:
         """All of them, in the order of the index."""
         index = self._source.index
         for row in range(len(index)):
@@ -131,10 +131,10 @@ class SourceSamples:
                 label = SEPARATOR.join(name for name, shown in zip(index.classes, target, strict=True) if shown)
             else:
                 label = index.classes[int(target)]
-            yield Sample(path=index.path(row), label=label, split=SPLITS[index.splits[row]], row=row)
+            yield ImageRecord(path=index.path(row), label=label, split=SPLITS[index.splits[row]], row=row)
 
     def read(
-        self, sample: Sample, embedder: Embedder, is_known: Callable[[bytes], bool]
+        self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """The content is in the index; the image is read where it is new."""
         content = self._source.index.content[sample.row].tobytes()
@@ -142,4 +142,4 @@ class SourceSamples:
             return content, None
         if (features := self._cached(sample.row)) is not None:
             return content, features
-        return content, embedder.view(self._source.read(sample.row, at_least=embedder.view.at_least))
+        return content, extractor.view(self._source.read(sample.row, at_least=extractor.view.at_least))

@@ -15,7 +15,7 @@ OUTPUTS = (".csv", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchHit:
     """One neighbour of a query, or one member of a group of near-duplicates.
 
     Args:
@@ -35,7 +35,7 @@ class Found:
     distance: float
 
 
-def check_found_output(output: Path | None) -> None:
+def check_hits_output(output: Path | None) -> None:
     """Whether results can be written there.
 
     Raises:
@@ -49,7 +49,7 @@ def check_found_output(output: Path | None) -> None:
         raise UserError(f"--output {output}: must be a file. It is a folder.")
 
 
-def write_found(rows: Sequence[Found], output: Path) -> None:
+def write_hits(rows: Sequence[SearchHit], output: Path) -> None:
     """Write all rows as CSV or JSON, whole or not at all."""
     if output.suffix == ".json":
         values = [
@@ -60,14 +60,14 @@ def write_found(rows: Sequence[Found], output: Path) -> None:
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Found.__dataclass_fields__)
+    writer.writerow(SearchHit.__dataclass_fields__)
     for row in rows:
         cells = asdict(row).values()
         writer.writerow([csv_cell(cell) if isinstance(cell, str) else cell for cell in cells])
     write_text(output, text.getvalue())
 
 
-def as_table(rows: Sequence[Found], *, most: int) -> str:
+def format_hits(rows: Sequence[SearchHit], *, most: int) -> str:
     """Rows below their query, at most so many each."""
     lines: list[str] = []
     query, shown, left_out = None, 0, 0

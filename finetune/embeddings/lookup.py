@@ -6,12 +6,12 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from finetune.inference.embeddings import Embeddings, Features
+from finetune.embeddings.embeddings import Embeddings, Features
 
 MISSING = -1
 
 
-class Known:
+class EmbeddingLookup:
     """Rows of an earlier file, in some 50 bytes of memory each and its mapped features.
 
     Args:

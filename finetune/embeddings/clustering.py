@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.embeddings.embeddings import NO_LABEL, Embeddings, Features, Rows
+from finetune.embeddings.search import METRICS
+from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
-from finetune.inference.embeddings import NO_LABEL, Embeddings, Features, Rows
-from finetune.inference.search import METRICS
-from finetune.inference.whitening import scaled_to_one
 
 # N = images, D = features, K = clusters
 
@@ -152,7 +152,7 @@ def quality(
     if 2 <= len(np.unique(clusters.of_row[sample])) < len(sample):
         values = _ready(embeddings.features[sample], metric)
         found["silhouette"] = float(silhouette_score(values, clusters.of_row[sample]))
-    labelled = embeddings.labelled()
+    labelled = embeddings.labelled_rows()
     if len(labelled) and not embeddings.multi_label:
         labels, groups = embeddings.labels[labelled], clusters.of_row[labelled]
         found["labelled"] = len(labelled)
@@ -185,7 +185,7 @@ def label_shares(embeddings: Embeddings, rows: Rows) -> list[tuple[str, float]]:
 
 
 def _ready(features: Features, metric: str) -> npt.NDArray[np.float32]:
-    return scaled_to_one(features) if metric == "cosine" else np.asarray(features, np.float32)
+    return l2_normalize(features) if metric == "cosine" else np.asarray(features, np.float32)
 
 
 def _kmeans(values: npt.NDArray[np.float32], clusters: int, *, starts: int, seed: int) -> tuple[Any, Any]:

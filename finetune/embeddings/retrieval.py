@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from finetune.data.index import SPLITS
+from finetune.embeddings.embeddings import Embeddings, Rows
+from finetune.embeddings.search import nearest
+from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
-from finetune.inference.embeddings import Embeddings, Rows
-from finetune.inference.search import nearest
-from finetune.inference.whitening import scaled_to_one
 
 # scores held at once
 _CELLS = 16_000_000
@@ -25,7 +25,7 @@ def queries_and_rest(embeddings: Embeddings, split: str | None = None) -> tuple[
     Raises:
         UserError: The split holds no labelled image.
     """
-    labelled = embeddings.labelled()
+    labelled = embeddings.labelled_rows()
     splits = embeddings.splits[labelled]
     if split is None and not ((splits == TEST).any() and (splits != TEST).any()):
         return labelled, labelled, "each image among all others"
@@ -62,7 +62,7 @@ def retrieval_quality(
     Raises:
         UserError: There are no labels, or no query has another image of its class.
     """
-    embeddings.need_labels("retrieval quality")
+    embeddings.require_labels("retrieval quality")
     labels = embeddings.labels
     itself = np.isin(queries, among)
     sizes = np.bincount(labels[among], minlength=len(embeddings.classes))
@@ -104,4 +104,4 @@ def _average_precisions(embeddings: Embeddings, queries: Rows, among: Rows, rele
 
 
 def _ready(features: Any, metric: str) -> Any:
-    return scaled_to_one(features) if metric == "cosine" else np.asarray(features, np.float32)
+    return l2_normalize(features) if metric == "cosine" else np.asarray(features, np.float32)

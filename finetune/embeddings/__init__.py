@@ -1,0 +1,1 @@
+"""Features of images: extracted, stored, searched, grouped and labelled with."""
