@@ -14,7 +14,6 @@ from finetune.config import instantiate, locate
 from finetune.config.schema import Config, DataConfig
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError, did_you_mean, shortened
-from finetune.process_tuning import import_torchmetrics
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
@@ -220,9 +219,17 @@ def image_size(value: Any) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def build_data(config: Config, source: "Source", classifier: "Classifier") -> "ImageDataModule":
-    """Batches."""
-    import_torchmetrics()
+def build_data(
+    config: Config, source: "Source", classifier: "Classifier", worker_init: Callable[[int], None] | None = None
+) -> "ImageDataModule":
+    """The data module of a run.
+
+    Args:
+        config: Checked.
+        source: Where images come from.
+        classifier: Says what an image must look like.
+        worker_init: Called in each loader process with its number.
+    """
     from finetune.data.class_weights import balanced_sample_weights
     from finetune.data.datamodule import ImageDataModule
 
@@ -235,6 +242,7 @@ def build_data(config: Config, source: "Source", classifier: "Classifier") -> "I
         num_workers=config.data.num_workers,
         augment=config.data.augment,
         sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
+        worker_init=worker_init,
     )
 
 
@@ -359,13 +367,19 @@ def _say_what_the_data_holds(source: "Source", say: Say) -> None:
         say(line)
 
 
-def assemble(config: Config, say: Say = lambda line: None, description: dict[str, Any] | None = None) -> RunParts:
+def assemble(
+    config: Config,
+    say: Say = lambda line: None,
+    description: dict[str, Any] | None = None,
+    worker_init: Callable[[int], None] | None = None,
+) -> RunParts:
     """Source, network, batches and schedule of a configuration.
 
     Args:
         config: Checked.
         say: Takes what the user should hear.
         description: Of the network, where its weights will be loaded from a run: nothing is fetched then.
+        worker_init: Called in each loader process with its number.
 
     Raises:
         UserError: Something does not fit.
@@ -380,4 +394,6 @@ def assemble(config: Config, say: Say = lambda line: None, description: dict[str
 
         classifier = classifier_from_description(description)
     phases = build_phases(config, stages=classifier.stages, network=config.backbone.name)
-    return RunParts(source=source, classifier=classifier, data=build_data(config, source, classifier), phases=phases)
+    return RunParts(
+        source=source, classifier=classifier, data=build_data(config, source, classifier, worker_init), phases=phases
+    )

@@ -20,7 +20,6 @@ from finetune.errors import UserError, shortened
 from finetune.models.backbone import SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.weights import save_head, state_hash
-from finetune.process_tuning import collect_garbage_as_usual
 from finetune.terminal import printable
 from finetune.versions import versions
 
@@ -227,7 +226,6 @@ def load_bundle(path: str | Path) -> Classifier:
     Raises:
         UserError: It is no bundle, or its weights are not the ones that it describes.
     """
-    collect_garbage_as_usual()
     folder = find_bundle(path)
     values = read_model_json(folder)
     weights = inside(folder, MODEL_WEIGHTS)

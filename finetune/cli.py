@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import RunError, UserError, did_you_mean
-from finetune.process_tuning import collect_garbage_rarely, leave
+from finetune.process_tuning import collect_garbage_rarely, skip_collection_at_exit
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,9 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
 def entry() -> NoReturn:
     """The installed command: :func:`main` as a process of its own."""
     collect_garbage_rarely()
-    leave(main())
+    status = main()
+    skip_collection_at_exit()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -93,3 +93,8 @@ def test_foreign_libraries_are_known_where_they_belong() -> None:
             if allowed is not None and not name.startswith(allowed):
                 wrong.append(f"{name} imports {imported}")
     assert wrong == []
+
+
+def test_only_the_command_line_tunes_its_process() -> None:
+    importers = {name for name, path in modules() if "finetune.process_tuning" in imports(path)}
+    assert importers == {"cli", "commands/train", "commands/resume"}

@@ -1,5 +1,6 @@
 """The frozen stages in front of what trains: activations without a graph, as the cache keeps them."""
 
+import gc
 from copy import deepcopy
 
 import torch
@@ -9,7 +10,6 @@ from finetune.models.classifier import Classifier
 from finetune.models.forward import folded
 from finetune.models.memory_format import memory_format_for
 from finetune.models.slices import run_in_chunks
-from finetune.process_tuning import collect_garbage
 
 
 class Prefix:
@@ -32,8 +32,8 @@ class Prefix:
             self._net.to(memory_format=memory_format_for(spec))
             if self.folded and torch.is_autocast_enabled(device.type):
                 self._net = _with_half_weights(self._net, classifier.prepare(example))
-            # copies on the way to this one hang in circles of references
-            collect_garbage()
+            # the intermediate copies are part of reference cycles, and each is as large as the network
+            gc.collect()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """``finetune train``: train through the phases, test, write the bundle and the report."""
 
+import gc
 import os
 import shlex
 import signal
@@ -23,7 +24,7 @@ from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import RunError, UserError
-from finetune.process_tuning import collect_garbage, release_freed_blocks
+from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
 
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
@@ -46,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def task(config: Config) -> int:
-    """Train one configuration."""
-    train(config)
+    """Train one configuration, in a process of the command line."""
+    train(config, tune_process=True)
     from finetune.training.companions import end_companions
 
     end_companions()
@@ -60,13 +61,18 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def train(config: Config) -> "RunResult":
-    """A new run."""
+def train(config: Config, *, tune_process: bool = False) -> "RunResult":
+    """Train a new run.
+
+    Args:
+        config: Checked.
+        tune_process: Change this process's garbage collection and allocator for speed; only the command line does.
+    """
     from finetune.training.compiling import compiles
 
     compiles(config.compile)
     run_dir = choose_run_dir(config)
-    parts = assemble(config, say)
+    parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None)
     from finetune.run_folder import create_run_folder
     from finetune.training.plan import build_plan
 
@@ -83,7 +89,7 @@ def train(config: Config) -> "RunResult":
         )
         say(f"precision: {precision.name} ({precision.why})")
     say(f"run: {run_dir}")
-    return execute(config, parts, run_dir)
+    return execute(config, parts, run_dir, tune_process=tune_process)
 
 
 def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
@@ -102,8 +108,10 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
     return precision, caches
 
 
-def execute(config: Config, parts: RunParts, run_dir: Path) -> "RunResult":
+def execute(config: Config, parts: RunParts, run_dir: Path, *, tune_process: bool = False) -> "RunResult":
     """Train what is left of a run; shared by ``train`` and ``resume``."""
+    import torch
+
     from finetune.activation_cache.policy import CachePolicy
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
@@ -114,6 +122,10 @@ def execute(config: Config, parts: RunParts, run_dir: Path) -> "RunResult":
 
     decided = wait_for_run_record(run_dir)["decided"]
     compiled = compiles(config.compile)
+    if tune_process:
+        collect_garbage_as_usual()
+        if not torch.cuda.is_available():
+            retain_freed_blocks()
     with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
@@ -144,12 +156,17 @@ def execute(config: Config, parts: RunParts, run_dir: Path) -> "RunResult":
             compiled=compiled,
             caches=[CachePolicy(**choice) for choice in decided["caches"]],
             cache_limit_bytes=int(config.cache.max_gb * 1e9),
+            free_memory=free_memory if tune_process else gc.collect,
         ).execute()
     test = result.results["test"]
     say(f"\n{result_table(result.results)}\n")
     say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
     if config.report and is_rank_zero():
+        if tune_process:
+            # what the report draws and looks at is used once
+            release_freed_blocks()
+            free_memory()
         report(run_dir, parts.source)
     return result
 
@@ -158,9 +175,6 @@ def report(run_dir: Path, source: "Source | None") -> None:
     """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
     from finetune.report.run_page import write_report
 
-    # what is drawn and looked at here is used once
-    release_freed_blocks()
-    collect_garbage()
     try:
         say(f"report: {write_report(run_dir, source)}")
     except Exception as error:

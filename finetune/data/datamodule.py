@@ -17,7 +17,6 @@ from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, Tr
 from finetune.data.transforms import eval_view, train_view
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
-from finetune.process_tuning import release_freed_blocks
 
 # as many as two were measured for
 FEW_CORES = 4
@@ -103,11 +102,6 @@ def _whole(batch: Batch) -> Batch:
     return batch
 
 
-def _give_back_blocks(worker: int) -> None:
-    """Loader processes hand large blocks back to the system, where glibc would keep them and grow by them."""
-    release_freed_blocks()
-
-
 def default_workers(source: Source, *, on_cpu: bool) -> int:
     """Loader processes: none for data in memory, else one less than this process's cores, at least one, at most eight.
 
@@ -135,6 +129,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Loader processes; None chooses (:func:`default_workers`). Without any, threads of this process read.
         augment: Training view of phases that name none.
         sample_weights: Draw training rows in proportion to these (one a row of the index) instead of taking each once.
+        worker_init: Called in each loader process with its number.
     """
 
     def __init__(
@@ -148,11 +143,12 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         augment: str = "standard",
         sample_weights: npt.NDArray[np.float64] | None = None,
+        worker_init: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.source, self.spec, self.seed = source, spec, seed
         self._eval_batch_size, self._sample_weights = eval_batch_size, sample_weights
-        self._num_workers = num_workers
+        self._num_workers, self._worker_init = num_workers, worker_init
         self.begin_phase(name="train", batch_size=batch_size, augment=augment)
 
     @property
@@ -331,6 +327,6 @@ class ImageDataModule(pl.LightningDataModule):
             collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
-            worker_init_fn=_give_back_blocks,
+            worker_init_fn=self._worker_init,
             pin_memory=pinned and torch.cuda.is_available(),
         )

@@ -23,7 +23,6 @@ from finetune.models.forward import optimize_for_inference
 from finetune.models.modes import evaluating
 from finetune.models.slices import run_in_chunks
 from finetune.models.weights import state_hash
-from finetune.process_tuning import collect_garbage_as_usual
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
 
@@ -56,7 +55,6 @@ class FeatureExtractor(nn.Module):
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        collect_garbage_as_usual()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)

@@ -1,5 +1,6 @@
 """A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle; interrupted, it goes on."""
 
+import gc
 import json
 import shlex
 import time
@@ -24,7 +25,6 @@ from finetune.errors import UserError
 from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.process_tuning import collect_garbage, collect_garbage_as_usual, retain_freed_blocks
 from finetune.training.callbacks.checkpoints import (
     BEST,
     LAST,
@@ -73,6 +73,7 @@ class Run:
         facts: Said in the results: where the weights came from, what the data set holds.
         cache_limit_bytes: Of the whole cache.
         compiled: Compile what trains.
+        free_memory: Called before each phase and before the test.
     """
 
     classifier: Classifier
@@ -93,6 +94,7 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
+    free_memory: Callable[[], object] = gc.collect
 
     def phase_dir(self, number: int) -> Path:
         """Folder of one phase."""
@@ -105,7 +107,6 @@ class Run:
             UserError: Files of the run do not fit its configuration.
             RunError: Training cannot go on.
         """
-        collect_garbage_as_usual()
         if is_rank_zero():
             remove_parts(self.run_dir)
         self.classifier.to(memory_format=memory_format_for(self.classifier.input_spec))
@@ -118,10 +119,10 @@ class Run:
             self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
-                    collect_garbage()
+                    self.free_memory()
                     result, carried = self._phase(number, phase, phases, log, carried)
                     phases.append(result)
-                collect_garbage()
+                self.free_memory()
                 evaluated = self._evaluate()
             except Exception as error:
                 explained = companions.explained(error)
@@ -185,7 +186,6 @@ class Run:
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
             trainer = self._trainer(phase, folder, log)
-            retain_freed_blocks(trainer.strategy.root_device.type)
             with self._running(trainer):
                 trainer.fit(
                     module,

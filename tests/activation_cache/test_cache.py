@@ -280,9 +280,7 @@ def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> N
     assert halves == was_folded == (name in ("resnet18", "seresnet50"))
 
 
-def test_no_copy_is_left_of_those_made_on_the_way_to_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
-    # as in a process of the command line, whose garbage is searched rarely
-    monkeypatch.setattr("finetune.process_tuning._MANY", -1)
+def test_no_copy_is_left_of_those_made_on_the_way_to_the_prefix() -> None:
     classifier = tiny_classifier(name="resnet18", size=64).eval()
     before = set(map(id, _read_by_fx()))
     gc.disable()
