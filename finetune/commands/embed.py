@@ -96,15 +96,15 @@ def run(argv: Sequence[str]) -> int:
     extractor = _extractor(line, config, given.stage)
     samples = _samples(line, config, extractor)
     try:
-        told = embed_to_file(extractor, samples, output, settings=settings)
+        summary = embed_to_file(extractor, samples, output, settings=settings)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
-    parts = [f"{told.computed} computed"]
-    parts += [f"{told.images - told.computed} kept from before"] if told.images > told.computed else []
-    parts += [f"{told.changed} of them changed"] if told.changed else []
-    parts += [f"{told.gone} no longer named and left out"] if told.gone else []
-    parts += [f"{len(told.unreadable)} unreadable"] if told.unreadable else []
-    print(f"{told.images} images ({', '.join(parts)}): {output}")
+    parts = [f"{summary.computed} computed"]
+    parts += [f"{summary.images - summary.computed} kept from before"] if summary.images > summary.computed else []
+    parts += [f"{summary.changed} of them changed"] if summary.changed else []
+    parts += [f"{summary.gone} no longer named and left out"] if summary.gone else []
+    parts += [f"{len(summary.unreadable)} unreadable"] if summary.unreadable else []
+    print(f"{summary.images} images ({', '.join(parts)}): {output}")
     return 0
 
 
@@ -155,7 +155,7 @@ def _extractor(line: Line, config: Config | None, stage: str | None) -> "Feature
     from finetune.embeddings.extractor import DEFAULT_READING, extractor_from_backbone
 
     native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
-    said = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
+    given = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
     return extractor_from_backbone(
         build_pretrained(config, print),
         weights=config.backbone.weights,
@@ -164,7 +164,7 @@ def _extractor(line: Line, config: Config | None, stage: str | None) -> "Feature
         adapt=config.input.adapt,
         size=image_size(config.input.size),
         stage=stage,
-        reading=DEFAULT_READING | {key: value for key, value in said.items() if value is not None},
+        reading=DEFAULT_READING | {key: value for key, value in given.items() if value is not None},
     )
 
 

@@ -1,11 +1,9 @@
-"""Embed images into a file: streamed, journalled batch by batch, and only what the file does not hold yet is computed."""
+"""Embed images into a file: streamed, stored batch by batch, and only what the file does not hold yet is computed."""
 
-import base64
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.manifest import write_left_out
-from finetune.embeddings.embeddings import PRECISIONS, Block, Features
+from finetune.embeddings.embeddings import PRECISIONS, Block, Embeddings, Features
 from finetune.embeddings.extractor import FeatureExtractor
-from finetune.embeddings.files import check_embeddings_path, open_embeddings, write_embeddings
+from finetune.embeddings.files import check_embeddings_path, write_embeddings
 from finetune.embeddings.image_records import ImageRecord, ImageRecords
 from finetune.embeddings.lookup import EmbeddingLookup
 from finetune.embeddings.whitening import (
@@ -28,11 +26,13 @@ from finetune.embeddings.whitening import (
     whitening_path,
 )
 from finetune.errors import UserError
-from finetune.inference.journal import Journal, journal_path, stamp
-from finetune.inference.predict import Progress
+from finetune.inference.job_progress import image_progress
+from finetune.inference.job_store import JobRow, JobStore, file_stamp, job_path
+from finetune.inference.read_ahead import ReadResult, read_ahead
 from finetune.versions import versions
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 _BLOCK = 4096
 
 
@@ -81,26 +81,20 @@ class Settings:
 
 
 def embed_to_file(
-    extractor: FeatureExtractor,
-    samples: ImageRecords,
-    output: str | Path,
-    *,
-    settings: Settings | None = None,
-    say: Say = print,
+    extractor: FeatureExtractor, records: ImageRecords, output: str | Path, *, settings: Settings | None = None
 ) -> EmbedSummary:
     """Embed images into a file; interrupted, the same call goes on where it stopped.
 
     Where the file is there already, made by the same model with the same settings, images whose content it holds are not
-    computed again, whatever they are called now, and rows whose image is no longer among the samples are left out.
+    computed again, whatever they are called now, and rows whose image is no longer among the records are left out.
 
     Memory grows by some 50 bytes a row of the earlier file, and by nothing else.
 
     Args:
         extractor: What makes the features.
-        samples: The images; the same ones in the same order when it goes on.
+        records: The images; the same ones in the same order when it goes on.
         output: ``.npz`` or ``.parquet``.
         settings: What happens to the features.
-        say: Takes a line for the user.
 
     Raises:
         UserError: The output cannot be written so, something else stands there, or no image could be read.
@@ -108,34 +102,38 @@ def embed_to_file(
     settings, output = settings or Settings(), Path(output).expanduser()
     check_settings(settings, output)
     identity = {**extractor.identity, **settings.identity}
-    known, whitening = _earlier(output, identity, settings, say)
-    header = {"journal": "embed 1", **identity, **samples.identity, "batch_size": settings.batch_size}
-    header |= {"earlier": stamp(str(output)) if known else None}
-    with Journal(journal_path(output), header=header, batch_size=settings.batch_size) as journal:
-        if journal.begun_anew:
-            say("an earlier attempt had other settings, data or model: begun anew")
-        _fill(journal, extractor, samples, known, settings, say)
-        told = _tell(journal, known)
-        if not told.images:
-            raise UserError(f"--output {output}: no image could be read, so there is nothing to write. {_first(told)}")
+    lookup, whitening = _earlier(output, identity, settings)
+    job = {"job": "embed", **identity, **records.identity, "batch_size": settings.batch_size}
+    job |= {"earlier": file_stamp(str(output)) if lookup else None}
+    with JobStore(job_path(output), settings=job, batch_size=settings.batch_size) as store:
+        if store.discarded:
+            log.info("an earlier attempt had other settings, data or model: begun anew")
+        _compute(store, extractor, records, lookup, settings)
+        summary = _summarize(store, lookup)
+        if not summary.images:
+            raise UserError(
+                f"--output {output}: no image could be read, so there is nothing to write. {_first(summary)}"
+            )
         if settings.whiten and whitening is None:
-            whitening = _fit(journal, settings)
+            whitening = _fit_whitening(store, settings)
             save_whitening(whitening, whitening_path(output), identity=identity)
             where = f" of the {whitening.split} split" if whitening.split else ""
-            say(f"whitening: {len(whitening.directions)} directions fitted on {whitening.images} images{where}")
+            log.info(
+                "whitening: %d directions fitted on %d images%s", len(whitening.directions), whitening.images, where
+            )
         metadata = {
             **extractor.identity,
             "model": extractor.model,
             "stages": list(extractor.stages),
             **settings.identity,
-            "whitening": _named(output, whitening),
-            **samples.metadata,
+            "whitening": _whitening_record(output, whitening),
+            **records.metadata,
             "versions": versions(),
         }
-        write_embeddings(output, _blocks(journal, known, whitening, settings), metadata=metadata)
-        _list_unreadable(told, output, say)
-        journal.remove()
-    return told
+        write_embeddings(output, _blocks(store, lookup, whitening, settings), metadata=metadata)
+        _list_unreadable(summary, output)
+        store.remove()
+    return summary
 
 
 def check_settings(settings: Settings, output: Path) -> None:
@@ -154,25 +152,27 @@ def check_settings(settings: Settings, output: Path) -> None:
 
 
 def _earlier(
-    output: Path, identity: dict[str, Any], settings: Settings, say: Say
+    output: Path, identity: dict[str, Any], settings: Settings
 ) -> tuple[EmbeddingLookup | None, Whitening | None]:
-    """What the file at the output is good for, and the whitening beside it where it was fitted on the same model."""
+    """Return what the file at the output is good for, and the whitening beside it where it was fitted on the same model."""
     whitening, place = None, whitening_path(output)
     if settings.whiten and place.is_file():
-        found, valid_for = load_whitening(place)
-        whitening = found if valid_for == identity else None
+        stored, valid_for = load_whitening(place)
+        whitening = stored if valid_for == identity else None
         if whitening is not None:
-            say(f"whitening: the one of {place.name}, fitted on {whitening.images} images; remove it to fit it anew")
+            log.info(
+                "whitening: the one of %s, fitted on %d images; remove it to fit it anew", place.name, whitening.images
+            )
     if not output.exists():
         return None, whitening
-    earlier = open_embeddings(output)
+    earlier = Embeddings.load(output)
     made_by = earlier.metadata.get("model") or {}
     theirs = {**earlier.metadata, "model": {key: made_by.get(key) for key in identity["model"]}}
     differs = [key for key, value in identity.items() if theirs.get(key) != value]
     if settings.whiten and (theirs.get("whitening") or {}).get("sha256") != _digest(place):
         differs.append("whitening")
     if differs:
-        say(f"{output}: was made with another {' and '.join(differs)}. All images are computed again.")
+        log.info("%s: was made with another %s. All images are computed again.", output, " and ".join(differs))
         return None, whitening
     return EmbeddingLookup(earlier), whitening
 
@@ -181,77 +181,75 @@ def _digest(path: Path) -> str | None:
     return digest_of(path) if path.is_file() else None
 
 
-def _fill(
-    journal: Journal,
+@dataclass(frozen=True, kw_only=True)
+class _Embedded:
+    """What the job store holds of an image, beside its features.
+
+    Args:
+        label: Its class.
+        split: Its split.
+        content: Digest of its bytes, in hexadecimal digits.
+        earlier_row: The row of the earlier file that has its features; None where they were computed.
+    """
+
+    label: str
+    split: str
+    content: str
+    earlier_row: int | None = None
+
+
+def _compute(
+    store: JobStore,
     extractor: FeatureExtractor,
-    samples: ImageRecords,
-    known: EmbeddingLookup | None,
+    records: ImageRecords,
+    lookup: EmbeddingLookup | None,
     settings: Settings,
-    say: Say,
 ) -> None:
-    """One row a sample in the journal: why it cannot be read, or its features, or the row that has them already."""
-    listed: dict[str, ImageRecord] = {}
-
-    def paths() -> Iterator[str]:
-        for sample in samples:
-            # what is known of a path is kept until its batch has been put together, and no longer
-            listed.pop(sample.path, None)
-            listed[sample.path] = sample
-            if len(listed) > 2 * settings.batch_size:
-                del listed[next(iter(listed))]
-            yield sample.path
-
-    left, kept = journal.resume(paths())
+    """Store one row an image: why it cannot be read, its features, or the row of the earlier file that has them."""
+    remaining, kept = store.resume(records, _path_of)
     if kept:
-        say(f"{kept} images are done from an earlier attempt")
-    progress = Progress(kept)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as threads:
-        holds = known.holds if known is not None else lambda content: False
+        log.info("%d images are done from an earlier attempt", kept)
+    is_known = lookup.holds if lookup is not None else lambda content: False
 
-        def ahead() -> list[tuple[ImageRecord, list[int], Future[Any]]]:
-            batch = []
-            for path in itertools.islice(left, settings.batch_size):
-                sample = listed[path]
-                # the stamp is taken before the file is read: a file changed in between is then seen as changed
-                batch.append((sample, stamp(path), threads.submit(samples.read, sample, extractor, holds)))
-            return batch
+    def read(record: ImageRecord) -> tuple[bytes, Any]:
+        return records.read(record, extractor, is_known)
 
-        batch = ahead()
-        while batch:
-            following = ahead()
-            journal.append(_embed(batch, extractor, known, settings))
-            progress.advance(len(batch))
-            batch = following
-    progress.finish()
+    with image_progress(kept) as advance:
+        for batch in read_ahead(remaining, read, batch_size=settings.batch_size, path_of=_path_of):
+            store.append(_embed(batch, extractor, lookup, settings))
+            advance(len(batch))
+
+
+def _path_of(record: ImageRecord) -> str:
+    return record.path
 
 
 def _embed(
-    batch: list[tuple[ImageRecord, list[int], Future[Any]]],
+    batch: list[ReadResult[ImageRecord, tuple[bytes, Any]]],
     extractor: FeatureExtractor,
-    known: EmbeddingLookup | None,
+    lookup: EmbeddingLookup | None,
     settings: Settings,
-) -> list[list[Any]]:
-    read: list[tuple[bytes, Any, str]] = []
-    for _, _, future in batch:
-        try:
-            read.append((*future.result(), ""))
-        except UserError as error:
-            read.append((b"", None, getattr(error, "reason", str(error))))
-    views = [view for _, view, _ in read if view is not None and not isinstance(view, np.ndarray)]
-    made = iter(_cast(extractor.embed(views), settings.precision) if views else ())
-    rows: list[list[Any]] = []
-    for (sample, marked, _), (content, view, reason) in zip(batch, read, strict=True):
-        if reason:
-            rows.append([sample.path, marked, reason])
+) -> list[JobRow]:
+    views = [read.value[1] for read in batch if read.value is not None]
+    views = [view for view in views if view is not None and not isinstance(view, np.ndarray)]
+    computed = iter(_cast(extractor.embed(views), settings.precision) if views else ())
+    rows: list[JobRow] = []
+    for read in batch:
+        record = read.item
+        if read.value is None:
+            rows.append(JobRow(path=record.path, stamp=read.stamp, error=read.error))
             continue
-        result: dict[str, Any] = {"label": sample.label, "split": sample.split, "content": content.hex()}
-        if view is not None:
-            vector = _cast(view, settings.precision) if isinstance(view, np.ndarray) else next(made)
-            result["features"] = base64.b64encode(vector.tobytes()).decode()
+        content, view = read.value
+        data, earlier_row = b"", None
+        if view is None:
+            assert lookup is not None, "only an image of the earlier file has no view"
+            earlier_row = lookup.row_of_content(content)
+        elif isinstance(view, np.ndarray):
+            data = _cast(view, settings.precision).tobytes()
         else:
-            assert known is not None, "only what is known has no view"
-            result["row"] = known.row_of_content(content)
-        rows.append([sample.path, marked, result])
+            data = next(computed).tobytes()
+        result = _Embedded(label=record.label, split=record.split, content=content.hex(), earlier_row=earlier_row)
+        rows.append(JobRow(path=record.path, stamp=read.stamp, result=asdict(result), data=data))
     return rows
 
 
@@ -268,36 +266,29 @@ def _cast(features: npt.NDArray[np.float32], precision: str) -> Features:
     return cast
 
 
-def _tell(journal: Journal, known: EmbeddingLookup | None) -> EmbedSummary:
-    told = EmbedSummary()
-    for path, _, result in journal.rows():
-        was_there = known is not None and known.note_path(path)
-        if isinstance(result, str):
-            told.unreadable.append((path, result))
+def _summarize(store: JobStore, lookup: EmbeddingLookup | None) -> EmbedSummary:
+    summary = EmbedSummary()
+    for row in store.rows():
+        was_there = lookup is not None and lookup.note_path(row.path)
+        if row.error:
+            summary.unreadable.append((row.path, row.error))
             continue
-        told.images += 1
-        told.computed += "features" in result
-        told.changed += was_there and "features" in result
-        if known is not None and "row" in result:
-            known.note_row(result["row"])
-    told.gone = known.gone if known is not None else 0
-    return told
+        earlier_row = _Embedded(**row.result).earlier_row
+        summary.images += 1
+        summary.computed += earlier_row is None
+        summary.changed += was_there and earlier_row is None
+        if lookup is not None and earlier_row is not None:
+            lookup.note_row(earlier_row)
+    summary.gone = lookup.gone if lookup is not None else 0
+    return summary
 
 
-def _readable(journal: Journal) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((path, result) for path, _, result in journal.rows() if not isinstance(result, str))
-
-
-def _decoded(result: dict[str, Any], precision: str) -> Features:
-    values: Features = np.frombuffer(base64.b64decode(result["features"]), precision)
-    return values
-
-
-def _fit(journal: Journal, settings: Settings) -> Whitening:
-    """On the training images where there are some: what is tested must not have shaped the features."""
-    trained = any(result["split"] == "train" for _, result in _readable(journal))
-    wanted = (result for _, result in _readable(journal) if not trained or result["split"] == "train")
-    vectors = (_decoded(result, settings.precision) for result in wanted)
+def _fit_whitening(store: JobStore, settings: Settings) -> Whitening:
+    """Fit on the training images where there are some: what is tested must not have shaped the features."""
+    readable = (row for row in store.rows() if not row.error)
+    trained = any(row.result["split"] == "train" for row in readable)
+    rows = (row for row in store.rows() if not row.error and (not trained or row.result["split"] == "train"))
+    vectors = (np.frombuffer(row.data, settings.precision) for row in rows)
     return fit_whitening(_stacks(vectors), keep=settings.directions, split="train" if trained else "")
 
 
@@ -310,60 +301,62 @@ def _stacks(vectors: Iterable[Features]) -> Iterator[Features]:
 def transformed(
     features: npt.NDArray[np.floating[Any]], whitening: Whitening | None, *, normalize: bool
 ) -> npt.NDArray[np.floating[Any]]:
-    """Features as the file has them."""
+    """Return features as the file has them."""
     values = features if whitening is None else whitening(features)
     return l2_normalize(values) if normalize else values
 
 
 def _blocks(
-    journal: Journal, known: EmbeddingLookup | None, whitening: Whitening | None, settings: Settings
+    store: JobStore, lookup: EmbeddingLookup | None, whitening: Whitening | None, settings: Settings
 ) -> Iterator[Block]:
-    rows = _readable(journal)
-    while some := list(itertools.islice(rows, _BLOCK)):
-        vectors: list[Features | None] = [None] * len(some)
-        new = [at for at, (_, result) in enumerate(some) if "features" in result]
-        if new:
-            raw = np.stack([_decoded(some[at][1], settings.precision) for at in new])
-            made = _cast(transformed(raw, whitening, normalize=settings.normalize), settings.precision)
-            for at, vector in zip(new, made, strict=True):
-                vectors[at] = vector
+    readable = (row for row in store.rows() if not row.error)
+    while rows := list(itertools.islice(readable, _BLOCK)):
+        results = [_Embedded(**row.result) for row in rows]
+        computed = [np.frombuffer(row.data, settings.precision) for row in rows if row.data]
+        if computed:
+            values = transformed(np.stack(computed), whitening, normalize=settings.normalize)
+            computed = list(_cast(values, settings.precision))
+        new = iter(computed)
+        features = [
+            next(new) if result.earlier_row is None else _earlier_features(lookup, result.earlier_row)
+            for result in results
+        ]
         yield Block(
-            paths=[path for path, _ in some],
-            labels=[result["label"] for _, result in some],
-            splits=[result["split"] for _, result in some],
-            contents=[result["content"] for _, result in some],
-            features=np.stack(
-                [_there(known, some[at][1]) if vector is None else vector for at, vector in enumerate(vectors)]
-            ),
+            paths=[row.path for row in rows],
+            labels=[result.label for result in results],
+            splits=[result.split for result in results],
+            contents=[result.content for result in results],
+            features=np.stack(features),
         )
 
 
-def _there(known: EmbeddingLookup | None, result: dict[str, Any]) -> Features:
-    assert known is not None, "a row refers to an earlier file"
-    features: Features = known.features[result["row"]]
+def _earlier_features(lookup: EmbeddingLookup | None, row: int) -> Features:
+    assert lookup is not None, "a row refers to an earlier file"
+    features: Features = lookup.features[row]
     return features
 
 
-def _named(output: Path, whitening: Whitening | None) -> dict[str, Any] | None:
+def _whitening_record(output: Path, whitening: Whitening | None) -> dict[str, Any] | None:
     if whitening is None:
         return None
     place = whitening_path(output)
-    metadata = {"file": place.name, "sha256": digest_of(place), "directions": len(whitening.directions)}
-    return metadata | {"images": whitening.images, "split": whitening.split}
+    record = {"file": place.name, "sha256": digest_of(place), "directions": len(whitening.directions)}
+    return record | {"images": whitening.images, "split": whitening.split}
 
 
 def unreadable_path(output: Path) -> Path:
-    """Where the files that could not be read are listed."""
+    """Return where the files that could not be read are listed."""
     return output.with_name(f"{output.stem}.unreadable.csv")
 
 
-def _list_unreadable(told: EmbedSummary, output: Path, say: Say) -> None:
+def _list_unreadable(summary: EmbedSummary, output: Path) -> None:
     place = unreadable_path(output)
     place.unlink(missing_ok=True)
-    if told.unreadable:
-        write_left_out(told.unreadable, place)
-        say(f"{len(told.unreadable)} unreadable files are left out, listed in {place.name}. {_first(told)}")
+    if summary.unreadable:
+        write_left_out(summary.unreadable, place)
+        count = len(summary.unreadable)
+        log.info("%d unreadable files are left out, listed in %s. %s", count, place.name, _first(summary))
 
 
-def _first(told: EmbedSummary) -> str:
-    return f"The first: {told.unreadable[0][0]}: {told.unreadable[0][1]}" if told.unreadable else ""
+def _first(summary: EmbedSummary) -> str:
+    return f"The first: {summary.unreadable[0][0]}: {summary.unreadable[0][1]}" if summary.unreadable else ""

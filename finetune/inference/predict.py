@@ -1,11 +1,7 @@
-"""Classify image files in a stream: decoded ahead in threads, journalled batch by batch, written when all are done."""
+"""Classify image files in a stream: read ahead in threads, stored batch by batch, written when all are done."""
 
-import itertools
-import os
-import sys
-import time
+import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import UserError
-from finetune.inference.journal import Journal, journal_path, stamp
+from finetune.inference.job_progress import image_progress
+from finetune.inference.job_store import JobRow, JobStore, job_path
 from finetune.inference.prediction_table import Prediction, check_output, write_predictions
+from finetune.inference.read_ahead import ReadResult, read_ahead
 
-_REDRAW_SECONDS = 0.25
+log = logging.getLogger(__name__)
+
 # an image shows a class whose probability is above this, where it may show several
 HALF = 0.5
 
@@ -57,13 +56,7 @@ class Engine(Classifies, Protocol):
 
 
 def predict_to_file(
-    engine: Engine,
-    paths: Iterable[str],
-    output: str | Path,
-    *,
-    top_k: int = 1,
-    batch_size: int = 32,
-    say: Any = print,
+    engine: Engine, paths: Iterable[str], output: str | Path, *, top_k: int = 1, batch_size: int = 32
 ) -> tuple[int, int]:
     """Classify files into a table; interrupted, the same call goes on where it stopped.
 
@@ -75,7 +68,6 @@ def predict_to_file(
         output: ``.csv``, ``.jsonl`` or ``.parquet``.
         top_k: Classes in each row.
         batch_size: Images in one forward pass.
-        say: Takes a line for the user.
 
     Returns:
         Number of rows, and how many of them are unreadable images.
@@ -87,95 +79,45 @@ def predict_to_file(
     check_output(output)
     if not 1 <= top_k <= len(engine.classes):
         raise UserError(f"--top-k {top_k}: must be from 1 to the number of classes, {len(engine.classes)}.")
-    header = {"journal": 1, **engine.identity, "top_k": top_k, "batch_size": batch_size}
-    with Journal(journal_path(output), header=header, batch_size=batch_size) as journal:
-        if journal.begun_anew:
-            say("an earlier attempt had other settings or another model: begun anew")
-        left, kept = journal.resume(iter(paths))
+    settings = {"job": "predict", **engine.identity, "top_k": top_k, "batch_size": batch_size}
+    with JobStore(job_path(output), settings=settings, batch_size=batch_size) as store:
+        if store.discarded:
+            log.info("an earlier attempt had other settings or another model: begun anew")
+        remaining, kept = store.resume(paths, str)
         if kept:
-            say(f"{kept} rows are there from an earlier attempt")
-        progress = Progress(kept)
-        for rows in classify_batches(engine, left, top_k=top_k, batch_size=batch_size):
-            journal.append(rows)
-            progress.advance(len(rows))
-        progress.finish()
-        counts = write_predictions(_predictions(journal, engine, top_k), output, top_k=top_k)
-        journal.remove()
+            log.info("%d rows are there from an earlier attempt", kept)
+        with image_progress(kept) as advance:
+            for batch in read_ahead(remaining, engine.read, batch_size=batch_size, path_of=str):
+                store.append(_classify(engine, batch, top_k))
+                advance(len(batch))
+        counts = write_predictions(_predictions(store, engine, top_k), output, top_k=top_k)
+        store.remove()
     return counts
 
 
-def classify_batches(engine: Engine, paths: Iterable[str], *, top_k: int, batch_size: int) -> Iterator[list[list[Any]]]:
-    """Rows for the journal, a batch at a time; the next batch is decoded while one is computed."""
-    paths = iter(paths)
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as threads:
-
-        def ahead() -> list[tuple[str, list[int], Future[Any]]]:
-            # the stamp is taken before the file is read: a file changed in between is then seen as changed
-            return [
-                (path, stamp(path), threads.submit(engine.read, path)) for path in itertools.islice(paths, batch_size)
-            ]
-
-        batch = ahead()
-        while batch:
-            following = ahead()
-            yield _classify(engine, batch, top_k)
-            batch = following
-
-
-def _classify(engine: Engine, batch: list[tuple[str, list[int], Future[Any]]], top_k: int) -> list[list[Any]]:
-    read: list[tuple[Any, str]] = []
-    for _, _, future in batch:
-        try:
-            read.append((future.result(), ""))
-        except UserError as error:
-            read.append((None, getattr(error, "reason", str(error))))
-    images = [image for image, reason in read if not reason]
-    shares = iter(engine.classify(images)) if images else iter(())
-    rows: list[list[Any]] = []
-    for (path, marked, _), (_, reason) in zip(batch, read, strict=True):
-        if reason:
-            rows.append([path, marked, reason])
+def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> list[JobRow]:
+    images = [read.value for read in batch if not read.error]
+    probabilities = iter(engine.classify(images)) if images else iter(())
+    rows = []
+    for read in batch:
+        if read.error:
+            rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error))
             continue
-        row = next(shares)
+        row = next(probabilities)
         # where an image may show several classes, all that it shows are kept
         count = max(top_k, int((row > HALF).sum())) if engine.multi_label else top_k
         best = np.argsort(-row, kind="stable")[:count]
-        rows.append([path, marked, [[int(number), float(row[number])] for number in best]])
+        result = [[int(number), float(row[number])] for number in best]
+        rows.append(JobRow(path=read.item, stamp=read.stamp, result=result))
     return rows
 
 
-def _predictions(journal: Journal, engine: Engine, top_k: int) -> Iterator[Prediction]:
-    for path, _, result in journal.rows():
-        if isinstance(result, str):
-            yield Prediction(path=path, error=result)
+def _predictions(store: JobStore, engine: Engine, top_k: int) -> Iterator[Prediction]:
+    for row in store.rows():
+        if row.error:
+            yield Prediction(path=row.path, error=row.error)
             continue
-        top = tuple((engine.classes[number], share) for number, share in result[:top_k])
-        shown = sorted(number for number, share in result if share > HALF) if engine.multi_label else ()
+        top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
+        shown = sorted(number for number, probability in row.result if probability > HALF) if engine.multi_label else ()
         labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
-        yield Prediction(path=path, top=top, labels=labels)
-
-
-class Progress:
-    """Images done and images a second on standard error, where that is a terminal.
-
-    Args:
-        kept: Images done in earlier attempts.
-    """
-
-    def __init__(self, kept: int) -> None:
-        self._kept, self._done, self._began, self._drawn = kept, 0, time.monotonic(), 0.0
-        self._shown = sys.stderr.isatty()
-
-    def advance(self, count: int) -> None:
-        """More images are done."""
-        self._done += count
-        now = time.monotonic()
-        if self._shown and now - self._drawn >= _REDRAW_SECONDS:
-            self._drawn = now
-            rate = self._done / max(now - self._began, 1e-9)
-            print(f"\r{self._kept + self._done:,} images, {rate:,.0f} a second ", end="", file=sys.stderr, flush=True)
-
-    def finish(self) -> None:
-        """Leave the line."""
-        if self._shown and self._drawn:
-            print(file=sys.stderr)
+        yield Prediction(path=row.path, top=top, labels=labels)

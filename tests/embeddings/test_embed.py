@@ -1,6 +1,7 @@
 """Embedding into a file: streamed, incremental, resumed after a kill; by an extractor that counts what it computes."""
 
 import csv
+import logging
 import random
 import tracemalloc
 from collections import deque
@@ -16,7 +17,7 @@ from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.image_records import FileRecords
 from finetune.embeddings.whitening import load_whitening, whitening_path
 from finetune.errors import UserError
-from finetune.inference.journal import journal_path
+from finetune.inference.job_store import job_path
 from tests.embeddings.embedding_sets import FakeExtractor, MemoryRecords
 
 
@@ -27,12 +28,16 @@ def write(folder: Path, *names: str, text: str = "") -> list[str]:
     return [str(folder / name) for name in names]
 
 
-def embed(
-    extractor: FakeExtractor, paths: list[str], output: Path, said: list[str] | None = None, **kwargs: Any
-) -> EmbedSummary:
+def embed(extractor: FakeExtractor, paths: list[str], output: Path, **kwargs: Any) -> EmbedSummary:
     settings = Settings(**{"batch_size": 4, **kwargs})
-    say = said.append if said is not None else lambda line: None
-    return embed_to_file(extractor, FileRecords(paths), output, settings=settings, say=say)  # type: ignore[arg-type]
+    return embed_to_file(extractor, FileRecords(paths), output, settings=settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the user is told."""
+    caplog.set_level(logging.INFO, "finetune")
+    return caplog
 
 
 def rows_of(output: Path) -> dict[str, list[float]]:
@@ -64,7 +69,9 @@ def test_only_new_and_changed_images_are_computed_and_those_gone_are_left_out(su
 
 
 @pytest.mark.parametrize("start", ["nothing", "an earlier file"])
-def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(start: str, tmp_path: Path) -> None:
+def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(
+    start: str, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     names = [f"{number:03}" for number in range(200)]
     paths = write(tmp_path / "images", *names)
     Path(paths[33]).write_text("bad")
@@ -81,28 +88,24 @@ def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(start: str,
         with pytest.raises(KeyboardInterrupt):
             embed(extractor, paths, parts, whiten=True)
         seen += len(extractor.computed)
-        journal = journal_path(parts)
-        content = journal.read_bytes()
-        # a kill can tear the last line, wherever it is
-        journal.write_bytes(content[: len(content) - chance.randint(0, 60)])
+        assert job_path(parts).exists()
         assert (parts.read_bytes() if parts.exists() else None) == kept, "what stood there stays until the end"
-    last, said = FakeExtractor(), list[str]()
-    assert embed(last, paths, parts, said, whiten=True) == told
-    assert "images are done from an earlier attempt" in " ".join(said)
+    last = FakeExtractor()
+    assert embed(last, paths, parts, whiten=True) == told
+    assert "images are done from an earlier attempt" in log.text
     np.testing.assert_array_equal(Embeddings.load(parts).features, Embeddings.load(whole).features)
     assert rows_of(parts) == rows_of(whole)
     assert len(last.computed) < len(first.computed) - 20, "it began anew"
-    assert not journal.exists()
+    assert not job_path(parts).exists()
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path) -> None:
+def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     paths = write(tmp_path / "images", "a", "b", "c")
     Path(paths[1]).write_text("bad")
-    said: list[str] = []
-    told = embed(FakeExtractor(), [*paths, str(tmp_path / "gone.png")], tmp_path / "e.npz", said)
+    told = embed(FakeExtractor(), [*paths, str(tmp_path / "gone.png")], tmp_path / "e.npz")
     assert (told.images, [reason for _, reason in told.unreadable]) == (2, ["It is bad.", "There is no such file."])
-    assert said == [
+    assert log.messages == [
         f"2 unreadable files are left out, listed in e.unreadable.csv. The first: {paths[1]}: It is bad.",
     ]
     with (tmp_path / "e.unreadable.csv").open() as file:
@@ -125,13 +128,13 @@ def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path) -> None:
     ],
 )
 def test_another_model_or_setting_computes_all_again_and_says_so(
-    change: dict[str, Any], what: str, tmp_path: Path
+    change: dict[str, Any], what: str, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    paths, said = write(tmp_path / "images", *"abcdef"), list[str]()
+    paths = write(tmp_path / "images", *"abcdef")
     embed(FakeExtractor(), paths, tmp_path / "e.npz")
     again = FakeExtractor(name=change.pop("name", "fake"))
-    assert embed(again, paths, tmp_path / "e.npz", said, **change).computed == 6
-    assert said[0].startswith(f"{tmp_path / 'e.npz'}: was made with another {what}")
+    assert embed(again, paths, tmp_path / "e.npz", **change).computed == 6
+    assert log.messages[0].startswith(f"{tmp_path / 'e.npz'}: was made with another {what}")
 
 
 def test_something_else_at_the_output_is_left_alone(tmp_path: Path) -> None:
@@ -142,19 +145,20 @@ def test_something_else_at_the_output_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "e.npz").read_bytes() == before
 
 
-def test_whitening_is_that_of_scikit_learn_fitted_once_on_training_images_and_kept(tmp_path: Path) -> None:
+def test_whitening_is_that_of_scikit_learn_fitted_once_on_training_images_and_kept(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "e.npz"
     settings = Settings(batch_size=16, precision="float32", whiten=True, directions=2)
     embed_to_file(FakeExtractor(), MemoryRecords(60), tmp_path / "raw.npz", settings=Settings(precision="float32"))  # type: ignore[arg-type]
-    said: list[str] = []
-    embed_to_file(FakeExtractor(), MemoryRecords(60), output, settings=settings, say=said.append)  # type: ignore[arg-type]
-    assert said == ["whitening: 2 directions fitted on 30 images of the train split"]
+    embed_to_file(FakeExtractor(), MemoryRecords(60), output, settings=settings)  # type: ignore[arg-type]
+    assert log.messages == ["whitening: 2 directions fitted on 30 images of the train split"]
     raw, made = Embeddings.load(tmp_path / "raw.npz"), Embeddings.load(output)
     reference = PCA(2, whiten=True, svd_solver="full").fit(raw.features[raw.rows("train")])
     np.testing.assert_allclose(made.features, reference.transform(raw.features), atol=1e-4)
     before = whitening_path(output).read_bytes()
     # more images: the old rows and the directions stay
-    told = embed_to_file(FakeExtractor(), MemoryRecords(90), output, settings=settings, say=said.append)  # type: ignore[arg-type]
+    told = embed_to_file(FakeExtractor(), MemoryRecords(90), output, settings=settings)  # type: ignore[arg-type]
     assert told.computed == 30
     assert whitening_path(output).read_bytes() == before
     np.testing.assert_array_equal(Embeddings.load(output).features[:60], made.features)
@@ -206,7 +210,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
     for count in (500, 1_000, 5_000):
         tracemalloc.start()
         settings = Settings(batch_size=64, whiten=True)
-        embed_to_file(extractor, MemoryRecords(count), tmp_path / f"{count}.npz", settings=settings, say=str)  # type: ignore[arg-type]
+        embed_to_file(extractor, MemoryRecords(count), tmp_path / f"{count}.npz", settings=settings)  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     # the texts of 4,000 rows alone would take 600 kB; the first run is for what is loaded once

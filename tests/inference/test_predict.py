@@ -1,12 +1,18 @@
+"""Prediction of files into tables: streamed, resumed after a kill; by a network, and by a fake that counts."""
+
 import csv
 import io
 import json
+import logging
 import os
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,7 +20,7 @@ import torch
 from finetune.cli import main
 from finetune.errors import UserError
 from finetune.inference.image_paths import find_images
-from finetune.inference.journal import journal_path
+from finetune.inference.job_store import job_path
 from finetune.inference.predict import predict_to_file
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
@@ -22,34 +28,41 @@ from tests.export.odd_files import write_files
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_bundle(tmp_path_factory.mktemp("bundle"), size=(32, 32))
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     write_files(folder, 40)
     (folder / "0007.webp").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     return folder
 
 
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the user is told."""
+    caplog.set_level(logging.INFO, "finetune")
+    return caplog
+
+
 class Fake:
     """An engine whose answers are a function of the path, and that can be killed after some images."""
 
-    def __init__(self, dies_after=10**9):
+    def __init__(self, dies_after: int = 10**9) -> None:
         self.classes = ("a", "=b", "c")
         self.multi_label = False
-        self.identity = {"model": "fake"}
+        self.identity: dict[str, Any] = {"model": "fake"}
         self.left = dies_after
-        self.seen = []
+        self.seen: list[str] = []
 
-    def read(self, path):
+    def read(self, path: str) -> str:
         if "bad" in path:
             raise UserError("no image")
         return path
 
-    def classify(self, images):
+    def classify(self, images: list[str]) -> npt.NDArray[np.float32]:
         if self.left <= 0:
             raise KeyboardInterrupt
         self.left -= len(images)
@@ -58,15 +71,17 @@ class Fake:
         return values / values.sum(1, keepdims=True)
 
 
-def hash_of(path, k):
+def hash_of(path: str, k: int) -> int:
     return 1 + (sum(map(ord, path)) * (k + 3)) % 17
 
 
-def rows_of(path):
+def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def test_rows_say_what_the_network_says_and_why_a_file_is_unreadable(bundle, images, tmp_path, capsys):
+def test_rows_say_what_the_network_says_and_why_a_file_is_unreadable(
+    bundle: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["predict", str(bundle), str(images), "--output", str(tmp_path / "p.csv"), "--top-k", "2"]
     assert main(command) == 0
     assert "40 images, 1 of them unreadable" in capsys.readouterr().out
@@ -85,7 +100,7 @@ def test_rows_say_what_the_network_says_and_why_a_file_is_unreadable(bundle, ima
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 
-def test_the_three_forms_hold_the_same_rows(tmp_path):
+def test_the_three_forms_hold_the_same_rows(tmp_path: Path) -> None:
     paths = [f"img{n}" for n in range(20)] + ["bad"]
     for suffix in (".csv", ".jsonl", ".parquet"):
         assert predict_to_file(Fake(), paths, tmp_path / f"p{suffix}", top_k=3, batch_size=4) == (21, 1)
@@ -103,49 +118,45 @@ def test_the_three_forms_hold_the_same_rows(tmp_path):
         ]
 
 
-def test_killed_ten_times_and_resumed_the_output_is_that_of_an_uninterrupted_run(tmp_path):
+def test_killed_ten_times_and_resumed_the_output_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
     paths = [f"img{n}{'bad' if n % 11 == 0 else ''}" for n in range(500)]
     predict_to_file(Fake(), paths, tmp_path / "whole.csv", top_k=2, batch_size=8)
     chance, seen = random.Random(0), 0
     for _ in range(10):
         engine = Fake(dies_after=chance.randint(1, 40))
         with pytest.raises(KeyboardInterrupt):
-            predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8, say=lambda line: None)
+            predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8)
         seen += len(engine.seen)
-        journal = journal_path(tmp_path / "parts.csv")
-        content = journal.read_bytes()
-        # a kill can tear the last line, wherever it is
-        journal.write_bytes(content[: len(content) - chance.randint(0, 30)])
+        assert job_path(tmp_path / "parts.csv").exists()
         assert not (tmp_path / "parts.csv").exists()
     engine = Fake()
-    predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8, say=lambda line: None)
+    predict_to_file(engine, paths, tmp_path / "parts.csv", top_k=2, batch_size=8)
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert len(engine.seen) < 480, "it began anew"
-    assert not journal.exists()
+    assert not job_path(tmp_path / "parts.csv").exists()
 
 
-def test_a_changed_list_keeps_what_comes_before_the_change(tmp_path):
+def test_a_changed_list_keeps_what_comes_before_the_change(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(Fake(dies_after=20), [f"i{n}" for n in range(30)], tmp_path / "p.csv", batch_size=5)
     changed = [f"i{n}" for n in range(12)] + ["new"] + [f"i{n}" for n in range(12, 30)]
-    engine, said = Fake(), []
-    predict_to_file(engine, changed, tmp_path / "p.csv", batch_size=5, say=said.append)
+    engine = Fake()
+    predict_to_file(engine, changed, tmp_path / "p.csv", batch_size=5)
     assert [row["path"] for row in rows_of(tmp_path / "p.csv")] == changed
     assert engine.seen == changed[10:]
-    assert said == ["10 rows are there from an earlier attempt"]
+    assert log.messages == ["10 rows are there from an earlier attempt"]
 
 
-def test_other_settings_begin_anew_and_say_so(tmp_path):
+def test_other_settings_begin_anew_and_say_so(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     paths = [f"i{n}" for n in range(10)]
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(Fake(dies_after=5), paths, tmp_path / "p.csv", batch_size=5)
-    said = []
-    predict_to_file(Fake(), paths, tmp_path / "p.csv", batch_size=5, top_k=2, say=said.append)
-    assert said == ["an earlier attempt had other settings or another model: begun anew"]
+    predict_to_file(Fake(), paths, tmp_path / "p.csv", batch_size=5, top_k=2)
+    assert log.messages == ["an earlier attempt had other settings or another model: begun anew"]
     assert len(rows_of(tmp_path / "p.csv")) == 10
 
 
-def test_names_that_a_spreadsheet_would_compute_are_escaped_in_csv_only(tmp_path):
+def test_names_that_a_spreadsheet_would_compute_are_escaped_in_csv_only(tmp_path: Path) -> None:
     for suffix in (".csv", ".jsonl"):
         predict_to_file(Fake(), ["=cmd|'/c calc'!A1.png"], tmp_path / f"p{suffix}", top_k=3)
     (row,) = rows_of(tmp_path / "p.csv")
@@ -155,12 +166,14 @@ def test_names_that_a_spreadsheet_would_compute_are_escaped_in_csv_only(tmp_path
     assert line["path"] == "=cmd|'/c calc'!A1.png"
 
 
-def test_a_file_name_that_is_no_text_gets_a_row(tmp_path):
+def test_a_file_name_that_is_no_text_gets_a_row(tmp_path: Path) -> None:
     predict_to_file(Fake(), [os.fsdecode(b"a\xff.png")], tmp_path / "p.csv")
     assert rows_of(tmp_path / "p.csv")[0]["path"] == "a\\udcff.png"
 
 
-def test_images_come_from_lists_patterns_and_standard_input(images, tmp_path, monkeypatch):
+def test_images_come_from_lists_patterns_and_standard_input(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = sorted(path.name for path in images.iterdir())
     (images / "list.csv").write_text("label,path\nx,0001.jpg\nx,0002.png\n")
     (images / "list.txt").write_text("0001.jpg\n\n0002.png\n")
@@ -189,7 +202,15 @@ def test_images_come_from_lists_patterns_and_standard_input(images, tmp_path, mo
         (["--output", "p.csv", "--runtime", "onnx"], "Make one with: finetune export RUN --format onnx"),
     ],
 )
-def test_mistakes_are_told_before_the_work(bundle, images, tmp_path, monkeypatch, capsys, words, message):
+def test_mistakes_are_told_before_the_work(
+    bundle: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["predict", str(bundle), str(images), *words]) == 2
     assert message in capsys.readouterr().err

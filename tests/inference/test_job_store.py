@@ -1,0 +1,102 @@
+"""Rows of a job survive kills, belong to one process at a time, and are dropped where they are no longer true."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.inference.job_store import JobRow, JobStore, file_stamp
+
+
+def store(folder: Path, **settings: object) -> JobStore:
+    return JobStore(folder / "rows.job", settings={"top_k": 1, **settings}, batch_size=3)
+
+
+def row(path: str) -> JobRow:
+    return JobRow(path=path, stamp=file_stamp(path), result=[path, 0.5], data=path.encode("utf-8", "replace"))
+
+
+# stores two batches, then dies in the midst of the third
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.inference.test_job_store import row, store
+rows = store(Path(sys.argv[1]))
+rows.append([row("a"), row("b"), row("c")])
+rows.append([row("d"), row("e"), row("f")])
+def dying():
+    yield row("g")
+    os.kill(os.getpid(), signal.SIGKILL)
+rows.append(type("Rows", (list,), {"__iter__": lambda self: dying()})())
+"""
+
+
+def test_killed_in_the_midst_of_a_batch_the_batches_before_it_are_whole(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with store(tmp_path) as rows:
+        remaining, kept = rows.resume(iter("abcdefgh"), str)
+        assert (kept, list(remaining)) == (6, ["g", "h"])
+        assert [entry.path for entry in rows.rows()] == list("abcdef")
+        rows.append([row("g")])
+        rows.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_stored_comes_back(tmp_path: Path) -> None:
+    rows = [row("a.png"), row(os.fsdecode(b"a\xff.png")), JobRow(path="b", stamp="", error="It is bad.")]
+    with store(tmp_path) as opened:
+        opened.append(rows)
+        assert list(opened.rows()) == rows
+    with store(tmp_path) as opened:
+        assert list(opened.rows()) == rows
+        assert not opened.discarded
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with store(tmp_path), pytest.raises(UserError, match="another process is writing this output"):
+        store(tmp_path)
+    with store(tmp_path) as opened:
+        opened.append([row("a")])
+        with pytest.raises(UserError, match="another process is writing this output"):
+            store(tmp_path)
+
+
+def test_rows_of_other_settings_and_damaged_files_are_begun_anew(tmp_path: Path) -> None:
+    with store(tmp_path) as opened:
+        opened.append([row("a")])
+    with store(tmp_path, top_k=2) as opened:
+        assert opened.discarded
+        assert list(opened.rows()) == []
+    (tmp_path / "rows.job").write_text("no database, but many more bytes than its header has" * 10)
+    with store(tmp_path) as opened:
+        assert not opened.discarded
+        opened.append([row("a")])
+        assert len(list(opened.rows())) == 1
+
+
+def test_batches_are_kept_whole_up_to_the_first_file_that_changed(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in "abcdefg"]
+    for path in paths:
+        Path(path).write_text("x")
+    with store(tmp_path) as opened:
+        opened.append([row(path) for path in paths[:3]])
+        opened.append([row(path) for path in paths[3:6]])
+        opened.append([row(path) for path in paths[6:]])
+    Path(paths[4]).write_text("longer")
+    with store(tmp_path) as opened:
+        remaining, kept = opened.resume(paths, str)
+        assert (kept, list(remaining)) == (3, paths[3:])
+    with store(tmp_path) as opened:
+        remaining, kept = opened.resume(paths[:2], str)
+        assert (kept, list(remaining)) == (0, paths[:2])
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.job").mkdir()
+    with pytest.raises(UserError, match="nothing can be written there"):
+        store(tmp_path)
