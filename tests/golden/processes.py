@@ -126,7 +126,7 @@ def warm_up() -> None:
     for name in finetune.__all__:
         getattr(finetune, name)
     # the first backward pass of a process starts threads for the devices known by then, and there are none yet
-    torch.zeros(1, requires_grad=True).sum().backward()
+    torch.autograd.backward(torch.zeros(1, requires_grad=True))
     torch.set_num_threads(1)
 
 

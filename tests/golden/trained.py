@@ -88,7 +88,7 @@ def _embeddings(run: str, place: Place) -> dict[str, str]:
         "cluster": ("cluster", "e.npz", "--most-clusters", "5", "--output", "clusters"),
         "classify": ("classify", "e.npz", "--output", "classified"),
     }
-    kept = {}
+    kept: dict[str, str] = {}
     for name, words in commands.items():
         kept |= {f"{name} {key}": value for key, value in said(place.run(*words)).items()}
     for name in ("e.npz", "stage.npz"):

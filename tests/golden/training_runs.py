@@ -64,7 +64,12 @@ def _kinds_of_data() -> list[Case]:
     several = ("data=manifest", "data.path={work}/labels/table.csv", "data.label_separator=|", *TINY, *short)
     digits = tuple(f"schedule.phases.{n}.epochs=1" for n in range(3))
     offline = ("data.limit_per_class=12", "data.num_workers=0", "logger=none", "trainer.precision=32-true")
-    regular = ("loss.name=focal", "loss.class_weights=balanced", "schedule.mixup=0.2", "schedule.ema_decay=0.9")
+    regular: tuple[str, ...] = (
+        "loss.name=focal",
+        "loss.class_weights=balanced",
+        "schedule.mixup=0.2",
+        "schedule.ema_decay=0.9",
+    )
     regular += ("schedule.accumulate=2", "schedule.gradient_clip=1.0", "schedule.label_smoothing=0.1")
     rates = ("schedule.phases.1.lr_slice=[1e-4,1e-3]", "schedule.lr_schedule=one_cycle", "schedule.warmup_epochs=0.5")
     flawed = ("data=folder", "data.root={work}/flawed", *TINY, *short, "data.on_unreadable=skip", "data.balanced=true")
