@@ -37,11 +37,17 @@ def normalized(text: str, places: Mapping[str, str]) -> str:
     >>> normalized("/tmp/x/run: 3 epochs, 12.5 s  about 5 s left", {"/tmp/x": "<work>"})
     '<work>/run: 3 epochs, <time>'
     """
-    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
-        text = text.replace(place, name)
+    text = with_names(text, places)
     for pattern, put in _PATTERNS:
         text = re.sub(pattern, put, text)
     return _without_column_of_seconds(text)
+
+
+def with_names(text: str, places: Mapping[str, str]) -> str:
+    """Put names in the place of paths of this machine, the longest first."""
+    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
+        text = text.replace(place, name)
+    return text
 
 
 def _without_column_of_seconds(text: str) -> str:
@@ -108,7 +114,7 @@ def run_digests(run_dir: Path, places: Mapping[str, str]) -> dict[str, str]:
     for name in ("plan.json", "results.json", "model/model.json"):
         kept[name] = normalized(flattened(json.loads((run_dir / name).read_text())), places)
     for name in ("split.csv", "predictions.csv", "metrics.csv"):
-        kept[name] = (run_dir / name).read_text()
+        kept[name] = with_names(run_dir.joinpath(name).read_text(), places)
     for name in ("model/model.safetensors", "model/head.safetensors", "evaluation.safetensors"):
         kept[name] = tensors_digest(run_dir / name)
     return kept
