@@ -1,15 +1,14 @@
 """Files that are either whole or not there: written beside their target, synced, renamed."""
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import RunError
+from finetune.errors import FileError, RunError, UserError
+from finetune.file_errors import file_error, file_of
 
 PART = ".part"
 
@@ -18,31 +17,61 @@ PART = ".part"
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """A path beside the target to write to; it takes the target's place when the block ends well.
 
-    What stood at the target before stays whole until then, also through a kill, a full disk or a failure in the block.
+    What stood at the target before stays whole until then, also through a kill, a full disk, a failure in the block or a
+    power cut. When this returns, a power cut cannot take the new file away any more: its bytes, its name and the folders
+    made for it are on the disk.
 
     Raises:
-        RunError: The disk is full.
+        FileError: The system did not let it be written; nothing is left beside the target.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # the process number: two processes that write the same file must not write the same part
     part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
+    replaced = False
     try:
+        make_folder(target.parent)
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
         open_to_umask(part)
         os.replace(part, target)
-        _sync_folder(target.parent)
+        replaced = True
+        sync_folder(target.parent)
     except BaseException as error:
-        part.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise RunError(
-                f"{target}: could not be written, the disk is full "
-                f"({shutil.disk_usage(target.parent).free / 1e6:.0f} MB free). What stood there before is untouched. "
-                "Make room and go on with: finetune resume RUN"
-            ) from error
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if (failed := _failure(error, target, replaced=replaced)) is not None:
+            raise failed from error
         raise
+
+
+def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError | None:
+    """The message where it is the target that could not be written."""
+    if isinstance(error, (UserError, RunError)):
+        return None
+    named = file_of(error)
+    # the block may have read other files
+    if named is not None and target.parent not in (named.parent, named) and named not in target.parents:
+        return None
+    if replaced:
+        return file_error(
+            error, target, "could not be put on the disk for good", after="It may be lost in a power cut."
+        )
+    return file_error(error, target, "could not be written", after="What stood there before is untouched.")
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it that are missing, each so that a power cut cannot take it away."""
+    missing = []
+    at = Path(folder)
+    while not at.is_dir():
+        missing.append(at)
+        if at == at.parent:
+            break
+        at = at.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
 
 
 def open_to_umask(path: Path) -> None:
@@ -50,19 +79,6 @@ def open_to_umask(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means that the disk is full, in the words of the system, of torch or of safetensors."""
-    at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, OSError) and at.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        # safetensors keeps the system's words; torch's zip writer puts an error of its own in front of the system's
-        if "No space left" in str(at) or "File too large" in str(at):
-            return True
-        at = at.__cause__ or at.__context__
-    return False
 
 
 def write_text(target: str | Path, text: str) -> None:
@@ -83,11 +99,24 @@ def remove_parts(folder: str | Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folders(folder: str | Path) -> None:
+    """Put the names of a folder and of all below it on the disk: a killed process may have left them unsynced.
+
+    What a resumed run goes on from must not be taken away by a power cut after it has gone on.
+    """
+    folder = Path(folder)
+    for each in (folder.absolute().parent, folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(each)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk: new, renamed and removed ones."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows cannot open a folder; its rename is durable without
-        return
+    except PermissionError:  # Windows cannot open a folder; its rename is durable without
+        if os.name == "nt":
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

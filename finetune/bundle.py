@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from finetune.atomic_files import atomic_path, write_json, write_text
+from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.errors import UserError, shortened
 from finetune.models.backbone import SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
@@ -75,7 +75,7 @@ def save_bundle(
         card: Markdown for people.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / MODEL_JSON).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:

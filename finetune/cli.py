@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import RunError, UserError, did_you_mean
+from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_rarely, skip_collection_at_exit
 
 
@@ -127,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except RunError as error:
         return _fail(error, status=1, show_traceback=show_traceback)
+    except OSError as error:
+        explained = file_error(error, None, "could not be read or written")
+        return _fail(error if show_traceback else explained or error, status=1, show_traceback=show_traceback)
     except Exception as error:
         return _fail(error, status=1, show_traceback=show_traceback)
 

@@ -28,6 +28,10 @@ class RunError(RuntimeError):
     """A run that cannot go on though its configuration was right; commands print its text and exit with status 1."""
 
 
+class FileError(RunError):
+    """A file or folder that the system would not let be written or read; the text names it and the cause."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A hint at the nearest valid name, with a leading space, or nothing where none is near.
 

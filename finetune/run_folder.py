@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic_files import write_json, write_text
+from finetune.atomic_files import make_folder, write_json, write_text
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
@@ -40,7 +40,7 @@ def create_run_folder(
     """
     import torch  # imported here: reading a record must not take the seconds that torch takes
 
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     write_text(run_dir / CONFIG, config_yaml)
     write_json(run_dir / PLAN, plan)
     # which image was in which split; data=manifest data.path=RUN/split.csv gives the same splits again

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILED = "FINETUNE_FILE_LAYER"
@@ -155,7 +155,7 @@ class PythonLayer:
     """Audit events and ``os.fsync``; a hook cannot be removed, so it does nothing while it is switched off."""
 
     name = "Python's audit events"
-    _KINDS = {
+    _KINDS: ClassVar = {
         "os.rename": Kind.RENAME,
         "os.link": Kind.RENAME,
         "os.remove": Kind.UNLINK,

@@ -11,6 +11,7 @@ Ends with status 1 where one is not. A lean, fixed choice of both is in tests/tr
 import argparse
 import contextlib
 import errno
+import importlib
 import json
 import os
 import random
@@ -115,10 +116,15 @@ class Uninterrupted:
                 train_tiny(self.words, self.root / "run")
             layer.mark("finished")
             layer.stop()
+            (folder / "modules").write_text("\n".join(sys.modules))
             return 0
 
         status, said = in_child(job, self.root / "cache", folder / "whole.out")
         assert status == 0, said
+        # imported once here, not in each of the runs that are forked
+        for module in (folder / "modules").read_text().split():
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
         self.operations = read_log(folder / "log", self.root)
         self.outcome = outcome(self.root / "run")
         self.tree = tree_of(self.root)
@@ -142,9 +148,9 @@ class Uninterrupted:
 @contextmanager
 def marking(layer: Layer, root: Path) -> Iterator[None]:
     """Mark what is written atomically at the moment from which its writer relies on it."""
-    import finetune.atomic
+    import finetune.atomic_files
 
-    real = finetune.atomic.atomic_path
+    real = finetune.atomic_files.atomic_path
 
     @contextmanager
     def marked(target: Any, **more: Any) -> Iterator[Path]:
@@ -455,7 +461,9 @@ def main() -> int:
     parser.add_argument("--only", choices=["power", "failures"], help="one of the two")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--lean", type=int, help="so many states and so many failures, always the same")
-    parser.add_argument("--python-layer", action="store_true", help="without the compiled layer, as where there is no cc")
+    parser.add_argument(
+        "--python-layer", action="store_true", help="without the compiled layer, as where there is no cc"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="power-loss-") as name:
         folder = Path(name).resolve()

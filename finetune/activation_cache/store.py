@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.atomic_files import is_disk_full, write_json
+from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
+from finetune.errors import FileError
+from finetune.file_errors import file_error
 
 META, DATA, CHUNKS, USED, LOCK = "meta.json", "data.bin", "chunks.bin", "used", "lock"
 # what a row means must not be read out of files of another version
@@ -226,9 +228,12 @@ class Entry:
 
     def flush(self) -> None:
         """To the disk."""
-        for array in (self._data, self._chunks):
+        for array, name in ((self._data, DATA), (self._chunks, CHUNKS)):
             assert isinstance(array, np.memmap)
-            array.flush()
+            try:
+                array.flush()
+            except OSError as error:
+                raise unusable(error, self.folder / name) from error
 
     def close(self) -> None:
         """Let go of the entry."""
@@ -321,7 +326,11 @@ def free_bytes(base: Path | None = None) -> int:
 def opened(
     parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int, say: Callable[[str], None]
 ) -> Entry | None:
-    """The entry for these parts, made where there is none; None where the disk has no room, which is said."""
+    """The entry for these parts, made where there is none; None where the user wants no cache.
+
+    Raises:
+        FileError: It cannot be written: the disk has no room, is read-only, or fails.
+    """
     base = features_folder()
     if base is None:
         return None
@@ -330,10 +339,14 @@ def opened(
         make_room(layout.bytes, limit_bytes=limit_bytes, keep=[key], base=base)
     try:
         return Entry(base / key, layout=layout, about={**about, "created": time.time()})
-    except OSError as error:
-        why = "the disk is full" if is_disk_full(error) else str(error)
-        say(f"cache: {base} cannot hold {layout.bytes / 1e6:.0f} MB more ({why}); going on without it")
-        return None
+    except (OSError, FileError) as error:
+        raise unusable(error, base / key) from error
+
+
+def unusable(error: Exception, path: Path) -> Exception:
+    """The error of a cache file as a message that says how to go on."""
+    instead = "The run can go on with another cache: FINETUNE_CACHE=FOLDER finetune resume RUN."
+    return file_error(error, path, "the cache could not be written", after=instead) or error
 
 
 def existing(parts: Mapping[str, Any]) -> Entry | None:

@@ -23,7 +23,8 @@ from finetune.commands.hydra_job import run_composed
 from finetune.config import instantiate, to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
-from finetune.errors import RunError, UserError
+from finetune.errors import FileError, RunError, UserError
+from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
 
 if TYPE_CHECKING:
@@ -214,16 +215,22 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):  # Lightning answers Ctrl-C inside a fit by leaving with status 1
         raise _stopped(run_dir) from None
+    except FileError as error:
+        raise _failed(error, run_dir) from error
     except (UserError, RunError):
         raise
     except Exception as error:
         # torch's writer, stopped in the middle of a file, has an error of its own as its last word
         if isinstance(error.__context__, KeyboardInterrupt):
             raise _stopped(run_dir) from None
+        if (failed := file_error(error, None, "could not be read or written")) is not None:
+            raise _failed(failed, run_dir) from error
         import traceback
 
         if is_rank_zero():
-            (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            # where that cannot be written, the message itself still can
+            with suppress(OSError):
+                (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
@@ -233,6 +240,10 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
         # Lightning turns SIGINT off when it has seen one
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _failed(error: FileError, run_dir: Path) -> FileError:
+    return FileError(f"{error}\nThen go on with: finetune resume {shlex.quote(str(run_dir))}")
 
 
 def _stopped(run_dir: Path) -> KeyboardInterrupt:

@@ -6,12 +6,15 @@ stand in one column with a separator, or in one column of zeros and ones for eac
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.atomic_files import atomic_path
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
@@ -114,7 +117,7 @@ def write_manifest(index: Index, path: Path) -> None:
     Raises:
         UserError: A class name holds the separator and an image has several labels.
     """
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with _table(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for row in range(len(index)):
@@ -128,10 +131,17 @@ def write_skipped(index: Index, path: Path) -> None:
 
 def write_left_out(files: Iterable[tuple[str, str]], path: Path) -> None:
     """Write path and reason of files as a table."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with _table(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows(files)
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[TextIO]:
+    """A new table, whole or not there."""
+    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield file
 
 
 def _label(index: Index, row: int) -> str:

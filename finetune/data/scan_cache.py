@@ -7,8 +7,8 @@ seconds before the cache was written is not kept, because a second change in the
 
 import hashlib
 import json
+import logging
 import os
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -16,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from finetune.atomic_files import atomic_path
 from finetune.cache_dir import cache_folder
 from finetune.data.decode import MAX_PIXELS
 from finetune.data.path_table import PathTable
 from finetune.data.scan import FACT_TYPE, Facts, gather
+from finetune.errors import FileError
+
+log = logging.getLogger(__name__)
 
 # a change in what facts mean must not read old files
 _VERSION = 1
@@ -95,15 +99,12 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
 
 
 def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
-    """Write beside the target, then rename; a cache that cannot be written is done without."""
+    """Write atomically; a cache that cannot be written is done without, which is logged."""
     settled = stamps["changed"] < time.time_ns() - _SETTLED_NS
     settled &= stamps["size"] >= 0
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".part")
-        with os.fdopen(handle, "wb") as target:
+        with atomic_path(file) as part, part.open("wb") as target:
             problems = np.frombuffer(json.dumps(facts.problems).encode(), np.uint8)
             np.savez(target, stamps=stamps[settled], table=facts.table[settled], problems=problems)
-        os.replace(part, file)
-    except OSError:
-        return
+    except FileError as error:
+        log.warning("warning: %s The images are opened again next time.", error)

@@ -1,7 +1,7 @@
 """``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
 
-import contextlib
 import json
+import logging
 import platform
 import time
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ import torch
 
 from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
-from finetune.errors import RunError
+from finetune.errors import FileError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+
+log = logging.getLogger(__name__)
 
 FULL, HALF = "32-true", "bf16-mixed"
 # bf16 must be so much faster that a trial under load would say the same
@@ -85,9 +87,10 @@ def _known_gain(classifier: Classifier) -> float:
     if name not in known:
         known[name] = round(_trial(classifier), 3)
         if file is not None:
-            # a cache that cannot be written is done without
-            with contextlib.suppress(OSError, RunError):
+            try:
                 write_json(file, known)
+            except FileError as error:
+                log.warning("warning: %s The trial is made again next time.", error)
     return known[name]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy, cached_fields
-from finetune.atomic_files import atomic_path, remove_parts, write_json, write_text
+from finetune.atomic_files import atomic_path, remove_parts, sync_folders, write_json, write_text
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.distributed import is_rank_zero
@@ -109,6 +109,7 @@ class Run:
         """
         if is_rank_zero():
             remove_parts(self.run_dir)
+            sync_folders(self.run_dir)
         self.classifier.to(memory_format=memory_format_for(self.classifier.input_spec))
         log = RunLog(self.run_dir / "metrics.csv")
         phases: list[dict[str, Any]] = []

@@ -1,0 +1,97 @@
+"""What went wrong with a file, in one sentence: which file, what could not be done, and why.
+
+The system, torch and safetensors report the same failure in different ways: as an ``OSError`` with a number and perhaps a
+name, as a ``RuntimeError`` of torch's zip writer around it, or as a ``SafetensorError`` with the system's words.
+"""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from finetune.errors import FileError
+
+# number of the error -> the cause and what to do about it
+_CAUSES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EFBIG), ("the disk is full", "Make room.")),
+    errno.EDQUOT: ("the disk quota is used up", "Make room, or ask for more."),
+    errno.EIO: ("the disk reports an input/output error", "Check the disk (dmesg names it) or use another one."),
+    errno.EROFS: ("the file system is read-only", "Mount it writable or use another one."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), ("permission denied", "Give this user access to it.")),
+    errno.ENOMEM: ("the system has no memory left", "Free memory."),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("too many files are open", "Raise the limit (ulimit -n).")),
+    errno.ESTALE: ("the network file system has lost it", "Mount it again."),
+    errno.ENOENT: ("it is not there any more", "Put it back."),
+    errno.ENOTDIR: ("a part of its path is not a folder", "Use another path."),
+    errno.EISDIR: ("a folder is in its place", "Move the folder away."),
+    errno.ENAMETOOLONG: ("its name is too long", "Use a shorter one."),
+}
+# safetensors ends with "(os error 28)"; torch's writer has the system's words alone
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+_WORDS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)}
+
+
+def errno_of(error: BaseException) -> int | None:
+    """Number of the system's error behind an exception; None where the system is not the cause.
+
+    >>> errno_of(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
+    True
+    >>> errno_of(ValueError("wrong")) is None
+    True
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno is not None:
+            return at.errno
+        if isinstance(at, MemoryError):
+            return errno.ENOMEM
+        text = str(at)
+        if found := _NUMBER_IN_TEXT.search(text):
+            return int(found[1] or found[2])
+        for words, number in _WORDS.items():
+            if words in text:
+                return number
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def file_of(error: BaseException) -> Path | None:
+    """The file that the system named with its error; None where it named none."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and isinstance(at.filename, (str, bytes, os.PathLike)):
+            # of a rename, the new name is the one that was wanted
+            return Path(os.fsdecode(at.filename2 or at.filename))
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def file_error(error: BaseException, path: str | Path | None, what: str, *, after: str = "") -> FileError | None:
+    """The failure as a message for the user; None where the system is not its cause.
+
+    Args:
+        error: What was raised.
+        path: The file; None takes the one that the system named.
+        what: What could not be done, as ``could not be written``.
+        after: A sentence on what is left.
+    """
+    number = errno_of(error)
+    path = path if path is not None else file_of(error)
+    if number is None or path is None:
+        return None
+    cause, advice = _CAUSES.get(number, (os.strerror(number), "Remove the cause."))
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        cause += _free_beside(Path(path))
+    return FileError(" ".join(part for part in (f"{path}: {what}, {cause}.", after, advice) if part))
+
+
+def _free_beside(path: Path) -> str:
+    """Room on the disk of a path, in brackets; nothing where the system does not tell."""
+    at = path.absolute()
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    try:
+        return f" ({shutil.disk_usage(at).free / 1e6:.0f} MB free)"
+    except OSError:
+        return ""
