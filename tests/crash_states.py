@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tests.file_layer import Operation
@@ -18,6 +19,21 @@ from tests.file_layer import Operation
 FOLDER = -1
 # pending changes of names of which each is left out and applied alone; of more, only the first and the last are
 EACH = 8
+
+
+@dataclass(eq=False)
+class Contents:
+    """Bytes of a file, hashed once however many states they are in."""
+
+    data: bytes
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Hash of the bytes."""
+        return hashlib.sha256(self.data).digest()
+
+
+Tree = Mapping[str, Contents | None]
 
 
 @dataclass
@@ -31,8 +47,17 @@ class File:
 
     synced: bytes = b""
     changes: list[tuple[int, bytes | None]] = field(default_factory=list)
+    _known: dict[tuple[str, int], Contents] = field(default_factory=dict)
 
-    def contents(self, how: str) -> bytes:
+    def contents(self, how: str) -> Contents:
+        """The contents after a power cut, with ``how`` as below."""
+        key = (how, len(self.changes))
+        if key not in self._known:
+            self._known = {old: known for old, known in self._known.items() if old[1] == len(self.changes)}
+            self._known[key] = Contents(self._contents(how))
+        return self._known[key]
+
+    def _contents(self, how: str) -> bytes:
         """The contents after a power cut.
 
         Args:
@@ -128,7 +153,7 @@ class Disk:
         elif operation.kind == "mapped":
             changes.append((-1, operation.data))
         elif operation.kind == "sync":
-            self.files[file] = File(self.files[file].contents("whole"))
+            self.files[file] = File(self.files[file].contents("whole").data)
 
     def _rename(self, change: dict[str, int | None]) -> None:
         self.pending.append(change)
@@ -139,14 +164,14 @@ class Disk:
         self.synced_names = _renamed(self.synced_names, here)
         self.pending = [change for change in self.pending if change not in here]
 
-    def tree(self, names: Mapping[str, int], how: str = "whole") -> dict[str, bytes | None]:
+    def tree(self, names: Mapping[str, int], how: str = "whole") -> dict[str, Contents | None]:
         """Path -> contents; None for a folder. A name whose folder is not there is not there either.
 
         Args:
             names: Which names exist.
             how: As of :meth:`File.contents`; ``even`` and ``odd`` keep all of every second unsynced file, none of the others.
         """
-        found: dict[str, bytes | None] = {}
+        found: dict[str, Contents | None] = {}
         unsynced = sorted({file for file in names.values() if file != FOLDER and self.files[file].changes})
         for path in sorted(names):
             parent = os.path.dirname(path)
@@ -163,7 +188,7 @@ class Disk:
             found[path] = self.files[file].contents(mine)
         return found
 
-    def states(self) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+    def states(self) -> Iterator[tuple[str, dict[str, Contents | None]]]:
         """What a power cut now may leave, each with what it is called."""
         names = {"names synced": self.synced_names, "names all": self.names}
         which = range(len(self.pending)) if len(self.pending) <= EACH else (0, len(self.pending) - 1)
@@ -194,23 +219,23 @@ def is_scratch(path: str) -> bool:
     return name.endswith(".part") or name.startswith(".tmp")
 
 
-def digest(tree: Mapping[str, bytes | None]) -> str:
+def digest(tree: Tree) -> bytes:
     """Equal for states that nothing can tell apart."""
     found = hashlib.sha256()
     for path, contents in sorted(tree.items()):
-        kept = b"" if contents is None or is_scratch(path) else contents
-        found.update(f"{path}\0{contents is None}\0{len(kept)}\0".encode() + kept)
-    return found.hexdigest()
+        kept = b"" if contents is None or is_scratch(path) else contents.digest
+        found.update(f"{path}\0{contents is None}\0".encode() + kept)
+    return found.digest()
 
 
-def materialize(tree: Mapping[str, bytes | None], folder: Path) -> None:
+def materialize(tree: Tree, folder: Path) -> None:
     """Write a state."""
     folder.mkdir(parents=True)
     for path, contents in sorted(tree.items()):
         if contents is None:
             (folder / path).mkdir()
         else:
-            (folder / path).write_bytes(contents)
+            (folder / path).write_bytes(contents.data)
 
 
 def tree_of(folder: Path) -> dict[str, bytes | None]:

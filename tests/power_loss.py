@@ -11,6 +11,7 @@ Ends with status 1 where one is not. A lean, fixed choice of both is in tests/tr
 import argparse
 import contextlib
 import errno
+import gc
 import importlib
 import json
 import os
@@ -29,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.crash_states import Disk, digest, is_scratch, materialize, tree_of
+from tests.crash_states import Contents, Disk, Tree, digest, is_scratch, materialize, tree_of
 from tests.file_layer import COMPILED, Kind, Layer, compile_layer, environment, layer_of_this_process, named, read_log
 
 PHASES = (
@@ -125,6 +126,9 @@ class Uninterrupted:
         for module in (folder / "modules").read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
+        # the forked processes share what is there by now
+        gc.collect()
+        gc.freeze()
         self.operations = read_log(folder / "log", self.root)
         self.outcome = outcome(self.root / "run")
         self.tree = tree_of(self.root)
@@ -222,7 +226,7 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
     disk, seen, count = Disk(), set(), 0
     lost: list[Verdict] = []
     cases: list[tuple[int, str]] = []
-    kept: dict[tuple[int, str], dict[str, bytes | None]] = {}
+    kept: dict[tuple[int, str], Tree] = {}
     for number, operation in enumerate(whole.operations):
         disk.apply(operation)
         if operation.kind == "mark":
@@ -236,7 +240,7 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
                 seen.add(key)
                 cases.append((number, called))
                 kept[number, called] = tree
-    final = disk.tree(disk.names)
+    final = {path: None if one is None else one.data for path, one in disk.tree(disk.names).items()}
     assert final == whole.tree, f"the record lacks {sorted(p for p in final if final[p] != whole.tree.get(p, 0))}"
     if lean is not None:
         cases = _lean(whole, cases, lean)
@@ -278,8 +282,12 @@ def _not_durable(disk: Disk, mark: str, number: int) -> list[Verdict]:
     return [
         Verdict(f"after operation {number} ({mark})", "not durable", f"a power cut loses or undoes {path}")
         for path in paths
-        if path not in safe or safe[path] != now[path]
+        if path not in safe or _bytes(safe[path]) != _bytes(now[path])
     ]
+
+
+def _bytes(contents: Contents | None) -> bytes | None:
+    return None if contents is None else contents.data
 
 
 def _lean(whole: Uninterrupted, cases: list[tuple[int, str]], wanted: int) -> list[tuple[int, str]]:

@@ -149,7 +149,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_can_be_resumed(words: Wor
 
     assert forked(on_a_small_disk, Events(), tmp_path / "out") == 1
     said = (tmp_path / "out").read_text()
-    assert "RunError" in said
+    assert "finetune.errors.FileError" in said
     assert "could not be written, the disk is full" in said
     assert (tmp_path / "run/phases/1-all/start.safetensors").is_file()
     assert not list((tmp_path / "run").rglob("*.part"))
