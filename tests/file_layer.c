@@ -27,7 +27,7 @@ static char root[PATH_MAX];
 static size_t root_length;
 static int log_fd = -1;
 static int fail_kinds, fail_errno, fail_for_good;
-static long fail_at = -1, counted;
+static long fail_at = -1, counted[KINDS];
 static char failed[PATH_MAX * 2];
 static size_t memory_bytes;
 static pthread_mutex_t mutex = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
@@ -137,9 +137,8 @@ static void record(const char *kind, const char *path, const char *path2, ino_t 
 /* ---- failing ---- */
 
 static int fails(int kind, const char *path) {
-    if (!(fail_kinds & (1 << kind))) return 0;
-    long number = __sync_fetch_and_add(&counted, 1);
-    if (fail_at < 0 || (fail_for_good ? number < fail_at : number != fail_at)) return 0;
+    long number = __sync_fetch_and_add(&counted[kind], 1);
+    if (!(fail_kinds & (1 << kind)) || fail_at < 0 || (fail_for_good ? number < fail_at : number != fail_at)) return 0;
     if (!*failed) snprintf(failed, sizeof failed, "%s", path);
     errno = fail_errno;
     return 1;
@@ -156,17 +155,17 @@ void file_layer_record(const char *folder, const char *log) {
 
 void file_layer_fail(const char *folder, int kinds, long number, int error, int for_good, size_t least_bytes) {
     root_length = snprintf(root, sizeof root, "%s", folder);
-    counted = 0, *failed = 0;
+    memset(counted, 0, sizeof counted), *failed = 0;
     fail_at = number, fail_errno = error, fail_for_good = for_good, memory_bytes = least_bytes, fail_kinds = kinds;
 }
 
-long file_layer_counted(void) { return counted; }
+long file_layer_counted(int kind) { return counted[kind]; }
 const char *file_layer_failed(void) { return failed; }
 void file_layer_mark(const char *text) { record("mark", root, NULL, 1, 0, text, strlen(text)); }
 
 void file_layer_stop(void) {
     if (log_fd >= 0) { record_maps(); syscall(SYS_close, log_fd); }
-    log_fd = -1, fail_kinds = 0, root_length = 0;
+    log_fd = -1, fail_kinds = 0, root_length = 0, memory_bytes = 0;
 }
 
 /* ---- the functions ---- */
@@ -191,12 +190,12 @@ int creat64(const char *name, mode_t mode) { return open64(name, O_WRONLY | O_CR
 
 ssize_t read(int fd, void *into, size_t n) {
     char path[PATH_MAX];
-    if (fail_kinds && path_of(fd, path) && fails(READ, path)) return -1;
+    if (path_of(fd, path) && fails(READ, path)) return -1;
     return REAL(read)(fd, into, n);
 }
 ssize_t pread64(int fd, void *into, size_t n, off_t at) {
     char path[PATH_MAX];
-    if (fail_kinds && path_of(fd, path) && fails(READ, path)) return -1;
+    if (path_of(fd, path) && fails(READ, path)) return -1;
     return REAL(pread64)(fd, into, n, at);
 }
 
@@ -369,7 +368,7 @@ int mkdirat(int folder, const char *name, mode_t mode) {
 int mkdir(const char *name, mode_t mode) { return mkdirat(AT_FDCWD, name, mode); }
 
 int posix_memalign(void **into, size_t alignment, size_t n) {
-    if (fail_kinds & (1 << MEMORY) && n >= memory_bytes) {
+    if (memory_bytes && n >= memory_bytes) {
         int kept = errno;
         if (fails(MEMORY, "memory")) { errno = kept; return ENOMEM; }
     }

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntFlag
@@ -72,12 +73,12 @@ class Layer(Protocol):
         """Put a mark among the operations."""
 
     def fail(
-        self, folder: Path, kinds: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
+        self, folder: Path, kind: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
     ) -> None:
-        """Count operations of some kinds from now on; the one with this number fails (and with ``for_good`` all after it)."""
+        """Count operations from now on; this one of a kind fails (and with ``for_good`` all of the kind after it)."""
 
-    def counted(self) -> int:
-        """Number of operations counted since :meth:`fail`."""
+    def counted(self, kind: Kind) -> int:
+        """Number of operations of a kind since :meth:`fail`."""
 
     def failed(self) -> str:
         """Path whose operation was the first to fail; empty where none was."""
@@ -133,14 +134,14 @@ class CompiledLayer:
         self._library.file_layer_mark(text.encode())
 
     def fail(
-        self, folder: Path, kinds: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
+        self, folder: Path, kind: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
     ) -> None:
         """Count, and fail at a number."""
-        self._library.file_layer_fail(os.fsencode(folder), int(kinds), number, error, for_good, least_bytes)
+        self._library.file_layer_fail(os.fsencode(folder), int(kind), number, error, for_good, least_bytes)
 
-    def counted(self) -> int:
-        """Number of operations."""
-        return int(self._library.file_layer_counted())
+    def counted(self, kind: Kind) -> int:
+        """Number of operations of a kind."""
+        return int(self._library.file_layer_counted(int(kind).bit_length() - 1))
 
     def failed(self) -> str:
         """Path that failed first."""
@@ -166,8 +167,9 @@ class PythonLayer:
     def __init__(self) -> None:
         self._folder: str | None = None
         self._log: Any = None
-        self._kinds, self._number, self._error, self._for_good = Kind(0), -1, 0, False
-        self._count, self._failed = 0, ""
+        self._kind, self._number, self._error, self._for_good = Kind(0), -1, 0, False
+        self._counts: Counter[Kind] = Counter()
+        self._failed = ""
         self._busy = False
         self._known: dict[str, tuple[int, tuple[int, int], bytes]] = {}
         sys.addaudithook(self._hear)
@@ -186,15 +188,15 @@ class PythonLayer:
             self._put(Operation("mark", "", data=text.encode()))
 
     def fail(
-        self, folder: Path, kinds: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
+        self, folder: Path, kind: Kind, *, number: int, error: int, for_good: bool = False, least_bytes: int = 0
     ) -> None:
         """Count, and fail at a number."""
-        self._folder, self._kinds, self._number, self._error = str(folder), kinds, number, error
-        self._for_good, self._count, self._failed = for_good, 0, ""
+        self._folder, self._kind, self._number, self._error = str(folder), kind, number, error
+        self._for_good, self._counts, self._failed = for_good, Counter(), ""
 
-    def counted(self) -> int:
-        """Number of operations."""
-        return self._count
+    def counted(self, kind: Kind) -> int:
+        """Number of operations of a kind."""
+        return self._counts[kind]
 
     def failed(self) -> str:
         """Path that failed first."""
@@ -205,7 +207,7 @@ class PythonLayer:
         if self._log is not None:
             self._look()
             self._log.close()
-        self._folder, self._log, self._kinds = None, None, Kind(0)
+        self._folder, self._log, self._kind = None, None, Kind(0)
 
     def _hear(self, event: str, given: tuple[Any, ...]) -> None:
         if self._folder is None or self._busy or not given or not isinstance(given[0], (str, bytes, os.PathLike)):
@@ -237,10 +239,13 @@ class PythonLayer:
             self._put(Operation("sync", "" if relative == "." else relative, inode=os.fstat(descriptor).st_ino))
 
     def _maybe_fail(self, kind: Kind, path: str) -> None:
-        if not kind & self._kinds:
-            return
-        number, self._count = self._count, self._count + 1
-        if self._number >= 0 and (number >= self._number if self._for_good else number == self._number):
+        number = self._counts[kind]
+        self._counts[kind] += 1
+        if (
+            kind is self._kind
+            and self._number >= 0
+            and (number >= self._number if self._for_good else number == self._number)
+        ):
             self._failed = self._failed or path
             raise OSError(self._error, os.strerror(self._error), path)
 

@@ -321,28 +321,24 @@ def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict
     """The n-th operation of each kind fails, for every n."""
     numbers: dict[tuple[str, str], int] = {}
     cases: list[tuple[str, Kind, int, bool, int]] = []
+    root, total = whole.folder / "count", whole.folder / "counted"
+    root.mkdir()
+
+    def count() -> int:
+        whole.layer.fail(root, Kind.WRITE, number=-1, error=0, least_bytes=LEAST_BYTES)
+        status = _command(whole, root)
+        counted = {kind.name: whole.layer.counted(kind) for kind in Kind}
+        whole.layer.stop()
+        total.write_text(json.dumps(counted))
+        return status
+
+    status, said = in_child(count, root / "cache", root.with_suffix(".out"))
+    assert status == 0, said
+    counted = json.loads(total.read_text())
     for name, kind, error, for_good in FAILURES:
-        if whole.layer.name != "the C library's functions" and kind not in PYTHON_KINDS:
-            continue
-        root = whole.folder / f"count-{name}-{error}"
-        root.mkdir()
-        total = whole.folder / "counted"
-
-        def job(kind: Kind = kind, error: int = error, root: Path = root, total: Path = total) -> int:
-            whole.layer.fail(root, kind, number=-1, error=error, least_bytes=LEAST_BYTES)
-            status = _command(whole, root)
-            counted = whole.layer.counted()
-            whole.layer.stop()
-            total.write_text(str(counted))
-            return status
-
-        if not any(earlier[1] == kind for earlier in cases):
-            status, said = in_child(job, root / "cache", root.with_suffix(".out"))
-            assert status == 0, said
-        shutil.rmtree(root)
-        count = int(total.read_text())
-        numbers[name, named(error)] = count
-        cases += [(name, kind, error, for_good, number) for number in range(count)]
+        if counted[kind.name]:
+            numbers[name, named(error)] = counted[kind.name]
+            cases += [(name, kind, error, for_good, number) for number in range(counted[kind.name])]
     if lean is not None:
         # as many of each kind of failure, spread over the run
         each = max(lean // len(numbers), 1)
@@ -390,9 +386,6 @@ def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict
         "identical": sum(not one.wrong for one in verdicts),
     }
     return counts, verdicts
-
-
-PYTHON_KINDS = Kind.OPEN_WRITE | Kind.SYNC | Kind.RENAME | Kind.UNLINK | Kind.MKDIR
 
 
 def _command(whole: Uninterrupted, root: Path) -> int:
