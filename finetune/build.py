@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.build_schedule import build_phases as build_phases
-from finetune.config import instantiate, locate
 from finetune.config.schema import Config, DataConfig
+from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError, did_you_mean, shortened
 
@@ -246,15 +246,19 @@ def build_data(
     )
 
 
-def optimizer_factory(phase: "Phase") -> "OptimizerFactory":
+def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
     """The optimizer of a phase as a function of its groups.
+
+    Args:
+        phase: Names it.
+        trusted: Whether the user typed that name; else it must be an optimizer of torch or timm.
 
     Raises:
         UserError: The node's target is no optimizer, or refuses its arguments.
     """
     node = dict(phase.optimizer)
-    target = str(node.pop("_target_", "torch.optim.AdamW"))
-    make = locate(target)
+    target = str(node.pop("_target_", DEFAULT_OPTIMIZER))
+    make = optimizer_class(target, trusted=trusted)
 
     def build(groups: list[dict[str, Any]]) -> Any:
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
@@ -320,17 +324,20 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
     return build
 
 
-def trainer_factory(config: Config, run_dir: Path, *, precision: str) -> Callable[..., Any]:
+def trainer_factory(config: Config, run_dir: Path, *, precision: str, trusted: bool) -> Callable[..., Any]:
     """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
     Args:
         config: Checked.
         run_dir: Of the run.
         precision: In place of ``auto``.
+        trusted: Whether the user typed the node; else it may name listed classes alone.
 
     Raises:
         UserError: The node sets what the run decides.
     """
+    if not isinstance(precision, str):  # of run.json, which somebody else may have written
+        raise UserError(f"precision={str(precision)[:80]!r}: must be a word such as 32-true.")
 
     def build(**decided: Any) -> Any:
         if taken := sorted(set(config.trainer) & set(decided)):
@@ -339,7 +346,8 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: str) -> Callabl
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
         return instantiate(
-            {"_target_": "lightning.pytorch.Trainer", **config.trainer, "precision": precision},
+            {"_target_": TRAINER, **config.trainer, "precision": precision},
+            trusted=trusted,
             run_dir=run_dir,
             **decided,
         )

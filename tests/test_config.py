@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config import compose, find_key, from_yaml, instantiate, quoted, to_yaml
+from finetune.config import compose, find_key, from_yaml, quoted, to_yaml
+from finetune.config.trust import instantiate
 from finetune.errors import ConfigError, UserError
 
 
@@ -65,9 +66,9 @@ def test_quoted_values_arrive_as_they_are(value: str) -> None:
 def test_a_logger_that_is_not_installed_is_one_message() -> None:
     config = compose(["data=digits", "logger=wandb"])
     with pytest.raises(UserError, match="WandbLogger"):
-        instantiate(config.logger["wandb"], run_dir=Path())
+        instantiate(config.logger["wandb"], trusted=True, run_dir=Path())
 
 
 def test_a_trainer_argument_that_does_not_exist_is_one_message() -> None:
     with pytest.raises(UserError, match=r"lightning.pytorch.Trainer: does not take these arguments.*devicess"):
-        instantiate({"_target_": "lightning.pytorch.Trainer", "devicess": 2})
+        instantiate({"_target_": "lightning.pytorch.Trainer", "devicess": 2}, trusted=True)

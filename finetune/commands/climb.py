@@ -96,12 +96,13 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: Options
             log = folder / "runs" / f"{rung}-{seed}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+                words = [*_words(overrides, seed), *words_of(rung, epochs=options.epochs), f"run_dir={run_dir}"]
+                typed = compose([*words, "logger=none", "report=false"])
                 if (run_dir / "run.json").is_file():
-                    resume(run_dir)
+                    resume(run_dir, typed=typed)
                 else:
                     _clear_unbegun(run_dir)
-                    words = [*_words(overrides, seed), *words_of(rung, epochs=options.epochs), f"run_dir={run_dir}"]
-                    train(compose([*words, "logger=none", "report=false"]))
+                    train(typed)
         results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
         plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
         found.append(
@@ -142,7 +143,7 @@ def _on_features(
         precision, _ = decide(config, parts)
         began = time.monotonic()
         with quiet_lightning():
-            trainer = trainer_factory(config, folder, precision=precision.name)(
+            trainer = trainer_factory(config, folder, precision=precision.name, trusted=True)(
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
             )
             parts.classifier.eval()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from finetune.commands.hydra_job import run_composed
@@ -39,7 +40,7 @@ def task(config: Config) -> int:
     plan = build_plan(parts.classifier, parts.phases, parts.data, caches=caches)
     began = time.monotonic()
     with quiet_lightning():
-        trainer = trainer_factory(config, Path(), precision=precision.name)(
+        trainer = trainer_factory(config, Path(), precision=precision.name, trusted=True)(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )
         times = forecast(
@@ -48,7 +49,7 @@ def task(config: Config) -> int:
             caches=caches,
             data=parts.data,
             trainer=trainer,
-            make_optimizer=optimizer_factory,
+            make_optimizer=partial(optimizer_factory, trusted=True),
         )
     calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
     print(f"time: about {duration(sum(t.seconds for t in times))} for all phases, from an empty cache ({calibration})")

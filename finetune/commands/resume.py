@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.config import from_yaml, to_plain
+from finetune.config.schema import Config
+from finetune.config.trust import require_trust
 from finetune.errors import UserError, shortened
 from finetune.files import REPORT
 from finetune.process_tuning import release_freed_blocks
 
 USAGE = """\
-usage: finetune resume RUN [--anyway]
+usage: finetune resume RUN [--anyway] [--trust]
 
 Go on where a run stopped. Weights, metrics and predictions come out as those of the uninterrupted run.
 A run whose configuration, data or program version has changed since is refused, with the difference named;
---anyway goes on with other versions of the program or its libraries, and the result may then differ."""
+--anyway goes on with other versions of the program or its libraries, and the result may then differ.
+
+A run folder is data: of what its configuration names, optimizers, local loggers and callbacks of torch, timm and Lightning
+are built. A run that names other classes, contacts an address or holds links out of its folder is refused with a list of
+them; --trust shows the list and goes on."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,12 +28,12 @@ def run(argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(USAGE)
         return 0
-    words = [word for word in argv if word != "--anyway"]
+    words = [word for word in argv if word not in ("--anyway", "--trust")]
     if len(words) != 1 or words[0].startswith("-"):
         raise UserError(
             f"finetune resume: needs one RUN. Given: {' '.join(argv) or 'nothing'}.\n{USAGE.splitlines()[0]}"
         )
-    resume(Path(words[0]).expanduser(), anyway="--anyway" in argv, tune_process=True)
+    resume(Path(words[0]).expanduser(), anyway="--anyway" in argv, trust="--trust" in argv, tune_process=True)
     if "finetune.training.companions" in sys.modules:
         from finetune.training.companions import end_companions
 
@@ -35,16 +41,26 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def resume(run_dir: Path, *, anyway: bool = False, tune_process: bool = False) -> None:
+def resume(
+    run_dir: Path,
+    *,
+    anyway: bool = False,
+    trust: bool = False,
+    typed: Config | None = None,
+    tune_process: bool = False,
+) -> None:
     """Resume a run.
 
     Args:
         run_dir: A run folder.
         anyway: Go on with other versions of the program or its libraries.
+        trust: Build whatever its configuration names; see :mod:`finetune.config.trust`.
+        typed: A configuration that the user typed on this command line. A run of the same may name what that one names.
         tune_process: Change this process's garbage collection and allocator for speed; only the command line does.
 
     Raises:
-        UserError: The folder is no run, or something that its result depends on has changed.
+        UserError: The folder is no run, something that its result depends on has changed, or it names what only the user
+            may name.
     """
     from finetune.commands.train import execute, say
     from finetune.run_folder import CONFIG, differences, read_run_record
@@ -61,6 +77,10 @@ def resume(run_dir: Path, *, anyway: bool = False, tune_process: bool = False) -
     _refuse(
         run_dir, f"{CONFIG} has been edited", differences(_comparable(record["config"]), _comparable(to_plain(config)))
     )
+
+    ours = typed is not None and _comparable(to_plain(typed)) == _comparable(to_plain(config))
+    for line in require_trust(run_dir, config, trust=trust, typed=ours):
+        say(f"trusted: {line}")
 
     from finetune.versions import versions
 
@@ -95,7 +115,7 @@ def resume(run_dir: Path, *, anyway: bool = False, tune_process: bool = False) -
             "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
         )
     say(f"resuming: {run_dir}")
-    execute(config, parts, run_dir, tune_process=tune_process)
+    execute(config, parts, run_dir, trusted=trust or ours, tune_process=tune_process)
 
 
 def _comparable(config: dict[str, object]) -> dict[str, object]:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from finetune.build import (
     trainer_factory,
 )
 from finetune.commands.hydra_job import run_composed
-from finetune.config import instantiate, to_plain, to_yaml
+from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
+from finetune.config.trust import instantiate
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
@@ -90,7 +92,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
         )
         say(f"precision: {precision.name} ({precision.why})")
     say(f"run: {run_dir}")
-    return execute(config, parts, run_dir, tune_process=tune_process)
+    return execute(config, parts, run_dir, trusted=True, tune_process=tune_process)
 
 
 def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
@@ -109,8 +111,18 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
     return precision, caches
 
 
-def execute(config: Config, parts: RunParts, run_dir: Path, *, tune_process: bool = False) -> "RunResult":
-    """Train what is left of a run; shared by ``train`` and ``resume``."""
+def execute(
+    config: Config, parts: RunParts, run_dir: Path, *, trusted: bool, tune_process: bool = False
+) -> "RunResult":
+    """Train what is left of a run; shared by ``train`` and ``resume``.
+
+    Args:
+        config: Of the run.
+        parts: What was built from it.
+        run_dir: Of the run.
+        trusted: Whether the user typed the configuration; one from a run folder may name listed classes alone.
+        tune_process: Change this process's garbage collection and allocator for speed.
+    """
     import torch
 
     from finetune.activation_cache.policy import CachePolicy
@@ -134,13 +146,13 @@ def execute(config: Config, parts: RunParts, run_dir: Path, *, tune_process: boo
             schedule=parts.phases,
             run_dir=run_dir,
             seed=config.seed,
-            make_trainer=trainer_factory(config, run_dir, precision=decided["precision"]),
-            make_optimizer=optimizer_factory,
+            make_trainer=trainer_factory(config, run_dir, precision=decided["precision"], trusted=trusted),
+            make_optimizer=partial(optimizer_factory, trusted=trusted),
             make_loss=loss_of(config, parts.source),
             monitor=config.monitor,
             checkpoint_every=config.checkpoint.every_n_steps,
-            loggers=[instantiate(node, run_dir=run_dir) for node in config.logger.values()],
-            callbacks=[instantiate(node, run_dir=run_dir) for node in config.callbacks.values()],
+            loggers=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()],
+            callbacks=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()],
             say=say,
             card=model_card,
             facts={

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.checks import check
+from finetune.config.plain_yaml import read_plain_yaml
 from finetune.config.schema import Config
+from finetune.config.trust import RUN_DIR
 from finetune.errors import ConfigError, UserError, did_you_mean
-
-# stands for the run folder in nodes of other libraries until the folder is known; a run folder may also be moved
-RUN_DIR = "<run_dir>"
 
 
 def conf_dir() -> Path:
@@ -206,24 +205,18 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(path: Path) -> Config:
-    """A configuration from a run folder.
+    """A configuration from a run folder; as data: nothing in it is resolved, and what it names is not built here.
 
     Raises:
-        UserError: It is not there, is no YAML, or does not fit the schema.
+        UserError: It is not there, is not what a run writes, or does not fit the schema.
     """
-    import yaml
-    from omegaconf import OmegaConf
-
+    values = read_plain_yaml(path)
     try:
-        loaded = OmegaConf.load(path)
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read. {str(error).splitlines()[0]}") from error
-    return to_config(loaded)
-
-
-def from_plain(values: dict[str, Any]) -> Config:
-    """The inverse of :func:`to_plain`, checked against the schema."""
-    return to_config(values)
+        return to_config(values)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -284,55 +277,6 @@ def hydra_message(error: BaseException) -> str:
             return f"{lines[0].rstrip('.')}: {why}"
     useful = [line for line in lines if not line.startswith(("full_key", "object_type", "Set the environment"))]
     return ". ".join(line.rstrip(".") for line in useful[:2]) + "."
-
-
-def instantiate(node: dict[str, Any], *, run_dir: Path | None = None, **arguments: Any) -> Any:
-    """Build the object that a ``_target_`` node describes.
-
-    Args:
-        node: ``_target_`` and its arguments.
-        run_dir: Put in place of the node's mentions of the run folder.
-        **arguments: Further arguments, handed over as they are.
-
-    Raises:
-        UserError: The target cannot be found, or refuses its arguments.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate as hydra_instantiate
-
-    target = node.get("_target_")
-    try:
-        return hydra_instantiate(_with_run_dir(node, run_dir), **arguments, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        why = str(cause).strip().splitlines()[0]
-        if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
-            raise UserError(f"{target}: cannot be imported. {why}. Install the package that holds it.") from error
-        raise UserError(f"{target}: does not take these arguments. {why}.") from error
-
-
-def locate(target: str) -> Any:
-    """The class or function of a dotted path.
-
-    Raises:
-        UserError: There is none.
-    """
-    from hydra.utils import get_object
-
-    try:
-        return get_object(target)
-    except Exception as error:
-        raise UserError(f"_target_={target!r}: cannot be imported. {error}") from error
-
-
-def _with_run_dir(value: Any, run_dir: Path | None) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_run_dir(inner, run_dir) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_with_run_dir(inner, run_dir) for inner in value]
-    if isinstance(value, str) and run_dir is not None:
-        return value.replace(RUN_DIR, str(run_dir))
-    return value
 
 
 def quoted(value: object) -> str:

@@ -80,7 +80,7 @@ def bare(words: Sequence[str], source: ArraySource, *, half: bool) -> list[float
     (phase,) = build_phases(config, stages=classifier.stages, network=config.backbone.name)
     apply_phase(classifier, phase)
     groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
-    optimizer, loss_fn = optimizer_factory(phase)(groups), loss_of(config, source)(phase)
+    optimizer, loss_fn = optimizer_factory(phase, trusted=True)(groups), loss_of(config, source)(phase)
     rows = source.index.rows("train")
     targets = torch.from_numpy(source.index.targets[rows])
     images = torch.stack([source.read(int(row)) for row in rows])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,8 @@ def swept(words: list[str], *, number: int = 1, **settings: Any) -> tuple[Sweep,
         data=parts.data,
         phase=parts.phases[number],
         seed=config.seed,
-        make_trainer=trainer_factory(config, Path(), precision="32-true"),
-        make_optimizer=optimizer_factory,
+        make_trainer=trainer_factory(config, Path(), precision="32-true", trusted=True),
+        make_optimizer=partial(optimizer_factory, trusted=True),
         make_loss=loss_of(config, parts.source),
         **given,
     )

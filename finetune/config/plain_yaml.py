@@ -1,0 +1,31 @@
+"""The YAML of a run folder, read as plain values: nothing in it is obeyed."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.safe_files import LARGEST_YAML, checked_yaml, read_text
+from finetune.terminal import printable
+
+
+def read_plain_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, as dicts, lists and plain values.
+
+    Raises:
+        UserError: It is not a file as a run writes it (see :func:`~finetune.safe_files.checked_yaml`), or no mapping.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    text = checked_yaml(read_text(path, largest=LARGEST_YAML), name=str(path))
+    try:
+        # OmegaConf's loader reads 1e-3 as a number and refuses a key that stands twice
+        loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as YAML. {printable(why)}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values. It holds a {type(loaded).__name__}.")
+    return {str(key): value for key, value in loaded.items()}

@@ -1,0 +1,371 @@
+"""Which classes a configuration may name, by where it comes from. Whatever is built by its name is built here.
+
+Trusted is what the user typed: this command line, the packaged ``conf/``, the user's ``--config-dir``. What lies in a run
+folder, a bundle, an embeddings file or a model folder is data: of it only the classes listed below are built, from plain
+values, and they write inside the run's folder only. Nothing else that it names is even imported, unless the user has read the
+list of it and typed ``finetune resume RUN --trust``. The list says what may pass; there is no list of what may not.
+"""
+
+import importlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import Config
+from finetune.errors import ConfigError, UserError, shortened
+from finetune.terminal import printable
+
+# stands for the run folder in nodes of other libraries until the folder is known; a run folder may also be moved
+RUN_DIR = "<run_dir>"
+TRAINER = "lightning.pytorch.Trainer"
+DEFAULT_OPTIMIZER = "torch.optim.AdamW"
+
+# package -> class -> those of its arguments that name a file or a folder. A class stands here if building it from plain
+# values and using it in a run executes nothing but its own code, contacts nothing, and writes where those arguments say.
+LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "lightning.pytorch": {"Trainer": ("default_root_dir",)},
+    "lightning.pytorch.strategies": {"DDPStrategy": ()},
+    "lightning.pytorch.profilers": {"SimpleProfiler": ("dirpath",), "AdvancedProfiler": ("dirpath",)},
+    "lightning.pytorch.loggers": {
+        "CSVLogger": ("save_dir",),
+        "TensorBoardLogger": ("save_dir",),
+        "MLFlowLogger": ("tracking_uri", "save_dir", "artifact_location"),
+    },
+    "lightning.pytorch.callbacks": {
+        "DeviceStatsMonitor": (),
+        "EMAWeightAveraging": (),
+        "EarlyStopping": (),
+        "GradientAccumulationScheduler": (),
+        "LearningRateMonitor": (),
+        "ModelCheckpoint": ("dirpath",),
+        "ModelSummary": (),
+        "OnExceptionCheckpoint": ("dirpath",),
+        "RichModelSummary": (),
+        "RichProgressBar": (),
+        "SpikeDetection": ("exclude_batches_path",),
+        "StochasticWeightAveraging": (),
+        "TQDMProgressBar": (),
+        "Timer": (),
+        "WeightAveraging": (),
+    },
+    "lightning.pytorch.callbacks.progress.rich_progress": {"RichProgressBarTheme": ()},
+    "datetime": {"timedelta": ()},
+}
+# packages of which every optimizer is listed
+OPTIMIZERS = ("torch.optim", "timm.optim")
+# loggers that send a run away; listed for the message alone, since they pass by --trust only
+CONTACTS: Mapping[str, str] = {
+    "WandbLogger": "the server of wandb",
+    "MLFlowLogger": "the server of mlflow",
+    "CometLogger": "the server of comet",
+    "NeptuneLogger": "the server of neptune",
+    "LitLogger": "the server of lightning.ai",
+}
+# without this argument the class goes where the environment says
+_NEEDED = {"MLFlowLogger": "tracking_uri"}
+# these write beside the current folder
+_PROFILERS = ("simple", "advanced", None)
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_CONTROL = {"_target_", "_convert_", "_recursive_", "_partial_"}
+_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+
+
+def needs_trust(config: Config) -> list[str]:
+    """What a configuration names that data may not: a line each, in the words of ``resume --trust``; nothing is imported.
+
+    >>> config = Config(callbacks={"x": {"_target_": "torch.load", "f": "x.pth"}})
+    >>> needs_trust(config)
+    ["callbacks.x: torch.load(f='x.pth')"]
+    """
+    import dataclasses
+
+    plain = dataclasses.asdict(config)
+    plain["trainer"] = {"_target_": TRAINER, **plain["trainer"]}
+    return list(_unlisted(plain, ""))
+
+
+def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = False) -> list[str]:
+    """Let the configuration of a run folder pass, or refuse it.
+
+    Args:
+        run_dir: Of the run.
+        config: Its configuration.
+        trust: Whether the user typed ``--trust``.
+        typed: Whether the user typed the same configuration on this command line.
+
+    Returns:
+        What passes by ``--trust`` alone, to be shown before it is built; empty for a run of listed classes.
+
+    Raises:
+        UserError: Something needs ``--trust``, which was not given.
+    """
+    found = [*([] if typed else needs_trust(config)), *_links_out(run_dir)]
+    if found and not trust:
+        lines = "\n".join(f"  {line}" for line in found)
+        raise UserError(
+            f"RUN='{run_dir}': names what a run folder may not decide by itself, so nothing of it has been run or "
+            f"contacted:\n{lines}\n"
+            "If you trust whoever made this run, or it is your own, go on with: "
+            f"finetune resume {shlex.quote(str(run_dir))} --trust"
+        )
+    return found
+
+
+def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None = None, **arguments: Any) -> Any:
+    """Build the object that a ``_target_`` node describes.
+
+    Args:
+        node: ``_target_`` and its arguments.
+        trusted: Whether the user typed it, or trusts the run that it comes from; else listed classes alone are built.
+        run_dir: Put in place of the node's mentions of the run folder.
+        **arguments: Further arguments of the program's own, handed over as they are.
+
+    Raises:
+        UserError: The target may not be built, cannot be found, or refuses its arguments.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as hydra_instantiate
+
+    if not isinstance(node, Mapping):
+        raise UserError(f"{printable(repr(node)[:80])}: must be a node with a _target_ and its arguments.")
+    target = node.get("_target_")
+    # of the arguments the folder's name may hold it: Hydra would resolve it there too
+    for value in (node, arguments, str(run_dir)):
+        _refuse_interpolation(value, str(target))
+    if not trusted:
+        if unlisted := list(_unlisted(node, "")):
+            raise ConfigError([f"{line}: not on the list of what data may build." for line in unlisted])
+        for name in _targets(node):
+            _resolve(name)
+    try:
+        return hydra_instantiate(_with_run_dir(node, run_dir), **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        why = str(cause).strip().splitlines()[0]
+        if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
+            raise UserError(f"{target}: cannot be imported. {why}. Install the package that holds it.") from error
+        raise UserError(f"{target}: does not take these arguments. {why}.") from error
+
+
+def optimizer_class(target: str, *, trusted: bool) -> Any:
+    """The class or function of an optimizer's dotted name.
+
+    Args:
+        target: For instance ``torch.optim.AdamW``.
+        trusted: Whether the user typed it; else it must be an optimizer of torch or timm.
+
+    Raises:
+        UserError: There is none, or data may not name it.
+    """
+    if not trusted:
+        if _package(target) not in OPTIMIZERS:
+            raise UserError(
+                f"optimizer._target_={target!r}: data may name optimizers of torch.optim and timm.optim only."
+            )
+        return _resolve(target)
+    from hydra.utils import get_object
+
+    try:
+        return get_object(target)
+    except Exception as error:
+        raise UserError(f"optimizer._target_={target!r}: cannot be imported. {error}") from error
+
+
+def _package(target: str) -> str | None:
+    """The package of :data:`LISTED` or :data:`OPTIMIZERS` that lists a dotted name; None where none does.
+
+    >>> _package("lightning.pytorch.callbacks.early_stopping.EarlyStopping")
+    'lightning.pytorch.callbacks'
+    >>> _package("torch.optim.AdamW"), _package("torch.load"), _package("lightning.pytorch.callbacks.LambdaCallback")
+    ('torch.optim', None, None)
+    """
+    if not _DOTTED.fullmatch(target):
+        return None
+    home, _, name = target.rpartition(".")
+    for package, classes in LISTED.items():
+        if (home == package or home.startswith(f"{package}.")) and name in classes:
+            return package
+    for package in OPTIMIZERS:
+        if (home == package or home.startswith(f"{package}.")) and name[0].isupper() and name != "Optimizer":
+            return package
+    return None
+
+
+def _resolve(target: str) -> type:
+    """The class of a listed name; only the package that lists it is imported.
+
+    Raises:
+        UserError: The name stands for something else there: an alias, a module, a function.
+    """
+    package = _package(target)
+    assert package is not None, "checked before"
+    home, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(package), name, None)
+    except ImportError as error:
+        raise UserError(
+            f"_target_={target!r}: cannot be imported. {error}. Install the package that holds it."
+        ) from error
+    # an optimizer of torch may stand in timm's package too
+    homes = OPTIMIZERS if package in OPTIMIZERS else (package.partition(".")[0],)
+    place = getattr(found, "__module__", "")
+    itself = (
+        isinstance(found, type)
+        and found.__qualname__ == name
+        and any(place == allowed or place.startswith(f"{allowed}.") for allowed in homes)
+        and getattr(sys.modules.get(place), name, None) is found
+        and home in (package, place)
+    )
+    if package in OPTIMIZERS and itself:
+        import torch
+
+        assert isinstance(found, type)
+        itself = issubclass(found, torch.optim.Optimizer)
+    if not itself:
+        raise UserError(
+            f"_target_={target!r}: not on the list of what data may build. Here the name stands for {printable(repr(found))}."
+        )
+    assert isinstance(found, type)
+    return found
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Every ``_target_`` in a tree."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        for inner in value.values():
+            yield from _targets(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _targets(inner)
+
+
+def _unlisted(value: Any, where: str) -> Iterator[str]:
+    """Nodes in a tree that data may not have built, as lines for people."""
+    if isinstance(value, list | tuple):
+        for position, inner in enumerate(value):
+            yield from _unlisted(inner, f"{where}[{position}]")
+    elif isinstance(value, Mapping) and "_target_" in value:
+        yield from _unlisted_node(value, where)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _unlisted(inner, f"{where}.{key}" if where else str(key))
+
+
+def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
+    """What of a node and of the nodes inside it data may not have built."""
+    target = node["_target_"]
+    name = str(target).rpartition(".")[2]
+    arguments = {key: value for key, value in node.items() if key not in _CONTROL}
+    shown = f"{printable(where or 'it')}: {printable(str(target))}({_shown(arguments)})"
+    package = _package(target) if isinstance(target, str) else None
+    if package is None:
+        contacted = [printable(text) for text in _texts(arguments) if "://" in text]
+        yield shown + (
+            f", which contacts {shortened(contacted) if contacted else CONTACTS[name]}"
+            if name in CONTACTS
+            else f", with the address {shortened(contacted)}"
+            if contacted
+            else ""
+        )
+    else:
+        places = LISTED.get(package, {}).get(name, ())
+        problems = [f"{key} is not given" for key in [_NEEDED.get(name)] if key is not None and not node.get(key)]
+        problems += ["its arguments have no names"] if "_args_" in node else []
+        if (
+            name == "Trainer"
+            and isinstance(node.get("profiler"), str | None)
+            and node.get("profiler") not in _PROFILERS
+        ):
+            problems.append("this profiler writes outside the run")
+        for key, value in arguments.items():
+            fits = _stays_inside if key in places else _is_word
+            problems += [f"{key}={printable(text)!r} leads out of the run" for text in _texts(value) if not fits(text)]
+        if problems:
+            contact = f", and may contact {CONTACTS[name]}" if name in CONTACTS else ""
+            yield f"{shown}: {shortened(problems)}{contact}"
+    for key, value in arguments.items():
+        yield from _unlisted(value, f"{where}.{key}" if where else str(key))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Texts among the arguments of a node; those of a node inside it are its own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+    elif isinstance(value, Mapping) and "_target_" not in value:
+        for inner in value.values():
+            yield from _texts(inner)
+
+
+def _stays_inside(text: str) -> bool:
+    """Whether a file or folder lies in the run.
+
+    >>> [_stays_inside(text) for text in ("<run_dir>", "file:<run_dir>/mlruns", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
+    [True, True, False, False, False]
+    """
+    rest = text.removeprefix("file:")
+    return (rest == RUN_DIR or rest.startswith(f"{RUN_DIR}/")) and _is_word(rest)
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text names no place outside the run: a metric, a mode, a name for a file below another folder.
+
+    >>> [_is_word(text) for text in ("val/acc", "{epoch}-{val/loss:.2f}", "/etc/x", "a/../../b", "~/x", "http://x", "a:b")]
+    [True, True, False, False, False, False, True]
+    """
+    parts = re.split(r"[/\\]", text)
+    return not (
+        text.startswith(("/", "\\", "~")) or ".." in parts or "://" in text or "\0" in text or text[1:3] == ":\\"
+    )
+
+
+def _shown(arguments: Mapping[str, Any]) -> str:
+    """The arguments of a node on one line, without what is secret."""
+    return ", ".join(
+        f"{printable(str(key))}={'...' if _SECRET.search(str(key)) else printable(repr(value)[:200])}"
+        for key, value in arguments.items()
+    )
+
+
+def _links_out(run_dir: Path) -> Iterator[str]:
+    """Links in a run folder that lead out of it: going on would write there."""
+    home = os.path.realpath(run_dir)
+    for folder, folders, files in os.walk(run_dir):
+        for name in sorted([*folders, *files]):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                real = os.path.realpath(path)
+                if real != home and not real.startswith(home + os.sep):
+                    yield f"{printable(os.path.relpath(path, run_dir))}: a link out of the run, to {printable(real)}"
+
+
+def _refuse_interpolation(value: Any, target: str) -> None:
+    """Hydra would resolve ``${...}`` while it builds; what was typed has been resolved before."""
+    if isinstance(value, str):
+        if "${" in value:
+            raise UserError(f"{target}: {printable(value)!r} cannot be handed on. '${{' stands for another value.")
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _refuse_interpolation(inner, target)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_interpolation(inner, target)
+
+
+def _with_run_dir(value: Any, run_dir: Path | None) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_run_dir(inner, run_dir) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_run_dir(inner, run_dir) for inner in value]
+    if isinstance(value, str) and run_dir is not None:
+        return value.replace(RUN_DIR, str(run_dir))
+    return value
