@@ -398,8 +398,11 @@ def assemble(
         _say_what_the_data_holds(source, say)
         classifier = build_model(config, source, say)
     else:
+        from finetune.bundle import description_problems
         from finetune.models.classifier import classifier_from_description
 
+        if problems := description_problems(description):
+            raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
         classifier = classifier_from_description(description)
     phases = build_phases(config, stages=classifier.stages, network=config.backbone.name)
     return RunParts(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.errors import UserError, shortened
-from finetune.models.backbone import SOURCES
+from finetune.models.backbone import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.weights import save_head, state_hash
 from finetune.terminal import printable
@@ -29,11 +29,6 @@ MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors
 # bytes; what is larger is no description, and parsing it would fill the memory
 LARGEST_JSON = 64 * 2**20
 LARGEST_SIDE = 10_000_000
-# keywords of timm's and torchvision's builders that lead to files or to the network
-_NOT_FROM_A_BUNDLE = {
-    *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"),
-    *("weights", "weights_backbone", "progress", "file", "url", "hf_hub_id"),
-}
 
 # key of model.json -> the type of its value; docs in `docs` of finetune.results
 _KEYS: dict[str, type] = {
@@ -209,7 +204,7 @@ def backbone_problems(backbone: dict[str, Any]) -> list[str]:
         return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
     if backbone["source"] not in SOURCES:
         problems.append(f"model.backbone.source: must be one of {', '.join(SOURCES)}")
-    refused = sorted(set(backbone["kwargs"]) & _NOT_FROM_A_BUNDLE)
+    refused = sorted(set(backbone["kwargs"]) & (FILE_KEYS | set(OWNED_KEYS)))
     if refused:
         problems.append(f"model.backbone.kwargs: {', '.join(refused)} would read files or the network")
     if backbone["source"] == "transformers" and "depths" not in backbone["kwargs"]:

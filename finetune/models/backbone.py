@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
+# keywords of timm's and torchvision's builders that lead to files or to the network, where pickles may be executed
+FILE_KEYS = frozenset(
+    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"}
+    | {"weights_backbone", "progress", "file", "url", "hf_hub_id"}
+)
 
 
 class Backbone(nn.Module):
@@ -255,6 +260,11 @@ def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: in
     for key in OWNED_KEYS:
         if key in kwargs:
             raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. Leave it out.")
+    for key in sorted(FILE_KEYS & set(kwargs)):
+        raise UserError(
+            f"backbone.kwargs.{key}={str(kwargs[key])[:200]!r}: would let {source} open a file or an address by itself, and "
+            "execute what lies there. Give weights as backbone.weights=PATH; they are read as tensors alone."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -444,3 +444,47 @@ def test_a_configuration_of_every_packaged_choice_is_read_back_from_its_file(tmp
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert from_yaml(tmp_path / "config.yaml") == config
         assert len(needs_trust(config)) == (logger == "wandb")
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> Path:
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": Payload(tmp_path / "EXECUTED")}, path)
+    return path
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_cannot_have_a_file_read_by_a_keyword_of_its_network(
+    begun: bool, finished: Path, tmp_path: Path, pickled: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    (run_dir / "results.json").unlink()
+    keywords = {"checkpoint_path": str(pickled)}
+    rewrite(run_dir, lambda config: config["backbone"].update(kwargs=keywords))
+    if begun:
+        record = json.loads((run_dir / "run.json").read_text())
+        record["model"]["backbone"]["kwargs"] = keywords
+        (run_dir / "run.json").write_text(json.dumps(record))
+    else:
+        shutil.rmtree(run_dir / "phases/0-head")
+    for trust in (False, True):
+        with pytest.raises(UserError, match=r"checkpoint_path.*would (read|let)"):
+            resume(run_dir, trust=trust)
+    assert not (tmp_path / "EXECUTED").exists()
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"])
+@pytest.mark.parametrize("source", ["timm", "torchvision"])
+def test_a_keyword_that_opens_files_is_refused_from_the_command_line_too_with_the_way_to_go(
+    key: str, source: str, pickled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "data=digits", *TINY, f"backbone.source={source}", "backbone.name=resnet18"]
+    assert main([*words, f"backbone.kwargs.{key}={pickled}"]) == 2
+    said = capsys.readouterr().err
+    assert f"backbone.kwargs.{key}='{pickled}'" in said
+    assert "backbone.weights=PATH" in said
+    assert not (tmp_path / "EXECUTED").exists()
+    assert main([*words, f"backbone.weights={pickled}"]) == 2
+    assert "cannot be read as tensors alone" in capsys.readouterr().err
+    assert not (tmp_path / "EXECUTED").exists()
