@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.export.export import Wanted, hand_over, refuse_strangers
     from finetune.export.parity import summary
     from finetune.inference.reading import reading_of
+    from finetune.report.loading_snippets import CAUTIONS
 
     part = given.format in PARTS
     wanted = Wanted(form=given.format, precision=given.precision, layout=given.layout)
@@ -87,6 +88,8 @@ def run(argv: Sequence[str]) -> int:
             report = hand_over(classifier, wanted, target, images, card=text)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
+    if given.format in CAUTIONS:
+        print(CAUTIONS[given.format].replace("`", ""))
     if given.format == "web":
         print(f"open it with: python -m http.server --directory {target}")
     if "speed" in report:

@@ -79,6 +79,13 @@ print(classify(image))
 }
 
 
+# of the formats that we write, the only one that is no data: torch.export.load unpickles parts of the file
+CAUTIONS = {
+    "torch_export": "Opening a `.pt2` file executes what its maker put there: `torch.export.load` unpickles parts of it. Open "
+    "only those whose maker you trust; the bundle and the ONNX file hold the same model as data.",
+}
+
+
 def how_to_load(form: str, spec: InputSpec, *, path: str) -> str:
     """A section on one client.
 
@@ -92,4 +99,5 @@ def how_to_load(form: str, spec: InputSpec, *, path: str) -> str:
     code = _CODE[form].format(
         image=_IMAGE.format(mode="L" if grey else "RGB"), path=path, rgb='.convert("RGB")' if repeated else ""
     )
-    return f"## {form}\n\n{_GREY if repeated else ''}\n```python\n{code}```\n"
+    caution = f"{CAUTIONS[form]}\n" if form in CAUTIONS else ""
+    return f"## {form}\n\n{caution}{_GREY if repeated else ''}\n```python\n{code}```\n"

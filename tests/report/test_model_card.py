@@ -1,3 +1,4 @@
+from finetune.report.loading_snippets import how_to_load
 from finetune.report.model_card import model_card
 from tests.export.trained import settled_classifier
 
@@ -21,3 +22,13 @@ def test_the_card_names_mistakes_and_how_each_client_loads_it():
 def test_the_card_says_where_there_are_no_mistakes():
     model = settled_classifier(name="resnet10t", classes=("cat", "dog"))
     assert "No test image was put into a wrong class." in model_card(model, results([[5, 0], [0, 5]]))
+
+
+def test_the_card_of_a_pt2_export_says_that_opening_it_executes_what_its_maker_put_there():
+    model = settled_classifier(name="resnet10t", classes=("cat", "dog"))
+    says = "Opening a `.pt2` file executes what its maker put there"
+    assert says in how_to_load("torch_export", model.input_spec, path="model.pt2")
+    section = model_card(model, results([[5, 0], [0, 5]])).partition("## torch_export")[2].partition("## timm")[0]
+    assert says in section
+    for form in ("finetune", "onnx", "timm", "torchvision", "transformers"):
+        assert "executes" not in how_to_load(form, model.input_spec, path="x")
