@@ -6,29 +6,30 @@ other weights, is not a bundle. Nothing in it is a pickle.
 """
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.errors import UserError, shortened
+from finetune.input_spec import InputSpec
 from finetune.models.backbone import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
+from finetune.models.size_limit import parameters_at_most
 from finetune.models.weights import save_head, state_hash
+from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
 from finetune.terminal import printable
 from finetune.versions import versions
 
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
-# bytes; what is larger is no description, and parsing it would fill the memory
-LARGEST_JSON = 64 * 2**20
 LARGEST_SIDE = 10_000_000
+REMEDY = "Get the whole folder again, or write it again with: finetune resume RUN"
 
 # key of model.json -> the type of its value; docs in `docs` of finetune.results
 _KEYS: dict[str, type] = {
@@ -109,7 +110,8 @@ def find_bundle(path: str | Path) -> Path:
     """
     given = Path(path).expanduser()
     for folder in (given, given / "model"):
-        if (folder / MODEL_JSON).is_file():
+        # also where it is no file: what it is instead is answered by who opens it
+        if os.path.lexists(folder / MODEL_JSON):
             return folder
     if not given.exists():
         raise UserError(f"RUN='{path}': no such folder.")
@@ -126,16 +128,9 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: It is damaged, of a newer format, or lacks a key.
     """
-    path = inside(folder, MODEL_JSON)
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise UserError(f"{path}: not a model description. It has {path.stat().st_size:,} bytes.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: cannot be read. {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+    path = inside(folder, MODEL_JSON, of="bundle")
+    values = read_json(path, dict, remedy=REMEDY)
+    if type(values.get("format")) is not int:
         raise UserError(f"{path}: not a model description. It has no format number.")
     if values["format"] > FORMAT:
         theirs = values.get("versions")
@@ -144,29 +139,11 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             f"{path}: format {values['format']} is newer than this program reads ({FORMAT}). "
             f"It was written by finetune {printable(str(version))}; this is {versions()['finetune']}. Upgrade."
         )
-    wrong = [key for key, kind in _KEYS.items() if not isinstance(values.get(key), kind)]
-    if wrong:
-        raise UserError(f"{path}: damaged. Missing or of another type: {shortened(wrong)}.")
+    need(values, _KEYS, name=str(path), remedy=REMEDY)
     problems = description_problems(values["model"])
     if problems:
-        raise UserError(f"{path}: damaged. {shortened(problems)}.")
+        raise UserError(f"{path}: damaged. {shortened(problems)}. {REMEDY}")
     return values
-
-
-def inside(folder: str | Path, name: str) -> Path:
-    """A file of a bundle.
-
-    Raises:
-        UserError: It leads out of the folder, as a symbolic link can.
-    """
-    path = Path(folder) / name
-    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if home not in real.parents:
-        raise UserError(
-            f"{path}: leads out of the bundle, to {real}. What belongs to a bundle lies in it. "
-            f"If you trust it, copy it with its contents: cp -rL {folder} NEW_FOLDER"
-        )
-    return path
 
 
 def description_problems(model: dict[str, Any]) -> list[str]:
@@ -188,9 +165,20 @@ def description_problems(model: dict[str, Any]) -> list[str]:
     if head.get("num_classes") != len(classes):
         problems.append(f"model.head.num_classes: must be the number of classes, {len(classes)}")
     sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", "hidden")]
-    if not all(isinstance(size, int) and 0 < size <= LARGEST_SIDE for size in sizes):
+    if not all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes):
         problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
+    if not isinstance(head.get("name"), str):
+        problems.append("model.head.name: must be the name of a head")
+    problems += _spec_problems(model["input_spec"], "model.input_spec")
     return [*problems, *backbone_problems(backbone)]
+
+
+def _spec_problems(values: dict[str, Any], where: str) -> list[str]:
+    try:
+        InputSpec.from_dict(values)
+    except UserError as error:
+        return [f"{where}: {str(error).removeprefix('input.').removeprefix('input: ')}"]
+    return []
 
 
 def backbone_problems(backbone: dict[str, Any]) -> list[str]:
@@ -204,11 +192,18 @@ def backbone_problems(backbone: dict[str, Any]) -> list[str]:
         return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
     if backbone["source"] not in SOURCES:
         problems.append(f"model.backbone.source: must be one of {', '.join(SOURCES)}")
+    if not isinstance(backbone["name"], str) or not isinstance(backbone["input_spec"], dict):
+        return [*problems, "model.backbone: name must be a text, and input_spec an object"]
+    if len(backbone["name"]) > 200 or not backbone["name"].isprintable():
+        problems.append("model.backbone.name: must be the name of a network")
     refused = sorted(set(backbone["kwargs"]) & (FILE_KEYS | set(OWNED_KEYS)))
     if refused:
         problems.append(f"model.backbone.kwargs: {', '.join(refused)} would read files or the network")
     if backbone["source"] == "transformers" and "depths" not in backbone["kwargs"]:
         problems.append("model.backbone.kwargs: must hold the whole architecture, else it would be fetched")
+    # the description of a backbone alone may leave its input open
+    if backbone["input_spec"]:
+        problems += _spec_problems(backbone["input_spec"], "model.backbone.input_spec")
     return problems
 
 
@@ -223,22 +218,27 @@ def load_bundle(path: str | Path) -> Classifier:
     """
     folder = find_bundle(path)
     values = read_model_json(folder)
-    weights = inside(folder, MODEL_WEIGHTS)
-    if not weights.is_file():
+    weights = inside(folder, MODEL_WEIGHTS, of="bundle")
+    if not os.path.lexists(weights):
         raise UserError(f"{weights}: missing. The bundle is not whole; write it again with: finetune resume RUN")
+    shapes = tensor_shapes(weights)
     if file_sha256(weights) != values["weights_sha256"]:
         raise UserError(f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs).")
+    numbers = sum(math.prod(shape) for shape in shapes.values())
     try:
-        classifier = classifier_from_description(values["model"])
-    except UserError:
-        raise
+        with parameters_at_most(numbers, name=str(folder / MODEL_JSON)):
+            classifier = classifier_from_description(values["model"])
+    except UserError as error:
+        if str(folder / MODEL_JSON) in str(error):
+            raise
+        raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {error}") from error
     except Exception as error:  # a library asked for what it does not know raises whatever it likes
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {why}") from error
+    state = load_tensors(weights)
     try:
-        state = load_file(weights)
         classifier.load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(f"{weights}: does not fit the network that {MODEL_JSON} describes. {error}") from error
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:

@@ -313,13 +313,14 @@ def _match(path: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -> None:
+def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str, of_any_version: bool = False) -> None:
     """Hold that values have the fields documented here, each of its type, and no others.
 
     Args:
         values: The contents of a JSON file.
         fields: :data:`RESULTS`, :data:`MODEL`, or these for several labels.
         name: Of the file, for messages.
+        of_any_version: Whether unknown and missing fields pass: a later version may have added some.
 
     Raises:
         UserError: Fields are missing, unknown or of another type; all are named.
@@ -329,7 +330,8 @@ def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -
     for path, value in leaves(values):
         field = _match(path, fields)
         if field is None:
-            problems.append(f"unknown field {path}")
+            if not of_any_version:
+                problems.append(f"unknown field {path}")
             continue
         found.add(field)
         kind = fields[field][0]
@@ -338,6 +340,7 @@ def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str) -
             problems.append(f"{path} is a {type(value).__name__}")
     # an empty list or table has no leaf to be found by
     optional = {name for name in fields if "[]" in name or "*" in name}
-    problems += [f"missing field {name}" for name in fields if name not in found and name not in optional]
+    if not of_any_version:
+        problems += [f"missing field {name}" for name in fields if name not in found and name not in optional]
     if problems:
         raise UserError(f"{name}: not as documented. {shortened(problems)}.")

@@ -1,5 +1,6 @@
 """The one contract between data, model and export: what an image must look like when it reaches the model."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,11 @@ CropMode = Literal["center", "squash"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# of one image: what is larger takes gigabytes before the network has seen any of it
+MOST_PIXELS = 4096 * 4096
+MOST_CHANNELS = 1024
+# mean and std are on the scale 0 to 1; a std below a thousandth of one grey level is a mistake
+LARGEST_MEAN, SMALLEST_STD = 1e4, 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +48,25 @@ class InputSpec:
     crop_mode: CropMode = "center"
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UserError(f"input.channels={self.channels}: must be at least 1.")
+        self._check_types()
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            raise UserError(f"input.channels={self.channels}: must be at least 1 and at most {MOST_CHANNELS}.")
         if len(self.size) != 2 or min(self.size) < 1:
             raise UserError(f"input.size={list(self.size)}: must be a height and a width of at least one pixel.")
+        if self.size[0] * self.size[1] > MOST_PIXELS:
+            raise UserError(
+                f"input.size={list(self.size)}: must be at most {MOST_PIXELS:,} pixels. These are "
+                f"{self.size[0] * self.size[1]:,}. Choose a smaller size."
+            )
         if len(self.mean) != len(self.std):
             raise UserError(f"input.mean={list(self.mean)}: must be as long as input.std={list(self.std)}.")
-        if min(self.std) <= 0:
+        if not self.std or min(self.std) <= 0:
             raise UserError(f"input.std={list(self.std)}: must be positive.")
+        if min(self.std) < SMALLEST_STD or max(map(abs, (*self.std, *self.mean))) > LARGEST_MEAN:
+            raise UserError(
+                f"input.mean={list(self.mean)}, input.std={list(self.std)}: must be on the scale 0 to 1. "
+                f"A std below {SMALLEST_STD} or a number above {LARGEST_MEAN:,.0f} is none."
+            )
         if self.interpolation not in get_args(Interpolation):
             raise UserError(
                 f"input.interpolation={self.interpolation!r}: must be one of {', '.join(get_args(Interpolation))}."
@@ -58,6 +75,24 @@ class InputSpec:
             raise UserError(f"input.crop_mode={self.crop_mode!r}: must be one of {', '.join(get_args(CropMode))}.")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"input.crop_pct={self.crop_pct}: must be above 0 and at most 1.")
+        if self.size[0] * self.size[1] / self.crop_pct**2 > 4 * MOST_PIXELS:
+            raise UserError(
+                f"input.crop_pct={self.crop_pct}: images are resized to input.size / input.crop_pct, which must be at most "
+                f"{4 * MOST_PIXELS:,} pixels. Choose a larger share."
+            )
+
+    def _check_types(self) -> None:
+        """Files give any JSON value; a truth value is a whole number to Python, and no number of pixels."""
+        if type(self.channels) is not int:
+            raise UserError(f"input.channels={self.channels!r}: must be a whole number.")
+        if not isinstance(self.size, tuple) or any(type(side) is not int for side in self.size):
+            raise UserError(f"input.size={self.size!r}: must be a height and a width, whole numbers of pixels.")
+        for key in ("mean", "std"):
+            numbers = getattr(self, key)
+            if not isinstance(numbers, tuple) or not all(_is_finite(number) for number in numbers):
+                raise UserError(f"input.{key}={numbers!r}: must be finite numbers, one a channel.")
+        if not _is_finite(self.crop_pct):
+            raise UserError(f"input.crop_pct={self.crop_pct!r}: must be a number above 0 and at most 1.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` takes them back.
@@ -80,3 +115,7 @@ class InputSpec:
             raise UserError(f"input: the keys must be {', '.join(sorted(known))}. Missing or unknown: {wrong}.")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,14 +4,16 @@ A link to ``/dev/zero``, a named pipe and ``truncate -s 100G`` all look like fil
 folder, a bundle, embeddings or weights opens its file here, so that each of them ends in one message that names the file.
 """
 
+import io
 import json
 import math
 import os
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeVar
 
 from finetune.errors import UserError
 from finetune.terminal import printable
@@ -34,6 +36,9 @@ LARGEST_HEADER = 100_000_000
 # lists and tables in a JSON text: an empty one takes 60 bytes of memory and two of the file
 MOST_CONTAINERS = 2_000_000
 DEEPEST = 100
+# bytes; a path may have 4,096
+LONGEST_LINE = 2**20
+LONGEST_PATH = 2**16
 
 _KINDS = {
     stat.S_ISDIR: "a folder",
@@ -341,7 +346,44 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool and kind is not object)
 
 
-def lines(path: str | Path, *, name: str | None = None, longest: int = 2**20) -> Iterator[bytes]:
+@contextmanager
+def open_table(path: str | Path, *, name: str | None = None) -> Iterator[TextIO]:
+    """A text table for :mod:`csv`; bytes that are no text become what file names with them become.
+
+    Raises:
+        UserError: As :func:`open_regular`.
+    """
+    with (
+        open_regular(path, name=name, largest=LARGEST_TABLE) as file,
+        io.TextIOWrapper(
+            io.BufferedReader(_ShortLines(file, name or str(path))), "utf-8-sig", "surrogateescape", newline=""
+        ) as text,
+    ):
+        yield text
+
+
+class _ShortLines(io.RawIOBase):
+    """Bytes of a table, whose lines must end: one line of gigabytes would be read whole."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name, self._since = file, name, 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As a file does it."""
+        data = self._file.read(len(buffer))
+        last = data.rfind(b"\n")
+        self._since = self._since + len(data) if last < 0 else len(data) - last
+        if self._since > LONGEST_LINE:
+            raise UserError(f"{self._name}: is no readable table. It has a line of more than {LONGEST_LINE:,} bytes.")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def lines(path: str | Path, *, name: str | None = None, longest: int = LONGEST_LINE) -> Iterator[bytes]:
     """The lines of an ordinary file, without their ends.
 
     Raises:

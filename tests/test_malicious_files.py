@@ -130,7 +130,7 @@ def test_a_pickle_whose_hash_the_description_names(capsys, bundle, images, tmp_p
     content = pickles(mark)["zip"]
     (bundle / "model.safetensors").write_bytes(content)
     change(bundle, lambda values: values.update(weights_sha256=hashlib.sha256(content).hexdigest()))
-    refused(capsys, command, bundle, images, tmp_path, says="does not fit the network")
+    refused(capsys, command, bundle, images, tmp_path, says="model.safetensors: not a safetensors file")
     assert not mark.exists()
 
 
@@ -234,7 +234,7 @@ def test_json_nested_without_end_and_json_of_vast_size(capsys, bundle, images, t
     refused(capsys, "predict", bundle, images, tmp_path, says="model.json")
     with (bundle / "model.json").open("wb") as file:
         file.truncate(2**30)  # a sparse file: nothing is written
-    refused(capsys, "predict", bundle, images, tmp_path, says="not a model description")
+    refused(capsys, "predict", bundle, images, tmp_path, says="model.json: is too large for what it should hold")
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])

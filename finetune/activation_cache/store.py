@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
 from finetune.errors import FileError
 from finetune.file_errors import file_error
+from finetune.safe_files import need, read_bytes, read_json
 
 META, DATA, CHUNKS, USED, LOCK = "meta.json", "data.bin", "chunks.bin", "used", "lock"
 # what a row means must not be read out of files of another version
@@ -137,7 +139,11 @@ class Entry:
 
     def _fits(self) -> bool:
         try:
-            meta = json.loads((self.folder / META).read_text(encoding="utf-8"))
+            meta = read_json(self.folder / META, dict)
+            for name in (DATA, CHUNKS):
+                # what is written into must be the cache's own, and no link to a file elsewhere
+                if not stat.S_ISREG((self.folder / name).lstat().st_mode):
+                    return False
             sizes = ((self.folder / DATA).stat().st_size, (self.folder / CHUNKS).stat().st_size)
         except (OSError, ValueError):
             return False
@@ -145,6 +151,8 @@ class Entry:
         return bool(meta.get("layout") == self.layout.to_plain() and sizes == wanted)
 
     def _begin(self, about: Mapping[str, Any]) -> None:
+        for name in (META, CHUNKS, DATA):
+            (self.folder / name).unlink(missing_ok=True)
         try:
             (self.folder / CHUNKS).write_bytes(bytes(self.layout.chunks * _CHUNK_TYPE.itemsize))
             with (self.folder / DATA).open("wb") as file:
@@ -263,8 +271,9 @@ def listed(base: Path | None = None) -> list[Listed]:
         try:
             size = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
             used = (folder / USED).stat().st_mtime if (folder / USED).exists() else folder.stat().st_mtime
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            complete = bool(np.fromfile(folder / CHUNKS, _CHUNK_TYPE)["written"].all())
+            meta = read_json(folder / META, dict)
+            need(meta, {"about": dict, "layout": dict}, name=str(folder / META))
+            complete = bool(np.frombuffer(read_bytes(folder / CHUNKS), _CHUNK_TYPE)["written"].all())
         except NotADirectoryError:
             continue
         except (OSError, ValueError):
@@ -353,13 +362,14 @@ def existing(parts: Mapping[str, Any]) -> Entry | None:
     """The whole entry for these parts, where there is one."""
     base = features_folder()
     folder = None if base is None else base / entry_key(parts)
-    if folder is None or not (folder / META).is_file():
+    if folder is None or not os.path.lexists(folder / META):
         return None
     try:
-        found = json.loads((folder / META).read_text(encoding="utf-8"))
+        found = read_json(folder / META, dict)
+        need(found, {"about": dict, "layout": dict}, name=str(folder / META))
         layout = Layout(**{**found["layout"], "shape": tuple(found["layout"]["shape"])})
         entry = Entry(folder, layout=layout, about=found["about"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, ZeroDivisionError):
         return None
     if entry.missing:
         entry.close()

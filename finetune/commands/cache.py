@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from finetune.errors import UserError, did_you_mean
+from finetune.terminal import printable
 
 USAGE = """\
 usage: finetune cache list | clear
@@ -35,7 +36,8 @@ def run(argv: Sequence[str]) -> int:
     entries = listed()
     if argv[0] == "list":
         for entry in entries:
-            about = entry.about
+            # an entry may have been put there by somebody else
+            about = {key: printable(str(value)) for key, value in entry.about.items()}
             views = f"{about.get('augment', '?')} view {about.get('view', '?')}"
             state = "" if entry.complete else "  unfinished"
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))

@@ -1,5 +1,6 @@
 """``finetune evaluate``: test a trained run, on its own test split or on any data."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     own = Path(run).expanduser() / "config.yaml"
     if any(word.startswith("data=") for word in overrides):
         return compose(overrides)
-    if not own.is_file():
+    if not os.path.lexists(own):
         raise UserError(f"RUN='{run}': a bundle does not say where its data is. Give data=folder data.root=DIR.")
     if not overrides:
         return from_yaml(own)

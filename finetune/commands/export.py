@@ -1,5 +1,6 @@
 """``finetune export``: the model, or a part of it, in a form that others open."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.export.parity import summary
     from finetune.inference.reading import reading_of
     from finetune.report.loading_snippets import CAUTIONS
+    from finetune.safe_files import inside, read_text
 
     part = given.format in PARTS
     wanted = Wanted(form=given.format, precision=given.precision, layout=given.layout)
@@ -83,8 +85,8 @@ def run(argv: Sequence[str]) -> int:
 
             report = hand_over_part(classifier, given.format, target, images)
         else:
-            card = find_bundle(given.run) / CARD
-            text = card.read_text(encoding="utf-8") if card.is_file() else "There is no model card."
+            card = inside(find_bundle(given.run), CARD, of="bundle")
+            text = read_text(card) if os.path.lexists(card) else "There is no model card."
             report = hand_over(classifier, wanted, target, images, card=text)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments
 from finetune.config.schema import Config
 from finetune.errors import UserError
+from finetune.files import EVALUATION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,4 +48,13 @@ def write_from_files(run_dir: "Path", config: Config) -> "Path":
     except UserError as error:
         why = f"No images are shown. {str(error).splitlines()[0]}"
         print(why)
-    return write_report(run_dir, source, why_no_images=why)
+    try:
+        return write_report(run_dir, source, why_no_images=why)
+    except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        # each file is as it should be by itself, and they are not of one run
+        raise UserError(
+            f"{run_dir}: its files (results.json, plan.json, metrics.csv, predictions.csv, {EVALUATION}, model) do not belong "
+            f"together. {type(error).__name__}: {error}. Put copies of them back, if there are some; else train again."
+        ) from error

@@ -5,6 +5,7 @@ stand in one column with a separator, or in one column of zeros and ones for eac
 """
 
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.safe_files import LONGEST_PATH, check_regular, open_table
 
 SEPARATOR = "|"
 
@@ -34,6 +36,8 @@ _SPLIT_NAMES = {
 }
 
 Columns = dict[str, list[str]]
+# the names of a billion equal rows take a few bytes of a file
+MOST_ROWS = 100_000_000
 
 
 def check_manifest(path: str) -> str:
@@ -43,8 +47,9 @@ def check_manifest(path: str) -> str:
         UserError: It does not exist, or its suffix says that it is no table.
     """
     full = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isfile(full):
+    if not os.path.exists(full):
         raise UserError(f"data.path={path!r}: no such file. Looked for {full}. Give a CSV, TSV or Parquet file.")
+    check_regular(full, name=f"data.path={path!r}")
     if not full.lower().endswith((".csv", ".tsv", ".parquet")):
         raise UserError(f"data.path={path!r}: must end in .csv, .tsv or .parquet.")
     return full
@@ -158,11 +163,10 @@ def _label(index: Index, row: int) -> str:
 def _read_text(path: str) -> Columns:
     """Columns of a text table; a file without a comma in its first line may use semicolons or tabs."""
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open_table(path, name=f"data.path={path!r}") as file:
             first = file.readline()
-            file.seek(0)
             delimiter = max(",;\t", key=first.count)
-            rows = csv.reader(file, delimiter=delimiter)
+            rows = csv.reader(itertools.chain([first], file), delimiter=delimiter)
             header = [name.strip() for name in next(rows, [])]
             columns: Columns = {name: [] for name in header}
             for number, row in enumerate(rows, start=2):
@@ -187,13 +191,28 @@ def _read_parquet(path: str) -> Columns:
     except ModuleNotFoundError:
         raise UserError(f"data.path={path!r}: Parquet needs pyarrow. Install stagewise-finetune[parquet].") from None
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            rows, schema = file.metadata.num_rows, file.schema_arrow
+            if rows > MOST_ROWS:
+                raise UserError(f"data.path={path!r}: holds more than {MOST_ROWS:,} rows: {rows:,}. Split it.")
+            nested = [field.name for field in schema if pa.types.is_nested(field.type)]
+            columns: Columns = {name: [] for name in schema.names if name not in nested}
+            seen: dict[str, dict[str, str]] = {name: {} for name in columns}
+            for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    cells = ["" if value is None else str(value) for value in column.to_pylist()]
+                    if any(len(cell) > LONGEST_PATH for cell in cells):
+                        raise UserError(
+                            f"data.path={path!r}: is no readable table. A cell of column {name!r} has more than "
+                            f"{LONGEST_PATH:,} characters."
+                        )
+                    # equal cells are one object: labels and splits repeat, and so can paths
+                    known = seen[name]
+                    columns[name] += [known.setdefault(cell, cell) if len(known) < 10_000 else cell for cell in cells]
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"data.path={path!r}: is no readable Parquet file. {error}") from None
-    return {
-        name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
-        for name in table.column_names
-    }
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"data.path={path!r}: is no readable Parquet file. {why}") from None
+    return columns
 
 
 def _column(columns: Columns, name: str, setting: str, where: str) -> list[str]:
@@ -251,7 +270,15 @@ def _no_conflicts(
     if len(set(paths)) == len(paths):
         return
     first: dict[str, int] = {}
-    twice = [(path, first[path], row) for row, path in enumerate(paths) if first.setdefault(path, row) != row]
-    differ = [path for path, one, two in twice if splits[one] != splits[two] or (targets[one] != targets[two]).any()]
-    what = f"with another label or split: {shortened(differ)}" if differ else shortened([path for path, _, _ in twice])
+    twice: list[str] = []
+    differ: list[str] = []
+    for row, path in enumerate(paths):
+        one = first.setdefault(path, row)
+        if one == row:
+            continue
+        # equal cells are one object, so that millions of these take little memory
+        twice.append(paths[one])
+        if splits[one] != splits[row] or (targets[one] != targets[row]).any():
+            differ.append(paths[one])
+    what = f"with another label or split: {shortened(differ)}" if differ else shortened(twice)
     raise UserError(f"{where}: every file must be listed once. Listed again {what}. Keep one row of each.")

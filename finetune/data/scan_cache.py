@@ -22,6 +22,7 @@ from finetune.data.decode import MAX_PIXELS
 from finetune.data.path_table import PathTable
 from finetune.data.scan import FACT_TYPE, Facts, gather
 from finetune.errors import FileError
+from finetune.safe_files import check_zip, open_regular, parse_json
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,17 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
     """Stamps and facts of the last time; a file that cannot be read is as good as none."""
     try:
         # opened here, because numpy leaves a file open that it finds damaged
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        check_zip(file)  # ours are not compressed, and what is may unpack to any size
+        with open_regular(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        reasons = parse_json(problems.tobytes(), list, name=str(file))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, MemoryError, TypeError, AttributeError):
         return None
     if stamps.dtype != _STAMP_TYPE or table.dtype != FACT_TYPE or len(stamps) != len(table):
         return None
-    return stamps, Facts(table, tuple(json.loads(problems.tobytes())))
+    if not all(isinstance(reason, str) for reason in reasons) or (table["problem"] > len(reasons)).any():
+        return None
+    return stamps, Facts(table, tuple(reasons))
 
 
 def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:

@@ -194,6 +194,8 @@ def collect(blocks: Iterable[Block], *, features: Features | None, metadata: dic
             labels.append(np.array([known.setdefault(name, len(known)) for name in block.labels], np.int32))
             numbers = [SPLITS.index(name) if name in SPLITS else NO_SPLIT for name in block.splits]
             splits.append(np.array(numbers, np.int8))
+            if any(len(content) != 32 for content in block.contents):
+                raise ValueError("The digest of an image's content must have 32 hexadecimal digits.")
             contents.append(bytes.fromhex("".join(block.contents)))
             if features is None:
                 parts.append(block.features)

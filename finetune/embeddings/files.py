@@ -6,9 +6,11 @@ Parquet's metadata.
 """
 
 import json
+import os
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +23,8 @@ from finetune.atomic_files import atomic_path
 from finetune.embeddings.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
 from finetune.errors import UserError
 from finetune.inference.prediction_table import check_file
+from finetune.inference.reading import check_reading
+from finetune.safe_files import check_regular, need, parse_json
 from finetune.terminal import encodable
 
 _TEXTS = ("path", "label", "split", "content")
@@ -29,7 +33,24 @@ _METADATA = b"finetune"
 _ROWS = 8192
 # bytes of a column, and of the record, that are read at once; four a character
 _LARGEST_READ = 16 * 2**20
-_LARGEST_ABOUT = 256 * 2**20
+_LARGEST_ABOUT = 64 * 2**20
+# rows in a Parquet file that are equal take no bytes, and their features do
+_MOST_BYTES = 2**40
+# what the record holds, where it holds it; embeddings of somebody else's making may lack the rest
+_ABOUT: dict[str, type | tuple[type, ...]] = {
+    "model": (dict, type(None)),
+    "stage": (str, type(None)),
+    "stages": (list, type(None)),
+    "reading": (dict, type(None)),
+    "precision": (str, type(None)),
+    "normalize": (bool, type(None)),
+    "whitening": (dict, type(None)),
+    "classes": (list, type(None)),
+    "multi_label": (bool, type(None)),
+    "data": (dict, str, type(None)),
+    "fingerprint": (str, type(None)),
+    "skipped": (int, type(None)),
+}
 # features begin at a multiple of this in the file, as they would in memory
 _ALIGN = 64
 
@@ -50,10 +71,11 @@ def check_embeddings_file(path: str | Path) -> Path:
         UserError: It is missing, or no such file by its suffix.
     """
     full = Path(path).expanduser()
-    if not full.exists():
+    if not os.path.lexists(full):
         raise UserError(
             f"EMBEDDINGS='{path}': no such file. Make one with: finetune embed RUN IMAGES --output FILE.npz"
         )
+    check_regular(full, name=f"EMBEDDINGS='{path}'")
     check_embeddings_path(full, name="EMBEDDINGS")
     return full
 
@@ -74,23 +96,45 @@ def open_embeddings(path: Path) -> Embeddings:
     """See :meth:`Embeddings.load`."""
     check_embeddings_file(path)
     try:
-        return (_open_npz if path.suffix == ".npz" else _open_parquet)(path)
+        embeddings = (_open_npz if path.suffix == ".npz" else _open_parquet)(path)
+        _check_finite(embeddings.features)
+        return embeddings
     except UserError:
         raise
     # what a damaged archive, header, JSON text or Parquet file raises (ArrowException is a ValueError or an OSError)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, struct.error) as error:
+    except (
+        *(ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, struct.error, zlib.error),
+        *(NotImplementedError, AttributeError, RuntimeError, MemoryError, AssertionError),
+    ) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"EMBEDDINGS='{path}': cannot be read as embeddings of finetune. {why}") from error
+        raise UserError(
+            f"EMBEDDINGS='{path}': cannot be read as embeddings of finetune. {why} Make them again with: finetune embed"
+        ) from error
+
+
+def _check_finite(features: Features) -> None:
+    """Hold that every feature is a number: one that is not would be the nearest image, or none, of every query."""
+    for start in range(0, len(features), _ROWS):
+        sound = np.isfinite(features[start : start + _ROWS]).all(axis=1)
+        if not sound.all():
+            raise ValueError(f"Row {start + int(np.flatnonzero(~sound)[0])} holds features that are not finite.")
 
 
 def _described(text: str | bytes, path: Path) -> dict[str, Any]:
-    metadata = json.loads(text)
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
+    metadata: dict[str, Any] = parse_json(text, dict, name=f"EMBEDDINGS='{path}'")
+    if type(metadata.get("format")) is not int:
         raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
     if metadata["format"] > FORMAT:
         raise UserError(
             f"EMBEDDINGS='{path}': format {metadata['format']} is newer than this program reads ({FORMAT}). Upgrade."
         )
+    name = f"EMBEDDINGS='{path}'"
+    need(metadata, {key: kind for key, kind in _ABOUT.items() if key in metadata}, name=name)
+    classes = metadata.get("classes") or []
+    if not all(isinstance(label, str) for label in classes) or len(set(classes)) != len(classes):
+        raise UserError(f"{name}: damaged. Its classes must be different names.")
+    if metadata.get("reading") is not None:
+        check_reading(metadata["reading"], name=name)
     return metadata
 
 
@@ -169,7 +213,7 @@ def _open_npz(path: Path) -> Embeddings:
             raise ValueError("Its record is too large to be one.")
         with archive.open("about.npy") as member:
             _, dtype = _read_header(member, kinds="U")
-            metadata = _described(str(np.frombuffer(member.read(), dtype)[0]), path)
+            metadata = _described(str(np.frombuffer(member.read(_LARGEST_ABOUT), dtype)[0]), path)
         features = _map_features(archive, file, path)
         columns = [_texts(archive, f"{name}.npy", len(features)) for name in _TEXTS]
         blocks = (
@@ -197,7 +241,11 @@ def _map_features(archive: zipfile.ZipFile, file: IO[bytes], path: Path) -> Feat
     file.seek(info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30])))
     begin = file.tell()
     shape, dtype = _read_header(file, kinds="f")
-    if len(shape) != 2 or shape[0] * shape[1] * dtype.itemsize != info.file_size - (file.tell() - begin):
+    if (
+        len(shape) != 2
+        or min(shape) < 0
+        or shape[0] * shape[1] * dtype.itemsize != info.file_size - (file.tell() - begin)
+    ):
         raise ValueError("Its features are not as large as they are said to be.")
     if not shape[0] * shape[1]:
         return np.zeros(shape, dtype)
@@ -253,6 +301,7 @@ def _write_parquet(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]
 
 
 def _open_parquet(path: Path) -> Embeddings:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, memory_map=True) as file:
@@ -261,12 +310,18 @@ def _open_parquet(path: Path) -> Embeddings:
             raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
         metadata = _described(schema.metadata[_METADATA], path)
         kind = schema.field("features").type
+        if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
+            raise ValueError(f"Its features are {kind}, and must be lists of numbers of one length.")
         count, at = file.metadata.num_rows, 0
+        if count * kind.list_size * kind.value_type.bit_width // 8 > _MOST_BYTES:
+            raise ValueError(f"It says that it holds {count:,} rows of {kind.list_size:,} features.")
         features = scratch_array((count, kind.list_size), kind.value_type.to_pandas_dtype())
 
         def blocks() -> Iterator[Block]:
             nonlocal at
             for batch in file.iter_batches(batch_size=_ROWS, columns=[*_TEXTS, "features"]):
+                if nulls := [name for name in (*_TEXTS, "features") if batch.column(name).null_count]:
+                    raise ValueError(f"Its columns have empty cells: {', '.join(nulls)}.")
                 values = batch.column("features").flatten().to_numpy(zero_copy_only=False)
                 features[at : at + len(batch)] = values.reshape(len(batch), kind.list_size)
                 at += len(batch)

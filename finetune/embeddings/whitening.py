@@ -1,6 +1,7 @@
 """What happens to features after the network: PCA whitening, fitted once, and scaling to length one."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,20 +123,24 @@ def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
     Raises:
         UserError: It is missing or damaged.
     """
-    from safetensors.numpy import load_file
-
     from finetune.models.weights import read_metadata
+    from finetune.safe_files import load_tensors, need
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: missing. It belongs to the embeddings beside it; make them again without it.")
     metadata = read_metadata(path)
     if metadata is None or metadata.get("kind") != "whitening":
         raise UserError(f"{path}: holds no whitening of finetune embed.")
-    state = load_file(path)
+    need(metadata, {"images": int, "split": str, "identity": dict}, name=str(path))
+    state = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
     shapes = {name: state[name].shape for name in ("mean", "directions", "variances") if name in state}
     kept, dim = shapes.get("directions", (0, 0))
-    if shapes != {"mean": (dim,), "directions": (kept, dim), "variances": (kept,)}:
+    if set(state) != set(shapes) or shapes != {"mean": (dim,), "directions": (kept, dim), "variances": (kept,)}:
         raise UserError(f"{path}: damaged. Its tensors do not belong together.")
+    if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in state.values()):
+        raise UserError(f"{path}: damaged. It holds numbers that are not finite. Make the embeddings again.")
+    if (state["variances"] <= 0).any():
+        raise UserError(f"{path}: damaged. A variance must be positive. Make the embeddings again.")
     return Whitening(**state, images=metadata["images"], split=metadata["split"]), metadata["identity"]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.data.image_folder import SUFFIXES
 from finetune.data.index import natural_order
 from finetune.errors import UserError, shortened
+from finetune.safe_files import LONGEST_PATH, check_regular, lines, open_table
 
 STDIN = "-"
 MANIFESTS = (".csv", ".tsv", ".txt", ".parquet")
@@ -35,7 +36,7 @@ def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
             yield from _lines_of_stdin()
         elif path.is_dir():
             yield from _below(path, text)
-        elif path.is_file() and path.suffix.lower() in MANIFESTS:
+        elif path.suffix.lower() in MANIFESTS and path.exists():
             yield from _listed(path)
         elif path.exists():
             yield str(path)
@@ -78,19 +79,21 @@ def _listed(path: Path) -> Iterator[str]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for line in file:
-            if name := line.rstrip(b"\r\n"):
-                yield os.fsdecode(name)
+    for line in lines(path, name=f"IMAGES='{path}'"):
+        if line and b"\0" not in line:
+            yield os.fsdecode(line)
 
 
 def _csv_column(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_table(path, name=f"IMAGES='{path}'") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        column = _column(path, next(reader, []))
-        for row in reader:
-            if len(row) > column and row[column]:
-                yield row[column]
+        try:
+            column = _column(path, next(reader, []))
+            for row in reader:
+                if len(row) > column and row[column]:
+                    yield row[column]
+        except csv.Error as error:
+            raise UserError(f"IMAGES='{path}': is no readable table. Line {reader.line_num}: {error}.") from None
 
 
 def _parquet_column(path: Path) -> Iterator[str]:
@@ -98,11 +101,25 @@ def _parquet_column(path: Path) -> Iterator[str]:
         import pyarrow.parquet as pq
     except ImportError:
         raise UserError(f"IMAGES='{path}': Parquet needs pyarrow. pip install 'stagewise-finetune[parquet]'") from None
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        column = names[_column(path, names)]
-        for batch in file.iter_batches(batch_size=_MANIFEST_BATCH, columns=[column]):
-            yield from (name for name in batch.column(0).to_pylist() if name)
+    check_regular(path, name=f"IMAGES='{path}'")
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            column = names[_column(path, names)]
+            for batch in file.iter_batches(batch_size=_MANIFEST_BATCH, columns=[column]):
+                cells = batch.column(0).to_pylist()
+                if odd := next((cell for cell in cells if not isinstance(cell, str | None)), None):
+                    raise UserError(f"IMAGES='{path}': column {column!r} must hold paths. It holds {odd!r}.")
+                if any(len(cell) > LONGEST_PATH for cell in cells if cell):
+                    raise UserError(
+                        f"IMAGES='{path}': column {column!r} must hold paths. It has a cell that is longer."
+                    )
+                yield from (name for name in cells if name)
+    except UserError:
+        raise
+    except (ValueError, OSError, TypeError) as error:  # pyarrow's own errors are these
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"IMAGES='{path}': is no readable Parquet file. {why}") from None
 
 
 def _column(path: Path, names: Sequence[str]) -> int:

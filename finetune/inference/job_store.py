@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from finetune.errors import UserError
+from finetune.safe_files import check_regular
 
 SUFFIX = ".job"
 # what SQLite keeps beside its file while it is open, or after a kill
@@ -71,6 +72,11 @@ class JobStore:
         self.path = path
         self.batch_size = batch_size
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            # SQLite would wait for a pipe, read a device, and write where a link leads
+            if path.is_symlink():
+                raise UserError(f"{path}: must be an ordinary file, and is a link. Delete it, and the job begins anew.")
+            check_regular(path)
         wanted = json.dumps(settings, sort_keys=True)
         try:
             self._connection = _open(path)

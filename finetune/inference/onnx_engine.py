@@ -1,7 +1,7 @@
 """An exported ONNX file, for prediction without PyTorch."""
 
 import hashlib
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from finetune.data.color import HIGH_DEPTHS
 from finetune.errors import UserError, shortened
 from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
 from finetune.input_spec import InputSpec
+from finetune.safe_files import parse_json, read_bytes
 
 FORMAT = 1
+# bytes: what a file of protobuf can have
+LARGEST_FILE = 2**31 - 1
 
 
 class OnnxEngine:
@@ -36,9 +39,9 @@ class OnnxEngine:
             raise UserError(
                 "--runtime onnx: needs onnxruntime. Install with: pip install 'stagewise-finetune[onnx]'"
             ) from None
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise UserError(f"RUN='{path}': no such file. Make one with: finetune export RUN --format onnx")
-        content = path.read_bytes()
+        content = read_bytes(path, name=f"RUN='{path}'", largest=LARGEST_FILE)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         try:
@@ -67,7 +70,7 @@ class OnnxEngine:
                 "Make one with: finetune export RUN --format onnx"
             )
         try:
-            described = json.loads(text)
+            described = parse_json(text, dict, name=f"RUN='{path}'", remedy="Export it again.")
             if described["format"] > FORMAT:
                 raise UserError(
                     f"RUN='{path}': format {described['format']} is newer than this program reads ({FORMAT}). Upgrade."
@@ -80,9 +83,13 @@ class OnnxEngine:
             reading = described.get("reading", {"max_pixels": MAX_PIXELS, "high_depth": "full"})
             whole = whole and set(reading) == {"max_pixels", "high_depth"} and reading["high_depth"] in HIGH_DEPTHS
             whole = whole and type(reading["max_pixels"]) is int and reading["max_pixels"] > 0
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            spec = InputSpec.from_dict(described["input"])
+            whole = whole and spec.channels == channels
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, UserError):
-                raise
+                if str(path) in str(error):
+                    raise
+                raise UserError(f"RUN='{path}': its description is damaged. {error} Export it again.") from None
             whole = False
         if not whole:
             raise UserError(f"RUN='{path}': its description is damaged. Export it again.")

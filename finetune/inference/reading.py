@@ -20,7 +20,18 @@ def reading_of(run: str | Path) -> dict[str, Any]:
     """
     folder = find_bundle(run)
     data = read_model_json(folder)["data"]
-    max_pixels, high_depth = data.get("max_pixels", MAX_PIXELS), data.get("high_depth", "full")
-    if type(max_pixels) is not int or max_pixels < 1 or high_depth not in HIGH_DEPTHS:
-        raise UserError(f"{folder / MODEL_JSON}: damaged. data.max_pixels or data.high_depth: out of range.")
-    return {"max_pixels": max_pixels, "high_depth": high_depth}
+    reading = {"max_pixels": data.get("max_pixels", MAX_PIXELS), "high_depth": data.get("high_depth", "full")}
+    check_reading(reading, name=str(folder / MODEL_JSON))
+    return reading
+
+
+def check_reading(reading: dict[str, Any], *, name: str) -> None:
+    """Hold that a file says how images are read as the decoder takes it.
+
+    Raises:
+        UserError: A setting is unknown or out of range.
+    """
+    max_pixels, high_depth = reading.get("max_pixels"), reading.get("high_depth")
+    sound = type(max_pixels) is int and max_pixels > 0 and high_depth in HIGH_DEPTHS
+    if not sound or set(reading) != {"max_pixels", "high_depth"}:
+        raise UserError(f"{name}: damaged. data.max_pixels or data.high_depth: out of range.")

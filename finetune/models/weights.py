@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError, shortened
 from finetune.models.heads import Head, build_head
+from finetune.models.size_limit import parameters_at_most
+from finetune.safe_files import check_regular, check_zip, load_tensors, need, parse_json, tensor_shapes
+from finetune.safe_files import read_json as read_json_file
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone
@@ -42,15 +46,11 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         UserError: There is no such file, it cannot be read safely, or it holds no tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"backbone.weights='{path}': no such file.")
+    name = f"backbone.weights='{path}'"
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                content: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise UserError(f"backbone.weights='{path}': not a safetensors file. {error}.") from None
+        content: Any = load_tensors(path, name=name)
     else:
+        check_zip(path, name=name)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds here, none of them its own
@@ -59,7 +59,13 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
                 f"backbone.weights='{path}': cannot be read as tensors alone. {type(error).__name__}: {first_line} "
                 "Nothing in it was executed. Save its state dict as .safetensors and give that file."
             ) from None
-    return _recognised(content, path=path)
+    state = _recognised(content, path=path)
+    held = path.stat().st_size
+    # a view of one number, repeated by strides, stands for any number of them
+    vast = [key for key, value in state.items() if value.numel() * value.element_size() > held]
+    if vast:
+        raise UserError(f"{name}: damaged. These tensors are larger than the whole file: {shortened(vast)}.")
+    return state
 
 
 def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
@@ -144,7 +150,9 @@ def fit_state_dict(
         if key in state and state[key].shape != own[key].shape
     ]
     broken = [
-        key for key, value in state.items() if key in own and value.is_floating_point() and not value.isfinite().all()
+        key
+        for key, value in state.items()
+        if key in own and value.shape == own[key].shape and value.is_floating_point() and not value.isfinite().all()
     ]
     problems = {"missing": missing, "extra": extra, "other shape": shapes, "not finite": broken}
     if any(problems.values()):
@@ -197,12 +205,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}': cannot be read as JSON. {error}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"'{path}': must hold a JSON object. It holds a {type(content).__name__}.")
+    content: dict[str, Any] = read_json_file(path, dict, name=f"'{path}'")
     return content
 
 
@@ -212,6 +215,7 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is not a safetensors file, or comes from a newer format.
     """
+    check_regular(path, name=f"'{path}'")
     try:
         with safe_open(path, framework="pt") as file:
             entry = (file.metadata() or {}).get(METADATA_KEY)
@@ -219,7 +223,7 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
         raise UserError(f"'{path}': not a safetensors file. {error}.") from None
     if entry is None:
         return None
-    metadata: dict[str, Any] = json.loads(entry)
+    metadata: dict[str, Any] = parse_json(entry, dict, name=f"'{path}'")
     found = metadata.get("format")
     if found != FORMAT_VERSION:
         raise UserError(f"'{path}': written in format {found}. This version reads {FORMAT_VERSION}. Update finetune.")
@@ -285,11 +289,12 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], m
         UserError: The file holds no head, or one that was trained on another backbone, another class list or another
             kind of labels.
     """
-    if not Path(path).is_file():
-        raise UserError(f"head.weights='{path}': no such file.")
+    name = f"head.weights='{path}'"
+    check_regular(path, name=name)
     metadata = read_metadata(path)
     if metadata is None or metadata.get("kind") != "head":
-        raise UserError(f"head.weights='{path}': not a head. Make one by `finetune export RUN --format head`.")
+        raise UserError(f"{name}: not a head. Make one by `finetune export RUN --format head`.")
+    need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
     if metadata["classes"] != list(classes):
         theirs, ours = metadata["classes"], list(classes)
         different = [f"{a!r} instead of {b!r}" for a, b in zip(theirs, ours, strict=False) if a != b]
@@ -310,8 +315,17 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], m
             f"{metadata['backbone_hash'][:12]}, this one's {backbone_hash[:12]}. "
             "Give backbone.weights= the backbone exported with it, or train a new head."
         )
-    with safe_open(path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    head = build_head(**metadata["head"])
-    head.load_state_dict(state)
+    numbers = sum(math.prod(shape) for shape in tensor_shapes(path, name=name).values())
+    try:
+        with parameters_at_most(numbers, name=name):
+            head = build_head(**metadata["head"])
+        state = load_tensors(path, name=name)
+        head.load_state_dict(state)
+    except (TypeError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError) and name in str(error):
+            raise
+        raise UserError(f"{name}: damaged. Its tensors do not fit its own description. {error}") from None
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{name}: holds numbers that are not finite: {shortened(broken)}. Train a new head.")
     return head

@@ -1,10 +1,11 @@
 """What the model card says of exports that were made: how they agree with the trained model, and how fast they are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import write_text
+from finetune.errors import UserError
+from finetune.safe_files import read_json, read_text
 from finetune.terminal import markdown
 
 _BEGIN, _END = "<!-- exports: begin -->", "<!-- exports: end -->"
@@ -23,7 +24,7 @@ def tell_card(card: Path, exports: Path) -> bool:
     reports = [report for path in sorted(exports.glob("*.parity.json")) if (report := _report(path))]
     if not reports or not card.is_file():
         return False
-    text = card.read_text(encoding="utf-8")
+    text = read_text(card)
     before, _, rest = text.partition(_BEGIN)
     after = rest.partition(_END)[2] if rest else ""
     section = "\n".join([_BEGIN, *_section(reports), _END])
@@ -36,8 +37,8 @@ def tell_card(card: Path, exports: Path) -> bool:
 
 def _report(path: Path) -> dict[str, Any] | None:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = read_json(path, dict)
+    except UserError:
         return None
     wanted = {"format", "precision", "speed", "from_pixels", "images"}
     whole = isinstance(report, dict) and wanted <= set(report) and report.get("passed") is True

@@ -30,7 +30,7 @@ def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, f
     pairs = [*itertools.pairwise(files), (files[0], files[-1])]
     try:
         return [_between(classifier, before, after) for before, after in pairs]
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
         names = ", ".join(str(path) for path in files)
         raise UserError(f"{names}: one of these is damaged, or not of this network. {error}") from error
 

@@ -2,18 +2,21 @@
 
 import csv
 import io
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from finetune.errors import UserError
-from finetune.files import EVALUATION
+from finetune.errors import UserError, shortened
+from finetune.files import EVALUATION, RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.safe_files import LARGEST_JSON, inside, load_tensors, need, parse_json, read_text
 
 Row = dict[str, Any]
+_REMEDY = "Put a copy of it back, if there is one; else train again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,8 @@ def check_run(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise UserError(f"RUN='{run}': no such folder.")
-    if (folder / "results.json").is_file():
+    # also where it is no file: what it is instead is answered by who opens it
+    if os.path.lexists(folder / "results.json"):
         return folder
     if (folder / "model.json").is_file():
         raise UserError(
@@ -92,44 +96,71 @@ def read_run(run: str | Path) -> RunFiles:
     """
     folder = check_run(run)
     results = _json(folder / "results.json", dict)
-    missing = {"test", "val", "phases", "seconds", "data"} - set(results)
-    if missing:
-        raise UserError(f"{folder / 'results.json'}: damaged. Missing: {', '.join(sorted(missing))}.")
-    paths = [row["path"] for row in _table(folder / "predictions.csv")]
+    _check_results(results, name=str(folder / "results.json"))
+    predictions = _table(folder / "predictions.csv", ("path",))
     evaluation = _evaluation(folder / EVALUATION)
-    if evaluation and len(evaluation["test"]["rows"]) != len(paths):
+    if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
         raise UserError(f"{folder / EVALUATION}: holds other test images than predictions.csv.")
+    plan = _json(folder / "plan.json", list)
+    for phase in plan:
+        if not isinstance(phase, dict):
+            raise UserError(f"{folder / 'plan.json'}: damaged. An entry is a {type(phase).__name__}, not a phase.")
+        need(phase, {"name": str, "stages": list, "train": list}, name=str(folder / "plan.json"))
     return RunFiles(
         run_dir=folder,
         results=results,
-        plan=_json(folder / "plan.json", list),
-        epochs=[{name: _number(cell) for name, cell in row.items()} for row in _table(folder / "metrics.csv")],
-        paths=paths,
+        plan=plan,
+        epochs=[
+            {name: _number(cell) for name, cell in row.items()}
+            for row in _table(folder / "metrics.csv", ("phase", "epoch", "step"))
+        ],
+        paths=[row["path"] for row in predictions],
         config=_text(folder / "config.yaml"),
         evaluation=evaluation,
     )
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read. {error}") from error
+    return read_text(inside(path.parent, path.name), largest=LARGEST_JSON)
 
 
 def _json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged. {error}") from error
-    if not isinstance(value, kind) or not value:
-        raise UserError(f"{path}: damaged. It holds no {kind.__name__} with anything in it.")
+    value: Any = parse_json(_text(path), kind, name=str(path), remedy=_REMEDY)
+    if not value:
+        raise UserError(f"{path}: damaged. It holds no {kind.__name__} with anything in it. {_REMEDY}")
     return value
 
 
-def _table(path: Path) -> Sequence[dict[str, str]]:
+def _check_results(results: dict[str, Any], *, name: str) -> None:
+    containers = {"test": dict, "val": dict, "phases": list, "seconds": dict, "data": dict}
+    need(results, containers, name=name, remedy=_REMEDY)
+    fields = RESULTS_MULTI_LABEL if "map" in results["test"] else RESULTS
+    check_fields(results, fields, name=name, of_any_version=True)
+    need(results["data"], {"classes": list, "counts": dict}, name=f"{name}, data", remedy=_REMEDY)
+    classes = results["data"]["classes"]
+    for split in ("test", "val"):
+        if len(results[split].get("recall") or []) != len(classes):
+            raise UserError(
+                f"{name}: damaged. {split}.recall is not one number for each of {len(classes)} classes. {_REMEDY}"
+            )
+    if not classes or not results["phases"]:
+        raise UserError(f"{name}: damaged. It has no classes or no phases. {_REMEDY}")
+
+
+def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
     # a file name may hold a line break
-    return list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}: damaged. It is no table: {error}. {_REMEDY}") from error
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise UserError(f"{path}: damaged. It needs the columns {', '.join(columns)}. {_REMEDY}")
+    # a row that is too long has cells under None, and one that is too short has None for cells
+    wrong = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if wrong is not None:
+        raise UserError(f"{path}: damaged. Row {wrong} has another number of cells than the first. {_REMEDY}")
+    return rows
 
 
 def _number(cell: str) -> Any:
@@ -145,17 +176,25 @@ def _number(cell: str) -> Any:
 
 
 def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    try:
-        loaded = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged. {error}") from error
+    loaded = {name: tensor.numpy() for name, tensor in load_tensors(inside(path.parent, path.name)).items()}
+    broken = [name for name, array in loaded.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if broken:
+        raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}. {_REMEDY}")
     found: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for name, array in loaded.items():
         split, _, what = name.partition("/")
         found.setdefault(split, {})[what] = array
+    missing = [
+        f"{split}/{what}"
+        for split in ("test", "val")
+        for what in ("rows", "targets", "probabilities")
+        if what not in found.get(split, {})
+    ]
+    if missing:
+        raise UserError(f"{path}: damaged. It lacks {shortened(missing)}. {_REMEDY}")
+    for split in ("test", "val"):
+        if len({len(found[split][what]) for what in ("rows", "targets", "probabilities")}) != 1:
+            raise UserError(f"{path}: damaged. The tensors of {split} are not of the same images. {_REMEDY}")
     return found

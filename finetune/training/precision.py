@@ -1,6 +1,5 @@
 """``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
 
-import json
 import logging
 import platform
 import time
@@ -14,6 +13,7 @@ from finetune.cache_dir import cache_folder
 from finetune.errors import FileError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.safe_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _known_gain(classifier: Classifier) -> float:
     known: dict[str, float] = {}
     if file is not None:
         try:
-            known = {str(key): float(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+            known = {str(key): float(value) for key, value in read_json(file, dict).items()}
         except (OSError, ValueError, AttributeError, TypeError):
             known = {}
     if name not in known:

@@ -1,0 +1,312 @@
+"""Runs cases: each in a fork of a process that has its libraries, watched for memory, time and what it leaves."""
+
+import contextlib
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import finetune
+from tests.hostile.contents import ANYTHING, FORMATS, OUTSIDE_TEXT, SECRET, SECRET_VARIABLE, Kind, Place, content
+from tests.hostile.targets import TARGETS, Target
+
+MOST_BYTES = 10**9
+MOST_CPU_S, MOST_WALL_S = 10.0, 60.0
+
+# a file that no text of a command may be mistaken for
+_BARE = re.compile(r"^[A-Za-z_.]*(Error|Exception|Interrupt|Exit): .*\nRun again with --traceback", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A hostile file in the place of a good one."""
+
+    target: Target
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """Command, file and way."""
+        return f"{self.target.command} {self.target.file}: {self.kind.name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    case: Case
+    status: int
+    bytes: int
+    cpu_s: float
+    text: str
+    problems: tuple[str, ...]
+
+
+def cases() -> list[Case]:
+    """All of them."""
+    return [
+        Case(target, kind)
+        for target in TARGETS
+        for kind in (
+            *[k for k in ANYTHING if k.name != "a link to a private file" or target.form != "image"],
+            *FORMATS[target.form],
+        )
+    ]
+
+
+def lean() -> list[Case]:
+    """A few of each command, every kind in turn."""
+    chosen = []
+    by_target: dict[Target, list[Case]] = {}
+    for case in cases():
+        by_target.setdefault(case.target, []).append(case)
+    for number, own in enumerate(by_target.values()):
+        if number % 2 == 0 or own[0].target.command in ("cache", "audit", "serve"):
+            chosen.append(own[number * 11 % len(own)])
+    return chosen
+
+
+class Campaign:
+    """Good files in a folder of its own, and the means to run cases on copies of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.material = self.root / "material"
+
+    @classmethod
+    @contextlib.contextmanager
+    def begun(cls, root: Path | None = None) -> "Iterator[Campaign]":
+        """Made in a fork, so that this process starts no threads of libraries."""
+        folder = root or Path(tempfile.mkdtemp(prefix="hostile-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        campaign = cls(folder.resolve())
+        with campaign._warmed():
+            if not (folder / "made").exists():
+                status, _, _, text = campaign._forked(campaign._make, cwd=folder, limit_s=600.0)
+                if status != 0:
+                    raise RuntimeError(f"the good files could not be made: {text}")
+                (folder / "made").touch()
+            try:
+                yield campaign
+            finally:
+                if root is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _warmed(self) -> Iterator[None]:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        import lightning.pytorch
+        import onnx
+        import onnxruntime
+        import pyarrow.parquet
+        import timm
+        import torch
+
+        assert all((lightning.pytorch, onnx, onnxruntime, pyarrow.parquet, timm))
+        # what a command imports when it is needed would be imported by every fork again
+        for module in pkgutil.walk_packages(finetune.__path__, "finetune."):
+            if module.name not in ("finetune.__main__", "finetune.export.client"):
+                importlib.import_module(module.name)
+        torch.set_num_threads(1)
+        kept = {name: os.environ.get(name) for name in (SECRET_VARIABLE, "FINETUNE_CACHE")}
+        os.environ[SECRET_VARIABLE] = SECRET
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+    def _make(self) -> int:
+        from tests.hostile.material import make_material
+
+        os.environ["FINETUNE_CACHE"] = str(self.material / "cache")
+        make_material(self.material)
+        return 0
+
+    def run(self, case: Case) -> Outcome:
+        """Run a case."""
+        folder = Path(tempfile.mkdtemp(dir=self.root, prefix="case-"))
+        try:
+            return self._run(case, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self, case: Case, folder: Path) -> Outcome:
+        work, target = folder / "work", case.target
+        work.mkdir()
+        for name in (*target.folders, "outside"):
+            source, copy = self.material / name, work / name
+            if name == "elsewhere.png":
+                copy.write_bytes((self.material / "data/cat/0.png").read_bytes() + b"x")
+            elif source.is_dir():
+                shutil.copytree(source, copy)
+            else:
+                shutil.copy2(source, copy)
+        outside = folder / "outside"
+        (work / "outside").rename(outside)
+        file = work / target.file
+        if "ENTRY" in target.file:
+            entry = next(
+                path
+                for path in sorted(file.parents[0].parent.iterdir() if file.name != "ENTRY" else file.parent.iterdir())
+            )
+            file = entry / file.name if file.name != "ENTRY" else entry
+        if target.file.endswith(".job"):
+            file.write_text("{}\n")
+        mark = folder / "EXECUTED"
+        case.kind.make(Place(file=file, mark=mark, outside=outside))
+        before = _state(outside)
+        os.environ["FINETUNE_CACHE"] = str(work / "cache")
+        status, peak, cpu_s, text = self._forked(
+            lambda: _command([target.command, *target.words]), cwd=work, limit_s=MOST_WALL_S, log=folder / "log"
+        )
+        problems = _problems(case, status, peak, cpu_s, text, work=work)
+        if mark.exists():
+            problems.append("foreign code ran")
+        if _state(outside) != before:
+            problems.append("a file outside was written")
+        return Outcome(case, status, peak, cpu_s, text, tuple(problems))
+
+    def _forked(
+        self, do: "object", *, cwd: Path, limit_s: float, log: Path | None = None
+    ) -> tuple[int, int, float, str]:
+        """Exit status (negative: killed), bytes beyond this process's own, processor time, what it printed."""
+        log = log or self.root / "log"
+        own = _resident(os.getpid())
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _become_child(do, cwd, log)
+        status, usage, deadline, why = None, None, time.monotonic() + limit_s, ""
+        peak = 0
+        while status is None:
+            pid, code, usage = os.wait4(child, os.WNOHANG)
+            if pid:
+                status = os.waitstatus_to_exitcode(code)
+                break
+            peak = max(peak, _resident_of_group(child) - own)
+            if peak > 2 * MOST_BYTES or time.monotonic() > deadline:
+                why = "\n[killed: memory]" if peak > 2 * MOST_BYTES else "\n[killed: time]"
+                os.killpg(child, signal.SIGKILL)
+                _, code, usage = os.wait4(child, 0)
+                status = os.waitstatus_to_exitcode(code)
+                break
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        assert usage is not None
+        peak = max(peak, usage.ru_maxrss * 1024 - own)
+        with log.open("rb") as file:
+            text = file.read(200_000).decode("utf-8", "replace")
+        return status, peak, usage.ru_utime + usage.ru_stime, text + why
+
+
+def _command(words: Sequence[str]) -> int:
+    from finetune.cli import main
+
+    return main(list(words))
+
+
+def _become_child(do: "object", cwd: Path, log: Path) -> None:
+    status = 99
+    try:
+        os.setsid()
+        os.chdir(cwd)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (this process is about to end)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        status = do()  # type: ignore[operator]
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _resident(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _resident_of_group(leader: int) -> int:
+    """Of the child; its own children (checks of an export) have a limit each by the system."""
+    return _resident(leader)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Names, sizes and times below a folder."""
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def _problems(case: Case, status: int, peak: int, cpu_s: float, text: str, *, work: Path) -> list[str]:
+    found = []
+    if "[killed" in text[-30:]:
+        found.append(text[-30:].split("\n")[-1].strip("[]"))
+    elif status not in (0, 1, 2):
+        found.append(f"exit status {status}")
+    if "Traceback (most recent call last)" in text:
+        found.append("a traceback")
+    if _BARE.search(text):
+        found.append("a bare Python error: " + _BARE.search(text).group(0).splitlines()[0][:100])  # type: ignore[union-attr]
+    needed = case.target.needed and not case.kind.may_pass
+    if status == 0 and needed:
+        found.append("accepted")
+    if status in (1, 2) and not _BARE.search(text) and not _names(case.target, text):
+        found.append(
+            "does not name the file: " + text.strip().splitlines()[-1][:120] if text.strip() else "says nothing"
+        )
+    if peak > MOST_BYTES:
+        found.append(f"{peak / 1e6:.0f} MB")
+    if cpu_s > MOST_CPU_S:
+        found.append(f"{cpu_s:.0f} s of the processor")
+    if any(ord(c) < 32 and c not in "\n\r\t" for c in text):
+        found.append("control characters on the terminal")
+    for what, secret in (("environment", SECRET), ("private file", OUTSIDE_TEXT)):
+        if secret in text:
+            found.append(f"prints of the {what}")
+        found += [f"writes of the {what} into {path.name}" for path in _holders(work, secret)]
+    return found
+
+
+def _names(target: Target, text: str) -> bool:
+    path = Path(target.file)
+    words = [path.name, str(path)]
+    if target.form == "image":
+        words += ["data.root", "data/cat"]
+    return any(word in text for word in words)
+
+
+def _holders(work: Path, secret: str) -> list[Path]:
+    found = []
+    for path in work.rglob("*"):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > 20_000_000:
+            continue
+        if secret.encode() in path.read_bytes():
+            found.append(path)
+    return found
+
+
+__all__ = ["Campaign", "Case", "Outcome", "cases", "content"]

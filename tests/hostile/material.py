@@ -1,0 +1,117 @@
+"""Good files of every sort, made once: runs, a bundle, embeddings, exports, manifests, weights, caches."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+NETWORK = ["backbone=residual", "backbone.name=cifar_resnet20", "input.size=32"]
+SMALL = [
+    *NETWORK,
+    "backbone.weights=none",
+    "data.num_workers=0",
+    "data.batch_size=8",
+    "logger=none",
+    "trainer.precision=32-true",
+    "report=false",
+]
+DATA = ["data=folder", "data.root=data"]
+TRAIN = [*DATA, *SMALL, "schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=1"]
+
+
+def make_material(root: Path) -> None:
+    """Fill a folder; afterwards every case copies what it needs of it.
+
+    Raises:
+        AssertionError: A command failed on good files.
+    """
+    from finetune.cli import main
+
+    root.mkdir(parents=True)
+    os.chdir(root)
+    _images(root / "data")
+    (root / "outside").mkdir()
+    (root / "outside" / "private.csv").write_text("nothing of yours\n")
+
+    def run(*words: str) -> None:
+        assert main(list(words)) == 0, words
+
+    run("train", *TRAIN, "run_dir=run")
+    run("report", "run")
+    _unfinish(root)
+    shutil.copytree(root / "run" / "model", root / "bundle")
+    run("embed", "run", *DATA, "--output", "emb.npz", "--precision", "float32")
+    run("embed", "run", *DATA, "--output", "emb.parquet", "--precision", "float32")
+    run("embed", "run", *DATA, "--output", "white.npz", "--precision", "float32", "--whiten", "--directions", "4")
+    run("export", "bundle", "--format", "onnx", "--images", "data", "--check", "4", "--output", "model.onnx")
+    run("export", "bundle", "--format", "head", "--images", "data", "--check", "4", "--output", "head.safetensors")
+    run(
+        "export",
+        "bundle",
+        "--format",
+        "backbone",
+        "--images",
+        "data",
+        "--check",
+        "4",
+        "--output",
+        "weights.safetensors",
+    )
+    _lists(root)
+    _weights(root)
+    run("ladder", *DATA, *SMALL, "--rungs", "frozen,probe", "--epochs", "1", "--seeds", "1", "--output", "ladder")
+
+
+def _images(root: Path) -> None:
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for image in range(10):
+            pixels = draw.normal(90 + 60 * number, 40, (36, 36 + image % 3, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{image}.png")
+
+
+def _unfinish(root: Path) -> None:
+    """A run that was stopped after the last epoch of its second phase."""
+    run = Path(shutil.copytree(root / "run", root / "open"))
+    for path in (
+        run / "results.json",
+        run / "final.safetensors",
+        run / "evaluation.safetensors",
+        run / "predictions.csv",
+    ):
+        path.unlink()
+    for path in run.glob("phases/1-*/result.json"):
+        path.unlink()
+    shutil.rmtree(run / "model")
+    # where the run lies is in its configuration
+    for path in (run / "config.yaml", run / "run.json"):
+        path.write_text(
+            path.read_text().replace("run_dir: run", "run_dir: open").replace('"run_dir": "run"', '"run_dir": "open"')
+        )
+
+
+def _lists(root: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((root / "data").rglob("*.png"))
+    paths = [str(file.relative_to(root)) for file in files]
+    labels = [file.parent.name for file in files]
+    splits = [("train", "train", "train", "val", "test")[number % 5] for number in range(len(files))]
+    lines = ["path,label,split", *(",".join(row) for row in zip(paths, labels, splits, strict=True))]
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    (root / "list.tsv").write_text("\n".join(line.replace(",", "\t") for line in lines) + "\n")
+    (root / "list.txt").write_text("\n".join(paths) + "\n")
+    pq.write_table(pa.table({"path": paths, "label": labels, "split": splits}), root / "list.parquet")
+
+
+def _weights(root: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save({"state_dict": load_file(root / "weights.safetensors")}, root / "weights.pth")
+    json.loads((root / "run" / "results.json").read_text())

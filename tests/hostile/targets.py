@@ -1,0 +1,239 @@
+"""Every file that a command opens, with the words that make it open it."""
+
+from dataclasses import dataclass
+
+from finetune.cli import COMMANDS
+from tests.hostile.material import DATA, SMALL
+
+_LISTED = ["data=manifest", "data.root=."]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A command and a file that it opens.
+
+    Args:
+        command: Its name.
+        file: Path of the file in the case's folder.
+        form: Its format, a key of :data:`tests.hostile.contents.FORMATS`.
+        words: What follows the command.
+        needed: Whether the command cannot do without the file: it must refuse a hostile one.
+        folders: What is copied from the material.
+    """
+
+    command: str
+    file: str
+    form: str
+    words: tuple[str, ...]
+    needed: bool = True
+    folders: tuple[str, ...] = ("data",)
+
+
+def _of_bundle(command: str, *words: str, folders: tuple[str, ...] = ("data", "bundle")) -> list[Target]:
+    return [
+        Target(command, f"bundle/{name}", form, ("bundle", *words), folders=folders)
+        for name, form in (("model.json", "model.json"), ("model.safetensors", "safetensors"))
+    ]
+
+
+def _composed(command: str, *words: str, needed: bool = True) -> list[Target]:
+    """Files that the configuration of a run names."""
+    small = tuple(word for word in SMALL if not word.startswith("backbone.weights"))
+    none = (*small, "backbone.weights=none")
+    tail = tuple(words)
+    found = [
+        Target(command, "data/cat/3.png", "image", (*DATA, *none, *tail), needed=False),
+        Target(
+            command, "list.csv", "csv", (*_LISTED, "data.path=list.csv", *none, *tail), folders=("data", "list.csv")
+        ),
+        Target(
+            command, "list.tsv", "csv", (*_LISTED, "data.path=list.tsv", *none, *tail), folders=("data", "list.tsv")
+        ),
+        Target(
+            command,
+            "list.parquet",
+            "manifest.parquet",
+            (*_LISTED, "data.path=list.parquet", *none, *tail),
+            folders=("data", "list.parquet"),
+        ),
+    ]
+    if command == "audit":
+        return found
+    weights = [
+        Target(
+            command,
+            f"weights.{suffix}",
+            form,
+            (*DATA, *small, f"backbone.weights=weights.{suffix}", *tail),
+            folders=("data", f"weights.{suffix}"),
+        )
+        for suffix, form in (("safetensors", "safetensors"), ("pth", "pth"))
+    ]
+    head = Target(
+        command,
+        "head.safetensors",
+        "safetensors",
+        (*DATA, *small, "backbone.weights=weights.safetensors", "head.weights=head.safetensors", *tail),
+        folders=("data", "weights.safetensors", "head.safetensors"),
+    )
+    return [*found, *weights, head]
+
+
+_TRAIN = ("schedule=frozen", "schedule.phases.0.epochs=1", "run_dir=new")
+_REPORT = (
+    ("config.yaml", "yaml", True),
+    ("results.json", "json", True),
+    ("plan.json", "json", True),
+    ("metrics.csv", "csv", True),
+    ("predictions.csv", "csv", True),
+    ("evaluation.safetensors", "safetensors", True),
+    ("final.safetensors", "safetensors", False),
+    ("phases/0-head/start.safetensors", "safetensors", False),
+    ("phases/1-all/start.safetensors", "safetensors", False),
+    ("model/model.json", "model.json", True),
+    ("model/model.safetensors", "safetensors", True),
+)
+_RESUME = (
+    ("config.yaml", "yaml", True),
+    ("run.json", "json", True),
+    ("phases/0-head/result.json", "json", True),
+    ("phases/0-head/start.safetensors", "safetensors", False),
+    ("phases/0-head/last.ckpt", "ckpt", False),
+    ("phases/1-all/start.safetensors", "safetensors", True),
+    ("phases/1-all/last.ckpt", "ckpt", True),
+    ("phases/1-all/best.ckpt", "ckpt", True),
+    ("plan.json", "json", False),
+    ("metrics.csv", "csv", False),
+    ("split.csv", "csv", False),
+)
+
+TARGETS: list[Target] = [
+    *[
+        t
+        for command in ("train", "lr-find")
+        for t in _composed(command, *(_TRAIN if command == "train" else ("schedule=full",)))
+    ],
+    *_composed("plan"),
+    *_composed("audit"),
+    *[
+        Target(
+            "ladder",
+            f"ladder/{name}",
+            "json",
+            (*DATA, *SMALL, "--rungs", "frozen,probe", "--epochs", "1", "--seeds", "1", "--output", "ladder"),
+            folders=("data", "ladder"),
+        )
+        for name in ("begun.json", "features/0.json", "runs/frozen-0/results.json", "runs/frozen-0/plan.json")
+    ],
+    *[Target("resume", f"open/{name}", form, ("open",), needed, ("data", "open")) for name, form, needed in _RESUME],
+    *[
+        Target("resume", f"run/{name}", form, ("run",), needed, ("data", "run"))
+        for name, form, needed in (
+            ("config.yaml", "yaml", True),
+            ("run.json", "json", True),
+            ("results.json", "json", False),
+        )
+    ],
+    Target("evaluate", "run/config.yaml", "yaml", ("run",), folders=("data", "run")),
+    Target("evaluate", "run/model/model.json", "model.json", ("run",), folders=("data", "run")),
+    Target("evaluate", "run/model/model.safetensors", "safetensors", ("run",), folders=("data", "run")),
+    Target("evaluate", "data/cat/3.png", "image", ("bundle", *DATA), needed=False, folders=("data", "bundle")),
+    Target(
+        "evaluate",
+        "list.csv",
+        "csv",
+        ("bundle", *_LISTED, "data.path=list.csv"),
+        folders=("data", "bundle", "list.csv"),
+    ),
+    *_of_bundle("predict", "data", "--output", "out.csv"),
+    Target(
+        "predict",
+        "data/cat/3.png",
+        "image",
+        ("bundle", "data", "--output", "out.jsonl"),
+        needed=False,
+        folders=("data", "bundle"),
+    ),
+    Target(
+        "predict", "model.onnx", "onnx", ("model.onnx", "data", "--output", "out.csv"), folders=("data", "model.onnx")
+    ),
+    *[
+        Target(
+            "predict",
+            f"list.{suffix}",
+            form,
+            ("bundle", f"list.{suffix}", "--output", "out.csv"),
+            suffix != "txt",
+            folders=("data", "bundle", f"list.{suffix}"),
+        )
+        for suffix, form in (("csv", "csv"), ("tsv", "csv"), ("txt", "list"), ("parquet", "manifest.parquet"))
+    ],
+    Target(
+        "predict",
+        ".out.csv.job",
+        "list",
+        ("bundle", "data", "--output", "out.csv"),
+        needed=False,
+        folders=("data", "bundle"),
+    ),
+    *[
+        Target("cache", f"cache/features/ENTRY/{name}", form, (word,), needed=False, folders=("cache",))
+        for word in ("list", "clear")
+        for name, form in (("meta.json", "json"), ("chunks.bin", "binary"), ("data.bin", "binary"))
+    ],
+    *[
+        Target("train", f"cache/{name}", form, (*DATA, *SMALL, *_TRAIN), needed=False, folders=("data", "cache"))
+        for name, form in (
+            ("features/ENTRY/meta.json", "json"),
+            ("features/ENTRY/chunks.bin", "binary"),
+            ("features/ENTRY/data.bin", "binary"),
+            ("facts/ENTRY", "facts"),
+        )
+    ],
+    *_of_bundle("embed", "data", "--output", "out.npz"),
+    Target(
+        "embed",
+        "data/cat/3.png",
+        "image",
+        ("bundle", "data", "--output", "out.npz"),
+        needed=False,
+        folders=("data", "bundle"),
+    ),
+    Target(
+        "embed",
+        "weights.pth",
+        "pth",
+        ("data", *SMALL[:3], "backbone.weights=weights.pth", "--output", "out.npz"),
+        folders=("data", "weights.pth"),
+    ),
+    *[
+        Target(command, f"emb.{suffix}", form, (f"emb.{suffix}", *words), folders=(f"emb.{suffix}", "data", *more))
+        for command, words, more in (
+            ("search", ("data/cat/1.png", "--model", "run"), ("run",)),
+            ("cluster", ("--clusters", "2", "--output", "out"), ()),
+            ("classify", ("--method", "knn", "--output", "out"), ()),
+        )
+        for suffix, form in (("npz", "npz"), ("parquet", "parquet"))
+    ],
+    Target(
+        "search",
+        "white.whitening.safetensors",
+        "safetensors",
+        ("white.npz", "elsewhere.png", "--model", "run"),
+        folders=("white.npz", "white.whitening.safetensors", "data", "run", "elsewhere.png"),
+    ),
+    *[Target("report", f"run/{name}", form, ("run",), needed, ("data", "run")) for name, form, needed in _REPORT],
+    *_of_bundle("serve", "--port", "0"),
+    Target("serve", "model.onnx", "onnx", ("model.onnx", "--port", "0"), folders=("model.onnx",)),
+    *_of_bundle("export", "--format", "backbone", "--images", "data", "--check", "4", "--output", "out.safetensors"),
+    Target(
+        "export",
+        "bundle/README.md",
+        "text",
+        ("bundle", "--format", "onnx", "--images", "data", "--check", "4", "--output", "out.onnx"),
+        needed=False,
+        folders=("data", "bundle"),
+    ),
+]
+
+assert {target.command for target in TARGETS} <= set(COMMANDS)

@@ -1,0 +1,35 @@
+"""Nothing foreign runs and nothing damaged passes: the lean part of the corpus, and that no command is missing from it.
+
+All of it: ``python -m tests.hostile``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from finetune.cli import COMMANDS
+from tests.hostile.campaign import cases, lean
+from tests.hostile.targets import TARGETS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_every_command_is_in_the_corpus():
+    missing = set(COMMANDS) - {target.command for target in TARGETS}
+    assert missing == set(), "add the files that the command opens to TARGETS, with the words that make it open them"
+
+
+def test_the_corpus_holds_hundreds_of_files_and_the_lean_part_every_command():
+    files = {(case.target.file, case.kind.name) for case in cases()}
+    assert len(files) >= 250
+    assert {case.target.command for case in lean()} == set(COMMANDS)
+
+
+def test_no_file_of_the_lean_part_runs_code_or_passes(tmp_path):
+    words = [sys.executable, "-m", "tests.hostile", "--lean", "--root", str(tmp_path / "hostile")]
+    done = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    assert " 0 not as they must be" in done.stdout
