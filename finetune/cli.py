@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
-from finetune.errors import RunError, UserError, did_you_mean
+from finetune.errors import Interrupted, RunError, UserError, did_you_mean
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_rarely, skip_collection_at_exit
 
@@ -99,7 +99,11 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 well, 1 a run that failed, 2 a mistake of the user's, 130 Ctrl-C."""
+    """Run a command and return its exit status.
+
+    0 is success, 1 a run that failed, 2 a mistake of the user's; 130 is Ctrl-C, and a run that another signal stopped ends
+    with 128 plus its number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in given or os.environ.get("FINETUNE_TRACEBACK", "") not in ("", "0")
     given = [word for word in given if word != "--traceback"]
@@ -121,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(error, status=2, show_traceback=show_traceback)
     except KeyboardInterrupt as error:
-        return _fail(error, status=130, show_traceback=show_traceback)
+        status = error.status if isinstance(error, Interrupted) else 130
+        return _fail(error, status=status, show_traceback=show_traceback)
     except BrokenPipeError:
         # the reader of a pipe has gone, as with `| head`; nothing is left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

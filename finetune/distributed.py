@@ -1,6 +1,7 @@
 """Which of several processes this one is, known before torch or Lightning is imported."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,18 @@ def started_together() -> bool:
     return RUN_DIR_OF_RUN not in os.environ and (
         not is_rank_zero() or any(int(os.environ.get(name) or 1) > 1 for name in _SIZES)
     )
+
+
+def ignore_signals_to_the_group() -> None:
+    """Called in loader processes: a signal to all processes of a run is answered by the one that trains, which ends these.
+
+    A scheduler, a terminal and ``kill -- -GROUP`` send to all of them, and a loader that dies turns the step in hand into an
+    error. The second SIGTERM is obeyed: by it a DataLoader ends a process that takes too long.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
 @contextmanager

@@ -32,6 +32,27 @@ class FileError(RunError):
     """A file or folder that the system would not let be written or read; the text names it and the cause."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run that a signal stopped; commands print its text and exit with status 128 plus the number of the signal.
+
+    Args:
+        message: Where the run stopped, and how to go on.
+        number: Number of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message, number)
+        self.message, self.number = message, int(number)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def status(self) -> int:
+        """Exit status, as a shell reports a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A hint at the nearest valid name, with a leading space, or nothing where none is near.
 

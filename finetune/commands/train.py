@@ -3,7 +3,6 @@
 import gc
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.
 Everything lands in one run folder: finetune resume, evaluate, predict and export take it.
+
+Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP stop a run at its next step and keep it; finetune resume goes on from there, to the same bits.
+The exit status is 130, 143, 138 and 129. A second Ctrl-C ends it at once.
 
 Several devices: trainer.devices=2. Several machines: on each of them, with N its number from 0,
   torchrun --nnodes 2 --node-rank N --nproc-per-node DEVICES --master-addr HOST_OF_NODE_0 --master-port 29500 \\
@@ -139,7 +141,7 @@ def execute(
         collect_garbage_as_usual()
         if not torch.cuda.is_available():
             retain_freed_blocks()
-    with quiet_lightning(), terminated_like_interrupt(run_dir), handed_down(run_dir):
+    with quiet_lightning(), failures_logged(run_dir), handed_down(run_dir):
         result = Run(
             classifier=parts.classifier,
             data=parts.data,
@@ -209,32 +211,19 @@ def handed_down(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
-    """Ctrl-C ends with the way to go on; the signal that schedulers send ends like Ctrl-C.
+def failures_logged(run_dir: Path) -> Iterator[None]:
+    """An error that is nobody's mistake leaves its traceback in the run's folder, and says how to go on.
 
     Raises:
-        KeyboardInterrupt: With a message for the user.
+        RunError: In the place of such an error.
     """
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = {}
-    with suppress(ValueError):  # not in the main thread, where no handler can be set
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Lightning answers Ctrl-C inside a fit by leaving with status 1
-        raise _stopped(run_dir) from None
     except FileError as error:
         raise _failed(error, run_dir) from error
     except (UserError, RunError):
         raise
     except Exception as error:
-        # torch's writer, stopped in the middle of a file, has an error of its own as its last word
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise _stopped(run_dir) from None
         if (failed := file_error(error, None, "could not be read or written")) is not None:
             raise _failed(failed, run_dir) from error
         import traceback
@@ -248,20 +237,10 @@ def terminated_like_interrupt(run_dir: Path) -> Iterator[None]:
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
             f"Once the cause is gone, go on with: finetune resume {shlex.quote(str(run_dir))}"
         ) from error
-    finally:
-        # Lightning turns SIGINT off when it has seen one
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _failed(error: FileError, run_dir: Path) -> FileError:
     return FileError(f"{error}\nThen go on with: finetune resume {shlex.quote(str(run_dir))}")
-
-
-def _stopped(run_dir: Path) -> KeyboardInterrupt:
-    return KeyboardInterrupt(
-        f"\nStopped. The last checkpoint is kept. Go on with: finetune resume {shlex.quote(str(run_dir))}"
-    )
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from finetune.data.loading import Batch, ManyViews, Position, ViewDataset
 from finetune.data.registry import Source
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
 from finetune.data.transforms import eval_view, train_view
+from finetune.distributed import ignore_signals_to_the_group
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 
@@ -100,6 +102,13 @@ class ActivationDataset(Dataset[Batch]):
 def _whole(batch: Batch) -> Batch:
     """The data set already gives whole batches."""
     return batch
+
+
+def _begin_loader(worker: int, then: Callable[[int], None] | None) -> None:
+    """Signals to the whole run are not for a loader process to answer."""
+    ignore_signals_to_the_group()
+    if then is not None:
+        then(worker)
 
 
 def default_workers(source: Source, *, on_cpu: bool) -> int:
@@ -198,8 +207,32 @@ class ImageDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the phase, from where a restored Trainer stopped."""
+        """This process's share of the batches of the phase, from where a restored Trainer stopped."""
+        if self.trainer is None:
+            return self.train_batches(0, 0)
+        # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
         rank, world = self._placement()
+        return self.train_batches(*divmod(done, self.batches_per_epoch(self._batch_size)), rank=rank, world=world)
+
+    def drop_iterator(self) -> None:
+        """After a resume at an epoch's end: the next iterator begins where the first one did, of which no batch is used.
+
+        Lightning makes one before a validation that a resumed run has to catch up on, and another one after it; loader
+        processes have begun with the first by then, and the order would be one epoch ahead.
+        """
+        if self._start[1] == 0:
+            self._batches.start_at(*self._start)
+
+    def train_batches(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
+        """Batches of the phase from that batch of that epoch on; each iterator over them is an epoch.
+
+        Args:
+            epoch: Of the phase.
+            step: Batch of the epoch.
+            rank: This process's number.
+            world: Number of processes that share each batch.
+        """
         rows = self.source.index.rows("train")
         try:
             batches = TrainBatches(
@@ -213,10 +246,8 @@ class ImageDataModule(pl.LightningDataModule):
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-        if self.trainer is not None:
-            # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
-            batches.start_at(*divmod(done, len(batches)))
+        batches.start_at(epoch, step)
+        self._batches, self._start = batches, (epoch, step)
         if self._activations is not None:
             stored = ActivationDataset(
                 source=self.source,
@@ -327,6 +358,6 @@ class ImageDataModule(pl.LightningDataModule):
             collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
-            worker_init_fn=self._worker_init,
+            worker_init_fn=partial(_begin_loader, then=self._worker_init),
             pin_memory=pinned and torch.cuda.is_available(),
         )

@@ -11,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +22,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from finetune.distributed import STARTED_BY, process_name
 from finetune.errors import RunError, UserError
+from finetune.training.interruption import SIGNALS, Interruption
 
 # how torch tells that the other end of a connection is gone (gloo, NCCL, the store of the rendezvous)
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo", "TCPStore")
@@ -35,11 +34,12 @@ class Companions:
 
     Args:
         resume_hint: Said behind the message.
+        interruption: What stops the run, here and in the other processes.
         patience_s: Seconds in which this process may end by itself, with what it has to say, once another has died.
     """
 
-    def __init__(self, *, resume_hint: str, patience_s: float = 5.0) -> None:
-        self._hint, self._patience_s = resume_hint, patience_s
+    def __init__(self, *, resume_hint: str, interruption: Interruption, patience_s: float = 5.0) -> None:
+        self._hint, self._patience_s, self._interruption = resume_hint, patience_s, interruption
         self._launchers: list[Any] = []
         self._over = threading.Event()
         self._started_by = os.environ.get(STARTED_BY)
@@ -68,7 +68,7 @@ class Companions:
         if hasattr(launcher, "procs"):
             self._launchers.append(launcher)
 
-    def explained(self, error: Exception) -> Exception:
+    def explained(self, error: Exception) -> BaseException:
         """The error, or what is behind it where another process has died."""
         if isinstance(error, (UserError, RunError)):
             return error
@@ -76,6 +76,8 @@ class Companions:
         deadline = time.monotonic() + 2.0
         while (message := self._lost()) is None and self._has_companions() and time.monotonic() < deadline:
             time.sleep(0.05)
+        if message is not None and (number := self._signal()):
+            return self._interruption.stopped(number)
         broken = any(words in str(error) for words in _CONNECTION_LOST)
         if message is None and broken and dist.is_available() and dist.is_initialized():
             message = "The connection to another process of the run is lost; what it said is the cause."
@@ -99,18 +101,27 @@ class Companions:
                 return f"Process {number} of the run {how}, so the others cannot go on."
         return None
 
+    def _signal(self) -> int:
+        """The signal that asked the run to stop, here or in a process that has ended by it; 0 for none."""
+        asked = [-status if status < 0 else status - 128 for p in self._processes() if (status := p.poll())]
+        return self._interruption.number or next((number for number in asked if number in SIGNALS), 0)
+
     def _watch(self) -> None:
         while not self._over.wait(0.2):
             if (message := self._lost()) is None:
                 self._silence_lightning()
                 continue
+            # a loop that asks after each step has the time to keep it
+            self._interruption.number = self._signal()
             if self._over.wait(self._patience_s):
                 return
             # the main thread waits in a call that may not end, and no exception can reach it there
-            print(f"{process_name()}: {message}\n{self._hint}", file=sys.stderr, flush=True)
+            stopped = self._interruption.stopped(number) if (number := self._signal()) else None
+            text = str(stopped) if stopped is not None else f"{process_name()}: {message}\n{self._hint}"
+            print(text, file=sys.stderr, flush=True)
             for process in self._processes():
                 process.kill()
-            os._exit(1)
+            os._exit(1 if stopped is None else stopped.status)
 
     def _silence_lightning(self) -> None:
         """Take the processes out of the hands of Lightning's observer, which would kill this one too, unheard."""
@@ -133,22 +144,6 @@ def check_strategy(trainer: pl.Trainer) -> None:
             "program is started once for each device; it needs a script or the command, not a notebook. For one device "
             "set trainer.devices=1."
         )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Around a call of a Trainer: Ctrl-C is Ctrl-C. Lightning 2.6 answers it by leaving the program, with later ones ignored.
-
-    Raises:
-        KeyboardInterrupt: In the place of Lightning's SystemExit.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from error
 
 
 def end_companions(*, patience_s: float = 60.0) -> None:

@@ -1,8 +1,10 @@
 """Phases that train the head alone, on cached features, without a Trainer: solved, or at several rates at once."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from finetune.training.interruption import Interruption
 from finetune.training.linear_probe import solved_phase
 from finetune.training.module import OptimizerFactory
 from finetune.training.phases import Phase
@@ -27,7 +29,14 @@ def setting_of(phase: Phase) -> str:
 
 
 def head_phase(
-    phase: Phase, *, views: int | None, make_optimizer: OptimizerFactory, seed: int, **shared: Any
+    phase: Phase,
+    *,
+    views: int | None,
+    make_optimizer: OptimizerFactory,
+    seed: int,
+    checkpoint: Path,
+    interruption: Interruption,
+    **shared: Any,
 ) -> dict[str, Any]:
     """The result of such a phase.
 
@@ -36,11 +45,20 @@ def head_phase(
         views: Views of each training image in the cache.
         make_optimizer: Of the phase.
         seed: Of the run.
+        checkpoint: Of trials that a signal stopped.
+        interruption: Knows whether the run is to stop.
         **shared: What :func:`solved_phase` and :func:`tried_phase` both take.
     """
     if phase.solver == "lbfgs":
         return solved_phase(phase=phase, views=views, **shared)
-    return tried_phase(phase=phase, make_optimizer=make_optimizer, seed=seed, **shared)
+    return tried_phase(
+        phase=phase,
+        make_optimizer=make_optimizer,
+        seed=seed,
+        checkpoint=checkpoint,
+        interruption=interruption,
+        **shared,
+    )
 
 
 def how_it_ended(result: Mapping[str, Any]) -> str:

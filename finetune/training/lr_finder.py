@@ -19,8 +19,8 @@ from torch import nn
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
-from finetune.training.companions import interruptible
 from finetune.training.freezing import apply_phase, module_mode_flags
+from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.module import FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 
@@ -260,7 +260,8 @@ def find_rate(
             enable_checkpointing=False,
             logger=False,
         )
-        with interruptible():
+        leave_signals_alone(trainer)
+        with Interruption("nothing is kept; the same command begins again"):
             trainer.fit(module, datamodule=data)
     rates = phase.rates()
     return Sweep(

@@ -115,6 +115,8 @@ class FineTuner(pl.LightningModule):
         optimizer_steps = -(-steps_per_epoch // phase.accumulate)
         self.total_steps = min(phase.epochs * optimizer_steps, phase.max_steps or phase.epochs * optimizer_steps)
         self._warmup_steps = round(phase.warmup_epochs * optimizer_steps)
+        # in a checkpoint that is written before the validation of an epoch, because the run stops there; and resumed from it
+        self.validation_due = False
         # loss sum, right answers, images: of the epoch so far
         self._sums = torch.zeros(3, dtype=torch.float64)
 
@@ -263,6 +265,7 @@ class FineTuner(pl.LightningModule):
 
     def on_validation_end(self) -> None:
         """The raw weights back."""
+        self.validation_due = False
         if self._raw is not None:
             assert self._ema is not None
             self._ema.swap_out(self._raw)
@@ -286,7 +289,8 @@ class FineTuner(pl.LightningModule):
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
         for logger in self.loggers:
             logger.log_metrics(numbers, step=row["step"])
-        if self.progress.stop:
+        # the last step has said so already, but for a phase resumed behind it
+        if self.progress.stop or self.trainer.global_step >= self.total_steps:
             self.trainer.should_stop = True
 
     def _sums_by_process(self) -> torch.Tensor:
@@ -316,7 +320,9 @@ class FineTuner(pl.LightningModule):
             "history": [list(entry) for entry in self.progress.history],
             "rows": list(self.rows),
             # of this phase: nothing is left to train, though the Trainer's own counters may not say so
-            "finished": self.trainer.global_step >= self.total_steps or self.progress.stop,
+            "validation_due": self.validation_due,
+            "finished": not self.validation_due
+            and (self.trainer.global_step >= self.total_steps or self.progress.stop),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -342,6 +348,7 @@ class FineTuner(pl.LightningModule):
             raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
         self.progress.history = [(float(value), float(loss)) for value, loss in state["history"]]
         self.rows = list(state["rows"])
+        self.validation_due = bool(state.get("validation_due"))
         self._gradients.load(state.get("gradients"))
         sums = torch.tensor(state["sums"], dtype=torch.float64)
         if len(sums) == self.trainer.world_size:

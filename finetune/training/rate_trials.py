@@ -8,7 +8,9 @@ head that is kept is the one that a run at its rate would have ended with.
 import copy
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,10 +21,13 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
+from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
 from finetune.training.epoch_history import Progress
+from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.module import OptimizerFactory
 from finetune.training.param_groups import build_param_groups
@@ -105,15 +110,25 @@ class RateTrials:
             )
         classifier.head = first
 
-    def epoch(self, data: ImageDataModule, *, epoch: int, steps: int, total: int, offset: tuple[int, int]) -> int:
-        """Train and validate all heads for an epoch.
+    def epoch(
+        self,
+        val: Iterable[Batch],
+        *,
+        epoch: int,
+        steps: int,
+        total: int,
+        offset: tuple[int, int],
+        before_step: Callable[[int], None],
+    ) -> int:
+        """Train and validate all heads for an epoch, or for what is left of it.
 
         Args:
-            data: Handed the cache of the phase.
+            val: Batches of the validation split.
             epoch: Its number in the phase.
             steps: Optimizer steps of the phase so far.
             total: Optimizer steps of the phase in all.
             offset: Epochs and optimizer steps of the phases before.
+            before_step: Called with the number of steps that are done.
 
         Returns:
             Optimizer steps of the phase now.
@@ -121,18 +136,19 @@ class RateTrials:
         for batch in self._train:
             if steps >= total:
                 break
+            before_step(steps)
             for trial in self.trials:
                 if trial.trains:
                     self._step(trial, batch, step=steps, total=total)
             steps += 1
         for trial in self.trials:
             if trial.trains:
-                self._validate(trial, data, epoch=epoch, where=(offset[0] + epoch, offset[1] + steps))
+                self._validate(trial, val, epoch=epoch, where=(offset[0] + epoch, offset[1] + steps))
         return steps
 
-    def begin(self, data: ImageDataModule) -> None:
-        """Take the batches of the phase, epoch after epoch."""
-        self._train = data.train_dataloader()
+    def begin(self, data: ImageDataModule, *, epoch: int, batch: int) -> None:
+        """Take the batches of the phase, epoch after epoch, from that batch of that epoch on."""
+        self._train = data.train_batches(epoch, batch)
         self._warmup = round(self._phase.warmup_epochs * data.batches_per_epoch(self._phase.batch_size))
 
     def _step(self, trial: Trial, batch: Batch, *, step: int, total: int) -> None:
@@ -164,7 +180,7 @@ class RateTrials:
             trial.sums[place] += float(value)
 
     @torch.no_grad()
-    def _validate(self, trial: Trial, data: ImageDataModule, *, epoch: int, where: tuple[int, int]) -> None:
+    def _validate(self, trial: Trial, val: Iterable[Batch], *, epoch: int, where: tuple[int, int]) -> None:
         loss, right, images = trial.sums
         trial.sums = [0.0, 0.0, 0.0]
         if not math.isfinite(loss):
@@ -173,7 +189,7 @@ class RateTrials:
         trial.head.eval()
         metrics = build_metrics(len(self._classifier.classes), multi_label=self._classifier.multi_label)
         metrics = metrics.to(self._device)
-        for batch in data.val_dataloader():
+        for batch in val:
             with self._context():
                 logits_BK = trial.head(self._rest(batch.images.to(self._device)))
             update_metrics(metrics, logits=logits_BK, targets=batch.targets.to(self._device))
@@ -192,6 +208,32 @@ class RateTrials:
         )
         if self._phase.restore == "last" or trial.progress.best_epoch == epoch:
             trial.kept = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """All of the heads that a checkpoint keeps."""
+        return {
+            "trials": [
+                {
+                    "head": trial.head.state_dict(),
+                    "optimizer": trial.optimizer.state_dict(),
+                    "history": [list(entry) for entry in trial.progress.history],
+                    "rows": trial.rows,
+                    "kept": trial.kept,
+                    "sums": trial.sums,
+                    "lost": trial.lost,
+                }
+                for trial in self.trials
+            ]
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the heads back."""
+        for trial, saved in zip(self.trials, state["trials"], strict=True):
+            trial.head.load_state_dict(saved["head"])
+            trial.optimizer.load_state_dict(saved["optimizer"])
+            trial.progress.history = [(float(value), float(loss)) for value, loss in saved["history"]]
+            trial.rows, trial.sums, trial.lost = list(saved["rows"]), list(saved["sums"]), bool(saved["lost"])
+            trial.kept = {name: tensor.to(self._device) for name, tensor in saved["kept"].items()}
 
     def chosen(self) -> Trial:
         """The best head.
@@ -221,8 +263,12 @@ def tried_phase(
     trainer: pl.Trainer,
     seed: int,
     offset: tuple[int, int],
+    checkpoint: Path,
+    interruption: Interruption,
 ) -> dict[str, Any]:
     """Train the heads of all rates, put the best one into the classifier, and give the result of the phase.
+
+    When a signal stops the run, the heads and the step are kept in ``checkpoint``, and a resumed run goes on from there.
 
     Args:
         classifier: As for :class:`RateTrials`; its head is changed in place.
@@ -235,9 +281,12 @@ def tried_phase(
         trainer: For device and precision alone.
         seed: Of the run.
         offset: Epochs and optimizer steps of the phases before.
+        checkpoint: Of the heads, where the phase was stopped.
+        interruption: Knows whether the run is to stop.
 
     Raises:
         RunError: The loss of every head was no number.
+        Interrupted: A signal stopped the run.
     """
     began = time.monotonic()
     cache.prepare(device=trainer.strategy.root_device, context=trainer.precision_plugin.forward_context)
@@ -251,13 +300,29 @@ def tried_phase(
         seed=seed,
         boundary=cache.boundary,
     )
-    heads.begin(data)
     per_epoch = data.batches_per_epoch(phase.batch_size)
     total = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
     epoch = steps = 0
+    if checkpoint.is_file():
+        saved = read_checkpoint(checkpoint)
+        heads.load(saved)
+        epoch, steps = int(saved["epoch"]), int(saved["steps"])
+    heads.begin(data, epoch=epoch, batch=steps - epoch * per_epoch)
+    # every process trains and validates all of it, whatever the phases before have shared
+    val = data.eval_dataloader("val", rank=0, world=1, activations=cache)
+
+    def stop_if_asked(done: int) -> None:
+        if interruption.number:
+            if is_rank_zero():
+                AtomicCheckpointIO().save_checkpoint(heads.state() | {"epoch": epoch, "steps": done}, checkpoint)
+            interruption.where = f"at step {done} of {total} {interruption.where}"
+            interruption.check()
+
+    interruption.begin_training()
     while steps < total and any(trial.trains for trial in heads.trials):
-        steps = heads.epoch(data, epoch=epoch, steps=steps, total=total, offset=offset)
+        steps = heads.epoch(val, epoch=epoch, steps=steps, total=total, offset=offset, before_step=stop_if_asked)
         epoch += 1
+    interruption.end_training()
     cache.close()
     best = heads.chosen()
     classifier.head.load_state_dict(best.kept)

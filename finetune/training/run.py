@@ -35,18 +35,19 @@ from finetune.training.callbacks.checkpoints import (
 )
 from finetune.training.callbacks.metrics_csv import RunLog
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar, rates_in_words
-from finetune.training.companions import Companions, check_strategy, interruptible
+from finetune.training.companions import Companions, check_strategy
 from finetune.training.eval_outputs import Validation, save_outputs
 from finetune.training.evaluation import MOST_KEPT, evaluate, reusable_validation
 from finetune.training.freezing import apply_phase
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
+from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult, run_results
 from finetune.training.time_left import TimeLeft
 
-START, RESULT = "start.safetensors", "result.json"
+START, RESULT, TRIALS = "start.safetensors", "result.json", "trials.ckpt"
 Say = Callable[[str], None]
 
 
@@ -106,6 +107,7 @@ class Run:
         Raises:
             UserError: Files of the run do not fit its configuration.
             RunError: Training cannot go on.
+            Interrupted: A signal stopped it.
         """
         if is_rank_zero():
             remove_parts(self.run_dir)
@@ -115,8 +117,12 @@ class Run:
         phases: list[dict[str, Any]] = []
         self._validated: Validation | None = None
         carried: dict[str, Any] | None = None
-        with Companions(resume_hint=f"Go on with: finetune resume {shlex.quote(str(self.run_dir))}") as companions:
-            self._companions = companions
+        command = f"finetune resume {shlex.quote(str(self.run_dir))}"
+        with (
+            Interruption(f"go on with: {command}") as interruption,
+            Companions(resume_hint=f"Go on with: {command}", interruption=interruption) as companions,
+        ):
+            self._companions, self._interruption = companions, interruption
             self._time_left = TimeLeft(self.schedule, images=len(self.data.source.index.rows("train")))
             try:
                 for number, phase in enumerate(self.schedule):
@@ -124,19 +130,25 @@ class Run:
                     result, carried = self._phase(number, phase, phases, log, carried)
                     phases.append(result)
                 self.free_memory()
+                interruption.where = "before the test was over"
+                interruption.check()
                 evaluated = self._evaluate()
             except Exception as error:
                 explained = companions.explained(error)
                 if explained is error:
                     raise
                 raise explained from error
-        return self._finish(phases, evaluated)
+            interruption.where = "before its results were written"
+            return self._finish(phases, evaluated)
 
     def _phase(
         self, number: int, phase: Phase, before: list[dict[str, Any]], log: RunLog, carried: dict[str, Any] | None
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         folder = self.phase_dir(number)
+        self._interruption.where = f"in phase {number + 1} ({phase.name})"
+        self._interruption.check()
         if (folder / RESULT).is_file():
+            (folder / TRIALS).unlink(missing_ok=True)
             result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
             log.add(result["rows"])
             self._load(self._after(number))
@@ -263,11 +275,14 @@ class Run:
             views=self.caches[number].views,
             make_optimizer=self.make_optimizer(phase),
             seed=self.seed,
+            checkpoint=self.phase_dir(number) / TRIALS,
+            interruption=self._interruption,
         ) | cached_fields(self.caches[number])
         log.add(result["rows"])
         if is_rank_zero():
             self._save(self._after(number))
             write_json(self.phase_dir(number) / RESULT, result)
+            (self.phase_dir(number) / TRIALS).unlink(missing_ok=True)
             self.say(
                 f"  {self.monitor} {result['best'][self.monitor]:.4f} {how_it_ended(result)}, {result['seconds']:.0f} s"
             )
@@ -326,7 +341,9 @@ class Run:
             callbacks=[
                 *self.callbacks,
                 display,
-                PhaseCheckpoints(folder=folder, log=log, every_n_steps=self.checkpoint_every),
+                PhaseCheckpoints(
+                    folder=folder, log=log, every_n_steps=self.checkpoint_every, interruption=self._interruption
+                ),
             ],
         )
 
@@ -343,16 +360,12 @@ class Run:
 
     @contextmanager
     def _running(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Around every call of a Trainer, which may start further processes.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C, or the signal of a scheduler.
-        """
+        """Around every call of a Trainer, which may start further processes."""
         check_strategy(trainer)
         self.data.check_processes(trainer.world_size, [phase.batch_size for phase in self.schedule])
         self._companions.watch(trainer.strategy.launcher)
-        with interruptible():
-            yield
+        leave_signals_alone(trainer)
+        yield
 
     def _evaluate(self) -> dict[str, Any]:
         """Validation and test metrics of the final weights, and what they say of each image."""

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 
 from finetune.data.datamodule import Batch
+from finetune.errors import Interrupted
 
 DDP = ("trainer.strategy=ddp", "trainer.accelerator=cpu")
 TWO = ("trainer.devices=2", *DDP)
@@ -24,6 +25,8 @@ PATIENCE_S = 300.0
 # "RANK:BATCHES", or "all:BATCHES": who dies without a word, and before its how-many-th batch; not in the configuration,
 # because the resumed run shall live
 DIE, FAIL = "FINETUNE_TEST_DIE", "FINETUNE_TEST_FAIL"
+# "RANK:BATCHES:NUMBER": who is sent that signal, and before its how-many-th batch
+SIGNAL = "FINETUNE_TEST_SIGNAL"
 
 
 class RecordRows(pl.Callback):
@@ -39,6 +42,8 @@ class RecordRows(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """One line a batch: phase, epoch, batch, rows, a sum over the pixels of each view by their places."""
         now = {f"{trainer.global_rank}:{self._seen}", f"all:{self._seen}"}
+        if os.environ.get(SIGNAL, "").rpartition(":")[0] in now:
+            os.kill(os.getpid(), int(os.environ[SIGNAL].rpartition(":")[2]))
         self._seen += 1
         if os.environ.get(DIE) in now:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -50,6 +55,22 @@ class RecordRows(pl.Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rows.{trainer.global_rank}").open("a") as file:
             file.write(f"{line!r}\n")
+
+
+class SignalAfterFit(pl.Callback):
+    """Sends a process SIGTERM when its first fit is over.
+
+    Args:
+        rank: The process's number.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """No step is left that could be kept."""
+        if trainer.global_rank == self._rank:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def recorded(folder: Path) -> list[str]:
@@ -102,6 +123,9 @@ def forked_ranks(
             torch.set_num_threads(1)
             job()
             status = 0
+        except Interrupted as stopped:
+            print(stopped)
+            status = stopped.status
         except BaseException:
             traceback.print_exc()
         finally:

@@ -14,10 +14,12 @@ from typing import IO
 
 import pytest
 
+from finetune.commands.resume import resume
 from finetune.distributed import STARTED_BY
 from finetune.training.companions import Companions
+from finetune.training.interruption import Interruption
 from tests.runs import outcome, train_tiny
-from tests.training.ranks import DIE, PATIENCE_S, TWO, cluster, forked_ranks, free_port, said
+from tests.training.ranks import DIE, PATIENCE_S, SIGNAL, TWO, cluster, forked_ranks, free_port, recorded, said
 
 Words = Callable[..., list[str]]
 
@@ -79,7 +81,9 @@ def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message(tmp_path: P
         failing = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
         waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (tmp_path / "waiting").write_text(str(waiting.pid))
-        with Companions(resume_hint="Go on with: finetune resume here", patience_s=0.2) as companions:
+        with Companions(
+            resume_hint="Go on with: finetune resume here", interruption=Interruption(""), patience_s=0.2
+        ) as companions:
             companions.watch(SimpleNamespace(procs=[failing, waiting]))
             stuck()
 
@@ -99,7 +103,7 @@ def test_a_process_whose_starter_was_killed_ends_though_it_waits(tmp_path: Path)
             while not (tmp_path / "watching").exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        with Companions(resume_hint="Go on.", patience_s=0.2):
+        with Companions(resume_hint="Go on.", interruption=Interruption(""), patience_s=0.2):
             (tmp_path / "watching").touch()
             stuck()
 
@@ -135,6 +139,42 @@ def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of
     assert lines[0] == "resuming: a b"
     assert len(lines) == len(set(lines))
     assert outcome(tmp_path / "a b") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(rank: int, words: Words, tmp_path: Path) -> None:
+    asked = words(*SHORT, *TWO)
+    assert forked_ranks(lambda: train_tiny(asked, tmp_path / "whole"), tmp_path / "out") == [0, 0]
+    seen = tmp_path / "seen"
+    stopped = forked_ranks(
+        lambda: train_tiny([*asked, *recorded(seen)], tmp_path / "run"),
+        tmp_path / "stopped",
+        environment={SIGNAL: f"{rank}:7:{signal.SIGTERM}"},
+    )
+    assert stopped == [143, 143]
+    first, second = said(tmp_path / "stopped")
+    assert f"stopped at step 3 of 10 in phase 2 (all); go on with: finetune resume {tmp_path / 'run'}" in first
+    assert "Traceback" not in first + second
+    assert forked_ranks(lambda: resume(tmp_path / "run"), tmp_path / "resumed") == [0, 0]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    for number in (0, 1):
+        places = [line.split("[")[0] for line in (seen / f"rows.{number}").read_text().splitlines()]
+        assert len(places) == len(set(places)) == 15
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a run in /proc")
+@pytest.mark.slow
+def test_a_signal_to_the_second_process_outside_training_ends_the_command_as_stopped(
+    words: Words, tmp_path: Path
+) -> None:
+    stopping = ["callbacks.stop._target_=tests.training.ranks.SignalAfterFit", "callbacks.stop.rank=1"]
+    asked = [*words(*SHORT, *TWO), *stopping, "run_dir=run"]
+    with (tmp_path / "log").open("w") as log, command(asked, output=log, folder=tmp_path) as run:
+        assert run.wait(PATIENCE_S) == 143, (tmp_path / "log").read_text()
+    text = (tmp_path / "log").read_text()
+    assert "stopped in phase 1 (head); go on with: finetune resume run" in text
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow

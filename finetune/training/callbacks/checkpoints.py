@@ -9,10 +9,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from finetune.atomic_files import atomic_path
+from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.training.callbacks.metrics_csv import RunLog
 from finetune.training.freezing import apply_phase
+from finetune.training.interruption import Interruption
 from finetune.training.module import FineTuner
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phases import Phase
@@ -72,26 +74,79 @@ class PhaseCheckpoints(Checkpoint):
     The end of an epoch means after its validation and after every other callback. A step in between is written only
     where neither a validation nor an epoch's end is due: Lightning leaves those out when it resumes from such a step.
 
+    A run that is to stop stops here, after a step that is written. Before and during a validation the checkpoint says
+    that the validation is due, and a resumed run begins with it.
+
     Args:
         folder: Of the phase.
         log: Written just before ``last.ckpt``, which holds the same rows.
         every_n_steps: Write ``last.ckpt`` inside an epoch, every so many batches; None only at the ends.
+        interruption: Knows whether the run is to stop; None never stops.
     """
 
-    def __init__(self, *, folder: Path, log: RunLog, every_n_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        log: RunLog,
+        every_n_steps: int | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
         super().__init__()
         self._folder, self._log, self._every = folder, log, every_n_steps
+        self._interruption = interruption
+        # validation batches after which all processes still have another one
+        self._shared_val_batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal waits for the end of a step."""
+        assert isinstance(pl_module, FineTuner)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        if pl_module.validation_due and isinstance(data, ImageDataModule):
+            data.drop_iterator()
+        if self._interruption is not None:
+            self._interruption.begin_training()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is left to be written."""
+        if self._interruption is not None:
+            self._interruption.end_training()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write inside an epoch."""
+        assert isinstance(pl_module, FineTuner)
         inside = batch_idx + 1 < trainer.num_training_batches
         steps_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
+        if not inside or not steps_whole or validates or trainer.global_step >= pl_module.total_steps:
+            return
         due = self._every is not None and (batch_idx + 1) % self._every == 0
-        assert isinstance(pl_module, FineTuner)
-        if due and inside and steps_whole and trainer.global_step < pl_module.total_steps:
+        stop = self._must_stop(trainer)
+        if due or stop:
             trainer.save_checkpoint(self._folder / LAST)
+        if stop:
+            self._stop(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation."""
+        if trainer.state.fn != "fit" or self._interruption is None:
+            return
+        assert isinstance(pl_module, FineTuner)
+        if pl_module.validation_due:
+            # begun by the run that stopped: counted anew, so that a resumed run writes what the uninterrupted one does
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+        batches = torch.tensor(float(sum(trainer.num_val_batches)), device=trainer.strategy.root_device)
+        self._shared_val_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+        self._stop_in_validation(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Stop inside a validation, at a batch that every process has."""
+        if trainer.state.fn == "fit" and batch_idx < self._shared_val_batches:
+            self._stop_in_validation(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write at the end of an epoch: the best first, so that ``last.ckpt`` never promises one that is not there."""
@@ -100,3 +155,38 @@ class PhaseCheckpoints(Checkpoint):
             trainer.strategy.save_checkpoint(pl_module.best_checkpoint(), self._folder / BEST)
         self._log.write(pl_module.rows)
         trainer.save_checkpoint(self._folder / LAST)
+        if self._must_stop(trainer):
+            self._stop(trainer, pl_module)
+
+    def _must_stop(self, trainer: Trainer) -> bool:
+        return self._interruption is not None and self._interruption.agreed(trainer) > 0
+
+    def _stop(self, trainer: Trainer, module: FineTuner, when: str = "") -> None:
+        assert self._interruption is not None
+        self._interruption.where = (
+            f"at step {trainer.global_step} of {module.total_steps} {self._interruption.where}{when}"
+        )
+        raise self._interruption.stopped()
+
+    def _stop_in_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write that the validation is due, and stop.
+
+        A phase whose last step lies inside an epoch validates first: Lightning would go on training when it resumes there.
+        """
+        assert isinstance(pl_module, FineTuner)
+        ends_inside = trainer.should_stop and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if ends_inside or not self._must_stop(trainer):
+            return
+        # the raw weights, where averaged ones are being validated
+        pl_module.on_validation_end()
+        pl_module.validation_due = True
+        trainer.save_checkpoint(self._folder / LAST)
+        self._stop(trainer, pl_module, ", before its validation")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Mark the validation as begun and none of it done, which is where Lightning takes one up."""
+        assert isinstance(pl_module, FineTuner)
+        if pl_module.validation_due:
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress

@@ -1,0 +1,125 @@
+"""Ctrl-C and the signals of a scheduler stop a run at its next whole step, with that step in a checkpoint.
+
+While a phase trains, a signal only leaves a note. :class:`~finetune.training.callbacks.checkpoints.PhaseCheckpoints` asks for
+it after each step, agrees on it with the other processes, writes ``last.ckpt`` and raises. Everywhere else (filling a cache,
+solving a head, testing, writing the bundle) there is no step to keep, and the signal raises at once. A second Ctrl-C ends the
+process as if nobody listened: every file of a run is whole at every moment.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import torch
+
+from finetune.errors import Interrupted, RunError, UserError
+
+# Ctrl-C; what schedulers, service managers and kill send; what SLURM sends before the end of the time; a lost terminal
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+# torchrun and timeout pass a signal on that the whole group has had already; a hand takes longer
+_SAME_SIGNAL_S = 0.5
+
+
+class Interruption:
+    """Listens to signals inside its block.
+
+    A signal that something else listens to, or that was switched off (``nohup``), is left as it is.
+
+    Args:
+        hint: How to go on, the end of the message.
+    """
+
+    def __init__(self, hint: str) -> None:
+        # of the signal that asked the run to stop; 0 while none has
+        self.number = 0
+        # in the run, for the message: "in phase 1 (head)"
+        self.where = ""
+        self._hint = hint
+        self._training = self._raised = False
+        self._since = 0.0
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        # Lightning turns a KeyboardInterrupt into SystemExit(1); torch's writers turn one into an error of their own
+        hidden = self._raised and isinstance(error, Exception) and not isinstance(error, (UserError, RunError))
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) or hidden:
+            raise self.stopped() from None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a process forked from this one, which ends it
+        if self.number:
+            if number == signal.SIGINT and time.monotonic() - self._since > _SAME_SIGNAL_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(self._process, number)
+            return
+        self.number, self._since = number, time.monotonic()
+        if not self._training:
+            raise self.stopped()
+
+    def stopped(self, number: int | None = None) -> Interrupted:
+        """The exception that ends the run.
+
+        Args:
+            number: Of the signal, where another process of the run received it.
+        """
+        self._raised = True
+        self.number = number or self.number or signal.SIGINT
+        return Interrupted(f"stopped{self.where and ' ' + self.where}; {self._hint}", self.number)
+
+    def begin_training(self) -> None:
+        """From here on a signal waits for the end of a step.
+
+        Raises:
+            Interrupted: It has come already.
+        """
+        self.check()
+        self._training = True
+
+    def end_training(self) -> None:
+        """From here on a signal raises at once again; one that came after the last step, at the next :meth:`check`."""
+        self._training = False
+
+    def check(self) -> None:
+        """Stop here if the run has been asked to.
+
+        Raises:
+            Interrupted: It has.
+        """
+        if self.number:
+            raise self.stopped()
+
+    def agreed(self, trainer: pl.Trainer) -> int:
+        """Number of the signal that any process of the run has received, the same on all of them; 0 for none.
+
+        Every process must call this at the same place.
+        """
+        if trainer.world_size > 1:
+            number = torch.tensor(self.number, device=trainer.strategy.root_device)
+            self.number = int(trainer.strategy.reduce(number, reduce_op="max"))
+        return self.number
+
+
+def leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Keep Lightning's own handlers out.
+
+    Its handler of SIGTERM broadcasts from inside the handler, whatever the processes are doing at that moment, and the one
+    for SLURM writes a checkpoint of its own and requeues the job; this program's steps are stopped by :class:`Interruption`.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
