@@ -4,7 +4,8 @@ Pillow resizes in fixed point: for each axis, filter weights in double precision
 rounded to whole levels and cut to 0..255; along the rows first, but for tall images along the columns
 (``src/libImaging/Resample.c``). ONNX's Resize computes in floating point: one level of difference in two pixels of a
 hundred. Here the same integers are gathered, multiplied and summed, for those pixels only that the crop after the resize
-keeps, so that an image a thousand times as long as wide costs no more memory than another.
+keeps, and from those rows and columns only that they are made of: an image a million times as long as wide, whose resized form
+would fill any memory, costs no more than another.
 
 No branch depends on a size, so that height and width stay free in an exported graph.
 """
@@ -21,6 +22,10 @@ Side = int | torch.SymInt
 # filter name -> half its width at scale 1, in source pixels
 _REACH = {"bilinear": 1, "bicubic": 2}
 _BITS = 22
+# the first pass, which sees all source pixels, takes a part of the rows at a time
+_PARTS = 8
+# nearest: so many pixels by adding up, and so many powers of two by leaps: enough for an axis of 10^12 pixels
+_ADDED, _LEAPS = 2**16, 26
 
 
 def resize_window(
@@ -44,15 +49,19 @@ def resize_window(
         ``(B, C, *window)`` with values 0 to 255: uint8 for ``nearest``, int32 otherwise.
     """
     if interpolation == "nearest":
-        rows_N, columns_N = (
-            nearest(images_BCHW.shape[2 + axis], size[axis], corner[axis], window[axis]) for axis in (0, 1)
+        rows, columns = (
+            nearest(images_BCHW.shape[2 + axis], size[axis], corner[axis], window[axis]).unsqueeze(1) for axis in (0, 1)
         )
-        return images_BCHW.index_select(2, rows_N).index_select(3, columns_N)
+        images_BCHW, rows = _cut(images_BCHW, 2, rows, size[0])
+        images_BCHW, columns = _cut(images_BCHW, 3, columns, size[1])
+        return images_BCHW.index_select(2, rows[:, 0]).index_select(3, columns[:, 0])
     given = images_BCHW.shape[-2:]
-    rows, columns = (
+    (rows, row_weights), (columns, weights) = (
         fixed_point_filter(given[axis], size[axis], corner[axis], window[axis], interpolation) for axis in (0, 1)
     )
-    tall, operands = columns_first(given, size), (images_BCHW, *rows, *columns)
+    images_BCHW, rows = _cut(images_BCHW, 2, rows, size[0])
+    images_BCHW, columns = _cut(images_BCHW, 3, columns, size[1])
+    tall, operands = columns_first(given, size), (images_BCHW, rows, row_weights, columns, weights)
     if isinstance(tall, int):
         return _height_then_width(*operands) if tall else _width_then_height(*operands)
     # while it is traced: a graph of both orders, of which one is run
@@ -61,13 +70,24 @@ def resize_window(
     return chosen
 
 
+def _cut(images_BCHW: Tensor, axis: int, sources_NT: Tensor, wanted: Side) -> tuple[Tensor, Tensor]:
+    """The part of an axis that a window is made of, and the window's sources as positions in that part."""
+    given, (count, taps) = images_BCHW.shape[axis], sources_NT.shape
+    if isinstance(wanted, int) and wanted == count:
+        return images_BCHW, sources_NT
+    # from the first source to the last there are at most so many; a length known from sizes alone can be exported
+    span = torch.sym_min(given, (count - 1) * given // wanted + 2 + taps)
+    begin = torch.minimum(sources_NT[0, 0], torch.scalar_tensor(given - span, dtype=torch.int64))
+    return images_BCHW.index_select(axis, torch.arange(span) + begin), sources_NT - begin
+
+
 def _width_then_height(images: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    wide_BCHN = _resample(images, columns, weights)
+    wide_BCHN = _resample_in_parts(images, columns, weights)
     return _resample(wide_BCHN.transpose(2, 3), rows, row_weights).transpose(2, 3).contiguous()
 
 
 def _height_then_width(images: Tensor, rows: Tensor, row_weights: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-    high_BCNW = _resample(images.transpose(2, 3), rows, row_weights).transpose(2, 3)
+    high_BCNW = _resample_in_parts(images.transpose(2, 3), rows, row_weights).transpose(2, 3)
     return _resample(high_BCNW, columns, weights).contiguous()
 
 
@@ -83,12 +103,47 @@ def columns_first(given: Sequence[Side], wanted: Sequence[Side]) -> Side:
 def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
     """Source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
 
-    Pillow adds the step up, one pixel after another, in double precision; so does this, for the last bit decides.
+    Pillow adds the step up, one pixel after another, in double precision; so does this, for the last bit decides. From some
+    pixel on it leaps: between two powers of two a sum that is rounded grows by the same amount at every step.
     """
     step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(wanted, dtype=torch.float64)
-    steps = torch.cat([(step * 0.5).reshape(1), step.expand(wanted - 1)])
-    positions = steps.cumsum(0).floor().clamp(0, given - 1).long()
-    return positions.index_select(0, torch.arange(count) + first)
+    added = torch.sym_min(wanted, _ADDED)
+    sums = torch.cat([(step * 0.5).reshape(1), step.expand(added - 1)]).cumsum(0)
+    pixel_N = torch.arange(count) + first
+    position_N = sums.index_select(0, pixel_N.clamp(max=added - 1))
+    if not isinstance(wanted, int) or wanted > _ADDED:
+        position_N = _leaped(sums[-1], step, pixel_N - (added - 1), position_N)
+    return position_N.floor().clamp(0, given - 1).long()
+
+
+def _leaped(position: Tensor, step: Tensor, ahead_N: Tensor, position_N: Tensor) -> Tensor:
+    """The positions of pixels so many steps ahead of one; those of pixels behind it stay as they are."""
+    powers = 2.0 ** torch.arange(-64, 64, dtype=torch.float64)
+    for _ in range(_LEAPS):
+        one, two = position + step, position + step + step
+        # a sum that lies in the middle of two numbers is rounded to the even one, so the second step is that of all further
+        growth, top = two + step - two, powers.masked_fill(powers <= two, torch.inf).amin()
+        leap = ((top - two) / growth).floor()
+        leap = torch.where(two + leap * growth >= top, leap - 1, leap)
+        leap = torch.where(2 * one >= top, leap, torch.zeros_like(leap))
+        beyond_N = ahead_N - 2
+        position_N = torch.where(ahead_N == 1, one, position_N)
+        position_N = torch.where((beyond_N >= 0) & (beyond_N <= leap), two + beyond_N * growth, position_N)
+        position, ahead_N = two + leap * growth, beyond_N - leap
+    return position_N
+
+
+def _resample_in_parts(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """As :func:`_resample`, some rows after others: on the way every source pixel becomes several numbers of four bytes."""
+    height = images_BCHW.shape[2]
+    # two at least, for an exporter takes one for a constant
+    part = height // _PARTS + 2
+    done = []
+    for number in range(_PARTS):
+        # where the rows are used up the last one is repeated
+        rows = (torch.arange(part) + number * part).clamp(max=height - 1)
+        done.append(_resample(images_BCHW.index_select(2, rows), sources_NT, weights_NT))
+    return torch.cat(done, dim=2).index_select(2, torch.arange(height))
 
 
 def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:

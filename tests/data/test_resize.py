@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from finetune.data.pillow_resize import pillow_resize
-from finetune.data.resize import resize_window
+from finetune.data.resize import nearest, resize_window
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
@@ -23,3 +23,29 @@ def test_a_window_is_the_crop_of_what_pillow_resizes(interpolation):
         )
         wanted = whole[None, :, top : top + rows, left : left + columns]
         assert torch.equal(window.to(torch.uint8), wanted), (height, width, new_height, new_width)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("given", [(1, 20_000), (20_000, 1), (3, 9_000), (700, 2)])
+def test_a_window_of_a_very_long_image_is_the_crop_of_what_pillow_resizes(given, interpolation):
+    image = torch.randint(0, 256, (2, *given), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    size = tuple(8 * side // min(given) for side in given)
+    whole = pillow_resize(image, size=size, interpolation=interpolation)
+    for part in (0.0, 0.5, 1.0):
+        top, left = (round(part * (side - 8)) for side in size)
+        window = resize_window(image[None], size=size, corner=(top, left), window=(8, 8), interpolation=interpolation)
+        assert torch.equal(window[0].to(torch.uint8), whole[:, top : top + 8, left : left + 8]), part
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    # the step 3 / 8 is exact; in the last but one, half of the sums lie in the middle of two numbers
+    [(1000, 3_000_001), (3 << 18, 1 << 21), (7, 1_500_000), (999_983, 70_001), ((1 << 52) + 1, 1 << 17), (1, 65_537)],
+)
+def test_the_nearest_pixels_far_along_an_axis_are_those_of_adding_up_the_step(given, wanted):
+    step = torch.tensor(float(given), dtype=torch.float64) / wanted
+    sums = torch.cat([(step / 2).reshape(1), step.expand(wanted - 1)]).cumsum(0)
+    wanted_positions = sums.floor().clamp(0, given - 1).long()
+    for first in (0, 65_500, wanted // 2, wanted - 300):
+        count = min(300, wanted - first)
+        assert torch.equal(nearest(given, wanted, first, count), wanted_positions[first : first + count]), first
