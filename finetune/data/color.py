@@ -9,9 +9,14 @@
   0..65535 for 16 bits; for 32-bit integers and floating point, which declare no range, the smallest of 0..1 (floating
   point only), 0..255, 0..65535 that holds all values of the image, else its own minimum..maximum. ``stretch``: always
   the image's own minimum..maximum, for instruments that use few of their 16 bits. NaN counts as the minimum.
+
+An image is converted a tile at a time, so that what is needed on the way, up to 40 bytes a pixel, is needed for a tile only:
+beside the image that Pillow holds and the pixels made of it, memory does not grow with the image.
 """
 
 import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -25,6 +30,8 @@ HighDepth = Literal["full", "stretch"]
 HIGH_DEPTHS: tuple[str, ...] = get_args(HighDepth)
 
 Pixels = npt.NDArray[np.uint8]
+
+_TILE_PIXELS = 2**20
 
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -40,9 +47,32 @@ def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "ful
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
     """
+    grey = channels == 1
+    pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        grey = scale_to_bytes(np.asarray(image), high_depth=high_depth)
-        return grey if channels == 1 else np.repeat(grey[..., None], 3, axis=2)
+        scale = _scale_of((np.asarray(tile) for _, tile in _tiles(image)), high_depth)
+        for place, tile in _tiles(image):
+            levels = scale(np.asarray(tile))
+            pixels[place] = levels if grey else levels[..., None]
+        return pixels
+    for place, tile in _tiles(image):
+        pixels[place] = np.asarray(_in_mode(tile, "L" if grey else "RGB"))
+    return pixels
+
+
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
+    """The parts of an image, of a million pixels at most, and where they are."""
+    width = min(image.width, _TILE_PIXELS)
+    height = min(image.height, _TILE_PIXELS // width)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            bottom, right = min(top + height, image.height), min(left + width, image.width)
+            whole = (right - left, bottom - top) == image.size
+            yield (slice(top, bottom), slice(left, right)), image if whole else image.crop((left, top, right, bottom))
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """An image of 8 bits in ``L`` or ``RGB``."""
     profile = image.info.get("icc_profile") or b""
     if image.mode == "LAB":
         image = ImageCms.applyTransform(image, _from_lab()) or image
@@ -52,8 +82,7 @@ def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "ful
         image = image.convert("RGB")
     if profile:
         image = _to_srgb(image, profile)
-    mode = "L" if channels == 1 else "RGB"
-    return np.array(image if image.mode == mode else image.convert(mode))
+    return image if image.mode == mode else image.convert(mode)
 
 
 def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "full") -> Pixels:
@@ -64,20 +93,66 @@ def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "
     >>> scale_to_bytes(np.array([100, 200, 300], np.uint16), high_depth="stretch").tolist()
     [0, 128, 255]
     """
-    numbers = values.astype(np.float64)
-    finite = numbers[np.isfinite(numbers)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    numbers = np.nan_to_num(numbers, nan=low, posinf=high, neginf=low)
+    return _scale_of([values], high_depth)(values)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Numbers to levels.
+
+    Args:
+        black: The number that becomes 0.
+        white: The number that becomes 255.
+        low: Of the finite numbers the smallest, which NaN and minus infinity become.
+        high: The largest, which infinity becomes.
+    """
+
+    black: float
+    white: float
+    low: float
+    high: float
+
+    def __call__(self, values: npt.NDArray[np.generic]) -> Pixels:
+        if _is_16_bits(values.dtype):
+            return _levels_of_16_bits(self.black, self.white)[values]
+        numbers = np.nan_to_num(values.astype(np.float64), nan=self.low, posinf=self.high, neginf=self.low)
+        return _levels(numbers, self.black, self.white)
+
+
+def _scale_of(parts: Iterable[npt.NDArray[np.generic]], high_depth: HighDepth) -> _Scale:
+    """How the numbers of an image, which come in parts, become levels."""
+    low, high, kind = np.inf, -np.inf, np.dtype(np.float64)
+    for part in parts:
+        kind = part.dtype
+        if high_depth == "full" and _is_16_bits(kind):
+            return _Scale(0.0, 65535.0, 0.0, 65535.0)
+        finite = part[np.isfinite(part)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        low = high = 0.0
+    black, white = low, high
     if high_depth == "full":
-        if values.dtype == np.uint16:
-            low, high = 0.0, 65535.0
-        else:
-            ranges = (1.0, 255.0, 65535.0) if np.issubdtype(values.dtype, np.floating) else (255.0, 65535.0)
-            fitting = [top for top in ranges if low >= 0 and high <= top]
-            low, high = (0.0, fitting[0]) if fitting else (low, high)
-    span = high - low
+        ranges = (1.0, 255.0, 65535.0) if np.issubdtype(kind, np.floating) else (255.0, 65535.0)
+        fitting = [top for top in ranges if low >= 0 and high <= top]
+        black, white = (0.0, fitting[0]) if fitting else (low, high)
+    return _Scale(black, white, low, high)
+
+
+def _is_16_bits(kind: np.dtype[np.generic]) -> bool:
+    return kind.kind == "u" and kind.itemsize == 2
+
+
+@lru_cache(maxsize=16)
+def _levels_of_16_bits(black: float, white: float) -> Pixels:
+    """The level of each of the 65,536 numbers."""
+    return _levels(np.arange(2**16, dtype=np.float64).clip(black, white), black, white)
+
+
+def _levels(numbers: npt.NDArray[np.float64], black: float, white: float) -> Pixels:
+    span = white - black
     # adding a half and cutting rounds halves up; numpy's own rounding would send 0.5 to 0 and 1.5 to 2
-    scaled = (numbers - low) * 255 / span if span > 0 else np.zeros_like(numbers)
+    scaled = (numbers - black) * 255 / span if span > 0 else np.zeros_like(numbers)
     return np.floor(scaled + 0.5).astype(np.uint8)
 
 
