@@ -7,8 +7,6 @@ Animations and files of several pages give their first picture.
 """
 
 import io
-import os
-import stat
 import warnings
 from typing import Any
 
@@ -18,12 +16,11 @@ from torch import Tensor
 from finetune.data import fast_decoders
 from finetune.data.color import HighDepth, is_srgb, to_pixels
 from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.image_file import MAX_PIXELS as MAX_PIXELS
+from finetune.data.image_file import Refused, read_image_file
 from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
 from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
 from finetune.errors import UserError
-
-# Pillow's own point of refusal: a file of a few kilobytes can claim to hold this many pixels
-MAX_PIXELS = 178_956_970
 
 # Pillow's remarks on damaged metadata; damage to pixels raises. Not set around each call: that is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -71,7 +68,12 @@ def decode_image(
         UnreadableImage: The file is missing, empty, damaged, cut short, too large or no image.
     """
     return decode_bytes(
-        read_file(path), path=path, channels=channels, at_least=at_least, max_pixels=max_pixels, high_depth=high_depth
+        read_file(path, max_pixels=max_pixels),
+        path=path,
+        channels=channels,
+        at_least=at_least,
+        max_pixels=max_pixels,
+        high_depth=high_depth,
     )
 
 
@@ -104,30 +106,16 @@ def decode_bytes(
         raise UnreadableImage(path, f"It is damaged or cut short: {_words(error)}.") from error
 
 
-def read_file(path: str) -> bytearray:
-    """The bytes of a regular file.
+def read_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
+    """The bytes of a file that announces an image.
 
     Raises:
-        UnreadableImage: It is missing, empty, no regular file, or may not be read.
+        UnreadableImage: As :func:`finetune.data.image_file.read_image_file` refuses it.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage(path, "It is not a regular file.")
-        with open(path, "rb", buffering=0) as file:
-            data = bytearray(status.st_size)
-            view, filled = memoryview(data), 0
-            while filled < len(data) and (count := file.readinto(view[filled:])):
-                filled += count
-    except FileNotFoundError:
-        raise UnreadableImage(path, "There is no such file.") from None
-    except OSError as error:
-        raise UnreadableImage(path, f"{error.strerror}.") from None
-    view.release()
-    del data[filled:]
-    if not data:
-        raise UnreadableImage(path, "The file is empty.")
-    return data
+        return read_image_file(path, max_pixels=max_pixels)
+    except Refused as error:
+        raise UnreadableImage(path, error.reason) from None
 
 
 def _decode_jpeg(path: str, data: bytearray, channels: int, at_least: int | None, max_pixels: int) -> Tensor:
@@ -175,8 +163,8 @@ def _decode_with_pillow(
             scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
             size = (max(1, image.width // scale), max(1, image.height // scale))
             image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
-        # all bytes at once: handed out in blocks, the JPEG decoder would begin the row at each block's end again
-        image.decodermaxblock = max(len(data), image.decodermaxblock)
+            # all bytes at once: handed out in blocks, the JPEG decoder would begin the row at each block's end again
+            image.decodermaxblock = max(len(data), image.decodermaxblock)
         image.load()
         orientation = orientation_of_exif(exif) if exif is not None else orientation_of_image(image)
         pixels = torch.from_numpy(to_pixels(image, channels=channels, high_depth=high_depth))

@@ -13,7 +13,7 @@ import torch
 
 from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
 from finetune.data.color import HighDepth, check_high_depth
-from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes
+from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes, read_file
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
@@ -66,7 +66,7 @@ class TableSource:
         """Decode the bytes of one row."""
         table, place = self.places[row]
         return decode_bytes(
-            image_bytes(self.tables[table][int(place)][self.image_column]),
+            image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.max_pixels),
             path=self.index.path(row),
             channels=self.channels,
             at_least=at_least,
@@ -158,12 +158,17 @@ def huggingface_source(
     )
 
 
-def image_bytes(cell: dict[str, Any]) -> bytearray:
-    """The bytes of an undecoded image cell, which holds them or names a file."""
-    if cell.get("bytes") is not None:
+def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) -> bytearray:
+    """The bytes of an undecoded image cell, which holds them or names a file.
+
+    Raises:
+        UnreadableImage: There is no image, or the file is refused as :func:`finetune.data.decode.read_file` refuses it.
+    """
+    if cell is not None and cell.get("bytes") is not None:
         return bytearray(cell["bytes"])
-    with open(cell["path"], "rb") as file:
-        return bytearray(file.read())
+    if cell is None or cell.get("path") is None:
+        raise UnreadableImage("", "The image is missing.")
+    return read_file(cell["path"], max_pixels=max_pixels)
 
 
 def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
@@ -212,9 +217,10 @@ def _facts(tables: list[Any], places: npt.NDArray[np.int64], image_column: str, 
     problems: dict[str, int] = {}
     for row, (number, place) in enumerate(places.tolist()):
         try:
-            data = image_bytes(tables[number][place][image_column])
-            facts_of_bytes(data, table[row : row + 1], path=str(row), max_pixels=max_pixels)
-        except (UnreadableImage, OSError, TypeError) as error:
-            reason = error.reason if isinstance(error, UnreadableImage) else "The image is missing."
+            data = image_bytes(tables[number][place][image_column], max_pixels=max_pixels)
+            facts_of_bytes(data, table[row : row + 1], path="", max_pixels=max_pixels)
+        except UnreadableImage as error:
+            # a file that a cell names is known to the user by its own path
+            reason = f"{error.path}: {error.reason}" if error.path else error.reason
             table["problem"][row] = problems.setdefault(reason, len(problems) + 1)
     return Facts(table, tuple(problems))

@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 
+from finetune.data.image_file import read_head
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes, merge
 from finetune.data.path_table import PathTableBuilder
@@ -153,11 +154,7 @@ def pictures_left_out(root: str | Sequence[str]) -> list[str]:
 
 
 def _starts_like_a_picture(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError:
-        return False
+    head = read_head(path)
     return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 

@@ -24,8 +24,8 @@ _REACH = {"bilinear": 1, "bicubic": 2}
 _BITS = 22
 # the first pass, which sees all source pixels, takes a part of the rows at a time
 _PARTS = 8
-# nearest: so many pixels by adding up, and so many powers of two by leaps: enough for an axis of 10^12 pixels
-_ADDED, _LEAPS = 2**16, 26
+# nearest: so many pixels by adding up, and so many powers of two by leaps: enough for an axis of 10^11 pixels
+_ADDED, _LEAPS = 2**20, 18
 
 
 def resize_window(
@@ -122,7 +122,7 @@ def _leaped(position: Tensor, step: Tensor, ahead_N: Tensor, position_N: Tensor)
     for _ in range(_LEAPS):
         one, two = position + step, position + step + step
         # a sum that lies in the middle of two numbers is rounded to the even one, so the second step is that of all further
-        growth, top = two + step - two, powers.masked_fill(powers <= two, torch.inf).amin()
+        growth, top = two + step - two, powers.masked_fill(powers <= two, torch.inf).amin(0)
         leap = ((top - two) / growth).floor()
         leap = torch.where(two + leap * growth >= top, leap - 1, leap)
         leap = torch.where(2 * one >= top, leap, torch.zeros_like(leap))

@@ -125,7 +125,7 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
 def _fill(row: Table, path: str, max_pixels: int) -> str:
     """Write one file's facts into a one-row view of the table; the reason where it cannot be read."""
     try:
-        data = read_file(path)
+        data = read_file(path, max_pixels=max_pixels)
     except UnreadableImage as error:
         # files that cannot be opened have no content; their path keeps them apart
         row["content"] = content_of_bytes(b"unreadable\0" + os.fsencode(path))

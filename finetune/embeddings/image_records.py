@@ -85,7 +85,7 @@ class FileRecords:
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """The file is read, and decoded where its content is new."""
-        data = read_file(sample.path)
+        data = read_file(sample.path, max_pixels=extractor.reading["max_pixels"])
         content = content_of_bytes(data).tobytes()
         return content, None if is_known(content) else extractor.read(data, sample.path)
 

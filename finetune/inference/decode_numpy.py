@@ -1,7 +1,6 @@
 """Image files to pixels without PyTorch: the rules of :mod:`finetune.data.decode`, by Pillow alone."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +8,11 @@ from PIL import Image
 
 from finetune.data.color import HighDepth, to_pixels
 from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.image_file import MAX_PIXELS as MAX_PIXELS
+from finetune.data.image_file import Refused, read_image_file
 from finetune.data.jpeg_header import read_jpeg_header
 from finetune.errors import UserError
 
-# as in finetune.data.decode
-MAX_PIXELS = 178_956_970
 _ORIENTATION_TAG = 0x0112
 _TURNED = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False)}
 _TURNED |= {6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
@@ -55,16 +54,14 @@ def decode_to_numpy(
         UnreadableFile: The file is missing, empty, damaged, too large or no image.
     """
     try:
-        if not Path(path).is_file():
-            raise UnreadableFile("There is no such file." if not Path(path).exists() else "It is not a regular file.")
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UnreadableFile(f"{getattr(error, 'strerror', None) or error}.") from None
+        data = read_image_file(path, max_pixels=max_pixels)
+    except Refused as error:
+        raise UnreadableFile(error.reason) from None
     return bytes_to_numpy(data, channels=channels, at_least=at_least, max_pixels=max_pixels, high_depth=high_depth)
 
 
 def bytes_to_numpy(
-    data: bytes,
+    data: bytes | bytearray,
     *,
     channels: int,
     at_least: int | None = None,
@@ -87,7 +84,7 @@ def bytes_to_numpy(
 
 
 def _decode(
-    data: bytes, kind: str, channels: int, at_least: int | None, max_pixels: int, high_depth: HighDepth
+    data: bytes | bytearray, kind: str, channels: int, at_least: int | None, max_pixels: int, high_depth: HighDepth
 ) -> npt.NDArray[np.uint8]:
     if kind == "JPEG":
         header = read_jpeg_header(bytearray(data))
