@@ -114,14 +114,15 @@ class _Scale:
 
     def __call__(self, values: npt.NDArray[np.generic]) -> Pixels:
         if _is_16_bits(values.dtype):
-            return _levels_of_16_bits(self.black, self.white)[values]
+            return _levels_of_16_bits(self.black, self.white).take(values.astype(np.intp))
         numbers = np.nan_to_num(values.astype(np.float64), nan=self.low, posinf=self.high, neginf=self.low)
         return _levels(numbers, self.black, self.white)
 
 
 def _scale_of(parts: Iterable[npt.NDArray[np.generic]], high_depth: HighDepth) -> _Scale:
     """How the numbers of an image, which come in parts, become levels."""
-    low, high, kind = np.inf, -np.inf, np.dtype(np.float64)
+    low, high = np.inf, -np.inf
+    kind: np.dtype[np.generic] = np.dtype(np.float64)
     for part in parts:
         kind = part.dtype
         if high_depth == "full" and _is_16_bits(kind):
