@@ -43,7 +43,15 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of one image (50000000)")
     parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="images taken and unanswered (256)")
     parser.add_argument("--upload-seconds", type=float, default=30.0, metavar="S", help="for a request to arrive (30)")
+    parser.add_argument("--header-seconds", type=float, default=10.0, metavar="S", help="for its headers (10)")
     parser.add_argument("--grace", type=int, default=30, metavar="S", help="to finish what was taken at a stop (30)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that requests may be addressed to, beside localhost, --host and addresses in numbers; '*' for any",
+    )
     parser.add_argument("--log", metavar="FILE", help="append the lines there, not to standard output")
     given = parser.parse_args(list(argv))
     for name in (
@@ -54,6 +62,7 @@ def run(argv: Sequence[str]) -> int:
         "max_pixels",
         "max_queue",
         "upload_seconds",
+        "header_seconds",
         "grace",
     ):
         least = 0 if name == "wait_ms" else 1 if isinstance(getattr(given, name), int) else 1e-3
@@ -79,6 +88,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # who sent a bad form is told, and the log has a line
 
+    from finetune.inference.http_server import BoundedServer, connection_with, end_now
     from finetune.inference.serve import Limits, Server
 
     limits = Limits(
@@ -93,11 +103,14 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
     listening.listen(2048)  # as uvicorn does; from here on who comes waits, and is not refused
     host, port = listening.getsockname()[:2]
     print(f"serving {given.run} at http://{host}:{port}/predict", flush=True)
+    application = Server(engine, limits=limits, log=_log(given.log), allowed_hosts=[*given.allowed_host, given.host])
     config = uvicorn.Config(
-        Server(engine, limits=limits, log=_log(given.log)),
+        application,
+        http=connection_with(given.header_seconds),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=given.grace,
+        # the rest is for the end of the application and the last line; uvicorn hands it to asyncio, which takes fractions
+        timeout_graceful_shutdown=0.8 * given.grace,
         timeout_keep_alive=30,
         server_header=False,
         lifespan="on",
@@ -105,7 +118,9 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn sends itself the signal again when it has stopped well; that must not end this process as if it had not
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    BoundedServer(config, grace_seconds=given.grace).run(sockets=[listening])
+    if application.abandoned:
+        end_now(f"stopped: {application.abandoned} requests were not answered within --grace {given.grace}")
     print("stopped: what was taken is answered", flush=True)
     return 0
 

@@ -35,12 +35,12 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End; nothing may be waiting any more."""
+        """End; what is waiting is given up, and a batch that is being computed is not waited for."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, image: Any) -> Shares:
         """Probabilities (K,) of one prepared image."""

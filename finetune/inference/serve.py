@@ -7,16 +7,18 @@ parent and left its workers running, and its queue has no limit.
 """
 
 import asyncio
+import ipaddress
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from python_multipart.multipart import parse_options_header
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -34,6 +36,8 @@ PREDICT = "/predict"
 # an upload that is too large is read to its end and thrown away up to so many times the limit, so that its sender gets to
 # read why; a connection that is cut shows it an error of the network
 _DRAINED = 8
+# of a form's names; Python knows a hundred more, among them "undefined", which only raises
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1")
 
 
 class ServingEngine(Classifies, Protocol):
@@ -78,13 +82,17 @@ class Server:
         engine: What classifies.
         limits: What it takes.
         log: Takes one JSON line a request.
+        allowed_hosts: Names that requests may be addressed to, beside loopback names and addresses in numbers; ``*`` for any.
     """
 
-    def __init__(self, engine: ServingEngine, *, limits: Limits, log: Callable[[str], None]) -> None:
-        self.engine, self.limits, self._log = engine, limits, log
+    def __init__(
+        self, engine: ServingEngine, *, limits: Limits, log: Callable[[str], None], allowed_hosts: Sequence[str] = ()
+    ) -> None:
+        self.engine, self.limits, self._log, self._allowed_hosts = engine, limits, log, tuple(allowed_hosts)
         self.metrics = Metrics()
         self.taken = 0
         self.reading = 0
+        self.abandoned = 0
         self._batcher = Batcher(engine.classify, batch_size=limits.batch_size, wait_seconds=limits.wait_seconds)
         self._readers = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="read")
         self.ready = False
@@ -101,10 +109,10 @@ class Server:
         self._batcher.start()
         self.ready = True
         yield
-        # uvicorn comes here when every request that was taken is answered
+        # uvicorn comes here when every request that was taken is answered, or the grace is over
         self.ready = False
         await self._batcher.stop()
-        self._readers.shutdown()
+        self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI; every request leaves a line in the log."""
@@ -125,7 +133,14 @@ class Server:
             await send(message)
 
         try:
-            await self._app(scope, counting, noting)
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            if is_allowed_host(host, self._allowed_hosts):
+                await self._app(scope, counting, noting)
+            else:
+                await _misdirected(host)(scope, counting, noting)
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
         finally:
             seconds = time.perf_counter() - began
             self.metrics.request(told["status"], seconds, predict=scope["path"] == PREDICT)
@@ -172,13 +187,21 @@ class Server:
                 body = await self._body(request)
         except TimeoutError:
             raise HTTPException(408, f"The upload took longer than {self.limits.upload_seconds:g} seconds.") from None
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        kind, options = parse_options_header(request.headers.get("content-type", ""))
+        if kind != b"multipart/form-data":
             return [("", body)] if body else []
+        charset = options.get(b"charset", b"utf-8").decode("latin-1")
+        if charset.lower() not in _CHARSETS:
+            raise HTTPException(415, f"The form's charset {charset!r} is not supported. Send UTF-8.")
         whole = Request(request.scope, _once(body))
-        # what is no form is refused with 400 by Starlette itself
-        async with whole.form(max_files=self.limits.images, max_fields=100) as form:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            return [(file.filename or "", await file.read()) for file in files]
+        try:
+            async with whole.form(max_files=self.limits.images, max_fields=100) as form:
+                files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+                return [(file.filename or "", await file.read()) for file in files]
+        except HTTPException:  # what is no form is refused with 400 by Starlette itself
+            raise
+        except (ValueError, LookupError) as error:
+            raise HTTPException(400, f"The form cannot be read: {error}") from None
 
     async def _body(self, request: Request) -> bytes:
         body, limit = bytearray(), self.limits.upload_bytes
@@ -231,6 +254,34 @@ class Server:
     async def _metrics(self, request: Request) -> Response:
         page = self.metrics.text(waiting=self.taken, batches=self._batcher.batches)
         return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+
+def is_allowed_host(header: str, allowed: Sequence[str]) -> bool:
+    """Whether a request's ``Host`` is an address in numbers, a loopback name or one of those allowed.
+
+    A page of another site can have its own name lead to this computer (DNS rebinding) and then talk to the server as if it were
+    its own; the name in ``Host`` gives it away. An address in numbers is no name that anybody could redirect.
+
+    >>> [is_allowed_host(host, ["Camera.lan"]) for host in ("localhost:8000", "[::1]", "camera.lan:80", "evil.example", "")]
+    [True, True, True, False, False]
+    """
+    if "*" in allowed:
+        return True
+    name = header.strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.rpartition(":")[0] or name
+    name = name.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost") or name in {host.lower() for host in allowed}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _misdirected(host: str) -> Response:
+    told = f"This server does not answer for {host!r}. Start it with --allowed-host to allow a name."
+    return JSONResponse({"error": told}, status_code=421, headers={"Connection": "close"})
 
 
 def _once(body: bytes) -> Receive:

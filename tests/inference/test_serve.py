@@ -1,6 +1,7 @@
 """The server over real HTTP on loopback: with an engine made up, and once as a process with a trained bundle."""
 
 import asyncio
+import contextlib
 import http.client
 import io
 import json
@@ -26,6 +27,7 @@ from PIL import Image
 from finetune.cli import main
 from finetune.errors import UserError
 from finetune.inference.batching import Batcher
+from finetune.inference.http_server import connection_with
 from finetune.inference.serve import Limits, Server
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
@@ -59,11 +61,17 @@ class Fake:
 
 
 @contextmanager
-def serving(engine: Any, limits: Limits = SMALL) -> Iterator[tuple[int, Server, list[dict[str, Any]]]]:
+def serving(engine: Any, limits: Limits = SMALL, **options: Any) -> Iterator[tuple[int, Server, list[dict[str, Any]]]]:
     """A port, the application and its log."""
     lines: list[dict[str, Any]] = []
-    application = Server(engine, limits=limits, log=lambda line: lines.append(json.loads(line)))
-    config = uvicorn.Config(application, log_level="critical", lifespan="on", timeout_graceful_shutdown=10)
+    application = Server(engine, limits=limits, log=lambda line: lines.append(json.loads(line)), **options)
+    config = uvicorn.Config(
+        application,
+        http=connection_with(1.0),
+        log_level="critical",
+        lifespan="on",
+        timeout_graceful_shutdown=10,
+    )
     server = uvicorn.Server(config)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -122,6 +130,8 @@ def test_one_image_or_many_are_answered_with_their_names_and_top_classes() -> No
         ({"body": b"not a form", "kind": "multipart/form-data; boundary=B"}, 400, "Invalid multipart data"),
         ({"body": b"x", "kind": "multipart/form-data"}, 400, "oundary"),
         (form(*((f"{n}.png", b"0") for n in range(9))), 400, "Too many files"),
+        ({"body": b"", "kind": "Multipart/Form-Data; boundary=B; charset=undefined"}, 415, "charset 'undefined'"),
+        ({"body": b"x", "kind": "multipart/form-data; boundary=B; charset=idna"}, 415, "charset 'idna'"),
         ({"path": "/nowhere"}, 404, "Not Found"),
         ({"method": "GET"}, 405, "Method Not Allowed"),
     ],
@@ -142,9 +152,68 @@ def test_a_network_that_breaks_fails_the_request_and_not_the_server() -> None:
 
 def test_a_body_that_does_not_arrive_is_given_up() -> None:
     with serving(Fake()) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf")
         assert b" 408 " in slow.recv(1000)
         assert ask(port, b"0")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: 1",
+        # the answer comes before the body, which then never ends
+        b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n",
+    ],
+    ids=["nothing", "half of the headers", "half of an unread body"],
+)
+def test_a_connection_that_trickles_is_closed(sent: bytes) -> None:
+    with serving(Fake()) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+        slow.sendall(sent)
+        slow.settimeout(0.2)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):  # a byte each fifth of a second; a server without a limit would take all hundred
+                slow.sendall(b"a")
+                try:
+                    if not slow.recv(1000):
+                        break
+                except TimeoutError:
+                    continue
+            else:
+                pytest.fail("the connection is still open")
+        assert ask(port, b"0")[0] == 200
+
+
+def test_a_form_is_known_in_any_case_of_its_type() -> None:
+    with serving(Fake()) as (port, _, _):
+        upload = form(("one.png", b"0"))
+        status, answer = ask(port, upload["body"], kind="Multipart/FORM-DATA; boundary=B; charset=UTF-8")
+    assert (status, answer["predictions"][0]["name"]) == (200, "one.png")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:80", 200),
+        ("LOCALHOST.", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7", 200),
+        ("camera.lan:8000", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+    ],
+)
+def test_a_name_that_was_not_allowed_is_refused_against_rebinding(host: str, status: int) -> None:
+    with serving(Fake(), allowed_hosts=["camera.lan"]) as (port, _, _):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/health", headers={"Host": host})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+    assert answer.status == status
+    assert status == 200 or "--allowed-host" in text
 
 
 def test_images_beyond_the_queue_are_sent_away_and_those_taken_are_answered() -> None:
@@ -244,6 +313,35 @@ def test_the_command_answers_as_the_network_does_under_load_and_stops_when_it_is
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert len(lines) == 6 * 6 * 4 + 1
     assert {line["status"] for line in lines} == {200, 413, 422}
+
+
+def test_a_stop_ends_within_the_grace_although_a_connection_is_slow_and_answers_long_images(
+    bundle: Path, tmp_path: Path
+) -> None:
+    long = io.BytesIO()
+    Image.new("1", (1, 1_000_000)).save(long, "png")
+    command = [sys.executable, "-m", "finetune", "serve", str(bundle), "--port", "0", "--grace", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/predict", server.stdout.readline())
+            assert found
+            port = int(found[1])
+            assert ask(port, long.getvalue())[0] == 200
+            with (
+                socket.create_connection(("127.0.0.1", port)) as headers,
+                socket.create_connection(("127.0.0.1", port)) as body,
+            ):
+                headers.sendall(b"POST /predict HTTP/1.1\r\n")
+                body.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
+                assert ask(port, path="/health", method="GET")[0] == 200
+                server.send_signal(signal.SIGTERM)
+                # an upload may take 30 seconds; waiting for it would run into this limit
+                said, complaints = server.communicate(timeout=25)
+        finally:
+            server.kill()
+    assert "stopped: 1 requests were not answered within --grace 2" in said
+    assert (server.returncode, complaints) == (0, "")
 
 
 def test_mistakes_are_told_before_the_model_is_loaded(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
