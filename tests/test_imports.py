@@ -25,7 +25,7 @@ FORBIDDEN = {
     "embeddings": {"training", "export", "report", "ladder", *TOP},
     "export": {"training", "ladder", *TOP},
     "report": {"training", "ladder", *TOP},
-    "ladder": {"inference", "export", *TOP},
+    "ladder": {"inference", "export", "cli", "api"},
     "config": {"data", "models", "training", "bundle", "inference", "export", "report", "build", "commands", "cli"},
     "build": {"inference", "export", "report", "commands", "cli", "api"},
     "build_schedule": {"inference", "export", "report", "commands", "cli", "api"},

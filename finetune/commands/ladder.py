@@ -1,12 +1,11 @@
 """``finetune ladder``: which strategy is right for this data, measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune.commands.hydra_job import help_text, parse_line
 from finetune.errors import UserError, did_you_mean
+from finetune.ladder.strategies import STRATEGIES, LadderOptions
 
 ABOUT = """\
 Train the same network on the same data in every way, from guessing the largest class to training from scratch, over several
@@ -19,52 +18,8 @@ schedule and experiment, which the rungs set), and
   --rungs A,B,...     only these (default: all)
   --output DIR        a new folder, or one that an interrupted ladder left, which is gone on with (default: runs/ladder-DATA)"""
 
-# cheapest first; what each rung adds to the command line, with {E}, {A}, {B}, {C} for epochs
-RUNGS: dict[str, tuple[str, ...] | None] = {
-    "majority": None,
-    "knn": None,
-    "probe": ("schedule=probe",),
-    "frozen": ("schedule=frozen", "schedule.phases.0.epochs={E}"),
-    "norm_only": ("schedule=norm_only", "schedule.phases.0.epochs={E}"),
-    "last": (
-        "schedule=frozen",
-        "schedule.name=last",
-        "schedule.phases.0.name=last",
-        "schedule.phases.0.train=[last,head]",
-        "schedule.phases.0.epochs={E}",
-        "schedule.phases.0.layer_decay=0.5",
-    ),
-    "gradual": (
-        "schedule=gradual",
-        "schedule.phases.0.epochs={A}",
-        "schedule.phases.1.epochs={B}",
-        "schedule.phases.2.epochs={C}",
-    ),
-    "lp_ft": ("schedule=lp_ft", "schedule.phases.1.epochs={E}"),
-    "full": ("schedule=full", "schedule.phases.0.epochs={E}"),
-    "scratch": (
-        "schedule=full",
-        "schedule.name=scratch",
-        "schedule.phases.0.epochs={E}",
-        "schedule.phases.0.layer_decay=1.0",
-        "schedule.lr=1e-3",
-        "schedule.phases.0.lr=1e-3",
-        "schedule.batch_norm=train",
-        "backbone.weights=none",
-    ),
-}
 # the rungs set these
 _OWN = ("schedule", "experiment", "seed", "run_dir", "name")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Of this command alone."""
-
-    seeds: int = 3
-    epochs: int = 8
-    rungs: tuple[str, ...] = tuple(RUNGS)
-    output: str | None = None
 
 
 def run(argv: Sequence[str]) -> int:
@@ -82,13 +37,13 @@ def run(argv: Sequence[str]) -> int:
         key = word.lstrip("+~").partition("=")[0]
         if key in _OWN:
             raise UserError(f"{word}: the ladder sets {key} itself, rung by rung.")
-    from finetune.commands.climb import climb
+    from finetune.ladder.ladder import run_ladder
 
-    climb(line.overrides, options)
+    run_ladder(line.overrides, options)
     return 0
 
 
-def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+def parse_options(argv: Sequence[str]) -> tuple[LadderOptions, list[str]]:
     """Options of this command, and the other words.
 
     Raises:
@@ -112,33 +67,15 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
         if option == "--rungs":
             chosen = value.split(",")
             for name in chosen:
-                if name not in RUNGS:
+                if name not in STRATEGIES:
                     raise UserError(
-                        f"--rungs {name}: no such rung. Rungs: {', '.join(RUNGS)}.{did_you_mean(name, RUNGS)}"
+                        f"--rungs {name}: no such rung. Rungs: {', '.join(STRATEGIES)}.{did_you_mean(name, STRATEGIES)}"
                     )
-            given["rungs"] = tuple(name for name in RUNGS if name in chosen)
+            given["rungs"] = tuple(name for name in STRATEGIES if name in chosen)
         elif option == "--output":
             given["output"] = value
         elif not value.isdigit() or int(value) < 1:
             raise UserError(f"{option} {value}: must be a whole number from 1 up.")
         else:
             given[option.removeprefix("--")] = int(value)
-    return Options(**given), rest
-
-
-def words_of(rung: str, *, epochs: int) -> list[str]:
-    """What a rung adds to the command line.
-
-    >>> words_of("gradual", epochs=8)
-    ['schedule=gradual', 'schedule.phases.0.epochs=2', 'schedule.phases.1.epochs=2', 'schedule.phases.2.epochs=4']
-    """
-    template = RUNGS[rung]
-    assert template is not None
-    first = max(1, epochs // 4)
-    shares = {"E": epochs, "A": first, "B": first, "C": max(1, epochs - 2 * first)}
-    return [word.format(**shares) if "{" in word else word for word in template]
-
-
-def output_folder(options: Options, source: str) -> Path:
-    """Where the ladder is written."""
-    return Path(options.output or f"runs/ladder-{source}").expanduser()
+    return LadderOptions(**given), rest

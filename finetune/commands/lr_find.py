@@ -147,7 +147,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
     """Print the suggestions, and write the table, the numbers and the picture."""
     from finetune.atomic_files import write_json, write_text
     from finetune.commands.train import say
-    from finetune.report.rate_plot import plot_rates
+    from finetune.report.lr_find_chart import write_lr_find_chart
     from finetune.training.lr_finder import table
 
     suggestions = sweep.suggestions()
@@ -178,7 +178,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
             "suggestions": told,
         },
     )
-    plot_rates(
+    write_lr_find_chart(
         folder / "lr_find.svg",
         rates=sweep.rates.tolist(),
         losses=sweep.losses.tolist(),

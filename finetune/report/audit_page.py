@@ -1,17 +1,16 @@
 """The audit as a page: every finding with small pictures of the files concerned, and training views on request."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment
 
 from finetune.data.audit import Audit, Finding
 from finetune.data.image_source import Source
 from finetune.data.sampling import key
 from finetune.data.transforms import in_words, train_view
 from finetune.input_spec import InputSpec
-from finetune.report.pictures import data_url, thumbnail
+from finetune.report.pages import render_page
+from finetune.report.thumbnails import data_url, source_thumbnail
 
 # groups of pictures shown for one finding, and views shown for one class
 _GROUPS = 12
@@ -30,13 +29,13 @@ def audit_page(
         view_spec: Show training views for this input; None for none.
         augment: Their preset.
     """
-    template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     most = max(1, *(sum(numbers) for numbers in zip(*audit.counts.values(), strict=True)))
     classes = [
         {"name": name_, "train": train, "val": val, "test": test, "width": round(20 * (train + val + test) / most, 2)}
         for name_, train, val, test in zip(audit.classes, *audit.counts.values(), strict=True)
     ]
-    return template.render(
+    return render_page(
+        "audit.html",
         name=name,
         audit=audit,
         findings=[_shown(finding, source) for finding in audit.findings],
@@ -70,7 +69,9 @@ def _shown(finding: Finding, source: Source) -> dict[str, Any]:
     groups = []
     for number, files in enumerate(finding.files[:_GROUPS]):
         rows = finding.rows[number] if finding.rows else (None,) * len(files)
-        groups.append([{"name": file, "image": thumbnail(source, row)} for file, row in zip(files, rows, strict=True)])
+        groups.append(
+            [{"name": file, "image": source_thumbnail(source, row)} for file, row in zip(files, rows, strict=True)]
+        )
     return {
         "severity": finding.severity,
         "text": finding.text,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment
 from torch import Tensor
 
+from finetune.report.pages import render_page
 from finetune.report.thumbnails import thumbnail
 from finetune.terminal import printable
 
@@ -56,12 +56,13 @@ def contact_sheet(*, title: str, facts: Sequence[str], groups: Sequence[Group], 
         groups: In order.
         pictures: Reads an image.
     """
-    template = Environment(autoescape=True).from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     shown = [
         {"title": printable(group.title), "more": group.more, "tiles": [_shown(tile, pictures) for tile in group.tiles]}
         for group in groups
     ]
-    return template.render(title=printable(title), facts=[printable(fact) for fact in facts], groups=shown)
+    return render_page(
+        "contact_sheet.html", title=printable(title), facts=[printable(fact) for fact in facts], groups=shown
+    )
 
 
 def _shown(tile: Tile, pictures: Pictures) -> dict[str, object]:

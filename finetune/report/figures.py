@@ -17,6 +17,13 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and most runs of 
 INK, MUTED, GRID, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--line)", PAPER: "var(--paper)"}
 
+# of a file of its own; inside a page the variables are those of templates/style.css
+_THEMES = (
+    "svg { --ink: #1c2430; --muted: #5b6675; --line: #dde2e8; --paper: #ffffff; "
+    "--font: system-ui, sans-serif; background: var(--paper) } "
+    "@media (prefers-color-scheme: dark) { svg { --ink: #e4e8ee; --muted: #98a3b3; --line: #333b47; --paper: #14181e } }"
+)
+
 # seen well on white and on near black, and told apart by most who are colour-blind
 SERIES = ("#3b7dd8", "#e07b39", "#2f9e77", "#c94f7c", "#8a63d2", "#b5932a", "#4aa5c4", "#d1495b")
 HIT, MISS = "#3b7dd8", "#d9534f"
@@ -83,7 +90,7 @@ def inline_svg(figure: "Figure", *, name: str, says: str, fixed: bool = False) -
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # its rule for every element would be one for the page; the page has it for pictures
+    # matplotlib's rule for every element would apply to the whole page, whose style has it for pictures
     text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     width = re.search(r'width="([\d.]+)pt"', text)
     assert width is not None
@@ -104,6 +111,19 @@ def inline_svg(figure: "Figure", *, name: str, says: str, fixed: bool = False) -
         text = text.replace(colour, variable)
     # matplotlib has escaped every text in it
     return Markup(text)
+
+
+def svg_file(figure: "Figure", *, name: str, says: str) -> str:
+    """The figure as an SVG file of its own, which follows the viewer's light or dark theme.
+
+    Args:
+        figure: Drawn inside :func:`drawing`.
+        name: Prefix of the ids inside.
+        says: What it shows, for those who cannot see it.
+    """
+    svg = str(inline_svg(figure, name=name, says=says))
+    head, rest = svg.split(">", 1)
+    return f"{head}>\n<style>{_THEMES}</style>{rest}"
 
 
 def plain_log_ticks(axis: "Axis") -> None:

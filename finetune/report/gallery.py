@@ -10,7 +10,7 @@ import numpy.typing as npt
 from finetune.data.image_source import Source
 from finetune.files import labels_above_half
 from finetune.metrics import THRESHOLD
-from finetune.report.pictures import thumbnail
+from finetune.report.thumbnails import source_thumbnail
 
 MISTAKES, HITS = 24, 12
 
@@ -87,4 +87,4 @@ def _answer(
 
 def shown(answers: Sequence[Answer], source: Source | None) -> list[dict[str, Any]]:
     """The answers with small pictures where there are images."""
-    return [{"answer": answer, "image": thumbnail(source, answer.row) if source else None} for answer in answers]
+    return [{"answer": answer, "image": source_thumbnail(source, answer.row) if source else None} for answer in answers]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.classifier import Classifier
-from finetune.report.pictures import pixels_url
+from finetune.report.thumbnails import pixels_url
 
 # a coarser map says nothing about places
 _FEWEST_CELLS = 4

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment
 
 from finetune.atomic_files import write_text
 from finetune.bundle import load_bundle
@@ -23,8 +22,8 @@ from finetune.report.calibration_chart import calibration_chart
 from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart, confusion_of
 from finetune.report.grad_cam import find_layer, heat_maps, overlay
 from finetune.report.movement import movements
+from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
-from finetune.terminal import encodable, printable
 
 # images with a heat map, of the mistakes and of the hits
 _LOOKED_AT = 6
@@ -56,12 +55,9 @@ def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: s
 def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -> str:
     """The page as HTML."""
     classifier = load_bundle(run.run_dir)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = printable
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}%"
-    template = environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
     weights = run.weights()
-    page = template.render(
+    return render_page(
+        "run.html",
         run=run,
         results=run.results,
         name=run.run_dir.resolve().name,
@@ -86,8 +82,6 @@ def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -
         commands=usage.commands(str(run.run_dir), multi_label=run.multi_label),
         **_images(run, classifier, source),
     )
-    # bytes of file names that are no text cannot be written as UTF-8
-    return encodable(page)
 
 
 def _images_of(run: RunFiles) -> int:

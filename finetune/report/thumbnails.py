@@ -8,6 +8,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from finetune.data.decode import UnreadableImage
+from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
 from finetune.input_spec import InputSpec
 
@@ -21,6 +23,17 @@ def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     spec = InputSpec(channels=int(image_CHW.shape[0]), size=size, crop_mode="squash")
     return data_url(eval_view(spec)(image_CHW))
+
+
+def source_thumbnail(source: Source, row: int | None) -> str | None:
+    """A thumbnail of a sample as a data URL; None where there is no row or its image cannot be read."""
+    if row is None:
+        return None
+    try:
+        image = source.read(row, at_least=SIDE_PX)
+    except UnreadableImage:
+        return None
+    return thumbnail(image)
 
 
 def data_url(image_CHW: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The rungs of a ladder, one after the other: trained, or found trained, and compared."""
+"""A ladder: every strategy trained on the same data over several seeds, or read where it is trained already, and compared."""
 
 import json
 import os
@@ -12,25 +12,26 @@ from typing import Any
 
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble, check_paths, trainer_factory
-from finetune.commands.ladder import Options, output_folder, words_of
 from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.report.ladder import Rung, ladder_page, ladder_table, recommend
+from finetune.ladder.recommend import RULE, Rung, ladder_table, more_data, recommend
+from finetune.ladder.strategies import LadderOptions, strategy_overrides
+from finetune.report.ladder_page import ladder_page
 
 _LADDER = "ladder.json"
 
 
-def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
-    """Run what is left of a ladder; returns what ``ladder.json`` holds.
+def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, Any]:
+    """Train what is left of a ladder and write its table, page and recommendation; returns the contents of ``ladder.json``.
 
     Raises:
         UserError: The folder holds something else, or the configuration is wrong.
     """
     base = compose(overrides)
     check_paths(base)
-    folder = output_folder(options, base.data.source)
+    folder = options.folder(base.data.source)
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
     simple: dict[str, list[dict[str, float]]] = {"majority": [], "knn": []}
@@ -46,7 +47,7 @@ def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
     chosen = recommend(rungs)
     command = None
     if chosen is not None:
-        words = [*overrides, *words_of(chosen.name, epochs=options.epochs)]
+        words = [*overrides, *strategy_overrides(chosen.name, epochs=options.epochs)]
         command = f"finetune {shlex.join(words)}"
     result = {
         "command": f"finetune ladder {shlex.join(overrides)}",
@@ -57,15 +58,15 @@ def climb(overrides: Sequence[str], options: Options) -> dict[str, Any]:
         "learning_curve": curves,
     }
     write_json(folder / _LADDER, result)
-    write_text(folder / "ladder.html", ladder_page(result))
+    write_text(folder / "ladder.html", ladder_page(result, rule=RULE, more_data=more_data(curves)))
     say("")
     say(ladder_table(result))
     say(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
     return result
 
 
-def _begin(folder: Path, overrides: Sequence[str], options: Options) -> None:
-    """Make the folder, or hold that it is of this ladder."""
+def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> None:
+    """Make the folder, or check that it belongs to this ladder."""
     about = {"overrides": list(overrides), "epochs": options.epochs}
     path = folder / "begun.json"
     if path.is_file():
@@ -86,7 +87,7 @@ def _words(overrides: Sequence[str], seed: int) -> list[str]:
     return [*overrides, f"seed={seed}"]
 
 
-def _trained(folder: Path, overrides: Sequence[str], rung: str, options: Options) -> list[dict[str, float]]:
+def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderOptions) -> list[dict[str, float]]:
     """Results of a rung, a seed each; trained where they are not there."""
     found = []
     for seed in range(options.seeds):
@@ -96,7 +97,11 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: Options
             log = folder / "runs" / f"{rung}-{seed}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
-                words = [*_words(overrides, seed), *words_of(rung, epochs=options.epochs), f"run_dir={run_dir}"]
+                words = [
+                    *_words(overrides, seed),
+                    *strategy_overrides(rung, epochs=options.epochs),
+                    f"run_dir={run_dir}",
+                ]
                 typed = compose([*words, "logger=none", "report=false"])
                 if (run_dir / "run.json").is_file():
                     resume(run_dir, typed=typed)
@@ -130,7 +135,7 @@ def _clear_unbegun(run_dir: Path) -> None:
 
 
 def _on_features(
-    folder: Path, overrides: Sequence[str], seed: int, options: Options
+    folder: Path, overrides: Sequence[str], seed: int, options: LadderOptions
 ) -> tuple[list[dict[str, float]], dict[str, dict[str, float]]]:
     """The learning curve and the rungs that need features alone, from the cache that the other rungs use."""
     path = folder / "features" / f"{seed}.json"

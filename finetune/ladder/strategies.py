@@ -1,0 +1,73 @@
+"""The strategies that a ladder compares, cheapest first, and the overrides that each adds to the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+# with {E}, {A}, {B}, {C} for epochs; None for a baseline on features alone, which trains nothing
+STRATEGIES: dict[str, tuple[str, ...] | None] = {
+    "majority": None,
+    "knn": None,
+    "probe": ("schedule=probe",),
+    "frozen": ("schedule=frozen", "schedule.phases.0.epochs={E}"),
+    "norm_only": ("schedule=norm_only", "schedule.phases.0.epochs={E}"),
+    "last": (
+        "schedule=frozen",
+        "schedule.name=last",
+        "schedule.phases.0.name=last",
+        "schedule.phases.0.train=[last,head]",
+        "schedule.phases.0.epochs={E}",
+        "schedule.phases.0.layer_decay=0.5",
+    ),
+    "gradual": (
+        "schedule=gradual",
+        "schedule.phases.0.epochs={A}",
+        "schedule.phases.1.epochs={B}",
+        "schedule.phases.2.epochs={C}",
+    ),
+    "lp_ft": ("schedule=lp_ft", "schedule.phases.1.epochs={E}"),
+    "full": ("schedule=full", "schedule.phases.0.epochs={E}"),
+    "scratch": (
+        "schedule=full",
+        "schedule.name=scratch",
+        "schedule.phases.0.epochs={E}",
+        "schedule.phases.0.layer_decay=1.0",
+        "schedule.lr=1e-3",
+        "schedule.phases.0.lr=1e-3",
+        "schedule.batch_norm=train",
+        "backbone.weights=none",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderOptions:
+    """What one ladder compares.
+
+    Args:
+        seeds: Runs of each strategy; a seed is one split and one initialisation.
+        epochs: Passes over the training images of every strategy that trains.
+        rungs: Names of the strategies, cheapest first.
+        output: Folder of the ladder; None chooses ``runs/ladder-DATA``.
+    """
+
+    seeds: int = 3
+    epochs: int = 8
+    rungs: tuple[str, ...] = tuple(STRATEGIES)
+    output: str | None = None
+
+    def folder(self, data: str) -> Path:
+        """Where the ladder of a data set is written."""
+        return Path(self.output or f"runs/ladder-{data}").expanduser()
+
+
+def strategy_overrides(name: str, *, epochs: int) -> list[str]:
+    """The overrides of a strategy that trains.
+
+    >>> strategy_overrides("gradual", epochs=8)
+    ['schedule=gradual', 'schedule.phases.0.epochs=2', 'schedule.phases.1.epochs=2', 'schedule.phases.2.epochs=4']
+    """
+    template = STRATEGIES[name]
+    assert template is not None, f"{name} trains nothing"
+    first = max(1, epochs // 4)
+    shares = {"E": epochs, "A": first, "B": first, "C": max(1, epochs - 2 * first)}
+    return [word.format(**shares) if "{" in word else word for word in template]

@@ -1,0 +1,79 @@
+"""The page of a ladder: its table, accuracy against time, and the learning curve."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from finetune.report.figures import GRID, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
+from finetune.report.pages import render_page
+
+
+def ladder_page(result: Mapping[str, Any], *, rule: str, more_data: str) -> str:
+    """The ladder as one HTML page that needs nothing from elsewhere.
+
+    Args:
+        result: The contents of ``ladder.json``.
+        rule: How the recommended strategy was chosen.
+        more_data: What the learning curve says.
+    """
+    return render_page(
+        "ladder.html",
+        command=result["command"],
+        rungs=result["rungs"],
+        recommended=result["recommended"],
+        train_it=result["train_it"],
+        rule=rule,
+        more_data=more_data,
+        rungs_chart=_accuracy_against_time(result["rungs"]),
+        curve_chart=_learning_curve(result["learning_curve"]),
+    )
+
+
+def _accuracy_against_time(rungs: Sequence[Mapping[str, Any]]) -> Markup:
+    """Test accuracy over seconds; the area of a point grows with its trained parameters."""
+    shown = [rung for rung in rungs if rung["seconds"] > 0]
+    with drawing():
+        figure = new_figure(8, 4.5)
+        axes = figure.subplots()
+        if shown:
+            sizes = [30 + 25 * math.log10(1 + rung["trained"]) for rung in shown]
+            seconds, accuracy = [rung["seconds"] for rung in shown], [100 * rung["test"] for rung in shown]
+            intervals = [100 * rung["test_interval"] for rung in shown]
+            axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
+            axes.scatter(seconds, accuracy, s=sizes, color=SERIES[0], zorder=3)
+            for rung in shown:
+                at = (rung["seconds"], 100 * rung["test"])
+                axes.annotate(rung["name"], at, xytext=(7, 7), textcoords="offset points")
+            axes.set_xscale("log")
+            plain_log_ticks(axes.xaxis)
+        axes.set_xlabel("seconds of training, one seed (larger points train more parameters)")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(color=GRID)
+        return inline_svg(figure, name="rungs", says="Test accuracy of each strategy against its training time")
+
+
+def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
+    """Test accuracy of a probe on frozen features over images a class, one line a seed."""
+    with drawing():
+        figure = new_figure(8, 4.5)
+        axes = figure.subplots()
+        for seed, curve in enumerate(curves):
+            axes.plot(
+                [point["per_class"] for point in curve],
+                [100 * point["test"] for point in curve],
+                marker="o",
+                markersize=4,
+                color=SERIES[seed % len(SERIES)],
+                label=f"seed {seed}",
+            )
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis)
+        axes.set_xlabel("labelled images a class")
+        axes.set_ylabel("test accuracy of a probe on frozen features, %")
+        axes.grid(color=GRID)
+        if curves:
+            # below the axis: a curve never runs under it
+            figure.legend(loc="outside lower center", ncols=6)
+        return inline_svg(figure, name="curve", says="Test accuracy of the probe against the number of labelled images")

@@ -1,0 +1,53 @@
+"""The picture of a learning-rate search."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune.atomic_files import write_text
+from finetune.report.figures import GRID, HIT, INK, MISS, MUTED, drawing, new_figure, plain_log_ticks, svg_file
+
+_COLORS = {"valley": MISS, "steepest": HIT}
+
+
+def write_lr_find_chart(
+    path: Path,
+    *,
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestions: Mapping[str, float],
+    stage: str,
+    title: str,
+) -> None:
+    """Draw the loss against the learning rate, with the suggestions marked, as an SVG file.
+
+    Args:
+        path: The file.
+        rates: Learning rate of the fastest stage at each step.
+        losses: Training loss of each step.
+        smoothed: The same losses without the noise.
+        suggestions: Learning rate by the name of its rule.
+        stage: The fastest stage.
+        title: Title of the figure.
+    """
+    with drawing():
+        figure = new_figure(7.2, 4.2)
+        axes = figure.subplots()
+        axes.plot(rates, losses, ".", color=MUTED, markersize=4, label="loss of a step")
+        axes.plot(rates, smoothed, color=INK, linewidth=2, label="smoothed")
+        for name, rate in suggestions.items():
+            at = min(range(len(rates)), key=lambda i: abs(rates[i] - rate))
+            axes.axvline(rate, color=_COLORS[name], linewidth=1, linestyle="--")
+            axes.plot(rate, smoothed[at], "o", color=_COLORS[name], label=f"{name}: {rate:.3g}")
+        # a search ends in an explosion of the loss, which would press everything else flat
+        low, high = min(losses), max(smoothed[: max(len(smoothed) // 2, 1)])
+        room = max(high - low, 1e-3)
+        axes.set_ylim(low - 0.1 * room, high + 0.8 * room)
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis)
+        axes.set_xlabel(f"learning rate of {stage}; the other stages keep their ratio to it")
+        axes.set_ylabel("training loss")
+        axes.set_title(title)
+        axes.grid(color=GRID)
+        figure.legend(loc="outside lower center", ncols=4)
+        write_text(path, svg_file(figure, name="lr-find", says=title))
