@@ -113,7 +113,7 @@ def test_mistakes_are_answered_without_importing_anything_heavy(tmp_path: Path) 
         f"    loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
         "    assert not loaded, (words, loaded)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -185,7 +185,7 @@ def test_the_program_ends_on_ctrl_c_with_the_way_to_go_on(words: Words, tmp_path
     while not last.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert f"finetune resume {tmp_path / 'run'}" in said
     assert "Traceback" not in said

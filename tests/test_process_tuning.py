@@ -2,11 +2,8 @@
 
 import gc
 import os
-import platform
 import subprocess
 import sys
-
-import pytest
 
 from finetune.process_tuning import collect_garbage_as_usual, collect_garbage_rarely
 
@@ -59,7 +56,6 @@ def test_a_run_from_python_changes_neither_garbage_collection_nor_the_allocator(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator that is tuned is glibc's")
 def test_large_blocks_are_retained_in_training_and_released_after_it() -> None:
     # resident memory, not page faults: a machine with huge pages needs hardly any of those
     done = run_python(

@@ -20,10 +20,8 @@ from finetune.export.web_page import page
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.export.trained import picture, settled_classifier
-from tests.report.browser import Browser, find_chromium
+from tests.report.browser import Browser, require_chromium
 
-PROGRAM = find_chromium()
-needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 # pictures of the page for a person to look at go there
 PICTURES = os.environ.get("FINETUNE_PICTURES")
 
@@ -86,7 +84,6 @@ def served(exported: tuple[Path, Path]) -> Iterator[str]:
             server.kill()
 
 
-@needs_browser
 def test_the_page_answers_as_python_does_and_asks_nobody_else(
     exported: tuple[Path, Path], served: str, tmp_path: Path
 ) -> None:
@@ -97,7 +94,7 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
     colour(2, 420, 610).save(tmp_path / "images" / "large.jpg")
     others = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg", "large.jpg")]
-    with Browser(str(PROGRAM)) as browser:
+    with Browser(require_chromium()) as browser:
         browser.open(served, width=360)
         browser.wait_for("document.body?.dataset.ready === 'yes'")
         browser.choose_files("#files", [*files, *others])

@@ -90,7 +90,7 @@ def serving(engine: Any, limits: Limits = SMALL, **options: Any) -> Iterator[tup
 
 def ask(port: int, body: bytes = b"", *, method: str = "POST", path: str = "/predict", kind: str = "image/png") -> Any:
     """Status and JSON of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request(method, path, body=body, headers={"Content-Type": kind})
         answer = connection.getresponse()
@@ -151,7 +151,7 @@ def test_a_network_that_breaks_fails_the_request_and_not_the_server() -> None:
 
 
 def test_a_body_that_does_not_arrive_is_given_up() -> None:
-    with serving(Fake()) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+    with serving(Fake()) as (port, _, _), socket.create_connection(("127.0.0.1", port), timeout=300) as slow:
         slow.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhalf")
         assert b" 408 " in slow.recv(1000)
         assert ask(port, b"0")[0] == 200

@@ -13,7 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# a page that does not get there at all fails the test; on a busy machine it may take its time
+PATIENCE_S = 300.0
 # nothing but the page itself, so that every request seen is the page's
 _FLAGS = (
     "--headless",
@@ -33,6 +37,17 @@ _FLAGS = (
 def find_chromium() -> str | None:
     """The program, where one is installed."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+def require_chromium() -> str:
+    """The program for a test; where none is installed the test is skipped on a developer's machine, and fails in CI."""
+    program = find_chromium()
+    if program is None:
+        message = f"no Chromium is installed (looked for {', '.join(NAMES)}). Install it: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    return program
 
 
 class Browser:
@@ -116,7 +131,7 @@ class Browser:
         self.look(width=width, dark=dark)
         self.events.clear()
         self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             assert time.monotonic() < deadline, "the page does not finish loading"
             self.evaluate("1")
@@ -127,7 +142,7 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, *, seconds: float = 60) -> None:
+    def wait_for(self, expression: str, *, seconds: float = PATIENCE_S) -> None:
         """Until JavaScript in the page says yes."""
         deadline = time.monotonic() + seconds
         while not self.evaluate(expression):

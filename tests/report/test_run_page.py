@@ -12,17 +12,14 @@ from PIL import Image
 
 from finetune.cli import main
 from finetune.commands.resume import resume
-from tests.report.browser import Browser, find_chromium
+from tests.report.browser import Browser, require_chromium
 from tests.report.runs import NAMES
 from tests.runs import train_tiny
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    with Browser(program) as opened:
+    with Browser(require_chromium()) as opened:
         yield opened
 
 

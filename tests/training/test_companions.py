@@ -112,7 +112,6 @@ def test_a_process_whose_starter_was_killed_ends_though_it_waits(tmp_path: Path)
     assert "The first process of the run has ended before the others." in said(tmp_path / "out", world=1)[0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of a run in /proc")
 @pytest.mark.slow
 def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of_the_uninterrupted_one(
     words: Words, tmp_path: Path
