@@ -1,10 +1,13 @@
 """Every file of ``conf/`` composes, and every experiment runs."""
 
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from finetune.config import compose, conf_dir, group_choices
+from finetune.config.schema import Config
+from finetune.errors import UserError
 from tests.runs import train_tiny
 
 GROUPS = group_choices()
@@ -19,6 +22,7 @@ NEEDS = {
     ("backbone", "timm"): ["backbone.name=resnet10t"],
     ("backbone", "torchvision"): ["backbone.name=resnet18"],
     ("backbone", "transformers"): ["backbone.name=resnet-50"],
+    ("input", "multispectral"): ["input.channels=5"],
 }
 
 
@@ -35,6 +39,65 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     if group != "data" and group != "experiment":
         words.append("data=digits")
     assert compose(words)
+
+
+def test_every_section_of_the_schema_has_a_folder() -> None:
+    sections = {field.name for field in fields(Config) if is_dataclass(field.default_factory)}
+    assert {"input", "loss", "head", "cache", "checkpoint"} < sections <= set(GROUPS)
+
+
+@pytest.mark.parametrize("group", ["input", "loss", "head", "cache", "checkpoint"])
+def test_the_files_of_a_section_name_all_its_keys_each_with_a_comment_and_change_no_other_default(group: str) -> None:
+    section = getattr(Config(), group)
+    named = set()
+    for path in conf_dir().glob(f"{group}/*.yaml"):
+        keys = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        named |= {line.split(":")[0] for line in keys}
+        # what differs between the files of a group is said by the comment at the top
+        bare = {line.split(":")[0] for line in keys if "#" not in line}
+        assert bare <= {"name", "channels", "adapt"}, path
+        assert path.read_text().startswith("# "), path
+    assert named == {field.name for field in fields(section)}
+    assert getattr(compose(["data=digits"]), group) == section
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("rgb", (3, "expand")),
+        ("gray", (1, "expand")),
+        ("gray_folded", (1, "fold")),
+        ("gray_summed", (1, "sum")),
+        ("auto", (None, "expand")),
+    ],
+)
+def test_the_input_is_chosen_by_name_and_by_key(choice: str, expected: tuple[int | None, str]) -> None:
+    chosen = compose(["data=digits", f"input={choice}"]).input
+    assert (chosen.channels, chosen.adapt) == expected
+    by_key = compose(["data=digits", f"input.channels={expected[0] or 'null'}", f"input.adapt={expected[1]}"]).input
+    assert chosen == by_key
+    assert compose(["experiment=digits", f"input={choice}"]).input == replace(chosen, size=32)
+    assert compose(["data=digits", f"input={choice}", "input.adapt=reinit"]).input == replace(chosen, adapt="reinit")
+
+
+def test_many_channels_need_their_number() -> None:
+    with pytest.raises(UserError, match=r"input\.channels: must be given"):
+        compose(["data=digits", "input=multispectral"])
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("input=gray_fold", "input='gray_fold': not a choice.*Did you mean 'gray_folded'"),
+        ("input=1", "input='1': not a choice. Choices: auto, gray, gray_folded"),
+        ("loss=focl", "loss='focl': not a choice. Choices: cross_entropy, focal. Did you mean 'focal'"),
+        ("cache=off", "cache='off': not a choice"),
+        ("input.chanels=1", "Did you mean 'input.channels'"),
+    ],
+)
+def test_a_wrong_choice_of_a_section_is_named(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose(["data=digits", word])
 
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])

@@ -118,9 +118,9 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
             names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
             if names is None:
                 problems.append(f"{text}: not a choice. Leave it out to have none.")
-            if isinstance(names, str):
+            elif not isinstance(names, (list, typing.Iterator)):
                 names = [names]
-            for name in names if isinstance(names, (list, typing.Iterator)) else []:
+            for name in names or []:
                 if str(name) not in groups[key]:
                     problems.append(
                         f"{key}={str(name)!r}: not a choice. Choices: {', '.join(groups[key])}."
