@@ -194,7 +194,7 @@ def _finite(text: str) -> float:
 
 
 def checked_yaml(text: str, *, name: str) -> str:
-    """A YAML text as a run writes it, without aliases, tags, interpolations or endless nesting.
+    r"""A YAML text as a run writes it, without aliases, tags, interpolations or endless nesting.
 
     A few lines of aliases can stand for any amount of memory, a tag can name a Python object, and ``${oc.env:SECRET}`` would
     be replaced by a value of this machine.
@@ -202,7 +202,7 @@ def checked_yaml(text: str, *, name: str) -> str:
     Raises:
         UserError: It has one, or is no YAML.
 
-    >>> checked_yaml("a: &x [1]\\nb: *x", name="config.yaml")
+    >>> checked_yaml("a: &x [1]\nb: *x", name="config.yaml")
     Traceback (most recent call last):
         ...
     finetune.errors.UserError: config.yaml: damaged. Line 2 refers to another place of the file (*x), which no file of a run does.

@@ -18,29 +18,29 @@ def csv_cell(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A text for a terminal or a log line: control characters, which could move the cursor or colour it, are spelled out.
+    r"""A text for a terminal or a log line: control characters, which could move the cursor or colour it, are spelled out.
 
     >>> printable("a" + chr(27) + "[31mb")
-    'a\\\\x1b[31mb'
+    'a\\x1b[31mb'
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in encodable(text))
     return shown
 
 
 def encodable(text: str) -> str:
-    """A text that UTF-8 holds: bytes of file names that are no text are spelled out.
+    r"""A text that UTF-8 holds: bytes of file names that are no text are spelled out.
 
     >>> encodable("a" + chr(0xDCFF))
-    'a\\\\udcff'
+    'a\\udcff'
     """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def markdown(text: str) -> str:
-    """A text inside a Markdown paragraph, list or table, on one line and without HTML.
+    r"""A text inside a Markdown paragraph, list or table, on one line and without HTML.
 
     >>> markdown("<b>|")
-    '\\\\<b\\\\>\\\\|'
+    '\\<b\\>\\|'
     """
     one_line = " ".join(printable(part) for part in text.split())
     return "".join(f"\\{c}" if c in _MARKDOWN else c for c in one_line)

@@ -48,9 +48,9 @@ def joined(outputs: list[Any]) -> list[Any]:
 
 
 def plain(text: str) -> str:
-    """Printed text without colours, and without the names of this machine's folders.
+    r"""Printed text without colours, and without the names of this machine's folders.
 
-    >>> plain("\\x1b[1mrun\\x1b[0m: /tmp/tmpa1_b/run")
+    >>> plain("\x1b[1mrun\x1b[0m: /tmp/tmpa1_b/run")
     'run: /tmp/run'
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)

@@ -89,7 +89,9 @@ def check(config: Config) -> None:
             problems.append(f"data.{key}: must be given. Write data.{key}={what}.")
     _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
     if config.input.adapt == "tile" and config.input.channels is None:
-        problems.append("input.channels: must be given for input.adapt=tile. Write input.channels=N, those of the images.")
+        problems.append(
+            "input.channels: must be given for input.adapt=tile. Write input.channels=N, those of the images."
+        )
     # YAML reads the bare words on and off as true and false
     compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))
     _choice(problems, "compile", compiled, ("auto", "off", "on"))

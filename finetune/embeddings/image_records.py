@@ -55,8 +55,9 @@ class ImageRecords(Protocol):
     def read(
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
-        """Content (16 bytes) and view of an image, or its features (D,) where they are there already; None for a view that is
-        not needed, its content being known.
+        """Read the content (16 bytes) and the view of an image, or its features (D,) where they are there already.
+
+        The view is None where it is not needed, its content being known.
 
         Raises:
             UnreadableImage: It cannot be read.

@@ -169,7 +169,7 @@ class Backbone(nn.Module):
             self.adapted = (channels, adapt)
 
     def _tell_owners(self, name: str, in_channels: int) -> None:
-        """transformers' stem compares the image with a number of its own before the convolution sees it."""
+        """Set the number of channels that the stem of transformers compares an image with before it is convolved."""
         parts = name.split(".")
         for depth in range(len(parts)):
             owner = self.net.get_submodule(".".join(parts[:depth]))

@@ -7,8 +7,9 @@ from finetune.training.phases import Phase
 
 
 def cost_of(phase: Phase) -> float:
-    """Work of one image relative to a forward pass, roughly: a backward pass costs two, and goes down to the first
-    stage that trains.
+    """Estimate the work of one image relative to a forward pass.
+
+    A backward pass costs two, and goes down to the first stage that trains.
 
     >>> stages = ("stem", "layer1", "layer2", "head")
     >>> settings = {"name": "p", "stages": stages, "epochs": 1, "lr": 0.1, "batch_size": 8, "augment": "none"}

@@ -82,7 +82,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
-    """torchvision's weights, whose names these networks share.
+    """Load the weights of torchvision, whose names these networks share.
 
     Raises:
         UnavailableError: They are neither cached nor reachable, or the network has no ImageNet weights.

@@ -36,7 +36,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
-    """transformers' ``ResNetModel``, random weights.
+    """Build the ``ResNetModel`` of transformers with random weights.
 
     Args:
         name: A snapshot folder (``config.json``), or a name of the hub.
