@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments
 
 if TYPE_CHECKING:
-    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.embeddings import Embeddings, Rows
     from finetune.embeddings.extractor import FeatureExtractor
     from finetune.embeddings.queries import Queries
-    from finetune.embeddings.search import Distances, Rows
+    from finetune.embeddings.search import Distances
     from finetune.embeddings.search_hits import SearchHit
 
 ABOUT = """\
@@ -113,9 +113,8 @@ def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
 
 
 def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Queries, list[SearchHit]]":
-    from finetune.embeddings.faiss_search import EXACT, FaissIndex
     from finetune.embeddings.queries import QueryReader
-    from finetune.embeddings.search import nearest, within
+    from finetune.embeddings.search import EXACT, FaissIndex, nearest, within
 
     def model() -> "FeatureExtractor":
         from finetune.embeddings.extractor import restore_extractor

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from finetune.data.progress import Progress
@@ -37,27 +37,22 @@ def near_duplicates(features: Features, radius: float, *, metric: str = "cosine"
     """
     count = len(features)
     nearest = np.full(count, np.inf)
-    ones, others = [], []
+    # edges of the graph of all pairs within the radius
+    ones, others = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     progress = Progress("comparing images", total=count)
     for start in range(0, count, _ROWS):
         part = features[start : start + _ROWS]
-        for at, (rows, distances) in enumerate(within(features, part, radius, metric=metric)):
-            own = start + at
-            apart = distances[rows != own]
-            if len(apart):
-                nearest[own] = apart.min()
-                later = rows[rows > own]
-                ones.append(np.full(len(later), own))
-                others.append(later)
+        for own, (rows, distances) in enumerate(within(features, part, radius, metric=metric), start):
+            nearest[own] = distances[rows != own].min(initial=np.inf)
+            others.append(rows[rows > own])
+            ones.append(np.full(len(others[-1]), own))
         progress.advance(len(part))
     progress.close()
-    if not ones:
-        return []
-    left, right = np.concatenate(ones), np.concatenate(others)
-    graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    _, group = connected_components(graph, directed=False)
+    edges = (np.concatenate(ones), np.concatenate(others))
+    graph = coo_array((np.ones(len(edges[0]), np.int8), edges), shape=(count, count))
+    _, group_of_row = connected_components(graph, directed=False)
     members = np.flatnonzero(np.isfinite(nearest))
-    order = members[np.argsort(group[members], kind="stable")]
-    pieces = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    groups = [DuplicateGroup(rows=rows, distances=nearest[rows]) for rows in pieces]
-    return sorted(groups, key=lambda alike: (float(alike.distances.min()), int(alike.rows[0])))
+    members = members[np.argsort(group_of_row[members], kind="stable")]
+    ends = np.flatnonzero(np.diff(group_of_row[members])) + 1
+    groups = [DuplicateGroup(rows=rows, distances=nearest[rows]) for rows in np.split(members, ends) if len(rows)]
+    return sorted(groups, key=lambda group: (float(group.distances.min()), int(group.rows[0])))

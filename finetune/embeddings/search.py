@@ -1,39 +1,41 @@
-"""Exact nearest neighbours by blocked matrix products over features that may be larger than memory.
+"""Nearest neighbours by matrix products over features that may be larger than memory, and by FAISS.
 
-Products are taken in single precision, a block of rows at a time; the best few of each query are then compared in double
-precision. The rounding of the first pass is bounded: where it could have hidden a neighbour, the rows in question are compared
-too. So the answer is that of double precision, whatever the size of the blocks, and equally distant rows come in their order.
+Features are read a block of rows at a time, so that a file mapped into memory is searched in the memory of one block. Products
+are taken in single precision for the cosine, and in double precision for the Euclidean distance, whose ``|x|^2 - 2 x.q + |q|^2``
+cancels. The distances of the rows that were found are computed again in double precision: equal features are at distance 0.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from finetune.embeddings.embeddings import Features, Rows
+from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
 
-# N = rows, Q = queries, D = features, k = neighbours, m = candidates
+# N = rows, Q = queries, D = features, k = neighbours, B = rows of a block
 
 METRICS = ("cosine", "l2")
-# rows that are converted to single precision at once: 16 MB of 512 features
-_ROWS = 8192
-_QUERIES = 256
-_SPARE = 8
-# relative error of rounding to single precision
-_UNIT = 2.0**-24
-# rows whose bits are moved at once, so that they stay in the processor's cache
-_CACHED_ROWS = 1024
-# the sign, and 15 bits of exponent and fraction 13 places further left
-_SIGN_AND_HALF = np.int32(-(2**31) + (2**15 - 1) * 2**13)
-# the square of what infinity in half precision turns into
-_BEYOND_HALF = np.float32(65536.0**2)
+# the setting of FAISS that misses no neighbour
+EXACT = "Flat"
+# 16 MB of 512 features in single precision
+_BLOCK_ROWS = 8192
+_BLOCK_QUERIES = 256
+# how far a score in the precision of its metric may be off, as a share of the largest score there can be
+_ROUNDING = {"cosine": 1e-5, "l2": 1e-12}
+_PRECISION = {"cosine": torch.float32, "l2": torch.float64}
 # distances that differ by less count as equal, in the order of neighbours
-_SAME = 12
+_DIGITS = 12
+# rows that FAISS is handed at once, and those that an index which must be trained is trained on
+_FAISS_ROWS = 65_536
+_FAISS_TRAINING_ROWS = 100_000
 
-Features = npt.NDArray[np.floating[Any]]
-Rows = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float64]
 
 
@@ -59,7 +61,7 @@ def nearest(
     leave_out: Rows | None = None,
     among: Rows | None = None,
 ) -> Neighbours:
-    """The k nearest rows of each query.
+    """Find the k nearest rows of each query.
 
     Args:
         features_ND: Searched in; may be mapped from a file.
@@ -73,21 +75,24 @@ def nearest(
         UserError: The widths differ, or ``k`` or the metric is out of range.
     """
     check_search(features_ND, queries_QD, k=k, metric=metric)
-    left_out = np.full(len(queries_QD), -1, np.int64) if leave_out is None else leave_out
-    rows = np.full((len(queries_QD), k), -1, np.int64)
-    distances = np.full((len(queries_QD), k), np.inf)
-    for start in range(0, len(queries_QD), _QUERIES):
-        part = slice(start, start + _QUERIES)
-        block = _Scan(features_ND, np.asarray(queries_QD[part], np.float64), metric, among)
-        candidates, bounds = block.best(k + 1 + _SPARE)
-        _settle(block, candidates, bounds, left_out[part], rows[part], distances[part])
-    return Neighbours(rows=rows, distances=distances)
+    count = k if leave_out is None else k + 1
+    candidates = [np.zeros((0, count), np.int64)]
+    for start in range(0, len(queries_QD), _BLOCK_QUERIES):
+        queries = queries_QD[start : start + _BLOCK_QUERIES]
+        best = torch.full((len(queries), count), -torch.inf, dtype=_PRECISION[metric])
+        best_rows = torch.full((len(queries), count), -1)
+        for rows_B, scores_QB in _scores(features_ND, queries, metric, among):
+            scores, at = scores_QB.topk(min(count, len(rows_B)))
+            best, order = torch.cat([best, scores], 1).topk(count)
+            best_rows = torch.cat([best_rows, rows_B[at]], 1).gather(1, order)
+        candidates.append(best_rows.numpy())
+    return _ranked(features_ND, queries_QD, np.concatenate(candidates), k, metric=metric, leave_out=leave_out)
 
 
 def within(
-    features_ND: Features, queries_QD: Features, radius: float, *, metric: str = "cosine", among: Rows | None = None
+    features_ND: Features, queries_QD: Features, radius: float, *, metric: str = "cosine"
 ) -> Iterator[tuple[Rows, Distances]]:
-    """For each query, all rows at most a distance away, the nearest first.
+    """Yield for each query all rows at most a distance away, the nearest first.
 
     Raises:
         UserError: As :func:`nearest`, or the radius is negative.
@@ -95,17 +100,26 @@ def within(
     check_search(features_ND, queries_QD, k=1, metric=metric)
     if not radius >= 0:
         raise UserError(f"--radius {radius}: must be 0 or more.")
-    for start in range(0, len(queries_QD), _QUERIES):
-        block = _Scan(features_ND, np.asarray(queries_QD[start : start + _QUERIES], np.float64), metric, among)
-        limits = block.score_at(np.full(len(block.queries), radius))
-        for number, rows in enumerate(block.above(limits)):
-            found, distances = rerank(features_ND, block.queries[number], rows, metric=metric)
-            near = distances <= radius
-            yield found[near], distances[near]
+    for start in range(0, len(queries_QD), _BLOCK_QUERIES):
+        queries = queries_QD[start : start + _BLOCK_QUERIES]
+        squares = torch.from_numpy((np.asarray(queries, np.float64) ** 2).sum(1))
+        found: list[list[Rows]] = [[] for _ in queries]
+        for rows_B, scores_QB in _scores(features_ND, queries, metric, None):
+            if metric == "cosine":
+                near = scores_QB >= 1 - radius - _ROUNDING[metric]
+            else:
+                # the score is 2 x.q - |x|^2, so that its squared distance is |q|^2 less the score
+                largest = squares[:, None] + scores_QB.abs()
+                near = scores_QB >= squares[:, None] - radius**2 - _ROUNDING[metric] * largest
+            for query in near.any(1).nonzero()[:, 0].tolist():
+                found[query].append(rows_B[near[query]].numpy())
+        for query_D, rows in zip(queries, found, strict=True):
+            candidates, distances = rank(features_ND, query_D, np.concatenate([np.zeros(0, np.int64), *rows]), metric)
+            yield candidates[distances <= radius], distances[distances <= radius]
 
 
 def check_search(features_ND: Features, queries_QD: Features, *, k: int, metric: str) -> None:
-    """What a search must have.
+    """Check that a search is possible.
 
     Raises:
         UserError: The widths differ, or ``k`` or the metric is out of range.
@@ -118,182 +132,119 @@ def check_search(features_ND: Features, queries_QD: Features, *, k: int, metric:
         raise UserError(f"queries have {queries_QD.shape[1]} features, the embeddings {features_ND.shape[1]}.")
 
 
-def rerank(
-    features_ND: Features, query_D: Distances, rows: Rows, *, metric: str, leave_out: int = -1, k: int | None = None
-) -> tuple[Rows, Distances]:
-    """Rows in the order of their distance to a query, in double precision; equally distant ones in theirs."""
-    rows = rows[(rows != leave_out) & (rows >= 0)]
-    distances = np.concatenate(
-        [np.zeros(0)]
-        + [
-            _distances(np.asarray(features_ND[rows[at : at + _ROWS]], np.float64), query_D, metric)
-            for at in range(0, len(rows), _ROWS)
-        ]
-    )
-    order = np.lexsort((rows, distances.round(_SAME)))[:k]
+def rank(features_ND: Features, query_D: Features, rows: Rows, metric: str) -> tuple[Rows, Distances]:
+    """Sort rows by their distance from a query, in double precision; equally distant ones stay in their order."""
+    distances = np.empty(len(rows))
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        part = slice(start, start + _BLOCK_ROWS)
+        values = np.asarray(features_ND[rows[part]], np.float64)
+        distances[part] = _distances(values, np.asarray(query_D, np.float64), metric)
+    order = np.lexsort((rows, distances.round(_DIGITS)))
     return rows[order], distances[order]
 
 
-def _distances(values: Distances, query_D: Distances, metric: str) -> Distances:
+class FaissIndex:
+    """An index of FAISS over features, held in memory in single precision.
+
+    Args:
+        features_ND: Searched in.
+        metric: ``cosine`` or ``l2``.
+        factory: What FAISS's ``index_factory`` takes: ``Flat`` is exact; ``HNSW32``, ``IVF1024,Flat`` are not.
+
+    Raises:
+        UserError: FAISS is not installed, or does not know the factory.
+    """
+
+    def __init__(self, features_ND: Features, *, metric: str = "cosine", factory: str = EXACT) -> None:
+        faiss = _faiss()
+        check_search(features_ND, features_ND[:0], k=1, metric=metric)
+        self.features, self.metric = features_ND, metric
+        kind = faiss.METRIC_INNER_PRODUCT if metric == "cosine" else faiss.METRIC_L2
+        try:
+            self.index = faiss.index_factory(features_ND.shape[1], factory, kind)
+            if not self.index.is_trained:
+                step = max(1, len(features_ND) // _FAISS_TRAINING_ROWS)
+                self.index.train(self._prepare(features_ND[::step]))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"--index {factory}: FAISS cannot build it. {reason}") from None
+        for start in range(0, len(features_ND), _FAISS_ROWS):
+            self.index.add(self._prepare(features_ND[start : start + _FAISS_ROWS]))
+
+    def nearest(self, queries_QD: Features, k: int, *, leave_out: Rows | None = None) -> Neighbours:
+        """Find neighbours as :func:`nearest` does; where the index is not exact, some may be missing."""
+        check_search(self.features, queries_QD, k=k, metric=self.metric)
+        count = k if leave_out is None else k + 1
+        _, candidates = self.index.search(self._prepare(queries_QD), min(count, len(self.features)))
+        return _ranked(self.features, queries_QD, candidates, k, metric=self.metric, leave_out=leave_out)
+
+    def _prepare(self, values: Features) -> Any:
+        return np.ascontiguousarray(l2_normalize(values) if self.metric == "cosine" else values, np.float32)
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            "--engine faiss: FAISS is not installed. Install with: pip install 'stagewise-finetune[faiss]', or use "
+            "--engine numpy."
+        ) from None
+    return faiss
+
+
+def _scores(
+    features_ND: Features, queries_QD: Features, metric: str, among: Rows | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield row numbers (B,) and scores (Q, B) of each block, the higher the nearer: the cosine, or ``2 x.q - |x|^2``."""
+    queries = torch.from_numpy(np.asarray(queries_QD, np.float64))
+    if metric == "cosine":
+        queries = torch.nn.functional.normalize(queries, eps=1e-300)
+    queries = queries.to(_PRECISION[metric])
+    count = len(features_ND) if among is None else len(among)
+    for start in range(0, count, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, count)
+        rows = np.arange(start, stop) if among is None else among[start:stop]
+        values = _tensor(features_ND[start:stop] if among is None else features_ND[rows]).to(_PRECISION[metric])
+        scores = queries @ values.T
+        lengths = torch.linalg.vector_norm(values, dim=1)
+        if metric == "cosine":
+            scores /= lengths.where(lengths > 0, 1)
+        else:
+            scores.mul_(2).sub_(lengths**2)
+        yield torch.from_numpy(rows), scores
+
+
+def _tensor(values: Features) -> Tensor:
+    """Wrap features without copying them, unless they lie at an odd address or in another byte order."""
+    values = np.require(values, values.dtype.newbyteorder("="), ["C", "A"])
+    with warnings.catch_warnings():
+        # a file is mapped for reading only, and nothing is written here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def _ranked(
+    features_ND: Features, queries_QD: Features, candidates: Rows, k: int, *, metric: str, leave_out: Rows | None
+) -> Neighbours:
+    """Sort the candidates (Q, m) of each query; -1 stands for none."""
+    rows, distances = np.full((len(queries_QD), k), -1, np.int64), np.full((len(queries_QD), k), np.inf)
+    for at, query_D in enumerate(queries_QD):
+        mine = candidates[at][candidates[at] >= 0]
+        if leave_out is not None:
+            mine = mine[mine != leave_out[at]]
+        mine, apart = rank(features_ND, query_D, mine, metric)
+        rows[at, : len(mine)], distances[at, : len(mine)] = mine[:k], apart[:k]
+    return Neighbours(rows=rows, distances=distances)
+
+
+def _distances(values_MD: Distances, query_D: Distances, metric: str) -> Distances:
     if metric == "l2":
-        apart: Distances = np.sqrt(((values - query_D) ** 2).sum(1))
+        apart: Distances = np.linalg.norm(values_MD - query_D, axis=1)
         return apart
-    lengths = np.sqrt((values**2).sum(1)) * np.sqrt((query_D**2).sum())
-    products = (values * query_D).sum(1)
+    lengths = np.linalg.norm(values_MD, axis=1) * np.linalg.norm(query_D)
+    products = values_MD @ query_D
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
     # what differs from a cosine of 1 by rounding alone is no distance
-    from_one: Distances = np.where(1 - cosines < 10.0**-_SAME, 0.0, 1 - cosines)
+    from_one: Distances = np.where(1 - cosines < 10.0**-_DIGITS, 0.0, 1 - cosines)
     return from_one
-
-
-def _settle(
-    scan: "_Scan", candidates: Rows, bounds: Distances, left_out: Rows, rows: Rows, distances: Distances
-) -> None:
-    """Write the neighbours of a block of queries; look again where rounding could have hidden one."""
-    k = rows.shape[1]
-    unsure = []
-    for at, query in enumerate(scan.queries):
-        found, apart = rerank(
-            scan.features, query, candidates[at], metric=scan.metric, leave_out=int(left_out[at]), k=k
-        )
-        rows[at, : len(found)], distances[at, : len(found)] = found, apart
-        if np.isfinite(bounds[at]) and bounds[at] + scan.errors[at] >= scan.score_at(apart[-1:], at)[0]:
-            unsure.append(at)
-    if unsure:
-        again = scan.only(unsure)
-        limits = np.array([scan.score_at(distances[at, -1:], at)[0] for at in unsure])
-        for at, maybe in zip(unsure, again.above(limits), strict=True):
-            found, apart = rerank(
-                scan.features, scan.queries[at], maybe, metric=scan.metric, leave_out=int(left_out[at]), k=k
-            )
-            rows[at, : len(found)], distances[at, : len(found)] = found, apart
-
-
-class _Scan:
-    """One pass over all rows for a block of queries, in scores: the higher the nearer.
-
-    A score is the cosine, or ``2 x.q - |x|^2``, which orders rows as the Euclidean distance does.
-    """
-
-    def __init__(self, features: Features, queries: Distances, metric: str, among: Rows | None) -> None:
-        self.features, self.queries, self.metric, self.among = features, queries, metric, among
-        self.lengths = np.sqrt((queries**2).sum(1))
-        scaled = queries / np.where(self.lengths > 0, self.lengths, 1)[:, None] if metric == "cosine" else queries
-        self._single = scaled.astype(np.float32)
-        # of scores; for l2 they are known when the longest row is, at the end of a pass
-        self._longest = 0.0
-
-    @property
-    def errors(self) -> Distances:
-        """How far the score of a row may be off, for each query."""
-        return _errors(self.lengths, self._longest, self.features.shape[1], self.metric)
-
-    def only(self, queries: list[int]) -> "_Scan":
-        """The same for some of the queries."""
-        scan = _Scan(self.features, self.queries[queries], self.metric, self.among)
-        scan._longest = self._longest
-        return scan
-
-    def score_at(self, distances: Distances, at: int | slice = slice(None)) -> Distances:
-        """Scores of distances from a query."""
-        return 1 - distances if self.metric == "cosine" else self.lengths[at] ** 2 - distances**2
-
-    def best(self, count: int) -> tuple[Rows, Distances]:
-        """Rows of the highest scores of each query, and a score that no other row exceeds but by rounding."""
-        scores = np.full((len(self.queries), count), -np.inf, np.float32)
-        rows = np.full((len(self.queries), count), -1, np.int64)
-        for numbers, block in self._blocks():
-            better = block > scores[:, -1:]
-            # late blocks hold nothing better for most queries, and looking for where costs more than asking whether
-            if not better.any():
-                continue
-            hit, place = np.nonzero(better)
-            ends = np.searchsorted(hit, np.arange(len(self.queries) + 1))
-            for query in np.unique(hit).tolist():
-                mine = place[ends[query] : ends[query + 1]]
-                several = np.concatenate([scores[query], block[query, mine]])
-                where = np.concatenate([rows[query], numbers[mine]])
-                if len(several) > 4 * count:
-                    top = np.argpartition(-several, count - 1)[:count]
-                    several, where = several[top], where[top]
-                order = np.argsort(-several, kind="stable")[:count]
-                scores[query], rows[query] = several[order], where[order]
-        return rows, scores[:, -1].astype(np.float64)
-
-    def above(self, limits: Distances) -> list[Rows]:
-        """For each query the rows whose true score may reach a limit."""
-        found: list[list[Rows]] = [[] for _ in self.queries]
-        if self.metric == "l2" and not self._longest:
-            self._longest = _longest(self.features)
-        lowest = (limits - self.errors)[:, None]
-        for numbers, block in self._blocks():
-            hit, place = np.nonzero(block >= lowest)
-            for query in np.unique(hit).tolist():
-                found[query].append(numbers[place[hit == query]])
-        return [np.concatenate(rows) if rows else np.zeros(0, np.int64) for rows in found]
-
-    def _blocks(self) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:
-        """Row numbers and scores (Q, rows) of each block."""
-        count = len(self.features) if self.among is None else len(self.among)
-        for start in range(0, count, _ROWS):
-            part = slice(start, min(start + _ROWS, count))
-            numbers = np.arange(part.start, part.stop) if self.among is None else self.among[part]
-            values, squares = single(self.features[part if self.among is None else numbers])
-            scores = self._single @ values.T
-            if self.metric == "cosine":
-                scores /= np.sqrt(np.where(squares > 0, squares, 1))
-            else:
-                scores *= 2
-                scores -= squares
-                self._longest = max(self._longest, float(np.sqrt(squares.max(initial=0))))
-            yield numbers, scores
-
-
-def rounding_errors(features_ND: Features, queries_QD: Features, *, metric: str) -> Distances:
-    """How far a score of each query may be off, whoever sums it in single precision."""
-    lengths = np.sqrt((np.asarray(queries_QD, np.float64) ** 2).sum(1))
-    longest = _longest(features_ND) if metric == "l2" else 0.0
-    return _errors(lengths, longest, features_ND.shape[1], metric)
-
-
-def _longest(features_ND: Features) -> float:
-    starts = range(0, len(features_ND), _ROWS)
-    return max((float(single(features_ND[at : at + _ROWS])[1].max(initial=0)) ** 0.5 for at in starts), default=0.0)
-
-
-def single(features_ND: Features) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Features in single precision, and the squares of their lengths (N,).
-
-    Half precision is widened by moving its bits, five times as fast as numpy's own conversion: exponent and fraction go to
-    their places, and a multiplication by 2^112 makes up for the other bias, subnormal numbers included. Infinity and NaN,
-    which become 65536 and more, are left to numpy.
-    """
-    if features_ND.dtype != np.float16:
-        values = np.asarray(features_ND, np.float32)
-        return values, np.einsum("ij,ij->i", values, values)
-    halves = np.ascontiguousarray(features_ND).view(np.int16)
-    bits = np.empty(halves.shape, np.int32)
-    for start in range(0, len(bits), _CACHED_ROWS):
-        part = bits[start : start + _CACHED_ROWS]
-        np.copyto(part, halves[start : start + _CACHED_ROWS])
-        np.left_shift(part, 13, out=part)
-        np.bitwise_and(part, _SIGN_AND_HALF, out=part)
-        scaled = part.view(np.float32)
-        np.multiply(scaled, np.float32(2.0**112), out=scaled)
-    values = bits.view(np.float32)
-    squares = np.einsum("ij,ij->i", values, values)
-    if not squares.max(initial=0) < _BEYOND_HALF:
-        values = features_ND.astype(np.float32)
-        squares = np.einsum("ij,ij->i", values, values)
-    return values, squares
-
-
-def _errors(lengths: Distances, longest: float, dim: int, metric: str) -> Distances:
-    """A sum of D products, in any order, is off by at most D units of the sum of their sizes; a few more are ours.
-
-    Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
-    """
-    units = 1.01 * (dim + 8) * _UNIT
-    if metric == "cosine":
-        return np.full(len(lengths), 2 * units)
-    return units * (longest + lengths) ** 2

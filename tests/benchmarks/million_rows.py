@@ -145,7 +145,7 @@ ENGINE = {"ours": ours, "flat": _faiss("Flat"), "hnsw": _faiss("HNSW16")}
 def differences(path: Path, one: str, other: str, count: int) -> str:
     """How the answers of two engines differ."""
     from finetune.embeddings.embeddings import Embeddings
-    from finetune.embeddings.search import rerank
+    from finetune.embeddings.search import rank
 
     features = Embeddings.load(path).features
     queries = np.concatenate(list(rows(count, seed=2))).astype(np.float64)
@@ -153,7 +153,7 @@ def differences(path: Path, one: str, other: str, count: int) -> str:
     same = np.array([len(np.intersect1d(a, b)) for a, b in zip(left, right, strict=True)])
     apart = 0.0
     for query, a, b in zip(queries, left, right, strict=True):
-        distances = [rerank(features, query, found.astype(np.int64), metric="cosine")[1] for found in (a, b)]
+        distances = [rank(features, query, found.astype(np.int64), "cosine")[1] for found in (a, b)]
         apart = max(apart, float(np.abs(distances[0] - distances[1]).max()))
     order = int((left != right).sum())
     return (
