@@ -8,7 +8,7 @@ from finetune.commands.options import Arguments, output_folder
 
 if TYPE_CHECKING:
     from finetune.data.index import Index
-    from finetune.embeddings.classify import Judged
+    from finetune.embeddings.classify import ClassifierResult
     from finetune.embeddings.embeddings import Embeddings
 
 ABOUT = """\
@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     folder = output_folder(given.output, file.with_name(f"{file.stem}-classify"))
     embeddings = Embeddings.load(file)
 
-    from finetune.embeddings.classify import METHODS, judge, split_index
+    from finetune.embeddings.classify import METHODS, fit_and_test, split_index
     from finetune.metrics import in_words
 
     embeddings.require_metadata("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
@@ -48,19 +48,19 @@ def run(argv: Sequence[str]) -> int:
         print(note)
     features = embeddings.features[rows]
     for method in METHODS if given.method == "all" else [given.method]:
-        judged = judge(method, features, index, metric=given.metric, seed=given.seed)
-        fitted = judged.classifier.fitted
-        for remark in fitted.remarks:
+        result = fit_and_test(method, features, index, metric=given.metric, seed=given.seed)
+        classifier = result.classifier
+        for remark in classifier.remarks:
             print(remark)
-        write_judged(folder / method, judged, embeddings, index, seed=given.seed, made_splits=bool(notes))
-        chosen = ", ".join(f"{name}={value:g}" for name, value in fitted.chosen.items())
-        print(f"{method} ({chosen}): test {in_words(judged.metrics['test'])} on {len(judged.test_rows)} images")
+        write_result(folder / method, result, embeddings, index, seed=given.seed, made_splits=bool(notes))
+        chosen = ", ".join(f"{name}={value:g}" for name, value in classifier.chosen.items())
+        print(f"{method} ({chosen}): test {in_words(result.metrics['test'])} on {len(result.test_rows)} images")
     print(f"results: {folder}")
     return 0
 
 
-def write_judged(
-    folder: Path, judged: "Judged", embeddings: "Embeddings", index: "Index", *, seed: int, made_splits: bool
+def write_result(
+    folder: Path, result: "ClassifierResult", embeddings: "Embeddings", index: "Index", *, seed: int, made_splits: bool
 ) -> None:
     """The files of a classifier; ``results.json`` comes last."""
     import torch
@@ -68,19 +68,22 @@ def write_judged(
     from finetune.atomic_files import write_json, write_text
     from finetune.training.predictions import predictions_csv
 
-    fitted = judged.classifier.fitted
-    shares = torch.from_numpy(judged.test_shares)
+    classifier = result.classifier
+    probabilities = torch.from_numpy(result.test_probabilities)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "predictions.csv", predictions_csv(index, torch.from_numpy(judged.test_rows), shares))
-    write_json(folder / "classifier.json", {"method": fitted.method, "chosen": fitted.chosen, "tried": fitted.tried})
-    if fitted.method == "logistic":
-        _write_head(folder / "head.safetensors", fitted.arrays, embeddings)
-    results = results_of(judged, embeddings, index, seed=seed, own_splits=not made_splits)
+    write_text(folder / "predictions.csv", predictions_csv(index, torch.from_numpy(result.test_rows), probabilities))
+    write_json(
+        folder / "classifier.json",
+        {"method": classifier.method, "chosen": classifier.chosen, "tried": classifier.tried},
+    )
+    if classifier.method == "logistic":
+        _write_head(folder / "head.safetensors", classifier.arrays, embeddings)
+    results = results_of(result, embeddings, index, seed=seed, own_splits=not made_splits)
     write_json(folder / "results.json", results)
 
 
 def results_of(
-    judged: "Judged", embeddings: "Embeddings", index: "Index", *, seed: int, own_splits: bool
+    result: "ClassifierResult", embeddings: "Embeddings", index: "Index", *, seed: int, own_splits: bool
 ) -> dict[str, Any]:
     """What ``results.json`` of a run holds, of a head that was fitted instead of trained."""
     import torch
@@ -88,30 +91,30 @@ def results_of(
     from finetune.models.weights import state_hash
     from finetune.versions import versions
 
-    metadata, fitted = embeddings.metadata, judged.classifier.fitted
+    metadata, classifier = embeddings.metadata, result.classifier
     model = metadata["model"]
     backbone = model["backbone"]
     phase = {
-        "name": fitted.method,
+        "name": classifier.method,
         "train": ["head"],
         "frozen": list(metadata["stages"]),
         "epochs": 0,
-        "steps": fitted.steps,
+        "steps": classifier.steps,
         "restored": "last",
         "weights": "raw",
         "best_epoch": 0,
-        "best": {"val/acc": judged.metrics["val"]["acc"]},
+        "best": {"val/acc": result.metrics["val"]["acc"]},
         "rates": {},
-        "seconds": judged.seconds,
+        "seconds": result.seconds,
         "cached_after": metadata["stage"],
         "views": 1,
         "shifts": 0,
     }
     return {
-        "test": judged.metrics["test"],
-        "val": judged.metrics["val"],
+        "test": result.metrics["test"],
+        "val": result.metrics["val"],
         "phases": [phase],
-        "seconds": {"training": judged.seconds, "phases": {fitted.method: judged.seconds}},
+        "seconds": {"training": result.seconds, "phases": {classifier.method: result.seconds}},
         "data": {
             # that of the data set itself, so that runs on the same data are seen to be
             "fingerprint": (metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
@@ -126,13 +129,13 @@ def results_of(
             "name": backbone["name"],
             "weights": model["weights"] or f"run {model['run']}",
         },
-        "schedule": f"{fitted.method} on embeddings",
+        "schedule": f"{classifier.method} on embeddings",
         # features are made in single precision, whatever they are kept in
         "precision": "32-true",
         "compiled": False,
         "imbalance": {"loss": "cross_entropy", "class_weights": "none", "sampling": "each image once"},
         "seed": seed,
-        "weights_hash": state_hash({name: torch.from_numpy(array) for name, array in fitted.arrays.items()}),
+        "weights_hash": state_hash({name: torch.from_numpy(array) for name, array in classifier.arrays.items()}),
         "threads": torch.get_num_threads(),
     }
 

@@ -1,7 +1,8 @@
 """Simple classifiers on features, tuned on the training images alone and measured as a trained run is."""
 
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,23 +10,34 @@ import numpy.typing as npt
 
 from finetune.data.index import Index
 from finetune.data.splits import make_folds, make_splits
-from finetune.embeddings.embeddings import Embeddings, Rows
-from finetune.embeddings.fitted import Classifies, Probabilities
-from finetune.embeddings.knn import NearestNeighbours
-from finetune.embeddings.logistic import Logistic
+from finetune.embeddings.embeddings import Embeddings, Features, Rows
 from finetune.errors import UserError
 
-# N = images, D = features
+# N = images, D = features, K = classes
 
 METHODS = ("knn", "logistic")
 FOLDS = 5
+# numbers of neighbours that are tried
+NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
+# inverse strengths of the L2 penalty that are tried, the strongest first
+STRENGTHS = tuple(10.0**power for power in range(-5, 4))
+# weaker penalties are not tried after so many that were worse than the best: they take longest
+_PATIENCE = 2
+_MAX_STEPS = 2000
+# largest entry of the gradient at which the fit that is handed over has ended; those that are only compared stop earlier
+_SOLVED = 1e-6
+# the least probability a class is given, so that a loss stays finite
+_LEAST = 1e-6
+
+Probabilities = npt.NDArray[np.float64]
+Targets = npt.NDArray[np.int64]
 
 
 def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, list[str]]:
-    """The labelled images as a data set with train, validation and test images; missing splits are made.
+    """Turn the labelled images into a data set with training, validation and test images; make missing splits.
 
     Returns:
-        The table of samples, the row of the embeddings of each, and sentences about what was left out or made.
+        The index of the images, the row of the embeddings of each, and sentences about what was left out or made.
 
     Raises:
         UserError: There are no labels, or a split would be empty.
@@ -65,22 +77,44 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
     return index, rows, notes
 
 
-def fit(
-    method: str,
-    features: npt.NDArray[np.floating[Any]],
-    index: Index,
-    *,
-    metric: str = "cosine",
-    seed: int = 0,
-) -> Classifies:
-    """A classifier fitted on the training images, its setting chosen by cross-validation among them.
+@dataclass(frozen=True, kw_only=True)
+class FittedClassifier:
+    """A classifier of scikit-learn with what was tried for it.
 
     Args:
         method: ``knn`` or ``logistic``.
-        features: Of all rows of the index (N, D).
+        model: Fitted; its classes are positions in the names of all classes.
+        num_classes: Number of all classes, those without a training image included.
+        chosen: The setting, by its name: ``k``, or ``C`` (inverse strength).
+        tried: Cross-validated accuracy and loss of each setting.
+        arrays: What it consists of.
+        steps: Iterations of the last fit.
+        remarks: Sentences for the user.
+    """
+
+    method: str
+    model: Any
+    num_classes: int
+    chosen: dict[str, float]
+    tried: list[dict[str, float]]
+    arrays: dict[str, npt.NDArray[Any]]
+    steps: int = 0
+    remarks: list[str] = field(default_factory=list)
+
+    def probabilities(self, features_ND: Features) -> Probabilities:
+        """Return the probabilities (N, K) of all classes."""
+        return _probabilities(self.model, np.asarray(features_ND, np.float64), self.num_classes)
+
+
+def fit(method: str, features: Features, index: Index, *, metric: str = "cosine", seed: int = 0) -> FittedClassifier:
+    """Fit a classifier on the training images; its setting is chosen by cross-validation among them.
+
+    Args:
+        method: ``knn`` or ``logistic``.
+        features: Features (N, D) of all rows of the index.
         index: Targets, splits and contents; copies of an image lie in one fold.
-        metric: Of ``knn``.
-        seed: Of the folds.
+        metric: Distance of ``knn``: ``cosine`` or ``l2``.
+        seed: Seed of the folds.
 
     Raises:
         UserError: There is no such method, or the training images show one class alone.
@@ -90,36 +124,147 @@ def fit(
     if len(np.unique(targets)) < 2:
         raise UserError("EMBEDDINGS: classify needs training images of two classes at least.")
     if method == "knn":
-        return NearestNeighbours(features[train], targets, classes=len(index.classes), metric=metric)
+        return _fit_knn(features[train], targets, num_classes=len(index.classes), metric=metric)
     if method == "logistic":
         content = index.content[train]
         folds = make_folds(targets=targets, content=content, seed=seed, folds=min(FOLDS, len(train)))
-        return Logistic(features[train], targets, classes=len(index.classes), folds=folds)
+        return _fit_logistic(features[train], targets, num_classes=len(index.classes), folds=folds)
     raise UserError(f"--method {method}: must be one of {', '.join(METHODS)}, or all.")
 
 
+def _fit_knn(features_ND: Features, targets: Targets, *, num_classes: int, metric: str) -> FittedClassifier:
+    """Choose k by leaving each training image out once: the most accurate one, the smaller of equals."""
+    from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+    values = np.asarray(features_ND, np.float64)
+    distance = {"cosine": "cosine", "l2": "euclidean"}[metric]
+    ks = [k for k in NEIGHBOURS if k < len(targets)]
+    search = NearestNeighbors(n_neighbors=max(ks), metric=distance, algorithm="brute").fit(values)
+    # without an argument, no image is a neighbour of itself
+    graph = search.kneighbors_graph(mode="distance")
+    tried = []
+    for k in ks:
+        left_out = KNeighborsClassifier(k, weights=_vote_weights, metric="precomputed").fit(graph, targets)
+        tried.append({"k": k, **_score(_probabilities(left_out, graph, num_classes), targets)})
+    best = max(tried, key=lambda row: (row["acc"], -row["k"]))
+    k = int(best["k"])
+    model = KNeighborsClassifier(k, weights=_vote_weights, metric=distance, algorithm="brute").fit(values, targets)
+    arrays = {"features": np.asarray(features_ND), "targets": targets, "k": np.array([k])}
+    return FittedClassifier(
+        method="knn", model=model, num_classes=num_classes, chosen={"k": k}, tried=tried, arrays=arrays
+    )
+
+
+def _vote_weights(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weigh each neighbour by ``exp`` of its distance as a share of the farthest one's."""
+    farthest = distances[:, -1:]
+    weights: npt.NDArray[np.float64] = np.exp(-distances / np.where(farthest > 0, farthest, 1))
+    return weights
+
+
+def _fit_logistic(
+    features_ND: Features, targets: Targets, *, num_classes: int, folds: npt.NDArray[np.int64]
+) -> FittedClassifier:
+    """Fit a multinomial regression with an L2 penalty on standardised features; choose the strength of least loss."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MAX_STEPS))
+    values, remarks, tried = np.asarray(features_ND, np.float32), [], list[dict[str, float]]()
+    best = {"C": 1.0}
+    if any(len(np.unique(targets[folds != fold])) < 2 for fold in np.unique(folds)):
+        remarks.append("logistic: too few training images to choose a strength; C=1.")
+    else:
+        for strength in STRENGTHS:
+            model.set_params(logisticregression__C=strength)
+            with warnings.catch_warnings():
+                # an image whose class its fold does not train on counts as wrong, and no fit here is handed over
+                warnings.filterwarnings("ignore", message="Number of classes in training fold")
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                held_out = cross_val_predict(model, values, targets, cv=PredefinedSplit(folds), method="predict_proba")
+            all_classes = np.zeros((len(targets), num_classes))
+            all_classes[:, np.unique(targets)] = held_out
+            tried.append({"C": strength, **_score(_floored(all_classes), targets)})
+            best = min(tried, key=lambda row: (row["loss"], row["C"]))
+            if len(tried) - tried.index(best) > _PATIENCE:
+                break
+        if best["C"] in (STRENGTHS[0], STRENGTHS[-1]):
+            remarks.append(f"logistic: the chosen C={best['C']:g} is at the end of what was tried.")
+    model.set_params(logisticregression__C=best["C"], logisticregression__tol=_SOLVED)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(np.asarray(features_ND, np.float64), targets)
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        remarks.append(f"logistic: the fit with C={best['C']:g} stopped at {_MAX_STEPS} steps.")
+    return FittedClassifier(
+        method="logistic",
+        model=model,
+        num_classes=num_classes,
+        chosen={"C": best["C"]},
+        tried=tried,
+        arrays=_linear_layer(model, num_classes),
+        steps=int(np.max(model[-1].n_iter_)),
+        remarks=remarks,
+    )
+
+
+def _linear_layer(model: Any, num_classes: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Fold the scaling into one layer: logits are ``features @ weight.T + bias``."""
+    scaler, regression = model[0], model[-1]
+    weight = regression.coef_ / scaler.scale_
+    bias = regression.intercept_ - weight @ scaler.mean_
+    if len(weight) == 1:  # of two classes scikit-learn keeps the difference
+        weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+    all_weights = np.zeros((num_classes, weight.shape[1]))
+    # a class without a training image stays out of reach
+    all_biases = np.full(num_classes, float(bias.min()) - 1e4)
+    all_weights[regression.classes_], all_biases[regression.classes_] = weight, bias
+    return {"weight": all_weights, "bias": all_biases}
+
+
+def _probabilities(model: Any, values: Any, num_classes: int) -> Probabilities:
+    probabilities = np.zeros((values.shape[0], num_classes))
+    probabilities[:, model.classes_] = model.predict_proba(values)
+    return _floored(probabilities)
+
+
+def _floored(probabilities: Probabilities) -> Probabilities:
+    """Make no class quite impossible; the sums stay one."""
+    lifted = np.maximum(probabilities, _LEAST)
+    scaled: Probabilities = lifted / lifted.sum(1, keepdims=True)
+    return scaled
+
+
+def _score(probabilities: Probabilities, targets: Targets) -> dict[str, float]:
+    likely = probabilities[np.arange(len(targets)), targets]
+    return {"acc": float((probabilities.argmax(1) == targets).mean()), "loss": float(-np.log(likely).mean())}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A classifier's metrics.
+class ClassifierResult:
+    """A classifier with its metrics.
 
     Args:
-        classifier: FittedClassifier.
-        metrics: Of ``val`` and ``test``, as in ``results.json``.
-        test_rows: Rows of the index.
-        test_shares: Their probabilities.
-        seconds: Of choosing, fitting and testing.
+        classifier: Fitted on the training images.
+        metrics: Metrics of ``val`` and ``test``, as in ``results.json``.
+        test_rows: Rows of the test images in the index.
+        test_probabilities: Probabilities (N, K) of the test images.
+        seconds: Time of choosing, fitting and testing.
     """
 
-    classifier: Classifies
+    classifier: FittedClassifier
     metrics: dict[str, dict[str, Any]]
     test_rows: Rows
-    test_shares: Probabilities
+    test_probabilities: Probabilities
     seconds: float
 
 
-def judge(
-    method: str, features: npt.NDArray[np.floating[Any]], index: Index, *, metric: str = "cosine", seed: int = 0
-) -> Judged:
+def fit_and_test(
+    method: str, features: Features, index: Index, *, metric: str = "cosine", seed: int = 0
+) -> ClassifierResult:
     """Fit on the training images and measure on the others, by the metrics of a trained run.
 
     Raises:
@@ -131,18 +276,18 @@ def judge(
 
     began = time.monotonic()
     classifier = fit(method, features, index, metric=metric, seed=seed)
-    metrics, shares = {}, np.zeros((0, 0))
+    metrics, probabilities = {}, np.zeros((0, 0))
     for split in ("val", "test"):
         rows = index.rows(split)
-        shares = classifier.shares(features[rows])
+        probabilities = classifier.probabilities(features[rows])
         measured = build_metrics(len(index.classes))
         targets = torch.from_numpy(np.asarray(index.targets, np.int64)[rows])
-        update_metrics(measured, logits=torch.from_numpy(np.log(shares)), targets=targets)
+        update_metrics(measured, logits=torch.from_numpy(np.log(probabilities)), targets=targets)
         metrics[split] = plain_metrics(measured)
-    return Judged(
+    return ClassifierResult(
         classifier=classifier,
         metrics=metrics,
         test_rows=index.rows("test"),
-        test_shares=shares,
+        test_probabilities=probabilities,
         seconds=round(time.monotonic() - began, 3),
     )

@@ -39,7 +39,7 @@ import numpy as np
 from finetune.cli import main as finetune
 from finetune.commands.train import train
 from finetune.config import compose
-from finetune.embeddings.classify import judge, split_index
+from finetune.embeddings.classify import fit_and_test, split_index
 from finetune.embeddings.clustering import cluster, quality
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import find_label_errors
@@ -59,7 +59,7 @@ def figures(embeddings: Embeddings) -> dict[str, float]:
     found["NMI"] = float(quality(test, cluster(test, clusters=CLASSES))["nmi"] or 0.0)
     index, rows, _ = split_index(embeddings)
     for method, name in (("knn", "kNN"), ("logistic", "logistic")):
-        found[name] = judge(method, embeddings.features[rows], index).metrics["test"]["acc"]
+        found[name] = fit_and_test(method, embeddings.features[rows], index).metrics["test"]["acc"]
     return found
 
 

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from finetune.cli import main
-from finetune.embeddings.classify import METHODS, judge, split_index
+from finetune.embeddings.classify import METHODS, fit_and_test, split_index
 from finetune.embeddings.embeddings import Embeddings
 from finetune.errors import UserError
 from tests.embeddings.embedding_sets import digits, embeddings_of
@@ -42,35 +42,35 @@ def test_missing_splits_are_made_and_images_without_labels_left_out(few_digits: 
 def test_logistic_regression_is_that_of_scikit_learn_at_the_chosen_strength(few_digits: Embeddings) -> None:
     index, rows, _ = split_index(few_digits)
     features = few_digits.features[rows]
-    judged = judge("logistic", features, index)
-    fitted = judged.classifier.fitted
+    result = fit_and_test("logistic", features, index)
+    classifier = result.classifier
     train, test = index.rows("train"), index.rows("test")
-    losses = {row["C"]: row["loss"] for row in fitted.tried}
-    assert fitted.chosen["C"] == min(losses, key=lambda strength: (losses[strength], strength))
-    reference = make_pipeline(StandardScaler(), LogisticRegression(C=fitted.chosen["C"], max_iter=5000, tol=1e-7))
+    losses = {row["C"]: row["loss"] for row in classifier.tried}
+    assert classifier.chosen["C"] == min(losses, key=lambda strength: (losses[strength], strength))
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=classifier.chosen["C"], max_iter=5000, tol=1e-7))
     reference.fit(features[train].astype(np.float64), index.targets[train])
-    shares = reference.predict_proba(features[test].astype(np.float64))
-    np.testing.assert_allclose(judged.test_shares, shares, atol=2e-3)
-    right = judged.test_shares.argmax(1) == index.targets[test]
-    assert judged.metrics["test"]["acc"] == pytest.approx(right.mean())
+    probabilities = reference.predict_proba(features[test].astype(np.float64))
+    np.testing.assert_allclose(result.test_probabilities, probabilities, atol=2e-3)
+    right = result.test_probabilities.argmax(1) == index.targets[test]
+    assert result.metrics["test"]["acc"] == pytest.approx(right.mean())
     # the same as one linear layer on the features
-    logits = features[test] @ fitted.arrays["weight"].T + fitted.arrays["bias"]
-    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), judged.test_shares, atol=1e-4)
+    logits = features[test] @ classifier.arrays["weight"].T + classifier.arrays["bias"]
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), result.test_probabilities, atol=1e-4)
 
 
 def test_the_nearest_neighbour_is_that_of_scikit_learn(few_digits: Embeddings) -> None:
     index, rows, _ = split_index(few_digits)
     features, train, test = few_digits.features[rows], index.rows("train"), index.rows("test")
-    judged = judge("knn", features, index, metric="l2")
-    chosen = int(judged.classifier.fitted.chosen["k"])
-    left_out = {int(row["k"]): row["acc"] for row in judged.classifier.fitted.tried}
+    result = fit_and_test("knn", features, index, metric="l2")
+    chosen = int(result.classifier.chosen["k"])
+    left_out = {int(row["k"]): row["acc"] for row in result.classifier.tried}
     assert chosen == max(left_out, key=lambda k: (left_out[k], -k))
 
     def weights(distances: Any) -> Any:
         return np.exp(-distances / distances[:, -1:])
 
     reference = KNeighborsClassifier(chosen, weights=weights).fit(features[train], index.targets[train])
-    np.testing.assert_allclose(judged.test_shares, reference.predict_proba(features[test]), atol=1e-4)
+    np.testing.assert_allclose(result.test_probabilities, reference.predict_proba(features[test]), atol=1e-4)
     one = KNeighborsClassifier(2).fit(features[train], index.targets[train])
     nearest = one.kneighbors(features[train])[1][:, 1]
     assert left_out[1] == pytest.approx((index.targets[train][nearest] == index.targets[train]).mean())
@@ -80,14 +80,14 @@ def test_the_nearest_neighbour_is_that_of_scikit_learn(few_digits: Embeddings) -
 def test_what_is_tested_shapes_nothing(method: str, few_digits: Embeddings) -> None:
     index, rows, _ = split_index(few_digits)
     features = np.array(few_digits.features[rows])
-    first = judge(method, features, index)
+    first = fit_and_test(method, features, index)
     outside = np.concatenate([index.rows("val"), index.rows("test")])
     features[outside] = 0
     index.targets[outside] = 0
-    second = judge(method, features, index)
-    assert first.classifier.fitted.chosen == second.classifier.fitted.chosen
-    for name, array in first.classifier.fitted.arrays.items():
-        np.testing.assert_array_equal(array, second.classifier.fitted.arrays[name], err_msg=name)
+    second = fit_and_test(method, features, index)
+    assert first.classifier.chosen == second.classifier.chosen
+    for name, array in first.classifier.arrays.items():
+        np.testing.assert_array_equal(array, second.classifier.arrays[name], err_msg=name)
     assert first.metrics["test"]["acc"] > 0.9
 
 
@@ -100,10 +100,10 @@ def test_two_classes_and_a_class_without_a_training_image_are_fine(method: str) 
     made = embeddings_of(features.astype(np.float16), [*labels.tolist(), 2], splits)
     index, rows, notes = split_index(made)
     assert notes == ["without a training image, so never predicted: class 2."]
-    judged = judge(method, made.features[rows], index, metric="l2")
-    assert judged.metrics["test"]["acc"] == pytest.approx(15 / 16)
-    assert judged.metrics["test"]["recall"] == [1, 1, 0]
-    np.testing.assert_allclose(judged.test_shares.sum(1), 1)
+    result = fit_and_test(method, made.features[rows], index, metric="l2")
+    assert result.metrics["test"]["acc"] == pytest.approx(15 / 16)
+    assert result.metrics["test"]["recall"] == [1, 1, 0]
+    np.testing.assert_allclose(result.test_probabilities.sum(1), 1)
 
 
 def test_without_a_record_of_the_model_there_is_no_result_to_compare(
