@@ -331,6 +331,7 @@ def need(
     Traceback (most recent call last):
         ...
     finetune.errors.UserError: x.json: damaged. Missing or of another type: b, c.
+    >>> need({"a": True, "b": None}, {"a": (bool, type(None)), "b": (bool, type(None))}, name="x.json")
     """
     from finetune.errors import shortened
 
@@ -343,7 +344,8 @@ def need(
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
     # to Python a truth value is a whole number too
-    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool and kind is not object)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds)
 
 
 @contextmanager
