@@ -131,11 +131,15 @@ def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of
     assert "Go on with: finetune resume 'a b'" in text
     assert "Traceback" not in text
     assert not (tmp_path / "a b/results.json").exists()
-    with (tmp_path / "log").open("w") as log, command(["resume", "a b"], output=log, folder=tmp_path) as again:
+    with (
+        (tmp_path / "log").open("w") as log,
+        command(["resume", "a b", "--trust"], output=log, folder=tmp_path) as again,
+    ):
         assert again.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
     # blank lines stand around the table of results
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if line]
-    assert lines[0] == "resuming: a b"
+    assert lines[0].startswith("trusted: callbacks.rows: tests.training.ranks.RecordRows(")
+    assert lines[1] == "resuming: a b"
     assert len(lines) == len(set(lines))
     assert outcome(tmp_path / "a b") == outcome(tmp_path / "whole")
 
@@ -155,7 +159,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(rank: int,
     first, second = said(tmp_path / "stopped")
     assert f"stopped at step 3 of 10 in phase 2 (all); go on with: finetune resume {tmp_path / 'run'}" in first
     assert "Traceback" not in first + second
-    assert forked_ranks(lambda: resume(tmp_path / "run"), tmp_path / "resumed") == [0, 0]
+    assert forked_ranks(lambda: resume(tmp_path / "run", trust=True), tmp_path / "resumed") == [0, 0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     for number in (0, 1):
         places = [line.split("[")[0] for line in (seen / f"rows.{number}").read_text().splitlines()]
