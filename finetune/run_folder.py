@@ -1,6 +1,6 @@
 """What a run folder says about how it was started, and what must still hold when it is resumed."""
 
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
+from finetune.safe_files import inside, need, read_json
+from finetune.terminal import printable
 from finetune.versions import versions
 
 # 2: what was decided for `auto` is in it
 FORMAT = 2
+_REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
 
 
@@ -82,20 +85,20 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     if not run_dir.is_dir():
         raise UserError(f"RUN='{run_dir}': no such folder.")
     path = run_dir / RECORD
-    if not path.is_file():
+    if not os.path.lexists(path):
         if (run_dir / CONFIG).is_file():
             raise UserError(
                 f"RUN='{run_dir}': was stopped before its first phase began, and holds nothing to go on from. "
                 "Start it again; its configuration is in config.yaml."
             )
         raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged. {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else "no format"
+    record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict)
+    if record.get("format") != FORMAT:
+        found = printable(str(record.get("format", "no format")))[:40]
         raise UserError(f"{path}: written in format {found!r}, which is not the one this program reads ({FORMAT}).")
+    kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
+    need(record, kinds, name=str(path), remedy=_REMEDY)
+    need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
     return record
 
 

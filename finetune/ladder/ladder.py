@@ -1,6 +1,5 @@
 """A ladder: every strategy trained on the same data over several seeds, or read where it is trained already, and compared."""
 
-import json
 import os
 import shlex
 import time
@@ -19,7 +18,9 @@ from finetune.errors import UserError
 from finetune.ladder.recommend import RULE, Rung, ladder_table, more_data, recommend
 from finetune.ladder.strategies import LadderOptions, strategy_overrides
 from finetune.report.ladder_page import ladder_page
+from finetune.safe_files import need, read_json
 
+_DELETE = "Delete it, and it is made again."
 _LADDER = "ladder.json"
 
 
@@ -70,10 +71,11 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
     about = {"overrides": list(overrides), "epochs": options.epochs}
     path = folder / "begun.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, dict)
+        need(found, {"overrides": list, "epochs": int}, name=str(path))
         if found != about:
             raise UserError(
-                f"--output {folder}: holds the ladder of other settings: {' '.join(found['overrides'])}, "
+                f"--output {folder}: holds the ladder of other settings: {' '.join(map(str, found['overrides']))}, "
                 f"--epochs {found['epochs']}. Choose another folder, or give the same settings to go on with it."
             )
         return
@@ -108,22 +110,34 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                 else:
                     _clear_unbegun(run_dir)
                     train(typed)
-        results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-        plan = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))
-        found.append(
-            {
-                "seed": seed,
-                "val": results["val"]["acc"],
-                "test": results["test"]["acc"],
-                "seconds": results["seconds"]["training"],
-                "trained": max(phase["trainable"] for phase in plan),
-            }
-        )
+        found.append({"seed": seed, **_measured(run_dir)})
         say(
             f"{rung:10} seed {seed}  val {found[-1]['val']:.4f}  test {found[-1]['test']:.4f}  "
             f"{time.monotonic() - began:.0f} s"
         )
     return found
+
+
+def _measured(run_dir: Path) -> dict[str, float]:
+    """What the ladder compares of a run.
+
+    Raises:
+        UserError: A file of the run is damaged.
+    """
+    results, plan = read_json(run_dir / "results.json", dict), read_json(run_dir / "plan.json", list)
+    try:
+        numbers = {
+            "val": results["val"]["acc"],
+            "test": results["test"]["acc"],
+            "seconds": results["seconds"]["training"],
+            "trained": max(phase["trainable"] for phase in plan),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run_dir}: results.json or plan.json is damaged. {error!r}. Delete the folder to train it again."
+        ) from error
+    need(numbers, dict.fromkeys(numbers, (int, float)), name=f"{run_dir}: results.json or plan.json")
+    return numbers
 
 
 def _clear_unbegun(run_dir: Path) -> None:
@@ -168,7 +182,12 @@ def _on_features(
                 "baselines": baselines(features, parts.source.index, seconds=seconds),
             },
         )
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path, dict)
+    need(found, {"curve": list, "baselines": dict}, name=str(path), remedy=_DELETE)
+    for name, measured in found["baselines"].items():
+        if not isinstance(measured, dict):
+            raise UserError(f"{path}: damaged. The baseline {name!r} is no table. {_DELETE}")
+        need(measured, {"val": (int, float), "test": (int, float)}, name=f"{path}, {name}", remedy=_DELETE)
     for name, measured in found["baselines"].items():
         if name in options.rungs:
             say(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")

@@ -1,7 +1,6 @@
 """A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle; interrupted, it goes on."""
 
 import gc
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from finetune.activation_cache.cache import ActivationCache
@@ -21,10 +20,11 @@ from finetune.atomic_files import atomic_path, remove_parts, sync_folders, write
 from finetune.bundle import save_bundle
 from finetune.data.datamodule import ImageDataModule
 from finetune.distributed import is_rank_zero
-from finetune.errors import UserError
+from finetune.errors import UserError, shortened
 from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
+from finetune.safe_files import inside, load_tensors, need, read_json
 from finetune.training.callbacks.checkpoints import (
     BEST,
     LAST,
@@ -149,7 +149,7 @@ class Run:
         self._interruption.check()
         if (folder / RESULT).is_file():
             (folder / TRIALS).unlink(missing_ok=True)
-            result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+            result = _read_result(folder / RESULT)
             log.add(result["rows"])
             self._load(self._after(number))
             return result, None
@@ -307,9 +307,13 @@ class Run:
             save_file(state, part)
 
     def _load(self, path: Path) -> None:
+        state = load_tensors(inside(path.parent, path.name))
+        broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}.")
         try:
-            self.classifier.load_state_dict(load_file(path))
-        except Exception as error:
+            self.classifier.load_state_dict(state)
+        except RuntimeError as error:
             raise UserError(f"{path}: does not fit this run's network. {str(error).splitlines()[0]}") from error
 
     def _restore(self, folder: Path, phase: Phase) -> None:
@@ -414,3 +418,16 @@ class Run:
             )
             write_json(self.run_dir / "results.json", results)
         return RunResult(run_dir=self.run_dir, bundle=self.run_dir / "model", results=results)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    """What a finished phase left.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    result: dict[str, Any] = read_json(inside(path.parent, path.name), dict)
+    need(result, {"name": str, "rows": list, "epochs": int, "steps": int, "best": dict}, name=str(path))
+    if not all(isinstance(row, dict) for row in result["rows"]):
+        raise UserError(f"{path}: damaged. Its rows must be tables of quantities.")
+    return result

@@ -19,6 +19,7 @@ class Target:
         words: What follows the command.
         needed: Whether the command cannot do without the file: it must refuse a hostile one.
         folders: What is copied from the material.
+        builds: Whether the command builds what a configuration names; else that is data, and may stand there.
     """
 
     command: str
@@ -27,6 +28,7 @@ class Target:
     words: tuple[str, ...]
     needed: bool = True
     folders: tuple[str, ...] = ("data",)
+    builds: bool = True
 
 
 def _of_bundle(command: str, *words: str, folders: tuple[str, ...] = ("data", "bundle")) -> list[Target]:
@@ -127,14 +129,14 @@ TARGETS: list[Target] = [
     ],
     *[Target("resume", f"open/{name}", form, ("open",), needed, ("data", "open")) for name, form, needed in _RESUME],
     *[
-        Target("resume", f"run/{name}", form, ("run",), needed, ("data", "run"))
+        Target("resume", f"run/{name}", form, ("run",), needed, ("data", "run"), builds=False)
         for name, form, needed in (
             ("config.yaml", "yaml", True),
             ("run.json", "json", True),
             ("results.json", "json", False),
         )
     ],
-    Target("evaluate", "run/config.yaml", "yaml", ("run",), folders=("data", "run")),
+    Target("evaluate", "run/config.yaml", "yaml", ("run",), folders=("data", "run"), builds=False),
     Target("evaluate", "run/model/model.json", "model.json", ("run",), folders=("data", "run")),
     Target("evaluate", "run/model/model.safetensors", "safetensors", ("run",), folders=("data", "run")),
     Target("evaluate", "data/cat/3.png", "image", ("bundle", *DATA), needed=False, folders=("data", "bundle")),
@@ -222,7 +224,10 @@ TARGETS: list[Target] = [
         ("white.npz", "elsewhere.png", "--model", "run"),
         folders=("white.npz", "white.whitening.safetensors", "data", "run", "elsewhere.png"),
     ),
-    *[Target("report", f"run/{name}", form, ("run",), needed, ("data", "run")) for name, form, needed in _REPORT],
+    *[
+        Target("report", f"run/{name}", form, ("run",), needed, ("data", "run"), builds=False)
+        for name, form, needed in _REPORT
+    ],
     *_of_bundle("serve", "--port", "0"),
     Target("serve", "model.onnx", "onnx", ("model.onnx", "--port", "0"), folders=("model.onnx",)),
     *_of_bundle("export", "--format", "backbone", "--images", "data", "--check", "4", "--output", "out.safetensors"),

@@ -1,5 +1,6 @@
 """Checkpoints of a phase: what is in them, when they are written, and how they are read without running foreign code."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from finetune.atomic_files import atomic_path
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
+from finetune.safe_files import check_zip
 from finetune.training.callbacks.metrics_csv import RunLog
 from finetune.training.freezing import apply_phase
 from finetune.training.interruption import Interruption
@@ -46,8 +48,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The file is no checkpoint, or holds objects that would run code when read.
     """
-    if not Path(path).is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: no such checkpoint.")
+    check_zip(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
