@@ -105,7 +105,7 @@ def read_run(run: str | Path) -> RunFiles:
     for phase in plan:
         if not isinstance(phase, dict):
             raise UserError(f"{folder / 'plan.json'}: damaged. An entry is a {type(phase).__name__}, not a phase.")
-        need(phase, {"name": str, "stages": list, "train": list}, name=str(folder / "plan.json"))
+        need(phase, {"name": str, "stages": dict, "train": list}, name=str(folder / "plan.json"))
     return RunFiles(
         run_dir=folder,
         results=results,
