@@ -27,10 +27,12 @@ HERE = Path(__file__).resolve().parents[2]
 
 
 def sources(revision: str | None, folder: Path) -> Path:
-    """The folder that holds ``finetune`` and ``conf`` of a revision; of None, this checkout."""
-    if revision is None:
-        return HERE
+    """Copy ``finetune`` and ``conf`` of a revision, or of this checkout as it stands now, and return the folder."""
     folder.mkdir()
+    if revision is None:
+        for name in ("finetune", "conf"):
+            shutil.copytree(HERE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        return folder
     archive = subprocess.run(
         ["git", "-C", str(HERE), "archive", revision, "--", "finetune", "conf"], capture_output=True, check=False
     )
@@ -40,9 +42,10 @@ def sources(revision: str | None, folder: Path) -> Path:
     return folder
 
 
-def digests(revision: str | None, scratch: Path, *, quick: bool, only: Sequence[str]) -> Digests:
-    """Make the digests of a revision in a process of its own, where its ``finetune`` is the one that is imported."""
-    source = sources(revision, scratch / "source")
+def digests(copy: Path, scratch: Path, *, quick: bool, only: Sequence[str]) -> Digests:
+    """Make the digests of a copy of the program in a process of its own, where its ``finetune`` is the one imported."""
+    # both sides work in folders of the same names, so that nothing depends on them
+    source = copy.rename(scratch / "source")
     out, work = scratch / "digests.json", scratch / "work"
     environment = {
         **os.environ,
@@ -56,7 +59,7 @@ def digests(revision: str | None, scratch: Path, *, quick: bool, only: Sequence[
     subprocess.run([*words, *(["--quick"] if quick else [])], cwd=scratch, env=environment, check=True)
     found: Digests = json.loads(out.read_text(encoding="utf-8"))
     shutil.rmtree(work)
-    shutil.rmtree(scratch / "source", ignore_errors=True)
+    shutil.rmtree(source)
     out.unlink()
     return found
 
@@ -76,19 +79,20 @@ def main(argv: Sequence[str]) -> int:
         command.add_argument("--only", nargs="+", default=[], help=f"of {', '.join(sections())}, or SECTION/NAME")
     given = parser.parse_args(argv)
     began = time.monotonic()
-    # both sides work in a folder of the same name, so that nothing depends on it
     with tempfile.TemporaryDirectory(prefix="golden-") as folder:
         scratch = Path(folder)
         if given.command == "write":
-            found = digests(given.revision, scratch, quick=given.quick, only=given.only)
+            found = digests(sources(given.revision, scratch / "only"), scratch, quick=given.quick, only=given.only)
             given.out.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
             print(f"{len(found)} cases in {time.monotonic() - began:.0f} s: {given.out}")
             return 0
+        # whatever is committed or rebased in the meantime
+        other = sources(given.to, scratch / "after")
         if given.before.endswith(".json"):
             before: Digests = json.loads(Path(given.before).read_text(encoding="utf-8"))
         else:
-            before = digests(given.before, scratch, quick=given.quick, only=given.only)
-        after = digests(given.to, scratch, quick=given.quick, only=given.only)
+            before = digests(sources(given.before, scratch / "before"), scratch, quick=given.quick, only=given.only)
+        after = digests(other, scratch, quick=given.quick, only=given.only)
     if given.before.endswith(".json"):
         # a file may hold more than what was asked for
         before = {name: kept for name, kept in before.items() if name in after}
