@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from finetune.data.index import Index
 from finetune.data.splits import make_folds, make_splits
-from finetune.embeddings.embeddings import Embeddings, Features, Rows
+from finetune.embeddings.embeddings import Embeddings, Rows
+from finetune.embeddings.files import Features
 from finetune.errors import UserError
 
 # N = images, D = features, K = classes

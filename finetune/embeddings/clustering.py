@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.embeddings.embeddings import NO_LABEL, Embeddings, Features, Rows
+from finetune.embeddings.embeddings import NO_LABEL, Embeddings, Rows
+from finetune.embeddings.files import Features
 from finetune.embeddings.search import METRICS
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.manifest import write_left_out
-from finetune.embeddings.embeddings import PRECISIONS, Block, Embeddings, Features
+from finetune.embeddings.embeddings import PRECISIONS, Embeddings
 from finetune.embeddings.extractor import FeatureExtractor
-from finetune.embeddings.files import check_embeddings_path, write_embeddings
+from finetune.embeddings.files import Block, Features, check_embeddings_path, write_embeddings
 from finetune.embeddings.image_records import ImageRecord, ImageRecords
 from finetune.embeddings.lookup import EmbeddingLookup
 from finetune.embeddings.whitening import (

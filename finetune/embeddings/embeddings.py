@@ -1,8 +1,6 @@
 """Embeddings: features of images, with the path, label, split and content of each, and a record of what made them."""
 
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,38 +10,17 @@ import numpy.typing as npt
 
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.path_table import PathTable, path_table
+from finetune.embeddings.files import Block, Features, open_embeddings, write_embeddings
 from finetune.errors import UserError
 
 # N = images, D = features
 
 Rows = npt.NDArray[np.int64]
-Features = npt.NDArray[np.floating[Any]]
 
-SUFFIXES = (".npz", ".parquet")
-FORMAT = 1
 PRECISIONS = ("float16", "float32")
 NO_LABEL = NO_SPLIT = -1
 # between the labels of one image, as finetune.data.manifest writes them
 SEPARATOR = "|"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Some rows on their way into a file, or out of one.
-
-    Args:
-        paths: Absolute path of each image, or the stable name of one that is no file.
-        labels: Class of each, empty for none; several are joined by ``|``.
-        splits: ``train``, ``val``, ``test`` or empty.
-        contents: BLAKE2b digest of each file's bytes, 32 hexadecimal digits.
-        features: (N, D).
-    """
-
-    paths: Sequence[str]
-    labels: Sequence[str]
-    splits: Sequence[str]
-    contents: Sequence[str]
-    features: Features
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,9 +128,8 @@ class Embeddings:
         Raises:
             UserError: It is missing, damaged, or something else.
         """
-        from finetune.embeddings.files import open_embeddings
-
-        return open_embeddings(Path(path).expanduser())
+        with open_embeddings(Path(path).expanduser()) as stored:
+            return collect(stored.blocks, features=stored.features, metadata=stored.metadata)
 
     def save(self, path: str | Path) -> None:
         """Write them, whole or not at all, as ``.npz`` or ``.parquet``.
@@ -161,8 +137,6 @@ class Embeddings:
         Raises:
             UserError: Another suffix.
         """
-        from finetune.embeddings.files import write_embeddings
-
         write_embeddings(Path(path).expanduser(), self.blocks(), metadata=self.metadata)
 
     def blocks(self, size: int = 8192) -> Iterator[Block]:
@@ -218,13 +192,3 @@ def collect(blocks: Iterable[Block], *, features: Features | None, metadata: dic
         content=np.frombuffer(b"".join(contents), np.uint64).reshape(-1, 2),
         metadata=metadata,
     )
-
-
-def scratch_array(shape: tuple[int, int], dtype: npt.DTypeLike) -> Features:
-    """An array to fill: in memory where it is small, else in a file that is gone when nobody holds it."""
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-    if size < 64 * 2**20:
-        return np.zeros(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        os.truncate(file.fileno(), size)
-        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

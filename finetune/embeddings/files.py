@@ -7,26 +7,34 @@ Parquet's metadata.
 
 import json
 import os
+import shutil
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.lib import format as npy
 
 from finetune.atomic_files import atomic_path
-from finetune.embeddings.embeddings import FORMAT, SUFFIXES, Block, Embeddings, Features, collect, scratch_array
 from finetune.errors import UserError
 from finetune.inference.prediction_table import check_file
 from finetune.inference.reading import check_reading
 from finetune.safe_files import check_regular, need, parse_json
 from finetune.terminal import encodable
 
+# N = images, D = features
+
+Features = npt.NDArray[np.floating[Any]]
+
+SUFFIXES = (".npz", ".parquet")
+FORMAT = 1
 _TEXTS = ("path", "label", "split", "content")
 _FIELDS = ("paths", "labels", "splits", "contents")
 _METADATA = b"finetune"
@@ -51,8 +59,46 @@ _ABOUT: dict[str, type | tuple[type, ...]] = {
     "fingerprint": (str, type(None)),
     "skipped": (int, type(None)),
 }
-# features begin at a multiple of this in the file, as they would in memory
+# a member of the archive that may grow above 4 GB: its header, its name and its sizes before the data
+_MEMBER_HEADER, _MEMBER_SIZES = 30, 20
+# features begin at a multiple of this in the file, as they would in memory; headers of .npy keep to it
 _ALIGN = 64
+# what the archives of Android pad their members with
+_PADDING = 0xD935
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Some rows on their way into a file, or out of one.
+
+    Args:
+        paths: Absolute path of each image, or the stable name of one that is no file.
+        labels: Class of each, empty for none; several are joined by ``|``.
+        splits: ``train``, ``val``, ``test`` or empty.
+        contents: BLAKE2b digest of each file's bytes, 32 hexadecimal digits.
+        features: (N, D).
+    """
+
+    paths: Sequence[str]
+    labels: Sequence[str]
+    splits: Sequence[str]
+    contents: Sequence[str]
+    features: Features
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredEmbeddings:
+    """A file of embeddings that is open.
+
+    Args:
+        features: (N, D), mapped from the file; those of a Parquet file are complete when the blocks have been read.
+        blocks: Its rows, some at a time, to be read once.
+        metadata: What made them; plain JSON values.
+    """
+
+    features: Features
+    blocks: Iterator[Block]
+    metadata: dict[str, Any]
 
 
 def check_embeddings_path(path: Path, *, name: str) -> None:
@@ -92,13 +138,18 @@ def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: dict[str,
         return (_write_npz if path.suffix == ".npz" else _write_parquet)(part, blocks, metadata)
 
 
-def open_embeddings(path: Path) -> Embeddings:
-    """See :meth:`Embeddings.load`."""
+@contextmanager
+def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
+    """Open a file; its rows are checked while they are read, and its features at the end.
+
+    Raises:
+        UserError: It is missing, damaged, or something else.
+    """
     check_embeddings_file(path)
     try:
-        embeddings = (_open_npz if path.suffix == ".npz" else _open_parquet)(path)
-        _check_finite(embeddings.features)
-        return embeddings
+        with (_open_npz if path.suffix == ".npz" else _open_parquet)(path) as stored:
+            yield stored
+            _check_finite(stored.features)
     except UserError:
         raise
     # what a damaged archive, header, JSON text or Parquet file raises (ArrowException is a ValueError or an OSError)
@@ -138,73 +189,51 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any], *, pad_to: int = 0) -> bytes:
-    text = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    length = 10 + len(text) + 1
-    if pad_to:
-        length += -length % pad_to
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length - 10) + text.ljust(length - 11).encode("latin1") + b"\n"
-
-
 def _write_npz(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
-    """The widths of texts and the number of rows are known at the end: texts wait in files, features leave room."""
+    """The widths of texts and the number of rows are known at the end, so that columns wait in files of their own."""
     with ExitStack() as stack:
-        waiting = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in _TEXTS]
-        archive = stack.enter_context(zipfile.ZipFile(part, "w"))
-        raw = stack.enter_context(tempfile.TemporaryFile(dir=part.parent))
-        count, widths, shape, dtype = 0, [1] * len(_TEXTS), (0, 0), np.dtype(np.float32)
+        features, *texts = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in ("features", *_TEXTS)]
+        count, widths, dim, dtype = 0, [1] * len(_TEXTS), 0, np.dtype(np.float32)
         for block in blocks:
-            values = np.ascontiguousarray(block.features)
-            shape, dtype = (count + len(values), values.shape[1]), values.dtype
-            raw.write(values.tobytes())
-            count += len(values)
+            count, (_, dim), dtype = count + len(block.features), block.features.shape, block.features.dtype
+            features.write(np.ascontiguousarray(block.features).tobytes())
             for number, name in enumerate(_FIELDS):
-                texts = [encodable(text) for text in getattr(block, name)]
-                widths[number] = max(widths[number], *map(len, texts))
-                waiting[number].write("".join(f"{text}\0" for text in texts).encode())
+                column = [encodable(text) for text in getattr(block, name)]
+                widths[number] = max(widths[number], *map(len, column))
+                texts[number].write(json.dumps(column).encode() + b"\n")
+        archive = stack.enter_context(zipfile.ZipFile(part, "w"))
         info = zipfile.ZipInfo("features.npy")
-        # the member's own header is 30 bytes, its name, and 20 for sizes above 4 GB
-        before = (30 + len(info.filename) + 20) % _ALIGN
-        header = _npy_header(shape, dtype, pad_to=_ALIGN)
-        header = header if not before else _npy_header_of_length(shape, dtype, len(header) + _ALIGN - before)
-        with archive.open(info, "w", force_zip64=True) as member:
-            member.write(header)
-            _copy(raw, member)
-        for name, file, width in zip(_TEXTS, waiting, widths, strict=True):
+        padding = -(_MEMBER_HEADER + _MEMBER_SIZES + len(info.filename) + 4) % _ALIGN
+        info.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+        with _member(archive, info, (count, dim), dtype) as member:
+            features.seek(0)
+            shutil.copyfileobj(features, member, 2**22)
+        for name, file, width in zip(_TEXTS, texts, widths, strict=True):
             info = zipfile.ZipInfo(f"{name}.npy")
             info.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(info, "w", force_zip64=True) as member:
-                member.write(_npy_header((count,), np.dtype(f"<U{width}"), pad_to=_ALIGN))
-                for texts in _split_texts(file):
-                    member.write(np.array(texts, f"<U{width}").tobytes())
-        with archive.open(zipfile.ZipInfo("about.npy"), "w") as member:
-            text = np.array(json.dumps(metadata, ensure_ascii=False))
-            member.write(_npy_header((), text.dtype, pad_to=_ALIGN) + text.tobytes())
+            with _member(archive, info, (count,), np.dtype(f"<U{width}")) as member:
+                file.seek(0)
+                for line in file:
+                    member.write(np.array(json.loads(line), f"<U{width}").tobytes())
+        about = np.array(json.dumps(metadata, ensure_ascii=False))
+        with _member(archive, zipfile.ZipInfo("about.npy"), (), about.dtype) as member:
+            member.write(about.tobytes())
     return count
 
 
-def _npy_header_of_length(shape: tuple[int, ...], dtype: np.dtype[Any], length: int) -> bytes:
-    header = _npy_header(shape, dtype)
-    text = header[10:-1].ljust(length - 11)
-    return header[:8] + struct.pack("<H", length - 10) + text + b"\n"
+@contextmanager
+def _member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Iterator[IO[bytes]]:
+    """Open an array of the archive for writing, after its header."""
+    with archive.open(info, "w", force_zip64=True) as member:
+        description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        npy.write_array_header_1_0(member, description)
+        yield member
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    source.seek(0)
-    while piece := source.read(2**22):
-        target.write(piece)
-
-
-def _split_texts(file: IO[bytes]) -> Iterator[list[str]]:
-    file.seek(0)
-    rest = b""
-    while piece := file.read(2**20):
-        *whole, rest = (rest + piece).split(b"\0")
-        if whole:
-            yield [text.decode() for text in whole]
-
-
-def _open_npz(path: Path) -> Embeddings:
+@contextmanager
+def _open_npz(path: Path) -> Iterator[StoredEmbeddings]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         names = {f"{name}.npy" for name in ("features", "about", *_TEXTS)}
         if missing := sorted(names - set(archive.namelist())):
@@ -219,7 +248,7 @@ def _open_npz(path: Path) -> Embeddings:
         blocks = (
             Block(**dict(zip(_FIELDS, texts, strict=True)), features=features) for texts in zip(*columns, strict=True)
         )
-        return collect(blocks, features=features, metadata=metadata)
+        yield StoredEmbeddings(features=features, blocks=blocks, metadata=metadata)
 
 
 def _read_header(file: IO[bytes], *, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -300,7 +329,8 @@ def _write_parquet(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]
     return count
 
 
-def _open_parquet(path: Path) -> Embeddings:
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[StoredEmbeddings]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -328,4 +358,14 @@ def _open_parquet(path: Path) -> Embeddings:
                 texts = {field: batch.column(name).to_pylist() for field, name in zip(_FIELDS, _TEXTS, strict=True)}
                 yield Block(**texts, features=features)
 
-        return collect(blocks(), features=features, metadata=metadata)
+        yield StoredEmbeddings(features=features, blocks=blocks(), metadata=metadata)
+
+
+def scratch_array(shape: tuple[int, int], dtype: npt.DTypeLike) -> Features:
+    """An array to fill: in memory where it is small, else in a file that is gone when nobody holds it."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    if size < 64 * 2**20:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        os.truncate(file.fileno(), size)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import read_file
-from finetune.embeddings.embeddings import Block, Embeddings, collect
+from finetune.embeddings.embeddings import Embeddings, collect
 from finetune.embeddings.extractor import FeatureExtractor, extractor_from_classifier, extractor_from_run
+from finetune.embeddings.files import Block
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
 from finetune.inference.image_paths import find_images

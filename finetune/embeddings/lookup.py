@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from finetune.embeddings.embeddings import Embeddings, Features
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.files import Features
 
 MISSING = -1
 

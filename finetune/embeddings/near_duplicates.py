@@ -7,7 +7,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from finetune.data.progress import Progress
-from finetune.embeddings.embeddings import Features, Rows
+from finetune.embeddings.embeddings import Rows
+from finetune.embeddings.files import Features
 from finetune.embeddings.search import Distances, within
 
 _ROWS = 1024

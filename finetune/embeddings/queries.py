@@ -10,7 +10,8 @@ import numpy as np
 
 from finetune.data.content_hash import content_of_bytes
 from finetune.data.decode import UnreadableImage, read_file
-from finetune.embeddings.embeddings import Embeddings, Features, Rows
+from finetune.embeddings.embeddings import Embeddings, Rows
+from finetune.embeddings.files import Features
 from finetune.embeddings.lookup import MISSING, EmbeddingLookup
 from finetune.embeddings.whitening import Whitening, digest_of, l2_normalize, load_whitening
 from finetune.errors import UserError

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune.embeddings.embeddings import Features, Rows
+from finetune.embeddings.embeddings import Rows
+from finetune.embeddings.files import Features
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
 

@@ -49,8 +49,7 @@ def rows(count: int, seed: int) -> Iterator[np.ndarray[Any, Any]]:
 
 def make(path: Path, count: int) -> None:
     """The file of embeddings."""
-    from finetune.embeddings.embeddings import Block
-    from finetune.embeddings.files import write_embeddings
+    from finetune.embeddings.files import Block, write_embeddings
 
     def blocks() -> Iterator[Block]:
         at = 0

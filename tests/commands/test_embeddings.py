@@ -15,7 +15,6 @@ from finetune.cli import main
 from finetune.config import compose
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.extractor import FeatureExtractor
-from finetune.embeddings.files import open_embeddings
 from finetune.files import (
     CLASSIFIER,
     CLUSTER_SUMMARY,
@@ -296,5 +295,5 @@ def test_what_training_computed_is_not_computed_again(
     monkeypatch.setenv("FINETUNE_CACHE", "off")
     assert main(["embed", str(run.run_dir), *made, str(tmp_path / "plain.npz")]) == 0
     assert sum(sizes) == 6 + 48
-    cached, plain = open_embeddings(tmp_path / "cached.npz"), open_embeddings(tmp_path / "plain.npz")
+    cached, plain = Embeddings.load(tmp_path / "cached.npz"), Embeddings.load(tmp_path / "plain.npz")
     assert np.allclose(cached.features, plain.features, atol=1e-5)

@@ -7,9 +7,10 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import UnreadableImage
+from finetune.data.decode import MAX_PIXELS, UnreadableImage
 from finetune.data.path_table import path_table
-from finetune.embeddings.embeddings import Embeddings, Features
+from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.files import Features
 from finetune.embeddings.image_records import ImageRecord
 
 
@@ -37,20 +38,26 @@ def digits() -> Embeddings:
     return embeddings_of(data.data.astype(np.float32), data.target.tolist())
 
 
+# what the files begin with that are read as images
+SIGNATURE = "GIF89a"
+
+
 class FakeExtractor:
     """Three features of a file's bytes; counts what it computes, and can be killed after so many images."""
 
     def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
-        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": {}}
+        self.reading: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
+        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": self.reading}
         self.model: dict[str, Any] = {"hash": name, "run": None}
         self.stages = ("stem", "top")
         self.scale, self.left = scale, dies_after
         self.computed: list[bytes] = []
 
     def read(self, data: bytearray, path: str) -> bytes:
-        if data.startswith(b"bad"):
+        content = bytes(data).removeprefix(SIGNATURE.encode())
+        if content.startswith(b"bad"):
             raise UnreadableImage(path, "It is bad.")
-        return bytes(data)
+        return content
 
     def embed(self, views: list[bytes]) -> Features:
         if self.left <= 0:

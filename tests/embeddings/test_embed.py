@@ -18,13 +18,13 @@ from finetune.embeddings.image_records import FileRecords
 from finetune.embeddings.whitening import load_whitening, whitening_path
 from finetune.errors import UserError
 from finetune.inference.job_store import job_path
-from tests.embeddings.embedding_sets import FakeExtractor, MemoryRecords
+from tests.embeddings.embedding_sets import SIGNATURE, FakeExtractor, MemoryRecords
 
 
 def write(folder: Path, *names: str, text: str = "") -> list[str]:
     folder.mkdir(exist_ok=True)
     for name in names:
-        (folder / name).write_text(text or f"picture {name}")
+        (folder / name).write_text(SIGNATURE + (text or f"picture {name}"))
     return [str(folder / name) for name in names]
 
 
@@ -74,7 +74,7 @@ def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(
 ) -> None:
     names = [f"{number:03}" for number in range(200)]
     paths = write(tmp_path / "images", *names)
-    Path(paths[33]).write_text("bad")
+    Path(paths[33]).write_text(f"{SIGNATURE}bad")
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     if start != "nothing":
         for output in (whole, parts):
@@ -102,7 +102,7 @@ def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(
 
 def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     paths = write(tmp_path / "images", "a", "b", "c")
-    Path(paths[1]).write_text("bad")
+    Path(paths[1]).write_text(f"{SIGNATURE}bad")
     told = embed(FakeExtractor(), [*paths, str(tmp_path / "gone.png")], tmp_path / "e.npz")
     assert (told.images, [reason for _, reason in told.unreadable]) == (2, ["It is bad.", "There is no such file."])
     assert log.messages == [
@@ -110,7 +110,7 @@ def test_unreadable_files_are_counted_told_and_listed(tmp_path: Path, log: pytes
     ]
     with (tmp_path / "e.unreadable.csv").open() as file:
         assert list(csv.reader(file))[1] == [paths[1], "It is bad."]
-    Path(paths[1]).write_text("good again")
+    Path(paths[1]).write_text(f"{SIGNATURE}good again")
     embed(FakeExtractor(), paths, tmp_path / "e.npz")
     assert not (tmp_path / "e.unreadable.csv").exists()
     with pytest.raises(UserError, match="no image could be read"):

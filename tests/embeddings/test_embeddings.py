@@ -12,7 +12,7 @@ import pytest
 
 import finetune
 from finetune.data.path_table import path_table
-from finetune.embeddings import embeddings as module
+from finetune.embeddings import files as module
 from finetune.embeddings.embeddings import Embeddings
 from finetune.errors import UserError
 from finetune.files import EMBEDDINGS
