@@ -86,6 +86,16 @@ def file_error(error: BaseException, path: str | Path | None, what: str, *, afte
     return FileError(" ".join(part for part in (f"{path}: {what}, {cause}.", after, advice) if part))
 
 
+def read_error(error: BaseException, path: str | Path) -> FileError | None:
+    """The message where it is the system that cannot read a file; None where what the file holds is wrong.
+
+    A reader that is led astray by a damaged file may be refused by the system too, with other numbers than these.
+    """
+    if errno_of(error) not in (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return None
+    return file_error(error, path, "could not be read")
+
+
 def _free_beside(path: Path) -> str:
     """Room on the disk of a path, in brackets; nothing where the system does not tell."""
     at = path.absolute()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeVar
 
 from finetune.errors import UserError
+from finetune.file_errors import read_error
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def open_regular(path: str | Path, *, name: str | None = None, largest: int | No
     except FileNotFoundError:
         raise UserError(f"{name}: no such file.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        if (failed := read_error(error, name)) is not None:
+            raise failed from error
         raise UserError(f"{name}: cannot be opened. {_why(error)}.") from error
     try:
         status = os.fstat(descriptor)
@@ -114,6 +117,8 @@ def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARG
         try:
             return file.read(largest + 1)
         except OSError as error:
+            if (failed := read_error(error, name or path)) is not None:
+                raise failed from error
             raise UserError(f"{name or path}: cannot be read. {_why(error)}.") from error
 
 
@@ -303,6 +308,8 @@ def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Ten
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, torch.OutOfMemoryError) as error:
+        if (failed := read_error(error, name or path)) is not None:
+            raise failed from error
         raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
 
 
@@ -319,6 +326,8 @@ def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tup
         with safe_open(path, framework="np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
+        if (failed := read_error(error, name or path)) is not None:
+            raise failed from error
         raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
 
 

@@ -8,6 +8,7 @@ processes share the work without talking to each other, and a half-done entry is
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -25,8 +26,10 @@ import numpy.typing as npt
 from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
 from finetune.errors import FileError
-from finetune.file_errors import file_error
+from finetune.file_errors import file_error, file_of
 from finetune.safe_files import need, read_bytes, read_json
+
+log = logging.getLogger(__name__)
 
 META, DATA, CHUNKS, USED, LOCK = "meta.json", "data.bin", "chunks.bin", "used", "lock"
 # what a row means must not be read out of files of another version
@@ -145,6 +148,9 @@ class Entry:
                 if not stat.S_ISREG((self.folder / name).lstat().st_mode):
                     return False
             sizes = ((self.folder / DATA).stat().st_size, (self.folder / CHUNKS).stat().st_size)
+        except FileError as error:
+            log.warning("warning: %s What the cache holds there is computed again.", error)
+            return False
         except (OSError, ValueError):
             return False
         wanted = (self.layout.bytes, self.layout.chunks * _CHUNK_TYPE.itemsize)
@@ -355,6 +361,9 @@ def opened(
 def unusable(error: Exception, path: Path) -> Exception:
     """The error of a cache file as a message that says how to go on."""
     instead = "The run can go on with another cache: FINETUNE_CACHE=FOLDER finetune resume RUN."
+    named = file_of(error)
+    if named is not None and path in named.parents:
+        path = named
     return file_error(error, path, "the cache could not be written", after=instead) or error
 
 

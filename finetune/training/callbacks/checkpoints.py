@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from finetune.atomic_files import atomic_path
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
+from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
 from finetune.training.callbacks.metrics_csv import RunLog
@@ -47,6 +48,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         UserError: The file is no checkpoint, or holds objects that would run code when read.
+        FileError: The disk does not give it back.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such checkpoint.")
@@ -54,6 +56,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
+        if (failed := read_error(error, path)) is not None:
+            raise failed from error
         why = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: cannot be read as a checkpoint of tensors and plain values. {why}") from error
     if not isinstance(loaded, dict):
