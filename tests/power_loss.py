@@ -126,6 +126,8 @@ class Uninterrupted:
         for module in (folder / "modules").read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
+        # the program stays what it was at the start, though its files change while this runs
+        importlib.import_module("finetune.commands.resume")
         # the forked processes share what is there by now
         gc.collect()
         gc.freeze()
@@ -140,7 +142,7 @@ class Uninterrupted:
         now = outcome(root / "run")
         wrong = [key for key in self.outcome if now[key] != self.outcome[key]]
         tree = tree_of(root)
-        wrong += [f"{path} is left over" for path in tree if is_scratch(path) and path.startswith("run/")]
+        wrong += [f"{path} is left over" for path in tree if path.startswith("run/") and path.endswith(".part")]
         wrong += [f"{path} is missing" for path in self.tree if path.startswith("run/") and path not in tree]
         for path, contents in self.tree.items():
             cached = path.startswith("cache/features/") and path.endswith(("data.bin", "chunks.bin"))
