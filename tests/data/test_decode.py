@@ -1,15 +1,19 @@
 import os
 import pickle
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from finetune.data import fast_decoders
+from finetune.data import color, fast_decoders
 from finetune.data.decode import UnreadableImage, decode_image
+from finetune.inference.decode_numpy import UnreadableFile, decode_to_numpy
 from tests.data.odd_images import odd_images, picture, saved, stored_for
-from tests.data.raw_formats import exif, png
+from tests.data.raw_formats import exif, png, tiff
 
 # Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -23,6 +27,17 @@ def write(folder, name, data):
     path = folder / name
     path.write_bytes(data)
     return str(path)
+
+
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        # the path of a socket may have a hundred letters only
+        made.bind(os.path.relpath(path))
+
+
+def sparse(path, start, size=100 * 2**30):
+    path.write_bytes(start)
+    os.truncate(path, size)
 
 
 def photo(width, height):
@@ -100,14 +115,21 @@ def test_flipped_bytes_never_raise_anything_but_unreadable_image(tmp_path):
         (lambda path: path.mkdir(), "It is not a regular file."),
         (lambda path: path.symlink_to("nowhere"), "There is no such file."),
         (lambda path: os.mkfifo(path), "It is not a regular file."),
+        (lambda path: path.symlink_to("/dev/zero"), "It is not a regular file."),
+        (lambda path: bind(path), "It is not a regular file."),
+        (lambda path: sparse(path, b"\xff\xd8\xff"), r"It has 102,400 MiB, more than the 528 MiB"),
+        (lambda path: sparse(path, b"", size=2**29), "It holds nothing but zero bytes"),
     ],
-    ids=["missing", "folder", "broken link", "pipe"],
+    ids=["missing", "folder", "broken link", "pipe", "device", "socket", "sparse", "sparse zeros"],
 )
-def test_what_is_no_file_is_refused(tmp_path, make, reason):
+def test_what_is_no_file_is_refused(tmp_path, monkeypatch, make, reason):
     path = tmp_path / "x.jpg"
+    monkeypatch.chdir(tmp_path)
     make(path)
     with pytest.raises(UnreadableImage, match=reason):
         decode_image(str(path), channels=3)
+    with pytest.raises(UnreadableFile, match=reason):
+        decode_to_numpy(str(path), channels=3)
 
 
 def test_the_limit_of_pixels_can_be_lowered_and_raised(tmp_path):
@@ -187,3 +209,61 @@ def test_the_error_survives_the_way_from_a_worker_process():
     error = pickle.loads(pickle.dumps(UnreadableImage("a/b.jpg", "The file is empty.")))
     assert (error.path, error.reason) == ("a/b.jpg", "The file is empty.")
     assert str(error) == "a/b.jpg: cannot be read as an image. The file is empty."
+
+
+def test_the_pixels_do_not_depend_on_the_tiles_they_are_converted_in(tmp_path, monkeypatch):
+    for file in READABLE:
+        path = write(tmp_path, file.name, file.data)
+        for channels, depth in ((1, "full"), (3, "full"), (3, "stretch")):
+            whole = decode_image(path, channels=channels, high_depth=depth)
+            with monkeypatch.context() as tiny:
+                tiny.setattr(color, "_TILE_PIXELS", 37)
+                assert torch.equal(decode_image(path, channels=channels, high_depth=depth), whole), file.name
+
+
+def test_dark_numbers_of_16_bits_are_scaled_alike_in_either_byte_order(tmp_path):
+    dark = np.arange(200, dtype=np.uint16).reshape(10, 20, 1)
+    for order in "<>":
+        path = write(tmp_path, "dark.tif", tiff(dark, photometric=1, byte_order=order))
+        assert decode_image(path, channels=1).tolist() == [((dark[..., 0].astype(int) * 255 + 32767) // 65535).tolist()]
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from finetune.data.decode import decode_image
+from finetune.data.transforms import eval_view, train_view
+from finetune.input_spec import InputSpec
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+for path in sys.argv[1:]:
+    for channels in (1, 3):
+        for interpolation in ("nearest", "bilinear", "bicubic"):
+            spec = InputSpec(size=(64, 64), channels=channels, interpolation=interpolation)
+            for view in (eval_view(spec), train_view(spec, augment="standard")):
+                Path("/proc/self/clear_refs").write_text("5")
+                before = peak()
+                view(decode_image(path, channels=channels, at_least=view.at_least))
+                print(Path(path).name, channels, interpolation, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads the peak of memory in /proc")
+def test_a_view_of_any_aspect_takes_at_most_20_bytes_a_pixel(tmp_path):
+    # 8 of them are Pillow's: a pointer to each row, and a row may be one pixel
+    pixels, paths = 4_000_000, []
+    for width in (1, 2, 40, 2000, 100_000, 2_000_000, 4_000_000):
+        paths.append(tmp_path / f"{width}.png")
+        Image.new("1", (width, pixels // width)).save(paths[-1])
+    for name, mode in (("deep.png", "I;16"), ("float.tif", "F"), ("clear.png", "RGBA")):
+        paths.append(tmp_path / name)
+        Image.new(mode, (2000, 2000)).save(paths[-1])
+    command = [sys.executable, "-c", MEMORY, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peaks = [line.split() for line in done.stdout.splitlines()]
+    assert len(peaks) == 10 * 2 * 3 * 2
+    # a tile of a million pixels and the file are beside it
+    too_much = [peak for peak in peaks if int(peak[-1]) > 20 * pixels + 60_000_000]
+    assert not too_much

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -110,6 +111,26 @@ def test_skipped_files_are_listed_and_replaced_by_nothing(tmp_path):
     assert any("unreadable files are skipped" in note for note in index.notes)
     write_skipped(index, tmp_path / "skipped.csv")
     assert (tmp_path / "skipped.csv").read_text().splitlines() == ["path,reason", "a/empty.jpg,The file is empty."]
+
+
+def test_what_only_bears_an_images_name_is_named_or_skipped_like_a_damaged_file(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")
+    (tmp_path / "a" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "b" / "folder.jpg").mkdir()
+    (tmp_path / "b" / "sparse.jpg").write_bytes(b"\xff\xd8\xff")
+    os.truncate(tmp_path / "b" / "sparse.jpg", 100 * 2**30)
+    with pytest.raises(UserError) as caught:
+        folder_source(root=str(tmp_path))
+    for name in (
+        "a/pipe.jpg: It is not",
+        "a/zero.png: It is not",
+        "b/folder.jpg: It is not",
+        "b/sparse.jpg: It has 102,400",
+    ):
+        assert name in str(caught.value)
+    index = folder_source(root=str(tmp_path), on_unreadable="skip").index
+    assert (len(index), len(index.skipped)) == (8, 4)
 
 
 def test_skipping_the_last_image_of_a_class_is_an_error(tmp_path):

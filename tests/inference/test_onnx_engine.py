@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from finetune.data.decode import decode_image
 from finetune.errors import UserError
@@ -48,8 +49,13 @@ def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_import
     export_onnx(model, tmp_path / "model.onnx")
     (tmp_path / "images").mkdir()
     write_files(tmp_path / "images", 12)
+    # resized without looking ahead at the crop, each would take ten gigabytes
+    Image.new("1", (1, 1_000_000)).save(tmp_path / "images" / "high.png")
+    Image.new("1", (1_000_000, 1)).save(tmp_path / "images" / "wide.png")
     script = (
-        "import sys; from finetune.cli import main; code = main(sys.argv[1:]);"
+        "import resource, sys; from finetune.cli import main; code = main(sys.argv[1:]);"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == 'darwin' else 2**10);"
+        "sys.exit(f'took {peak} MiB') if peak > 1000 else None;"
         "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'onnx'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )

@@ -16,7 +16,8 @@ export async function readImage(file, { channels, maxPixels, highDepth, reducedF
   if (kind === "PNG") {
     const png = readPng(bytes);
     checkSize(png.width, png.height, maxPixels);
-    const profile = png.chunks.iCCP ? await inflate(afterName(png.chunks.iCCP)) : null;
+    // all that is asked of a profile is whether its beginning names sRGB
+    const profile = png.chunks.iCCP ? await inflate([afterName(png.chunks.iCCP)], 4096) : null;
     if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
   }
   let profiled = false;
@@ -191,17 +192,38 @@ function afterName(chunk) {
   return chunk.subarray(chunk.indexOf(0) + 2);
 }
 
-async function inflate(...parts) {
-  const stream = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate"));
+/** The first so many bytes of what was compressed: a few kilobytes can claim to hold any number. */
+async function inflate(parts, most) {
+  const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
+  const whole = new Uint8Array(most);
+  let filled = 0;
   try {
-    return new Uint8Array(await new Response(stream).arrayBuffer());
+    while (filled < most) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      whole.set(value.subarray(0, most - filled), filled);
+      filled += Math.min(value.length, most - filled);
+    }
   } catch {
     throw new Refused("It is damaged or cut short.");
   }
+  if (filled === most) await reader.cancel().catch(() => {});
+  return whole.subarray(0, filled);
+}
+
+/** Bytes of all rows, each with its filter's number. */
+function rawLength({ width, height, depth, type, interlaced }) {
+  let length = 0;
+  for (const [left, top, across, down] of interlaced ? PASSES : [[0, 0, 1, 1]]) {
+    const columns = Math.ceil((width - left) / across);
+    const rows = Math.ceil((height - top) / down);
+    if (columns > 0 && rows > 0) length += rows * (1 + Math.ceil((columns * SAMPLES[type] * depth) / 8));
+  }
+  return length;
 }
 
 async function fromPng(png, { channels, highDepth }) {
-  const samples = unpack(png, await inflate(...png.parts));
+  const samples = unpack(png, await inflate(png.parts, rawLength(png)));
   const upright = turn(toRgba(png, samples, highDepth), png.width, png.height, orientation(png.chunks.eXIf));
   return { data: toChannels(upright.rgba, channels), width: upright.width, height: upright.height, notes: [] };
 }
@@ -218,9 +240,10 @@ function unpack(png, raw) {
     const rows = Math.ceil((height - top) / down);
     if (columns <= 0 || rows <= 0) continue;
     const size = Math.ceil((columns * each * depth) / 8);
+    // filters are undone where the rows lie: an image of very many short rows needs no array for each
     let above = new Uint8Array(size);
     for (let row = 0; row < rows; row++, from += size + 1) {
-      const line = raw.slice(from + 1, from + 1 + size);
+      const line = raw.subarray(from + 1, from + 1 + size);
       if (line.length < size) throw new Refused("It is damaged or cut short.");
       unfilter(raw[from], line, above, step);
       above = line;
