@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from finetune.cli import main
 from finetune.export.web_page import page
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
+from tests.data.raw_formats import png_chunk, png_header
 from tests.export.trained import picture, settled_classifier
 from tests.report.browser import Browser, require_chromium
 
@@ -93,12 +95,17 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     (tmp_path / "images" / "not.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
     colour(2, 420, 610).save(tmp_path / "images" / "large.jpg")
-    others = [str(tmp_path / "images" / name) for name in ("not.png", "print.jpg", "large.jpg")]
+    # resized without looking ahead at the crop, it would take gigabytes; the other claims a pixel and holds a hundred million
+    Image.new("L", (1, 1_000_000), 90).save(tmp_path / "images" / "long.png")
+    pixel = png_header(1, 1, 8, 0) + png_chunk(b"IDAT", zlib.compress(bytes(100_000_000))) + png_chunk(b"IEND", b"")
+    (tmp_path / "images" / "bomb.png").write_bytes(pixel)
+    odd = ("not.png", "print.jpg", "large.jpg", "long.png", "bomb.png")
+    others = [str(tmp_path / "images" / name) for name in odd]
     with Browser(require_chromium()) as browser:
         browser.open(served, width=360)
         browser.wait_for("document.body?.dataset.ready === 'yes'")
         browser.choose_files("#files", [*files, *others])
-        browser.wait_for("globalThis.answers.length === 13")
+        browser.wait_for("globalThis.answers.length === 15")
         answers = browser.evaluate("globalThis.answers")
         shown = browser.evaluate("document.querySelectorAll('#results > li').length")
         first = browser.evaluate("document.querySelector('#results li.first span').textContent")
@@ -115,13 +122,13 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     assert complaints == []
     assert all(url.startswith((served, f"blob:{served}")) for url in requests), requests
     assert any(url.endswith("model.onnx") for url in requests)
-    assert shown == 13
+    assert shown == 15
     assert first == answers[0]["predicted"]
     assert scripts == 0
     assert widest == 360
     tops = [max(answer["shares"]) for answer in answers[:10]]
     assert sum(top < 0.99 for top in tops) > 4, "answers that are sure of everything would prove little"
-    for path, answer in zip(files, answers, strict=False):
+    for path, answer in [*zip(files, answers, strict=False), *zip(others[3:], answers[13:], strict=True)]:
         with torch.inference_mode():
             logits = engine.classifier(engine.read(path)[None])
         wanted = logits.softmax(1)[0].numpy()
