@@ -95,7 +95,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict)
     if record.get("format") != FORMAT:
         found = printable(str(record.get("format", "no format")))[:40]
-        raise UserError(f"{path}: written in format {found!r}, which is not the one this program reads ({FORMAT}).")
+        raise UserError(f"{path}: written in format {found}, which is not the one this program reads ({FORMAT}).")
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)
     need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
