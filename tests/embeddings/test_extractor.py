@@ -47,7 +47,7 @@ def test_by_default_they_are_the_features_below_the_head(bundle: Path, images: t
 def test_of_a_stage_they_are_its_output_averaged_over_places(stage: str, images: torch.Tensor) -> None:
     model = settled_classifier(name="resnet10t")
     net = model.backbone.net
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
     module = net.get_submodule("maxpool" if stage == "stem" else stage)
     module.register_forward_hook(lambda module, given, output: seen.update(output=output))
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_a_model_in_training_gives_the_same_features_and_stays_as_it_is(images: 
     model = settled_classifier(name="resnet10t")
     expected = finetune.embed(model.eval(), images).features
     model.train()
-    model.backbone.net.layer1.eval()
+    model.backbone.net.get_submodule("layer1").eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     np.testing.assert_array_equal(finetune.embed(model, images).features, expected)

@@ -68,7 +68,8 @@ class Fake:
         self.left -= len(images)
         self.seen += images
         values = np.array([[hash_of(path, k) for k in range(3)] for path in images], dtype=np.float32)
-        return values / values.sum(1, keepdims=True)
+        probabilities: npt.NDArray[np.float32] = values / values.sum(1, keepdims=True)
+        return probabilities
 
 
 def hash_of(path: str, k: int) -> int:
