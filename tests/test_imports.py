@@ -98,3 +98,13 @@ def test_foreign_libraries_are_known_where_they_belong() -> None:
 def test_only_the_command_line_tunes_its_process() -> None:
     importers = {name for name, path in modules() if "finetune.process_tuning" in imports(path)}
     assert importers == {"cli", "commands/train", "commands/resume"}
+
+
+def test_what_builds_an_object_by_its_name_is_known_to_one_module() -> None:
+    builders = {"hydra.utils", "hydra.utils.instantiate", "hydra.utils.get_object", "hydra.utils.call", "pydoc"}
+    builders |= {"hydra.utils.get_class", "hydra.utils.get_method", "hydra._internal", "runpy"}
+    wrong = [name for name, path in modules() if imports(path) & builders and name != "config/trust"]
+    assert wrong == []
+    # from lists of ours: functions of the package, commands, sources of networks
+    by_name = [name for name, path in modules() if "import_module(" in path.read_text()]
+    assert sorted(by_name) == ["__init__", "cli", "config/trust", "models/backbone"]
