@@ -79,7 +79,7 @@ def test_the_network_is_the_same_to_the_bit_afterwards(end: str, words: Words, m
     # as a caller may have left it: one module training, one parameter frozen
     parts.classifier.head.train()
     next(parts.classifier.parameters()).requires_grad_(False)
-    monkeypatch.setattr("tests.training.test_lr_find.assemble", lambda config: parts)
+    monkeypatch.setattr("tests.training.test_lr_finder.assemble", lambda config: parts)
     before = state_of(parts)
     try:
         sweep, _ = swept(words(*JOB, *rough), highest=1e6 if end == "diverged" else 1e-1)
