@@ -1,16 +1,23 @@
 """Files that are either whole or not there: written beside their target, synced, renamed."""
 
 import contextlib
+import glob
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.distributed import process_lives
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error, file_of
 
 PART = ".part"
+_A_DAY = 86_400.0
+# without dots, which part the name of a file
+_HOST = socket.gethostname().replace(".", "_")
 
 
 @contextlib.contextmanager
@@ -25,8 +32,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         FileError: The system did not let it be written; nothing is left beside the target.
     """
     target = Path(target)
-    # the process number: two processes that write the same file must not write the same part
-    part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
+    with contextlib.suppress(OSError):
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*{PART}"):
+            _remove_abandoned(left)
+    # the process: two that write the same file must not write the same part
+    part = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{PART}")
     replaced = False
     try:
         make_folder(target.parent)
@@ -94,9 +104,21 @@ def write_json(target: str | Path, value: Any) -> None:
 
 
 def remove_parts(folder: str | Path) -> None:
-    """Remove what an interrupted write left behind below a folder."""
+    """Remove what interrupted writes left behind below a folder."""
     for part in Path(folder).rglob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+        _remove_abandoned(part)
+
+
+def _remove_abandoned(part: Path) -> None:
+    """Remove the part of a file whose process is gone; that of another machine, if nobody wrote to it for a day."""
+    host, _, number = part.name.removesuffix(PART).rpartition(".")[2].rpartition("-")
+    with contextlib.suppress(OSError):
+        if host in ("", _HOST):
+            gone = number.isdigit() and not process_lives(int(number))
+        else:
+            gone = time.time() - part.stat().st_mtime > _A_DAY
+        if gone:
+            part.unlink(missing_ok=True)
 
 
 def sync_folders(folder: str | Path) -> None:

@@ -1,10 +1,11 @@
 """From a configuration to the objects of a run. The only place that turns keys into arguments."""
 
 import inspect
+import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.file_lock import LOCK, FolderLock
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
@@ -32,7 +34,7 @@ _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_wo
 
 
 def choose_run_dir(config: Config) -> Path:
-    """The folder that a new run will make.
+    """The folder that a new run will make, as far as it can be told before; :func:`make_run_dir` makes it.
 
     A process that DDP started takes the folder of the process that started it.
 
@@ -52,19 +54,135 @@ def choose_run_dir(config: Config) -> Path:
         folder = Path(config.run_dir).expanduser()
         if not is_rank_zero():
             return folder
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(
-                f"run_dir='{config.run_dir}': must be new or empty. There is something in it already. "
-                f"Choose another, or go on with that run: finetune resume {config.run_dir}"
-            )
+        _must_be_empty(folder, config)
         return folder
     name = config.name or f"{config.data.source}-{config.backbone.name}-{config.schedule.name}"
-    base = Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name.replace('/', '_')}"
-    number, folder = 1, base
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+    return Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name.replace('/', '_')}"
+
+
+@contextmanager
+def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
+    """Make the folder of a new run, for this process alone while the block runs.
+
+    Of several processes that want the same folder one gets it. The processes that DDP started have it made by the first.
+
+    Args:
+        config: Of the run.
+        folder: From :func:`choose_run_dir`.
+
+    Yields:
+        The folder, with a number at its end where none was given and another process was faster.
+
+    Raises:
+        UserError: The folder that was given is another process's, or has something in it by now.
+    """
+    if not is_rank_zero():
+        yield folder
+        return
+    if config.run_dir:
+        name = f"run_dir='{config.run_dir}'"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{name}: cannot be made. {error.strerror}.") from error
+        with FolderLock(folder, name=name):
+            _must_be_empty(folder, config)
+            yield folder
+        return
+    for free in _numbered(folder):
+        try:
+            free.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"run_dir: {free} cannot be made. {error.strerror}. Choose another place: run_dir=DIR."
+            ) from error
+        with FolderLock(free, name=f"run_dir='{free}'"):
+            yield free
+        return
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    """A path, then the same with 2, 3, ... at its end."""
+    yield base
+    yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+
+
+def _must_be_empty(folder: Path, config: Config) -> None:
+    if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
+        raise UserError(
+            f"run_dir='{config.run_dir}': must be new or empty. There is something in it already. "
+            f"Choose another, or go on with that run: finetune resume {config.run_dir}"
+        )
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same configuration with the places of data and weights independent of the working directory.
+
+    A run is resumed, tested and reported from any directory, also after its folder has been moved.
+
+    Raises:
+        UserError: A place has a name that is no text in UTF-8, which the files of a run could not hold.
+    """
+    data, backbone, head = config.data, config.backbone, config.head
+    for key, place in (("data.root", data.root), ("data.path", data.path), ("run_dir", config.run_dir)):
+        for one in place if isinstance(place, list) else [place]:
+            _must_be_utf8(key, _absolute(str(one)) if one else "")
+    root = "data" if data.source == "torchvision" and data.root is None else data.root
+    if isinstance(root, str) and root:
+        root = _absolute(root)
+    elif isinstance(root, list):
+        root = [_absolute(str(one)) for one in root]
+    return replace(
+        config,
+        data=replace(data, root=root, path=data.path and _absolute(data.path)),
+        backbone=replace(
+            backbone, weights=_absolute(backbone.weights) if _is_path(backbone.weights) else backbone.weights
+        ),
+        head=replace(head, weights=head.weights and _absolute(head.weights)),
+    )
+
+
+def check_data_is_there(config: Config, *, command: str) -> None:
+    """Hold that the data of a run is where it was when the run began.
+
+    Args:
+        config: Of the run.
+        command: Takes ``data.root=`` or ``data.path=``, for the message.
+
+    Raises:
+        UserError: It is gone.
+    """
+    if config.data.source not in ("folder", "manifest", "huggingface"):
+        return
+    key = "root" if config.data.source == "folder" else "path"
+    value = getattr(config.data, key)
+    for place in value if isinstance(value, list) else [value]:
+        if place and not Path(place).expanduser().exists():
+            raise UserError(
+                f"data.{key}={str(place)!r}: not there any more. The run was made with the data at that place. If it has been "
+                f"moved, say where it is: {command} data.{key}={'DIR' if key == 'root' else 'PATH'}"
+            )
+
+
+def _must_be_utf8(key: str, path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{key}={path.encode('utf-8', 'backslashreplace').decode('utf-8')!r}: must be a name in UTF-8. It holds bytes that "
+            "are no such text. Rename the folder, or give a link to it with another name."
+        ) from None
+
+
+def _is_path(weights: str) -> bool:
+    looks_like_path = "/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
+    return looks_like_path and not weights.startswith("hub:")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def check_paths(config: Config, *, training: bool = True) -> None:
@@ -87,8 +205,7 @@ def check_paths(config: Config, *, training: bool = True) -> None:
         assert config.data.path is not None, "the configuration was checked"
         check_manifest(config.data.path)
     weights = config.backbone.weights
-    looks_like_path = "/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
-    if looks_like_path and not weights.startswith("hub:") and not Path(weights).expanduser().exists():
+    if _is_path(weights) and not Path(weights).expanduser().exists():
         raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
 
 

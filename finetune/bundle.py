@@ -1,20 +1,20 @@
 """The trained model as a folder of safetensors and JSON: what every command after training reads.
 
 ``model.json`` holds everything but numbers in bulk, ``model.safetensors`` the weights, ``head.safetensors`` the head alone,
-``README.md`` a model card. ``model.json`` is written last and names the hash of the weights, so a folder without it, or with
-other weights, is not a bundle. Nothing in it is a pickle.
+``README.md`` a model card. ``model.json`` is written last and names the hash of the weights and of itself, so a folder
+without it, or with other weights, is not a bundle; ``head.safetensors`` holds a digest of its own. Nothing in it is a pickle.
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
+from finetune.checksums import file_sha256 as file_sha256
 from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import FILE_KEYS, OWNED_KEYS, SOURCES
@@ -22,6 +22,7 @@ from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.size_limit import parameters_at_most
 from finetune.models.weights import save_head, state_hash
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
+from finetune.safetensors_writer import write_tensors
 from finetune.terminal import printable
 from finetune.versions import versions
 
@@ -30,6 +31,8 @@ MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors
 
 LARGEST_SIDE = 10_000_000
 REMEDY = "Get the whole folder again, or write it again with: finetune resume RUN"
+# key of model.json: SHA-256 of all the others
+DIGEST = "sha256"
 
 # key of model.json -> the type of its value; docs in `docs` of finetune.results
 _KEYS: dict[str, type] = {
@@ -43,12 +46,6 @@ _KEYS: dict[str, type] = {
     "training": dict,
     "versions": dict,
 }
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_bundle(
@@ -75,7 +72,7 @@ def save_bundle(
     (folder / MODEL_JSON).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
-        save_file(state, part)
+        write_tensors(part, state)
     backbone_hash = state_hash(classifier.backbone)
     save_head(
         folder / HEAD_WEIGHTS,
@@ -85,21 +82,25 @@ def save_bundle(
         multi_label=classifier.multi_label,
     )
     write_text(folder / CARD, card)
-    write_json(
-        folder / MODEL_JSON,
-        {
-            "format": FORMAT,
-            "model": classifier.describe(),
-            "stages": list(classifier.stages),
-            "backbone_hash": backbone_hash,
-            "weights_sha256": file_sha256(folder / MODEL_WEIGHTS),
-            "metrics": dict(metrics),
-            "data": dict(data),
-            "training": dict(training),
-            "versions": versions(),
-        },
-    )
+    values = {
+        "format": FORMAT,
+        "model": classifier.describe(),
+        "stages": list(classifier.stages),
+        "backbone_hash": backbone_hash,
+        "weights_sha256": file_sha256(folder / MODEL_WEIGHTS),
+        "metrics": dict(metrics),
+        "data": dict(data),
+        "training": dict(training),
+        "versions": versions(),
+    }
+    write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
     return folder
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """Digest of the contents of ``model.json``, without the digest that it holds itself."""
+    others = {key: value for key, value in values.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def find_bundle(path: str | Path) -> Path:
@@ -143,6 +144,13 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     problems = description_problems(values["model"])
     if problems:
         raise UserError(f"{path}: damaged. {shortened(problems)}. {REMEDY}")
+    # bundles from before it was kept have none
+    if DIGEST in values and values[DIGEST] != json_sha256(values):
+        raise UserError(
+            f"{path}: damaged. Its contents are not those that were written (their SHA-256 differs). Take a copy, or "
+            f"write it again: delete results.json of its run, then finetune resume RUN. If you changed it yourself, "
+            f"remove the key {DIGEST!r}."
+        )
     return values
 
 

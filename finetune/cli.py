@@ -13,6 +13,7 @@ from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import Interrupted, RunError, UserError, did_you_mean
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_rarely, skip_collection_at_exit
+from finetune.terminal import guarded_output, open_missing_streams
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 1 a run that failed, 2 a mistake of the user's; 130 is Ctrl-C, and a run that another signal stopped ends
     with 128 plus its number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
     """
+    with guarded_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in given or os.environ.get("FINETUNE_TRACEBACK", "") not in ("", "0")
     given = [word for word in given if word != "--traceback"]
@@ -181,6 +187,7 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
 
 def entry() -> NoReturn:
     """The installed command: :func:`main` as a process of its own."""
+    open_missing_streams()
     collect_garbage_rarely()
     status = main()
     skip_collection_at_exit()

@@ -47,6 +47,19 @@ def ignore_signals_to_the_group() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
 
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of that number on this machine; where the system cannot tell, it counts as there."""
+    if os.name == "nt":  # a signal of number 0 would be Ctrl-C there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextmanager
 def environment_restored() -> Iterator[None]:
     """What Lightning and a run write into the environment is gone after the block.

@@ -238,6 +238,7 @@ _MODEL: dict[str, Any] = {
     "stages[]": (str, "stages from the input to the head"),
     "backbone_hash": (str, "SHA-256 of the backbone's weights; head.safetensors is tied to it"),
     "weights_sha256": (str, "SHA-256 of the bytes of model.safetensors"),
+    "sha256": (str, "SHA-256 of all other keys: of json.dumps(others, sort_keys=True)"),
     **_under("data", _DATA),
     "training.seed": (int, "of all randomness"),
     "training.schedule": (str, "name of the schedule"),

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic_files import make_folder, write_json, write_text
+from finetune.atomic_files import make_folder, write_text
+from finetune.checksums import verify, write_checked_json
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
@@ -14,8 +15,8 @@ from finetune.safe_files import inside, need, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
 
-# 2: what was decided for `auto` is in it
-FORMAT = 2
+# 2: what was decided for `auto` is in it; 3: checksums of the run's files are kept
+FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
 
@@ -45,12 +46,12 @@ def create_run_folder(
 
     make_folder(run_dir)
     write_text(run_dir / CONFIG, config_yaml)
-    write_json(run_dir / PLAN, plan)
+    write_checked_json(run_dir / PLAN, plan)
     # which image was in which split; data=manifest data.path=RUN/split.csv gives the same splits again
     write_manifest(index, run_dir / "split.csv")
     if index.skipped:
         write_skipped(index, run_dir / "skipped.csv")
-    write_json(
+    write_checked_json(
         run_dir / RECORD,
         {
             "format": FORMAT,
@@ -99,7 +100,14 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)
     need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
+    verify(path)
     return record
+
+
+def files_read_back(run_dir: Path) -> list[Path]:
+    """The files of a run, beside checkpoints, that a resumed run reads; each has a checksum."""
+    patterns = (RECORD, PLAN, "results.json", "final.safetensors", "phases/*/result.json", "phases/*/start.safetensors")
+    return [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
 
 
 def differences(then: Any, now: Any, path: str = "") -> list[str]:

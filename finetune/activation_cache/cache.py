@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.activation_cache.device_rows import DeviceRows, room_on
 from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import CachePolicy
-from finetune.activation_cache.store import Entry, Layout, opened
+from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
 from finetune.data.datamodule import ImageDataModule, ViewRequest
 from finetune.data.image_source import Source, read_by
 from finetune.data.sampling import Rows, key, shuffled
@@ -122,8 +122,9 @@ class ActivationStore:
         entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
         if entry is None:
             raise RunError(
-                f"cache: {layout.bytes / 1e6:.0f} MB of activations find no room any more. Make room, or point "
-                "FINETUNE_CACHE at another disk, and go on with: finetune resume RUN"
+                f"cache: {why_unusable() or f'{layout.bytes / 1e6:.0f} MB of activations find no room any more'}. This run "
+                "began with cached activations, and its result depends on them. Make room, or point FINETUNE_CACHE at another "
+                "folder, and go on with: finetune resume RUN"
             )
         return entry
 

@@ -41,7 +41,7 @@ from typing import Any
 
 import torch
 
-from finetune.activation_cache.store import features_folder, free_bytes
+from finetune.activation_cache.store import free_bytes, why_unusable
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -188,8 +188,8 @@ def _choose(
         return no("nothing is frozen in front of what trains", explicit)
     if phase.mixup or phase.cutmix:
         return no("mixup and cutmix mix pixels, which a cached activation has no more", explicit)
-    if features_folder() is None:
-        return no("FINETUNE_CACHE=off", explicit)
+    if unusable := why_unusable():
+        return no(unusable, explicit)
     once = phase.epochs == 1 and phase.solver == "gradient" and not phase.lr_trials
     if phase.cache == "auto" and once and not lends:
         return no("one epoch looks at each image once")

@@ -1,11 +1,10 @@
-"""Tensors on disk, one row an image: computed in chunks by one or several processes, checked when opened, kept by size.
+"""Tensors on disk, one row an image: computed in chunks by one or several processes, checked at every read, kept by size.
 
-A folder of the cache is one entry: ``meta.json`` says what it holds, ``data.bin`` the rows, ``chunks.bin`` which of them
-are written and their checksums. A chunk is claimed by a lock that the system takes back when its process dies, so
+A folder of the cache is one entry: ``meta.json`` says what it holds, ``data.bin`` the rows, ``rows.bin`` the checksum of each,
+``chunks.bin`` which chunks are written. A chunk is claimed by a lock that the system takes back when its process dies, so
 processes share the work without talking to each other, and a half-done entry is gone on with.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,7 +14,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,45 @@ import numpy.typing as npt
 
 from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
-from finetune.errors import FileError
+from finetune.errors import FileError, RunError
 from finetune.file_errors import file_error, file_of
+from finetune.file_lock import lock_byte, unlock_byte
 from finetune.safe_files import need, read_bytes, read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
-META, DATA, CHUNKS, USED, LOCK = "meta.json", "data.bin", "chunks.bin", "used", "lock"
+META, DATA, ROWS, CHUNKS, USED, LOCK = "meta.json", "data.bin", "rows.bin", "chunks.bin", "used", "lock"
 # what a row means must not be read out of files of another version
-VERSION = 1
-_CHUNK_TYPE = np.dtype([("crc", np.uint32), ("written", np.uint32)])
+VERSION = 2
+_CRC_TYPE, _WRITTEN_TYPE = np.dtype(np.uint32), np.dtype(np.uint8)
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def features_folder() -> Path | None:
     """Where entries lie, or None where ``FINETUNE_CACHE=off`` says that the user wants no cache."""
     return cache_folder("features")
+
+
+def why_unusable() -> str:
+    """Why there can be no cache, for the plan; empty where there can be one."""
+    base = features_folder()
+    if base is None:
+        return "FINETUNE_CACHE=off"
+    if fcntl is None:
+        return "this system has no locks of the kind that the cache needs"
+    at = base
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    if not at.is_dir():
+        return f"{base} cannot be a folder: {at} is a file"
+    if not os.access(at, os.W_OK | os.X_OK):
+        return f"{at} cannot be written; FINETUNE_CACHE=DIR names another place"
+    return ""
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:
@@ -115,7 +137,10 @@ class Entry:
             self._data: npt.NDArray[np.uint8] = np.memmap(
                 folder / DATA, np.uint8, "r+", shape=(layout.rows, layout.row_bytes)
             )
-            self._chunks: npt.NDArray[np.void] = np.memmap(folder / CHUNKS, _CHUNK_TYPE, "r+", shape=(layout.chunks,))
+            self._crcs: npt.NDArray[np.uint32] = np.memmap(folder / ROWS, _CRC_TYPE, "r+", shape=(layout.rows,))
+            self._written: npt.NDArray[np.uint8] = np.memmap(
+                folder / CHUNKS, _WRITTEN_TYPE, "r+", shape=(layout.chunks,)
+            )
         except BaseException:
             os.close(self._lock)
             raise
@@ -143,24 +168,25 @@ class Entry:
     def _fits(self) -> bool:
         try:
             meta = read_json(self.folder / META, dict)
-            for name in (DATA, CHUNKS):
+            for name in (DATA, ROWS, CHUNKS):
                 # what is written into must be the cache's own, and no link to a file elsewhere
                 if not stat.S_ISREG((self.folder / name).lstat().st_mode):
                     return False
-            sizes = ((self.folder / DATA).stat().st_size, (self.folder / CHUNKS).stat().st_size)
+            sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
         except FileError as error:
             log.warning("warning: %s What the cache holds there is computed again.", error)
             return False
         except (OSError, ValueError):
             return False
-        wanted = (self.layout.bytes, self.layout.chunks * _CHUNK_TYPE.itemsize)
+        wanted = (self.layout.bytes, self.layout.rows * _CRC_TYPE.itemsize, self.layout.chunks)
         return bool(meta.get("layout") == self.layout.to_plain() and sizes == wanted)
 
     def _begin(self, about: Mapping[str, Any]) -> None:
         for name in (META, CHUNKS, DATA):
             (self.folder / name).unlink(missing_ok=True)
         try:
-            (self.folder / CHUNKS).write_bytes(bytes(self.layout.chunks * _CHUNK_TYPE.itemsize))
+            (self.folder / CHUNKS).write_bytes(bytes(self.layout.chunks))
+            (self.folder / ROWS).write_bytes(bytes(self.layout.rows * _CRC_TYPE.itemsize))
             with (self.folder / DATA).open("wb") as file:
                 # room is taken now: a disk that is too full is found before anything is computed
                 if hasattr(os, "posix_fallocate"):
@@ -169,24 +195,25 @@ class Entry:
                     file.truncate(self.layout.bytes)
             write_json(self.folder / META, {"layout": self.layout.to_plain(), "about": dict(about)})
         except BaseException:
-            for name in (META, CHUNKS, DATA):
+            for name in (META, CHUNKS, ROWS, DATA):
                 (self.folder / name).unlink(missing_ok=True)
             raise
 
     def _check(self) -> None:
         """Chunks whose bytes are not those that were written count as not written."""
-        for chunk in np.flatnonzero(self._chunks["written"]):
-            if self._chunks["crc"][chunk] != self._crc(int(chunk)):
-                self._chunks["written"][chunk] = 0
+        for chunk in np.flatnonzero(self._written):
+            rows = self.layout.rows_of(int(chunk))
+            if self._wrong(range(rows.start, rows.stop), self._data[rows.start : rows.stop]):
+                self._written[chunk] = 0
 
-    def _crc(self, chunk: int) -> int:
-        rows = self.layout.rows_of(chunk)
-        return zlib.crc32(self._data[rows.start : rows.stop].tobytes())
+    def _wrong(self, rows: Iterable[int], values: npt.NDArray[np.uint8]) -> list[int]:
+        """The rows whose bytes are not those that were written."""
+        return [row for row, value in zip(rows, values, strict=True) if zlib.crc32(value) != self._crcs[row]]
 
     @property
     def missing(self) -> list[int]:
         """Chunks that nobody has written yet."""
-        return [int(chunk) for chunk in np.flatnonzero(self._chunks["written"] == 0)]
+        return [int(chunk) for chunk in np.flatnonzero(self._written == 0)]
 
     def claim(self, chunk: int, *, wait: bool = False) -> bool:
         """Take a chunk to compute it; False where it is written, or another process is at it.
@@ -195,18 +222,15 @@ class Entry:
             chunk: Its number.
             wait: Wait until the other process has written it or has died.
         """
-        how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:
-            fcntl.lockf(self._lock, how, 1, chunk)
-        except OSError:
+        if not lock_byte(self._lock, chunk, wait=wait):
             return False
-        if self._chunks["written"][chunk]:
+        if self._written[chunk]:
             self._unclaim(chunk)
             return False
         return True
 
     def _unclaim(self, chunk: int) -> None:
-        fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, chunk)
+        unlock_byte(self._lock, chunk)
 
     def claimed(self, *, wait: bool = False) -> Iterator[int]:
         """Claims chunk after chunk of those that nobody has written.
@@ -231,18 +255,41 @@ class Entry:
         """
         rows = self.layout.rows_of(chunk)
         self._data[rows.start : rows.stop] = values
-        self._chunks["crc"][chunk] = zlib.crc32(values.tobytes())
-        self._chunks["written"][chunk] = 1
+        self._crcs[rows.start : rows.stop] = [zlib.crc32(value) for value in np.ascontiguousarray(values)]
+        self._written[chunk] = 1
         self._unclaim(chunk)
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Bytes of some rows (len(rows), row bytes), copied."""
+        """Bytes of some rows (len(rows), row bytes), copied and compared with their checksums.
+
+        Raises:
+            RunError: The file has been changed since they were written; what is wrong counts as not written.
+        """
+        try:
+            length = (self.folder / DATA).stat().st_size
+        except OSError as error:
+            raise self._changed(error.strerror or str(error)) from error
+        if length != self.layout.bytes:
+            # reading behind the end of a mapped file would kill the process
+            raise self._changed("its length is another")
         values: npt.NDArray[np.uint8] = self._data[rows]
+        wrong = self._wrong(rows.tolist(), values)
+        if wrong:
+            for chunk in range(self.layout.chunks):
+                if not set(self.layout.rows_of(chunk)).isdisjoint(wrong):
+                    self._written[chunk] = 0
+            raise self._changed(f"row {wrong[0]} is not what was written")
         return values
+
+    def _changed(self, what: str) -> RunError:
+        return RunError(
+            f"{self.folder / DATA}: changed or damaged while it was in use; {what}. It is computed again at the next start. "
+            "Go on with: finetune resume RUN"
+        )
 
     def flush(self) -> None:
         """To the disk."""
-        for array, name in ((self._data, DATA), (self._chunks, CHUNKS)):
+        for array, name in ((self._data, DATA), (self._crcs, ROWS), (self._written, CHUNKS)):
             assert isinstance(array, np.memmap)
             try:
                 array.flush()
@@ -279,7 +326,7 @@ def listed(base: Path | None = None) -> list[Listed]:
             used = (folder / USED).stat().st_mtime if (folder / USED).exists() else folder.stat().st_mtime
             meta = read_json(folder / META, dict)
             need(meta, {"about": dict, "layout": dict}, name=str(folder / META))
-            complete = bool(np.frombuffer(read_bytes(folder / CHUNKS), _CHUNK_TYPE)["written"].all())
+            complete = bool(np.frombuffer(read_bytes(folder / CHUNKS), _WRITTEN_TYPE).all())
         except NotADirectoryError:
             continue
         except (OSError, ValueError):

@@ -1,6 +1,7 @@
 """``finetune evaluate``: test a trained run, on its own test split or on any data."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,22 +36,27 @@ def run(argv: Sequence[str]) -> int:
     import numpy as np
 
     from finetune.atomic_files import write_json
-    from finetune.build import build_source, check_paths
+    from finetune.build import build_source, check_data_is_there, check_paths
     from finetune.inference.evaluate import evaluate
     from finetune.inference.reading import reading_of
     from finetune.metrics import in_words
 
+    if not given.overrides:
+        check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
     check_paths(config, training=not given.overrides)
     classifier = load_bundle(given.run)
     config.input.channels = classifier.input_spec.channels
     read_alike(config, given.overrides, reading_of(given.run))
-    if given.overrides and config.data.source == "folder":
+    moved = _moved_data(given.run, config, given.overrides)
+    if moved is not None:
+        source: Source = moved
+    elif given.overrides and config.data.source == "folder":
         # another folder is all test data, unless it names its splits
         from finetune.data.evaluation import evaluation_folder
 
         data = config.data
         limits = {} if data.max_pixels is None else {"max_pixels": data.max_pixels}
-        source: Source = evaluation_folder(
+        source = evaluation_folder(
             root=data.root,
             channels=classifier.input_spec.channels,
             on_unreadable=data.on_unreadable,
@@ -72,6 +78,22 @@ def run(argv: Sequence[str]) -> int:
     if given.output:
         write_json(given.output, metrics)
     return 0
+
+
+def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":
+    """The data that the run was made with, where ``data.root`` or ``data.path`` says only that it lies elsewhere now."""
+    from finetune.build import build_source
+    from finetune.bundle import find_bundle, read_model_json
+
+    if not overrides or not all(word.startswith(("data.root=", "data.path=")) for word in overrides):
+        return None
+    try:
+        source = build_source(config)
+    except UserError:
+        # other data, which nothing can be trained on
+        return None
+    made_with = read_model_json(find_bundle(run))["data"].get("fingerprint")
+    return source if source.index.fingerprint() == made_with else None
 
 
 def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:

@@ -106,7 +106,14 @@ def task(config: Config, *, options: Options) -> int:
     config = replace(config, trainer={**config.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"})
     # how it was asked for, as the composing has left it: the program, the command, the rest
     words = sys.argv[2:]
-    from finetune.build import assemble, choose_run_dir, loss_of, optimizer_factory, trainer_factory
+    from finetune.build import (
+        assemble,
+        choose_run_dir,
+        loss_of,
+        make_run_dir,
+        optimizer_factory,
+        trainer_factory,
+    )
     from finetune.commands.train import decide, quiet_lightning, say
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
@@ -139,7 +146,8 @@ def task(config: Config, *, options: Options) -> int:
         )
     if sweep.diverged:
         say(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
-    tell(sweep, config=config, number=number, words=words, folder=folder)
+    with make_run_dir(config, folder) as made:
+        tell(sweep, config=config, number=number, words=words, folder=made)
     return 0
 
 

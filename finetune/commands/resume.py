@@ -1,18 +1,24 @@
 """``finetune resume``: go on where a run stopped, to the same bits as if it had not."""
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.config import from_yaml, to_plain
+from finetune.atomic_files import write_text
+from finetune.build import check_data_is_there, with_absolute_paths
+from finetune.config import check_overrides, from_yaml, to_config, to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
+from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
+from finetune.file_lock import FolderLock
 from finetune.files import REPORT
 from finetune.process_tuning import release_freed_blocks
 
 USAGE = """\
-usage: finetune resume RUN [--anyway] [--trust]
+usage: finetune resume RUN [key=value ...] [--anyway] [--trust]
 
 Go on where a run stopped. Weights, metrics and predictions come out as those of the uninterrupted run.
 A run whose configuration, data or program version has changed since is refused, with the difference named;
@@ -20,7 +26,24 @@ A run whose configuration, data or program version has changed since is refused,
 
 A run folder is data: of what its configuration names, optimizers, local loggers and callbacks of torch, timm and Lightning
 are built. A run that names other classes, contacts an address or holds links out of its folder is refused with a list of
-them; --trust shows the list and goes on."""
+them; --trust shows the list and goes on.
+
+What the result does not depend on may be given anew, and is kept for the next time:
+  data.root=DIR, data.path=PATH      where the data lies now
+  data.num_workers=4                 the result stays the same to the bit
+  trainer.devices=2, trainer.num_nodes=2, trainer.accelerator=gpu, trainer.strategy=ddp
+                                     the same but for rounding, dropout and mixup"""
+
+# what a resumed run may have otherwise than the run had at its start -> what that means for the result
+FREE = {
+    "data.root": "the data must be the same, which is checked",
+    "data.path": "the data must be the same, which is checked",
+    "data.num_workers": "the result does not depend on it",
+    **dict.fromkeys(
+        ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),
+        "sums are taken in another order, and dropout and mixup draw anew in each process",
+    ),
+}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,12 +51,19 @@ def run(argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
         print(USAGE)
         return 0
-    words = [word for word in argv if word not in ("--anyway", "--trust")]
+    overrides = [word for word in argv[1:] if "=" in word and not word.startswith("-")]
+    words = [word for word in argv if word not in ("--anyway", "--trust", *overrides)]
     if len(words) != 1 or words[0].startswith("-"):
         raise UserError(
             f"finetune resume: needs one RUN. Given: {' '.join(argv) or 'nothing'}.\n{USAGE.splitlines()[0]}"
         )
-    resume(Path(words[0]).expanduser(), anyway="--anyway" in argv, trust="--trust" in argv, tune_process=True)
+    resume(
+        Path(words[0]).expanduser(),
+        anyway="--anyway" in argv,
+        trust="--trust" in argv,
+        overrides=overrides,
+        tune_process=True,
+    )
     if "finetune.training.companions" in sys.modules:
         from finetune.training.companions import end_companions
 
@@ -46,6 +76,7 @@ def resume(
     *,
     anyway: bool = False,
     trust: bool = False,
+    overrides: Sequence[str] = (),
     typed: Config | None = None,
     tune_process: bool = False,
 ) -> None:
@@ -56,17 +87,23 @@ def resume(
         anyway: Go on with other versions of the program or its libraries.
         trust: Build whatever its configuration names; see :mod:`finetune.config.trust`.
         typed: A configuration that the user typed on this command line. A run of the same may name what that one names.
+        overrides: New values of settings in :data:`FREE`.
         tune_process: Change this process's garbage collection and allocator for speed; only the command line does.
 
     Raises:
         UserError: The folder is no run, something that its result depends on has changed, or it names what only the user
             may name.
     """
-    from finetune.commands.train import execute, say
-    from finetune.run_folder import CONFIG, differences, read_run_record
+    from finetune.checksums import require_checksums, verify
+    from finetune.commands.train import say
+    from finetune.run_folder import CONFIG, differences, files_read_back, read_run_record
 
     record = read_run_record(run_dir)
     config = from_yaml(run_dir / CONFIG)
+    require_checksums(files_read_back(run_dir))
+    if is_rank_zero():
+        for path in files_read_back(run_dir):
+            verify(path)
     if (run_dir / "results.json").is_file():
         say(f"This run is finished; nothing is left to do. Its results: {run_dir / 'results.json'}")
         if config.report and not (run_dir / REPORT).is_file():
@@ -74,13 +111,33 @@ def resume(
 
             say(f"report: {write_from_files(run_dir, config)}")
         return
-    _refuse(
-        run_dir, f"{CONFIG} has been edited", differences(_comparable(record["config"]), _comparable(to_plain(config)))
-    )
-
-    ours = typed is not None and _comparable(to_plain(typed)) == _comparable(to_plain(config))
+    config = _changed(config, overrides)
+    then, now = _comparable(record["config"]), _comparable(to_plain(config))
+    _refuse(run_dir, f"{CONFIG} has been edited", differences(then, now))
+    ours = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
     for line in require_trust(run_dir, config, trust=trust, typed=ours):
         say(f"trusted: {line}")
+    if not is_rank_zero():
+        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or ours, tune_process=tune_process)
+        return
+    with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
+        if (run_dir / "results.json").is_file():
+            say(f"This run has just been finished by another process. Its results: {run_dir / 'results.json'}")
+            return
+        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or ours, tune_process=tune_process)
+
+
+def _go_on(
+    run_dir: Path, record: dict[str, Any], config: Config, *, anyway: bool, trusted: bool, tune_process: bool
+) -> None:
+    from finetune.commands.train import execute, say
+    from finetune.run_folder import CONFIG, differences
+
+    check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
+    for key, meaning in FREE.items():
+        before, after = _value(record["config"], key), _value(to_plain(config), key)
+        if before != after:
+            say(f"{key}: {before} -> {after} ({meaning})")
 
     from finetune.versions import versions
 
@@ -99,10 +156,10 @@ def resume(
         worker_init=release_freed_blocks if tune_process else None,
     )
     index = parts.source.index
-    now = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}
-    if now != record["data"]:
+    data = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}
+    if data != record["data"]:
         detail = differences(
-            {k: v for k, v in record["data"].items() if k != "fingerprint"}, now | {"fingerprint": None}
+            {k: v for k, v in record["data"].items() if k != "fingerprint"}, data | {"fingerprint": None}
         )
         detail = [line for line in detail if not line.startswith("fingerprint")]
         _refuse(run_dir, "the data has changed", detail or ["files were renamed, or their contents are others"])
@@ -114,13 +171,51 @@ def resume(
             f"This run was begun with {record['threads']} threads and goes on with {torch.get_num_threads()}: sums are "
             "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
         )
+    if is_rank_zero():
+        # the next resume needs to be given nothing
+        write_text(run_dir / CONFIG, to_yaml(config))
     say(f"resuming: {run_dir}")
-    execute(config, parts, run_dir, trusted=trust or ours, tune_process=tune_process)
+    execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process)
 
 
-def _comparable(config: dict[str, object]) -> dict[str, object]:
-    """A configuration without where the run lies: a run folder may be moved."""
-    return {key: value for key, value in config.items() if key != "run_dir"}
+def _changed(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with what was given anew.
+
+    Raises:
+        UserError: Something was given that the result depends on, or that is no setting.
+    """
+    if not overrides:
+        return config
+    fixed = [word for word in overrides if word.lstrip("+").partition("=")[0] not in FREE]
+    if fixed:
+        raise UserError(
+            f"{fixed[0]}: cannot be changed in a run that has begun. The result depends on it. What can: {', '.join(FREE)}. "
+            "For anything else start a new run."
+        )
+    check_overrides(overrides)
+    from omegaconf import OmegaConf
+
+    given = OmegaConf.from_dotlist([word.lstrip("+") for word in overrides])
+    return with_absolute_paths(to_config(OmegaConf.merge(OmegaConf.create(to_plain(config)), given)))
+
+
+def _placeless(config: Config) -> dict[str, Any]:
+    """A configuration without the run's folder, which may have been moved."""
+    return {key: value for key, value in to_plain(config).items() if key != "run_dir"}
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    return config[section].get(name)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without where the run and its data lie, and what else may change."""
+    kept = {key: dict(value) if key in ("data", "trainer") else value for key, value in config.items()}
+    for key in FREE:
+        section, _, name = key.partition(".")
+        kept[section].pop(name, None)
+    return {key: value for key, value in kept.items() if key != "run_dir"}
 
 
 def _refuse(run_dir: Path, what: str, found: list[str]) -> None:

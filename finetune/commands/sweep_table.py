@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import write_json, write_text
+from finetune.checksums import verify
 from finetune.config import to_config
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
+from finetune.terminal import GuardedStream
 
 JOBS, TABLE = "jobs", "sweep.csv"
 _MEASURED = ("val", "test", "seconds")
@@ -40,8 +42,6 @@ class Watch:
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Keep the folder, and refuse what would fail or mislead job after job."""
         folder = Path(str(config.hydra.sweep.dir)).absolute()
-        if (folder / JOBS).exists():
-            raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.")
         if config.get("run_dir"):
             raise Refused(
                 f"run_dir={config.run_dir}: the runs of a sweep cannot share a folder. hydra.sweep.dir=DIR chooses the "
@@ -61,6 +61,13 @@ class Watch:
                 f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
                 f"{'less' if wanted == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={wanted}."
             )
+        try:
+            # made here and now: of two sweeps that want one folder, one gets it
+            (folder / JOBS).mkdir(parents=True)
+        except FileExistsError:
+            raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.") from None
+        except OSError as error:
+            raise Refused(f"hydra.sweep.dir={folder}: cannot be made. {error.strerror}.") from error
         Watch.folder = folder
         print(f"sweep: {folder}", flush=True)
 
@@ -160,7 +167,7 @@ class Job:
         if os.getpid() == self.starter:
             yield
             return
-        with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(GuardedStream(file, str(log))):
             yield
 
 
@@ -169,6 +176,7 @@ def _measured(composed: Any) -> dict[str, float]:
     file = Path(composed.run_dir) / "results.json"
     if not file.is_file():
         return {}
+    verify(file)
     results = json.loads(file.read_text(encoding="utf-8"))
     found = {split: results[split].get("acc") for split in ("val", "test")}
     found["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))

@@ -16,8 +16,10 @@ from finetune.build import (
     choose_run_dir,
     imbalance,
     loss_of,
+    make_run_dir,
     optimizer_factory,
     trainer_factory,
+    with_absolute_paths,
 )
 from finetune.commands.hydra_job import run_composed
 from finetune.config import to_plain, to_yaml
@@ -27,6 +29,7 @@ from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
+from finetune.terminal import escape
 
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
@@ -63,7 +66,8 @@ def task(config: Config) -> int:
 def say(line: str) -> None:
     """To the user at once, also through a pipe."""
     if is_rank_zero():
-        print(line, flush=True)
+        # here too: in place of the guarded output a progress bar has a stream of its own
+        print(escape(line), flush=True)
 
 
 def train(config: Config, *, tune_process: bool = False) -> "RunResult":
@@ -77,24 +81,26 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
 
     compiles(config.compile)
     run_dir = choose_run_dir(config)
+    config = with_absolute_paths(config)
     parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None)
     from finetune.run_folder import create_run_folder
     from finetune.training.plan import build_plan
 
-    if is_rank_zero():
-        precision, caches = decide(config, parts)
-        create_run_folder(
-            run_dir,
-            config=to_plain(config),
-            config_yaml=to_yaml(config),
-            model=parts.classifier.describe(),
-            index=parts.source.index,
-            plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
-            decided={"precision": precision.name, "caches": [choice.to_plain() for choice in caches]},
-        )
-        say(f"precision: {precision.name} ({precision.why})")
-    say(f"run: {run_dir}")
-    return execute(config, parts, run_dir, trusted=True, tune_process=tune_process)
+    with make_run_dir(config, run_dir) as run_dir:
+        if is_rank_zero():
+            precision, caches = decide(config, parts)
+            create_run_folder(
+                run_dir,
+                config=to_plain(config),
+                config_yaml=to_yaml(config),
+                model=parts.classifier.describe(),
+                index=parts.source.index,
+                plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
+                decided={"precision": precision.name, "caches": [choice.to_plain() for choice in caches]},
+            )
+            say(f"precision: {precision.name} ({precision.why})")
+        say(f"run: {run_dir}")
+        return execute(config, parts, run_dir, trusted=True, tune_process=tune_process)
 
 
 def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
@@ -231,7 +237,8 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
         if is_rank_zero():
             # where that cannot be written, the message itself still can
             with suppress(OSError):
-                (run_dir / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                told = escape("".join(traceback.format_exception(error)))
+                (run_dir / "error.log").write_text(told, encoding="utf-8")
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
@@ -246,7 +253,7 @@ def _failed(error: FileError, run_dir: Path) -> FileError:
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
     """A warning as one line, without the place in the source that raised it; once, however many processes there are."""
     if is_rank_zero():
-        print(f"warning: {message}", file=sys.stderr, flush=True)
+        print(escape(f"warning: {message}"), file=sys.stderr, flush=True)
 
 
 @contextmanager

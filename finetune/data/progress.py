@@ -3,6 +3,8 @@
 import sys
 import time
 
+from finetune.terminal import overwrite
+
 
 class Progress:
     """Counts what is done; after two seconds it says so twice a second, on standard error if that is a terminal.
@@ -25,10 +27,10 @@ class Progress:
         if time.monotonic() < self._next or not sys.stderr.isatty():
             return
         of = f" of {self.total:,}" if self.total else ""
-        print(f"\r{self.what}: {self.done:,}{of}", end="", file=sys.stderr, flush=True)
+        overwrite(f"{self.what}: {self.done:,}{of}")
         self._shown, self._next = True, time.monotonic() + 0.5
 
     def close(self) -> None:
         """End the line, if there is one."""
         if self._shown:
-            print(f"\r{self.what}: {self.done:,}, done", file=sys.stderr)
+            overwrite(f"{self.what}: {self.done:,}, done", end="\n")

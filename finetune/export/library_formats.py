@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.atomic_files import atomic_path, write_json
@@ -20,6 +19,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
+from finetune.safetensors_writer import write_tensors
 
 WEIGHTS = "model.safetensors"
 WITHOUT_TIMM = "without_timm"
@@ -252,7 +252,7 @@ def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
 
 def _save(state: dict[str, Tensor], folder: Path) -> None:
     with atomic_path(folder / WEIGHTS) as part:
-        save_file(state, part, metadata={"format": "pt"})
+        write_tensors(part, state, metadata={"format": "pt"})
 
 
 def _renamed_head(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, TaskProgressColumn, TextColumn
 
+from finetune.terminal import unguarded
+
 
 @contextmanager
 def image_progress(done: int) -> Iterator[Callable[[int], None]]:
@@ -19,6 +21,6 @@ def image_progress(done: int) -> Iterator[Callable[[int], None]]:
         A function that is told how many more images are done.
     """
     columns = (TextColumn("{task.completed:,} images"), TaskProgressColumn(show_speed=True))
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(file=unguarded(sys.stderr)), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=None, completed=done)
         yield lambda count: progress.advance(task, count)

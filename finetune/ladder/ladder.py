@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble, check_paths, trainer_factory
+from finetune.checksums import verify
 from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train
 from finetune.config import compose
@@ -110,6 +111,8 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                 else:
                     _clear_unbegun(run_dir)
                     train(typed)
+        for name in ("results.json", "plan.json"):
+            verify(run_dir / name)
         found.append({"seed": seed, **_measured(run_dir)})
         say(
             f"{rung:10} seed {seed}  val {found[-1]['val']:.4f}  test {found[-1]['test']:.4f}  "

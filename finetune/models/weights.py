@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
@@ -20,6 +19,7 @@ from finetune.models.heads import Head, build_head
 from finetune.models.size_limit import parameters_at_most
 from finetune.safe_files import check_regular, check_zip, load_tensors, need, parse_json, tensor_shapes
 from finetune.safe_files import read_json as read_json_file
+from finetune.safetensors_writer import write_tensors
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_KEY = "finetune"
+# inside that entry: SHA-256 of the tensors and of the rest of the entry
+DIGEST_KEY = "sha256"
 FORMAT_VERSION = 1
 # the averaged weights first: where a file holds both, they are what its author evaluated
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
@@ -49,6 +51,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     name = f"backbone.weights='{path}'"
     if path.suffix == ".safetensors":
         content: Any = load_tensors(path, name=name)
+        check_digest(name, content, metadata_entry(path))
     else:
         check_zip(path, name=name)
         try:
@@ -193,10 +196,47 @@ def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file whole or not at all, with a JSON entry ``finetune`` in its metadata."""
+    """Write a safetensors file whole or not at all, with a JSON entry ``finetune`` in its metadata.
+
+    The entry holds a digest of itself and of the tensors, which :func:`check_digest` compares when the file is read.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    entry = {**metadata, DIGEST_KEY: _digest(tensors, metadata)}
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+        write_tensors(part, tensors, metadata={METADATA_KEY: json.dumps(entry, sort_keys=True)})
+
+
+def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(f"{state_hash(state)}{json.dumps(dict(metadata), sort_keys=True)}".encode()).hexdigest()
+
+
+def metadata_entry(path: str | Path) -> str | None:
+    """The ``finetune`` entry of a safetensors file's metadata, as it stands there."""
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(METADATA_KEY)
+
+
+def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> None:
+    """Compare the contents of a safetensors file with its own digest; a file without one passes.
+
+    Args:
+        name: Of the file, for the message.
+        state: All its tensors.
+        entry: The ``finetune`` entry of its metadata, as it stands there.
+
+    Raises:
+        UserError: The file is not the one that was written.
+    """
+    try:
+        metadata = json.loads(entry or "{}")
+    except ValueError as error:
+        raise UserError(f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is no JSON. {error}.") from None
+    wanted = metadata.pop(DIGEST_KEY, None) if isinstance(metadata, dict) else None
+    if wanted is not None and wanted != _digest(state, metadata):
+        raise UserError(
+            f"{name}: damaged. Its tensors or its metadata are not those that were written (their SHA-256 differs). "
+            "Take a copy, or export it again."
+        )
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -320,6 +360,7 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], m
         with parameters_at_most(numbers, name=name):
             head = build_head(**metadata["head"])
         state = load_tensors(path, name=name)
+        check_digest(name, state, metadata_entry(path))
         head.load_state_dict(state)
     except (TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError) and name in str(error):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from finetune.checksums import verify
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 
@@ -28,6 +29,8 @@ def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, f
         UserError: A file is damaged, or of another network.
     """
     pairs = [*itertools.pairwise(files), (files[0], files[-1])]
+    for path in files:
+        verify(path)
     try:
         return [_between(classifier, before, after) for before, after in pairs]
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.checksums import verify
 from finetune.errors import UserError, shortened
 from finetune.files import EVALUATION, RESULTS, RESULTS_MULTI_LABEL, check_fields
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, need, parse_json, read_text
@@ -121,6 +122,7 @@ def read_run(run: str | Path) -> RunFiles:
 
 
 def _text(path: Path) -> str:
+    verify(path)
     return read_text(inside(path.parent, path.name), largest=LARGEST_JSON)
 
 
@@ -178,6 +180,7 @@ def _number(cell: str) -> Any:
 def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     if not os.path.lexists(path):
         return {}
+    verify(path)
     loaded = {name: tensor.numpy() for name, tensor in load_tensors(inside(path.parent, path.name)).items()}
     broken = [name for name, array in loaded.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if broken:

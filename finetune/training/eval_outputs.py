@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
-from finetune.atomic_files import atomic_path
+from finetune.checksums import checked_path
+from finetune.safetensors_writer import write_tensors
 
 # images whose embeddings are kept: as many as a map of them can show
 EMBEDDED = 2000
@@ -83,5 +83,5 @@ def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
 def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     """Write what was collected; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
     tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
-    with atomic_path(path) as part:
-        save_file(tensors, part)
+    with checked_path(path) as part:
+        write_tensors(part, tensors)

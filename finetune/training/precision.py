@@ -1,5 +1,6 @@
 """``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
 
+import contextlib
 import logging
 import platform
 import time
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
+from finetune.checksums import CHECKSUMS, verify, write_checked_json
 from finetune.errors import FileError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -81,14 +82,18 @@ def _known_gain(classifier: Classifier) -> float:
     known: dict[str, float] = {}
     if file is not None:
         try:
+            verify(file)
             known = {str(key): float(value) for key, value in read_json(file, dict).items()}
         except (OSError, ValueError, AttributeError, TypeError):
             known = {}
+            # a damaged one would be in the way of the next
+            with contextlib.suppress(OSError):
+                file.with_name(CHECKSUMS).unlink(missing_ok=True)
     if name not in known:
         known[name] = round(_trial(classifier), 3)
         if file is not None:
             try:
-                write_json(file, known)
+                write_checked_json(file, known)
             except FileError as error:
                 log.warning("warning: %s The trial is made again next time.", error)
     return known[name]

@@ -11,13 +11,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import save_file
 from torch import nn
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy, cached_fields
-from finetune.atomic_files import atomic_path, remove_parts, sync_folders, write_json, write_text
+from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
+from finetune.checksums import checked_path, keep_checksum, verify, write_checked_json, write_checked_text
 from finetune.data.datamodule import ImageDataModule
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
@@ -25,6 +25,7 @@ from finetune.files import EVALUATION
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.safe_files import inside, load_tensors, need, read_json
+from finetune.safetensors_writer import write_tensors
 from finetune.training.callbacks.checkpoints import (
     BEST,
     LAST,
@@ -149,6 +150,7 @@ class Run:
         self._interruption.check()
         if (folder / RESULT).is_file():
             (folder / TRIALS).unlink(missing_ok=True)
+            verify(folder / RESULT)
             result = _read_result(folder / RESULT)
             log.add(result["rows"])
             self._load(self._after(number))
@@ -192,13 +194,20 @@ class Run:
                 f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
             )
         checkpoint = folder / LAST
-        if checkpoint.is_file() and read_checkpoint(checkpoint).get("finetune", {}).get("finished"):
-            state = read_checkpoint(checkpoint)
+        state = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
+        if state.get("finetune", {}).get("finished"):
             module.progress.history = [tuple(entry) for entry in state["finetune"]["history"]]
             module.rows = state["finetune"]["rows"]
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
+            before_world = len(state["finetune"]["sums"]) if "finetune" in state else None
+            del state  # as large as the network, three times
             trainer = self._trainer(phase, folder, log)
+            if before_world is not None and before_world != trainer.world_size and is_rank_zero():
+                self.say(
+                    f"  begun by {before_world} processes, goes on with {trainer.world_size}: gradients are summed in another "
+                    "order, and dropout and mixup draw anew in each process, so the result is not the same to the bit"
+                )
             with self._running(trainer):
                 trainer.fit(
                     module,
@@ -235,7 +244,7 @@ class Run:
         }
         if is_rank_zero():
             self._save(self._after(number))
-            write_json(folder / RESULT, result)
+            write_checked_json(folder / RESULT, result)
             self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
 
@@ -281,7 +290,7 @@ class Run:
         log.add(result["rows"])
         if is_rank_zero():
             self._save(self._after(number))
-            write_json(self.phase_dir(number) / RESULT, result)
+            write_checked_json(self.phase_dir(number) / RESULT, result)
             (self.phase_dir(number) / TRIALS).unlink(missing_ok=True)
             self.say(
                 f"  {self.monitor} {result['best'][self.monitor]:.4f} {how_it_ended(result)}, {result['seconds']:.0f} s"
@@ -303,10 +312,11 @@ class Run:
 
     def _save(self, path: Path) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.classifier.state_dict().items()}
-        with atomic_path(path) as part:
-            save_file(state, part)
+        with checked_path(path) as part:
+            write_tensors(part, state)
 
     def _load(self, path: Path) -> None:
+        verify(path)
         state = load_tensors(inside(path.parent, path.name))
         broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
         if broken:
@@ -406,7 +416,9 @@ class Run:
         )
         if is_rank_zero():
             test = evaluated["gathered"]["test"]
-            write_text(self.run_dir / "predictions.csv", predictions_csv(index, test["rows"], test["probabilities"]))
+            keep_checksum(self.run_dir / "metrics.csv")
+            predictions = predictions_csv(index, test["rows"], test["probabilities"])
+            write_checked_text(self.run_dir / "predictions.csv", predictions)
             save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
                 self.run_dir / "model",
@@ -416,7 +428,7 @@ class Run:
                 training={"seed": self.seed, "phases": results["phases"], **self.facts},
                 card=self.card(self.classifier, results),
             )
-            write_json(self.run_dir / "results.json", results)
+            write_checked_json(self.run_dir / "results.json", results)
         return RunResult(run_dir=self.run_dir, bundle=self.run_dir / "model", results=results)
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import threading
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.activation_cache.store import DATA, Entry, Layout
+from finetune.activation_cache.store import CHUNKS, DATA, META, ROWS, Entry, Layout, why_unusable
+from finetune.errors import RunError
 
 LAYOUT = Layout(rows=50, shape=(3, 2), dtype="float32", chunk_rows=8)
 
@@ -107,3 +109,68 @@ def test_a_disk_without_room_is_found_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"space|large|device"):
         Entry(tmp_path, layout=vast, about={})
     assert not (tmp_path / DATA).exists()
+
+
+def damage(path: Path, at: int, value: int = 0x10) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ value]))
+
+
+@pytest.mark.parametrize("name", [DATA, ROWS])
+def test_a_bit_that_flips_while_the_rows_are_read_is_an_error_and_is_computed_again(name: str, tmp_path: Path) -> None:
+    fill(tmp_path)
+    entry = Entry(tmp_path, layout=LAYOUT, about={})
+    row_bytes = LAYOUT.row_bytes if name == DATA else 4
+    for bit in range(8):
+        damage(tmp_path / name, 10 * row_bytes + bit % row_bytes, 1 << bit)
+        with pytest.raises(
+            RunError, match=rf"{DATA}: changed or damaged .* row 10 is not what was written.* resume RUN"
+        ):
+            entry.read(np.array([3, 10, 40]))
+        damage(tmp_path / name, 10 * row_bytes + bit % row_bytes, 1 << bit)
+    # rows beside it are as they were
+    assert np.array_equal(
+        entry.read(np.array([3, 40])), np.concatenate([expected(range(3, 4)), expected(range(40, 41))])
+    )
+    entry.close()
+    assert fill(tmp_path) == [1]
+    assert whole(tmp_path)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_an_error_and_kills_nobody(tmp_path: Path) -> None:
+    fill(tmp_path)
+    entry = Entry(tmp_path, layout=LAYOUT, about={})
+    os.truncate(tmp_path / DATA, 100)
+    with pytest.raises(RunError, match="its length is another"):
+        entry.read(np.array([3, 10, 40]))
+    entry.close()
+    assert fill(tmp_path) == list(range(7))
+
+
+def test_no_flipped_bit_of_an_entry_gives_other_rows(tmp_path: Path) -> None:
+    fill(tmp_path)
+    draw = random.Random(0)
+    for name in (DATA, ROWS, CHUNKS, META):
+        for _ in range(12):
+            at, bit = draw.randrange((tmp_path / name).stat().st_size), 1 << draw.randrange(8)
+            damage(tmp_path / name, at, bit)
+            fill(tmp_path)
+            assert whole(tmp_path), (name, at, bit)
+
+
+def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    assert why_unusable() == "FINETUNE_CACHE=off"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file" / "cache"))
+    assert why_unusable() == f"{tmp_path / 'file/cache/features'} cannot be a folder: {tmp_path / 'file'} is a file"
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "new"))
+    assert why_unusable() == ""
+    # as on a disk that is mounted read-only; root may write anywhere else
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert why_unusable() == f"{tmp_path} cannot be written; FINETUNE_CACHE=DIR names another place"
+    monkeypatch.setattr("finetune.activation_cache.store.fcntl", None)
+    assert why_unusable() == "this system has no locks of the kind that the cache needs"

@@ -20,6 +20,7 @@ import torch
 
 import finetune.atomic_files
 import finetune.bundle
+import finetune.checksums
 import finetune.models.weights
 import finetune.run_folder
 import finetune.training.callbacks.checkpoints
@@ -35,6 +36,7 @@ from tests.runs import train_tiny
 HOLDERS = (
     finetune.atomic_files,
     finetune.bundle,
+    finetune.checksums,
     finetune.training.callbacks.checkpoints,
     finetune.training.run,
     finetune.models.weights,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.checksums import write_checked_json
 from finetune.commands.resume import resume
 from finetune.errors import UserError
 from tests.runs import outcome, train_tiny
@@ -106,7 +107,7 @@ def test_changed_data_is_refused_with_the_counts_named(pets: Path, tmp_path: Pat
 def test_another_version_is_refused_with_both_versions_named(unfinished: Path) -> None:
     record = json.loads((unfinished / "run.json").read_text())
     record["versions"]["torch"] = "1.0.0"
-    (unfinished / "run.json").write_text(json.dumps(record))
+    write_checked_json(unfinished / "run.json", record)
     with pytest.raises(UserError, match=r"other versions.*torch: '1.0.0' -> "):
         resume(unfinished)
     resume(unfinished, anyway=True)

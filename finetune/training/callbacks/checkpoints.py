@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from finetune.atomic_files import atomic_path
+from finetune.checksums import remedy, verify
 from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError
 from finetune.file_errors import read_error
@@ -47,7 +48,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The contents of a checkpoint, on the CPU.
 
     Raises:
-        UserError: The file is no checkpoint, or holds objects that would run code when read.
+        UserError: The file is no checkpoint, is damaged, or holds objects that would run code when read.
         FileError: The disk does not give it back.
     """
     if not os.path.lexists(path):
@@ -58,8 +59,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
         if (failed := read_error(error, path)) is not None:
             raise failed from error
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: cannot be read as a checkpoint of tensors and plain values. {why}") from error
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint of tensors and plain values. {why} {remedy(Path(path))}."
+        ) from error
+    verify(Path(path))
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}.")
     return loaded

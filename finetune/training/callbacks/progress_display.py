@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from finetune.distributed import is_rank_zero
 from finetune.errors import shortened
-from finetune.terminal import printable
+from finetune.terminal import printable, unguarded
 from finetune.training.module import FineTuner
 from finetune.training.time_left import TimeLeft, in_words
 
@@ -57,7 +57,7 @@ class PhaseProgressBar(RichProgressBar):
     """
 
     def __init__(self, time_left: TimeLeft) -> None:
-        super().__init__()
+        super().__init__(console_kwargs={"file": unguarded(sys.stdout)})
         self._time_left = time_left
 
     @staticmethod

@@ -1,0 +1,155 @@
+"""Checksums of what a run reads back, so that a flipped bit is an error and never other weights.
+
+Checkpoints are zip files, in which torch keeps a CRC-32 of each record; reading one compares them. Every other file has its
+SHA-256 in ``checksums.json`` of its folder. A kill between the two writes must not make a good file look damaged: a new
+digest is added to ``checksums.json`` before the file is renamed into place, and those of the versions before it are kept.
+"""
+
+import contextlib
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import atomic_path, write_json
+from finetune.errors import UserError
+
+CHECKSUMS = "checksums.json"
+# digests kept of one file: a version that was never renamed into place may stand before the one that was
+_KEPT = 8
+
+# what to do about a damaged file, where something can be done without a copy
+_REMEDIES = {
+    "last.ckpt": "Delete it, and the phase begins again from its start",
+    "best.ckpt": "Delete it and last.ckpt beside it, and the phase begins again from its start",
+    "trials.ckpt": "Delete it, and the trials begin again",
+    "result.json": "Delete it, and it is made again",
+    "start.safetensors": "Delete it, and result.json of the phase before if there is one; it is made again",
+    "final.safetensors": "Delete it and result.json of the last phase; they are made again",
+    "results.json": "Delete it, and the run is tested again",
+    "evaluation.safetensors": "Delete results.json, and the run is tested again",
+    "predictions.csv": "Delete results.json, and the run is tested again",
+    "metrics.csv": "Delete results.json, and it is made again",
+}
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def checked_path(target: str | Path) -> Iterator[Path]:
+    """Like :func:`finetune.atomic.atomic_path`, for a file whose checksum is kept.
+
+    Raises:
+        RunError: The disk is full.
+    """
+    target = Path(target)
+    with atomic_path(target) as part:
+        yield part
+        keep_checksum(target, file_sha256(part))
+
+
+def write_checked_json(target: str | Path, value: Any) -> None:
+    """Write JSON atomically and keep its checksum; NaN and infinity are refused."""
+    write_checked_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_checked_text(target: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8, and keep its checksum."""
+    with checked_path(target) as part, part.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+
+
+def keep_checksum(path: Path, digest: str | None = None) -> None:
+    """Add a file's digest to ``checksums.json`` of its folder.
+
+    Args:
+        path: The file.
+        digest: Of the bytes that it is about to get; None takes it from the file.
+    """
+    kept = _read(path.parent)
+    digest = digest or file_sha256(path)
+    before = kept.get(path.name, [])
+    if before[:1] != [digest]:
+        kept[path.name] = [digest, *(old for old in before if old != digest)][:_KEPT]
+        write_json(path.parent / CHECKSUMS, kept)
+
+
+def verify(path: Path) -> None:
+    """Compare a file with its checksum. A file of which none is kept passes: see :func:`require_checksums`.
+
+    Raises:
+        UserError: Its bytes are not those that were written.
+    """
+    if path.suffix == ".ckpt":
+        _verify_zip(path)
+        return
+    known = _read(path.parent).get(path.name)
+    if known is None:
+        return
+    try:
+        same = file_sha256(path) in known
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read. {error.strerror or error}.") from error
+    if not same:
+        raise UserError(f"{path}: damaged. Its SHA-256 is not the one kept in {CHECKSUMS}. {remedy(path)}.")
+
+
+def require_checksums(paths: Iterable[Path]) -> None:
+    """Hold that a checksum is kept of each of these files that exists.
+
+    Raises:
+        UserError: There is none.
+    """
+    for path in paths:
+        if path.is_file() and path.name not in _read(path.parent):
+            raise UserError(
+                f"{path}: no checksum of it in {path.parent / CHECKSUMS}, so whether it is whole cannot be told. "
+                f"{remedy(path)}."
+            )
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    path = folder / CHECKSUMS
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read. {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged. {error}. {remedy(path)}.") from error
+    if not isinstance(kept, dict) or not all(
+        isinstance(digests, list) and all(isinstance(digest, str) for digest in digests) for digests in kept.values()
+    ):
+        raise UserError(f"{path}: damaged. It does not hold lists of digests. {remedy(path)}.")
+    return kept
+
+
+def _verify_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch would take a record that is marked as a folder for one without contents
+            marked = [record.filename for record in archive.infolist() if record.external_attr]
+            wrong = marked[0] if marked else archive.testzip()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile raises errors of many kinds on flipped bits of headers
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
+    if wrong is not None:
+        raise UserError(f"{path}: damaged. Its record {wrong!r} is not the one that was written. {remedy(path)}.")
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged file of a run."""
+    known = _REMEDIES.get(path.name)
+    if known is None:
+        return "Put a copy of it back, if there is one; else train again"
+    return f"Put a copy of it back, if there is one. {known}: finetune resume RUN"

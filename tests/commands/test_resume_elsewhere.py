@@ -1,0 +1,95 @@
+"""A run whose folder or data has been moved, or that goes on with other workers or devices."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.cli import main
+from tests.conftest import TINY
+from tests.runs import outcome, train_tiny
+
+
+@pytest.fixture(scope="module")
+def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose data was given relative to the working directory of that time."""
+    at = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(pets, at / "pets")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(at)
+        words = ["data=folder", "data.root=pets", *TINY, "schedule=head_then_all", "schedule.phases.0.epochs=1"]
+        return train_tiny([*words, "schedule.phases.1.epochs=1", "optimizer=sgd"], at / "run").run_dir
+
+
+@pytest.fixture
+def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its folder as it was in the last phase, somewhere else; so is the working directory."""
+    run = tmp_path / "moved"
+    shutil.copytree(finished, run)
+    for name in ("results.json", "final.safetensors", "phases/1-all/result.json", "phases/1-all/last.ckpt"):
+        (run / name).unlink()
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def test_a_moved_run_goes_on_from_any_directory(moved: Path, finished: Path) -> None:
+    assert main(["resume", str(moved)]) == 0
+    assert outcome(moved) == outcome(finished)
+
+
+def test_a_run_whose_data_has_moved_says_what_to_give_and_goes_on_with_it(
+    moved: Path, finished: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "other pets"
+    shutil.copytree(pets, elsewhere)
+    hidden = finished.parent / "hidden"
+    (finished.parent / "pets").rename(hidden)
+    try:
+        assert main(["resume", str(moved)]) == 2
+        assert f"say where it is: finetune resume {moved} data.root=DIR" in capsys.readouterr().err
+        assert main(["evaluate", str(finished)]) == 2
+        assert f"say where it is: finetune evaluate {finished} data.root=DIR" in capsys.readouterr().err
+        assert main(["resume", str(moved), f"data.root='{elsewhere}'"]) == 0
+        assert "data.root: " in capsys.readouterr().out
+        found, expected = outcome(moved), outcome(finished)
+        # the predictions name the images, which lie elsewhere
+        assert found["files"].pop("predictions.csv") != expected["files"].pop("predictions.csv")
+        assert found == expected
+        # kept, so that the next one finds it
+        assert yaml.safe_load((moved / "config.yaml").read_text())["data"]["root"] == str(elsewhere)
+        # the same images at another place have the splits of the run
+        output = tmp_path / "metrics.json"
+        assert main(["evaluate", str(finished), f"data.root='{elsewhere}'", "--output", str(output)]) == 0
+        tested = json.loads((finished / "results.json").read_text())["test"]
+        assert json.loads(output.read_text())["confusion"] == tested["confusion"]
+    finally:
+        hidden.rename(finished.parent / "pets")
+
+
+def test_other_workers_are_said_and_change_nothing(
+    moved: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resume", str(moved), "data.num_workers=2"]) == 0
+    assert "data.num_workers: 0 -> 2 (the result does not depend on it)" in capsys.readouterr().out
+    assert outcome(moved) == outcome(finished)
+
+
+@pytest.mark.parametrize("word", ["seed=1", "data.batch_size=4", "trainer.precision=bf16-mixed"])
+def test_what_the_result_depends_on_cannot_be_changed(
+    word: str, moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resume", str(moved), word]) == 2
+    assert f"{word}: cannot be changed in a run that has begun" in capsys.readouterr().err
+    assert not (moved / "results.json").exists()
+
+
+def test_a_run_folder_in_use_is_refused(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.test_file_lock import holder
+
+    process = holder(moved)
+    assert main(["resume", str(moved)]) == 2
+    assert f"in use. process {process.pid} on" in capsys.readouterr().err
+    process.kill()
+    process.join(30)

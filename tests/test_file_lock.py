@@ -1,0 +1,121 @@
+"""A folder that one process writes is refused to others, until that process is gone."""
+
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.build import choose_run_dir, make_run_dir
+from finetune.config import compose
+from finetune.errors import UserError
+from finetune.file_lock import FolderLock
+
+FORK = multiprocessing.get_context("fork")
+
+
+def holder(folder: Path, *, with_worker: bool = False) -> multiprocessing.process.BaseProcess:
+    """A process that has the folder; it ends when it is killed."""
+    ready = FORK.Event()
+
+    def hold() -> None:
+        lock = FolderLock(folder, name="RUN='r'")
+        if with_worker and os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        ready.set()
+        time.sleep(60)
+        lock.release()
+
+    process = FORK.Process(target=hold)
+    process.start()
+    assert ready.wait(30)
+    return process
+
+
+def test_a_folder_in_use_is_refused_with_its_process_named_until_that_is_killed(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    with pytest.raises(UserError, match=rf"RUN='r': in use\. process {process.pid} on {socket.gethostname()} "):
+        FolderLock(tmp_path, name="RUN='r'")
+    process.kill()
+    process.join(30)
+    FolderLock(tmp_path, name="RUN='r'").release()
+
+
+def test_a_worker_that_outlives_its_process_does_not_keep_the_folder(tmp_path: Path) -> None:
+    process = holder(tmp_path, with_worker=True)
+    process.kill()
+    process.join(30)
+    FolderLock(tmp_path, name="RUN='r'").release()
+
+
+def test_where_a_file_system_has_no_locks_the_process_written_in_the_file_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = holder(tmp_path)
+
+    def no_locks(*arguments: object, **settings: object) -> bool:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("finetune.file_lock.lock_byte", no_locks)
+    with pytest.raises(UserError, match=f"process {process.pid} on"):
+        FolderLock(tmp_path, name="RUN='r'")
+    process.kill()
+    process.join(30)
+    FolderLock(tmp_path, name="RUN='r'").release()
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"RUN='r': cannot be written\. No such file or directory"):
+        FolderLock(tmp_path / "gone", name="RUN='r'")
+
+
+def made_by_six(given: str, tmp_path: Path) -> list[str]:
+    """What six processes get that want the same folder at the same time."""
+    barrier, answers = FORK.Barrier(6), FORK.Queue()
+    config = compose(["data=digits", *([f"run_dir={given}"] if given else [])])
+    folder = choose_run_dir(config) if given else tmp_path / "runs" / "now"
+
+    def make() -> None:
+        barrier.wait(30)
+        try:
+            with make_run_dir(config, folder) as made:
+                (made / "config.yaml").write_text("")
+                answers.put(made.name)
+                # all of them hold what they have got until the last has asked
+                barrier.wait(30)
+        except UserError as error:
+            answers.put(str(error))
+            barrier.wait(30)
+
+    processes = [FORK.Process(target=make) for _ in range(6)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+    return sorted(found)
+
+
+def test_six_runs_of_the_same_second_get_six_folders(tmp_path: Path) -> None:
+    assert made_by_six("", tmp_path) == ["now", "now-2", "now-3", "now-4", "now-5", "now-6"]
+
+
+def test_of_six_runs_with_one_run_dir_one_gets_it(tmp_path: Path) -> None:
+    found = made_by_six(str(tmp_path / "run"), tmp_path)
+    assert found[0] == "run"
+    assert all("in use. process" in answer for answer in found[1:])
+    # and when it has ended, what it left is not written over
+    with pytest.raises(UserError, match="must be new or empty"):
+        choose_run_dir(compose(["data=digits", f"run_dir={tmp_path / 'run'}"]))
+
+
+def test_a_run_that_was_killed_before_it_wrote_anything_leaves_its_folder_free(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    process.kill()
+    process.join(30)
+    config = compose(["data=digits", f"run_dir={tmp_path}"])
+    with make_run_dir(config, choose_run_dir(config)) as made:
+        assert made == tmp_path
