@@ -1,13 +1,14 @@
 """Checksums of what a run reads back, so that a flipped bit is an error and never other weights.
 
 Checkpoints are zip files, in which torch keeps a CRC-32 of each record; reading one compares them. Every other file has its
-SHA-256 in ``checksums.json`` of its folder. A kill between the two writes must not make a good file look damaged: a new
+size and SHA-256 in ``checksums.json`` of its folder. A kill between the two writes must not make a good file look damaged: a new
 digest is added to ``checksums.json`` before the file is renamed into place, and those of the versions before it are kept.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import UserError
+from finetune.safe_files import check_regular, read_json
 
 CHECKSUMS = "checksums.json"
 # digests kept of one file: a version that was never renamed into place may stand before the one that was
@@ -51,7 +53,7 @@ def checked_path(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     with atomic_path(target) as part:
         yield part
-        keep_checksum(target, file_sha256(part))
+        _add(target, _digest(part))
 
 
 def write_checked_json(target: str | Path, value: Any) -> None:
@@ -66,15 +68,18 @@ def write_checked_text(target: str | Path, text: str) -> None:
         file.flush()
 
 
-def keep_checksum(path: Path, digest: str | None = None) -> None:
-    """Add a file's digest to ``checksums.json`` of its folder.
+def keep_checksum(path: Path) -> None:
+    """Add the checksum of a file as it stands, where it was written without."""
+    _add(path, _digest(path))
 
-    Args:
-        path: The file.
-        digest: Of the bytes that it is about to get; None takes it from the file.
-    """
+
+def _digest(path: Path) -> str:
+    # the size first: a file of another length, perhaps an endless one, need not be read
+    return f"{path.stat().st_size} {file_sha256(path)}"
+
+
+def _add(path: Path, digest: str) -> None:
     kept = _read(path.parent)
-    digest = digest or file_sha256(path)
     before = kept.get(path.name, [])
     if before[:1] != [digest]:
         kept[path.name] = [digest, *(old for old in before if old != digest)][:_KEPT]
@@ -93,8 +98,10 @@ def verify(path: Path) -> None:
     known = _read(path.parent).get(path.name)
     if known is None:
         return
+    size = check_regular(path).stat().st_size
+    sizes = {digest.partition(" ")[0] for digest in known}
     try:
-        same = file_sha256(path) in known
+        same = str(size) in sizes and _digest(path) in known
     except OSError as error:
         raise UserError(f"{path}: cannot be read. {error.strerror or error}.") from error
     if not same:
@@ -117,15 +124,10 @@ def require_checksums(paths: Iterable[Path]) -> None:
 
 def _read(folder: Path) -> dict[str, list[str]]:
     path = folder / CHECKSUMS
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read. {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged. {error}. {remedy(path)}.") from error
-    if not isinstance(kept, dict) or not all(
+    kept = read_json(path, dict, remedy=f"{remedy(path)}.")
+    if not all(
         isinstance(digests, list) and all(isinstance(digest, str) for digest in digests) for digests in kept.values()
     ):
         raise UserError(f"{path}: damaged. It does not hold lists of digests. {remedy(path)}.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from finetune.checksums import write_checked_json
 from finetune.cli import main
 from finetune.commands.resume import resume
 from finetune.config import compose, from_yaml, to_yaml
@@ -66,7 +67,8 @@ def rewrite(run_dir: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     record = json.loads((run_dir / "run.json").read_text())
     change(record["config"])
-    (run_dir / "run.json").write_text(json.dumps(record))
+    # whoever writes a hostile record writes its checksum too
+    write_checked_json(run_dir / "run.json", record)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -264,7 +266,7 @@ def test_a_word_of_the_record_in_place_of_the_precision_builds_nothing(foreign: 
         "${oc.env:HOME}",
     ):
         record["decided"]["precision"] = precision
-        (foreign / "run.json").write_text(json.dumps(record))
+        write_checked_json(foreign / "run.json", record)
         for trust in (False, True):
             with pytest.raises(UserError, match=r"must be a word|cannot be handed on"):
                 resume(foreign, trust=trust)
@@ -465,7 +467,7 @@ def test_a_run_cannot_have_a_file_read_by_a_keyword_of_its_network(
     if begun:
         record = json.loads((run_dir / "run.json").read_text())
         record["model"]["backbone"]["kwargs"] = keywords
-        (run_dir / "run.json").write_text(json.dumps(record))
+        write_checked_json(run_dir / "run.json", record)
     else:
         shutil.rmtree(run_dir / "phases/0-head")
     for trust in (False, True):

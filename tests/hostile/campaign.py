@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import finetune
+from finetune.checksums import CHECKSUMS, keep_checksum
 from tests.hostile.contents import ANYTHING, FORMATS, NAMED, OUTSIDE_TEXT, SECRET, SECRET_VARIABLE, Kind, Place, content
 from tests.hostile.targets import TARGETS, Target
 
@@ -165,6 +167,7 @@ class Campaign:
             file.write_text("{}\n")
         mark = folder / "EXECUTED"
         case.kind.make(Place(file=file, mark=mark, outside=outside))
+        _forge(file)
         before = _state(outside)
         os.environ["FINETUNE_CACHE"] = str(work / "cache")
         status, peak, cpu_s, text = self._forked(
@@ -254,6 +257,14 @@ def _resident(pid: int) -> int:
 def _resident_of_group(leader: int) -> int:
     """Of the child; its own children (checks of an export) have a limit each by the system."""
     return _resident(leader)
+
+
+def _forge(file: Path) -> None:
+    """Write a hostile file's checksum too, as whoever made it would; what is no small file has none."""
+    kept = file.parent / CHECKSUMS
+    ordinary = file.is_file() and not file.is_symlink() and file.stat().st_size < 2**26
+    if ordinary and kept.is_file() and file.name in json.loads(kept.read_text()):
+        keep_checksum(file)
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from finetune.checksums import keep_checksum
+
 NETWORK = ["backbone=residual", "backbone.name=cifar_resnet20", "input.size=32"]
 SMALL = [
     *NETWORK,
@@ -42,6 +44,8 @@ def make_material(root: Path) -> None:
     run("train", *TRAIN, "run_dir=run")
     run("report", "run")
     _unfinish(root)
+    for folder in ("run", "open"):
+        _take_along(root, folder)
     shutil.copytree(root / "run" / "model", root / "bundle")
     run("embed", "run", *DATA, "--output", "emb.npz", "--precision", "float32")
     run("embed", "run", *DATA, "--output", "emb.parquet", "--precision", "float32")
@@ -72,6 +76,13 @@ def _images(root: Path) -> None:
         for image in range(10):
             pixels = draw.normal(90 + 60 * number, 40, (36, 36 + image % 3, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{image}.png")
+
+
+def _take_along(root: Path, folder: str) -> None:
+    """Have a run look for its data beside it: every case has a copy of both."""
+    for path in (root / folder / "config.yaml", root / folder / "run.json"):
+        path.write_text(path.read_text().replace(str(root / "data"), "data"))
+    keep_checksum(root / folder / "run.json")
 
 
 def _unfinish(root: Path) -> None:

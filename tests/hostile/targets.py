@@ -105,6 +105,7 @@ _RESUME = (
     ("phases/1-all/last.ckpt", "ckpt", True),
     ("phases/1-all/best.ckpt", "ckpt", True),
     ("plan.json", "json", False),
+    ("checksums.json", "json", False),
     ("metrics.csv", "csv", False),
     ("split.csv", "csv", False),
 )
