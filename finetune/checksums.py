@@ -45,7 +45,7 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def checked_path(target: str | Path) -> Iterator[Path]:
-    """Like :func:`finetune.atomic.atomic_path`, for a file whose checksum is kept.
+    """Like :func:`finetune.atomic_files.atomic_path`, for a file whose checksum is kept.
 
     Raises:
         RunError: The disk is full.
