@@ -27,7 +27,6 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from finetune.commands.resume import resume
-from finetune.data.datamodule import ImageDataModule
 from tests.conftest import TINY, make_pets
 from tests.runs import outcome, train_tiny
 from tests.training.killing import Events, Strike, run_killed, run_whole, steps_of
@@ -213,10 +212,9 @@ class Campaign:
         if configuration.processes == 1:
 
             def resumed(folder: Path) -> None:
-                """Resume with the next number of loader processes; only ever called in a process of its own."""
+                """Resume with the next number of loader processes."""
                 count = configuration.workers[(1 + self._resumes(folder)) % len(configuration.workers)]
-                ImageDataModule.num_workers = property(lambda data: count)  # type: ignore[assignment,misc]
-                resume(folder)
+                resume(folder, overrides=[f"data.num_workers={count}"] if len(configuration.workers) > 1 else [])
 
             struck = run_killed(self._words[name], run_dir, kills=strikes, resume_with=resumed)
         else:
