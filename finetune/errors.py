@@ -1,21 +1,21 @@
-"""Mistakes of the user's, told in one message each."""
+"""Errors that commands report to the user as one message, without a traceback."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Something the user can put right; commands print its text without a traceback and exit with status 2.
+    """An error that the user can correct; commands print its text without a traceback and exit with status 2.
 
-    The text follows one form: ``<config.path>=<value>: <rule broken>. <fact found>. <what to do>.``
+    The text has the form ``<config.path>=<value>: <rule broken>. <fact found>. <what to do>.``
     """
 
 
 class ConfigError(UserError):
-    """Several problems found together, printed together.
+    """Several problems that were collected and are printed together.
 
     Args:
-        problems: One message for each problem, in the order found; at least one.
+        problems: Messages, one per problem, in the order found; at least one.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -25,18 +25,18 @@ class ConfigError(UserError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on though its configuration was right; commands print its text and exit with status 1."""
+    """A failure of a run with a valid configuration; commands print its text and exit with status 1."""
 
 
 class FileError(RunError):
-    """A file or folder that the system would not let be written or read; the text names it and the cause."""
+    """A file or folder that could not be read or written; the text names it and the cause."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal stopped; commands print its text and exit with status 128 plus the number of the signal.
+    """A run stopped by a signal; commands print its text and exit with status 128 plus the number of the signal.
 
     Args:
-        message: Where the run stopped, and how to go on.
+        message: Point at which the run stopped, and the way to continue it.
         number: Number of the signal.
     """
 
@@ -49,12 +49,12 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """Exit status, as a shell reports a program that the signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Return the exit status that a shell reports for a program ended by the signal: Ctrl-C 130, SIGTERM 143."""
         return 128 + self.number
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """A hint at the nearest valid name, with a leading space, or nothing where none is near.
+    """Return a hint at the closest valid name, with a leading space, or an empty string if none is close.
 
     >>> did_you_mean("layer5", ["stem", "layer4"])
     " Did you mean 'layer4'?"
@@ -66,7 +66,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def shortened(items: Sequence[object], show: int = 3) -> str:
-    """The first few of a long list, then how many more there are.
+    """Join the first few items of a list, followed by the number of the others.
 
     >>> shortened(["a", "b"])
     'a, b'

@@ -1,4 +1,4 @@
-"""The one contract between data, model and export: what an image must look like when it reaches the model."""
+"""The contract between data, model and export: the form of an image when it reaches the model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ CropMode = Literal["center", "squash"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# of one image: what is larger takes gigabytes before the network has seen any of it
+# most pixels of one input image: larger ones take gigabytes before the network computes anything
 MOST_PIXELS = 4096 * 4096
 MOST_CHANNELS = 1024
 # mean and std are on the scale 0 to 1; a std below a thousandth of one grey level is a mistake
@@ -20,20 +20,21 @@ LARGEST_MEAN, SMALLEST_STD = 1e4, 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """How an image file becomes the ``uint8 (B, C, H, W)`` batch that a :class:`Classifier` takes.
+    """The specification of how an image file becomes the ``uint8 (B, C, H, W)`` batch that a :class:`Classifier` takes.
 
-    Decoding and the evaluation view belong to the data side and read ``channels``, ``size``, ``interpolation``,
-    ``crop_pct`` and ``crop_mode``; normalisation belongs to the model and reads ``mean`` and ``std``.
+    Decoding and the evaluation view are part of the data side and use ``channels``, ``size``, ``interpolation``,
+    ``crop_pct`` and ``crop_mode``; normalisation is part of the model and uses ``mean`` and ``std``.
 
     Args:
-        channels: Channels of the image handed to the model (1 for grey, 3 for colour).
+        channels: Number of channels of the image passed to the model (1 for grey, 3 for colour).
         size: Height and width in pixels.
         mean: Mean per channel that the pretrained network expects, on the scale 0 to 1.
-        std: Standard deviation per channel, likewise.
+        std: Standard deviation per channel that the pretrained network expects, on the scale 0 to 1.
         interpolation: Resampling filter of the resize (antialiased).
-        crop_pct: Share of the resized image that the evaluation crop keeps: the shorter side is resized to
-            ``size / crop_pct`` and the centre cut out. 1.0 keeps all of a square image.
-        crop_mode: ``center`` keeps the aspect ratio and crops; ``squash`` resizes both sides to ``size``.
+        crop_pct: Share of the resized side that the evaluation crop keeps: the shorter side is resized to
+            ``size / crop_pct`` and the centre is cropped. 1.0 keeps all of a square image.
+        crop_mode: Crop of the evaluation view: ``center`` keeps the aspect ratio and crops; ``squash`` resizes both
+            sides to ``size``.
 
     Raises:
         UserError: A value is out of range, or ``mean`` and ``std`` differ in length.
@@ -82,7 +83,7 @@ class InputSpec:
             )
 
     def _check_types(self) -> None:
-        """Files give any JSON value; a truth value is a whole number to Python, and no number of pixels."""
+        """Check the types: a file may give any JSON value, and Python counts a bool as an int."""
         if type(self.channels) is not int:
             raise UserError(f"input.channels={self.channels!r}: must be a whole number.")
         if not isinstance(self.size, tuple) or any(type(side) is not int for side in self.size):
@@ -95,7 +96,7 @@ class InputSpec:
             raise UserError(f"input.crop_pct={self.crop_pct!r}: must be a number above 0 and at most 1.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; :meth:`from_dict` takes them back.
+        """Return plain JSON values, which :meth:`from_dict` reads.
 
         >>> InputSpec.from_dict(InputSpec(channels=1).to_dict()) == InputSpec(channels=1)
         True
@@ -104,15 +105,15 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "InputSpec":
-        """The inverse of :meth:`to_dict`.
+        """Build a specification from the values that :meth:`to_dict` returned.
 
         Raises:
             UserError: A key is missing, unknown or out of range.
         """
-        known = set(cls.__dataclass_fields__)
-        if set(values) != known:
-            wrong = sorted(set(values) ^ known)
-            raise UserError(f"input: the keys must be {', '.join(sorted(known))}. Missing or unknown: {wrong}.")
+        field_names = set(cls.__dataclass_fields__)
+        if set(values) != field_names:
+            wrong = sorted(set(values) ^ field_names)
+            raise UserError(f"input: the keys must be {', '.join(sorted(field_names))}. Missing or unknown: {wrong}.")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 

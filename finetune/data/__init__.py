@@ -1,1 +1,1 @@
-"""Files on disk to batches."""
+"""The data side: image files in, batches of tensors out."""

@@ -1,4 +1,4 @@
-"""From a listing and the contents of its files to the index of a run: what is unreadable, splits, few-shot limit."""
+"""Turns a listing and the content hashes of its files into a run's index: unreadable files, splits, few-shot limit."""
 
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -13,21 +13,22 @@ from finetune.errors import UserError, did_you_mean, shortened
 
 OnUnreadable = Literal["error", "skip"]
 
-# beyond this many paths an error says how many more there are; `finetune audit` lists them all
+# an error lists at most this many paths, then their count; `finetune audit` lists them all
 _LISTED = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """How samples are divided where the data does not say.
+    """A rule for splitting samples where the data has no splits of its own.
 
     Args:
-        seed: Another seed gives other splits.
-        val_fraction: Share of each class for validation.
-        test_fraction: Share of each class for the test.
-        folds: Divide what is not test into this many folds; validation is one of them.
-        fold: Which one, from 0.
-        limit_per_class: Train on at most this many samples of each class; validation and test stay whole.
+        seed: Seed of the splits; another seed gives other splits.
+        val_fraction: Share of each class that goes to validation.
+        test_fraction: Share of each class that goes to the test split.
+        folds: Number of folds that all samples outside test are divided into; one of them is used for validation.
+            None for a single split.
+        fold: Fold used for validation, counted from 0.
+        limit_per_class: Most training samples per class; validation and test stay whole. None for no limit.
 
     Raises:
         UserError: A value is out of range.
@@ -57,10 +58,10 @@ class SplitPlan:
 def leave_out_unreadable(
     listing: Listing, unreadable: list[tuple[int, str]], *, on_unreadable: str
 ) -> tuple[Listing, list[tuple[str, str]]]:
-    """The listing without files that cannot be read, and those files' paths and reasons.
+    """Drop the files that cannot be read from a listing, and return it with the paths and reasons of the dropped files.
 
     Raises:
-        UserError: There are some and they are not to be skipped, or a class is left without a training image.
+        UserError: A file is unreadable and ``on_unreadable`` is ``error``, or a class is left without a training image.
     """
     if on_unreadable not in get_args(OnUnreadable):
         choices = get_args(OnUnreadable)
@@ -96,16 +97,16 @@ def arrange(
     plan: SplitPlan,
     skipped: list[tuple[str, str]] | None = None,
 ) -> tuple[Index, Rows]:
-    """Give every sample its split.
+    """Assign a split to every sample.
 
     Args:
-        listing: The samples that can be read.
-        content: Their content keys, uint64 (N, 2).
-        plan: How to divide what the listing does not.
-        skipped: Files left out before.
+        listing: The readable samples.
+        content: Content hashes of the samples, uint64 (N, 2).
+        plan: Rule for the splits that the listing lacks.
+        skipped: Paths and reasons of the files that were already dropped.
 
     Returns:
-        The index, and the row of the listing that each of its rows comes from.
+        The index, and for each of its rows the row of the listing it comes from.
 
     Raises:
         UserError: The plan contradicts the listing, or nothing could be set aside for validation.
@@ -140,7 +141,7 @@ def arrange(
 
 
 def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) -> npt.NDArray[np.int8]:
-    """The listing's own splits, and the missing ones made from what would be trained on."""
+    """Keep the listing's own splits and make the missing ones from the samples left for training."""
     if plan.folds is not None and "val" in listing.given:
         raise UserError(
             f"data.folds={plan.folds}: folds are made from training images. {listing.origin} has a validation split "
@@ -163,7 +164,7 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) 
 
 
 def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[str, str]]) -> list[str]:
-    """What the user should know before training and the audit does not say, a sentence each."""
+    """Return a sentence for each fact that the user should know before training and the audit does not report."""
     notes = []
     if not (splits == TEST).any():
         notes.append("There is no test split: nothing is measured on images that chose nothing.")

@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it, before anything is trained on it."""
+"""The audit of a data set before training: its counts, sizes and faults."""
 
 import os
 from collections import Counter
@@ -17,25 +17,25 @@ from finetune.data.index import SPLITS, Index
 
 Severity = Literal["error", "warning", "note"]
 
-# the largest class has so many times the images of the smallest
+# a data set is imbalanced when its largest class has this many times the images of the smallest
 IMBALANCED = 10
-# an image is tiny beside the others when its shorter side is below this share of the median's
+# an image is tiny when its shorter side is below this share of the median shorter side
 TINY_SHARE = 0.25
-# longer than so many times its width, an image shows the network only its middle
+# the network sees only the middle of an image whose longer side exceeds this many times the shorter
 LONG = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of thing that the user should know.
+    """One kind of fault or fact that the audit reports.
 
     Args:
-        kind: A stable name, such as ``leakage``.
-        severity: ``error`` makes results wrong; ``warning`` may; ``note`` is good to know.
-        text: What was found.
-        remedy: What to do about it.
-        files: The files concerned; files that belong together are in one group.
-        rows: Their rows in the index, in the same groups, where they have one.
+        kind: Stable name, such as ``leakage``.
+        severity: ``error`` makes results wrong; ``warning`` may make them wrong; ``note`` is for information.
+        text: Description of the finding.
+        remedy: Advice on what to do about it.
+        files: Files concerned; files that belong together are in one group.
+        rows: Rows of those files in the index, in the same groups; empty where they have none.
     """
 
     kind: str
@@ -51,13 +51,13 @@ class Audit:
     """Counts, sizes and findings of a data set.
 
     Args:
-        images: Samples that can be read.
+        images: Number of readable samples.
         classes: Class names.
-        split_images: Samples per split.
-        counts: Samples per split and class.
-        sizes: Smallest, median and largest of width and height, in pixels.
-        modes: Samples per format and mode.
-        findings: What is wrong, worst first.
+        split_images: Number of samples per split.
+        counts: Number of samples per split and class.
+        sizes: Smallest, median and largest width and height, in pixels.
+        modes: Number of samples per format and mode.
+        findings: Findings, the most severe first.
     """
 
     images: int
@@ -70,21 +70,22 @@ class Audit:
 
     @property
     def wrong(self) -> bool:
-        """Whether something would make results wrong."""
+        """Tell whether any finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the audit as plain JSON values."""
         return asdict(self)
 
 
 def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = True) -> Audit:
-    """Look at a data set whose unreadable files were skipped.
+    """Audit a data set whose unreadable files were skipped.
 
     Args:
-        source: With facts for every row of its index.
+        source: Data set with scan facts for every row of its index.
         left_out: Paths of pictures beside the images that are not read.
-        look_alikes: Also look for the same picture in other bytes across splits, which opens files again.
+        look_alikes: Whether to search for near-duplicates (the same picture in other bytes) across splits as well,
+            which opens files again.
     """
     index, facts = source.index, source.facts
     assert facts is not None, "an audit needs the facts of every row"
@@ -130,10 +131,10 @@ def _unreadable(index: Index) -> Iterable[Finding]:
 def _duplicates(source: Source) -> Iterable[Finding]:
     index = source.index
     conflicts, leaks, copies = [], [], []
-    for found in identical(index.content):
-        contradicts = len(np.unique(index.targets[found], axis=0)) > 1
-        leaks_out = len(np.unique(index.splits[found])) > 1
-        group = tuple(found.tolist())
+    for rows in identical(index.content):
+        contradicts = len(np.unique(index.targets[rows], axis=0)) > 1
+        leaks_out = len(np.unique(index.splits[rows])) > 1
+        group = tuple(rows.tolist())
         if contradicts:
             conflicts.append(group)
         if leaks_out:
@@ -194,8 +195,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
 def _unlike_their_names(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
     files, rows = [], []
     for row in np.flatnonzero(table["kind"]).tolist():
-        promised = FORMAT_OF_SUFFIX.get(os.path.splitext(index.paths[row])[1].lower())
-        if promised is not None and promised != KINDS[table["kind"][row]]:
+        expected = FORMAT_OF_SUFFIX.get(os.path.splitext(index.paths[row])[1].lower())
+        if expected is not None and expected != KINDS[table["kind"][row]]:
             files.append((f"{_named(index, row)}: {KINDS[table['kind'][row]]}",))
             rows.append((row,))
     if rows:
@@ -229,8 +230,8 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
         ("high bit depth", "note", deep, "of more than 8 bits, scaled by data.high_depth",
          "If they look too dark, try data.high_depth=stretch."),
     ]  # fmt: skip
-    for kind, severity, found, text, remedy in kinds:
-        rows = np.flatnonzero(found).tolist()
+    for kind, severity, applies, text, remedy in kinds:
+        rows = np.flatnonzero(applies).tolist()
         if rows:
             yield Finding(
                 kind=kind,

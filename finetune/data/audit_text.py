@@ -1,4 +1,4 @@
-"""An audit as text: a table for the terminal, and a few lines for the start of a run."""
+"""Formats an audit as text: a table for the terminal, and a few lines for the start of a run."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from finetune.data.audit import Audit
 from finetune.data.index import SPLITS
 from finetune.errors import shortened
 
-# more classes than this are shown by their largest and smallest
+# above this number of classes the table shows only the largest and the smallest
 _ALL_CLASSES = 24
 _EITHER_END = 8
 _MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
 
 
 def as_text(audit: Audit, *, show_files: int = 3) -> str:
-    """Counts per class and split, sizes, modes, and every finding with its remedy and first files."""
+    """Format counts per class and split, sizes, modes, and every finding with its remedy and first files."""
     parts = [_class_table(audit), "", *_about_images(audit), ""]
     if not audit.findings:
         parts.append("Nothing wrong was found.")
@@ -28,7 +28,7 @@ def as_text(audit: Audit, *, show_files: int = 3) -> str:
 
 
 def short(audit: Audit) -> list[str]:
-    """What a run says before it starts: one line on the images, one for each error and warning."""
+    """Return what a run prints before it starts: one line about the images, and one per error or warning."""
     splits = ", ".join(f"{split} {audit.split_images[split]:,}" for split in SPLITS)
     lines = [f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}."]
     for finding in audit.findings:

@@ -1,4 +1,4 @@
-"""Weights against imbalance: of classes in the loss, of samples in the sampler."""
+"""Weights that counter class imbalance: class weights for the loss, sample weights for the sampler."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +7,12 @@ from finetune.data.index import Index
 
 
 def class_weights(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Weights in inverse proportion to the counts; over all samples their mean is 1.
+    """Return class weights in inverse proportion to the counts; their mean over all samples is 1.
 
     >>> class_weights([30, 10]).round(3).tolist()
     [0.667, 2.0]
 
-    A class without a sample weighs nothing.
+    A class without samples gets weight 0.
     """
     numbers = np.asarray(counts, np.float64)
     present = numbers > 0
@@ -22,9 +22,9 @@ def class_weights(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def positive_weights(counts: npt.ArrayLike, images: int) -> npt.NDArray[np.float64]:
-    """Weight of each class's positive images where an image may show several: negatives over positives.
+    """Return the weight of each class's positive images in multi-label data: negatives over positives.
 
-    A class that every image shows is treated as if one did not, so that it still counts.
+    A class that every image shows is treated as if one image did not show it, so that its weight stays above 0.
 
     >>> positive_weights([25, 50], 100).tolist()
     [3.0, 1.0]
@@ -35,9 +35,9 @@ def positive_weights(counts: npt.ArrayLike, images: int) -> npt.NDArray[np.float
 
 
 def balanced_sample_weights(index: Index) -> npt.NDArray[np.float64]:
-    """A weight for each row, so that drawing training rows in proportion shows every class equally often.
+    """Return one weight per row, so that sampling training rows in proportion draws every class equally often.
 
-    An image with several labels weighs as much as the rarest of them; one with none as the commonest class.
+    An image with several labels gets the weight of the rarest one; an image without labels that of the commonest class.
     """
     per_class = class_weights(index.counts()["train"])
     if not index.multi_label:

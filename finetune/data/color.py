@@ -1,17 +1,17 @@
-"""Every mode that Pillow knows to 8 bits in one or three channels, by stated rules.
+"""Converts every Pillow mode to 8 bits in one or three channels, by stated rules.
 
-- Transparency (an alpha channel, or a transparent colour) is laid over white.
+- Transparency (an alpha channel, or a transparent colour) is composited over white.
 - Palettes are looked up; bilevel images become 0 and 255.
-- An embedded colour profile is followed to sRGB, unless it is sRGB already or damaged; CMYK without one is converted
-  by the plain formula. Grey of more than 8 bits ignores profiles.
+- An embedded colour profile is converted to sRGB, unless it is sRGB already or damaged; CMYK without a profile is
+  converted by the plain formula. Grey of more than 8 bits ignores profiles.
 - Grey from colour is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: what a JPEG file stores as Y.
-- High bit depths are scaled, never clipped. ``full``: the range that the numbers can have becomes 0..255. That is
-  0..65535 for 16 bits; for 32-bit integers and floating point, which declare no range, the smallest of 0..1 (floating
-  point only), 0..255, 0..65535 that holds all values of the image, else its own minimum..maximum. ``stretch``: always
-  the image's own minimum..maximum, for instruments that use few of their 16 bits. NaN counts as the minimum.
+- High bit depths are scaled, never clipped. ``full`` maps the range that the type allows to 0..255. That range is
+  0..65535 for 16 bits. 32-bit integers and floating point declare no range: theirs is the smallest of 0..1 (floating
+  point only), 0..255, 0..65535 that holds all values of the image, else the image's own minimum..maximum. ``stretch``
+  always maps the image's own minimum..maximum, for instruments that use few of their 16 bits. NaN counts as minimum.
 
-An image is converted a tile at a time, so that what is needed on the way, up to 40 bytes a pixel, is needed for a tile only:
-beside the image that Pillow holds and the pixels made of it, memory does not grow with the image.
+An image is converted one tile at a time: the intermediate results, up to 40 bytes per pixel, exist for one tile only.
+Apart from the image that Pillow holds and the pixels returned, memory does not grow with the image.
 """
 
 import io
@@ -37,12 +37,12 @@ _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "full") -> Pixels:
-    """The pixels of a loaded image.
+    """Convert a loaded image to 8-bit pixels.
 
     Args:
-        image: Any mode.
-        channels: 1 or 3.
-        high_depth: The rule for more than 8 bits.
+        image: Loaded image of any mode.
+        channels: Number of channels to return, 1 or 3.
+        high_depth: Scaling rule for images of more than 8 bits.
 
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
@@ -61,7 +61,7 @@ def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "ful
 
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Image]]:
-    """The parts of an image, of a million pixels at most, and where they are."""
+    """Yield tiles of at most a million pixels with their positions in the image."""
     width = min(image.width, _TILE_PIXELS)
     height = min(image.height, _TILE_PIXELS // width)
     for top in range(0, image.height, height):
@@ -72,7 +72,7 @@ def _tiles(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], Image.Imag
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """An image of 8 bits in ``L`` or ``RGB``."""
+    """Convert an 8-bit image to ``L`` or ``RGB``."""
     profile = image.info.get("icc_profile") or b""
     if image.mode == "LAB":
         image = ImageCms.applyTransform(image, _from_lab()) or image
@@ -86,7 +86,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "full") -> Pixels:
-    """Numbers of any range to 0..255, rounded to nearest.
+    """Scale numbers of any range to 0..255, rounded to nearest.
 
     >>> scale_to_bytes(np.array([0, 257, 65535], np.uint16)).tolist()
     [0, 1, 255]
@@ -98,13 +98,13 @@ def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "
 
 @dataclass(frozen=True)
 class _Scale:
-    """Numbers to levels.
+    """A linear map from numbers to 8-bit levels.
 
     Args:
-        black: The number that becomes 0.
-        white: The number that becomes 255.
-        low: Of the finite numbers the smallest, which NaN and minus infinity become.
-        high: The largest, which infinity becomes.
+        black: Number that becomes 0.
+        white: Number that becomes 255.
+        low: Smallest finite number; it replaces NaN and minus infinity.
+        high: Largest finite number; it replaces infinity.
     """
 
     black: float
@@ -120,7 +120,7 @@ class _Scale:
 
 
 def _scale_of(parts: Iterable[npt.NDArray[np.generic]], high_depth: HighDepth) -> _Scale:
-    """How the numbers of an image, which come in parts, become levels."""
+    """Choose the scale for an image whose numbers come in parts."""
     low, high = np.inf, -np.inf
     kind: np.dtype[np.generic] = np.dtype(np.float64)
     for part in parts:
@@ -146,34 +146,34 @@ def _is_16_bits(kind: np.dtype[np.generic]) -> bool:
 
 @lru_cache(maxsize=16)
 def _levels_of_16_bits(black: float, white: float) -> Pixels:
-    """The level of each of the 65,536 numbers."""
+    """Return the level of each of the 65,536 numbers."""
     return _levels(np.arange(2**16, dtype=np.float64).clip(black, white), black, white)
 
 
 def _levels(numbers: npt.NDArray[np.float64], black: float, white: float) -> Pixels:
     span = white - black
-    # adding a half and cutting rounds halves up; numpy's own rounding would send 0.5 to 0 and 1.5 to 2
+    # adding a half and truncating rounds halves up; numpy's own rounding would send 0.5 to 0 and 1.5 to 2
     scaled = (numbers - black) * 255 / span if span > 0 else np.zeros_like(numbers)
     return np.floor(scaled + 0.5).astype(np.uint8)
 
 
 def check_high_depth(name: str) -> HighDepth:
-    """The name itself.
+    """Return the name of a high-depth rule if it exists.
 
     Raises:
         UserError: There is no such rule.
     """
     for rule in get_args(HighDepth):
         if name == rule:
-            found: HighDepth = rule
-            return found
+            checked: HighDepth = rule
+            return checked
     raise UserError(
         f"data.high_depth={name!r}: must be one of {', '.join(HIGH_DEPTHS)}.{did_you_mean(name, HIGH_DEPTHS)}"
     )
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether following a profile changes nothing: it says that it is sRGB, or cannot be read."""
+    """Tell whether a profile needs no conversion, because it declares sRGB or cannot be read."""
     return _profile(profile) is None
 
 
@@ -185,12 +185,12 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    found = _profile(profile)
-    if found is None:
+    parsed = _profile(profile)
+    if parsed is None:
         return image
     if image.mode == "YCbCr":
         image = image.convert("RGB")
-    if _PROFILE_MODES.get(found.profile.xcolor_space) != image.mode:
+    if _PROFILE_MODES.get(parsed.profile.xcolor_space) != image.mode:
         return image  # a profile for another kind of image; viewers ignore it too
     transform = _transform(profile, image.mode)
     return (ImageCms.applyTransform(image, transform) or image) if transform else image

@@ -1,4 +1,4 @@
-"""What a file holds, as 128 bits: the key of splits, the test for duplicates, and part of the data's fingerprint."""
+"""The content hash of a file, 128 bits: it keys the splits, detects duplicates and is part of the data fingerprint."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def content_of_bytes(data: bytes | bytearray) -> npt.NDArray[np.uint64]:
-    """The content key of bytes in memory, uint64 (2,): BLAKE2b, so that equal keys mean equal bytes.
+    """Return the content hash of bytes in memory, uint64 (2,): BLAKE2b, so that equal hashes mean equal bytes.
 
     >>> bool((content_of_bytes(b"a") == content_of_bytes(bytearray(b"a"))).all())
     True

@@ -1,4 +1,4 @@
-"""Batches for the Trainer: a source, a view, and the order of one phase."""
+"""The LightningDataModule: batches made from a source, a view, and the sample order of one phase."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,40 +20,40 @@ from finetune.distributed import ignore_signals_to_the_group
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 
-# as many as two were measured for
+# measured on two cores (see `default_workers`); up to four are treated alike
 FEW_CORES = 4
 
 
 class Activations(Protocol):
-    """What the frozen part of a network makes of the views of a phase, computed beforehand."""
+    """The cached activations of a network's frozen prefix for the views of a phase."""
 
     @property
     def on_device(self) -> bool:
-        """Whether they are in the memory of the device that trains already."""
+        """Tell whether the activations are already in the memory of the training device."""
         ...
 
     def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Compute what is missing; called on every process of the run, inside the fit.
+        """Compute the missing activations; every process of the run calls this inside the fit.
 
         Args:
-            device: Where to.
-            context: Makes the context of the run's precision.
+            device: Device that computes the activations.
+            context: Factory of the precision context of the run.
         """
         ...
 
     def train(self, views: Rows, rows: Rows) -> torch.Tensor:
-        """Activations (B, ...) of rows of the index, each of one of its training views."""
+        """Return activations (B, ...) for rows of the index, each for one of the row's training views."""
         ...
 
     def val(self, rows: Rows) -> torch.Tensor:
-        """Activations (B, ...) of the evaluation view of validation rows."""
+        """Return activations (B, ...) of the evaluation view of validation rows."""
         ...
 
 
 class ViewRequest(NamedTuple):
-    """One view of images, apart from training.
+    """A request for one view of images outside training.
 
-    ``augment`` is a training view, ``none`` the evaluation view; a random one is that number of that phase.
+    ``augment`` names a training view; ``none`` is the evaluation view. A random view is view ``number`` of ``phase``.
     """
 
     augment: str = "none"
@@ -62,14 +62,14 @@ class ViewRequest(NamedTuple):
 
 
 class ActivationDataset(Dataset[Batch]):
-    """Cached activations in place of images.
+    """A data set of cached activations in place of images.
 
     Args:
-        source: For targets.
-        activations: Where they are.
+        source: Data set that gives the targets.
+        activations: Cached activations.
         seed: Seed of the run.
-        phase: Name of the phase; None reads validation rows.
-        views: As in :class:`ViewDataset`.
+        phase: Name of the phase; None for validation rows.
+        views: Number of views per image, as in :class:`ViewDataset`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ActivationDataset(Dataset[Batch]):
         self._seed, self._phase, self._views = seed, phase, views
 
     def __getitems__(self, batch: BatchKey) -> Batch:
-        """One whole batch."""
+        """Return one whole batch."""
         if self._phase is None:
             images = self._activations.val(batch.rows)
         else:
@@ -100,45 +100,47 @@ class ActivationDataset(Dataset[Batch]):
 
 
 def _whole(batch: Batch) -> Batch:
-    """The data set already gives whole batches."""
+    """Return the batch unchanged: the data set already gives whole batches."""
     return batch
 
 
 def _begin_loader(worker: int, then: Callable[[int], None] | None) -> None:
-    """Signals to the whole run are not for a loader process to answer."""
+    """Set up a loader process: let the main process handle signals sent to the whole run."""
     ignore_signals_to_the_group()
     if then is not None:
         then(worker)
 
 
 def default_workers(source: Source, *, on_cpu: bool) -> int:
-    """Loader processes: none for data in memory, else one less than this process's cores, at least one, at most eight.
+    """Choose the number of loader processes: 0 for data in memory, else one less than the cores, between 1 and 8.
 
-    None either beside a network that computes on the same few cores: threads that read a batch, which is then computed, do not
-    get in its way, and take no memory. On two cores, ResNet-18 and photographs, a training epoch is 1.04 times as fast as with
-    one loader process, and a pass of a frozen prefix 1.1 times. Disks that are slow to answer gain from loader processes
-    everywhere: they read ahead.
+    It is also 0 beside a network that computes on the same few cores. Threads read a batch before the network computes
+    it, so they do not compete with it, and they take no extra memory. On two cores, with ResNet-18 and photographs, a
+    training epoch is 1.04 times as fast as with one loader process, and a pass of a frozen prefix 1.1 times. Slow disks
+    gain from loader processes everywhere, because these read ahead.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # with fewer threads of torch than cores, one is left for a loader process
+    # with fewer torch threads than cores, a core is left for a loader process
     crowded = on_cpu and cores <= min(FEW_CORES, torch.get_num_threads())
     threads_do = crowded and getattr(source, "many_threads", False)
     return 0 if threads_do or getattr(source, "in_memory", False) else min(8, max(1, cores - 1))
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Train, validation and test batches of one source.
+    """Training, validation and test batches of one source.
 
     Args:
-        source: Where images come from.
-        spec: What the network is fed.
+        source: Data set that gives the images.
+        spec: Input specification of the network.
         seed: Seed of the run.
-        batch_size: Images in a training batch over all devices.
-        eval_batch_size: Images in an evaluation batch of one device.
-        num_workers: Loader processes; None chooses (:func:`default_workers`). Without any, threads of this process read.
+        batch_size: Number of images in a training batch over all devices.
+        eval_batch_size: Number of images in an evaluation batch of one device.
+        num_workers: Number of loader processes; None chooses it by :func:`default_workers`. With 0, threads of this
+            process read.
         augment: Training view of phases that name none.
-        sample_weights: Draw training rows in proportion to these (one a row of the index) instead of taking each once.
-        worker_init: Called in each loader process with its number.
+        sample_weights: Sampling weights, one per row of the index: training rows are drawn in proportion to them. None
+            takes each row once.
+        worker_init: Function called in each loader process with the worker's number; None for none.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def num_workers(self) -> int:
-        """Loader processes, beside what the Trainer that this was last attached to computes on."""
+        """Return the number of loader processes, given the device of the Trainer this was last attached to."""
         if self._num_workers is not None:
             return self._num_workers
         on_cpu = not torch.accelerator.is_available()
@@ -179,20 +181,20 @@ class ImageDataModule(pl.LightningDataModule):
         views: int | None = None,
         activations: Activations | None = None,
     ) -> None:
-        """What the training batches of the phase about to start look like.
+        """Set up the training batches of the phase about to start.
 
         Args:
-            name: Of the phase.
-            batch_size: Images in a batch over all devices.
+            name: Name of the phase.
+            batch_size: Number of images in a batch over all devices.
             augment: Training view.
-            views: Views of each image that the epochs draw from; None takes a new one every epoch.
-            activations: Hand these over in place of images, in training and validation.
+            views: Number of views of each image that the epochs draw from; None makes a new view every epoch.
+            activations: Cached activations to use in place of images, in training and validation; None uses images.
         """
         self._phase, self._batch_size, self._augment = name, batch_size, augment
         self._views, self._activations = views, activations
 
     def setup(self, stage: str) -> None:
-        """Compute what the phase trains on; on every process, so that they share the work."""
+        """Compute the cached activations that the phase trains on; the processes share the work."""
         if stage == "fit" and self._activations is not None:
             assert self.trainer is not None
             self._activations.prepare(
@@ -200,37 +202,37 @@ class ImageDataModule(pl.LightningDataModule):
             )
 
     def batches_per_epoch(self, batch_size: int) -> int:
-        """Training batches in an epoch."""
+        """Return the number of training batches in an epoch."""
         return -(-len(self.source.index.rows("train")) // batch_size)
 
     def _placement(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This process's share of the batches of the phase, from where a restored Trainer stopped."""
+        """Return this process's share of the phase's batches, from where a restored Trainer stopped."""
         if self.trainer is None:
             return self.train_batches(0, 0)
-        # the count of all batches, not `trainer.current_epoch`, is right at an epoch's end too
+        # unlike `trainer.current_epoch`, the count of all batches is also right at the end of an epoch
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]  # Lightning declares the base class
         rank, world = self._placement()
         return self.train_batches(*divmod(done, self.batches_per_epoch(self._batch_size)), rank=rank, world=world)
 
     def drop_iterator(self) -> None:
-        """After a resume at an epoch's end: the next iterator begins where the first one did, of which no batch is used.
+        """Rewind to the first iterator's start after a resume at an epoch's end, as none of its batches are used.
 
-        Lightning makes one before a validation that a resumed run has to catch up on, and another one after it; loader
-        processes have begun with the first by then, and the order would be one epoch ahead.
+        Lightning makes one iterator before the validation that a resumed run still has to do, and another one after it.
+        Loader processes have already begun the first, so the order would be one epoch ahead.
         """
         if self._start[1] == 0:
             self._batches.start_at(*self._start)
 
     def train_batches(self, epoch: int, step: int, *, rank: int = 0, world: int = 1) -> DataLoader[Batch]:
-        """Batches of the phase from that batch of that epoch on; each iterator over them is an epoch.
+        """Return the phase's batches from a given batch of a given epoch on; each iterator over them is one epoch.
 
         Args:
-            epoch: Of the phase.
-            step: Batch of the epoch.
-            rank: This process's number.
+            epoch: Epoch of the phase, from 0.
+            step: Batch of the epoch, from 0.
+            rank: Rank of this process.
             world: Number of processes that share each batch.
         """
         rows = self.source.index.rows("train")
@@ -264,12 +266,12 @@ class ImageDataModule(pl.LightningDataModule):
     def views_dataloader(
         self, requests: Sequence[ViewRequest], chunks: Iterable[tuple[int, int, Rows]]
     ) -> DataLoader[Batch]:
-        """Views of the rows of each chunk, for this process alone.
+        """Return the requested views of the rows of each chunk, for this process alone.
 
         Args:
-            requests: The views.
-            chunks: Place of its view among them, number and rows of each; asked for one after the other. A batch's
-                ``position`` has the place as ``epoch`` and the number as ``step``.
+            requests: Views to make.
+            chunks: For each chunk the position of its view in ``requests``, its number and its rows; consumed one after
+                the other. A batch's ``position`` holds the position as ``epoch`` and the number as ``step``.
         """
         views = [
             (
@@ -286,7 +288,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(ManyViews(views), ChunkBatches(chunks), persistent=False)
 
     def check_processes(self, world: int, batch_sizes: Iterable[int]) -> None:
-        """Hold that each of several processes has something to do, before any is started.
+        """Check, before any process starts, that each of them would get images.
 
         Raises:
             UserError: A training batch, or a split, has fewer images than there are processes.
@@ -307,13 +309,13 @@ class ImageDataModule(pl.LightningDataModule):
     def eval_dataloader(
         self, split: str, *, rank: int | None = None, world: int | None = None, activations: Activations | None = None
     ) -> DataLoader[Batch]:
-        """The evaluation view of every image of a split, once, over all processes together.
+        """Return the evaluation view of every image of a split, each once over all processes together.
 
         Args:
-            split: Its name.
-            rank: This process's number; None asks the Trainer that this was last attached to.
-            world: Number of processes; likewise.
-            activations: Hand these over in place of images, for the validation split.
+            split: Name of the split.
+            rank: Rank of this process; None asks the Trainer this was last attached to.
+            world: Number of processes; None asks the Trainer this was last attached to.
+            activations: Cached activations of the validation split to use in place of images; None uses images.
         """
         if rank is None or world is None:
             rank, world = self._placement()
@@ -324,22 +326,22 @@ class ImageDataModule(pl.LightningDataModule):
         return self._stored_loader(stored, EvalBatches(rows=rows, batch_size=self._eval_batch_size), activations)
 
     def rows_dataloader(self, rows: Rows) -> DataLoader[Batch]:
-        """The evaluation view of some rows, in that order, in this process."""
+        """Return the evaluation view of the given rows, in their order, in this process."""
         batches = EvalBatches(rows=rows, batch_size=self._eval_batch_size)
         return self._loader(ViewDataset(source=self.source, view=eval_view(self.spec)), batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split."""
+        """Return the batches of the validation split."""
         return self.eval_dataloader("val", activations=self._activations)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split."""
+        """Return the batches of the test split."""
         return self.eval_dataloader("test")
 
     def _stored_loader(
         self, stored: ActivationDataset, batches: TrainBatches | EvalBatches, activations: Activations
     ) -> DataLoader[Batch]:
-        # nothing is left for workers to do
+        # reading cached activations leaves no work for loader processes
         return self._loader(stored, batches, num_workers=0, pinned=not activations.on_device)
 
     def _loader(
@@ -354,8 +356,8 @@ class ImageDataModule(pl.LightningDataModule):
         workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type] # it yields one key a batch, which __getitems__ takes whole
-            collate_fn=_whole,  # type: ignore[arg-type]  # it is handed what __getitems__ gave
+            batch_sampler=batches,  # type: ignore[arg-type] # it yields one key per batch for __getitems__
+            collate_fn=_whole,  # type: ignore[arg-type]  # it receives what __getitems__ returned
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
             worker_init_fn=partial(_begin_loader, then=self._worker_init),

@@ -1,8 +1,8 @@
-"""Bytes of an image file to a ``uint8 (C, H, W)`` tensor: what a person sees in a viewer, in one or three channels.
+"""Decodes an image file to a ``uint8 (C, H, W)`` tensor: what a viewer shows, in one or three channels.
 
-The format is told by the first bytes, not by the name. Plain JPEG and WebP go to torchvision's decoders; a JPEG file at
-least twice as large as needed is decoded at a half, a quarter or an eighth by Pillow (the format's own scaled
-decoding); everything else goes to Pillow and :mod:`finetune.data.color`. Where torchvision fails, Pillow decides.
+The first bytes of the file decide its format, not its name. Plain JPEG and WebP go to torchvision's decoders; Pillow
+decodes a JPEG file at least twice as large as needed at a half, a quarter or an eighth (the format's own scaled
+decoding); everything else goes to Pillow and :mod:`finetune.data.color`. Where torchvision fails, Pillow tries.
 Animations and files of several pages give their first picture.
 """
 
@@ -22,7 +22,7 @@ from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
 from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
 from finetune.errors import UserError
 
-# Pillow's remarks on damaged metadata; damage to pixels raises. Not set around each call: that is not thread-safe.
+# Pillow warns about damaged metadata; damaged pixels raise. Set once, because a filter per call is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
@@ -30,8 +30,8 @@ class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the mess
     """A file that cannot be read as an image.
 
     Args:
-        path: The file.
-        reason: Why, in words for the user.
+        path: Path of the file.
+        reason: Reason, as a sentence for the user.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -40,7 +40,7 @@ class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the mess
         super().__init__(f"{path}: cannot be read as an image. {reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # an exception that crosses from a worker process is rebuilt from its arguments, not from its message
+        # unpickling an exception from a worker process rebuilds it from its arguments, not from its message
         return type(self), (self.path, self.reason)
 
 
@@ -52,20 +52,21 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     high_depth: HighDepth = "full",
 ) -> Tensor:
-    """Read an image file.
+    """Read and decode an image file.
 
     Args:
-        path: The file.
-        channels: 1 for grey, 3 for colour.
-        at_least: The shorter side may be decoded smaller than it is, but to no fewer pixels than this.
-        max_pixels: Larger images are refused before they are decoded.
-        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.color`.
+        path: Path of the file.
+        channels: Number of channels, 1 for grey, 3 for colour.
+        at_least: Fewest pixels of the shorter side; the image may be decoded smaller than it is, down to this. None
+            decodes the full size.
+        max_pixels: Largest number of pixels; larger images are refused before they are decoded.
+        high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
 
     Returns:
         uint8 (channels, H, W), upright. It may be laid out channels last.
 
     Raises:
-        UnreadableImage: The file is missing, empty, damaged, cut short, too large or no image.
+        UnreadableImage: The file is missing, empty, damaged, truncated, too large or not an image.
     """
     return decode_bytes(
         read_file(path, max_pixels=max_pixels),
@@ -86,7 +87,7 @@ def decode_bytes(
     max_pixels: int = MAX_PIXELS,
     high_depth: HighDepth = "full",
 ) -> Tensor:
-    """As :func:`decode_image`, for the bytes of a file that were read already; ``path`` is for messages only."""
+    """Decode the bytes of a file as :func:`decode_image` does; ``path`` appears in messages only."""
     kind = sniff(data)
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
@@ -102,12 +103,12 @@ def decode_bytes(
         return _decode_with_pillow(path, kind, data, channels, at_least, max_pixels, high_depth, exif=None)
     except UnreadableImage:
         raise
-    except Exception as error:  # the decoders raise many types on damaged files, and a crash would not name the file
+    except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
         raise UnreadableImage(path, f"It is damaged or cut short: {_words(error)}.") from error
 
 
 def read_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
-    """The bytes of a file that announces an image.
+    """Return the bytes of a file that starts like an image.
 
     Raises:
         UnreadableImage: As :func:`finetune.data.image_file.read_image_file` refuses it.
@@ -137,7 +138,7 @@ def _shrinks(header: JpegHeader, at_least: int | None) -> bool:
 
 
 def _is_plain(header: JpegHeader) -> bool:
-    """Whether torchvision's decoder gives the right colours: 8 bits, grey or YCbCr, no profile to follow."""
+    """Tell whether torchvision's decoder gives the right colours: 8 bits, grey or YCbCr, no profile to apply."""
     return (
         header.precision == 8
         and (header.components == 1 or (header.components == 3 and header.adobe_transform in (None, 1)))
@@ -163,7 +164,7 @@ def _decode_with_pillow(
             scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
             size = (max(1, image.width // scale), max(1, image.height // scale))
             image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
-            # all bytes at once: handed out in blocks, the JPEG decoder would begin the row at each block's end again
+            # pass all bytes at once: fed in blocks, the JPEG decoder would restart the row at the end of each block
             image.decodermaxblock = max(len(data), image.decodermaxblock)
         image.load()
         orientation = orientation_of_exif(exif) if exif is not None else orientation_of_image(image)

@@ -1,4 +1,4 @@
-"""What a file says of itself, from its header alone: format, mode, size, orientation, number of pictures."""
+"""Reads the header of an image file: format, mode, size, orientation, and whether it holds several pictures."""
 
 import io
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from finetune.data.formats import OPENERS, sniff
 from finetune.data.jpeg_header import read_jpeg_header
 from finetune.data.orientation import orientation_of_exif, orientation_of_image
 
-# positions are stored in the facts
+# the scan stores positions in these tuples
 KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")
 MODES = (
     *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
@@ -27,7 +27,7 @@ _CAN_HOLD_SEVERAL = (
 
 
 class Description(NamedTuple):
-    """Facts of a header; width and height are as stored, before the orientation is applied."""
+    """The fields of a header; width and height are as stored, before the orientation is applied."""
 
     kind: int = 0
     mode: int = 0
@@ -39,7 +39,7 @@ class Description(NamedTuple):
 
 
 def describe(data: bytearray) -> Description:
-    """Read a header; what cannot be read stays at its default (decoding gives the reason)."""
+    """Read a header; fields that cannot be read keep their defaults (decoding gives the reason)."""
     kind = sniff(data)
     if kind is None:
         return Description()
@@ -66,5 +66,5 @@ def describe(data: bytearray) -> Description:
                 several=isinstance(image, _CAN_HOLD_SEVERAL) and image.is_animated,
                 profile=not is_srgb(image.info.get("icc_profile") or b""),
             )
-    except Exception:  # plugins raise many types on damaged files; decoding the same bytes will say why
+    except Exception:  # plugins raise many types on damaged files; decoding the same bytes reports the reason
         return Description(kind=number)

@@ -1,4 +1,4 @@
-"""The same picture more than once: identical bytes, and pictures that only look alike on both sides of a split."""
+"""Finds duplicates: files with identical bytes, and near-duplicate pictures in different splits."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,22 +13,23 @@ from finetune.input_spec import InputSpec
 
 Rows = npt.NDArray[np.int64]
 
-# up to this many images a band has 8 bits, and pictures that differ in up to 12 of 128 bits are found; above it 16 and 7
+# up to this many images a band has 8 bits and pairs may differ in up to 12 of 128 bits; above it, 16 bits and 7
 _MANY = 50_000
 
-# pictures of one kind, X-rays for instance, may all be near to each other; no more pairs than these are looked at
+# pictures of one kind, such as X-rays, may all be close to each other, so the number of pairs compared is bounded
 _MOST_PAIRS = 100_000
 
-# two thumbnails are one picture if they correlate so much and differ by so few levels, brightness apart
+# two thumbnails show one picture if they correlate at least this much and, apart from brightness, differ by at most
+# this many levels
 _LEAST_CORRELATION = 0.97
 _MOST_LEVELS = 6.0
 
-# pictures with a smaller range of levels have no shape to compare
+# pictures with a smaller range of levels have no structure to compare
 _LEAST_RANGE = 16
 
 
 def identical(content: npt.NDArray[np.uint64]) -> list[Rows]:
-    """Groups of two rows or more with the same content, each ascending."""
+    """Return the groups of two or more rows with the same content, each group ascending."""
     order = np.lexsort((content[:, 1], content[:, 0]))
     starts = np.flatnonzero((np.diff(content[order], axis=0) != 0).any(axis=1)) + 1
     return sorted(
@@ -44,14 +45,15 @@ def alike_across(
     ranges: npt.NDArray[np.uint8],
     read: Callable[[int], Tensor],
 ) -> list[tuple[int, int]]:
-    """Pairs of rows in different splits that show the same picture in different bytes.
+    """Return the pairs of rows in different splits that show the same picture in different bytes.
 
     Args:
         looks: Perceptual hashes, uint64 (N, 2).
-        content: Content keys; pairs with the same are left out.
-        splits: int8 (N,).
-        ranges: Levels between the darkest and the brightest pixel of each image.
-        read: The image of a row; candidates are looked at once more, so that a pair of hashes alone accuses nobody.
+        content: Content hashes; pairs with equal hashes are left out.
+        splits: Split of each row, int8 (N,).
+        ranges: Levels between the darkest and the brightest pixel of each image, uint8 (N,).
+        read: Function that reads the image of a row. Candidates are compared by their pixels too, because close hashes
+            alone do not prove that two pictures are the same.
     """
     rows = np.flatnonzero(ranges >= _LEAST_RANGE)
     pairs: set[tuple[int, int]] = set()
@@ -62,7 +64,7 @@ def alike_across(
             members = rows[group]
             for split in np.unique(splits[members])[:-1]:
                 ones, others = members[splits[members] == split], members[splits[members] > split]
-                # the smaller side row by row, so that a band shared by very many needs no large table
+                # loop over the smaller side, so that a band shared by very many rows needs no large table
                 for one in ones if len(ones) <= len(others) else others:
                     if len(pairs) >= _MOST_PAIRS:
                         break
@@ -81,7 +83,7 @@ def alike_across(
 
 
 def _equal(values: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[Rows]:
-    """Groups of positions with equal values."""
+    """Yield the groups of positions with equal values."""
     order = np.argsort(values, kind="stable")
     for group in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
         if len(group) > 1:

@@ -1,4 +1,4 @@
-"""A folder that a trained model is tested on: nothing in it is set aside for training."""
+"""An evaluation folder: images that a trained model is tested on, none of them set aside for training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,12 +24,12 @@ def evaluation_folder(
     max_pixels: int = MAX_PIXELS,
     high_depth: str = "full",
 ) -> FileSource:
-    """An image folder whose images belong to ``test``, except where it names splits of its own.
+    """Build a source from an image folder whose images belong to ``test``, unless the folder names its own splits.
 
-    Unlike a folder to train on, it may hold a single class, and classes without a training image.
+    Unlike a folder for training, it may hold a single class, or classes without a training image.
 
     Raises:
-        UserError: No folder, no image, or an image that cannot be read.
+        UserError: There is no such folder, it holds no image, or an image cannot be read.
     """
     depth = check_high_depth(high_depth)
     listing = list_folders(root)

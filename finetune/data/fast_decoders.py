@@ -1,7 +1,7 @@
-"""torchvision's decoders of JPEG and WebP, where the installed version has them.
+"""torchvision's JPEG and WebP decoders, where the installed version has them.
 
-torchvision 0.29 announced the end of its public functions, which warn at every call; the operators that they wrap are
-called directly while they exist. Without them, or where one refuses a file, the answer is None and Pillow takes over.
+torchvision 0.29 deprecated its public functions, which warn at every call; this module calls the operators that they
+wrap while these exist. Where an operator is missing or refuses a file, the result is None and Pillow decodes the file.
 """
 
 import torch
@@ -13,7 +13,7 @@ _OPERATORS = torch.ops.image
 
 
 def jpeg(data: bytearray, *, channels: int) -> Tensor | None:
-    """A JPEG file of 8-bit grey or YCbCr: uint8 (channels, H, W), as stored, or None."""
+    """Decode a JPEG file of 8-bit grey or YCbCr to uint8 (channels, H, W), as stored; None if that fails."""
     try:
         image: Tensor = _OPERATORS.decode_jpeg(_tensor(data), _GREY if channels == 1 else _COLOUR, False)
     except (AttributeError, RuntimeError):
@@ -22,7 +22,7 @@ def jpeg(data: bytearray, *, channels: int) -> Tensor | None:
 
 
 def webp(data: bytearray) -> Tensor | None:
-    """A simple lossy WebP file: uint8 (3, H, W), or None."""
+    """Decode a simple lossy WebP file to uint8 (3, H, W); None if that fails."""
     try:
         image: Tensor = _OPERATORS.decode_webp(_tensor(data), _COLOUR)
     except (AttributeError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Which format the first bytes of a file announce, whatever its name says."""
+"""Image formats, recognised by a file's first bytes whatever its name says."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -13,8 +13,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-# Pillow's classes are called directly: `Image.open` would apply its own limit of pixels, which is one global for the
-# whole process, and would try every plugin on a file that is no image.
+# Pillow's classes are called directly: `Image.open` would apply its own pixel limit, a global of the whole process, and
+# would try every plugin on a file that is not an image.
 OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -24,7 +24,7 @@ OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
 
-# the format that each suffix promises; the audit names files that hold another one
+# the format that each suffix promises; the audit reports files that hold another one
 FORMAT_OF_SUFFIX = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -73,7 +73,7 @@ _BOXES = {
 
 
 def sniff(head: bytes | bytearray) -> str | None:
-    """The format of an image from its first 16 bytes, or None.
+    """Return the image format that the first 16 bytes announce, or None.
 
     >>> sniff(b"GIF89a" + bytes(10))
     'GIF'
@@ -85,7 +85,7 @@ def sniff(head: bytes | bytearray) -> str | None:
 
 
 def what_instead(head: bytes | bytearray) -> str:
-    """Words for a file that is no image that we read.
+    """Describe a file that is not an image in a supported format, as a sentence for the user.
 
     >>> what_instead(b"<!DOCTYPE html><html>")
     'It is a web page, not an image.'

@@ -1,7 +1,7 @@
-"""A data set of the Hugging Face ``datasets`` library that lies on disk, when that library is installed.
+"""Reads data sets of the Hugging Face ``datasets`` library from disk, where that library is installed.
 
-Either saved by ``save_to_disk`` or a folder that ``load_dataset`` understands. Images are taken as their files' bytes and
-decoded here, so that every rule for odd images holds.
+A data set is a folder written by ``save_to_disk``, or one that ``load_dataset`` understands. Images are read as file
+bytes and decoded by this package, so that all its rules for unusual images apply.
 """
 
 import os
@@ -24,21 +24,21 @@ _SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "v
 
 
 class TableSource:
-    """Samples in the rows of Arrow tables, one table a split.
+    """A source of samples in the rows of Arrow tables, one table per split.
 
     Args:
         index: The table of samples.
-        tables: The data sets, their image column undecoded.
-        image_column: Its name.
-        places: Table and row of each row of the index, int64 (N, 2).
-        channels: 1 or 3.
-        facts: What the images are.
-        max_pixels: Larger images are refused.
-        high_depth: How more than 8 bits become 8.
+        tables: Arrow data sets, their image column undecoded.
+        image_column: Name of the image column.
+        places: Table and table row of each row of the index, int64 (N, 2).
+        channels: Number of channels, 1 or 3.
+        facts: Scan facts of each row; None where they are not known.
+        max_pixels: Largest number of pixels; larger images are refused.
+        high_depth: Rule that turns more than 8 bits into 8.
     """
 
     in_memory = False
-    # whoever wrote what it reads may not have thought of threads
+    # nothing guarantees that the reader behind a table is thread-safe
     many_threads = False
 
     def __init__(
@@ -75,7 +75,7 @@ class TableSource:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the facts: no worker process asks for them."""
+        """Leave the facts out: no worker process needs them."""
         return self.__dict__ | {"facts": None}
 
 
@@ -95,14 +95,14 @@ def huggingface_source(
     max_pixels: int = MAX_PIXELS,
     high_depth: str = "full",
 ) -> TableSource:
-    """A data set on disk; its splits are kept, the missing ones made from train.
+    """Build a source from a data set on disk; its own splits are kept, the missing ones made from train.
 
     Args:
         path: Folder written by ``save_to_disk``, or one that ``load_dataset`` reads.
-        image_column: Column of images.
-        label_column: Column of class labels or strings.
-        channels: 1 or 3.
-        seed: As in :func:`finetune.data.registry.folder_source`, like all that follow.
+        image_column: Column of the images.
+        label_column: Column of the class labels or strings.
+        channels: Number of channels, 1 or 3.
+        seed: Seed of the splits, as in :func:`finetune.data.registry.folder_source`, like all arguments that follow.
 
     Raises:
         UserError: The library is missing, or the folder, a column or an image cannot be read.
@@ -159,10 +159,10 @@ def huggingface_source(
 
 
 def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) -> bytearray:
-    """The bytes of an undecoded image cell, which holds them or names a file.
+    """Return the bytes of an undecoded image cell, which holds them or names a file.
 
     Raises:
-        UnreadableImage: There is no image, or the file is refused as :func:`finetune.data.decode.read_file` refuses it.
+        UnreadableImage: The cell is empty, or :func:`finetune.data.decode.read_file` refuses the file.
     """
     if cell is not None and cell.get("bytes") is not None:
         return bytearray(cell["bytes"])
@@ -172,7 +172,7 @@ def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) ->
 
 
 def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
-    """The data sets by our names for their splits, train first, images undecoded."""
+    """Open the data set; return its tables by our split names, train first, images undecoded."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -184,10 +184,10 @@ def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
         raise UserError(f"data.path={path!r}: no such folder. Looked for {full}.")
     saved = any(os.path.isfile(os.path.join(full, name)) for name in ("dataset_dict.json", "state.json"))
     try:
-        found = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)
-    except Exception as error:  # the library raises many types on folders that it cannot read
+        loaded = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)
+    except Exception as error:  # the library raises many types for folders that it cannot read
         raise UserError(f"data.path={path!r}: is no data set that can be read. {str(error).splitlines()[0]}") from None
-    by_name = found if isinstance(found, dict) else {"train": found}
+    by_name = loaded if isinstance(loaded, dict) else {"train": loaded}
     unknown = [name for name in by_name if name not in _SPLIT_NAMES]
     if unknown or "train" not in by_name:
         raise UserError(
@@ -220,7 +220,7 @@ def _facts(tables: list[Any], places: npt.NDArray[np.int64], image_column: str, 
             data = image_bytes(tables[number][place][image_column], max_pixels=max_pixels)
             facts_of_bytes(data, table[row : row + 1], path="", max_pixels=max_pixels)
         except UnreadableImage as error:
-            # a file that a cell names is known to the user by its own path
+            # where a cell names a file, the user knows the image by that path
             reason = f"{error.path}: {error.reason}" if error.path else error.reason
             table["problem"][row] = problems.setdefault(reason, len(problems) + 1)
     return Facts(table, tuple(problems))

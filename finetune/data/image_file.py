@@ -1,21 +1,21 @@
-"""The bytes of an image file: what is no regular file, or too large, is refused before anything is read of it."""
+"""Reads the bytes of an image file; refuses before reading what is not a regular file or is too large."""
 
 import os
 import stat
 
 from finetune.data.formats import sniff, what_instead
 
-# Pillow's own point of refusal: a file of a few kilobytes can claim to hold this many pixels
+# the limit at which Pillow itself refuses: a file of a few kilobytes can claim to hold this many pixels
 MAX_PIXELS = 178_956_970
-# the start of a file, from which its format is known
+# length of the start of a file from which its format is recognised
 HEAD_BYTES = 64
 
 
-class Refused(Exception):  # noqa: N818 (it names what happened; callers turn it into an error of their own that names the file)
-    """A file that is not read as an image.
+class Refused(Exception):  # noqa: N818 (it names what happened; callers raise their own error, which names the file)
+    """A refusal to read a file as an image.
 
     Args:
-        reason: Why, in words for the user.
+        reason: Reason, as a sentence for the user.
     """
 
     def __init__(self, reason: str) -> None:
@@ -24,7 +24,7 @@ class Refused(Exception):  # noqa: N818 (it names what happened; callers turn it
 
 
 def largest_file(max_pixels: int = MAX_PIXELS) -> int:
-    """Bytes that an image file may have: those of ``max_pixels`` colour pixels (512 MiB at least) and 16 MiB of metadata.
+    """Return the largest size of an image file: ``max_pixels`` colour pixels (512 MiB at least) and 16 MiB of metadata.
 
     >>> largest_file() // 2**20
     528
@@ -33,17 +33,17 @@ def largest_file(max_pixels: int = MAX_PIXELS) -> int:
 
 
 def read_image_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
-    """The bytes of a file that announces an image.
+    """Read the bytes of a file that starts like an image.
 
-    A pipe, a device, a socket and a folder are told by their type and not opened. A file that begins like no image is not read
-    on: a sparse one may claim any size.
+    Pipes, devices, sockets and folders are recognised by their type and never opened. A file that does not start like
+    an image is not read any further, because a sparse file may claim any size.
 
     Raises:
-        Refused: It is missing, empty, no regular file, too large, no image, or may not be read.
+        Refused: The file is missing, empty, not a regular file, too large, not an image, or not readable.
     """
     try:
         _check(os.stat(path), max_pixels)
-        # between the look and the opening it may have become a pipe, which would wait for its other end
+        # between the check and the opening it may have become a pipe, which would wait for its other end
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb", buffering=0) as file:
             status = os.fstat(descriptor)
@@ -66,7 +66,7 @@ def read_image_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
 
 
 def read_head(path: str) -> bytes:
-    """The first bytes of a regular file, to tell its format by; none where it is no such file or cannot be read."""
+    """Return the first bytes of a regular file, which show its format; empty if it is not one or cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return b""

@@ -1,6 +1,7 @@
-"""An image folder in its usual shapes, scanned without importing anything heavy.
+"""Lists an image folder in its usual layouts, without importing anything heavy.
 
-``DIR/<class>/*`` or ``DIR/{train,val|valid|validation,test}/<class>/*``; folders nested below a class belong to it.
+The layouts are ``DIR/<class>/*`` and ``DIR/{train,val|valid|validation,test}/<class>/*``; folders nested below a class
+belong to it.
 """
 
 import os
@@ -21,15 +22,15 @@ from finetune.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
-# all spellings of a suffix are looked up at once, because changing the case of a million names takes time
+# all upper- and lower-case spellings of each suffix, because changing the case of a million names takes time
 _ENDINGS = frozenset(
     "".join(letters) for suffix in SUFFIXES for letters in product(*((c, c.upper()) for c in suffix[1:]))
 )
 
-# pictures that exist in other formats too; these are named when they are left out
+# picture formats that are not supported; the user is told when such files are left out
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
-# first bytes of JPEG, PNG, GIF and TIFF; two letters of BMP would match too many texts
+# first bytes of JPEG, PNG, GIF and TIFF; the two letters of BMP would match too many text files
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -39,7 +40,7 @@ _NOT_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Vol
 
 
 def check_root(root: str) -> str:
-    """The absolute path of a data folder.
+    """Return the absolute path of a data folder.
 
     Raises:
         UserError: It does not exist, or is a file.
@@ -102,45 +103,45 @@ def _list_folder(root: str) -> Listing:
         groups = _split_groups(root, layout)
         walker.ignored.update({f"{name}/ (not a split)": 1 for name in visible if name not in layout})
     elif visible and len(layout) == len(visible):
-        # without this the folders train and val would become two classes
+        # without this check the folders train and val would become two classes
         found_in = f"{train}/ holds no class folder" if train else f"found only {', '.join(sorted(layout))}"
         raise UserError(
             f"data.root={root!r}: must hold train/<class>/* or <class>/*. {found_in}. Add the class folders."
         )
 
-    names: dict[str, int] = {}  # class name -> number in the order found
-    found: list[tuple[int, int, int]] = []  # split, class number, images
+    names: dict[str, int] = {}  # class name -> number, in order of discovery
+    class_folders: list[tuple[int, int, int]] = []  # split, class number, images
     for folder, split in groups:
         for class_folder in walker.subfolders(folder) if folder else visible:
             number = names.setdefault(unicodedata.normalize("NFC", class_folder), len(names))
-            found.append((split, number, walker.add(os.path.join(folder, class_folder))))
+            class_folders.append((split, number, walker.add(os.path.join(folder, class_folder))))
 
     walker.progress.close()
-    if not sum(images for _, _, images in found):
-        looked = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+    if not sum(images for _, _, images in class_folders):
+        patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         below = f"{walker.folders} folder{'s' if walker.folders != 1 else ''} below it"
         loose = walker.ignored.get("images outside a class folder", 0)
         hint = f" {loose} images lie directly in it: put them into one folder a class." if loose else ""
-        raise UserError(f"data.root={root!r}: no images found. Looked for {looked} in {below}.{hint}")
+        raise UserError(f"data.root={root!r}: no images found. Looked for {patterns} in {below}.{hint}")
     classes = natural_order(names)
 
     position = {names[name]: target for target, name in enumerate(classes)}
-    lengths = [images for _, _, images in found]
+    lengths = [images for _, _, images in class_folders]
     return Listing(
         origin=f"data.root={root!r}",
         root=top,
         classes=tuple(classes),
         paths=walker.builder.build(),
-        targets=np.repeat(np.asarray([position[number] for _, number, _ in found], np.int64), lengths),
-        splits=np.repeat(np.asarray([split for split, _, _ in found], np.int8), lengths),
+        targets=np.repeat(np.asarray([position[number] for _, number, _ in class_folders], np.int64), lengths),
+        splits=np.repeat(np.asarray([split for split, _, _ in class_folders], np.int8), lengths),
         given=tuple(name for name in SPLITS if name in layout.values()) if groups[0][0] else (),
         ignored={what: count for what, count in walker.ignored.items() if count},
     )
 
 
 def pictures_left_out(root: str | Sequence[str]) -> list[str]:
-    """Paths of files below a folder that are pictures by their suffix or first bytes, and that are not read."""
-    found = []
+    """Return the files below a folder that are pictures by suffix or first bytes but are not read."""
+    pictures = []
     for top in [root] if isinstance(root, str) else root:
         for parent, folders, names in os.walk(check_root(top)):
             folders[:] = sorted(name for name in folders if name[0] != "." and name not in _NOT_CLASSES)
@@ -149,8 +150,8 @@ def pictures_left_out(root: str | Sequence[str]) -> list[str]:
                     continue
                 path = os.path.join(parent, name)
                 if name.lower().endswith(UNREAD_SUFFIXES) or _starts_like_a_picture(path):
-                    found.append(path)
-    return found
+                    pictures.append(path)
+    return pictures
 
 
 def _starts_like_a_picture(path: str) -> bool:
@@ -159,16 +160,16 @@ def _starts_like_a_picture(path: str) -> bool:
 
 
 def _split_groups(root: str, layout: dict[str, str]) -> list[tuple[str, int]]:
-    """Each split folder and its position in ``SPLITS``, train first."""
-    twice = [split for split, times in Counter(layout.values()).items() if times > 1]
-    if twice:
-        both = " and ".join(sorted(name for name, split in layout.items() if split == twice[0]))
+    """Return each split folder and its position in ``SPLITS``, train first."""
+    repeated = [split for split, times in Counter(layout.values()).items() if times > 1]
+    if repeated:
+        both = " and ".join(sorted(name for name, split in layout.items() if split == repeated[0]))
         raise UserError(f"data.root={root!r}: one folder for each split. Found {both}. Keep one of them.")
     return sorted(((name, SPLITS.index(split)) for name, split in layout.items()), key=lambda group: group[1])
 
 
 class _Walker:
-    """Goes through folders and collects image names, counting what it leaves out."""
+    """A walk through folders that collects image names and counts what it leaves out."""
 
     def __init__(self, top: str) -> None:
         self.top = top
@@ -178,7 +179,7 @@ class _Walker:
         self.progress = Progress("listing images")
 
     def subfolders(self, folder: str) -> list[str]:
-        """Names of the folders directly in ``folder`` that can be classes or splits; loose files are counted."""
+        """Return the names of the folders in ``folder`` that can be classes or splits; count its loose files."""
         names, files = [], []
         for name in self._names(folder):
             if not os.path.isdir(os.path.join(self.top, folder, name)):
@@ -194,19 +195,19 @@ class _Walker:
         return natural_order(names)
 
     def add(self, class_folder: str) -> int:
-        """Append all images below a class folder; how many there were.
+        """Append all images below a class folder and return their number.
 
-        Only the names are looked at: a listing without a look at each file is what makes a million of them take a second.
-        What bears an image's name and is none, a folder for instance, is found when the images are checked.
+        Only names are examined: listing a million files takes a second because none of them is opened or examined.
+        Anything that has an image's name but is not an image, such as a folder, is found when the images are scanned.
         """
         total, waiting = 0, [class_folder]
-        seen: set[str] = set()
+        visited: set[str] = set()
         while waiting:
             folder = waiting.pop()
             self.folders += 1
             names = self._names(folder)
             images = sorted(name for name in names if name.rpartition(".")[2] in _ENDINGS)
-            # in sorted order the hidden ones lie together: "/" follows "." and is in no name
+            # in sorted order the hidden files are adjacent: "/" follows "." and is in no name
             hidden = slice(bisect_left(images, "."), bisect_left(images, "/"))
             self.ignored["hidden files"] += hidden.stop - hidden.start
             del images[hidden]
@@ -215,11 +216,11 @@ class _Walker:
             self.progress.advance(len(images))
             if len(images) < len(names):
                 others = [name for name in names if name.rpartition(".")[2] not in _ENDINGS]
-                waiting += self._enter(folder, others, seen)
+                waiting += self._enter(folder, others, visited)
         return total
 
     def _enter(self, folder: str, names: list[str], seen: set[str]) -> list[str]:
-        """The folders among some names that are to be listed too; the rest is counted."""
+        """Return the folders among some names that the walk enters; count the rest."""
         folders, others = [], []
         for name in sorted(names):
             path = os.path.join(self.top, folder, name)
@@ -235,7 +236,7 @@ class _Walker:
         return folders
 
     def _leads_on(self, link: str, folder: str, seen: set[str]) -> bool:
-        """Whether a link to a folder leads neither upwards nor to a place visited by another link."""
+        """Tell whether a link to a folder leads neither upwards nor to a place that another link led to."""
         real = os.path.realpath(link)
         here = os.path.realpath(os.path.join(self.top, folder))
         if real in seen or os.path.commonpath([real, here]) == real:

@@ -1,4 +1,4 @@
-"""A source of samples: an index, and a way to read one of its rows, from files or from memory."""
+"""Sources of samples: an index, and a way to read one of its rows from a file or from memory."""
 
 import os
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Source(Protocol):
-    """A data set: the table of its samples, and their pixels. Picklable, so that workers may be spawned.
+    """A data set: the table of its samples, and their pixels. It can be pickled, so that workers can be spawned.
 
-    ``in_memory`` says whether reading costs next to nothing, ``many_threads`` whether several threads may read at once and gain
-    by it; ``facts`` has a row for each row of the index.
+    ``in_memory`` states that reading costs next to nothing; ``many_threads`` that several threads may read at once and
+    are faster than one. ``facts`` has one row for each row of the index.
     """
 
     index: Index
@@ -35,24 +35,25 @@ class Source(Protocol):
     facts: Facts | None
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
-        """The image of one row.
+        """Read the image of one row.
 
         Args:
             row: Row of the index.
-            at_least: The shorter side may be read smaller than it is, but to no fewer pixels than this.
+            at_least: Fewest pixels of the shorter side; the image may be read smaller than it is, down to this. None
+                reads the full size.
 
         Returns:
             uint8 (channels, H, W).
 
         Raises:
-            UnreadableImage: The file is damaged or gone.
+            UnreadableImage: The file is damaged or missing.
         """
         ...
 
 
 def read_by(source: Source) -> dict[str, Any]:
-    """The settings by which a source makes pixels of a file, as :func:`finetune.data.decode.decode_image` takes them."""
-    # images in memory are pixels already: files that are later predicted are read by the defaults
+    """Return a source's decoding settings, as :func:`finetune.data.decode.decode_image` takes them."""
+    # images in memory have no such settings: files predicted later are read with the defaults
     return {
         "max_pixels": int(getattr(source, "max_pixels", MAX_PIXELS)),
         "high_depth": str(getattr(source, "high_depth", "full")),
@@ -60,7 +61,7 @@ def read_by(source: Source) -> dict[str, Any]:
 
 
 class FileSource:
-    """Samples that are image files."""
+    """A source of image files."""
 
     in_memory = False
     many_threads = True
@@ -91,19 +92,19 @@ class FileSource:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the facts: no worker process asks for them."""
+        """Leave the facts out: no worker process needs them."""
         return self.__dict__ | {"facts": None}
 
 
 class ArraySource:
-    """Samples held in memory.
+    """A source of images held in memory.
 
     Args:
         index: The table of samples.
-        images: uint8 (M, H, W) or (M, H, W, 3).
-        channels: 1 or 3; grey becomes three equal channels, colour its luma.
-        rows: Position in ``images`` of each row of the index.
-        facts: What the images are.
+        images: Pixels, uint8 (M, H, W) or (M, H, W, 3).
+        channels: Number of channels, 1 or 3; grey becomes three equal channels, colour becomes its luma.
+        rows: Position in ``images`` of each row of the index, int64 (N,).
+        facts: Scan facts of each row; None where they are not known.
     """
 
     in_memory = True
@@ -125,7 +126,7 @@ class ArraySource:
         self.facts = facts
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
-        """A copy of one row's image."""
+        """Return a copy of one row's image."""
         image = self.images[self.rows[row]]
         if image.ndim == 3 and self.channels == 1:
             image = np.rint(image @ _LUMA).astype(np.uint8)
@@ -136,7 +137,7 @@ class ArraySource:
 def files_source(
     listing: Listing, *, plan: SplitPlan, channels: int, on_unreadable: str, max_pixels: int, high_depth: str
 ) -> FileSource:
-    """A source of listed files: opens each once (or asks the cache), leaves out the unreadable, makes the splits."""
+    """Build a source from listed files: scan them (or ask the cache), drop unreadable ones, make the splits."""
     depth = check_high_depth(high_depth)
     facts = cached_facts(listing.root, listing.paths, max_pixels=max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
@@ -163,7 +164,7 @@ def arrays_source(
     channels: int,
     plan: SplitPlan,
 ) -> ArraySource:
-    """A source of images in memory; sample 7 is called ``name/0007``."""
+    """Build a source from images in memory; sample 7 is called ``name/0007``."""
     width = len(str(len(images) - 1))
     listing = Listing(
         origin=f"data.source={name!r}",

@@ -1,4 +1,4 @@
-"""The table of samples: where each image is, what it shows, which split it belongs to, and what its content is."""
+"""The table of samples: path, target, split and content hash of each image."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
-    """Names in the order a person counts: numbers by value, letters without regard to case.
+    """Sort names in natural order: numbers by value, letters without regard to case.
 
     >>> natural_order(["10", "2", "b1", "1", "B10", "b2"])
     ['1', '2', '10', 'b1', 'b2', 'B10']
@@ -29,18 +29,19 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 class Index:
-    """All samples of a data set, as compact arrays that worker processes share.
+    """The samples of a data set, as compact arrays that worker processes share.
 
     Args:
-        classes: Class names; a target is a position in them. One list for all splits.
-        root: The folder that relative paths start from; empty where the samples are not files.
+        classes: Class names, one list for all splits; a target is a position in it.
+        root: Folder that relative paths start from; empty where the samples are not files.
         paths: Path of each sample relative to ``root``, or absolute, or a stable name such as ``digits/0007``.
-        targets: int64 (N,); where one image may show several classes, uint8 (N, K) of zeros and ones.
-        splits: int8 (N,), position in ``SPLITS``.
-        content: uint64 (N, 2), 128 bits that identify the content of each sample.
+        targets: Class of each sample, int64 (N,); in multi-label data uint8 (N, K) of zeros and ones.
+        splits: Split of each sample as a position in ``SPLITS``, int8 (N,).
+        content: Content hash of each sample, 128 bits as uint64 (N, 2).
         skipped: Path and reason of each file that was left out on purpose.
         notes: Sentences that the user should see before training.
-        ignored: What lay beside the images and was not read, with how often: ``{"*.txt": 3}``.
+        ignored: Kinds of files beside the images that were not read, and their numbers: ``{"*.txt": 3}``. None for
+            none.
     """
 
     def __init__(
@@ -73,19 +74,19 @@ class Index:
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may show several classes, or none: then ``targets`` is (N, K)."""
+        """Tell whether an image may show several classes or none; ``targets`` is then (N, K)."""
         return self.targets.ndim == 2
 
     def path(self, row: int) -> str:
-        """Absolute path of a file, or the stable name of a sample that is not a file."""
+        """Return the absolute path of a file, or the stable name of a sample that is not a file."""
         return os.path.join(self.root, self.paths[row])
 
     def rows(self, split: str) -> npt.NDArray[np.int64]:
-        """Row numbers of one split, ascending."""
+        """Return the row numbers of one split, ascending."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Index":
-        """The index of some rows, in their order; classes, notes and the list of skipped files stay."""
+        """Return the index of some rows, in their order; classes, notes and the list of skipped files stay."""
         return Index(
             classes=self.classes,
             root=self.root,
@@ -99,11 +100,11 @@ class Index:
         )
 
     def images(self) -> dict[str, int]:
-        """Samples per split; where an image may show several classes, not the sum of :meth:`counts`."""
+        """Count the samples per split; in multi-label data this is not the sum of :meth:`counts`."""
         return {split: len(self.rows(split)) for split in SPLITS}
 
     def counts(self) -> dict[str, list[int]]:
-        """Samples per split and class, in the order of ``classes``."""
+        """Count the samples per split and class, in the order of ``classes``."""
         return {split: self._count(self.targets[self.rows(split)]) for split in SPLITS}
 
     def _count(self, targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]) -> list[int]:
@@ -114,9 +115,9 @@ class Index:
         return counted
 
     def fingerprint(self) -> str:
-        """Hex digest of everything that decides what a run sees: classes, paths, targets, splits and contents.
+        """Return the hex digest of everything that decides what a run sees: classes, paths, targets, splits, contents.
 
-        The folder above the data is not part of it: a data set that was moved as a whole keeps its fingerprint.
+        The folder above the data is not part of it, so a data set keeps its fingerprint when it is moved as a whole.
         """
         digest = hashlib.blake2b(digest_size=16)
         head = {"classes": self.classes, "folders": self.paths.folders, "shape": self.targets.shape}

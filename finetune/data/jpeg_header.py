@@ -1,11 +1,11 @@
-"""What the markers of a JPEG file say before its first scan: enough to choose how to decode it, in microseconds."""
+"""Reads the markers of a JPEG file up to its first scan: enough to choose a decoder, in microseconds."""
 
 import struct
 from dataclasses import dataclass
 
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _APP1, _APP2, _APP14 = 0xE1, 0xE2, 0xEE
-# start of frame: all of C0 to CF but the tables C4 (Huffman), C8 (reserved) and CC (arithmetic conditioning)
+# start of frame: all of C0 to CF except C4 (Huffman tables), C8 (reserved) and CC (arithmetic conditioning)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ICC = b"ICC_PROFILE\0"
 _EXIF = b"Exif\0\0"
@@ -16,14 +16,15 @@ class JpegHeader:
     """The frame and the metadata of a JPEG file (ITU-T T.81, annex B).
 
     Args:
-        width: Pixels a row.
-        height: Rows.
-        precision: Bits a sample; 8 in all but medical files.
-        components: 1 grey, 3 colour, 4 ink.
-        adobe_transform: 0 stored as RGB or CMYK, 1 YCbCr, 2 YCCK; None without an Adobe marker.
-        icc: The colour profile, or nothing.
-        exif: The Exif segment with its prefix, as Pillow reads it, or nothing.
-        complete: An end-of-image marker follows the first scan.
+        width: Number of pixels in a row.
+        height: Number of rows.
+        precision: Bits per sample; 8 in all but medical files.
+        components: Number of components: 1 for grey, 3 for colour, 4 for ink.
+        adobe_transform: Colour transform in the Adobe marker: 0 for RGB or CMYK as stored, 1 for YCbCr, 2 for YCCK;
+            None without an Adobe marker.
+        icc: Colour profile; empty if there is none.
+        exif: Exif segment with its prefix, as Pillow reads it; empty if there is none.
+        complete: Whether an end-of-image marker follows the first scan.
     """
 
     width: int
@@ -37,7 +38,7 @@ class JpegHeader:
 
 
 def read_jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
-    """Parse the markers up to the first scan; None where they do not follow the standard."""
+    """Parse the markers up to the first scan; return None where they do not follow the standard."""
     frame: tuple[int, int, int, int] | None = None
     adobe_transform = None
     profile_parts: dict[int, bytes] = {}

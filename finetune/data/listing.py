@@ -1,4 +1,4 @@
-"""What a place holds before anything is opened: paths, classes, and the splits that it names itself."""
+"""The listing of a data set before any file is opened: paths, classes, and the splits that the data names itself."""
 
 import os
 from collections import Counter
@@ -14,23 +14,23 @@ from finetune.errors import UserError, shortened
 
 UNASSIGNED = -1
 
-# a million targets are looked at in parts, so that looking takes no memory
+# rows per part: a million targets are examined in parts, so that the check needs almost no memory
 _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Samples without contents.
+    """Samples before any file is opened.
 
     Args:
-        origin: The setting that led here, for messages: ``data.root='pets'``.
-        root: The folder that ``paths`` start from, absolute.
+        origin: Setting that names the data, for messages: ``data.root='pets'``.
+        root: Absolute folder that ``paths`` start from.
         classes: Class names in natural order.
         paths: Path of each sample.
-        targets: int64 (N,), or uint8 (N, K) for several labels.
-        splits: int8 (N,), position in ``SPLITS``, or ``UNASSIGNED`` where no split is given.
-        given: The splits that the place names; the others are made from what it would train on.
-        ignored: What was left out, with how often: ``{"*.txt": 3}``.
+        targets: Class of each sample, int64 (N,); in multi-label data uint8 (N, K).
+        splits: Split of each sample, int8 (N,): a position in ``SPLITS``, or ``UNASSIGNED`` where the data gives none.
+        given: Splits that the data names; the others are made from its training samples.
+        ignored: Kinds of files that were left out, and their numbers: ``{"*.txt": 3}``.
     """
 
     origin: str
@@ -47,16 +47,18 @@ class Listing:
 
 
 def merge(listings: Sequence[Listing]) -> Listing:
-    """Several places as one data set; classes are aligned by name.
+    """Merge several listings into one data set; classes are aligned by name.
 
     Raises:
-        UserError: They do not name the same splits.
+        UserError: The listings do not name the same splits.
     """
     if len(listings) == 1:
         return listings[0]
     if len({listing.given for listing in listings}) > 1:
-        found = "; ".join(f"{listing.root}: {', '.join(listing.given) or 'none'}" for listing in listings)
-        raise UserError(f"data.root: several folders must name the same splits. Found {found}. Arrange them alike.")
+        names_by_root = "; ".join(f"{listing.root}: {', '.join(listing.given) or 'none'}" for listing in listings)
+        raise UserError(
+            f"data.root: several folders must name the same splits. Found {names_by_root}. Arrange them alike."
+        )
     classes = natural_order(name for listing in listings for name in listing.classes)
     position = {name: target for target, name in enumerate(classes)}
     root = os.path.commonpath([listing.root for listing in listings])
@@ -77,10 +79,10 @@ def merge(listings: Sequence[Listing]) -> Listing:
 
 
 def check_classes(listing: Listing) -> Listing:
-    """The listing itself, if a model can be trained on it.
+    """Return the listing itself if a model can be trained on it.
 
     Raises:
-        UserError: There are fewer than two classes, or one without a training image, or one that only val or test has.
+        UserError: There are fewer than two classes, a class has no training image, or only val or test has a class.
     """
     in_train = _shown(listing, train=True)
     elsewhere = _shown(listing, train=False)
@@ -106,7 +108,7 @@ def check_classes(listing: Listing) -> Listing:
 
 
 def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:
-    """Which classes have an image in train (or not yet in any split), or else outside it, bool (K,)."""
+    """Find the classes with an image in train (or not yet in any split), or else outside it: bool (K,)."""
     shown = np.zeros(len(listing.classes), np.bool_)
     for start in range(0, len(listing), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -119,6 +121,6 @@ def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:
 
 
 def without_rows(listing: Listing, rows: npt.NDArray[np.int64]) -> Listing:
-    """The listing less some rows; the classes stay, so that no index shifts."""
+    """Remove some rows from a listing; the classes stay, so that no class index shifts."""
     keep = np.setdiff1d(np.arange(len(listing)), rows)
     return replace(listing, paths=listing.paths.take(keep), targets=listing.targets[keep], splits=listing.splits[keep])

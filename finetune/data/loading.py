@@ -1,4 +1,4 @@
-"""Batches of views: what a training or evaluation step is handed, and how the images of one are made."""
+"""Batches of views, as training and evaluation steps receive them, and the data sets that make them."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,33 +12,33 @@ from finetune.data.image_source import Source
 from finetune.data.sampling import BatchKey, key, views_of
 from finetune.data.transforms import View
 
-# more at once wait for one another where they hold Python's lock
+# more threads would wait for one another where they hold Python's lock
 _MOST_THREADS = 8
 
 
 class Position(NamedTuple):
-    """Which batch this is."""
+    """The position of a batch in its phase."""
 
     epoch: int
     step: int
-    # images in the whole batch, over the processes that share it
+    # images in the whole batch, over all processes that share it
     global_size: int
     world: int
 
 
 class Batch(NamedTuple):
-    """What a training or evaluation step is handed."""
+    """The input of a training or evaluation step."""
 
-    # uint8 (B, C, H, W); or, of a phase that trains on cached activations, those (B, ...)
+    # uint8 (B, C, H, W); in a phase that trains on cached activations, these: (B, ...)
     images: torch.Tensor
     targets: torch.Tensor  # int64 (B,)
-    rows: torch.Tensor  # int64 (B,), places in the index
-    # plain numbers, not tensors: reading them must not wait for a device
+    rows: torch.Tensor  # int64 (B,), rows of the index
+    # plain numbers instead of tensors: reading them must not wait for a device
     position: Position
 
 
 def threads_here(source: Source) -> int:
-    """Threads that make the views of a batch: one in a loader process, which has others beside it, else as many as torch has."""
+    """Choose the threads that make a batch's views: 1 in a loader process, which has siblings, else torch's number."""
     if get_worker_info() is not None or not getattr(source, "many_threads", False):
         return 1
     return min(_MOST_THREADS, torch.get_num_threads())
@@ -47,18 +47,18 @@ def threads_here(source: Source) -> int:
 def views_of_rows(
     source: Source, view: View, rows: Sequence[int], *, seeds: Sequence[int] | None, threads: int
 ) -> list[torch.Tensor]:
-    """One view of each row, uint8 (C, H, W), in their order; the same whatever the number of threads.
+    """Make one view of each row, uint8 (C, H, W), in order; the result does not depend on the number of threads.
 
     Args:
-        source: Where images come from.
-        view: What is made of them.
-        rows: Of the index.
-        seeds: Of each row's randomness; None for a view that draws nothing.
-        threads: Decoders and resizing let go of Python's lock.
+        source: Data set that gives the images.
+        view: View to make of each image.
+        rows: Rows of the index.
+        seeds: Random seed of each row's view; None for a view that draws nothing.
+        threads: Number of threads; they run at once because decoding and resizing release Python's lock.
     """
-    given: Sequence[int | None] = [None] * len(rows) if seeds is None else seeds
+    row_seeds: Sequence[int | None] = [None] * len(rows) if seeds is None else seeds
 
-    # a photograph much larger than the view needs is decoded smaller
+    # a photograph much larger than the view needs is decoded at a reduced size
     read = partial(source.read, at_least=view.at_least)
 
     def whole(row: int, seed: int | None) -> torch.Tensor:
@@ -66,16 +66,16 @@ def views_of_rows(
         return view(image) if seed is None else view(image, torch.Generator().manual_seed(seed))
 
     if threads == 1:
-        return _in_order(view, map(read, rows), given)
+        return _in_order(view, map(read, rows), row_seeds)
     with ThreadPoolExecutor(threads) as pool:
         if seeds is not None and view.global_randomness:
-            # only one at a time may draw from torch's own generator
-            return _in_order(view, pool.map(read, rows), given)
-        return list(pool.map(whole, rows, given))
+            # only one view at a time may draw from torch's global generator
+            return _in_order(view, pool.map(read, rows), row_seeds)
+        return list(pool.map(whole, rows, row_seeds))
 
 
 def _in_order(view: View, images: Iterable[torch.Tensor], seeds: Sequence[int | None]) -> list[torch.Tensor]:
-    """One view after the other, its randomness from torch's own generator, which is left as it was."""
+    """Make one view after the other from torch's global generator, and restore that generator afterwards."""
     before, views = torch.get_rng_state(), []
     for image, seed in zip(images, seeds, strict=True):
         if seed is not None:
@@ -86,14 +86,14 @@ def _in_order(view: View, images: Iterable[torch.Tensor], seeds: Sequence[int | 
 
 
 class ViewDataset(Dataset[Batch]):
-    """One view of the images of a source; a view is a pure function of (seed, phase, its number, row).
+    """One view of each image of a source; a view is a pure function of (seed, phase, view number, row).
 
     Args:
-        source: Where images come from.
-        view: Makes an image of the source into one of the input's size.
-        seed: Seed of the run.
+        source: Data set that gives the images.
+        view: View that turns an image of the source into one of the input's size.
+        seed: Seed of the run; part of the key of every random view.
         phase: Name of the phase; None for views that draw nothing.
-        views: Views of each image that the epochs draw from; None takes a new one every epoch.
+        views: Number of views of each image that the epochs draw from; None makes a new view every epoch.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ViewDataset(Dataset[Batch]):
         self._source, self._view, self._seed, self._phase, self._views = source, view, seed, phase, views
 
     def __getitems__(self, batch: BatchKey) -> Batch:
-        """One whole batch; the name is the one that torch's map-style fetcher looks for."""
+        """Return one whole batch; torch's map-style fetcher looks for a method of this name."""
         rows = batch.rows.tolist()
         seeds: list[int] | None = None
         if self._phase is not None:
@@ -119,17 +119,17 @@ class ViewDataset(Dataset[Batch]):
 
 
 class ManyViews(Dataset[Batch]):
-    """Batches of several views; which one is said by a batch's ``epoch``.
+    """Several views of the images of a source; the ``epoch`` of a batch key selects the view.
 
     Args:
-        views: Each as a data set, and its number.
+        views: Data set and view number of each view.
     """
 
     def __init__(self, views: list[tuple[ViewDataset, int]]) -> None:
         self._views = views
 
     def __getitems__(self, batch: BatchKey) -> Batch:
-        """One whole batch."""
+        """Return one whole batch."""
         dataset, number = self._views[batch.epoch]
-        made = dataset.__getitems__(batch._replace(epoch=number))
-        return made._replace(position=made.position._replace(epoch=batch.epoch))
+        views = dataset.__getitems__(batch._replace(epoch=number))
+        return views._replace(position=views.position._replace(epoch=batch.epoch))

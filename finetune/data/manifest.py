@@ -1,7 +1,7 @@
-"""A table of images with their labels: CSV, TSV or Parquet in, and the splits of a run out again.
+"""Manifests, tables of images with their labels: reads CSV, TSV and Parquet, and writes the splits of a run.
 
-Columns are found by name. Paths are relative to the table's folder unless a root is given. Several labels of one image
-stand in one column with a separator, or in one column of zeros and ones for each class.
+Columns are identified by name. Paths are relative to the table's folder unless a root is given. Several labels of one
+image are given in one column with a separator, or in one column of zeros and ones for each class.
 """
 
 import csv
@@ -36,15 +36,15 @@ _SPLIT_NAMES = {
 }
 
 Columns = dict[str, list[str]]
-# the names of a billion equal rows take a few bytes of a file
+# a bound, because a Parquet file can hold a billion equal rows in a few bytes
 MOST_ROWS = 100_000_000
 
 
 def check_manifest(path: str) -> str:
-    """The absolute path of a manifest.
+    """Return the absolute path of a manifest.
 
     Raises:
-        UserError: It does not exist, or its suffix says that it is no table.
+        UserError: The file does not exist, or its suffix is not that of a table.
     """
     full = os.path.abspath(os.path.expanduser(path))
     if not os.path.exists(full):
@@ -68,13 +68,14 @@ def read_manifest(
     """List the samples of a table; no image is opened.
 
     Args:
-        path: The table.
-        root: What its paths are relative to; None for the table's own folder.
-        path_column: Column of the image's path.
-        label_column: Column of its label.
-        split_column: Column of train, val or test; it may be missing, and its cells may be empty.
-        label_separator: Splits one label cell into several labels; an empty cell then means none.
-        label_columns: Columns of 0 and 1, one for each class, instead of ``label_column``.
+        path: Path of the table.
+        root: Folder that the table's paths are relative to; None for the table's own folder.
+        path_column: Column of the image paths.
+        label_column: Column of the labels.
+        split_column: Column of the splits (train, val or test); it may be missing, and its cells may be empty.
+        label_separator: Separator of several labels in one cell; an empty cell then means no label. None for one label
+            per image.
+        label_columns: Columns of 0 and 1, one for each class, used instead of ``label_column``.
 
     Raises:
         UserError: The table, a column or a value is wrong.
@@ -117,10 +118,10 @@ def read_manifest(
 
 
 def write_manifest(index: Index, path: Path) -> None:
-    """Write the samples of a run with their splits, as a table that :func:`read_manifest` takes back.
+    """Write the samples of a run with their splits, as a table that :func:`read_manifest` reads.
 
     Raises:
-        UserError: A class name holds the separator and an image has several labels.
+        UserError: The data is multi-label and a class name contains the separator.
     """
     with _table(path) as file:
         writer = csv.writer(file)
@@ -130,12 +131,12 @@ def write_manifest(index: Index, path: Path) -> None:
 
 
 def write_skipped(index: Index, path: Path) -> None:
-    """Write the files that were left out, with the reasons."""
+    """Write the files that were skipped, with the reasons."""
     write_left_out(index.skipped, path)
 
 
 def write_left_out(files: Iterable[tuple[str, str]], path: Path) -> None:
-    """Write path and reason of files as a table."""
+    """Write a table of paths and reasons."""
     with _table(path) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
@@ -144,7 +145,7 @@ def write_left_out(files: Iterable[tuple[str, str]], path: Path) -> None:
 
 @contextmanager
 def _table(path: Path) -> Iterator[TextIO]:
-    """A new table, whole or not there."""
+    """Open a new table that appears under its name only when it is complete."""
     with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         yield file
 
@@ -161,7 +162,7 @@ def _label(index: Index, row: int) -> str:
 
 
 def _read_text(path: str) -> Columns:
-    """Columns of a text table; a file without a comma in its first line may use semicolons or tabs."""
+    """Read the columns of a text table; the most frequent of comma, semicolon and tab in line 1 separates cells."""
     try:
         with open_table(path, name=f"data.path={path!r}") as file:
             first = file.readline()
@@ -197,7 +198,7 @@ def _read_parquet(path: str) -> Columns:
                 raise UserError(f"data.path={path!r}: holds more than {MOST_ROWS:,} rows: {rows:,}. Split it.")
             nested = [field.name for field in schema if pa.types.is_nested(field.type)]
             columns: Columns = {name: [] for name in schema.names if name not in nested}
-            seen: dict[str, dict[str, str]] = {name: {} for name in columns}
+            interned: dict[str, dict[str, str]] = {name: {} for name in columns}
             for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     cells = ["" if value is None else str(value) for value in column.to_pylist()]
@@ -206,9 +207,11 @@ def _read_parquet(path: str) -> Columns:
                             f"data.path={path!r}: is no readable table. A cell of column {name!r} has more than "
                             f"{LONGEST_PATH:,} characters."
                         )
-                    # equal cells are one object: labels and splits repeat, and so can paths
-                    known = seen[name]
-                    columns[name] += [known.setdefault(cell, cell) if len(known) < 10_000 else cell for cell in cells]
+                    # equal cells share one object, because labels and splits repeat, and paths may too
+                    cells_seen = interned[name]
+                    columns[name] += [
+                        cells_seen.setdefault(cell, cell) if len(cells_seen) < 10_000 else cell for cell in cells
+                    ]
     except (pa.ArrowException, OSError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"data.path={path!r}: is no readable Parquet file. {why}") from None
@@ -266,19 +269,19 @@ def _no_conflicts(
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
     where: str,
 ) -> None:
-    """A file listed twice would count twice, and may contradict itself."""
+    """Refuse files that are listed twice: they would count twice, and their labels or splits may differ."""
     if len(set(paths)) == len(paths):
         return
     first: dict[str, int] = {}
-    twice: list[str] = []
+    repeated: list[str] = []
     differ: list[str] = []
     for row, path in enumerate(paths):
         one = first.setdefault(path, row)
         if one == row:
             continue
-        # equal cells are one object, so that millions of these take little memory
-        twice.append(paths[one])
+        # equal cells share one object, so that millions of these take little memory
+        repeated.append(paths[one])
         if splits[one] != splits[row] or (targets[one] != targets[row]).any():
             differ.append(paths[one])
-    what = f"with another label or split: {shortened(differ)}" if differ else shortened(twice)
+    what = f"with another label or split: {shortened(differ)}" if differ else shortened(repeated)
     raise UserError(f"{where}: every file must be listed once. Listed again {what}. Keep one row of each.")

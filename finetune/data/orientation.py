@@ -1,4 +1,4 @@
-"""Exif orientation: how a camera was held, read from metadata and undone (CIPA DC-008, tag 0x0112)."""
+"""Exif orientation: reads how the camera was held and turns the image upright (CIPA DC-008, tag 0x0112)."""
 
 from PIL import Image, ImageFile
 from torch import Tensor
@@ -7,19 +7,19 @@ _TAG = 0x0112
 
 
 def orientation_of_exif(exif: bytes) -> int:
-    """The orientation in an Exif block, 1 where there is none or it is damaged."""
+    """Return the orientation in an Exif block; 1 where it is missing or damaged."""
     if not exif:
         return 1
     try:
         tags = Image.Exif()
         tags.load(exif)
         return _valid(tags.get(_TAG))
-    except Exception:  # damaged metadata, in whatever way, is no reason to lose the pixels
+    except Exception:  # damaged metadata of any kind is no reason to lose the pixels
         return 1
 
 
 def orientation_of_image(image: ImageFile.ImageFile) -> int:
-    """The orientation that an opened file states, 1 where there is none or it is damaged."""
+    """Return the orientation that an opened file states; 1 where it is missing or damaged."""
     try:
         return _valid(image.getexif().get(_TAG))
     except Exception:  # as above
@@ -27,7 +27,7 @@ def orientation_of_image(image: ImageFile.ImageFile) -> int:
 
 
 def upright(image_CHW: Tensor, orientation: int) -> Tensor:
-    """The picture as the photographer saw it, from the pixels as stored."""
+    """Turn the pixels as stored into the picture as the photographer saw it."""
     if orientation >= 5:
         image_CHW = image_CHW.transpose(-2, -1)
     sides = {2: [-1], 3: [-2, -1], 4: [-2], 6: [-1], 7: [-2, -1], 8: [-2]}.get(orientation)

@@ -1,6 +1,6 @@
-"""A list of file paths as three flat arrays, so that a million of them cost tens of megabytes and no Python objects.
+"""A list of file paths as three flat arrays: a million paths take tens of megabytes and no Python objects.
 
-Worker processes that are forked share the arrays: reading a path touches no reference count of a million strings.
+Forked worker processes share the arrays, because reading a path touches no reference count of a million strings.
 """
 
 import os
@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 
 class PathTable:
-    """Paths as (folder, name) pairs; the folders are few, the names lie in one byte buffer.
+    """Paths as (folder, name) pairs: few folders, and all names in one byte buffer.
 
     Args:
-        folders: The folders that occur, in any order; ``os.sep`` separates their parts, and they may be empty.
+        folders: Folders of all rows, in any order; ``os.sep`` separates their parts, and they may be empty.
         folder_ids: Position in ``folders`` of each row, int32 (N,).
-        names: The names one after the other, as ``os.fsencode`` gives them, uint8.
-        ends: Where each name ends in ``names``, uint32 or int64 (N,).
+        names: Names of all rows one after the other, as ``os.fsencode`` gives them, uint8.
+        ends: Position in ``names`` where each name ends, uint32 or int64 (N,).
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PathTable:
         return len(self.ends)
 
     def __getitem__(self, row: int) -> str:
-        """The path of one row; negative rows count from the end.
+        """Return the path of one row; negative rows count from the end.
 
         Raises:
             IndexError: There is no such row.
@@ -50,12 +50,12 @@ class PathTable:
         return os.path.join(self.folders[self.folder_ids[row]], name)
 
     def take(self, rows: npt.NDArray[np.int64]) -> "PathTable":
-        """The table of some rows, in their order."""
+        """Return the table of some rows, in their order."""
         ends = self.ends.astype(np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[rows] if len(self) else ends[rows]
         lengths = ends[rows] - starts
         ends = np.cumsum(lengths, dtype=np.int64)
-        # position of every kept byte: its place in the new buffer, moved by where its name began in the old one
+        # source position of every kept byte: its position in the new buffer plus the shift of its name
         source = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
         return PathTable(
             folders=self.folders, folder_ids=self.folder_ids[rows], names=self.names[source], ends=_narrow(ends)
@@ -63,17 +63,17 @@ class PathTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the arrays (the folder names come on top)."""
+        """Return the bytes held by the arrays; the folder names come on top."""
         return int(self.folder_ids.nbytes + self.names.nbytes + self.ends.nbytes)
 
 
 def _narrow(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
-    """Four bytes a name instead of eight, while the names take less than four gigabytes."""
+    """Store each end in four bytes instead of eight while the names take less than four gigabytes."""
     return ends.astype(np.uint32) if not len(ends) or ends[-1] < 2**32 else ends
 
 
 class PathTableBuilder:
-    """Collects folders one at a time; only one folder's names exist as Python strings at any moment."""
+    """A builder that takes one folder at a time, so that only its names exist as Python strings at any moment."""
 
     def __init__(self) -> None:
         self._folders: list[str] = []
@@ -92,7 +92,7 @@ class PathTableBuilder:
         """
         if not names:
             return
-        # a file name never holds a NUL, so joining and splitting by it is exact, and numpy finds the ends at once
+        # a file name never contains NUL, so joining by it is exact, and numpy finds all ends at once
         block = np.frombuffer(os.fsencode("\0".join(names)) + b"\0", np.uint8)
         separators = np.flatnonzero(block == 0)
         self._lengths.append((np.diff(separators, prepend=-1) - 1).astype(np.uint16))
@@ -101,7 +101,7 @@ class PathTableBuilder:
         self._counts.append(len(names))
 
     def build(self) -> PathTable:
-        """The table of all rows added. It takes over the builder's buffer, so this is the builder's last call."""
+        """Build the table of all rows added; it takes over the builder's buffer, so call this last."""
         folder_ids = np.repeat(np.arange(len(self._folders), dtype=np.int32), self._counts)
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.uint16)
         total = len(self._buffer)
@@ -112,7 +112,7 @@ class PathTableBuilder:
 
 
 def path_table(paths: Iterable[str]) -> PathTable:
-    """A table of paths in any order, as a manifest lists them."""
+    """Build a table of paths in any order, as a manifest lists them."""
     folders: dict[str, int] = {}
     folder_ids: list[int] = []
     ends: list[int] = []
@@ -131,7 +131,7 @@ def path_table(paths: Iterable[str]) -> PathTable:
 
 
 def concatenate(parts: Sequence[tuple[str, PathTable]]) -> PathTable:
-    """Tables one after the other, each below a folder.
+    """Concatenate tables, each below a folder.
 
     >>> list(concatenate([("a", path_table(["x/1.jpg"])), ("b", path_table(["1.jpg"]))]))
     ['a/x/1.jpg', 'b/1.jpg']

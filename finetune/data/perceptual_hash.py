@@ -1,7 +1,7 @@
-"""A perceptual hash: 128 bits that hardly change when a picture is scaled, compressed again or made a little brighter.
+"""A perceptual hash: 128 bits that hardly change when a picture is scaled, recompressed or slightly brightened.
 
-Two difference hashes of 64 bits (Neal Krawetz, "Kind of Like That", 2013): is a cell of an 8 x 8 grid brighter than its
-right neighbour, and than the one below.
+It consists of two difference hashes of 64 bits (Neal Krawetz, "Kind of Like That", 2013). Their bits tell whether each
+cell of an 8 x 8 grid is darker than its right neighbour, and darker than the cell below it.
 """
 
 import numpy as np
@@ -11,29 +11,29 @@ _GRID = 9
 
 
 def looks(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The hash of a grey image.
+    """Compute the perceptual hash of a grey image.
 
     Args:
         grey: uint8 (H, W), of any size.
 
     Returns:
-        uint64 (2,), horizontal and vertical differences.
+        uint64 (2,): the horizontal and the vertical differences.
     """
     cells = _cells(_cells(grey.astype(np.float32), axis=0), axis=1)
-    # a cell must be brighter by half a level: rounding would decide in flat places otherwise
+    # a neighbour must be brighter by half a level; otherwise rounding would decide in flat areas
     right = cells[:8, 1:] > cells[:8, :8] + 0.5
     below = cells[1:, :8] > cells[:8, :8] + 0.5
     return np.packbits([right.ravel(), below.ravel()], axis=1).view(np.uint64).ravel()
 
 
 def distance(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """How many of the 128 bits differ, over the last axis."""
+    """Count how many of the 128 bits differ, over the last axis."""
     bits: npt.NDArray[np.int64] = np.bitwise_count(one ^ other).sum(axis=-1, dtype=np.int64)
     return bits
 
 
 def _cells(values: npt.NDArray[np.float32], *, axis: int) -> npt.NDArray[np.float32]:
-    """Nine means of equal parts along an axis; an axis shorter than nine is sampled."""
+    """Return the means of nine equal parts along an axis; an axis shorter than nine is sampled."""
     length = values.shape[axis]
     if length < _GRID:
         sampled: npt.NDArray[np.float32] = values.take(np.arange(_GRID) * length // _GRID, axis=axis)

@@ -1,4 +1,4 @@
-"""A line on the terminal for work that takes long; silent for the rest, and where nobody looks."""
+"""A progress line for long work; it prints nothing for short work or where stderr is not a terminal."""
 
 import sys
 import time
@@ -7,11 +7,11 @@ from finetune.terminal import overwrite
 
 
 class Progress:
-    """Counts what is done; after two seconds it says so twice a second, on standard error if that is a terminal.
+    """A counter of finished items, printed twice a second from two seconds on, if standard error is a terminal.
 
     Args:
-        what: What is being done, such as ``checking images``.
-        total: How many there are, if known.
+        what: Name of the work, such as ``checking images``.
+        total: Number of items; None if it is not known.
     """
 
     def __init__(self, what: str, *, total: int | None = None) -> None:
@@ -22,7 +22,7 @@ class Progress:
         self._shown = False
 
     def advance(self, count: int) -> None:
-        """Note that so many more are done."""
+        """Count some more items as done, and print the line when it is due."""
         self.done += count
         if time.monotonic() < self._next or not sys.stderr.isatty():
             return
@@ -31,6 +31,6 @@ class Progress:
         self._shown, self._next = True, time.monotonic() + 0.5
 
     def close(self) -> None:
-        """End the line, if there is one."""
+        """End the line if one was printed."""
         if self._shown:
             overwrite(f"{self.what}: {self.done:,}, done", end="\n")

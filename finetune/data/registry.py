@@ -1,4 +1,4 @@
-"""Where samples come from, by name: one builder for each ``data.source``."""
+"""The registry of data sources: one builder for each ``data.source``."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,20 +29,20 @@ def folder_source(
     max_pixels: int = MAX_PIXELS,
     high_depth: str = "full",
 ) -> FileSource:
-    """A folder of images, ``DIR/<class>/*`` or ``DIR/{train,val,test}/<class>/*``, or several; missing splits are made.
+    """Build a source from image folders, ``DIR/<class>/*`` or ``DIR/{train,val,test}/<class>/*``; make missing splits.
 
     Args:
-        root: The folder, or several that make one data set.
-        channels: 1 or 3.
+        root: Path of the folder, or of several folders that form one data set.
+        channels: Number of channels, 1 or 3.
         seed: Seed of the splits.
-        val_fraction: Share of each class for validation, where there is no such split.
-        test_fraction: Share of each class for the test, likewise.
-        folds: Number of folds for cross-validation.
-        fold: The fold to validate on, from 0.
-        limit_per_class: Train on at most this many images of each class.
-        on_unreadable: ``error`` or ``skip``.
-        max_pixels: Larger images count as unreadable.
-        high_depth: How more than 8 bits become 8, see :mod:`finetune.data.color`.
+        val_fraction: Share of each class that goes to validation, where the folder has no such split.
+        test_fraction: Share of each class that goes to the test split, where the folder has no such split.
+        folds: Number of folds for cross-validation; None for a single split.
+        fold: Fold used for validation, counted from 0.
+        limit_per_class: Most training images per class; None for no limit.
+        on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
+        max_pixels: Largest number of pixels; larger images count as unreadable.
+        high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
 
     Raises:
         UserError: See :func:`finetune.data.image_folder.scan_folders` and :mod:`finetune.data.assign_splits`.
@@ -84,7 +84,7 @@ def manifest_source(
     max_pixels: int = MAX_PIXELS,
     high_depth: str = "full",
 ) -> FileSource:
-    """The images of a table; the first arguments are those of :func:`finetune.data.manifest.read_manifest`."""
+    """Build a source from a manifest; the first arguments are those of :func:`finetune.data.manifest.read_manifest`."""
     listing = read_manifest(
         path,
         root=root,
@@ -121,8 +121,8 @@ def digits_source(
     fold: int = 0,
     limit_per_class: int | None = None,
 ) -> ArraySource:
-    """The 1,797 scanned digits that come with scikit-learn, 8 x 8 pixels, one channel; 0..16 scaled to 0..255."""
-    from sklearn.datasets import load_digits  # imported here: a second that other sources need not pay
+    """Build a source from scikit-learn's 1,797 scanned digits: 8 x 8 pixels, one channel, 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits  # imported here, because it takes a second that other sources need not pay
 
     digits = load_digits()
     return arrays_source(

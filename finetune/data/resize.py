@@ -1,13 +1,13 @@
-"""Pillow's resize of uint8 images, level for level, of a window of the result alone, in operations that exporters know.
+"""Pillow's resize of uint8 images, level for level, for a window of the result, in operations that exporters support.
 
-Pillow resizes in fixed point: for each axis, filter weights in double precision, rounded to integers of 22 bits, each pass
-rounded to whole levels and cut to 0..255; along the rows first, but for tall images along the columns
-(``src/libImaging/Resample.c``). ONNX's Resize computes in floating point: one level of difference in two pixels of a
-hundred. Here the same integers are gathered, multiplied and summed, for those pixels only that the crop after the resize
-keeps, and from those rows and columns only that they are made of: an image a million times as long as wide, whose resized form
-would fill any memory, costs no more than another.
+Pillow resizes in fixed point: for each axis it computes filter weights in double precision and rounds them to integers
+of 22 bits; each pass is rounded to whole levels and clipped to 0..255. It resizes along the rows first, but along the
+columns first for tall images (``src/libImaging/Resample.c``). ONNX's Resize computes in floating point and differs by
+one level in two pixels of a hundred. This module gathers, multiplies and sums the same integers as Pillow, but only
+for the pixels that the crop after the resize keeps, and only from the rows and columns they are made of. An image a
+million times as long as wide, whose resized form would fill any memory, therefore costs no more than any other.
 
-No branch depends on a size, so that height and width stay free in an exported graph.
+No branch depends on a size, so that height and width stay dynamic in an exported graph.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from torch import Tensor
 
 # B = batch, C = channels, H/W = image height/width, N = length of the window, T = taps of the filter
 
-# a number of pixels, or a symbol for one while a graph is traced
+# number of pixels, or a symbol for it while a graph is traced
 Side = int | torch.SymInt
-# filter name -> half its width at scale 1, in source pixels
+# filter name -> half-width at scale 1, in source pixels
 _REACH = {"bilinear": 1, "bicubic": 2}
 _BITS = 22
-# the first pass, which sees all source pixels, takes a part of the rows at a time
+# number of parts in which the first pass, which reads all source pixels, takes the rows
 _PARTS = 8
-# nearest: so many pixels by adding up, and so many powers of two by leaps: enough for an axis of 10^11 pixels
+# nearest: this many pixels by summation, then this many powers of two by leaps: enough for an axis of 10^11 pixels
 _ADDED, _LEAPS = 2**20, 18
 
 
@@ -36,14 +36,14 @@ def resize_window(
     window: tuple[int, int],
     interpolation: str,
 ) -> Tensor:
-    """What a crop of the resized image would be.
+    """Resize images and crop a window, computing the window alone.
 
     Args:
-        images_BCHW: uint8.
+        images_BCHW: Images, uint8.
         size: Height and width to resize to.
         corner: Top and left of the window in the resized image.
-        window: Its height and width.
-        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+        window: Height and width of the window.
+        interpolation: Resampling filter: ``nearest``, ``bilinear`` or ``bicubic``.
 
     Returns:
         ``(B, C, *window)`` with values 0 to 255: uint8 for ``nearest``, int32 otherwise.
@@ -64,18 +64,18 @@ def resize_window(
     tall, operands = columns_first(given, size), (images_BCHW, rows, row_weights, columns, weights)
     if isinstance(tall, int):
         return _height_then_width(*operands) if tall else _width_then_height(*operands)
-    # while it is traced: a graph of both orders, of which one is run
-    asked = torch.scalar_tensor(tall, dtype=torch.int32) > 0
-    chosen: Tensor = torch.cond(asked, _height_then_width, _width_then_height, operands)
+    # while traced: a graph of both orders, of which one is run
+    height_first = torch.scalar_tensor(tall, dtype=torch.int32) > 0
+    chosen: Tensor = torch.cond(height_first, _height_then_width, _width_then_height, operands)
     return chosen
 
 
 def _cut(images_BCHW: Tensor, axis: int, sources_NT: Tensor, wanted: Side) -> tuple[Tensor, Tensor]:
-    """The part of an axis that a window is made of, and the window's sources as positions in that part."""
+    """Cut out the part of an axis that a window is made of; return it and the window's sources as positions in it."""
     given, (count, taps) = images_BCHW.shape[axis], sources_NT.shape
     if isinstance(wanted, int) and wanted == count:
         return images_BCHW, sources_NT
-    # from the first source to the last there are at most so many; a length known from sizes alone can be exported
+    # upper bound of the pixels from the first source to the last; a length derived from sizes alone can be exported
     span = torch.sym_min(given, (count - 1) * given // wanted + 2 + taps)
     begin = torch.minimum(sources_NT[0, 0], torch.scalar_tensor(given - span, dtype=torch.int64))
     return images_BCHW.index_select(axis, torch.arange(span) + begin), sources_NT - begin
@@ -92,19 +92,19 @@ def _height_then_width(images: Tensor, rows: Tensor, row_weights: Tensor, column
 
 
 def columns_first(given: Sequence[Side], wanted: Sequence[Side]) -> Side:
-    """1 where Pillow 13 resizes height before width: the height loses more than twice the pixels of the width; else 0.
+    """Return 1 where Pillow 13 resizes height first (it loses more than twice as many pixels as the width), else 0.
 
-    Earlier versions begin with the width always; then one level of some pixels of tall images is another.
+    Earlier versions always begin with the width; some pixels of tall images then differ by one level.
     """
     lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
     return torch.sym_max(0, torch.sym_min(1, torch.sym_min(lost_height, lost_height - 2 * lost_width)))
 
 
 def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
-    """Source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
+    """Return the source positions of pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
 
-    Pillow adds the step up, one pixel after another, in double precision; so does this, for the last bit decides. From some
-    pixel on it leaps: between two powers of two a sum that is rounded grows by the same amount at every step.
+    Pillow accumulates the step pixel by pixel in double precision, and so does this function, because the last bit can
+    decide. From some pixel on it leaps: between two powers of two a rounded sum grows by the same amount at every step.
     """
     step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(wanted, dtype=torch.float64)
     added = torch.sym_min(wanted, _ADDED)
@@ -117,11 +117,11 @@ def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
 
 
 def _leaped(position: Tensor, step: Tensor, ahead_N: Tensor, position_N: Tensor) -> Tensor:
-    """The positions of pixels so many steps ahead of one; those of pixels behind it stay as they are."""
+    """Compute the positions of pixels ``ahead_N`` steps after one; those of pixels before it stay as they are."""
     powers = 2.0 ** torch.arange(-64, 64, dtype=torch.float64)
     for _ in range(_LEAPS):
         one, two = position + step, position + step + step
-        # a sum that lies in the middle of two numbers is rounded to the even one, so the second step is that of all further
+        # a sum halfway between two numbers is rounded to the even one, so all further steps equal the second
         growth, top = two + step - two, powers.masked_fill(powers <= two, torch.inf).amin(0)
         leap = ((top - two) / growth).floor()
         leap = torch.where(two + leap * growth >= top, leap - 1, leap)
@@ -134,46 +134,46 @@ def _leaped(position: Tensor, step: Tensor, ahead_N: Tensor, position_N: Tensor)
 
 
 def _resample_in_parts(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
-    """As :func:`_resample`, some rows after others: on the way every source pixel becomes several numbers of four bytes."""
+    """Resample part by part, because every source pixel becomes several numbers of four bytes on the way."""
     height = images_BCHW.shape[2]
-    # two at least, for an exporter takes one for a constant
+    # at least two rows, because an exporter treats a size of one as a constant
     part = height // _PARTS + 2
     done = []
     for number in range(_PARTS):
-        # where the rows are used up the last one is repeated
+        # past the end the last row is repeated
         rows = (torch.arange(part) + number * part).clamp(max=height - 1)
         done.append(_resample(images_BCHW.index_select(2, rows), sources_NT, weights_NT))
     return torch.cat(done, dim=2).index_select(2, torch.arange(height))
 
 
 def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
-    """The window of the last axis, int32, by a filter of :func:`fixed_point_filter`."""
+    """Compute the window of the last axis, int32, by a filter of :func:`fixed_point_filter`."""
     count, taps = sources_NT.shape
     gathered = images_BCHW.index_select(3, sources_NT.reshape(-1))
     gathered_BCHNT = gathered.reshape(*images_BCHW.shape[:3], count, taps)
     sums_BCHN = (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
-    # adding half of the scale and cutting rounds halves up; in double precision, for exporters know no shift of negatives
+    # adding half the scale and flooring rounds halves up; in double, as exporters cannot shift negative numbers
     scale = 2.0**_BITS
     levels_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
     return levels_BCHN
 
 
 def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, interpolation: str) -> tuple[Tensor, Tensor]:
-    """For each pixel of the window the source pixels that it is made of, and their weights as integers of 22 bits.
+    """Return for each pixel of the window its source pixels, and their weights as integers of 22 bits.
 
     Args:
-        given: Length of the axis.
-        wanted: Its new length.
-        first: Where the window begins on it.
-        count: Its length ``N``.
-        interpolation: ``bilinear`` or ``bicubic``.
+        given: Length of the axis, pixels.
+        wanted: New length of the axis, pixels.
+        first: First pixel of the window on the resized axis.
+        count: Length ``N`` of the window, pixels.
+        interpolation: Resampling filter: ``bilinear`` or ``bicubic``.
 
     Returns:
         Positions, int64 (N, T), and weights, int32 (N, T), zero where a tap is outside the filter or the image.
     """
     reach = _REACH[interpolation]
     taps = 2 * torch.sym_max(reach, (reach * given + wanted - 1) // wanted) + 1
-    # as tensors: sizes are symbols while the graph is traced, and only whole-number arithmetic on them is exact there
+    # as tensors: while traced, sizes are symbols, on which only integer arithmetic is exact
     given_, wanted_ = torch.scalar_tensor(given, dtype=torch.float64), torch.scalar_tensor(wanted, dtype=torch.float64)
     scale = given_ / wanted_
     stretch = scale.clamp(min=1)
@@ -191,7 +191,7 @@ def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, inter
 
 
 def _filter(distance: Tensor, interpolation: str) -> Tensor:
-    """The filter's height at a distance in (stretched) source pixels."""
+    """Evaluate the filter at a distance in (stretched) source pixels."""
     distance = distance.abs()
     if interpolation == "bilinear":
         return (1 - distance).clamp(min=0)

@@ -1,8 +1,8 @@
-"""Order and randomness keyed by (seed, phase, epoch, sample), never streamed.
+"""Sample order and randomness, keyed by (seed, phase, epoch, sample) and never streamed.
 
-A random number here depends on its key and on nothing else: not on how many were drawn before, which process draws it, how
-many workers there are, or whether the run was interrupted. numpy promises that the raw output of a bit generator never
-changes between versions (NEP 19), which it does not promise for ``Generator.permutation``; so only raw output is used.
+A random number depends on its key alone: not on how many were drawn before, on the process that draws it, on the number
+of workers, or on whether the run was interrupted. numpy promises that the raw output of a bit generator never changes
+between versions (NEP 19), but promises nothing like it for ``Generator.permutation``; so only raw output is used.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit number that stands for its parts; torch takes it as a seed.
+    """Hash the parts to a 63-bit number, which torch takes as a seed.
 
     >>> key(0, "order", "head", 1) == key(0, "order", "head", 1)
     True
@@ -29,12 +29,12 @@ def key(*parts: int | str) -> int:
 
 
 def uniform(count: int, *parts: int | str) -> npt.NDArray[np.uint64]:
-    """That many raw 64-bit numbers of a key."""
+    """Return ``count`` raw 64-bit random numbers for a key."""
     return np.random.Philox(key=key(*parts)).random_raw(count)
 
 
 def shuffled(rows: Rows, *parts: int | str) -> Rows:
-    """The rows in an order that depends on the key alone.
+    """Shuffle rows into an order that depends on the key alone.
 
     >>> shuffled(np.arange(5), 0, "order") .tolist() == shuffled(np.arange(5), 0, "order").tolist()
     True
@@ -44,12 +44,12 @@ def shuffled(rows: Rows, *parts: int | str) -> Rows:
 
 
 def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Rows:
-    """As many rows as given, drawn with replacement in proportion to their weights, by a key.
+    """Draw as many rows as given, with replacement and in proportion to their weights, by a key.
 
     Args:
         rows: Rows to draw from.
-        weights: One non-negative weight a row, not all zero.
-        *parts: The key.
+        weights: Non-negative weights, one per row, not all zero.
+        *parts: Parts of the key.
     """
     edges = np.cumsum(weights, dtype=np.float64)
     points = uniform(len(rows), *parts).astype(np.float64) / 2.0**64 * edges[-1]
@@ -58,16 +58,16 @@ def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Ro
 
 
 def views_of(rows: Rows, *, epoch: int, views: int | None, seed: int, phase: str) -> Rows:
-    """Which view of each image an epoch looks at, where a phase draws from a pool of views.
+    """Return the number of the view that an epoch takes of each image, where a phase draws from a pool of views.
 
-    The first ``views`` epochs take one view after the other, so that a pool as large as the number of epochs is no
-    restriction at all; later ones draw from the pool, each image by itself.
+    The first ``views`` epochs take one view after the other, so that a pool as large as the number of epochs imposes no
+    restriction. Later epochs draw from the pool, for each image separately.
 
     Args:
         rows: Rows of the index.
-        epoch: Of the phase, from 0.
-        views: Size of the pool; None has no end.
-        seed: Of the run.
+        epoch: Epoch of the phase, from 0.
+        views: Size of the pool; None for an unlimited pool.
+        seed: Seed of the run.
         phase: Name of the phase.
 
     >>> views_of(np.arange(4), epoch=1, views=2, seed=0, phase="head").tolist()
@@ -81,7 +81,7 @@ def views_of(rows: Rows, *, epoch: int, views: int | None, seed: int, phase: str
 
 
 class BatchKey(NamedTuple):
-    """Names one process's share of one batch; the data set turns it into tensors."""
+    """The key of one process's share of one batch; the data set turns it into tensors."""
 
     epoch: int
     step: int
@@ -92,22 +92,22 @@ class BatchKey(NamedTuple):
 
 
 class TrainBatches(Sampler[BatchKey]):
-    """Batches of an epoch in keyed order, nearly equal in size, so that none is dropped and none is a single image.
+    """The batches of an epoch in keyed order, nearly equal in size: none is dropped and none is a single image.
 
-    Each ``iter()`` gives the next epoch. Lightning makes the first iterator before it tells the epoch, and workers fetch
-    ahead of it (lightning#21938); so this sampler is told once where to start and counts by itself.
+    Each ``iter()`` gives the next epoch. Lightning makes the first iterator before it sets the epoch, and workers fetch
+    ahead of it (lightning#21938); so this sampler gets its starting point once and counts the epochs itself.
 
     Args:
         rows: Rows to train on.
-        batch_size: Images in one batch over all processes, at most.
+        batch_size: Most images in one batch over all processes.
         seed: Seed of the run.
         phase: Name of the phase.
-        rank: This process's number.
+        rank: Rank of this process.
         world: Number of processes; each takes every ``world``-th row of a batch.
-        weights: Draw rows in proportion to these instead of taking each once.
+        weights: Sampling weights, one per row: rows are drawn in proportion to them. None takes each row once.
 
     Raises:
-        ValueError: There are fewer rows in a batch than processes.
+        ValueError: A batch has fewer rows than there are processes.
     """
 
     def __init__(
@@ -135,11 +135,11 @@ class TrainBatches(Sampler[BatchKey]):
         return self._count
 
     def start_at(self, epoch: int, step: int) -> None:
-        """Where the next iterator begins: at that batch of that epoch."""
+        """Set the epoch and the batch at which the next iterator begins."""
         self._next = (epoch, step)
 
     def order(self, epoch: int) -> Rows:
-        """All rows of an epoch in order."""
+        """Return all rows of an epoch in order."""
         parts = (self._seed, "order", self._phase, epoch)
         return shuffled(self._rows, *parts) if self._weights is None else drawn(self._rows, self._weights, *parts)
 
@@ -153,10 +153,10 @@ class TrainBatches(Sampler[BatchKey]):
 
 
 class ChunkBatches(Sampler[BatchKey]):
-    """Batches that are made up while they are asked for, each under its own number.
+    """Batches that are generated on demand, each with its own number.
 
     Args:
-        chunks: Which view, as a place in a list of them, number and rows of each; taken one after the other, once.
+        chunks: Position of the view in a list of views, number and rows of each batch; consumed once, in order.
     """
 
     def __init__(self, chunks: Iterable[tuple[int, int, Rows]]) -> None:
@@ -168,18 +168,18 @@ class ChunkBatches(Sampler[BatchKey]):
 
 
 class EvalBatches(Sampler[BatchKey]):
-    """Every row once, in order, over all processes together; no padding, so no image is counted twice.
+    """Every row once, in order, over all processes together; without padding, so that no image counts twice.
 
     Args:
         rows: Rows to evaluate.
-        batch_size: Images in one batch of one process, at most.
-        rank: This process's number.
+        batch_size: Most images in one batch of one process.
+        rank: Rank of this process.
         world: Number of processes.
     """
 
     def __init__(self, *, rows: Rows, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        mine = rows[rank::world]
-        self._batches = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+        own_rows = rows[rank::world]
+        self._batches = [own_rows[at : at + batch_size] for at in range(0, len(own_rows), batch_size)]
 
     def __len__(self) -> int:
         return len(self._batches)

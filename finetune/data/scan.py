@@ -1,8 +1,8 @@
-"""What every file of a data set is: its content, whether it can be read, and its size, mode and looks.
+"""Scans the files of a data set: content hash, readability, size, mode and perceptual hash of each.
 
-Each file is read once, and hashed and decoded (a large JPEG at an eighth) by several threads: the decoders and the hash
-release the interpreter's lock. The facts are compact arrays, about 60 bytes a file, and are kept in the user's cache
-(:mod:`finetune.data.scan_cache`), so a file is opened again only after its size or time of change is another.
+Each file is read once, then hashed and decoded (a large JPEG at an eighth) by several threads: the decoders and the
+hash release the interpreter's lock. The facts are compact arrays, about 60 bytes per file, and are kept in the user's
+cache (:mod:`finetune.data.scan_cache`), so a file is opened again only after its size or modification time changed.
 """
 
 import os
@@ -20,7 +20,7 @@ from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
 from finetune.data.progress import Progress
 
-# code 0 in `problem` means that the file was read
+# `problem` is 0 where the file was read
 FACT_TYPE = np.dtype(
     [
         ("content", np.uint64, (2,)),
@@ -40,18 +40,18 @@ FACT_TYPE = np.dtype(
 
 Table = npt.NDArray[np.void]
 
-# the decoded picture that a file's looks are taken from need not be larger
+# shorter side, in pixels, that is enough for the perceptual hash
 _LOOK_AT = 32
 _CHUNK = 512
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One row of facts a file.
+    """The results of a scan, one row per file.
 
     Args:
-        table: Array of ``FACT_TYPE`` (N,).
-        problems: Reasons why files cannot be read; ``table["problem"] - 1`` is a position in it.
+        table: Facts of each file, array of ``FACT_TYPE`` (N,).
+        problems: Reasons why files cannot be read; ``table["problem"] - 1`` is a position in this tuple.
     """
 
     table: Table
@@ -62,33 +62,33 @@ class Facts:
 
     @property
     def content(self) -> npt.NDArray[np.uint64]:
-        """The content keys, uint64 (N, 2)."""
+        """Return the content hashes, uint64 (N, 2)."""
         return np.ascontiguousarray(self.table["content"])
 
     def unreadable(self) -> list[tuple[int, str]]:
-        """Row and reason of every file that cannot be read."""
+        """Return row and reason of every file that cannot be read."""
         rows = np.flatnonzero(self.table["problem"])
         return [(int(row), self.problems[self.table["problem"][row] - 1]) for row in rows]
 
     def mode_of(self, row: int) -> str:
-        """Format and mode of one file in words, such as ``JPEG CMYK``."""
+        """Return format and mode of one file as text, such as ``JPEG CMYK``."""
         return f"{KINDS[self.table['kind'][row]]} {MODES[self.table['mode'][row]]}"
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Facts":
-        """The facts of some rows, in their order."""
+        """Return the facts of some rows, in their order."""
         return Facts(self.table[rows], self.problems)
 
 
 def gather(
     root: str, paths: PathTable, rows: npt.NDArray[np.int64] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Facts:
-    """Open files and note what they are.
+    """Scan files: open each and record its facts.
 
     Args:
-        root: What the paths start from.
-        paths: The files.
-        rows: Only these rows; the facts come in their order.
-        max_pixels: Larger images count as unreadable.
+        root: Folder that the paths start from.
+        paths: Paths of the files.
+        rows: Rows to scan; the facts have their order. None scans all.
+        max_pixels: Largest number of pixels; larger images count as unreadable.
     """
     wanted = np.arange(len(paths)) if rows is None else rows
     table = np.zeros(len(wanted), FACT_TYPE)
@@ -110,7 +110,7 @@ def gather(
 
 
 def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
-    """Facts of images in memory, each (H, W) or (H, W, 3)."""
+    """Compute the facts of images in memory, each (H, W) or (H, W, 3)."""
     table = np.zeros(len(images), FACT_TYPE)
     for row, image in zip(table, images, strict=True):
         grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
@@ -123,11 +123,11 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
 
 
 def _fill(row: Table, path: str, max_pixels: int) -> str:
-    """Write one file's facts into a one-row view of the table; the reason where it cannot be read."""
+    """Write one file's facts into a one-row view of the table; return the reason if it is unreadable, else empty."""
     try:
         data = read_file(path, max_pixels=max_pixels)
     except UnreadableImage as error:
-        # files that cannot be opened have no content; their path keeps them apart
+        # files that cannot be opened have no content, so their hash is that of the path, which is unique
         row["content"] = content_of_bytes(b"unreadable\0" + os.fsencode(path))
         return error.reason
     try:
@@ -141,7 +141,7 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     """Write the facts of one file's bytes into a one-row view of a table.
 
     Raises:
-        UnreadableImage: They are no image; what could be told is written all the same.
+        UnreadableImage: The bytes are not an image; the facts found so far are written all the same.
     """
     row["content"] = content_of_bytes(data)
     about = describe(data)

@@ -1,8 +1,8 @@
-"""Facts of files, kept between runs: one file a data folder, in the user's cache.
+"""The scan cache: facts of files kept between runs, one cache file per data folder, in the user's cache.
 
-An entry is believed while the file has the path, size and time of change that it had. A file changed less than two
-seconds before the cache was written is not kept, because a second change in the same tick of the clock would not show.
-``FINETUNE_CACHE`` names another place, and ``off`` turns the cache off.
+An entry is valid while the file's path, size and modification time are unchanged. A file changed less than two seconds
+before the cache was written is not stored, because a second change in the same clock tick would not be noticed.
+``FINETUNE_CACHE`` names another cache folder; ``off`` turns the cache off.
 """
 
 import hashlib
@@ -26,25 +26,25 @@ from finetune.safe_files import check_zip, open_regular, parse_json
 
 log = logging.getLogger(__name__)
 
-# a change in what facts mean must not read old files
+# increase it when the meaning of a fact changes, so that old files are not read
 _VERSION = 1
 _SETTLED_NS = 2_000_000_000
 
-# path key, size, time of change
+# hash of the path, size in bytes, modification time in ns
 _STAMP_TYPE = np.dtype([("path", np.uint64), ("size", np.int64), ("changed", np.int64)])
 
 
 def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
-    """The facts of all files, opening only those that are new or changed since the last time."""
+    """Return the facts of all files, opening only those that are new or changed since the last scan."""
     folder = cache_folder("facts")
     stamps = _stamps(root, paths)
     file = None if folder is None else folder / f"{_file_key(root, max_pixels)}.npz"
-    known = None if file is None else _load(file)
+    cached = None if file is None else _load(file)
     table = np.zeros(len(paths), FACT_TYPE)
     problems: dict[str, int] = {}
     fresh = np.ones(len(paths), np.bool_)
-    if known is not None:
-        old_stamps, old = known
+    if cached is not None:
+        old_stamps, old = cached
         problems = {reason: code for code, reason in enumerate(old.problems, start=1)}
         order = np.argsort(old_stamps["path"], kind="stable")
         place = np.searchsorted(old_stamps["path"], stamps["path"], sorter=order)
@@ -55,12 +55,12 @@ def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -
     rows = np.flatnonzero(fresh)
     if len(rows):
         new = gather(root, paths, rows, max_pixels=max_pixels)
-        # the codes of new problems follow those that the cache knows
+        # codes of new problems follow those in the cache
         codes = np.array([0, *(problems.setdefault(reason, len(problems) + 1) for reason in new.problems)], np.uint32)
         table[rows] = new.table
         table["problem"][rows] = codes[new.table["problem"]]
     facts = Facts(table, tuple(problems))
-    if file is not None and (len(rows) or known is None or len(known[0]) != len(paths)):
+    if file is not None and (len(rows) or cached is None or len(cached[0]) != len(paths)):
         _save(file, stamps, facts)
     return facts
 
@@ -72,7 +72,7 @@ def _file_key(root: str, max_pixels: int) -> str:
 
 
 def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
-    """Path key, size and time of change of each file; zeros where it cannot be looked at."""
+    """Return path hash, size and modification time of each file; size -1 and time 0 if they cannot be read."""
     stamps = np.zeros(len(paths), _STAMP_TYPE)
     for row in range(len(paths)):
         path = paths[row]
@@ -87,10 +87,10 @@ def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
 
 
 def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
-    """Stamps and facts of the last time; a file that cannot be read is as good as none."""
+    """Read stamps and facts of the last scan; return None if the cache file is missing or unreadable."""
     try:
-        # opened here, because numpy leaves a file open that it finds damaged
-        check_zip(file)  # ours are not compressed, and what is may unpack to any size
+        # opened here, because numpy leaves a damaged file open
+        check_zip(file)  # the cache's own files are not compressed; a compressed one may unpack to any size
         with open_regular(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
         reasons = parse_json(problems.tobytes(), list, name=str(file))
@@ -104,7 +104,7 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
 
 
 def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
-    """Write atomically; a cache that cannot be written is done without, which is logged."""
+    """Write the cache file atomically; if that fails, log a warning and go on without it."""
     settled = stamps["changed"] < time.time_ns() - _SETTLED_NS
     settled &= stamps["size"] >= 0
     try:

@@ -1,13 +1,13 @@
-"""Splits that are stratified, reproducible, never part identical images, and hardly move when the data changes.
+"""Splits that are stratified and reproducible, keep identical images together, and hardly change as data is added.
 
-Every sample has a rank key made from its *content* and the seed. Inside a class the samples lie in the order of their
-keys; validation takes the lower end, test the upper end, training the middle. So:
+Every sample has a rank key made from its *content* and the seed. Within a class the samples are ordered by their keys:
+validation takes the lower end, test the upper end, training the middle. Hence:
 
-- renaming a file changes nothing, and neither does the order in which files are found;
-- identical contents have one key and are moved as one unit: they never lie on both sides;
-- a class gets its share to the sample (where duplicates and its size allow), and always keeps a training sample;
+- renaming a file changes nothing, and neither does the order in which files are listed;
+- identical contents have one key and move as one unit, so they are never in two splits;
+- a class gets its share to the nearest sample (where duplicates and its size allow) and always keeps a training sample;
 - adding ``m`` samples to a class moves at most ``m`` of the old ones across each of the two boundaries, and none
-  between validation and test. (Not moving any would mean to draw for each sample alone, and then no share is exact.)
+  between validation and test. (To move none, each sample would have to be drawn by itself, and no share is then exact.)
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def rank_keys(content: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
-    """A reproducible random number for each content, uint64 (N,).
+    """Return a reproducible random number for each content, uint64 (N,).
 
     The content is a cryptographic hash already; the seed is mixed in by the finaliser of SplitMix64 (Steele, Lea and
     Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
@@ -46,11 +46,11 @@ def make_splits(
     """Assign each sample to train, val or test.
 
     Args:
-        targets: int64 (N,) classes, or uint8 (N, K) zeros and ones.
-        content: uint64 (N, 2) content hashes.
-        seed: Another seed gives another split.
-        val_fraction: Share of each class for validation, 0 for none.
-        test_fraction: Share of each class for the test, 0 for none.
+        targets: Classes, int64 (N,), or zeros and ones, uint8 (N, K).
+        content: Content hashes, uint64 (N, 2).
+        seed: Seed of the split; another seed gives another split.
+        val_fraction: Share of each class that goes to validation, 0 for none.
+        test_fraction: Share of each class that goes to the test split, 0 for none.
 
     Returns:
         int8 (N,), positions in ``SPLITS``.
@@ -78,13 +78,13 @@ def make_folds(
     seed: int,
     folds: int,
 ) -> npt.NDArray[np.int64]:
-    """The fold of each sample, int64 (N,), 0 to ``folds - 1``: stratified, and identical contents lie in one fold."""
+    """Assign each sample to a fold, 0 to ``folds - 1``, int64 (N,): stratified, identical contents in one fold."""
     units = _Units(targets, content, seed)
     fold_of_unit = np.zeros(len(units.sizes), np.int64)
     for number, members in enumerate(units.strata()):
         sizes = units.sizes[members]
         middles = np.cumsum(sizes) - (sizes + 1) // 2
-        # classes smaller than the number of folds start at different folds, or fold 0 would get all of them
+        # each class starts at another fold; otherwise fold 0 would get all classes smaller than the number of folds
         fold_of_unit[members] = (middles * folds // max(int(sizes.sum()), folds) + number) % folds
     return fold_of_unit[units.unit_of_row]
 
@@ -96,7 +96,7 @@ def few_per_class(
     seed: int,
     limit: int,
 ) -> npt.NDArray[np.bool_]:
-    """Which samples stay when each class keeps at most ``limit``: bool (N,).
+    """Choose at most ``limit`` samples per class to keep: bool (N,).
 
     The choice is nested: the samples kept with a limit of 5 are among those kept with 10. An image with several labels
     counts for the rarest of them.
@@ -112,7 +112,7 @@ def few_per_class(
 
 
 class _Units:
-    """Identical contents as one unit, each unit in the stratum of the rarest class that its samples show."""
+    """Units of identical contents; each unit is in the stratum of the rarest class that its samples show."""
 
     def __init__(
         self, targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], content: npt.NDArray[np.uint64], seed: int
@@ -126,13 +126,13 @@ class _Units:
         np.minimum.at(self.stratum, self.unit_of_row, rarity)
 
     def strata(self) -> list[Rows]:
-        """The units of each stratum in the order of their keys."""
+        """Return the units of each stratum in the order of their keys."""
         order = np.lexsort((self.keys, self.stratum))
         return np.split(order, np.flatnonzero(np.diff(self.stratum[order])) + 1) if len(order) else []
 
 
 def _rarity(targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]) -> Rows:
-    """For each sample the rank of its rarest class among all classes (0 is the rarest); no label at all ranks last."""
+    """Return the rank of each sample's rarest class (0 is the rarest of all); samples without labels rank last."""
     if targets.ndim == 1:
         counts = np.bincount(targets)
         return np.argsort(np.argsort(counts, kind="stable"), kind="stable")[targets]
@@ -143,7 +143,7 @@ def _rarity(targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]) -> Rows:
 
 
 def _shares(total: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """How many of ``total`` samples go to val and test: to the nearest sample, at least one each while train keeps one.
+    """Compute the sizes of val and test to the nearest sample, at least 1 each as long as train keeps a sample.
 
     >>> _shares(100, 0.15, 0.15), _shares(3, 0.15, 0.15), _shares(2, 0.15, 0.15), _shares(1, 0.15, 0.15)
     ((15, 15), (1, 1), (1, 0), (0, 0))
@@ -151,14 +151,14 @@ def _shares(total: int, val_fraction: float, test_fraction: float) -> tuple[int,
     ideal = np.array([total * val_fraction, total * test_fraction])
     share = np.maximum(np.floor(ideal + 0.5), ideal > 0)
     while share.sum() > max(total - 1, 0):
-        # the one with the larger surplus gives one back; between equals the test, so that val can choose the model
+        # the split with the larger surplus gives one back; on a tie it is test, because val selects the model
         surplus = np.where(share > 0, share - ideal, -np.inf)
         share[1 if surplus[1] >= surplus[0] else 0] -= 1
     return int(share[0]), int(share[1])
 
 
 def _take(sizes: npt.NDArray[np.int64], share: int, *, reserve: int) -> npt.NDArray[np.bool_]:
-    """Which units, from the first on, fill a share; at least ``reserve`` units stay behind."""
+    """Select the units, from the first on, that fill a share; at least ``reserve`` units are left."""
     taken = np.zeros(len(sizes), np.bool_)
     allowed = len(sizes) - reserve
     if share == 0 or allowed <= 0:
@@ -175,13 +175,13 @@ def _take(sizes: npt.NDArray[np.int64], share: int, *, reserve: int) -> npt.NDAr
             filled += int(size)
             allowed -= 1
     if not filled:
-        # only large groups of duplicates: the smallest of them rather than an empty split
+        # there are only large groups of duplicates: take the smallest rather than leave the split empty
         taken[int(np.argmin(sizes))] = True
     return taken
 
 
 def check_fractions(*, val_fraction: float, test_fraction: float) -> None:
-    """Raise a UserError where the two shares leave nothing to train on."""
+    """Raise a UserError if the two shares leave nothing to train on."""
     for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
         if not 0 <= value < 1:
             raise UserError(f"data.{name}={value}: must be at least 0 and below 1.")

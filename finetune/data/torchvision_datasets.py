@@ -1,7 +1,7 @@
-"""Any classification data set of torchvision by its name.
+"""Builds a source from any classification data set of torchvision, by its name.
 
-Data sets that are files on disk go the way of a folder: every rule for odd images, facts and splits holds. Data sets that
-torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) are kept in memory; the rest is read through torchvision.
+Data sets of files on disk are treated like a folder: all rules for unusual images, scans and splits apply. Data sets
+that torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) stay in memory; the rest is read through torchvision.
 """
 
 import inspect
@@ -22,17 +22,17 @@ from finetune.data.listing import UNASSIGNED, Listing, merge
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean
 
-# what a data set calls its splits, where it does not say train, val and test
+# split names of data sets that do not use train, val and test
 _CALLED = {
     "OxfordIIITPet": {"train": "trainval", "test": "test"},
     "Country211": {"train": "train", "val": "valid", "test": "test"},
 }
 
-# attributes in which torchvision's classes keep the paths of their files
+# attributes in which torchvision's classes keep file paths
 _FILE_ATTRIBUTES = ("_images", "_image_files", "_samples", "samples", "_image_paths")
 _LABEL_ATTRIBUTES = ("_labels", "targets", "labels", "y")
 
-# beyond this the images of a data set without files or array are not held in memory
+# largest data set, in pixel values, that is held in memory if it has neither files nor an array
 _MOST_PIXELS = 2_000_000_000
 
 
@@ -51,16 +51,16 @@ def torchvision_source(
     max_pixels: int = MAX_PIXELS,
     high_depth: str = "full",
 ) -> Source:
-    """A data set of ``torchvision.datasets``; the splits it has are kept, the missing ones made from train.
+    """Build a source from a data set of ``torchvision.datasets``; keep its splits and make missing ones from train.
 
     Args:
-        name: The class, such as ``OxfordIIITPet``.
-        root: Where it lies, or is downloaded to.
-        channels: 1 or 3.
-        seed: As in :func:`finetune.data.registry.folder_source`, like all that follow.
+        name: Name of the class, such as ``OxfordIIITPet``.
+        root: Folder that holds the data set, or that it is downloaded to.
+        channels: Number of channels, 1 or 3.
+        seed: Seed of the splits, as in :func:`finetune.data.registry.folder_source`, like all arguments that follow.
 
     Raises:
-        UserError: There is no such data set, it is none for classification, or it could not be had.
+        UserError: There is no such data set, it is not for classification, or it could not be downloaded.
     """
     plan = SplitPlan(
         seed=seed,
@@ -102,34 +102,34 @@ def torchvision_source(
 
 
 def _open(name: str, root: str) -> dict[str, Any]:
-    """The data set's splits, by our names for them; one without splits is all ``train``."""
+    """Open the data set's splits under our names; a data set without splits is all ``train``."""
     from torchvision import datasets
 
-    known = [kind for kind in datasets.__all__ if inspect.isclass(getattr(datasets, kind)) and kind != "VisionDataset"]
-    if name not in known:
+    valid = [kind for kind in datasets.__all__ if inspect.isclass(getattr(datasets, kind)) and kind != "VisionDataset"]
+    if name not in valid:
         raise UserError(
-            f"data.name={name!r}: not a data set of torchvision.{did_you_mean(name, known)} "
+            f"data.name={name!r}: not a data set of torchvision.{did_you_mean(name, valid)} "
             "All of them: https://docs.pytorch.org/vision/stable/datasets.html"
         )
     make = getattr(datasets, name)
-    takes = inspect.signature(make).parameters
-    common: dict[str, Any] = {"root": root} | ({"download": True} if "download" in takes else {})
-    if "train" in takes:
-        wanted: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
-    elif "split" in takes:
+    parameters = inspect.signature(make).parameters
+    common: dict[str, Any] = {"root": root} | ({"download": True} if "download" in parameters else {})
+    if "train" in parameters:
+        split_arguments: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in parameters:
         names = _CALLED.get(name, {split: split for split in SPLITS})
-        wanted = {split: {"split": called} for split, called in names.items()}
+        split_arguments = {split: {"split": called} for split, called in names.items()}
     else:
-        wanted = {"train": {}}
+        split_arguments = {"train": {}}
     if name == "FakeData":
         common.pop("root")
     parts = {}
-    for split, arguments in wanted.items():
+    for split, arguments in split_arguments.items():
         try:
             parts[split] = make(**common, **arguments)
         except ValueError as error:
             if "split" in arguments and split != "train":
-                continue  # a data set without this split says so by a ValueError
+                continue  # a data set raises ValueError for a split that it does not have
             raise UserError(f"data.name={name!r}: cannot be opened. {error}") from None
         except Exception as error:  # networks, disks and archives fail in many ways
             raise UserError(
@@ -164,7 +164,7 @@ def _labels(name: str, part: Any) -> npt.NDArray[np.int64]:
 
 
 def _files(part: Any) -> list[str] | None:
-    """Paths of the images where the data set keeps them, else None."""
+    """Return the paths of the images if the data set keeps them, else None."""
     for attribute in _FILE_ATTRIBUTES:
         values = getattr(part, attribute, None)
         if isinstance(values, Sequence) and len(values) == len(part) and len(values):
@@ -189,7 +189,7 @@ def _listing(
 
 
 def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
-    """The listings of all splits as one, the classes in the data set's own order."""
+    """Merge the listings of all splits, with the classes in the data set's own order."""
     first = listings[0]
     if len(listings) == 1:
         return Listing(
@@ -201,7 +201,7 @@ def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
             splits=np.full(len(first), UNASSIGNED, np.int8),
         )
     merged = merge(listings)
-    # merging sorts names; the numbers of a published data set are kept, so that results can be compared
+    # merging sorts the names; the published class numbers are restored, so that results can be compared
     position = np.array([first.classes.index(name) for name in merged.classes], np.int64)
     return Listing(
         origin=first.origin,
@@ -215,7 +215,7 @@ def _together(listings: list[Listing], given: tuple[str, ...]) -> Listing:
 
 
 def _array(part: Any, channels: int) -> npt.NDArray[np.uint8]:
-    """All images as one array (N, H, W) or (N, H, W, 3)."""
+    """Return all images as one array (N, H, W) or (N, H, W, 3)."""
     data = getattr(part, "data", None)
     if data is not None and len(data) == len(part) and getattr(data, "ndim", 0) in (3, 4):
         images = np.asarray(data, np.uint8)

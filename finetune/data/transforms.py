@@ -1,8 +1,8 @@
-"""Views: from a decoded image to the fixed size that the model takes, with or without augmentation.
+"""Views: turn a decoded image into the fixed size that the model takes, with or without augmentation.
 
-All views take and give ``uint8 (C, H, W)``; normalisation belongs to the model. A training view draws its randomness
-from one generator alone, so it is a function of the image and of the generator's state: the one it is given, or torch's global
-one, whose numbers are the same for the same seed.
+All views take and return ``uint8 (C, H, W)``; normalisation belongs to the model. A training view draws all its
+randomness from one generator, so it is a function of the image and of that generator's state. The generator is the one
+passed in, or torch's global one, whose numbers are the same for the same seed.
 """
 
 import math
@@ -24,21 +24,21 @@ AUGMENTS = ("none", "light", "standard", "trivial_augment", "rand_augment")
 
 
 class View(Protocol):
-    """A way to look at an image.
+    """A function from a decoded image to an image of the input size.
 
-    ``at_least`` is the shorter side, in pixels, that the image must have for the view to lose nothing; a decoder may
-    give more, and should not give less where there is more. ``global_randomness``: whether it draws from torch's global
-    generator whatever it is given, so that two threads must not make such views at once.
+    ``at_least`` is the length of the image's shorter side, in pixels, from which the view loses nothing: a decoder may
+    give more, and should give less only where the file has less. ``global_randomness`` tells whether the view draws
+    from torch's global generator even if it is passed another one; two threads must not make such views at once.
     """
 
     @property
     def global_randomness(self) -> bool:
-        """Whether its randomness is torch's global one."""
+        """Tell whether the view draws from torch's global generator."""
         ...
 
     @property
     def at_least(self) -> int:
-        """Pixels of the shorter side."""
+        """Return the length of the shorter side that the view needs, in pixels."""
         ...
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None, /) -> Tensor:
@@ -48,10 +48,10 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class _Crop:
-    """Random crops: the least share of the area that is kept, the narrowest ratio of sides, the chance of mirroring.
+    """A random crop: the smallest share of the area, the narrowest ratio of the sides, the chance of mirroring.
 
-    ``inscribed``: the share is one of the largest rectangle with the output's proportions, not of the whole image. Large
-    shares of the whole of a long image fit no nearly square crop, and all crops would be the same middle.
+    With ``inscribed`` the share refers to the largest rectangle with the output's proportions instead of the whole
+    image. In a long image no nearly square crop has a large share of the whole, and all crops would be the same centre.
     """
 
     area: float
@@ -67,24 +67,24 @@ _CROPS = {
     "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
 }
 
-# pixels of the smallest crop's side for each pixel of the view's
+# source pixels per output pixel along a side of the smallest crop
 _SHARPNESS = 0.75
 
-# of an image that would be longer than this many crops when resized, only the crop is computed
+# if the resized image would be longer than this many crops, only the crop is computed
 _LONGEST = 8
 
 
 def eval_view(spec: InputSpec) -> View:
-    """The deterministic view of evaluation and prediction: the network's own resize and centre crop."""
+    """Return the deterministic view for evaluation and prediction: the network's own resize and centre crop."""
     return EvalView(spec)
 
 
 def train_view(spec: InputSpec, *, augment: str) -> View:
-    """A random view for training.
+    """Return a random view for training.
 
     Args:
-        spec: The size and the resampling filter.
-        augment: One of ``AUGMENTS``. ``none``: the evaluation view. ``light``: slightly smaller crops of the largest
+        spec: Input specification, which gives the size and the resampling filter.
+        augment: Preset of ``AUGMENTS``. ``none``: the evaluation view. ``light``: slightly smaller crops of the largest
             rectangle with the output's proportions, never mirrored (text, digits, medical images). ``standard``: crops
             of 25 to 100 % of the area, mirrored at random. The other two add TrivialAugment (arXiv:2103.10158) or
             RandAugment (arXiv:1909.13719) to ``standard``.
@@ -100,7 +100,7 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
 
 
 def in_words(spec: InputSpec, *, augment: str) -> str:
-    """One sentence on what a training view does, for the plan.
+    """Describe a training view in one phrase, for the plan.
 
     >>> in_words(InputSpec(channels=1), augment="light")
     'random crops of 80 to 100 % of the area'
@@ -120,9 +120,9 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
 
 @dataclass(frozen=True)
 class EvalView:
-    """Resize so that the image covers ``size / crop_pct``, then cut out the centre (or squash both sides).
+    """The evaluation view: resize to cover ``size / crop_pct``, then crop the centre (or squash both sides).
 
-    Levels, sizes and offsets are those of timm's evaluation transform on a Pillow image, which are torchvision's too.
+    Levels, sizes and offsets equal those of timm's and torchvision's evaluation transforms on a Pillow image.
     """
 
     spec: InputSpec
@@ -130,7 +130,7 @@ class EvalView:
 
     @property
     def at_least(self) -> int:
-        """Twice the size resized to: a JPEG decoded at that scale gives the same view to within a level or two."""
+        """Return twice the resized side: a JPEG decoded at that scale gives the same view to within a level or two."""
         return 2 * max(self._target)
 
     @property
@@ -147,7 +147,7 @@ class EvalView:
         covered = _cover(image, self._target)
         top, left = round((covered[0] - height) / 2), round((covered[1] - width) / 2)
         if max(covered) > _LONGEST * max(self._target):
-            # the whole image, resized, could fill the memory
+            # the whole resized image could fill the memory
             seen = resize_window(
                 image[None], size=covered, corner=(top, left), window=(height, width), interpolation=filter_name
             )
@@ -172,10 +172,10 @@ class TrainView:
 
     @property
     def at_least(self) -> int:
-        """So many that no square crop is enlarged by more than a third, and most are not enlarged at all.
+        """Return the shorter side at which no square crop is enlarged by over a third, and most are not enlarged.
 
-        Crops of ``standard`` below 44 % of the area are, by up to that much. Data sets are commonly stored with a shorter side
-        of 256 to 500 pixels and cropped to 8 % of the area, which enlarges far more.
+        Crops of ``standard`` below 44 % of the area are enlarged, by up to a third. Common practice, a shorter side of
+        256 to 500 pixels cropped to as little as 8 % of the area, enlarges far more.
         """
         return math.ceil(_SHARPNESS * max(self.spec.size) / math.sqrt(self._crop.area))
 
@@ -188,7 +188,7 @@ class TrainView:
         return (self._further(view) if self._further else view).contiguous()
 
     def _box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a random crop, chosen as torchvision's RandomResizedCrop chooses it."""
+        """Draw top, left, height and width of a random crop as torchvision's RandomResizedCrop does."""
         steepest = math.log(self._crop.ratio)
         whole, proportion = height * width, 1.0
         if self._crop.inscribed:
@@ -201,28 +201,28 @@ class TrainView:
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
                 return top, left, crop_height, crop_width
-        # an image too long for any such crop: the largest allowed rectangle in its middle
+        # the image is too long for any such crop: take the largest allowed rectangle in its centre
         crop_width = max(1, min(width, round(height / self._crop.ratio)))
         crop_height = max(1, min(height, round(width / self._crop.ratio)))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 class _GreyTrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc] # torchvision publishes no types
-    """Without the operation that changes nothing in one channel and would be drawn in vain."""
+    """TrivialAugment without the colour operation, which does nothing to a single channel."""
 
     _AUGMENTATION_SPACE = {k: v for k, v in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items() if k != "Color"}  # noqa: RUF012 (as in the base class)
 
 
 class _GreyRandAugment(v2.RandAugment):  # type: ignore[misc] # as above
-    """Likewise."""
+    """RandAugment without the colour operation, which does nothing to a single channel."""
 
     _AUGMENTATION_SPACE = {k: v for k, v in v2.RandAugment._AUGMENTATION_SPACE.items() if k != "Color"}  # noqa: RUF012 (as above)
 
 
 def _cover(image: Tensor, target: tuple[int, int]) -> tuple[int, int]:
-    """The size with the image's proportions that just covers the target.
+    """Return the smallest size with the image's proportions that covers the target.
 
-    The longer side is cut to a whole number as torchvision does, but for a target that is no square rounded as timm does.
+    The longer side is truncated to a whole number as in torchvision; for a non-square target it is rounded as in timm.
     """
     height, width = image.shape[-2:]
     half = 0 if target[0] == target[1] else 1
@@ -234,7 +234,7 @@ def _cover(image: Tensor, target: tuple[int, int]) -> tuple[int, int]:
 def _resize(image: Tensor, size: tuple[int, int], spec: InputSpec) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
-    # a crop is a view into a larger image, which the kernel reads a third slower than a copy in the same layout
+    # a crop is a view into a larger tensor, which the kernel reads a third slower than a copy in the same layout
     layout = torch.channels_last if image.stride(0) == 1 else torch.contiguous_format
     packed = image.unsqueeze(0).contiguous(memory_format=layout)[0]
     resized: Tensor = F.resize_image(
