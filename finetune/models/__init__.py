@@ -1,1 +1,1 @@
-"""Batches to logits: plain PyTorch, without Lightning and without data."""
+"""The model side, from batches to logits: plain PyTorch, without Lightning and without data."""

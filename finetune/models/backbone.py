@@ -1,4 +1,4 @@
-"""Backbone: a pretrained network without its classifier, cut into named stages."""
+"""The backbone: a pretrained network without its classifier, divided into named stages."""
 
 import importlib
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
-# keywords of timm's and torchvision's builders that lead to files or to the network, where pickles may be executed
+# keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
 FILE_KEYS = frozenset(
     {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"}
     | {"weights_backbone", "progress", "file", "url", "hf_hub_id"}
@@ -29,20 +29,20 @@ FILE_KEYS = frozenset(
 
 
 class Backbone(nn.Module):
-    """A network without its classifier: normalised images ``(B, S, H, W)`` to features ``(B, D)``.
+    """A network without its classifier, from normalised images ``(B, S, H, W)`` to features ``(B, D)``.
 
     Args:
-        net: The library's own network, its classifier removed.
-        source: The library, one of :data:`SOURCES`.
-        name: The network's name there.
-        kwargs: What else its constructor was given; plain values.
-        stage_map: Which stage each parameter and module is in.
+        net: Network of the library, with its classifier removed.
+        source: Library of the network, one of :data:`SOURCES`.
+        name: Name of the network in that library.
+        kwargs: Further keywords of its constructor; plain values.
+        stage_map: Stage of each parameter and module.
         num_features: Length ``D`` of the features.
-        input_spec: What the weights expect, for three channels.
+        input_spec: Input that the weights expect, for three channels.
         first_convs: Dotted names of the convolutions in ``net`` that take the image; a stem with branches has several.
         fixed_size: Whether the network takes images of ``input_spec.size`` only.
-        steps: The modules of each stage which, run one after the other, are the network; None where a network
-            cannot be written like that, and then it can be split after its last stage only.
+        steps: Modules of each stage that, run one after the other, compute the network; None if it is not such a
+            chain, and then it can only be split after its last stage.
         neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
     """
 
@@ -73,44 +73,44 @@ class Backbone(nn.Module):
         self.neutral = dict(neutral or {})
         self.adapted: tuple[int, str] | None = None
         self._stage_map = stage_map
-        # in a dictionary, so that the modules are not registered a second time under other names
+        # a plain dictionary does not register the modules a second time under other names
         self._steps = {stage: list(modules) for stage, modules in steps.items()} if steps else None
         assert self._steps is None or tuple(self._steps) == self.stages
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stage names in order from the input, without ``head``."""
+        """Return the stage names in order from the input, without ``head``."""
         return self._stage_map.names
 
     def stage_of(self, name: str) -> str:
-        """The stage of a parameter or buffer, by its name in ``net``."""
+        """Return the stage of a parameter or buffer, by its name in ``net``."""
         return self._stage_map.stage_of(name)
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
-        """All modules of ``net`` by stage, each once; set their modes one by one, not recursively."""
+        """Return all modules of ``net`` by stage, each once; set their modes one by one, not recursively."""
         return self._stage_map.modules(self.net)
 
     def forward(self, images_BSHW: Tensor) -> Tensor:
-        """Features ``(B, D)``."""
+        """Compute the features ``(B, D)``."""
         output = self.net(images_BSHW)
-        # transformers gives a structure whose pooled map is still (B, D, 1, 1)
+        # transformers returns a structure whose pooled map is still (B, D, 1, 1)
         features_BD: Tensor = output if isinstance(output, Tensor) else output.pooler_output.flatten(1)
         return features_BD
 
     @property
     def boundaries(self) -> tuple[str, ...]:
-        """The stages after which :meth:`split` can cut."""
+        """Return the stages after which :meth:`split` can cut."""
         return self.stages if self._steps is not None else self.stages[-1:]
 
     def split(self, stage: str) -> tuple[nn.Module, nn.Module]:
-        """Cut the network in two after a stage; run one after the other, the parts give the bits of :meth:`forward`.
+        """Cut the network in two after a stage; run in sequence, the parts give the same bits as :meth:`forward`.
 
         Args:
-            stage: One of :attr:`boundaries`.
+            stage: Stage to cut after, one of :attr:`boundaries`.
 
         Returns:
             The prefix, from the input to the activation after ``stage``, and the suffix, from there to the features.
-            After the last stage the prefix gives the features and the suffix passes them on. Both share their modules
+            After the last stage the prefix gives the features and the suffix is the identity. Both share their modules
             with the network.
 
         Raises:
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         if stage not in self.boundaries:
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
-            # transformers gives a structure, which is taken apart behind the network
+            # transformers returns a structure, from which `Backbone.forward` takes the features
             return _Whole(self) if self.source == "transformers" else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
@@ -130,10 +130,10 @@ class Backbone(nn.Module):
         return self.stages[:cut], self.stages[cut:]
 
     def check_size(self, size: tuple[int, int] | None) -> None:
-        """Whether the network takes images of this size.
+        """Check that the network takes images of this size.
 
         Raises:
-            UserError: It takes one size only, and this is another.
+            UserError: The network takes one size only, and this is another one.
         """
         if self.fixed_size and size is not None and size != self.input_spec.size:
             height, width = self.input_spec.size
@@ -146,7 +146,7 @@ class Backbone(nn.Module):
         """Change the first convolution in place to take images of another number of channels.
 
         Raises:
-            UserError: The combination does not exist, or the stem was already adapted in another way.
+            UserError: Channels and adaptation cannot be combined, or the stem was already adapted in another way.
         """
         if self.adapted is not None:
             if self.adapted != (channels, adapt):
@@ -169,7 +169,7 @@ class Backbone(nn.Module):
             self.adapted = (channels, adapt)
 
     def _tell_owners(self, name: str, in_channels: int) -> None:
-        """Set the number of channels that the stem of transformers compares an image with before it is convolved."""
+        """Set the number of channels against which the stem of transformers checks an image."""
         parts = name.split(".")
         for depth in range(len(parts)):
             owner = self.net.get_submodule(".".join(parts[:depth]))
@@ -177,7 +177,7 @@ class Backbone(nn.Module):
                 owner.num_channels = in_channels  # type: ignore[assignment]  # nn.Module types attributes as Tensor
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values from which :func:`backbone_from_description` builds the same architecture."""
+        """Return plain JSON values from which :func:`backbone_from_description` builds the same architecture."""
         return {
             "source": self.source,
             "name": self.name,
@@ -187,7 +187,7 @@ class Backbone(nn.Module):
 
 
 class _Whole(nn.Module):
-    """The backbone as a prefix, under no name of its own in the state dict."""
+    """The whole backbone as the prefix of a split."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -199,21 +199,22 @@ class _Whole(nn.Module):
 
 
 def build_backbone(*, source: str, name: str, weights: str = "imagenet", seed: int = 0, **kwargs: Any) -> Backbone:
-    """A network with its weights.
+    """Build a backbone with its weights.
 
     Args:
-        source: One of :data:`SOURCES`.
-        name: The network's name there: for timm with or without a tag (``resnet50.a1_in1k``), for transformers a
-            snapshot folder or a name of the hub (``microsoft/resnet-50``), for ``residual`` ``resnet50`` or
-            ``cifar_resnet56``.
-        weights: ``none`` (random, from ``seed``), or what :func:`finetune.models.pretrained.load_weights` takes.
-        seed: For random weights: the same seed gives the same weights; the global random state is left alone.
+        source: Library of the network, one of :data:`SOURCES`.
+        name: Name of the network in that library: for timm with or without a tag (``resnet50.a1_in1k``), for
+            transformers a snapshot folder or a name on the hub (``microsoft/resnet-50``), for ``residual``
+            ``resnet50`` or ``cifar_resnet56``.
+        weights: ``none`` (random, from ``seed``), or a value that :func:`finetune.models.pretrained.load_weights`
+            takes.
+        seed: Seed of random weights: the same seed gives the same weights; the global random state is left alone.
         **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
 
     Raises:
-        UserError: An unknown source, name or keyword; weights that cannot be had, or that do not fit.
+        UserError: A source, name or keyword is unknown, or the weights cannot be obtained or do not fit.
     """
-    from finetune.models.pretrained import load_weights  # it builds on this file
+    from finetune.models.pretrained import load_weights  # imported here, because that module imports this one
 
     backbone = _architecture(source, name, kwargs, seed=seed)
     if weights == "none":
@@ -224,7 +225,7 @@ def build_backbone(*, source: str, name: str, weights: str = "imagenet", seed: i
 
 
 def backbone_from_description(description: Mapping[str, Any]) -> Backbone:
-    """The architecture of :meth:`Backbone.describe`, with random weights; nothing is downloaded.
+    """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
 
     Raises:
         UserError: The description does not fit this version.
@@ -237,7 +238,7 @@ def backbone_from_description(description: Mapping[str, Any]) -> Backbone:
 
 
 def source_module(source: str) -> ModuleType:
-    """The module of :mod:`finetune.models.sources` for a source; only now its library is imported.
+    """Import the module of :mod:`finetune.models.sources` for a source, and with it the source's library.
 
     Raises:
         UserError: The source is unknown, or its library is not installed.
@@ -255,7 +256,7 @@ def source_module(source: str) -> ModuleType:
 
 
 def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: int) -> Backbone:
-    """The network with seeded random weights."""
+    """Build the network with seeded random weights."""
     module = source_module(source)
     for key in OWNED_KEYS:
         if key in kwargs:

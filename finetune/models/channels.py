@@ -1,13 +1,13 @@
-"""Images with one channel, or with more than three, into a network that was pretrained on three.
+"""Channel adaptation: feeds images with one channel, or more than three, to a network pretrained on three.
 
-What the network saw in pretraining is ``(x_c - mean_c) / std_c`` for three channels c, convolved with ``W_c``. For a
-grey image g with replicated channels that convolution can be written on two channels, whatever m and s are::
+In pretraining the network saw ``(x_c - mean_c) / std_c`` for three channels c, convolved with ``W_c``. For a grey image
+g with replicated channels, that convolution can be written with two input channels, for any m and s::
 
     sum_c W_c * (g - mean_c) / std_c  =  W' * (g - m) / s  +  V * 1
     W' = sum_c W_c s / std_c          V  = sum_c W_c (m - mean_c) / std_c
 
-The second input channel is the constant 1. Zero padding pads it with zeros as it pads the image, so the equality holds
-at the border too, which a bias in place of ``V * 1`` would miss.
+The second input channel is the constant 1. Zero padding pads it with zeros just as it pads the image, so the equality
+holds at the border too; with a bias in place of ``V * 1`` it would not.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ PRETRAINED_CHANNELS = 3
 
 
 def check_adapt(*, channels: int, adapt: str) -> None:
-    """Whether a way of adapting the input exists for this number of channels.
+    """Check that an adaptation exists for this number of channels.
 
     Raises:
-        UserError: It does not, or its name is unknown.
+        UserError: The adaptation is unknown, or does not exist for this number of channels.
     """
     if adapt not in ADAPTATIONS:
         raise UserError(
@@ -45,15 +45,15 @@ def check_adapt(*, channels: int, adapt: str) -> None:
 
 
 class InputAdapter(nn.Module):
-    """Normalises images on the scale 0 to 1 and gives the stem the channels it expects.
+    """A module that normalises images on the scale 0 to 1 and gives the stem the channels it expects.
 
-    Its constants are not part of the state dict: they are given by the input specification.
+    Its constants are not part of the state dict, because the input specification gives them.
 
     Args:
-        channels: Channels ``C`` of the user's images.
-        adapt: One of :data:`ADAPTATIONS`; without effect for three channels, except ``reinit``.
+        channels: Number of channels ``C`` of the user's images.
+        adapt: Adaptation, one of :data:`ADAPTATIONS`; it has no effect for three channels, except ``reinit``.
         mean: Mean per channel that the pretrained network expects (three of them), scale 0 to 1.
-        std: Standard deviation per channel, likewise.
+        std: Standard deviation per channel that the pretrained network expects (three of them), scale 0 to 1.
     """
 
     mean: Tensor
@@ -70,7 +70,7 @@ class InputAdapter(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images on the scale 0 to 1, ``(B, C, H, W)``, to the input of the stem, ``(B, S, H, W)``.
+        """Turn images on the scale 0 to 1, ``(B, C, H, W)``, into the input of the stem, ``(B, S, H, W)``.
 
         ``expand`` needs no copy: one channel is normalised three ways by broadcasting.
         """
@@ -83,7 +83,7 @@ class InputAdapter(nn.Module):
 def adapted_statistics(
     *, channels: int, adapt: str, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation for ``channels`` channels: cycled for ``tile``, else the average of the three."""
+    """Return mean and standard deviation for ``channels`` channels: cycled for ``tile``, else the average of three."""
     mean, std = _single(mean), _single(std)
     if adapt == "tile":
         return [mean[c % len(mean)] for c in range(channels)], [std[c % len(std)] for c in range(channels)]
@@ -91,13 +91,13 @@ def adapted_statistics(
 
 
 def _single(values: Sequence[float]) -> list[float]:
-    """The values as single precision holds them, so that kernels folded in double use the constants of the buffers."""
+    """Round to single precision, so that kernels folded in double precision use the constants of the buffers."""
     rounded: list[float] = torch.tensor(values, dtype=torch.float32).tolist()
     return rounded
 
 
 def stem_channels(*, channels: int, adapt: str) -> int:
-    """Input channels ``S`` that the stem has after :func:`adapt_stem`.
+    """Return the number of input channels ``S`` that the stem has after :func:`adapt_stem`.
 
     >>> stem_channels(channels=1, adapt="expand"), stem_channels(channels=1, adapt="fold")
     (3, 2)
@@ -110,23 +110,23 @@ def stem_channels(*, channels: int, adapt: str) -> int:
 def adapt_stem(
     conv: nn.Conv2d, *, channels: int, adapt: str, mean: Sequence[float], std: Sequence[float], seed: int
 ) -> None:
-    """Change the first convolution in place so that it takes what :class:`InputAdapter` gives.
+    """Change the first convolution in place so that it takes the output of :class:`InputAdapter`.
 
-    ``expand`` leaves it as it is. ``fold`` is the same function of a grey image (see the top of this file), at
-    the start: the two kernels then train on their own. ``sum`` is timm's rule (``adapt_input_conv``), exact only where
-    mean and std are the same for all channels. ``tile`` repeats the kernels over n channels, scaled by 3/n, which is
-    timm's rule too. ``reinit`` draws a new kernel (He et al. 2015, fan-out).
+    ``expand`` leaves it as it is. ``fold`` starts as the same function of a grey image (see the top of this file);
+    after that the two kernels train independently. ``sum`` is timm's rule (``adapt_input_conv``), exact only if mean
+    and std are the same for all channels. ``tile`` repeats the kernels over n channels, scaled by 3/n, which is timm's
+    rule too. ``reinit`` draws a new kernel (He et al. 2015, fan-out).
 
     Args:
-        conv: The first convolution, three input channels, one group.
-        channels: Channels of the user's images.
-        adapt: One of :data:`ADAPTATIONS`.
+        conv: First convolution, with three input channels and one group.
+        channels: Number of channels of the user's images.
+        adapt: Adaptation, one of :data:`ADAPTATIONS`.
         mean: Mean per channel of the pretrained input.
         std: Standard deviation per channel of the pretrained input.
-        seed: For ``reinit``: the same seed gives the same kernel.
+        seed: Seed of the kernel that ``reinit`` draws.
 
     Raises:
-        UserError: The combination does not exist, or the convolution cannot be adapted this way.
+        UserError: Channels and adaptation cannot be combined, or the convolution cannot be adapted this way.
     """
     check_adapt(channels=channels, adapt=adapt)
     if adapt != "reinit" and (adapt == "expand" or channels == PRETRAINED_CHANNELS):
@@ -137,7 +137,7 @@ def adapt_stem(
             f"{conv.in_channels} in {conv.groups}."
         )
     if adapt != "reinit" and type(conv).__name__ not in ("Conv2d", "Conv2dSame"):
-        # timm's StdConv2d and its like standardise a kernel over all input channels: no sum of kernels equals that
+        # timm's StdConv2d and similar layers standardise a kernel over all input channels: no sum of kernels equals it
         raise UserError(
             f"input.adapt={adapt!r}: the first layer is a {type(conv).__name__}, not a plain convolution, "
             f"so its kernels cannot be combined. Use input.adapt={'expand' if channels == 1 else 'reinit'}."
@@ -158,7 +158,7 @@ def adapt_stem(
 
 
 def _folded(weight: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The kernels ``[W', V]``, computed in double precision."""
+    """Compute the kernels ``[W', V]`` in double precision."""
     (middle,), (spread,) = adapted_statistics(channels=1, adapt="fold", mean=mean, std=std)
     mean_C = torch.tensor(_single(mean), dtype=torch.float64).view(1, -1, 1, 1)
     std_C = torch.tensor(_single(std), dtype=torch.float64).view(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""Classifier: raw images to logits, with normalisation, channel adaptation, backbone and head in one module."""
+"""The classifier: normalisation, channel adaptation, backbone and head in one module, from raw images to logits."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,15 @@ _HEAD_PREFIX = "head."
 
 
 class Classifier(nn.Module):
-    """``uint8 (B, C, H, W)``, or float in [0, 1] of the same shape, to logits ``(B, K)``.
+    """A network from ``uint8 (B, C, H, W)``, or float in [0, 1] of the same shape, to logits ``(B, K)``.
 
     Args:
-        backbone: The network without classifier, its stem adapted to ``input_spec.channels``.
-        head: Features to logits.
-        input_spec: What images must look like; mean and std are those of the pretrained network.
-        adapt: How ``input_spec.channels`` became the channels of the stem.
+        backbone: Network without classifier, its stem adapted to ``input_spec.channels``.
+        head: Module from features to logits.
+        input_spec: Specification of the images; mean and std are those of the pretrained network.
+        adapt: Adaptation from ``input_spec.channels`` to the channels of the stem.
         classes: Class names in the order of the logits.
-        multi_label: Whether an image may show several classes, or none: each logit then stands for itself.
+        multi_label: Whether an image may show several classes or none; each logit then stands by itself.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Classifier(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Stage names in order from the input; the last is ``head``."""
+        """Return the stage names in order from the input; the last is ``head``."""
         return (*self.backbone.stages, HEAD)
 
     def stage_of(self, name: str) -> str:
-        """The stage of a parameter or of an entry of the state dict, by its name in this module.
+        """Return the stage of a parameter or of an entry of the state dict, by its name in this module.
 
         Raises:
-            KeyError: No such name, or a constant of the normalisation, which belongs to no stage.
+            KeyError: There is no such name, or it is a constant of the normalisation, which belongs to no stage.
         """
         if name.startswith(_HEAD_PREFIX):
             return HEAD
@@ -76,43 +76,44 @@ class Classifier(nn.Module):
         raise KeyError(f"{name!r} belongs to no stage")
 
     def stage_modules(self) -> dict[str, list[nn.Module]]:
-        """All modules of the network and the head by stage, each once; set their modes one by one, not recursively."""
+        """Return all modules of backbone and head by stage, each once; set their modes one by one, not recursively."""
         return {**self.backbone.stage_modules(), HEAD: list(self.head.modules())}
 
     def select(self, *kinds: str) -> frozenset[str]:
-        """Names of the parameters of some kinds, for training few parameters of the whole network.
+        """Return the names of the parameters of some kinds, to train few parameters of the whole network.
 
         Args:
-            *kinds: ``norms``: the affine parameters of normalisation layers. ``gates``: the factors of residual
-                branches (SkipInit, LayerScale, Fixup with its biases), and the norms with them. ``head``: the head.
+            *kinds: Kinds of parameters. ``norms``: the affine parameters of normalisation layers. ``gates``: the
+                factors of residual branches (SkipInit, LayerScale, Fixup with its biases), and the norms as well.
+                ``head``: the head.
 
         Returns:
             Names as in :meth:`named_parameters`.
 
         Raises:
-            UserError: An unknown kind, or the network has nothing of the kind.
+            UserError: A kind is unknown, or the network has no parameters of that kind.
         """
-        found: dict[str, set[str]] = {kind: set() for kind in ("", *KINDS)}
+        names_by_kind: dict[str, set[str]] = {kind: set() for kind in ("", *KINDS)}
         for path, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
-                found[_kind(path, module, name)].add(f"{path}.{name}")
+                names_by_kind[_kind(path, module, name)].add(f"{path}.{name}")
         chosen: set[str] = set()
         for kind in kinds:
             if kind not in KINDS:
                 raise UserError(
                     f"schedule.phases.parameters={kind!r}: not a kind of parameters. Kinds: all, norms, gates."
                 )
-            if not found[kind]:
-                way = " Gates: backbone=residual backbone.kwargs.scaling=layerscale." if kind == "gates" else ""
-                raise UserError(f"schedule.phases.parameters={kind!r}: {self.backbone.name!r} has none.{way}")
-            chosen |= found[kind] | (found["norms"] if kind == "gates" else set())
+            if not names_by_kind[kind]:
+                hint = " Gates: backbone=residual backbone.kwargs.scaling=layerscale." if kind == "gates" else ""
+                raise UserError(f"schedule.phases.parameters={kind!r}: {self.backbone.name!r} has none.{hint}")
+            chosen |= names_by_kind[kind] | (names_by_kind["norms"] if kind == "gates" else set())
         return frozenset(chosen)
 
     def prepare(self, images_BCHW: Tensor) -> Tensor:
-        """The input of the backbone, ``(B, S, H, W)``: scaled to [0, 1] if uint8, normalised, channels adapted.
+        """Make the input of the backbone, ``(B, S, H, W)``: scaled to [0, 1] if uint8, normalised, channels adapted.
 
         Raises:
-            ValueError: Another number of channels or dimensions, or integers other than uint8.
+            ValueError: The number of channels or dimensions is wrong, or the images are integers other than uint8.
         """
         if images_BCHW.ndim != 4 or images_BCHW.shape[1] != self.input_spec.channels:
             raise ValueError(
@@ -126,22 +127,22 @@ class Classifier(nn.Module):
         return images_BSHW
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Features ``(B, D)`` of raw images."""
+        """Compute the features ``(B, D)`` of raw images."""
         features_BD: Tensor = self.backbone(self.prepare(images_BCHW))
         return features_BD
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits ``(B, K)`` of raw images."""
+        """Compute the logits ``(B, K)`` of raw images."""
         logits_BK: Tensor = self.head(self.embed(images_BCHW))
         return logits_BK
 
     def probabilities(self, logits_BK: Tensor) -> Tensor:
-        """Probabilities ``(B, K)`` in single precision: of one class among all, or of each class by itself."""
+        """Turn logits into probabilities ``(B, K)`` in single precision: softmax, or sigmoid if multi-label."""
         logits_BK = logits_BK.float()
         return logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(1)
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
+        """Return plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
         return {
             "backbone": self.backbone.describe(),
             "head": dict(self.head.settings),
@@ -153,10 +154,10 @@ class Classifier(nn.Module):
 
 
 def _kind(path: str, module: nn.Module, name: str) -> str:
-    """What :meth:`Classifier.select` counts a parameter as; the empty kind is everything else."""
+    """Return the kind of a parameter for :meth:`Classifier.select`; the empty kind is everything else."""
     if path == HEAD or path.startswith(_HEAD_PREFIX):
         return "head"
-    if isinstance(module, (Scale, Bias)) or name == "gamma":  # gamma is what timm calls the factors of LayerScale
+    if isinstance(module, (Scale, Bias)) or name == "gamma":  # timm calls the factors of LayerScale gamma
         return "gates"
     return "norms" if is_norm(module) else ""
 
@@ -172,20 +173,20 @@ def build_classifier(
     seed: int = 0,
     multi_label: bool = False,
 ) -> Classifier:
-    """Put a new head on a backbone, and change its stem (in place) to the channels of the images.
+    """Put a new head on a backbone, and adapt its stem (in place) to the channels of the images.
 
     Args:
-        backbone: The network; it is used, not copied.
-        head_settings: ``name`` and the keywords of :func:`finetune.models.heads.build_head` but for the two sizes.
+        backbone: Network to use; it is not copied.
+        head_settings: ``name`` and the keywords of :func:`finetune.models.heads.build_head` except the two sizes.
         classes: Class names in the order of the logits.
-        channels: Channels of the images.
-        size: Height and width in pixels; None takes what the weights were trained with.
-        adapt: One of :data:`finetune.models.channels.ADAPTATIONS`.
-        seed: For everything drawn here: a new stem and the head.
-        multi_label: Whether an image may show several classes, or none.
+        channels: Number of channels of the images.
+        size: Height and width in pixels; None for the size the weights were trained with.
+        adapt: Channel adaptation, one of :data:`finetune.models.channels.ADAPTATIONS`.
+        seed: Seed of all random weights made here: those of a new stem and of the head.
+        multi_label: Whether an image may show several classes or none.
 
     Raises:
-        UserError: The combination of channels and adaptation does not exist, or the head's settings are out of range.
+        UserError: Channels and adaptation cannot be combined, or a setting of the head is out of range.
     """
     given = {key: value for key, value in head_settings.items() if key not in ("num_features", "num_classes")}
     head = build_head(**given, num_features=backbone.num_features, num_classes=len(classes), seed=seed)
@@ -198,12 +199,12 @@ def build_classifier(
 
 
 def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
-    """The architecture of :meth:`Classifier.describe`, with random weights; nothing is downloaded.
+    """Build the architecture that :meth:`Classifier.describe` described, with random weights; download nothing.
 
     Raises:
         UserError: The description is incomplete or does not fit this version.
     """
-    # descriptions from before there were several labels lack the key
+    # descriptions written before multi-label support lack the key
     description = {"multi_label": False, **description}
     expected = {"backbone", "head", "input_spec", "adapt", "classes", "multi_label"}
     if set(description) != expected:
@@ -225,17 +226,17 @@ def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
 def adaptation_cost(
     *, backbone: Backbone, head_settings: Mapping[str, Any], images_BCHW: Tensor, adapt: str, seed: int = 0
 ) -> float:
-    """How far an adaptation to one channel moves the logits from those of ``expand``.
+    """Measure how far an adaptation to one channel moves the logits from those of ``expand``.
 
     Args:
-        backbone: The pretrained network, its stem not yet adapted; it is copied, not changed.
-        head_settings: As in :func:`build_classifier`; the same seeded head is put on both.
+        backbone: Pretrained network whose stem is not yet adapted; it is copied and left unchanged.
+        head_settings: Settings of the head, as in :func:`build_classifier`; both networks get the same seeded head.
         images_BCHW: One-channel images, ``uint8`` or float in [0, 1].
-        adapt: The adaptation to compare with ``expand``.
-        seed: Of the head, and of the stem for ``reinit``.
+        adapt: Adaptation to compare with ``expand``.
+        seed: Seed of the head, and of the stem for ``reinit``.
 
     Returns:
-        Euclidean norm of the difference over the norm of the logits of ``expand``.
+        Euclidean norm of the difference divided by the norm of the logits of ``expand``.
     """
     logits = {}
     for way in ("expand", adapt):

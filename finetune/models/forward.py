@@ -1,4 +1,4 @@
-"""BatchNorm folded into convolutions, where nothing in front of it trains: frozen prefixes, and inference."""
+"""Folds BatchNorm into convolutions for networks that do not train: frozen prefixes and inference."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,17 @@ from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 
-# of the largest output, in single precision: a copy that differs by more is not taken
+# largest accepted difference of a folded copy, relative to the largest output, in single precision
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
-    """A copy with BatchNorm folded into convolutions, or the network itself where that cannot be done.
+    """Return a copy with BatchNorm folded into the convolutions, or the network itself if folding is impossible.
 
     Args:
-        net: In evaluation mode.
-        example: An input; the copy is taken only where it computes the same, within ``TOLERANCE``.
+        net: Network in evaluation mode.
+        example: Example input; the copy is used only if it computes the same output within ``TOLERANCE``.
 
     Returns:
         The network to run, and whether it was folded.
@@ -30,10 +30,10 @@ def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
 
     try:
         fused: nn.Module = fuse(net)
-        expected, found = net(example), fused(example)
-    except Exception:  # torch.fx raises its own errors and any that a network's code raises under tracing
+        expected, actual = net(example), fused(example)
+    except Exception:  # torch.fx raises its own errors and those that the network's code raises under tracing
         return net, False
-    if float((expected - found).abs().max()) > TOLERANCE * float(expected.abs().max()):
+    if float((expected - actual).abs().max()) > TOLERANCE * float(expected.abs().max()):
         return net, False
     return fused, True
 
@@ -43,31 +43,31 @@ def _has_batch_norm(net: nn.Module) -> bool:
 
 
 def optimize_for_inference(net: nn.Module, spec: InputSpec, *, prepare: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A network that computes the same as one that will not train any more, faster; the given one is left as it is.
+    """Return a faster network that computes the same outputs, for inference; leave the given one unchanged.
 
-    In fp32 on two cores, batches of eight images of 224 px, with its weights in the faster order: ResNet-18 1.66 times as fast
-    as it was loaded (1.55 to 1.76 in 15 turns), ResNet-50 1.52 (1.43 to 1.55); outputs differ by 5e-7 of the largest one
-    (``tests/benchmarks/inference_net.py``).
+    In fp32 on two cores, with batches of eight images of 224 px and the weights in the faster memory format, ResNet-18
+    is 1.66 times as fast as loaded (1.55 to 1.76 in 15 rounds), ResNet-50 1.52 times (1.43 to 1.55). Outputs differ by
+    5e-7 of the largest one (``tests/benchmarks/inference_net.py``).
 
     Args:
-        net: In evaluation mode.
-        spec: Of the images.
-        prepare: Makes their uint8 ``(B, C, H, W)`` the network's input.
+        net: Network in evaluation mode.
+        spec: Input specification of the images.
+        prepare: Function from uint8 images ``(B, C, H, W)`` to the network's input.
     """
     if not _has_batch_norm(net):
         return net
     generator = torch.Generator().manual_seed(0)
     example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, generator=generator)
     fused, was_folded = folded(net, prepare(example.to(next(net.parameters()).device)))
-    # a copy may be put into another order
+    # the copy may change its memory format; the given network may not
     return fused.to(memory_format=memory_format_for(spec)) if was_folded else net
 
 
 def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """From uint8 images ``(B, C, H, W)`` to logits ``(B, K)``, for a classifier that will not train any more.
+    """Return a fast function from uint8 images ``(B, C, H, W)`` to logits ``(B, K)``, for inference.
 
     Args:
-        classifier: In evaluation mode; its weights are put into the faster order in memory.
+        classifier: Classifier in evaluation mode; its weights are converted to the faster memory format.
     """
     classifier.to(memory_format=memory_format_for(classifier.input_spec))
     backbone = classifier.backbone

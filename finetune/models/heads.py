@@ -1,4 +1,4 @@
-"""Classifier heads: ``(B, D)`` features to ``(B, K)`` logits."""
+"""Classifier heads, from ``(B, D)`` features to ``(B, K)`` logits."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from finetune.errors import UserError, did_you_mean
 
 
 class LinearHead(nn.Module):
-    """Dropout and one linear layer.
+    """A head of dropout and one linear layer.
 
     Args:
-        num_features: Features ``D`` that the backbone gives.
-        num_classes: Classes ``K``.
+        num_features: Number of features ``D`` of the backbone.
+        num_classes: Number of classes ``K``.
         drop_rate: Probability of dropping a feature in training, 0 to 1.
     """
 
@@ -37,11 +37,11 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """One hidden layer with ReLU, dropout before and after it.
+    """A head with one hidden layer and ReLU, with dropout before and after it.
 
     Args:
-        num_features: Features ``D`` that the backbone gives.
-        num_classes: Classes ``K``.
+        num_features: Number of features ``D`` of the backbone.
+        num_classes: Number of classes ``K``.
         drop_rate: Probability of dropping a feature in training, 0 to 1.
         hidden: Width ``E`` of the hidden layer.
     """
@@ -68,16 +68,16 @@ class MLPHead(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """Scaled cosine similarity to one learned direction a class (Gidaris and Komodakis 2018, arXiv 1804.09458).
+    """A head of scaled cosine similarities (Gidaris and Komodakis 2018, arXiv 1804.09458).
 
-    ``logit_k = scale * cos(features, weight_k)`` with a learned scale, so a class cannot win by a longer weight vector
-    (of use where classes differ much in their number of images).
+    ``logit_k = scale * cos(features, weight_k)``, with one learned direction per class and a learned scale. A class
+    cannot win by a longer weight vector, which helps where classes differ much in their number of images.
 
     Args:
-        num_features: Features ``D`` that the backbone gives.
-        num_classes: Classes ``K``.
+        num_features: Number of features ``D`` of the backbone.
+        num_classes: Number of classes ``K``.
         drop_rate: Probability of dropping a feature in training, 0 to 1.
-        scale: Where the scale starts.
+        scale: Initial value of the scale.
     """
 
     def __init__(self, *, num_features: int, num_classes: int, drop_rate: float, scale: float) -> None:
@@ -117,19 +117,19 @@ def build_head(
     scale: float = 16.0,
     seed: int = 0,
 ) -> Head:
-    """A head with seeded weights; the global random state is left alone.
+    """Build a head with seeded weights; leave the global random state alone.
 
     Args:
-        name: ``linear``, ``mlp`` or ``cosine``.
-        num_features: Features ``D`` that the backbone gives.
-        num_classes: Classes ``K``, at least 2.
+        name: Kind of head: ``linear``, ``mlp`` or ``cosine``.
+        num_features: Number of features ``D`` of the backbone.
+        num_classes: Number of classes ``K``, at least 2.
         drop_rate: Probability of dropping a feature in training, 0 to below 1.
         hidden: Width of the hidden layer (``mlp`` only).
-        scale: Where the learned scale starts (``cosine`` only).
-        seed: The same seed gives the same weights.
+        scale: Initial value of the learned scale (``cosine`` only).
+        seed: Seed of the weights.
 
     Raises:
-        UserError: An unknown name or a value out of range.
+        UserError: The name is unknown or a value is out of range.
 
     >>> build_head(name="linear", num_features=8, num_classes=3)(torch.zeros(2, 8)).shape
     torch.Size([2, 3])

@@ -1,28 +1,28 @@
-"""Files of the Hugging Face hub: from its cache, or downloaded, or a quick answer that neither is possible."""
+"""Files of the Hugging Face hub, from its cache or downloaded; fails quickly where neither is possible."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import shortened
 
-# seconds; the hub's own client tries for about a minute before it gives up
+# seconds; the hub's own client retries for about a minute before it gives up
 PROBE_TIMEOUT = 5.0
 
 
 class UnavailableError(Exception):
-    """Weights that cannot be had now; its text says what was tried."""
+    """Weights that cannot be obtained now; the text lists what was tried."""
 
 
 def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None) -> Path:
-    """The first of some files that a repository of the hub holds, from the cache without asking the network if it can.
+    """Return the first of some files that a hub repository holds; use the network only if none is in the cache.
 
     Args:
-        repo: ``owner/name``, optionally with ``@revision``.
-        filenames: Names in order of preference.
+        repo: Name ``owner/name`` of the repository, optionally with ``@revision``.
+        filenames: File names in order of preference.
         revision: Branch, tag or commit; None for the one after ``@``, else the main branch.
 
     Raises:
-        UnavailableError: Neither cached nor reachable, or the repository has no such file.
+        UnavailableError: The file is neither cached nor reachable, or the repository has no such file.
     """
     from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.errors import (
@@ -44,13 +44,13 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
     cache = f"the hub's cache {constants.HF_HUB_CACHE}"
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)
-    except Exception as error:  # offline mode, no route, proxy, certificate: each library has its own class
+    except Exception as error:  # offline mode, no route, proxy, certificate: each raises another class
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UnavailableError(f"{cache} (no file of {repo}) and {constants.ENDPOINT} ({reason})") from None
     for filename in filenames:
         try:
             return Path(hf_hub_download(repo, filename, revision=revision))
-        except LocalEntryNotFoundError as error:  # the connection broke on the way
+        except LocalEntryNotFoundError as error:  # the connection broke during the download
             raise UnavailableError(f"{cache} and {constants.ENDPOINT}/{repo} ({error})") from None
         except EntryNotFoundError:
             continue

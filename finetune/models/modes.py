@@ -1,4 +1,4 @@
-"""Training modes, put back exactly."""
+"""Switches modules to evaluation mode and restores their training modes exactly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode inside the block; afterwards each part is in the mode that it had.
+    """Put a module in evaluation mode inside the block; afterwards restore the mode of each part.
 
-    One by one: a network may be in training mode in some of its parts alone.
+    Modes are restored one by one, because only some parts of a network may be in training mode.
 
     >>> net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
     >>> with evaluating(net):

@@ -1,4 +1,4 @@
-"""The input a pretrained network expects, read from the JSON that its library keeps beside the weights."""
+"""Reads the input that a pretrained network expects from the JSON that its library keeps beside the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,11 @@ _PIL_FILTERS: dict[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicub
 
 
 def spec_from_timm(cfg: Mapping[str, Any], *, img_size: int | tuple[int, int] | None = None) -> InputSpec:
-    """The input specification in a timm ``pretrained_cfg``.
+    """Return the input specification in a timm ``pretrained_cfg``.
 
     Args:
-        cfg: ``pretrained_cfg`` of a network, or of a ``config.json``.
-        img_size: The size the network was built for, where that is not the one in ``cfg``.
+        cfg: ``pretrained_cfg`` of a network or of a ``config.json``.
+        img_size: Size in pixels that the network was built for; None for the size in ``cfg``.
 
     >>> spec_from_timm({"input_size": (3, 288, 288), "crop_pct": 1.0, "interpolation": "bicubic"}).size
     (288, 288)
@@ -26,19 +26,20 @@ def spec_from_timm(cfg: Mapping[str, Any], *, img_size: int | tuple[int, int] | 
         size=(height, width),
         mean=tuple(cfg.get("mean", IMAGENET_MEAN)),
         std=tuple(cfg.get("std", IMAGENET_STD)),
-        # timm's "random" means that training drew bilinear or bicubic; evaluation then is bilinear
+        # timm's "random" means that training drew bilinear or bicubic; evaluation is then bilinear
         interpolation=_named_filter(cfg.get("interpolation", "bicubic")),
         crop_pct=float(cfg.get("crop_pct") or 0.875),
-        # timm's "border" pads instead of cropping; the centre crop is the nearest view that is defined here
+        # timm's "border" pads instead of cropping; the centre crop is the closest view defined here
         crop_mode="squash" if cfg.get("crop_mode") == "squash" else "center",
     )
 
 
 def spec_from_transformers(preprocessor: Mapping[str, Any]) -> InputSpec:
-    """The input specification in a transformers ``preprocessor_config.json``.
+    """Return the input specification in a transformers ``preprocessor_config.json``.
 
-    The ConvNeXT processor, which ResNet checkpoints use, resizes the shorter side to ``size / crop_pct`` and crops the
-    centre below 384 pixels, and squashes from 384 pixels on. The other processors resize, then crop if they say so.
+    Below 384 pixels, the ConvNeXT processor, which ResNet checkpoints use, resizes the shorter side to
+    ``size / crop_pct`` and crops the centre; from 384 pixels on it squashes. The other processors resize, then crop if
+    their configuration asks for it.
 
     >>> spec_from_transformers({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}).crop_pct
     0.875

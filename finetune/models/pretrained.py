@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: its library, a hub, this package, a file, a folder, a bundle."""
+"""Loads a backbone's weights from its library, the hub, this package, a file, a folder or a bundle."""
 
 import hashlib
 import logging
@@ -24,16 +24,16 @@ BUNDLE_FILE = "model.json"
 
 
 def load_weights(backbone: Backbone, weights: str) -> None:
-    """Put pretrained weights on a backbone, and take over the input they expect.
+    """Load pretrained weights into a backbone, and adopt the input they expect.
 
     Args:
-        backbone: The network.
+        backbone: Network that takes the weights.
         weights: ``imagenet`` (its library's own), a member of torchvision's enum (``IMAGENET1K_V2``), ``embedded``
             (inside this package), ``hub:OWNER/NAME``, or a path: a state dict, a backbone exported by finetune, a
-            bundle, or a folder as the hub lays it out (``config.json`` and ``model.safetensors``).
+            bundle, or a folder in the hub's layout (``config.json`` and ``model.safetensors``).
 
     Raises:
-        UserError: The weights cannot be had or do not fit; the message says what was tried and the ways out.
+        UserError: The weights cannot be obtained or do not fit; the message lists what was tried and what to do.
     """
     path = Path(weights).expanduser()
     try:
@@ -70,7 +70,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
 
 
 def load_file(backbone: Backbone, path: Path) -> None:
-    """A state dict in the layout of the network, or of another library's ResNet; or a backbone exported by finetune."""
+    """Load a state dict with the network's names or another library's ResNet names, or an exported backbone."""
     metadata = read_metadata(path) if path.suffix == ".safetensors" else None
     if metadata is not None and metadata.get("kind") == "head":
         raise UserError(f"backbone.weights='{path}': holds a head, not a backbone. Give it as head.weights.")
@@ -94,16 +94,16 @@ def load_file(backbone: Backbone, path: Path) -> None:
 
 
 def _made_for(description: dict[str, Any] | None) -> str:
-    """A hint at the network that weights of finetune's belong to, with a leading space."""
-    made = (description or {}).get("backbone")
-    if not made:
+    """Return a hint at the network that weights exported by finetune belong to, with a leading space."""
+    origin = (description or {}).get("backbone")
+    if not origin:
         return ""
-    kwargs = "".join(f" backbone.kwargs.{key}={value}" for key, value in made["kwargs"].items())
-    return f" They were made for backbone.source={made['source']} backbone.name={made['name']}{kwargs}."
+    kwargs = "".join(f" backbone.kwargs.{key}={value}" for key, value in origin["kwargs"].items())
+    return f" They were made for backbone.source={origin['source']} backbone.name={origin['name']}{kwargs}."
 
 
 def load_folder(backbone: Backbone, folder: Path) -> None:
-    """A bundle of finetune's, a finished run with its bundle, or a folder as the hub lays it out."""
+    """Load a bundle, the bundle of a finished run, or a folder in the hub's layout."""
     for bundle in (folder, folder / "model"):
         if (bundle / BUNDLE_FILE).is_file():
             _load_bundle(backbone, bundle)
@@ -130,7 +130,7 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
 
 
 def load_hub(backbone: Backbone, repo: str) -> None:
-    """The weights and the input of a repository of the hub, from its cache if they are there.
+    """Load the weights and the input specification of a hub repository, from the hub's cache if they are there.
 
     Raises:
         UnavailableError: The weights are neither cached nor reachable.
@@ -148,21 +148,21 @@ def _load_embedded(backbone: Backbone) -> None:
     family = backbone.name.partition(".")[0]
     path = EMBEDDED / f"{family}.safetensors"
     if not path.is_file():
-        there = sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))
+        available = sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))
         raise UserError(
             f"backbone.weights='embedded': this package has no weights for {family!r}. "
-            f"It has {', '.join(there) or 'none'}. Choose such a backbone, or other weights."
+            f"It has {', '.join(available) or 'none'}. Choose such a backbone, or other weights."
         )
     load_file(backbone, path)
 
 
 def _load_bundle(backbone: Backbone, folder: Path) -> None:
-    """The backbone of a trained model; its head and classes stay behind."""
+    """Load the backbone of a trained model without its head and classes."""
     content = read_json(folder / BUNDLE_FILE)
-    found = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
-    if not found:
+    descriptions = [part for part in (content, *content.values()) if isinstance(part, dict) and "adapt" in part]
+    if not descriptions:
         raise UserError(f"backbone.weights='{folder}': its {BUNDLE_FILE} does not describe a model.")
-    description, path = found[0], folder / "model.safetensors"
+    description, path = descriptions[0], folder / "model.safetensors"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != content.get("weights_sha256", digest):
@@ -173,5 +173,5 @@ def _load_bundle(backbone: Backbone, folder: Path) -> None:
         load_file(backbone, path)
     except UserError as error:
         raise UserError(f"{error}{_made_for(description)}") from None
-    # its mean and std are those of the backbone; the size is what it was trained with last
+    # mean and std are those of the backbone; the size is the one it was last trained with
     backbone.input_spec = replace(spec, channels=PRETRAINED_CHANNELS)

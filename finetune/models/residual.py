@@ -1,6 +1,6 @@
-"""The ResNet family from its own blocks, each choice a word: to read, and to experiment with.
+"""The ResNet family built from its own blocks, with every design choice a setting: for reading and experiments.
 
-A residual block learns a correction ``F`` and adds it to what came in (He et al. 2015, arXiv 1512.03385)::
+A residual block learns a correction ``F`` and adds it to its input (He et al. 2015, arXiv 1512.03385)::
 
     post (2015)   x --+-- conv-BN-ReLU-conv-BN -- scale -- + -- ReLU --
                       +------------ shortcut ------------- +
@@ -34,7 +34,7 @@ CONVOLUTIONS = {"basic": 2, "bottleneck": 3}
 
 
 def branch_order(*, convolutions: int, activation: str, norm: str, scaling: str) -> tuple[list[str], list[str]]:
-    """The layers of a branch in the order they run: those that a projection shares, and the others.
+    """Return the layers of a branch in the order they run: those shared with a projection shortcut, and the others.
 
     >>> branch_order(convolutions=2, activation="post", norm="batch", scaling="none")
     ([], ['conv1', 'bn1', 'relu', 'conv2', 'bn2'])
@@ -59,10 +59,10 @@ def branch_order(*, convolutions: int, activation: str, norm: str, scaling: str)
 
 
 def branch_plan(block: str, *, c_in: int, width: int, stride: int) -> list[tuple[int, int, int, int]]:
-    """``(in, out, kernel, stride)`` of each convolution in a branch.
+    """Return ``(in, out, kernel, stride)`` of each convolution in a branch.
 
-    ``basic`` is two 3x3. ``bottleneck`` reduces by 1x1, works by 3x3 (which carries the stride: "v1.5"), and expands
-    by 1x1: with C channels outside 17/16 C² weights, against 27 C² of three 3x3.
+    ``basic`` has two 3x3 convolutions. ``bottleneck`` reduces by 1x1, convolves by 3x3 (which has the stride: "v1.5"),
+    and expands by 1x1: with C channels outside it has 17/16 C² weights, against 27 C² for three 3x3 convolutions.
     """
     if block == "basic":
         return [(c_in, width, 3, stride), (width, width, 3, 1)]
@@ -70,7 +70,7 @@ def branch_plan(block: str, *, c_in: int, width: int, stride: int) -> list[tuple
 
 
 class Bias(nn.Module):
-    """One learned number added to everything, from 0 (Fixup)."""
+    """A single learned bias for the whole tensor, initially 0 (Fixup)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,16 +81,16 @@ class Bias(nn.Module):
 
 
 class Scale(nn.Module):
-    """The gate of a residual branch: a learned factor for the branch (``size=1``), or one for each channel.
+    """The gate of a residual branch: one learned factor for the branch (``size=1``), or one for each channel.
 
     Args:
-        size: 1, or the number of channels.
-        start: Where the factor starts.
+        size: Number of factors: 1, or the number of channels.
+        start: Initial value of the factors.
     """
 
     def __init__(self, *, size: int, start: float) -> None:
         super().__init__()
-        # one dimension, so that weight decay, which would pull the branch towards nothing, leaves it alone
+        # one-dimensional, so that weight decay skips it; decay would pull the branch towards zero
         self.gate = nn.Parameter(torch.full((size,), float(start)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ class Scale(nn.Module):
 
 
 class ZeroPad(nn.Module):
-    """Option A: every ``stride``-th pixel, new channels filled with 0; a shortcut without parameters.
+    """A shortcut without parameters (option A): every ``stride``-th pixel, new channels filled with 0.
 
     Args:
-        channels: Channels that come out.
-        stride: Step in both directions.
+        channels: Number of output channels.
+        stride: Stride in both directions.
     """
 
     def __init__(self, *, channels: int, stride: int) -> None:
@@ -116,19 +116,20 @@ class ZeroPad(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``y = shortcut(x) + F(x)``, the layers of F in the order that :func:`branch_order` gives.
+    """A residual block ``y = shortcut(x) + F(x)``, with the layers of F in the order of :func:`branch_order`.
 
     Args:
-        c_in: Channels that come in.
-        width: Channels inside the branch; as many come out (basic), or four times as many (bottleneck).
-        stride: Step of the block.
-        block: ``basic`` or ``bottleneck``.
-        shortcut: ``identity`` where the shapes agree and a projection where not (He et al.'s option B), ``projection``
-            in every block (C), ``zero_pad`` (A), or ``none`` for a plain network.
-        activation: ``post`` or ``pre``.
-        norm: ``batch`` or ``none``.
-        scaling: ``none``; ``skipinit``: one factor; ``layerscale``: one a channel; ``fixup``: one, and biases.
-        scale_start: Where the factors start.
+        c_in: Number of input channels.
+        width: Number of channels inside the branch; the output has as many (basic) or four times as many (bottleneck).
+        stride: Stride of the block.
+        block: Kind of branch, ``basic`` or ``bottleneck``.
+        shortcut: Kind of shortcut: ``identity`` where the shapes agree and a projection elsewhere (He et al.'s option
+            B), ``projection`` in every block (C), ``zero_pad`` (A), or ``none`` for a plain network.
+        activation: Place of the activations, ``post`` or ``pre``.
+        norm: Normalisation, ``batch`` or ``none``.
+        scaling: Scaling of the branch: ``none``; ``skipinit``: one factor; ``layerscale``: one per channel; ``fixup``:
+            one, and biases.
+        scale_start: Initial value of the factors.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class ResidualBlock(nn.Module):
         )
         self.pre = activation == "pre"
         self.plain = shortcut == "none"
-        self.relu = nn.ReLU(inplace=norm == "batch")  # in place only on what BatchNorm made, never on the input
+        self.relu = nn.ReLU(inplace=norm == "batch")  # in place only on the output of BatchNorm, never on the input
         for i, (before, after, kernel, step) in enumerate(plan, start=1):
             self.add_module(f"conv{i}", _conv(before, after, kernel, step, norm=norm, scaling=scaling))
             if norm == "batch":
@@ -183,20 +184,21 @@ class ResidualNet(nn.Module):
     """A network of residual blocks.
 
     Args:
-        layers: Blocks in each stage.
-        block: ``basic`` or ``bottleneck``.
-        width: Channels of the first stage; each further stage has twice as many and half the resolution.
-        small_images: Begin by a 3x3 convolution (He et al.'s CIFAR networks), not by 7x7, stride 2 and pooling.
-        num_classes: Classes K; 0 gives features.
-        shortcut: See :class:`ResidualBlock`, as for the following.
-        activation: ``post`` or ``pre``.
-        norm: ``batch`` or ``none``.
-        scaling: ``none``, ``skipinit``, ``fixup`` or ``layerscale``.
-        scale_start: Where the factors start; None takes the paper's value: 0 for SkipInit, 1 for Fixup, and for
+        layers: Number of blocks in each stage.
+        block: Kind of branch, ``basic`` or ``bottleneck``.
+        width: Number of channels of the first stage; each further stage has twice as many and half the resolution.
+        small_images: Whether to begin with a 3x3 convolution (He et al.'s CIFAR networks) instead of 7x7, stride 2 and
+            pooling.
+        num_classes: Number of classes K; 0 gives features.
+        shortcut: Kind of shortcut; for this and the following arguments see :class:`ResidualBlock`.
+        activation: Place of the activations, ``post`` or ``pre``.
+        norm: Normalisation, ``batch`` or ``none``.
+        scaling: Scaling of the branch: ``none``, ``skipinit``, ``fixup`` or ``layerscale``.
+        scale_start: Initial value of the factors; None for the paper's value: 0 for SkipInit, 1 for Fixup, and for
             LayerScale 0.1 up to 18 blocks, 1e-5 up to 24, then 1e-6.
 
     Raises:
-        UserError: An unknown word, or a combination that no paper defines.
+        UserError: A setting is unknown, or no paper defines the combination.
     """
 
     def __init__(
@@ -265,7 +267,7 @@ class ResidualNet(nn.Module):
 
 
 def first_scale(scaling: str, *, blocks: int) -> float:
-    """Where a branch's factor starts: De and Smith 2020, Zhang et al. 2019, Touvron et al. 2021 (CaiT, section 2).
+    """Return a factor's initial value: De and Smith 2020, Zhang et al. 2019, Touvron et al. 2021 (CaiT, section 2).
 
     >>> first_scale("skipinit", blocks=50), first_scale("fixup", blocks=50), first_scale("layerscale", blocks=50)
     (0.0, 1.0, 1e-06)
@@ -276,7 +278,7 @@ def first_scale(scaling: str, *, blocks: int) -> float:
 
 
 def initialise(net: ResidualNet, *, blocks: int, convolutions: int, fixup: bool) -> None:
-    """He et al.'s normal weights; for Fixup scaled by ``L^(-1/(2m-2))`` inside a branch, 0 at its end and in ``fc``."""
+    """Draw He et al.'s normal weights; Fixup scales them by ``L^(-1/(2m-2))`` in a branch, 0 at its end and in fc."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -296,18 +298,19 @@ def initialise(net: ResidualNet, *, blocks: int, convolutions: int, fixup: bool)
 
 
 def gate_names(net: nn.Module) -> list[str]:
-    """Names of the factors that residual branches are multiplied by."""
+    """Return the names of the factors that multiply residual branches."""
     return [f"{name}.gate" for name, module in net.named_modules() if isinstance(module, Scale)]
 
 
 @torch.no_grad()
 def without_gates(net: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the same function without gates, each multiplied into the BatchNorm that ends its branch.
+    """Return a state dict of the same function without gates, each merged into the BatchNorm that ends its branch.
 
-    For opening trained weights in other tools: equal to rounding. The gates must follow a BatchNorm (``post``).
+    Other tools can then open trained weights; the outputs are equal up to rounding. The gates must follow a BatchNorm
+    (``post``).
 
     Args:
-        net: A :class:`ResidualNet` with ``scaling`` ``skipinit`` or ``layerscale``.
+        net: Network, a :class:`ResidualNet` with ``scaling`` ``skipinit`` or ``layerscale``.
 
     Raises:
         UserError: A branch does not end in BatchNorm.
@@ -334,7 +337,7 @@ def _run(owner: nn.Module, names: Iterable[str], x: Tensor) -> Tensor:
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int, *, norm: str, scaling: str) -> nn.Conv2d:
-    """Without normalisation a convolution needs a bias of its own; Fixup has its single numbers instead."""
+    """Make a convolution; it has its own bias without normalisation, except under Fixup, which has scalar biases."""
     bias = norm == "none" and scaling != "fixup"
     return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=bias)
 

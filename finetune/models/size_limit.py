@@ -1,4 +1,4 @@
-"""A bound on how large a network may become while it is built from a description that somebody else wrote."""
+"""A bound on the size of a network that is built from an untrusted description."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +8,23 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from finetune.errors import UserError
 
-# what libraries build and throw away again, such as a classifier for ImageNet's classes
+# parameters that libraries build and throw away again, such as a classifier for ImageNet's classes
 _SPARE = 20_000_000
 
 
 @contextmanager
 def parameters_at_most(numbers: int, *, name: str) -> Iterator[None]:
-    """Stop the building of a network at its first parameter too many, before memory is written for it.
+    """Stop building a network at the first parameter over the limit, before its memory is written.
 
-    A width of ten million takes ten bytes of a description. The weights that belong to it lie in a file whose header says
-    how many there are, and a network of more is none of that file.
+    A width of ten million takes only ten bytes in a description. The header of the weights file tells how many numbers
+    it holds, and a larger network cannot belong to that file.
 
     Args:
-        numbers: Parameters that the file holds.
-        name: Of the description, for the message.
+        numbers: Number of parameters in the file.
+        name: Name of the description, for the message.
 
     Raises:
-        UserError: The network has more.
+        UserError: The network has more parameters than that.
     """
     total = 0
 

@@ -1,11 +1,11 @@
-"""Ordered stages of a network: which stage each parameter, buffer and module belongs to."""
+"""The ordered stages of a network, and the stage of each parameter, buffer and module."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 RESERVED = ("stem", "head")
-# the stages of every ResNet with torchvision's names, by the prefixes of their parameters
+# stages of every ResNet with torchvision's names, by the prefixes of their parameters
 RESNET_STAGES = {
     "stem": ("conv1.", "bn1."),
     "layer1": ("layer1.",),
@@ -16,13 +16,13 @@ RESNET_STAGES = {
 
 
 def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """A name for each group of parameters: ``stem`` for the first, then the shortest dotted prefix nobody else has.
+    """Name each group of parameters: ``stem`` for the first, then the shortest dotted prefix that no other group has.
 
     Args:
         groups: Parameter names by group, in order from the input; no group is empty.
 
     Returns:
-        As many different names, none of them ``head`` (that name belongs to the classifier).
+        As many distinct names, none of them ``head`` (that name belongs to the classifier).
 
     >>> group_names([["conv1.weight"], ["layer1.0.conv1.weight", "layer1.1.conv1.weight"], ["head.norm.weight"]])
     ('stem', 'layer1', 'head.norm')
@@ -40,17 +40,17 @@ def group_names(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer, of PyTorch or of a library that builds on it."""
+    """Tell whether a module is a normalisation layer, of PyTorch or of a library that builds on it."""
     return any("Norm" in base.__name__ for base in type(module).__mro__)
 
 
 class StageMap:
-    """Every parameter, buffer and module of a network in exactly one stage.
+    """An assignment of every parameter, buffer and module of a network to exactly one stage.
 
     Args:
-        net: The network.
+        net: Network to divide.
         names: Stage names in order from the input.
-        groups: Parameter names of each stage; together they are exactly ``net``'s parameters.
+        groups: Parameter names of each stage; together they are exactly the parameters of ``net``.
 
     Raises:
         ValueError: The groups do not cover the parameters of the network exactly once.
@@ -66,7 +66,7 @@ class StageMap:
                 self._stage_of_parameter[name] = index
         if wrong := set(self._stage_of_parameter) ^ {name for name, _ in net.named_parameters()}:
             raise ValueError(f"parameters without a stage, or stages without a parameter: {sorted(wrong)}")
-        # by identity from here: a parameter or module that is used twice bears several names and is in one stage
+        # by identity from here on: a parameter or module that is used twice has several names but one stage
         stages = {id(parameter): self._stage_of_parameter[name] for name, parameter in net.named_parameters()}
         for name, parameter in net.named_parameters(remove_duplicate=False):
             self._stage_of_parameter[name] = stages[id(parameter)]
@@ -75,10 +75,10 @@ class StageMap:
         self._stage_of_module = {name: placed[id(module)] for name, module in every}
 
     def _place_modules(self, net: nn.Module, stages: Mapping[int, int]) -> dict[int, int]:
-        """Modules go with their parameters; one without any goes with its parent, or with what was registered before.
+        """Place each module with its parameters; one without any goes with its parent or the module before it.
 
-        A container that spans several stages goes with the last of them: what such a forward does by itself,
-        it does after its children (timm's functional dropout before the classifier is an example).
+        A container that spans several stages goes with the last of them: such a container does its own work after its
+        children (an example is timm's functional dropout before the classifier).
         """
         placed: dict[int, int] = {}
         inside_one: dict[str, bool] = {"": False}
@@ -101,7 +101,7 @@ class StageMap:
         return placed
 
     def stage_of(self, name: str) -> str:
-        """The stage of a parameter or buffer, by its name in the network.
+        """Return the stage of a parameter or buffer, by its name in the network.
 
         Raises:
             KeyError: The network has no module that could own this name.
@@ -111,7 +111,7 @@ class StageMap:
         return self.names[self._stage_of_module[name.rpartition(".")[0]]]
 
     def modules(self, net: nn.Module) -> dict[str, list[nn.Module]]:
-        """All modules of the network by stage, containers included; each module once."""
+        """Return all modules of the network by stage, containers included; each module once."""
         by_stage: dict[str, list[nn.Module]] = {name: [] for name in self.names}
         for name, module in net.named_modules():
             by_stage[self.names[self._stage_of_module[name]]].append(module)
@@ -119,11 +119,11 @@ class StageMap:
 
 
 def groups_by_prefix(net: nn.Module, prefixes: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
-    """Parameter names of each stage, where a stage is given by the prefixes of its names.
+    """Group parameter names into stages, where each stage is given by the prefixes of its names.
 
     Args:
-        net: The network.
-        prefixes: Stage name to dotted prefixes, in order from the input.
+        net: Network that has the parameters.
+        prefixes: Dotted prefixes of each stage, by stage name, in order from the input.
     """
     names = [name for name, _ in net.named_parameters()]
-    return [[name for name in names if f"{name}.".startswith(wanted)] for wanted in prefixes.values()]
+    return [[name for name in names if f"{name}.".startswith(stage_prefixes)] for stage_prefixes in prefixes.values()]

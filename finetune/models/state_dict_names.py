@@ -1,4 +1,4 @@
-"""The two ways a ResNet's tensors are named: torchvision's (timm's too) and transformers'."""
+"""Converts between the two naming schemes of a ResNet's tensors: torchvision's (also timm's) and transformers'."""
 
 import re
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ _SHORTCUT = re.compile(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.(convo
 
 
 def is_transformers_layout(state: Mapping[str, Tensor]) -> bool:
-    """Whether the tensors are named as in transformers' ResNet."""
+    """Tell whether the tensors are named as in transformers' ResNet."""
     return "embedder.embedder.convolution.weight" in state
 
 
 def torchvision_name(name: str) -> str:
-    """The torchvision name of a tensor of transformers' ResNet; other names come back as they are.
+    """Return the torchvision name of a tensor of transformers' ResNet; return other names unchanged.
 
     >>> torchvision_name("encoder.stages.0.layers.1.layer.2.normalization.weight")
     'layer1.1.bn3.weight'
@@ -37,7 +37,7 @@ def torchvision_name(name: str) -> str:
 
 
 def transformers_name(name: str) -> str:
-    """The inverse of :func:`torchvision_name`.
+    """Return the transformers name of a tensor of torchvision's ResNet, the inverse of :func:`torchvision_name`.
 
     >>> transformers_name("layer1.0.downsample.0.weight")
     'encoder.stages.0.layers.0.shortcut.convolution.weight'
@@ -56,10 +56,10 @@ def transformers_name(name: str) -> str:
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's state dict under torchvision's names."""
+    """Rename the tensors of a ResNet's state dict to torchvision's names."""
     return {torchvision_name(name): tensor for name, tensor in state.items()}
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's state dict under transformers' names."""
+    """Rename the tensors of a ResNet's state dict to transformers' names."""
     return {transformers_name(name): tensor for name, tensor in state.items()}

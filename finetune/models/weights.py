@@ -1,4 +1,4 @@
-"""Weights as files: read without pickle, fitted to a network or refused with the differences, hashed, saved."""
+"""Weight files: reads without pickle, fits weights to a network or reports the differences, hashes and writes them."""
 
 import hashlib
 import json
@@ -30,19 +30,20 @@ METADATA_KEY = "finetune"
 # inside that entry: SHA-256 of the tensors and of the rest of the entry
 DIGEST_KEY = "sha256"
 FORMAT_VERSION = 1
-# the averaged weights first: where a file holds both, they are what its author evaluated
+# averaged weights first: in a file that holds both, they are the ones its author evaluated
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
-# "classifier.backbone." is ours, in a Lightning checkpoint; "classifier." alone is many networks' last layer
+# "classifier.backbone." comes from this package's Lightning checkpoints; "classifier." alone is the last layer of many
+# networks
 PREFIXES = ("_orig_mod.", "module.", "model.", "classifier.backbone.", "backbone.", "net.", "resnet.")
 CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.", "heads.", "last_linear.")
 
 
 def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, with plain names.
+    """Read the tensors of a ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, under plain names.
 
-    A dictionary around the state dict (an EMA copy, a Lightning checkpoint) is opened and the prefixes ``module.``,
-    ``model.``, ``backbone.``, ``net.``, ``resnet.`` and ``_orig_mod.`` are cut; what was recognised is logged. Nothing
-    in the file is executed: ``weights_only=True`` refuses a pickle that holds more than tensors and plain containers.
+    A dictionary around the state dict (an EMA copy, a Lightning checkpoint) is unwrapped, and the prefixes ``module.``,
+    ``model.``, ``backbone.``, ``net.``, ``resnet.`` and ``_orig_mod.`` are removed; both are logged. Nothing in the
+    file is executed: ``weights_only=True`` refuses a pickle that holds more than tensors and plain containers.
 
     Raises:
         UserError: There is no such file, it cannot be read safely, or it holds no tensors.
@@ -56,26 +57,26 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         check_zip(path, name=name)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises half a dozen kinds here, none of them its own
+        except Exception as error:  # torch raises half a dozen types here, none of them its own
             first_line = str(error).strip().split("\n")[0]
             raise UserError(
                 f"backbone.weights='{path}': cannot be read as tensors alone. {type(error).__name__}: {first_line} "
                 "Nothing in it was executed. Save its state dict as .safetensors and give that file."
             ) from None
     state = _recognised(content, path=path)
-    held = path.stat().st_size
-    # a view of one number, repeated by strides, stands for any number of them
-    vast = [key for key, value in state.items() if value.numel() * value.element_size() > held]
-    if vast:
-        raise UserError(f"{name}: damaged. These tensors are larger than the whole file: {shortened(vast)}.")
+    file_bytes = path.stat().st_size
+    # with stride 0, a view of one stored number can have any size
+    oversized = [key for key, value in state.items() if value.numel() * value.element_size() > file_bytes]
+    if oversized:
+        raise UserError(f"{name}: damaged. These tensors are larger than the whole file: {shortened(oversized)}.")
     return state
 
 
 def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
-    """The state dict inside what a file held, with its prefixes cut."""
-    found: list[str] = []
+    """Return the state dict inside the content of a file, with its prefixes removed."""
+    recognised: list[str] = []
     if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
-        found.append(f"a Lightning {content['pytorch-lightning_version']} checkpoint")
+        recognised.append(f"a Lightning {content['pytorch-lightning_version']} checkpoint")
     if isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         key = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if key is None:
@@ -83,7 +84,7 @@ def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
                 f"backbone.weights='{path}': holds no state dict. Its keys: {shortened(sorted(map(str, content)))}. "
                 f"Looked for {', '.join(CONTAINERS)}."
             )
-        found.append(f"the state dict under {key!r}")
+        recognised.append(f"the state dict under {key!r}")
         content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"backbone.weights='{path}': holds no tensors. It is a {type(content).__name__}.")
@@ -92,25 +93,25 @@ def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
         odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
         raise UserError(f"backbone.weights='{path}': not a plain state dict. No tensor under {shortened(odd)}.")
     if state.pop("n_averaged", None) is not None:
-        found.append("the counter of an averaged model")
+        recognised.append("the counter of an averaged model")
     state, cut = _without_prefixes(state)
-    found += [f"the prefix {prefix!r}" for prefix in cut]
-    if found:
-        log.info("%s: recognised %s.", path, ", ".join(found))
+    recognised += [f"the prefix {prefix!r}" for prefix in cut]
+    if recognised:
+        log.info("%s: recognised %s.", path, ", ".join(recognised))
     return state
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Known prefixes cut from every name that bears them, and which they were."""
+    """Remove known prefixes from all names that have them; return the new dict and the removed prefixes."""
     cut: list[str] = []
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
         shorter = {key.removeprefix(prefix): value for key, value in state.items()}
         if len(shorter) < len(state):
-            # two copies of one network, such as a teacher beside its student: not ours to choose
-            twice = [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state]
+            # two copies of one network, such as a teacher and its student: the user has to choose
+            repeated = [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state]
             raise UserError(
                 f"backbone.weights: holds the same names with and without the prefix {prefix!r} "
-                f"({shortened(twice)}). Save the network that you want by itself."
+                f"({shortened(repeated)}). Save the network that you want by itself."
             )
         state = shorter
         cut.append(prefix)
@@ -127,16 +128,17 @@ def fit_state_dict(
     """Load a state dict into a network without classifier, exactly or not at all.
 
     Args:
-        net: The network; its dtype is kept.
-        state: Tensors by the names of ``net``; a classifier (``fc.*`` and the like) is cut, and that is logged.
-        origin: What to call the state dict in messages.
-        neutral: Tensors that the state dict may lack, all of them together, and what to put there.
+        net: Network that takes the tensors; its dtype is kept.
+        state: Tensors under the names of ``net``; a classifier (``fc.*`` and the like) is removed, which is logged.
+        origin: Name of the state dict in messages.
+        neutral: Tensors that the state dict may lack, only all of them together, with their default values; None for
+            none.
 
     Returns:
-        The names of the classifier's tensors that were cut.
+        The names of the classifier's tensors that were removed.
 
     Raises:
-        UserError: Something is missing, left over, of another shape, or not finite; all of it in one message.
+        UserError: Tensors are missing, left over, of another shape, or not finite; one message lists all of them.
     """
     own = net.state_dict()
     if neutral and not set(neutral) & set(state):
@@ -145,7 +147,7 @@ def fit_state_dict(
     extra = [key for key in state if key not in own]
     classifier = [key for key in extra if key.startswith(CLASSIFIERS)]
     extra = [key for key in extra if key not in classifier]
-    # files older than PyTorch 0.4.1 lack the counter; nothing here reads it
+    # files written before PyTorch 0.4.1 lack this counter; nothing in this package reads it
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     shapes = [
         f"{key} {_shape(state[key])} instead of {_shape(own[key])}"
@@ -159,9 +161,9 @@ def fit_state_dict(
     ]
     problems = {"missing": missing, "extra": extra, "other shape": shapes, "not finite": broken}
     if any(problems.values()):
-        told = ". ".join(f"{what} ({len(items)}): {shortened(items)}" for what, items in problems.items() if items)
+        summary = ". ".join(f"{what} ({len(items)}): {shortened(items)}" for what, items in problems.items() if items)
         raise UserError(
-            f"backbone.weights='{origin}': does not fit this network. {told}. "
+            f"backbone.weights='{origin}': does not fit this network. {summary}. "
             "Choose the backbone.name that these weights were made for."
         )
     if classifier:
@@ -175,7 +177,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 over sorted names, dtypes, shapes and bytes; the step counters of BatchNorm are left out.
+    """Return the SHA-256 over sorted names, dtypes, shapes and bytes, without the step counters of BatchNorm.
 
     >>> one, two = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> state_hash(one) == state_hash(two)
@@ -196,7 +198,7 @@ def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file whole or not at all, with a JSON entry ``finetune`` in its metadata.
+    """Write a safetensors file atomically, with a JSON entry ``finetune`` in its metadata.
 
     The entry holds a digest of itself and of the tensors, which :func:`check_digest` compares when the file is read.
     """
@@ -211,28 +213,28 @@ def _digest(state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
 
 
 def metadata_entry(path: str | Path) -> str | None:
-    """The ``finetune`` entry of a safetensors file's metadata, as it stands there."""
+    """Read the raw ``finetune`` entry of a safetensors file's metadata; return None if it has none."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get(METADATA_KEY)
 
 
 def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> None:
-    """Compare the contents of a safetensors file with its own digest; a file without one passes.
+    """Check the contents of a safetensors file against its own digest; a file without one passes.
 
     Args:
-        name: Of the file, for the message.
-        state: All its tensors.
-        entry: The ``finetune`` entry of its metadata, as it stands there.
+        name: Name of the file, for the message.
+        state: All tensors of the file.
+        entry: Raw ``finetune`` entry of its metadata; None if it has none.
 
     Raises:
-        UserError: The file is not the one that was written.
+        UserError: The contents are not those that were written.
     """
     try:
         metadata = json.loads(entry or "{}")
     except ValueError as error:
         raise UserError(f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is no JSON. {error}.") from None
-    wanted = metadata.pop(DIGEST_KEY, None) if isinstance(metadata, dict) else None
-    if wanted is not None and wanted != _digest(state, metadata):
+    recorded = metadata.pop(DIGEST_KEY, None) if isinstance(metadata, dict) else None
+    if recorded is not None and recorded != _digest(state, metadata):
         raise UserError(
             f"{name}: damaged. Its tensors or its metadata are not those that were written (their SHA-256 differs). "
             "Take a copy, or export it again."
@@ -240,17 +242,17 @@ def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> N
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        UserError: The file cannot be read, or holds something else.
+        UserError: The file cannot be read, or does not hold an object.
     """
     content: dict[str, Any] = read_json_file(path, dict, name=f"'{path}'")
     return content
 
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
-    """The ``finetune`` entry of a safetensors file; None where it has none.
+    """Read the ``finetune`` entry of a safetensors file; return None if it has none.
 
     Raises:
         UserError: The file is not a safetensors file, or comes from a newer format.
@@ -264,23 +266,23 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     if entry is None:
         return None
     metadata: dict[str, Any] = parse_json(entry, dict, name=f"'{path}'")
-    found = metadata.get("format")
-    if found != FORMAT_VERSION:
-        raise UserError(f"'{path}': written in format {found}. This version reads {FORMAT_VERSION}. Update finetune.")
+    version = metadata.get("format")
+    if version != FORMAT_VERSION:
+        raise UserError(f"'{path}': written in format {version}. This version reads {FORMAT_VERSION}. Update finetune.")
     return metadata
 
 
 def save_head(
     path: str | Path, *, head: Head, backbone_hash: str, classes: Sequence[str], multi_label: bool = False
 ) -> None:
-    """Write a head, tied to the backbone and the classes it was trained with.
+    """Write a head together with the hash of the backbone and the classes it was trained with.
 
     Args:
-        path: A ``.safetensors`` file.
-        head: A head of :func:`finetune.models.heads.build_head`.
+        path: Path of the ``.safetensors`` file.
+        head: Head built by :func:`finetune.models.heads.build_head`.
         backbone_hash: :func:`state_hash` of the backbone.
         classes: Class names in the order of the logits.
-        multi_label: Whether an image may show several classes, or none.
+        multi_label: Whether an image may show several classes or none.
     """
     metadata = {
         "format": FORMAT_VERSION,
@@ -300,13 +302,13 @@ def save_backbone(
     size: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a backbone without its head; ``backbone.weights=PATH`` takes it.
+    """Write a backbone without its head; ``backbone.weights=PATH`` reads it.
 
     Args:
-        path: A ``.safetensors`` file.
-        backbone: The backbone; a stem that is no longer the one of pretraining stays as it is, and the file says so.
-        size: Height and width in pixels that it was trained with; None for the size of its own weights.
-        dtype: Type for the floating-point tensors of the file; None keeps theirs.
+        path: Path of the ``.safetensors`` file.
+        backbone: Backbone to write; an adapted stem is written as it is, and the file records the adaptation.
+        size: Height and width in pixels that the backbone was trained with; None for the size in its specification.
+        dtype: Type of the floating-point tensors in the file; None keeps their types.
     """
     spec = replace(backbone.input_spec, size=size or backbone.input_spec.size)
     metadata = {
@@ -323,11 +325,11 @@ def save_backbone(
 
 
 def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], multi_label: bool = False) -> Head:
-    """Read a head back, if it belongs on this backbone and these classes.
+    """Read a head if it belongs to this backbone and these classes.
 
     Raises:
-        UserError: The file holds no head, or one that was trained on another backbone, another class list or another
-            kind of labels.
+        UserError: The file does not hold a head, or holds one that was trained on another backbone, another class list
+            or another kind of labels.
     """
     name = f"head.weights='{path}'"
     check_regular(path, name=name)

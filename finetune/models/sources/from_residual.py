@@ -1,4 +1,4 @@
-"""Networks of ``models/residual.py``: ``resnet18`` to ``resnet152`` for ImageNet, ``cifar_resnet{6n+2}`` for CIFAR."""
+"""Builds networks of ``models/residual.py``: ``resnet18`` to ``resnet152``, and ``cifar_resnet{6n+2}`` for CIFAR."""
 
 import re
 from typing import Any
@@ -24,10 +24,10 @@ IMAGENET: dict[str, dict[str, Any]] = {
 
 
 def settings(name: str) -> dict[str, Any]:
-    """What a name stands for, as keywords of :class:`~finetune.models.residual.ResidualNet`.
+    """Return the keywords of :class:`~finetune.models.residual.ResidualNet` that a name stands for.
 
     Raises:
-        UserError: The name stands for nothing.
+        UserError: The name is unknown.
 
     >>> settings("cifar_resnet56")["layers"]
     (9, 9, 9)
@@ -51,11 +51,11 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
-    """A network of residual blocks without classifier, random weights.
+    """Build a network of residual blocks without classifier, with random weights.
 
     Args:
-        name: A name of :func:`settings`.
-        kwargs: Keywords of ``ResidualNet`` that replace what the name stands for (``scaling``, ``activation``, ...).
+        name: Name that :func:`settings` knows.
+        kwargs: Keywords of ``ResidualNet`` that override those of the name (``scaling``, ``activation``, ...).
     """
     net = ResidualNet(**{**settings(name), **kwargs}, num_classes=0)
     prefixes: dict[str, tuple[str, ...]] = {"stem": ("conv1.", "bn1.", "bias1.")}
@@ -76,17 +76,17 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         input_spec=InputSpec(size=(32, 32), crop_pct=1.0) if name.startswith("cifar") else InputSpec(),
         first_convs=["conv1"],
         steps=steps,
-        # at 1 a gate changes nothing: weights that were trained without gates keep the function they had
+        # a gate of 1 changes nothing, so weights that were trained without gates keep their function
         neutral={key: torch.ones_like(net.get_parameter(key).detach()) for key in gate_names(net)},
     )
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
-    """Load the weights of torchvision, whose names these networks share.
+    """Load torchvision's weights, whose tensor names these networks share.
 
     Raises:
-        UnavailableError: They are neither cached nor reachable, or the network has no ImageNet weights.
-        UserError: The blocks were chosen in a way that they do not fit.
+        UnavailableError: The weights are neither cached nor reachable, or the network has no ImageNet weights.
+        UserError: The weights do not fit the chosen blocks.
     """
     from finetune.models.sources import from_torchvision
 

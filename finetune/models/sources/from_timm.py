@@ -1,4 +1,4 @@
-"""Networks of timm: any of its names, stages from its own ``group_matcher``, input from its ``pretrained_cfg``."""
+"""Builds any network of timm: stages from its own ``group_matcher``, input from its ``pretrained_cfg``."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from finetune.models.stages import StageMap, group_names, is_norm
 
 log = logging.getLogger(__name__)
 
-# Of the ImageNet weights that timm has for the plain ResNets, torchvision's first ones (V1, He et al.'s recipe) are
-# taken: later recipes with label smoothing, mixup and long training score higher on ImageNet, yet the features that
-# they leave frozen transfer worse (Kornblith et al. 2021, arXiv 2010.16402).
+# The plain ResNets take torchvision's first ImageNet weights (V1, He et al.'s recipe) among those that timm has: later
+# recipes with label smoothing, mixup and long training score higher on ImageNet, but their frozen features transfer
+# worse (Kornblith et al. 2021, arXiv 2010.16402).
 PRESET_TAG = "tv_in1k"
 
-# Networks whose forward is their children one after the other: the children before, inside and after the stages.
+# Networks whose forward runs their children one after the other: the children before, inside and after the stages.
 _CHAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "ResNet": (("conv1", "bn1", "act1", "maxpool"), ("layer1", "layer2", "layer3", "layer4"), ("global_pool", "fc")),
     "ResNetV2": (("stem",), ("stages",), ("norm", "head")),
@@ -32,10 +32,10 @@ _CHAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] 
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
-    """A timm network without classifier, random weights.
+    """Build a timm network without classifier, with random weights.
 
     Raises:
-        UserError: timm has no such network or tag, or does not say what its stages are.
+        UserError: timm has no such network or tag, or does not define its stages.
     """
     family = name.partition(".")[0]
     if not timm.is_model(family):
@@ -64,10 +64,10 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
-    """The weights of the network's tag (timm's default one where the name has none), by timm's own loader.
+    """Load the weights of the network's tag (timm's default if the name has none), with timm's own loader.
 
     Raises:
-        UnavailableError: They are neither cached nor reachable, or there are none.
+        UnavailableError: The weights are neither cached nor reachable, or do not exist.
         UserError: ``member`` is given: with timm the tag is part of ``backbone.name``.
     """
     if member is not None:
@@ -82,8 +82,8 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
         raise UnavailableError(f"timm {timm.__version__}, which knows no weights for it")
     overlay = None
     if cfg.get("hf_hub_id"):
-        wanted = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
-        overlay = {"file": str(hub_file(cfg["hf_hub_id"], wanted))}
+        names = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]
+        overlay = {"file": str(hub_file(cfg["hf_hub_id"], names))}
     try:
         loaded = _create(backbone.name, backbone.kwargs, pretrained=True, pretrained_cfg_overlay=overlay)
     except OSError as error:
@@ -106,9 +106,9 @@ def _create(name: str, kwargs: Mapping[str, Any], **more: Any) -> Any:
 
 
 def _with_last_norm_merged(net: nn.Module, groups: list[list[str]]) -> list[list[str]]:
-    """A last group that is nothing but normalisation joins the stage before it, as timm itself has it for its ViTs.
+    """Merge a last group of normalisation layers alone into the stage before it, as timm itself does for its ViTs.
 
-    By itself it would be the stage that unfreezes first, and a phase would train a thousandth of the network.
+    By itself it would be the first stage to unfreeze, and a phase would train a thousandth of the network.
     """
     owners = [net.get_submodule(name.rpartition(".")[0]) for name in groups[-1]]
     if len(groups) > 1 and all(is_norm(owner) for owner in owners):
@@ -117,9 +117,9 @@ def _with_last_norm_merged(net: nn.Module, groups: list[list[str]]) -> list[list
 
 
 def _steps(net: Any, names: Sequence[str]) -> dict[str, list[nn.Module]] | None:
-    """The network as a chain of modules by stage, where it is one."""
+    """Return the network as a chain of modules by stage, or None if it is not a chain."""
     chain = _CHAINS.get(type(net).__name__)
-    # timm applies this dropout by a function, between two children
+    # timm applies this dropout as a function between two children
     if chain is None or net.__dict__.get("drop_rate"):
         return None
     before, middle, after = chain

@@ -1,4 +1,4 @@
-"""ResNet, Wide-ResNet and ResNeXt of torchvision, with its weights enums."""
+"""Builds torchvision's ResNet, Wide-ResNet and ResNeXt, with the weights of its enums."""
 
 import logging
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ DEFAULT_MEMBER = "IMAGENET1K_V1"  # why V1: see PRESET_TAG in from_timm.py
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
-    """A torchvision network without classifier, random weights.
+    """Build a torchvision network without classifier, with random weights.
 
     Raises:
         UserError: torchvision has no such ResNet.
@@ -54,27 +54,27 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
-    """Weights of torchvision's enum, through its own loader, checked against the hash in their name.
+    """Load weights of torchvision's enum with its own loader, which checks the hash in their file name.
 
     Raises:
-        UnavailableError: They are neither cached nor reachable.
+        UnavailableError: The weights are neither cached nor reachable.
         UserError: The enum has no such member.
     """
     enum = models.get_model_weights(backbone.name)
     names = list(enum.__members__)
-    wanted = member or (DEFAULT_MEMBER if DEFAULT_MEMBER in names else names[0])
-    if wanted not in names:
+    member_name = member or (DEFAULT_MEMBER if DEFAULT_MEMBER in names else names[0])
+    if member_name not in names:
         raise UserError(
-            f"backbone.weights={wanted!r}: torchvision has {', '.join(names)} for {backbone.name}."
-            f"{did_you_mean(wanted, names)}"
+            f"backbone.weights={member_name!r}: torchvision has {', '.join(names)} for {backbone.name}."
+            f"{did_you_mean(member_name, names)}"
         )
-    weights = enum[wanted]
+    weights = enum[member_name]
     try:
         # the default of torch's loader would execute what it downloads
         state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:
         raise UnavailableError(f"torch's cache {torch.hub.get_dir()}/checkpoints and {weights.url} ({error})") from None
-    except (RuntimeError, UnpicklingError, EOFError) as error:  # another hash than in its name, or cut short
+    except (RuntimeError, UnpicklingError, EOFError) as error:  # wrong hash, or a truncated file
         raise UnavailableError(f"{torch.hub.get_dir()}/checkpoints, where {weights.url} is damaged ({error})") from None
     fit_state_dict(backbone.net, state, origin=str(weights), neutral=backbone.neutral)
     preset = weights.transforms()

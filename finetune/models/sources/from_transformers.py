@@ -1,4 +1,4 @@
-"""ResNet checkpoints of transformers: a snapshot folder, or a name of the hub such as ``microsoft/resnet-50``."""
+"""Builds ResNets of transformers from a snapshot folder or a name on the hub such as ``microsoft/resnet-50``."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from finetune.models.preprocessing import spec_from_transformers
 from finetune.models.stages import StageMap, groups_by_prefix
 from finetune.models.weights import read_json
 
-# What changes the network; the rest of a config.json is about labels and provenance.
+# Fields that define the network; the rest of a config.json concerns labels and provenance.
 _FIELDS = (
     "embedding_size",
     "hidden_sizes",
@@ -39,15 +39,15 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
     """Build the ``ResNetModel`` of transformers with random weights.
 
     Args:
-        name: A snapshot folder (``config.json``), or a name of the hub.
-        kwargs: Fields of ``ResNetConfig``; what they leave open comes from the folder, the hub, or the published ones.
+        name: Snapshot folder (with ``config.json``) or name on the hub.
+        kwargs: Fields of ``ResNetConfig``; missing ones come from the folder, the hub, or the published configurations.
 
     Raises:
-        UserError: There is no such configuration, it is not a ResNet's, or a field is unknown.
+        UserError: There is no such configuration, it does not describe a ResNet, or a field is unknown.
     """
     if unknown := set(kwargs) - set(_FIELDS):
         raise UserError(f"backbone.kwargs: {sorted(unknown)} are not fields of ResNetConfig. Fields: {list(_FIELDS)}.")
-    # a description holds every field, so that a bundle opens where the folder it came from is gone
+    # a description holds every field, so that a bundle can be opened without the folder it came from
     fields = kwargs if set(kwargs) == set(_FIELDS) else {**_published_or_read(name), **kwargs}
     config = ResNetConfig(**fields)
     assert config.depths
@@ -65,7 +65,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         kwargs={field: getattr(config, field) for field in _FIELDS},
         stage_map=StageMap(net, names=tuple(prefixes), groups=groups_by_prefix(net, prefixes)),
         num_features=config.hidden_sizes[-1],
-        # what microsoft/resnet-50 says in its preprocessor_config.json; a folder's own replaces it with the weights
+        # from the preprocessor_config.json of microsoft/resnet-50; loading weights from a folder replaces it
         input_spec=spec_from_transformers({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
         first_convs=["embedder.embedder.convolution"],
         steps=steps,
@@ -73,11 +73,11 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
-    """The weights of the snapshot folder or of the hub's repository that the network was named after.
+    """Load the weights of the snapshot folder or hub repository that the network is named after.
 
     Raises:
-        UnavailableError: They are neither there, nor cached, nor reachable.
-        UserError: ``member`` is given: transformers has one set of weights for a name.
+        UnavailableError: The weights are neither in the folder, nor cached, nor reachable.
+        UserError: ``member`` is given: transformers has one set of weights per name.
     """
     from finetune.models.pretrained import load_folder, load_hub
 
