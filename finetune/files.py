@@ -49,8 +49,11 @@ _PHASE = {
     "best.*": (NUMBER, "its monitored metric, by name"),
     "rates.*": (NUMBER, "peak learning rate of each stage that trained"),
     "cached_after": (str, "the stage whose output was cached and trained on; empty where the phase trained on images"),
-    "views": (int, "views of each image that the epochs drew from; 0: a new one every epoch"),
-    "shifts": (int, "images whose shift by augmentation was added to cached features of the evaluation view; 0: none"),
+    "cached_view": (str, "'evaluation' or 'training': which view of each image was cached; empty without a cache"),
+    "views": (
+        int,
+        "training views of each image that the epochs drew from; 0: a new one every epoch, or the evaluation view",
+    ),
     "probe.**": (
         object,
         "of a head that was solved: penalties tried, validation loss and accuracy of each, the one chosen",

@@ -15,7 +15,7 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
 from finetune.data.datamodule import ImageDataModule, ViewRequest
 from finetune.data.image_source import Source, read_by
-from finetune.data.sampling import Rows, key, shuffled
+from finetune.data.sampling import Rows
 from finetune.errors import RunError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
@@ -28,12 +28,11 @@ from finetune.versions import versions
 CHUNK_ROWS = 64
 
 
-class Wanted(NamedTuple):
-    """One view of the images of a split, or of some rows of it alone."""
+class SplitView(NamedTuple):
+    """One view of all images of a split."""
 
     split: str
     view: ViewRequest = ViewRequest()
-    some: Rows | None = None
 
 
 class ActivationStore:
@@ -42,7 +41,7 @@ class ActivationStore:
     Args:
         classifier: In evaluation mode up to the stage.
         data: Makes the views.
-        boundary: The stage.
+        cached_stage: The stage.
         seed: Of the run.
         limit_bytes: Of the whole cache.
         say: Takes a line for the user.
@@ -55,7 +54,7 @@ class ActivationStore:
         *,
         classifier: Classifier,
         data: ImageDataModule,
-        boundary: str,
+        cached_stage: str,
         seed: int,
         limit_bytes: int,
         say: Callable[[str], None],
@@ -64,12 +63,12 @@ class ActivationStore:
     ) -> None:
         self._classifier, self._data, self._seed = classifier.to(device), data, seed
         self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
-        self._boundary = boundary
+        self._cached_stage = cached_stage
         spec = classifier.input_spec
         with context():
             image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
-            plain = Prefix(classifier, boundary, fold=False)(image)
-            self._prefix: Prefix | None = Prefix(classifier, boundary, fold=plain.dtype != torch.float32)
+            plain = Prefix(classifier, cached_stage, fold=False)(image)
+            self._prefix: Prefix | None = Prefix(classifier, cached_stage, fold=plain.dtype != torch.float32)
         self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
         self._parts = self._depends_on()
         self.found = self.computed = 0
@@ -81,38 +80,36 @@ class ActivationStore:
             classifier.backbone,
             input_spec=classifier.input_spec,
             adapt=classifier.adapt,
-            boundary=self._boundary,
+            cached_stage=self._cached_stage,
             source=self._data.source,
             dtype=self.dtype,
             folded=self._prefix is not None and self._prefix.folded,
             device=self._device.type,
         )
 
-    def views(self, wanted: Sequence[Wanted]) -> list[Entry]:
-        """Each of several views, computed where it is not there.
+    def views(self, wanted: Sequence[SplitView]) -> list[Entry]:
+        """Return an entry for each of several views, computing what is missing.
 
         Raises:
             RunError: The disk filled up since the plan was made.
         """
-        rows = [self._data.source.index.rows(one.split) if one.some is None else one.some for one in wanted]
+        rows = [self._data.source.index.rows(one.split) for one in wanted]
         entries = [self._open(one, mine) for one, mine in zip(wanted, rows, strict=True)]
         computed = self._fill(entries, rows, [one.view for one in wanted])
         self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
         return entries
 
-    def _open(self, wanted: Wanted, rows: Rows) -> Entry:
+    def _open(self, wanted: SplitView, rows: Rows) -> Entry:
         view = wanted.view
         parts: dict[str, Any] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
-        if wanted.some is not None:
-            parts["rows"] = wanted.some.tolist()
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
         about = {
             "backbone": self._classifier.backbone.name,
-            "boundary": self._boundary,
+            "cached_stage": self._cached_stage,
             "split": wanted.split,
             "augment": view.augment,
             "view": view.number,
@@ -164,7 +161,7 @@ def depends_on(
     *,
     input_spec: InputSpec,
     adapt: str,
-    boundary: str,
+    cached_stage: str,
     source: Source,
     dtype: torch.dtype = torch.float32,
     folded: bool = False,
@@ -176,18 +173,18 @@ def depends_on(
         backbone: The network.
         input_spec: What it is fed.
         adapt: How the images' channels became those of the stem.
-        boundary: The stage after which activations are kept.
+        cached_stage: The stage after which activations are kept.
         source: Of the images.
         dtype: Of the activations.
         folded: Whether BatchNorm was folded.
         device: Kind of the device that computes.
     """
-    stages = backbone.stages[: backbone.stages.index(boundary) + 1]
+    stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
     return {
         "weights": state_hash(state),
         "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
-        "boundary": boundary,
+        "cached_stage": cached_stage,
         "data": source.index.fingerprint(),
         "reading": {**read_by(source), "channels": source.channels},
         "dtype": str(dtype),
@@ -204,7 +201,7 @@ class ActivationCache:
     Args:
         classifier: With the phase applied and its prefix's weights loaded.
         phase: The phase.
-        choice: Boundary and number of views.
+        choice: The cached stage and its views.
         data: Makes the views that are missing.
         seed: Of the run.
         limit_bytes: Of the whole cache.
@@ -222,17 +219,11 @@ class ActivationCache:
         limit_bytes: int,
         say: Callable[[str], None],
     ) -> None:
-        assert choice.boundary is not None
-        self.boundary = choice.boundary
+        assert choice.cached_stage is not None
+        self.cached_stage = choice.cached_stage
         self._classifier, self._phase, self._data = classifier, phase, data
         self._seed, self._limit, self._say = seed, limit_bytes, say
-        self._random = phase.augment != "none"
-        self._views = (choice.views or 1) if self._random and not choice.shifts else 1
-        self._shifts = choice.shifts
-        # part of the key of each view
-        self._views_of = choice.views_of or phase.name
-        # what augmentation did to the features of some images (shifts, D)
-        self._shifts_SD: Tensor | None = None
+        self._training_views = choice.views
         self._train: list[DeviceRows] = []
         self._val: DeviceRows | None = None
         self.on_device = False
@@ -254,7 +245,7 @@ class ActivationCache:
         store = ActivationStore(
             classifier=self._classifier,
             data=self._data,
-            boundary=self.boundary,
+            cached_stage=self.cached_stage,
             seed=self._seed,
             limit_bytes=self._limit,
             say=self._say,
@@ -266,49 +257,30 @@ class ActivationCache:
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
-        *train, val = store.views([*(self._train_views() if trains else ()), Wanted("val")])
-        shifts_SD = self._find_shifts(store, plain=train[0], seen=train.pop()) if self._shifts and trains else None
+        *train, val = store.views([*(self._train_views() if trains else ()), SplitView("val")])
         store.release()
         size = sum(entry.layout.bytes for entry in (*train, val))
         self.on_device = size <= room_on(device)
         hold = partial(DeviceRows, shape=store.shape, dtype=store.dtype, device=device if self.on_device else None)
         self._train, self._val = [hold(entry) for entry in train], hold(val)
-        self._shifts_SD = shifts_SD if shifts_SD is None or not self.on_device else shifts_SD.to(device)
         if trains:
-            done = f"{store.computed} activations after {self.boundary} computed, {store.found} found"
+            done = f"{store.computed} activations after {self.cached_stage} computed, {store.found} found"
             where = f", in the memory of {device}" if self.on_device else ""
             self._say(f"  cache: {done}; {size / 1e6:.1f} MB{where}")
 
-    def _train_views(self) -> list[Wanted]:
-        """The views of training images that are cached; with shifts, the last one is what augmentation did to some."""
-        name = self._views_of
-        if self._shifts:
-            shifted = ViewRequest(augment=self._phase.augment, phase=name)
-            return [Wanted("train"), Wanted("train", shifted, self._shifted_rows())]
-        views = range(self._views) if self._random else (0,)
-        return [Wanted("train", ViewRequest(augment=self._phase.augment, phase=name, number=view)) for view in views]
-
-    def _shifted_rows(self) -> Rows:
-        rows = self._data.source.index.rows("train")
-        return np.sort(shuffled(rows, self._seed, "shifts", self._phase.name)[: self._shifts])
-
-    def _find_shifts(self, store: ActivationStore, *, plain: Entry, seen: Entry) -> Tensor:
-        """Features of a training view less those of the evaluation view (S, D), of some images."""
-        rows = self._shifted_rows()
-        before = store.tensor(plain.read(self._places[rows]))
-        shifts_SD = store.tensor(seen.read(np.arange(len(rows)))).float() - before.float()
-        seen.close()
-        return shifts_SD
+    def _train_views(self) -> list[SplitView]:
+        """Return the views of training images that are cached."""
+        if self._training_views is None:
+            return [SplitView("train")]
+        augment, name = self._phase.augment, self._phase.name
+        return [
+            SplitView("train", ViewRequest(augment=augment, phase=name, number=number))
+            for number in range(self._training_views)
+        ]
 
     def train(self, views: Rows, rows: Rows) -> Tensor:
         """Activations (B, ...) of some rows of the index, each of one of its views."""
         places = self._places[rows]
-        if self._shifts_SD is not None:
-            # without a pool, the number of a view is that of the epoch
-            keys = zip(views.tolist(), rows.tolist(), strict=True)
-            drawn = [key(self._seed, "shift", self._phase.name, view, row) % len(self._shifts_SD) for view, row in keys]
-            plain = self._train[0](places)
-            return (plain.float() + self._shifts_SD[drawn]).to(plain.dtype)
         if len(self._train) == 1:
             return self._train[0](places)
         seen = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
@@ -327,7 +299,7 @@ class ActivationCache:
         for rows in (*self._train, self._val):
             if rows is not None:
                 rows.close()
-        self._train, self._val, self._shifts_SD, self.on_device = [], None, None, False
+        self._train, self._val, self.on_device = [], None, False
 
 
 def eval_features(
@@ -349,11 +321,11 @@ def eval_features(
         device: Where to compute.
         context: Makes the context of the precision.
     """
-    boundary = classifier.backbone.stages[-1]
+    cached_stage = classifier.backbone.stages[-1]
     store = ActivationStore(
         classifier=classifier,
         data=data,
-        boundary=boundary,
+        cached_stage=cached_stage,
         seed=0,
         limit_bytes=limit_bytes,
         say=lambda line: None,
@@ -361,7 +333,7 @@ def eval_features(
         context=context,
     )
     features = {}
-    for split, entry in zip(splits, store.views([Wanted(split) for split in splits]), strict=True):
+    for split, entry in zip(splits, store.views([SplitView(split) for split in splits]), strict=True):
         features[split] = store.tensor(entry.read(np.arange(entry.layout.rows))).float()
         entry.close()
     return features

@@ -22,8 +22,8 @@ class CachedFeatures:
     """
 
     def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
-        boundary, index = backbone.stages[-1], source.index
-        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, boundary=boundary, source=source)
+        cached_stage, index = backbone.stages[-1], source.index
+        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, cached_stage=cached_stage, source=source)
         self._entries: dict[str, Entry] = {}
         self._places = np.zeros(len(index), np.int64)
         self._splits = index.splits

@@ -19,9 +19,9 @@ class Prefix:
     it is not, so that the activations are those of the network to the bit.
     """
 
-    def __init__(self, classifier: Classifier, boundary: str, *, fold: bool) -> None:
+    def __init__(self, classifier: Classifier, last_stage: str, *, fold: bool) -> None:
         self._classifier = classifier
-        self._net, _ = classifier.backbone.split(boundary)
+        self._net, _ = classifier.backbone.split(last_stage)
         self.folded = False
         if fold:
             spec = classifier.input_spec

@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
             state = "" if entry.complete else "  unfinished"
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
             print(
-                f"{entry.bytes / 1e6:>10.1f} MB  {used}  {about.get('backbone', '?')} after {about.get('boundary', '?')}, "
+                f"{entry.bytes / 1e6:>10.1f} MB  {used}  {about.get('backbone', '?')} after {about.get('cached_stage', '?')}, "
                 f"{about.get('rows', '?')} {about.get('split', '?')} images, {views}{state}"
             )
         print(f"{sum(entry.bytes for entry in entries) / 1e6:.1f} MB in {len(entries)} entries in {folder}")

@@ -108,7 +108,6 @@ def results_of(
         "seconds": result.seconds,
         "cached_after": metadata["stage"],
         "views": 1,
-        "shifts": 0,
     }
     return {
         "test": result.metrics["test"],

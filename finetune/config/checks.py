@@ -52,8 +52,11 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
     _choice(problems, f"{prefix}.restore", at.restore, ("best", "last"))
     _choice(problems, f"{prefix}.solver", at.solver, SOLVERS)
     # YAML reads the bare words on and off as true and false
-    if not (at.cache in (None, "auto", "off") or (isinstance(at.cache, int) and (at.cache >= 1 or at.cache is False))):
-        problems.append(f"{prefix}.cache={at.cache!r}: must be auto, off, or a number of views from 1 up.")
+    if not (
+        at.cache in (None, "auto", "off", "features")
+        or (isinstance(at.cache, int) and (at.cache >= 1 or at.cache is False))
+    ):
+        problems.append(f"{prefix}.cache={at.cache!r}: must be auto, off, features, or a number of views from 1 up.")
 
 
 def check(config: Config) -> None:

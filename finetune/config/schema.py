@@ -115,7 +115,7 @@ class PhaseSettings:
     ema_decay: Optional[float] = None
     gradient_clip: Optional[float] = None
     accumulate: Optional[int] = None
-    # auto | off | number of views: train on cached activations of the frozen prefix
+    # auto | off | features | number of views: train on cached activations of the frozen prefix
     cache: Any = None
     # gradient | lbfgs: how the head is trained; lbfgs solves it to convergence on cached features
     solver: Optional[str] = None

@@ -145,14 +145,10 @@ class _Calibration:
         head_step_s = self._head_step()
         found = []
         with unchanged(self._classifier):
-            for number, (phase, choice) in enumerate(zip(phases, caches, strict=True)):
+            for phase, choice in zip(phases, caches, strict=True):
                 apply_phase(self._classifier, phase)
                 read_s = self._read(train_view(self._classifier.input_spec, augment=phase.augment))
-                lender = choice.views_of or phase.name
-                shared = any(before.views_of == lender for before in caches[:number])
-                found.append(
-                    self._phase(phase, choice, read_s, eval_read_s, head_step_s, make_optimizer(phase), shared=shared)
-                )
+                found.append(self._phase(phase, choice, read_s, eval_read_s, head_step_s, make_optimizer(phase)))
         return found
 
     def _phase(
@@ -163,33 +159,27 @@ class _Calibration:
         eval_read_s: float,
         head_step_s: float,
         make_optimizer: OptimizerFactory,
-        *,
-        shared: bool,
     ) -> Forecast:
         train, val = self._rows["train"], self._rows["val"]
         steps = phase.epochs * -(-train // phase.batch_size)
         share = min(1.0, phase.max_steps * phase.accumulate / steps) if phase.max_steps else 1.0
         epochs = share * phase.epochs
         cache_s = 0.0
-        if choice.boundary is not None:
+        if choice.cached_stage is not None:
             with self._context():
-                prefix = Prefix(self._classifier, choice.boundary, fold=in_half_precision(self._device))
+                prefix = Prefix(self._classifier, choice.cached_stage, fold=in_half_precision(self._device))
             with self._context():
                 prefix_s = self._timed(lambda: prefix(self._images)) / len(self._images)
-            seen, plain = (choice.views or 1) * train, val
-            if choice.shifts:
-                seen, plain = choice.shifts, train + val
-            elif shared:
-                # the first view of each image, and the validation images, are there already
-                seen, plain = seen - train, 0
-            cache_s = seen * self._speed.of(read_s, prefix_s) + plain * self._speed.of(eval_read_s, prefix_s)
+            augmented = (choice.views or 0) * train
+            plain = val if choice.views else train + val
+            cache_s = augmented * self._speed.of(read_s, prefix_s) + plain * self._speed.of(eval_read_s, prefix_s)
         if phase.solver == "lbfgs":
             return Forecast(cache_s=cache_s, train_s=self._solve((choice.views or 1) * train))
         trained, given = self._trained(choice, phase)
         step_s = self._timed(self._step(trained, given, phase, make_optimizer)) / len(given)
         with torch.inference_mode(), evaluating(self._classifier), self._context():
             forward_s = self._timed(lambda: trained(given)) / len(given)
-        if choice.boundary is None:
+        if choice.cached_stage is None:
             step_s, forward_s = self._speed.of(read_s, step_s), self._speed.of(eval_read_s, forward_s)
         heads = max(1, len(phase.lr_trials))
         written = sum(p.numel() * p.element_size() for p in self._classifier.parameters() if p.requires_grad)
@@ -210,11 +200,11 @@ class _Calibration:
 
     def _trained(self, choice: CachePolicy, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What is computed at each step of a phase, and a batch for it."""
-        if choice.boundary is None:
+        if choice.cached_stage is None:
             return self._classifier, self._images[: phase.batch_size]
         with self._context():
-            activations = Prefix(self._classifier, choice.boundary, fold=False)(self._images).clone()
-        rest = nn.Sequential(self._classifier.backbone.split(choice.boundary)[1], self._classifier.head)
+            activations = Prefix(self._classifier, choice.cached_stage, fold=False)(self._images).clone()
+        rest = nn.Sequential(self._classifier.backbone.split(choice.cached_stage)[1], self._classifier.head)
         # activations are small: whole batches of them
         repeated = activations.repeat(-(-phase.batch_size // len(activations)), *[1] * (activations.ndim - 1))
         return rest, repeated[: phase.batch_size]

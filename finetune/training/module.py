@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
-from finetune.activation_cache.policy import frozen_boundary
+from finetune.activation_cache.policy import last_frozen_stage
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
@@ -54,7 +54,7 @@ class FineTuner(pl.LightningModule):
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
-        boundary: The stage whose cached output the batches hold in place of images; None where they hold images.
+        cached_stage: The stage whose cached output the batches hold in place of images; None where they hold images.
         compiled: Compile what trains.
         keep_validation: Keep what the validation of the epoch that the phase hands on found, where one process sees all of
             it.
@@ -74,7 +74,7 @@ class FineTuner(pl.LightningModule):
         offset: tuple[int, int] = (0, 0),
         file_of: Callable[[int], str] = str,
         carried: dict[str, dict[str, Any]] | None = None,
-        boundary: str | None = None,
+        cached_stage: str | None = None,
         compiled: bool = False,
         keep_validation: bool = False,
     ) -> None:
@@ -99,10 +99,10 @@ class FineTuner(pl.LightningModule):
         self._make_optimizer, self._seed, self._carried = optimizer, seed, carried
         self._offset = offset
         # in a tuple, so that the modules are not registered a second time under other names
-        self._boundary = boundary or frozen_boundary(classifier, phase)
-        self._rest = None if self._boundary is None else (classifier.backbone.split(self._boundary)[1],)
+        self._cached_stage = cached_stage or last_frozen_stage(classifier, phase)
+        self._rest = None if self._cached_stage is None else (classifier.backbone.split(self._cached_stage)[1],)
         # cached: batches hold the prefix's output; else it is made here, in the precision of the fit
-        self._is_cached = boundary is not None
+        self._is_cached = cached_stage is not None
         self._prefix: Prefix | None = None
         # from images or cached activations to features, where there is a graph; in a tuple for the same reason
         self._compiled: tuple[Callable[[torch.Tensor], torch.Tensor]] | None = None
@@ -156,9 +156,9 @@ class FineTuner(pl.LightningModule):
         self._sums = self._sums.to(self.device if self.device.type != "mps" else "cpu")
 
     def _prepare_prefix(self) -> None:
-        if self._boundary is not None and not self._is_cached:
+        if self._cached_stage is not None and not self._is_cached:
             with self.trainer.precision_plugin.forward_context():
-                self._prefix = Prefix(self.classifier, self._boundary, fold=in_half_precision(self.device))
+                self._prefix = Prefix(self.classifier, self._cached_stage, fold=in_half_precision(self.device))
 
     def on_train_epoch_start(self) -> None:
         """Start the sums of an epoch; not called when an epoch is resumed inside, so they go on from the checkpoint."""

@@ -39,7 +39,8 @@ class Phase:
         carry_optimizer: Keep the optimizer's moments from the phase before.
         restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
         patience: Stop after that many epochs without a better metric.
-        cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, or of how many views of each image.
+        cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
+            image), or the number of training views of each image.
         solver: ``gradient`` descends by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features.
     """
 

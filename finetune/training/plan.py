@@ -76,14 +76,14 @@ def plan_table(plan: Sequence[dict[str, Any]]) -> str:
         share = phase["trainable"] / phase["total"]
         cache = phase["cache"]
         tried = ", ".join(f"{rate:g}" for rate in settings["lr_trials"])
-        room = f" ({cache['bytes'] / 1e6:.1f} MB)" if cache["boundary"] else ""
+        room = f" ({cache['bytes'] / 1e6:.1f} MB)" if cache["cached_stage"] else ""
         lines += [
             f"phase {number}: {phase['name']}  {phase['epochs']} epochs, {phase['steps']} steps, {phase['images']} images, "
             f"batch {settings['batch_size']}, {settings['lr_schedule']}, augment {settings['augment']}, "
             f"restore {settings['restore']}",
             *([f"  heads side by side, at lr {tried}"] if tried else []),
             f"  trains {phase['trainable']:,} of {phase['total']:,} parameters ({share:.1%})",
-            f"  cache: {'on' if cache['boundary'] else 'none'}, {cache['why']}{room}",
+            f"  cache: {'on' if cache['cached_stage'] else 'none'}, {cache['why']}{room}",
             *([_time(phase["time"])] if "time" in phase else []),
             f"  {'stage':12}  {'mode':6}  {'lr':>9}  {'decay':>7}  {'norm':5}  {'trainable':>11}",
         ]

@@ -78,7 +78,7 @@ class RateTrials:
         make_optimizer: Of the phase.
         trainer: For device and precision alone.
         seed: Of the run.
-        boundary: The stage whose output is cached.
+        cached_stage: The stage whose output is cached.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class RateTrials:
         make_optimizer: OptimizerFactory,
         trainer: pl.Trainer,
         seed: int,
-        boundary: str,
+        cached_stage: str,
     ) -> None:
         # what lies between the cached activations and the head, where the network cannot be cut behind its last stage
-        self._rest = classifier.backbone.split(boundary)[1]
+        self._rest = classifier.backbone.split(cached_stage)[1]
         self._device, self._context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         self._classifier, self._phase = classifier.to(self._device), phase
         self._loss, self._seed, self._monitor = loss.to(self._device), seed, monitor
@@ -298,7 +298,7 @@ def tried_phase(
         make_optimizer=make_optimizer,
         trainer=trainer,
         seed=seed,
-        boundary=cache.boundary,
+        cached_stage=cache.cached_stage,
     )
     per_epoch = data.batches_per_epoch(phase.batch_size)
     total = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from finetune.activation_cache.cache import ActivationCache
-from finetune.activation_cache.policy import CachePolicy, cached_fields
+from finetune.activation_cache.policy import CachePolicy, cache_results
 from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
 from finetune.checksums import checked_path, keep_checksum, verify, write_checked_json, write_checked_text
@@ -164,7 +164,7 @@ class Run:
         self.data.begin_phase(
             name=phase.name,
             batch_size=phase.batch_size,
-            augment=phase.augment,
+            augment=self.caches[number].augment(phase),
             views=self.caches[number].views,
             activations=cache,
         )
@@ -184,7 +184,7 @@ class Run:
             offset=offset,
             file_of=self.data.source.index.path,
             carried=carried if phase.carry_optimizer else None,
-            boundary=cache.boundary if cache is not None else None,
+            cached_stage=cache.cached_stage if cache is not None else None,
             compiled=self.compiled,
             keep_validation=number + 1 == len(self.schedule) and val_images * len(self.classifier.classes) <= MOST_KEPT,
         )
@@ -238,7 +238,7 @@ class Run:
             "best_epoch": best,
             "best": {self.monitor: score},
             "rates": phase.rates(),
-            **cached_fields(self.caches[number]),
+            **cache_results(self.caches[number]),
             "rows": module.rows,
             "seconds": round(time.monotonic() - began, 3),
         }
@@ -249,7 +249,7 @@ class Run:
         return result, carry
 
     def _cache(self, number: int, phase: Phase) -> ActivationCache | None:
-        if (choice := self.caches[number]).boundary is None:
+        if (choice := self.caches[number]).cached_stage is None:
             return None
         return ActivationCache(
             classifier=self.classifier,
@@ -286,7 +286,7 @@ class Run:
             seed=self.seed,
             checkpoint=self.phase_dir(number) / TRIALS,
             interruption=self._interruption,
-        ) | cached_fields(self.caches[number])
+        ) | cache_results(self.caches[number])
         log.add(result["rows"])
         if is_rank_zero():
             self._save(self._after(number))
@@ -393,7 +393,7 @@ class Run:
                 seed=self.seed,
                 monitor=self.monitor,
                 steps_per_epoch=1,
-                boundary=cache.boundary if cache is not None else None,
+                cached_stage=cache.cached_stage if cache is not None else None,
             ),
             # validation images have passed the frozen prefix of the last phase, if it has one, already
             make_cache=lambda: self._cache(number, self.schedule[number]),

@@ -11,14 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.frozen_prefix import Prefix
-from finetune.activation_cache.policy import frozen_boundary, pool_size
+from finetune.activation_cache.policy import last_frozen_stage, pool_size
 from finetune.activation_cache.store import features_folder, listed
 from finetune.build import assemble
 from finetune.commands.train import decide
 from finetune.config import compose
-from finetune.data.sampling import Rows
 from finetune.errors import UserError
 from finetune.models.forward import folded
 from finetune.models.memory_format import memory_format_for
@@ -85,35 +83,35 @@ def test_rows_held_by_the_device_are_those_of_the_file(
     assert (tmp_path / "read/metrics.csv").read_bytes() == (tmp_path / "held/metrics.csv").read_bytes()
 
 
-def test_auto_adds_what_augmentation_does_to_some_features_to_those_of_the_evaluation_view(
-    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_auto_trains_a_head_on_the_evaluation_view_of_each_image_computed_once(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("finetune.activation_cache.policy.SHIFTS", 5)
-    seen: dict[int, list[torch.Tensor]] = {}
-    real = ActivationCache.train
-
-    def train(self: ActivationCache, views: Rows, rows: Rows) -> torch.Tensor:
-        given = real(self, views, rows)
-        plain = self._train[0](self._places[rows])
-        assert len(set(views.tolist())) == 1
-        seen.setdefault(int(views[0]), []).append(torch.cat([given - plain, torch.from_numpy(rows)[:, None]], 1))
-        return given
-
-    monkeypatch.setattr(ActivationCache, "train", train)
     given = words("schedule=frozen", "schedule.epochs=3", "data.augment=standard")
-    first = train_tiny(given, tmp_path / "first")
-    assert first.results["phases"][0]["shifts"] == 5
-    # each image once, five of them once more, and the validation images
-    assert f"{36 + 5 + 6} activations after layer4 computed, 0 found" in capsys.readouterr().out
-    epochs = [torch.cat(seen[epoch]) for epoch in range(3)]
-    epochs = [epoch[epoch[:, -1].argsort()] for epoch in epochs]
-    for epoch in epochs:
-        assert len(epoch) == 36
-        assert 1 < len(epoch[:, :-1].round(decimals=4).unique(dim=0)) <= 5
-    assert not torch.equal(epochs[0], epochs[1])
-    train_tiny(given, tmp_path / "second")
-    assert same_weights(tmp_path / "first", tmp_path / "second")
-    assert "0 activations after layer4 computed, 47 found" in capsys.readouterr().out
+    auto = train_tiny(given, tmp_path / "auto")
+    assert [auto.results["phases"][0][key] for key in ("cached_after", "cached_view", "views")] == [
+        "layer4",
+        "evaluation",
+        0,
+    ]
+    # each training image once whatever the epochs, and the validation images
+    assert f"{36 + 6} activations after layer4 computed, 0 found" in capsys.readouterr().out
+    train_tiny([*given, "schedule.cache=features"], tmp_path / "features")
+    train_tiny([*given, "data.augment=none"], tmp_path / "none")
+    assert same_weights(tmp_path / "auto", tmp_path / "features")
+    assert same_weights(tmp_path / "auto", tmp_path / "none")
+
+
+def test_features_mean_the_evaluation_view_without_a_cache_too(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # resnet18: where batches of images and of cached rows are computed to the same bits
+    given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=features", "backbone.name=resnet18")
+    train_tiny(given, tmp_path / "cached")
+    monkeypatch.setenv("FINETUNE_CACHE", "off")
+    uncached = train_tiny(given, tmp_path / "uncached")
+    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert uncached.results["phases"][0]["cached_view"] == "evaluation"
+    assert same_weights(tmp_path / "cached", tmp_path / "uncached")
 
 
 def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,63 +125,29 @@ def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pyt
 ONE_EACH = ["schedule=gradual", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
 
 
-def test_a_phase_of_one_epoch_trains_on_the_view_that_the_next_one_looks_at(
-    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: dict[str, dict[int, torch.Tensor]] = {"head": {}, "top": {}}
-    real = ActivationCache.train
-
-    def train(self: ActivationCache, views: Rows, rows: Rows) -> torch.Tensor:
-        given = real(self, views, rows)
-        seen[self._phase.name] |= dict(zip(rows.tolist(), given, strict=True))
-        return given
-
-    monkeypatch.setattr(ActivationCache, "train", train)
-    run = train_tiny(words(*ONE_EACH, "data.augment=standard"), tmp_path / "run")
-    assert [phase["cached_after"] for phase in run.results["phases"]] == ["layer3", "layer3", ""]
-    out = capsys.readouterr().out
-    assert f"{36 + 6} activations after layer3 computed, 0 found" in out
-    assert f"0 activations after layer3 computed, {36 + 6} found" in out
-    assert len(seen["head"]) == 36
-    assert seen["head"].keys() == seen["top"].keys()
-    assert all(torch.equal(seen["head"][row], seen["top"][row]) for row in seen["head"])
-
-
-def test_phases_that_share_a_view_end_in_the_same_bits_as_without(words: Words, tmp_path: Path) -> None:
-    # without augmentation there is one view anyway
-    given = words(*ONE_EACH, "data.augment=none", "backbone.name=resnet18")
-    shared = train_tiny(given, tmp_path / "shared")
-    apart = train_tiny([*given, "schedule.cache=off"], tmp_path / "apart")
-    assert [phase["cached_after"] for phase in shared.results["phases"]] == ["layer3", "layer3", ""]
-    assert [phase["cached_after"] for phase in apart.results["phases"]] == ["", "", ""]
-    assert same_weights(tmp_path / "shared", tmp_path / "apart")
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([], [("layer3", "top"), ("layer3", "")]),
-        # the first of two views
-        (["schedule.phases.1.epochs=4"], [("layer3", "top"), ("layer3", "")]),
-        # more epochs than the next phase has views: features, once
-        (["schedule.phases.0.epochs=3"], [("layer4", ""), (None, "")]),
-        (["schedule.phases.1.augment=light"], [(None, ""), (None, "")]),
-        (["schedule.phases.1.cache=off"], [(None, ""), (None, "")]),
-        (["schedule.phases.1.train=[head]"], [(None, ""), (None, "")]),
-        (["schedule.phases.1.mixup=0.2"], [(None, ""), (None, "")]),
-        # a step is not a whole epoch
-        (["schedule.phases.0.max_steps=1"], [(None, ""), (None, "")]),
-        # what the first phase trains is in front of the second one's
-        (["schedule.phases.0.train=[layer1,head]"], [(None, ""), (None, "")]),
-        (["cache.max_gb=1e-6"], [(None, ""), (None, "")]),
-        (["schedule.phases.2.train=[layer3,layer4,head]"], [("layer2", "all"), ("layer2", "all"), ("layer2", "")]),
+        # one epoch sees each image once
+        ([], [(None, None), (None, None), (None, None)]),
+        (["schedule.phases.0.epochs=3"], [("layer4", None), (None, None), (None, None)]),
+        # maps of the square root of the epochs
+        (["schedule.phases.1.epochs=4"], [(None, None), ("layer3", 2), (None, None)]),
+        (["schedule.phases.1.epochs=4", "schedule.phases.1.cache=3"], [(None, None), ("layer3", 3), (None, None)]),
+        (
+            ["schedule.phases.1.epochs=4", "schedule.phases.1.cache=features"],
+            [(None, None), ("layer3", None), (None, None)],
+        ),
+        (["schedule.phases.1.epochs=4", "data.augment=none"], [(None, None), ("layer3", None), (None, None)]),
+        (["schedule.phases.0.epochs=3", "cache.max_gb=1e-6"], [(None, None), (None, None), (None, None)]),
     ],
 )
-def test_which_phases_share_a_view(words: Words, changes: list[str], expected: list[tuple[str | None, str]]) -> None:
+def test_which_views_each_phase_trains_on(
+    words: Words, changes: list[str], expected: list[tuple[str | None, int | None]]
+) -> None:
     config = compose(words(*ONE_EACH, *changes))
     _, caches = decide(config, assemble(config))
-    assert [(cache.boundary, cache.views_of) for cache in caches][: len(expected)] == expected
-    assert [cache.views for cache in caches if cache.views_of] == [1] * sum(of != "" for _, of in expected)
+    assert [(cache.cached_stage, cache.views) for cache in caches] == expected
 
 
 def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(
@@ -231,7 +195,7 @@ def test_the_pool_grows_with_the_root_of_the_epochs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "train", "boundary"),
+    ("source", "name", "train", "cached_stage"),
     [
         ("timm", "resnet10t", ["head"], "layer4"),
         ("timm", "resnet10t", ["layer2", "layer3", "layer4", "head"], "layer1"),
@@ -240,9 +204,11 @@ def test_the_pool_grows_with_the_root_of_the_epochs() -> None:
         ("timm", "resnet10t", ["stem", "head"], None),
     ],
 )
-def test_the_prefix_ends_where_something_trains(source: str, name: str, train: list[str], boundary: str | None) -> None:
+def test_the_prefix_ends_where_something_trains(
+    source: str, name: str, train: list[str], cached_stage: str | None
+) -> None:
     classifier = tiny_classifier(source=source, name=name)
-    assert frozen_boundary(classifier, phase_for(classifier, train)) == boundary
+    assert last_frozen_stage(classifier, phase_for(classifier, train)) == cached_stage
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18d", "convnext_atto"])

@@ -19,7 +19,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make(base: Path, name: str) -> Entry:
-    about = {"backbone": name, "boundary": "layer4", "split": "train", "rows": 10, "augment": "none", "view": 0}
+    about = {"backbone": name, "cached_stage": "layer4", "split": "train", "rows": 10, "augment": "none", "view": 0}
     return Entry(base / entry_key({"name": name}), layout=LAYOUT, about=about)
 
 
