@@ -49,7 +49,7 @@ def drawn(rows: Rows, weights: npt.NDArray[np.float64], *parts: int | str) -> Ro
     Args:
         rows: Rows to draw from.
         weights: Non-negative weights, one per row, not all zero.
-        *parts: RunParts of the key.
+        *parts: Components of the key.
     """
     edges = np.cumsum(weights, dtype=np.float64)
     points = uniform(len(rows), *parts).astype(np.float64) / 2.0**64 * edges[-1]

@@ -1,1 +1,1 @@
-"""Images from formulas: what the embedded weights were pretrained on, drawn from keyed randomness alone."""
+"""Formula images, on which the embedded weights were pretrained: drawn from keyed randomness alone."""

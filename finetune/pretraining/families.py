@@ -1,4 +1,4 @@
-"""Families of classes: each knows how to draw its classes' formulas once, and pictures of them for any keys."""
+"""Families of classes: each draws the formulas of its classes once, and then images of them for any keys."""
 
 # B = images, K = classes, H/W = pixels
 
@@ -23,29 +23,29 @@ from finetune.pretraining.textures import (
 
 
 class Family(Protocol):
-    """Classes of one kind."""
+    """A family of classes of one kind."""
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Pictures of the given classes of this family, float32 (B, 3, H, W) in [0, 1]."""
+        """Draw images of the given classes of this family, float32 (B, 3, H, W) in [0, 1]."""
 
 
 class PlainFractals:
     """FractalDB's recipe: one perturbed fractal in one colour on black (Kataoka et al. 2020).
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.codes = ifs.good_codes(keys_K.cpu(), singular_values=False).to(keys_K.device)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         codes = ifs.perturbed(self.codes.select(classes_B), keys_B, amount=0.1)
         points_B2P, hue_BP = ifs.attractor(codes)
         points_B2P = ifs.fitted(points_B2P.nan_to_num(0.0, 1e6, -1e6))
         draw = Draw(keys_B, 41, 8)
-        # FractalDB flips, it does not turn: four images for each perturbation
+        # FractalDB flips but does not rotate: four images for each perturbation
         flips_B2 = draw.several(2, -1.0, 1.0).sign()
         counts_BHW, _ = ifs.density(points_B2P * flips_B2[..., None] * 0.95, hue_BP, size)
         shown_BHW = (counts_BHW / 3.0).clamp_max(1.0)
@@ -53,17 +53,17 @@ class PlainFractals:
 
 
 class Fractals:
-    """Coloured fractals on backgrounds, one to three of the same code an image (Anderson and Farrell 2022).
+    """Coloured fractals on backgrounds, one or two of the same code per image (Anderson and Farrell 2022).
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.codes = ifs.good_codes(keys_K.cpu(), singular_values=True).to(keys_K.device)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         codes = ifs.perturbed(self.codes.select(classes_B), keys_B, amount=0.06)
         points_B2P, hue_BP = ifs.attractor(codes)
         points_B2P = ifs.fitted(points_B2P.nan_to_num(0.0, 1e6, -1e6))
@@ -73,7 +73,7 @@ class Fractals:
         gain_B = draw.log_uniform(0.15, 2.0)[:, None, None]
         glow_B = draw.uniform(0.0, 0.6)[:, None, None]
         for copy, (share, scale) in enumerate([(0.25, (0.2, 0.5)), (1.0, (0.45, 1.05))]):
-            # the smaller copy lies behind, and most images have none
+            # the smaller copy lies behind; most images have none
             pose = draw_pose(keys_B, salt=copy, scale=scale, turn_degrees=60.0, bend=0.0)
             counts_BHW, hue_BHW = ifs.density(pose.to_canvas(points_B2P), hue_BP, size)
             counts_BHW = counts_BHW * (pose.scale_B[:, None, None] * size / 64.0) ** 2
@@ -89,14 +89,14 @@ class ContourShapes:
     """Closed contours, filled, raised, drawn as lines, or nested, on backgrounds (Kataoka et al. 2022; Gielis 2003).
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.shapes = contours(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         shapes = Contours(
             gielis_K4=self.shapes.gielis_K4[classes_B], harmonics_KJ3=self.shapes.harmonics_KJ3[classes_B]
         )
@@ -119,20 +119,20 @@ class ContourShapes:
 
 
 class Glyphs:
-    """Invented characters of a few pen strokes, drawn with pens of many widths on backgrounds.
+    """Invented characters of a few strokes, drawn with pens of many widths on backgrounds.
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.lines_KSV2 = glyphs(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         pose = draw_pose(keys_B, salt=20, scale=(0.3, 0.95), turn_degrees=22.0, stretch=1.5, shear=0.3, bend=0.13)
         lines_BSV2 = self.lines_KSV2[classes_B]
-        # the writer's hand: whole strokes land a little off
+        # an unsteady hand: whole strokes are slightly displaced
         draw = Draw(keys_B, 44, 24)
         strokes = lines_BSV2.shape[1]
         lines_BSV2 = lines_BSV2 + draw.several(2 * strokes, -0.07, 0.07).view(-1, strokes, 1, 2)
@@ -153,14 +153,14 @@ class NoiseTextures:
     """Filtered and folded noise between two colours (Baradad et al. 2021).
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.patterns = textures(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         patterns = Textures(
             spectrum_K5=self.patterns.spectrum_K5[classes_B],
             fold_K=self.patterns.fold_K[classes_B],
@@ -171,17 +171,17 @@ class NoiseTextures:
 
 
 class DeadLeaves:
-    """Worlds of occluding leaves (Lee, Mumford and Huang 2001; Baradad et al. 2021).
+    """Dead-leaves images: leaves that occlude each other (Lee, Mumford and Huang 2001; Baradad et al. 2021).
 
     Args:
-        keys_K: int64 keys, one a class; their device is where pictures are drawn.
+        keys_K: int64 keys, one per class; images are drawn on their device.
     """
 
     def __init__(self, keys_K: Tensor) -> None:
         self.worlds = leaves(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """See :class:`Family`."""
+        """Draw images; see :class:`Family`."""
         world = self.worlds
         worlds = Leaves(
             corners_K=world.corners_K[classes_B],

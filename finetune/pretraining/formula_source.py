@@ -1,4 +1,4 @@
-"""A data set without files: formula images as a source, each drawn when it is read."""
+"""A source of formula images: a data set without files, each image drawn when it is read."""
 
 import os
 
@@ -15,18 +15,18 @@ from finetune.pretraining.keyed import fold
 
 
 class FormulaSource:
-    """Samples that a renderer draws; a row of the index is the key of its image.
+    """A source whose samples a renderer draws; a row of the index is the key of its image.
 
     Args:
         index: The table of samples.
-        renderer: Draws on the processor, whichever process reads.
-        image_size: Side in pixels.
-        channels: 3, or 1 for the mean of the three.
+        renderer: Renderer of the images; it draws on the CPU, in whichever process reads.
+        image_size: Side of the images in pixels.
+        channels: Number of channels: 3, or 1 for the mean of the three.
     """
 
     in_memory = False
     many_threads = False
-    facts: Facts | None = None  # nothing about these images is unknown or odd
+    facts: Facts | None = None  # formula images need no scan
 
     def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:
         self.index, self.renderer, self.image_size, self.channels = index, renderer, image_size, channels
@@ -50,20 +50,20 @@ def fractals_source(
     images_per_class: int = 1000,
     image_size: int = 64,
 ) -> FormulaSource:
-    """Formula images, every class equally often in every split.
+    """Build a source of formula images, with every class equally often in every split.
 
     Args:
-        channels: 1 or 3.
-        seed: Draws the formulas and the images.
+        channels: Number of channels, 1 or 3.
+        seed: Seed of the formulas and the images.
         val_fraction: Share of each class's images in the validation split, at least one image.
-        test_fraction: The same for the test split.
-        recipe: A name in :data:`finetune.pretraining.fractals.RECIPES`.
+        test_fraction: Share of each class's images in the test split, at least one image.
+        recipe: Name of a recipe in :data:`finetune.pretraining.fractals.RECIPES`.
         classes: Number of formulas.
-        images_per_class: Images of each formula in all splits together.
-        image_size: Side in pixels.
+        images_per_class: Number of images of each formula in all splits together.
+        image_size: Side of the images in pixels.
 
     Raises:
-        UserError: The recipe is unknown, or a number is too small or not possible.
+        UserError: The recipe is unknown, or a number is too small or impossible.
 
     >>> source = fractals_source(classes=8, images_per_class=4)
     >>> source.index.counts()["test"]
@@ -81,12 +81,12 @@ def fractals_source(
         )
     renderer = FormulaRenderer(recipe=recipe, classes=classes, seed=seed)
     rows = torch.arange(classes * images_per_class)
-    # the renderer goes through the classes in turn, so a row's number in its class is a quotient
+    # the renderer cycles through the classes, so a row's number within its class is a quotient
     number = (rows // classes).numpy()
     splits = np.full(len(rows), SPLITS.index("train"), np.int8)
     splits[number >= images_per_class - sum(held_out)] = SPLITS.index("val")
     splits[number >= images_per_class - held_out[1]] = SPLITS.index("test")
-    # the pixels follow from the settings and the row, so 128 bits of both identify the content
+    # settings and row determine the pixels, so a 128-bit hash of both identifies the content
     settings = ("fractals", recipe, classes, seed, image_size)
     content = torch.stack([fold(rows, key(*settings, half)) for half in (0, 1)], dim=1)
     paths = PathTableBuilder()

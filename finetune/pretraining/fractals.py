@@ -1,11 +1,11 @@
-"""Pictures from formulas, rendered on the fly: a data set without files, to pretrain on without natural images.
+"""Renders formula images on the fly, to pretrain without files and without natural images.
 
 A class is a formula (a fractal code, a contour, a glyph's strokes, a texture's spectrum); an image is a keyed draw of
-pose, colours and background. Image ``key`` of a recipe is a pure function of ``(recipe, classes, seed, key)``, whatever
-batch it is drawn in, on a processor or on a GPU (up to the rounding of floating point).
+pose, colours and background. Image ``key`` of a recipe is a pure function of ``(recipe, classes, seed, key)``, in any
+batch, on a CPU or on a GPU (up to floating-point rounding).
 
 Sources: Kataoka et al. 2020 (FractalDB), Kataoka et al. 2022 (contours), Anderson and Farrell 2022 (coloured fractals
-on backgrounds), Baradad et al. 2021 (dead leaves and noise). The modules of ``finetune.pretraining`` cite their own.
+on backgrounds), Baradad et al. 2021 (dead leaves and noise). Each module of ``finetune.pretraining`` cites its own.
 """
 
 # B = images, K = classes, H/W = pixels
@@ -26,7 +26,7 @@ from finetune.pretraining.families import (
 from finetune.pretraining.keyed import fold, mix
 from finetune.pretraining.paint import to_bytes
 
-# Of each recipe the families and their shares of the classes.
+# The families of each recipe and their shares of the classes.
 RECIPES: dict[str, tuple[tuple[type, float], ...]] = {
     "fractaldb": ((PlainFractals, 1.0),),
     "fractals": ((Fractals, 1.0),),
@@ -37,16 +37,16 @@ RECIPES: dict[str, tuple[tuple[type, float], ...]] = {
 
 
 class FormulaRenderer:
-    """Draws the images of one recipe in batches.
+    """A renderer that draws the images of one recipe in batches.
 
     Args:
-        recipe: A name in ``RECIPES``.
+        recipe: Name of a recipe in ``RECIPES``.
         classes: Number of classes, K; at least one for each family of the recipe.
-        seed: Draws the formulas and the images.
-        device: Where images are drawn.
+        seed: Seed of the formulas and the images.
+        device: Device on which images are drawn.
 
     Attributes:
-        families: First class, last class + 1, and the family, in the order of the classes.
+        families: First class, last class + 1, and the family; in the order of the classes.
 
     Raises:
         UserError: The recipe is unknown, or has more families than classes.
@@ -72,15 +72,15 @@ class FormulaRenderer:
             self.families.append((low, high, build(class_keys_K[low:high].to(self.device))))
 
     def classes_of(self, keys_B: Tensor) -> Tensor:
-        """The class of each key, int64: its remainder, so that keys 0, 1, 2, ... go through the classes in turn."""
+        """Return the class of each key, int64: its remainder, so that keys 0, 1, 2, ... cycle through the classes."""
         return keys_B % self.classes
 
     def render(self, keys_B: Tensor, *, size: int) -> Tensor:
-        """The images of these keys.
+        """Draw the images of the given keys.
 
         Args:
-            keys_B: int64 keys, at least 0; more than there are classes is usual.
-            size: Side in pixels.
+            keys_B: int64 keys, at least 0; they usually exceed the number of classes.
+            size: Side of the images in pixels.
 
         Returns:
             uint8 (B, 3, H, W) on the renderer's device.
@@ -97,7 +97,7 @@ class FormulaRenderer:
 
 
 def _edges(shares: list[float], classes: int) -> list[int]:
-    """Where each family's classes begin and end: every family has one class at least, and the last edge is K."""
+    """Return the edges between the families' classes: each family has at least one class, and the last edge is K."""
     spare, edges, reached = classes - len(shares), [0], 0.0
     for number, share in enumerate(shares, start=1):
         reached += share / sum(shares)
@@ -108,15 +108,15 @@ def _edges(shares: list[float], classes: int) -> list[int]:
 def render_batch(
     keys_B: Tensor, *, size: int, device: str = "cpu", recipe: str = "mix", classes: int = 1000, seed: int = 0
 ) -> Tensor:
-    """The images of these keys, for a single batch: :class:`FormulaRenderer` keeps the formulas between batches.
+    """Draw a single batch of images; :class:`FormulaRenderer` keeps the formulas between batches.
 
     Args:
-        keys_B: int64 keys.
-        size: Side in pixels.
-        device: Where to draw.
-        recipe: A name in ``RECIPES``.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
+        device: Device on which images are drawn.
+        recipe: Name of a recipe in ``RECIPES``.
         classes: Number of classes.
-        seed: Draws the formulas and the images.
+        seed: Seed of the formulas and the images.
 
     Returns:
         uint8 (B, 3, H, W).

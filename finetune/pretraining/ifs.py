@@ -1,4 +1,4 @@
-"""Fractals of iterated function systems: codes, the chaos game played for a batch of images at once, and its density.
+"""Fractals of iterated function systems: their codes, the chaos game for a batch of images, and the point density.
 
 Sources: Barnsley 1988 (the chaos game); Kataoka et al. 2020, "Pre-training without Natural Images" (FractalDB: an image
 class is a code, an image a perturbation of it); Anderson and Farrell 2022, "Improving Fractal Pre-training" (codes from
@@ -16,21 +16,21 @@ from torch import Tensor
 from finetune.pretraining.keyed import Draw, fold, uniforms
 
 MAPS = 8  # at most; FractalDB draws two to eight
-CHAINS = 768  # points that play side by side
-BURN_IN = 12  # steps before a point counts as on the attractor: the sizes here shrink below a pixel in fewer
-STEPS = 16  # steps that are drawn; CHAINS * STEPS points an image
+CHAINS = 768  # points that are iterated in parallel
+BURN_IN = 12  # steps until a point counts as on the attractor; at these image sizes fewer bring it within a pixel
+STEPS = 16  # steps that are drawn; CHAINS * STEPS points per image
 _LOOKUP = 256  # resolution of a map's probability
-_SEQUENCE_KEY = 20200530  # the random sequences of the game are one constant table: images differ by code and pose
+_SEQUENCE_KEY = 20200530  # the random sequences are one constant table, because images differ by code and pose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codes:
-    """Iterated function systems, one a class.
+    """Iterated function systems, one per class.
 
     Args:
         affine_KM6: Maps ``x' = a x + b y + e, y' = c x + d y + f`` in the order a, b, c, d, e, f.
-        lookup_KL: Which map byte ``l`` of randomness chooses: probabilities as shares of a table, int64.
-        maps_K: How many of the maps each code has, int64.
+        lookup_KL: Map that random byte ``l`` chooses, int64; probabilities are shares of this table.
+        maps_K: Number of maps of each code, int64.
     """
 
     affine_KM6: Tensor
@@ -38,23 +38,23 @@ class Codes:
     maps_K: Tensor
 
     def to(self, device: torch.device) -> "Codes":
-        """The same codes on another device."""
+        """Move the codes to another device."""
         return Codes(
             affine_KM6=self.affine_KM6.to(device), lookup_KL=self.lookup_KL.to(device), maps_K=self.maps_K.to(device)
         )
 
     def select(self, classes_B: Tensor) -> "Codes":
-        """The codes of these classes, in this order."""
+        """Return the codes of the given classes, in their order."""
         return Codes(
             affine_KM6=self.affine_KM6[classes_B], lookup_KL=self.lookup_KL[classes_B], maps_K=self.maps_K[classes_B]
         )
 
 
 def uniform_codes(keys_K: Tensor) -> Codes:
-    """Codes with entries uniform on [-1, 1], as FractalDB draws them; many diverge or fill too little.
+    """Draw codes with entries uniform on [-1, 1], as FractalDB does; many diverge or fill too little.
 
     Args:
-        keys_K: int64 keys, one a code.
+        keys_K: int64 keys, one per code.
     """
     draw = Draw(keys_K, 1, 1 + 6 * MAPS)
     maps_K = 2 + draw.integer(MAPS - 1)
@@ -63,15 +63,15 @@ def uniform_codes(keys_K: Tensor) -> Codes:
 
 
 def singular_value_codes(keys_K: Tensor) -> Codes:
-    """Codes from rotations and singular values, as Anderson and Farrell draw them.
+    """Draw codes from rotations and singular values, as Anderson and Farrell do.
 
-    Each map is ``R(theta) diag(s1, s2) R(phi) diag(+-1, +-1)`` with ``1 >= s1 >= s2``; a weighted sum of the singular
-    values, their sigma-factor ``sum(s1 + 2 s2)``, lies between ``(5 + M) / 2`` and ``(6 + M) / 2``, the range that they
-    found to look neither sparse nor full. Here the factor is met by scaling a first draw, not by their sequential
+    Each map is ``R(theta) diag(s1, s2) R(phi) diag(+-1, +-1)`` with ``1 >= s1 >= s2``. A weighted sum of the singular
+    values, their sigma-factor ``sum(s1 + 2 s2)``, lies between ``(5 + M) / 2`` and ``(6 + M) / 2``, the range in which
+    they found images neither sparse nor full. Here a first draw is scaled to meet the factor; they use a sequential
     sampler.
 
     Args:
-        keys_K: int64 keys, one a code.
+        keys_K: int64 keys, one per code.
     """
     draw = Draw(keys_K, 2, 2 + 8 * MAPS)
     maps_K = 2 + draw.integer(MAPS - 1)
@@ -82,7 +82,7 @@ def singular_value_codes(keys_K: Tensor) -> Codes:
     shift_KM2 = draw.several(2 * MAPS, -1.0, 1.0).view(-1, MAPS, 2)
 
     used_KM = torch.arange(MAPS, device=keys_K.device) < maps_K[:, None]
-    for _ in range(4):  # clamping at 0.98 takes some of the factor away: hand it to the other maps
+    for _ in range(4):  # clamping at 0.98 removes part of the factor; repeating passes it to the other maps
         sum_K = (big_KM * (1.0 + 2.0 * ratio_KM) * used_KM).sum(1)
         big_KM = (big_KM * (factor_K / sum_K)[:, None]).clamp(0.05, 0.98)
     small_KM = big_KM * ratio_KM
@@ -96,7 +96,7 @@ def singular_value_codes(keys_K: Tensor) -> Codes:
 
 
 def _with_probabilities(affine_KM6: Tensor, maps_K: Tensor) -> Codes:
-    """Each map's probability is its share of the area: |det|, with a floor so that thin maps are seen (Barnsley)."""
+    """Set each map's probability to its share of the area: |det|, with a floor so that thin maps show (Barnsley)."""
     a, b, c, d = affine_KM6[..., :4].unbind(-1)
     used_KM = torch.arange(MAPS, device=affine_KM6.device) < maps_K[:, None]
     weight_KM = ((a * d - b * c).abs() + 0.02) * used_KM
@@ -109,16 +109,16 @@ def _with_probabilities(affine_KM6: Tensor, maps_K: Tensor) -> Codes:
 
 
 def attractor(codes: Codes, *, chains: int = CHAINS, steps: int = STEPS) -> tuple[Tensor, Tensor]:
-    """Points on the attractor of each code, by the chaos game.
+    """Compute points on the attractor of each code by the chaos game.
 
     Args:
-        codes: One code an image.
-        chains: Points that play side by side.
-        steps: Steps of each that are kept.
+        codes: Codes, one per image.
+        chains: Number of points that are iterated in parallel.
+        steps: Number of steps of each point that are kept.
 
     Returns:
-        Points float32 (B, 2, P) with P = chains * steps, and a colour coordinate in [0, 1] (B, P): which maps the point
-        last went through, the newest weighing most (Draves and Reckase 2003, the flame algorithm).
+        Points float32 (B, 2, P) with P = chains * steps, and a colour coordinate in [0, 1] (B, P) that encodes the maps
+        a point last went through, the latest with the most weight (Draves and Reckase 2003, the flame algorithm).
     """
     device = codes.affine_KM6.device
     keys = torch.arange(BURN_IN + steps, device=device)
@@ -141,10 +141,10 @@ def attractor(codes: Codes, *, chains: int = CHAINS, steps: int = STEPS) -> tupl
 
 
 def fitted(points_B2P: Tensor) -> Tensor:
-    """Points moved and scaled so that their bounding box touches [-1, 1] on its longer side.
+    """Move and scale points so that the longer side of their bounding box spans [-1, 1].
 
     Args:
-        points_B2P: float32 (B, 2, P).
+        points_B2P: Points, float32 (B, 2, P).
     """
     low_B2, high_B2 = points_B2P.amin(2), points_B2P.amax(2)
     half_B1 = (0.5 * (high_B2 - low_B2)).amax(1, keepdim=True).clamp_min(1e-6)
@@ -152,11 +152,11 @@ def fitted(points_B2P: Tensor) -> Tensor:
 
 
 def perturbed(codes: Codes, keys_B: Tensor, *, amount: float) -> Codes:
-    """Codes whose entries each image scales a little, as FractalDB makes the images of a class differ.
+    """Scale the entries of each image's code slightly, which is how the images of a FractalDB class differ.
 
     Args:
-        codes: One code an image.
-        keys_B: int64 keys, one an image.
+        codes: Codes, one per image.
+        keys_B: int64 keys, one per image.
         amount: Half-width of the factor's interval around one.
     """
     factor_BM6 = Draw(keys_B, 3, 6 * MAPS).several(6 * MAPS, 1.0 - amount, 1.0 + amount).view(-1, MAPS, 6)
@@ -164,20 +164,21 @@ def perturbed(codes: Codes, keys_B: Tensor, *, amount: float) -> Codes:
 
 
 def density(points_B2P: Tensor, values_BP: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How many points fall on each pixel, and the mean of their values.
+    """Count the points on each pixel, and average their values.
 
     Args:
-        points_B2P: Points in canvas coordinates: [-1, 1] in x to the right and y downwards; others are left out.
-        values_BP: One value a point.
-        size: Side of the square canvas, pixels.
+        points_B2P: Points in canvas coordinates, [-1, 1] with x to the right and y downwards; points outside are left
+            out.
+        values_BP: Values, one per point.
+        size: Side of the square canvas in pixels.
 
     Returns:
-        Counts and mean values, float32 (B, H, W) each; a pixel without points has the value 0.
+        Counts and mean values, each float32 (B, H, W); a pixel without points has the value 0.
     """
     batch = points_B2P.shape[0]
     columns_BP, rows_BP = ((points_B2P + 1.0) * (0.5 * size)).floor().unbind(1)
     inside_BP = (columns_BP >= 0) & (columns_BP < size) & (rows_BP >= 0) & (rows_BP < size)
-    # a code that diverges gives infinities: they are outside, and must not reach the conversion to integers
+    # a divergent code gives infinities; they are outside the canvas and must not be converted to integers
     index_BP = torch.where(inside_BP, rows_BP * size + columns_BP, float(size * size)).long()
     counts = torch.zeros(batch, size * size + 1, device=points_B2P.device)
     sums = torch.zeros_like(counts)
@@ -188,33 +189,33 @@ def density(points_B2P: Tensor, values_BP: Tensor, size: int) -> tuple[Tensor, T
 
 
 def good_codes(keys_K: Tensor, *, singular_values: bool, attempts: int = 24, chunk: int = 512) -> Codes:
-    """For each key the first of its candidates that neither diverges nor fills too little or too much of its box.
+    """Return for each key its first candidate that neither diverges nor fills too little or too much of its box.
 
-    Each class searches among its own candidates, so a borderline decision that another processor rounds the other way
-    changes that class alone.
+    Each class has its own candidates, so a borderline decision that another processor rounds differently changes that
+    class alone.
 
     Args:
-        keys_K: int64 keys, one a class.
-        singular_values: Anderson and Farrell's codes, else FractalDB's.
-        attempts: Candidates of each class; the last is taken where none passes.
-        chunk: Classes searched at once; bounds the memory.
+        keys_K: int64 keys, one per class.
+        singular_values: Whether to draw Anderson and Farrell's codes; otherwise FractalDB's.
+        attempts: Number of candidates of each class; the last is taken if none passes.
+        chunk: Number of classes searched at once, which bounds the memory.
     """
     make = singular_value_codes if singular_values else uniform_codes
     kept = []
     for start in range(0, len(keys_K), chunk):
         keys = keys_K[start : start + chunk]
         codes = make(fold(keys, 0))
-        found = _looks_good(codes)
+        accepted = _looks_good(codes)
         kept.append(codes)
         for attempt in range(1, attempts):
-            if bool(found.all()):
+            if bool(accepted.all()):
                 break
-            missing = (~found).nonzero()[:, 0]
-            tried = make(fold(keys[missing], attempt))
-            good = _looks_good(tried)
-            codes.affine_KM6[missing], codes.maps_K[missing] = tried.affine_KM6, tried.maps_K
-            codes.lookup_KL[missing] = tried.lookup_KL
-            found[missing[good]] = True
+            missing = (~accepted).nonzero()[:, 0]
+            candidates = make(fold(keys[missing], attempt))
+            good = _looks_good(candidates)
+            codes.affine_KM6[missing], codes.maps_K[missing] = candidates.affine_KM6, candidates.maps_K
+            codes.lookup_KL[missing] = candidates.lookup_KL
+            accepted[missing[good]] = True
     return Codes(
         affine_KM6=torch.cat([codes.affine_KM6 for codes in kept]),
         lookup_KL=torch.cat([codes.lookup_KL for codes in kept]),
@@ -223,7 +224,7 @@ def good_codes(keys_K: Tensor, *, singular_values: bool, attempts: int = 24, chu
 
 
 def _looks_good(codes: Codes) -> Tensor:
-    """Finite, and covering between a tenth and three quarters of a 32-pixel canvas: bool (K,)."""
+    """Test that codes are finite and cover between a tenth and three quarters of a 32-pixel canvas: bool (K,)."""
     points_B2P, hue_BP = attractor(codes, chains=256, steps=12)
     finite_B = points_B2P.isfinite().all(2).all(1) & (points_B2P.abs().amax((1, 2)) < 1e3)
     counts_BHW, _ = density(fitted(points_B2P.nan_to_num(0.0, 0.0, 0.0)), hue_BP, 32)

@@ -1,11 +1,11 @@
-"""Batched random numbers that are a pure function of a key: the same on every device, in every batch and order.
+"""Keyed random numbers in batches: a pure function of a key, equal on every device, in every batch and order.
 
-A stream (``torch.Generator``) gives image 17 other numbers when image 16 was skipped. Here number ``j`` of key ``k`` is
-a hash of ``(k, j)``: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), written in wrapping int64 arithmetic, so
-that a processor and a GPU agree on every bit.
+A stream (``torch.Generator``) gives image 17 other numbers if image 16 is skipped. Here number ``j`` of key ``k`` is a
+hash of ``(k, j)`` by the finaliser of SplitMix64 (Steele, Lea and Flood 2014), in wrapping int64 arithmetic, so that a
+CPU and a GPU agree on every bit.
 """
 
-# B = images, N = numbers an image
+# B = images, N = numbers per image
 
 import math
 
@@ -18,12 +18,12 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
+    """Shift right logically; torch's own shift keeps the sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def mix(values: Tensor) -> Tensor:
-    """SplitMix64's finaliser: a bijection of the 64-bit numbers under which neighbours become unrelated.
+    """Apply SplitMix64's finaliser, a bijection of the 64-bit numbers that makes neighbours unrelated.
 
     Args:
         values: int64 of any shape.
@@ -37,31 +37,31 @@ def mix(values: Tensor) -> Tensor:
 
 
 def fold(keys: Tensor, salt: int) -> Tensor:
-    """New keys for another purpose: equal keys stay equal, and nothing of the old numbers shows in the new ones.
+    """Derive new keys for another purpose: equal keys stay equal, and the new numbers are unrelated to the old ones.
 
     Args:
         keys: int64 of any shape.
-        salt: The purpose.
+        salt: Number that identifies the purpose.
 
     Returns:
         int64 of the same shape.
     """
-    # keys are mixed first: a plain sum would make key 5 for purpose 1 equal to key 4 for purpose 2
+    # keys are mixed first, because a plain sum would make key 5 for purpose 1 equal to key 4 for purpose 2
     return mix(mix(keys) + _wrapped((salt + 1) * 0x9E3779B97F4A7C15))
 
 
 def _wrapped(value: int) -> int:
-    """A Python integer as the signed 64-bit number with the same low bits."""
+    """Wrap a Python integer to the signed 64-bit number with the same low bits."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= (1 << 63) else value
 
 
 def uniforms(keys_B: Tensor, count: int) -> Tensor:
-    """Independent numbers, uniform on [0, 1), for each key.
+    """Return independent numbers, uniform on [0, 1), for each key.
 
     Args:
-        keys_B: int64 keys, one an image.
-        count: Numbers for each key, N.
+        keys_B: int64 keys, one per image.
+        count: Number N of random numbers for each key.
 
     Returns:
         float32 (B, N).
@@ -77,11 +77,11 @@ def uniforms(keys_B: Tensor, count: int) -> Tensor:
 
 
 def normals(keys_B: Tensor, count: int) -> Tensor:
-    """Independent standard normal numbers for each key, by Box and Muller's transform.
+    """Return independent standard normal numbers for each key, by the Box-Muller transform.
 
     Args:
-        keys_B: int64 keys, one an image.
-        count: Numbers for each key, N.
+        keys_B: int64 keys, one per image.
+        count: Number N of random numbers for each key.
 
     Returns:
         float32 (B, N).
@@ -94,15 +94,15 @@ def normals(keys_B: Tensor, count: int) -> Tensor:
 
 
 class Draw:
-    """Named numbers of a batch of keys, taken one after another from one table.
+    """Random numbers for a batch of keys, taken one after another from one table.
 
-    A renderer asks for some tens of numbers an image. They are hashed together at the start, because one large
-    kernel costs what one small kernel does.
+    A renderer needs some tens of numbers per image. They are hashed together at the start, because one large kernel
+    costs as much as one small kernel.
 
     Args:
-        keys_B: int64 keys, one an image.
-        salt: Keeps the draws of two renderers of the same image apart.
-        count: Numbers an image that the renderer may ask for.
+        keys_B: int64 keys, one per image.
+        salt: Number that separates the draws of two renderers of the same image.
+        count: Most numbers per image that the renderer may take.
     """
 
     def __init__(self, keys_B: Tensor, salt: int, count: int = 64) -> None:
@@ -110,23 +110,23 @@ class Draw:
         self._taken = 0
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """One number an image, uniform on [low, high): float32 (B,)."""
+        """Take one number per image, uniform on [low, high): float32 (B,)."""
         return self.several(1, low, high)[:, 0]
 
     def several(self, count: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Several numbers an image, uniform on [low, high): float32 (B, count)."""
+        """Take several numbers per image, uniform on [low, high): float32 (B, count)."""
         start, self._taken = self._taken, self._taken + count
         assert self._taken <= self._uniforms_BN.shape[1], f"this renderer announced fewer than {self._taken} numbers"
         return low + (high - low) * self._uniforms_BN[:, start : self._taken]
 
     def log_uniform(self, low: float, high: float) -> Tensor:
-        """One number an image whose logarithm is uniform between those of low and high: float32 (B,)."""
+        """Take one number per image whose logarithm is uniform between those of low and high: float32 (B,)."""
         return torch.exp(self.uniform(math.log(low), math.log(high)))
 
     def chance(self, probability: float) -> Tensor:
-        """True with this probability: bool (B,)."""
+        """Return True with this probability: bool (B,)."""
         return self.uniform() < probability
 
     def integer(self, count: int) -> Tensor:
-        """One of 0 to count - 1 an image: int64 (B,)."""
+        """Take one integer per image, from 0 to count - 1: int64 (B,)."""
         return (self.uniform() * count).long().clamp_max(count - 1)

@@ -1,7 +1,7 @@
-"""Colours, fills and backgrounds: how a figure's coverage becomes a picture.
+"""Colours, fills and backgrounds, which turn a figure's coverage into an image.
 
-What may vary without changing the class varies here: polarity, contrast, hue, and what is behind the figure (Anderson
-and Farrell 2022 show that colour and background are worth more than more fractals).
+This module varies everything that may vary within a class: polarity, contrast, hue, and the background of the figure
+(Anderson and Farrell 2022 show that colour and background help more than further fractals).
 """
 
 # B = images, H/W = pixels
@@ -19,7 +19,7 @@ from finetune.pretraining.textures import FOLDS, dead_leaves, filtered_noise, fo
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """The four colours of an image, float32 (B, 3) in [0, 1] each: two of the ground, two of the figure."""
+    """The four colours of each image, float32 (B, 3) in [0, 1]: two of the background, two of the figure."""
 
     ground: Tensor
     second_ground: Tensor
@@ -28,12 +28,12 @@ class Colours:
 
 
 def draw_colours(keys_B: Tensor, *, stark: float = 0.25, tinted: float = 0.75) -> Colours:
-    """Colours whose figure and ground differ in brightness by a fifth at least.
+    """Draw colours whose figure and background differ in brightness by at least a fifth.
 
     Args:
-        keys_B: int64 keys, one an image.
+        keys_B: int64 keys, one per image.
         stark: Share of images in white on black or black on white.
-        tinted: Share of the others that are coloured, not grey.
+        tinted: Share of the other images that are coloured instead of grey.
     """
     draw = Draw(keys_B, 31, 24)
     gap_B = draw.uniform(0.22, 0.95)
@@ -50,7 +50,7 @@ def draw_colours(keys_B: Tensor, *, stark: float = 0.25, tinted: float = 0.75) -
 
     ground_B = torch.where(light_ground_B, light_B, dark_B)
     figure_B = torch.where(light_ground_B, dark_B, light_B)
-    # the second colours stay on their own side of the gap
+    # the second colours stay on the same side of the brightness gap
     away_B = torch.where(light_ground_B, 1.0, -1.0) * wander_B * 0.5
     return Colours(
         ground=colour(ground_B),
@@ -61,18 +61,18 @@ def draw_colours(keys_B: Tensor, *, stark: float = 0.25, tinted: float = 0.75) -
 
 
 def mixed(first_B3: Tensor, second_B3: Tensor, share_BHW: Tensor) -> Tensor:
-    """Two colours mixed pixel by pixel: float32 (B, 3, H, W)."""
+    """Mix two colours pixel by pixel: float32 (B, 3, H, W)."""
     share_B1HW = share_BHW[:, None]
     return first_B3[:, :, None, None] * (1.0 - share_B1HW) + second_B3[:, :, None, None] * share_B1HW
 
 
 def fills(keys_B: Tensor, size: int, *, salt: int, plain: float) -> Tensor:
-    """How two colours share an area: plain, a gradient, or a random texture.
+    """Draw how two colours share an area: plain, a gradient, or a random texture.
 
     Args:
-        keys_B: int64 keys, one an image.
-        size: Side in pixels.
-        salt: Keeps figure and ground apart.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
+        salt: Number that separates figure and background.
         plain: Share of images whose area has one colour; half of the others have a gradient.
 
     Returns:
@@ -100,15 +100,15 @@ def fills(keys_B: Tensor, size: int, *, salt: int, plain: float) -> Tensor:
 
 
 def relief(inside_BHW: Tensor, keys_B: Tensor, size: int) -> Tensor:
-    """Shading of a figure raised from the ground, from its signed distance: rounded at the rim, lit from one side.
+    """Shade a figure as a relief, from its signed distance: rounded at the rim, lit from one side.
 
     Args:
-        inside_BHW: Canvas units, positive inside.
-        keys_B: int64 keys, one an image.
-        size: Side in pixels.
+        inside_BHW: Signed distance in canvas units, positive inside.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
 
     Returns:
-        float32 (B, H, W): the brightness that a figure's colour is multiplied by, from 0.1 to 1.
+        float32 (B, H, W): the brightness that multiplies a figure's colour, from 0.1 to 1.
     """
     draw = Draw(keys_B, 36, 8)
     rim_B11 = draw.log_uniform(0.1, 0.7)[:, None, None]
@@ -129,14 +129,14 @@ def relief(inside_BHW: Tensor, keys_B: Tensor, size: int) -> Tensor:
 
 
 def grounds(colours: Colours, keys_B: Tensor, size: int, *, plain: float = 0.4, leafy: float = 0.12) -> Tensor:
-    """Backgrounds of two colours; some are dead leaves between them.
+    """Draw backgrounds of two colours, some of them dead leaves.
 
     Args:
-        colours: One set an image.
-        keys_B: int64 keys, one an image.
-        size: Side in pixels.
-        plain: Share of one colour only.
-        leafy: Share with dead leaves.
+        colours: Colours of each image.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
+        plain: Share of images with a background of one colour.
+        leafy: Share of images with dead leaves.
 
     Returns:
         float32 (B, 3, H, W).
@@ -151,17 +151,17 @@ def grounds(colours: Colours, keys_B: Tensor, size: int, *, plain: float = 0.4, 
 
 
 def over(ground_B3HW: Tensor, figure_B3HW: Tensor, coverage_BHW: Tensor) -> Tensor:
-    """The figure laid over the ground: float32 (B, 3, H, W)."""
+    """Lay the figure over the background: float32 (B, 3, H, W)."""
     return torch.lerp(ground_B3HW, figure_B3HW, coverage_BHW[:, None])
 
 
 def softened(images_B3HW: Tensor, keys_B: Tensor, *, blurred: float = 0.2) -> Tensor:
-    """Some images blurred by a small kernel, so that edges come in more than one width.
+    """Blur some images by a small kernel, so that edges have more than one width.
 
     Args:
-        images_B3HW: float32.
-        keys_B: int64 keys, one an image.
-        blurred: Share of images.
+        images_B3HW: Images, float32.
+        keys_B: int64 keys, one per image.
+        blurred: Share of images to blur.
     """
     near = torch.nn.functional.pad(images_B3HW, (1, 1, 1, 1), mode="replicate")
     soft = torch.nn.functional.avg_pool2d(near, 3, stride=1)
@@ -171,5 +171,5 @@ def softened(images_B3HW: Tensor, keys_B: Tensor, *, blurred: float = 0.2) -> Te
 
 
 def to_bytes(images_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] as uint8, rounded to the nearest; what lies outside is clipped."""
+    """Convert images in [0, 1] to uint8, rounded to nearest; clip values outside."""
     return (images_B3HW.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8)

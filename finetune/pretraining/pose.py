@@ -1,4 +1,4 @@
-"""Where a figure stands on the canvas: scale, rotation, shear, position and a gentle bend, one draw an image."""
+"""The pose of a figure on the canvas: scale, rotation, shear, position and a gentle bend, one draw per image."""
 
 # B = images, H/W = pixels, P = points
 
@@ -12,11 +12,11 @@ from finetune.pretraining.keyed import Draw
 
 
 def canvas(size: int, device: torch.device) -> Tensor:
-    """Pixel centres of a square canvas: x to the right and y downwards, each from -1 to 1.
+    """Return the pixel centres of a square canvas: x to the right and y downwards, each from -1 to 1.
 
     Args:
-        size: Side in pixels.
-        device: Where to make it.
+        size: Side of the canvas in pixels.
+        device: Device of the result.
 
     Returns:
         float32 (2, H, W).
@@ -31,10 +31,10 @@ class Pose:
     """An affine map from figure coordinates (about [-1, 1]) to the canvas, and a bend of the canvas before it.
 
     Args:
-        matrix_B22: Figure to canvas.
+        matrix_B22: Linear map from figure to canvas.
         shift_B2: Position of the figure's origin on the canvas.
-        bend_B8: Of each axis amplitude, two frequencies and a phase of the sinusoid that bends it.
-        scale_B: Mean enlargement of the matrix: what one canvas unit is worth in figure units.
+        bend_B8: Amplitude, two frequencies and phase of the sinusoid that bends each axis.
+        scale_B: Mean enlargement by the matrix: canvas units per figure unit.
     """
 
     matrix_B22: Tensor
@@ -43,11 +43,11 @@ class Pose:
     scale_B: Tensor
 
     def to_canvas(self, points_B2P: Tensor) -> Tensor:
-        """Figure points on the canvas, without the bend: (B, 2, P)."""
+        """Map figure points to the canvas, without the bend: (B, 2, P)."""
         return self.matrix_B22 @ points_B2P + self.shift_B2[..., None]
 
     def to_figure(self, size: int) -> Tensor:
-        """The figure coordinates of every pixel, bent: float32 (B, 2, H, W)."""
+        """Return the bent figure coordinates of every pixel: float32 (B, 2, H, W)."""
         grid_2N = canvas(size, self.matrix_B22.device).flatten(1)
         (a, b), (c, d) = (row_B2.unbind(1) for row_B2 in self.matrix_B22.unbind(1))
         adjugate_B22 = torch.stack([torch.stack([d, -b], dim=-1), torch.stack([-c, a], dim=-1)], dim=1)
@@ -71,17 +71,17 @@ def draw_pose(
     bend: float = 0.08,
     overhang: float = 0.15,
 ) -> Pose:
-    """A pose for each key.
+    """Draw a pose for each key.
 
     Args:
-        keys_B: int64 keys, one an image.
-        salt: Keeps several figures of one image apart.
-        scale: Half-size of the figure on the canvas, from and to, drawn uniformly.
-        turn_degrees: Rotation drawn uniformly between minus and plus this.
-        stretch: Width over height is drawn log-uniformly between its inverse and this.
-        shear: Horizontal shear drawn between minus and plus this.
-        bend: Largest amplitude of the bend, figure units.
-        overhang: How far the figure's box may leave the canvas, canvas units.
+        keys_B: int64 keys, one per image.
+        salt: Number that separates several figures of one image.
+        scale: Range of the figure's half-size on the canvas, drawn uniformly.
+        turn_degrees: Largest rotation in degrees, drawn uniformly between minus and plus this.
+        stretch: Largest ratio of width to height, drawn log-uniformly between its inverse and this.
+        shear: Largest horizontal shear, drawn between minus and plus this.
+        bend: Largest amplitude of the bend, in figure units.
+        overhang: Largest distance by which the figure's box may leave the canvas, in canvas units.
     """
     draw = Draw(keys_B, 1000 + salt, 16)
     scale_B = draw.uniform(*scale)

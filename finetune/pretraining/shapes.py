@@ -23,10 +23,10 @@ VERTICES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Contours:
-    """Radial contours, one a class.
+    """Radial contours, one per class.
 
     Args:
-        gielis_K4: The superformula's rotational symmetry m and exponents n1, n2, n3.
+        gielis_K4: Rotational symmetry m and exponents n1, n2, n3 of the superformula.
         harmonics_KJ3: Frequency, amplitude and phase of the sinusoids that multiply the radius.
     """
 
@@ -35,13 +35,13 @@ class Contours:
 
 
 def contours(keys_K: Tensor) -> Contours:
-    """Random contours: polygons, stars, flowers, blobs and what lies between.
+    """Draw random contours: polygons, stars, flowers, blobs and shapes between them.
 
     Args:
-        keys_K: int64 keys, one a class.
+        keys_K: int64 keys, one per class.
     """
     draw = Draw(keys_K, 11, 24)
-    symmetry_K = draw.integer(9).float()  # 0 is a circle, which the harmonics turn into a blob
+    symmetry_K = draw.integer(9).float()  # 0 gives a circle, which the harmonics turn into a blob
     n1_K, n2_K = draw.log_uniform(0.4, 12.0), draw.log_uniform(0.6, 9.0)
     n3_K = torch.where(draw.chance(0.6), n2_K, draw.log_uniform(0.6, 9.0))
     frequency_K3 = 1.0 + (draw.several(3) * 7).floor()
@@ -55,12 +55,12 @@ def contours(keys_K: Tensor) -> Contours:
 
 
 def contour_distance(shapes: Contours, pose: Pose, size: int) -> Tensor:
-    """How far inside the contour each pixel is, along its radius, in canvas units; negative outside.
+    """Compute how far inside the contour each pixel is, along its radius, in canvas units; negative outside.
 
     Args:
-        shapes: One contour an image.
-        pose: One pose an image.
-        size: Side in pixels.
+        shapes: Contours, one per image.
+        pose: Poses, one per image.
+        size: Side of the images in pixels.
 
     Returns:
         float32 (B, H, W).
@@ -91,13 +91,13 @@ def _largest_radius(shapes: Contours) -> Tensor:
 
 
 def glyphs(keys_K: Tensor) -> Tensor:
-    """Random glyphs as polylines: straight strokes, arcs and loops between the points of a 3 x 3 lattice.
+    """Draw random glyphs as polylines: straight strokes, arcs and loops between the points of a 3 x 3 lattice.
 
     Args:
-        keys_K: int64 keys, one a class.
+        keys_K: int64 keys, one per class.
 
     Returns:
-        float32 (K, S, V, 2) in figure coordinates; a glyph of fewer than S strokes repeats its first.
+        float32 (K, S, V, 2) in figure coordinates; a glyph of fewer than S strokes repeats its first stroke.
     """
     draw = Draw(keys_K, 12, 2 + 9 * STROKES)
     strokes_K = 2 + draw.integer(STROKES - 1)
@@ -106,7 +106,7 @@ def glyphs(keys_K: Tensor) -> Tensor:
     lines: list[Tensor] = []
     for stroke in range(STROKES):
         start_K2 = (draw.several(2) * 3).floor().clamp_max(2) - 1.0
-        # a step of one or two lattice points, never none: drawn as one of the eight other points
+        # a step of one or two lattice points, never zero: the end is one of the eight other points
         end_index_K = (((start_K2[:, 1] + 1) * 3 + start_K2[:, 0] + 1).long() + 1 + draw.integer(8)) % 9
         end_K2 = torch.stack([end_index_K % 3, end_index_K // 3], dim=1).float() - 1.0
         start_K12, end_K12 = (start_K2 * lattice)[:, None], (end_K2 * lattice)[:, None]
@@ -129,12 +129,12 @@ def glyphs(keys_K: Tensor) -> Tensor:
 
 
 def stroke_distance(lines_BSV2: Tensor, pose: Pose, size: int) -> Tensor:
-    """Distance of each pixel from the nearest stroke, in canvas units.
+    """Compute the distance of each pixel from the nearest stroke, in canvas units.
 
     Args:
-        lines_BSV2: One glyph an image.
-        pose: One pose an image.
-        size: Side in pixels.
+        lines_BSV2: Glyphs, one per image.
+        pose: Poses, one per image.
+        size: Side of the images in pixels.
 
     Returns:
         float32 (B, H, W), zero on the line.
@@ -156,10 +156,10 @@ def stroke_distance(lines_BSV2: Tensor, pose: Pose, size: int) -> Tensor:
 
 
 def coverage(inside: Tensor, size: int) -> Tensor:
-    """A signed distance as the share of the pixel that it covers: one pixel wide edges, no stair-steps.
+    """Turn a signed distance into the covered share of each pixel, for antialiased edges one pixel wide.
 
     Args:
-        inside: Canvas units, positive inside.
-        size: Side in pixels; a pixel is 2 / size canvas units.
+        inside: Signed distance in canvas units, positive inside.
+        size: Side of the images in pixels; a pixel is 2 / size canvas units.
     """
     return (0.5 + inside * (0.5 * size)).clamp(0.0, 1.0)

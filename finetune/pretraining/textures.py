@@ -1,4 +1,4 @@
-"""Textures without figures: filtered noise, folded into bands, ridges and cells; and dead leaves.
+"""Textures without figures: noise filtered and folded into bands, ridges and cells, and dead leaves.
 
 Sources: Baradad et al. 2021, "Learning to See by Looking at Noise" (spectrum models and dead leaves); Lee, Mumford and
 Huang 2001 (dead leaves: discs of power-law size that occlude each other have the statistics of natural images); Perlin
@@ -22,13 +22,13 @@ FOLDS = 6  # ways to turn noise into a pattern
 
 @dataclass(frozen=True, kw_only=True)
 class Textures:
-    """Patterns of filtered noise, one a class.
+    """Patterns of filtered noise, one per class.
 
     Args:
-        spectrum_K5: Exponent of the power law, centre of the band (cycles a canvas), its width in octaves, orientation
-            in radians, elongation.
-        fold_K: Which of the FOLDS functions is applied to the noise, int64.
-        bands_K: Frequency of the function.
+        spectrum_K5: Exponent of the power law, centre of the band (cycles per canvas), its width in octaves,
+            orientation in radians, elongation.
+        fold_K: Number of the function, below FOLDS, that is applied to the noise, int64.
+        bands_K: Frequency of that function.
     """
 
     spectrum_K5: Tensor
@@ -37,10 +37,10 @@ class Textures:
 
 
 def textures(keys_K: Tensor) -> Textures:
-    """Random textures.
+    """Draw random textures.
 
     Args:
-        keys_K: int64 keys, one a class.
+        keys_K: int64 keys, one per class.
     """
     draw = Draw(keys_K, 21, 12)
     exponent_K = draw.uniform(0.4, 2.6)
@@ -56,12 +56,12 @@ def textures(keys_K: Tensor) -> Textures:
 
 
 def filtered_noise(keys_B: Tensor, spectrum_B5: Tensor, size: int) -> Tensor:
-    """Gaussian noise with the given spectrum, of mean 0 and variance 1 in every image.
+    """Draw Gaussian noise with the given spectrum, with mean 0 and variance 1 in every image.
 
     Args:
-        keys_B: int64 keys, one an image.
-        spectrum_B5: As in :class:`Textures`.
-        size: Side in pixels.
+        keys_B: int64 keys, one per image.
+        spectrum_B5: Spectrum of each image, as in :class:`Textures`.
+        size: Side of the images in pixels.
 
     Returns:
         float32 (B, H, W).
@@ -80,12 +80,12 @@ def filtered_noise(keys_B: Tensor, spectrum_B5: Tensor, size: int) -> Tensor:
 
 
 def folded(noise_BHW: Tensor, fold_B: Tensor, bands_B: Tensor) -> Tensor:
-    """The pattern's value in [0, 1] at each pixel: clouds, stripes, ridges, blotches, cells or contour lines.
+    """Turn noise into a pattern in [0, 1]: clouds, stripes, ridges, blotches, cells or contour lines.
 
     Args:
-        noise_BHW: float32, mean 0 and variance 1.
-        fold_B: Which function, int64 below FOLDS.
-        bands_B: Its frequency.
+        noise_BHW: Noise with mean 0 and variance 1, float32.
+        fold_B: Number of the function, int64 below FOLDS.
+        bands_B: Frequency of the function.
     """
     bands = bands_B[:, None, None]
     choices_FBHW = torch.stack(
@@ -102,12 +102,12 @@ def folded(noise_BHW: Tensor, fold_B: Tensor, bands_B: Tensor) -> Tensor:
 
 
 def texture_values(patterns: Textures, keys_B: Tensor, size: int) -> Tensor:
-    """One image of each texture, with a little freedom in scale and direction.
+    """Draw one image of each texture, with slight variations of scale and direction.
 
     Args:
-        patterns: One texture an image.
-        keys_B: int64 keys, one an image.
-        size: Side in pixels.
+        patterns: Textures, one per image.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
 
     Returns:
         float32 (B, H, W) in [0, 1].
@@ -121,14 +121,14 @@ def texture_values(patterns: Textures, keys_B: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaves:
-    """Dead-leaves worlds, one a class.
+    """Parameters of dead-leaves images, one set per class.
 
     Args:
-        corners_K: Sides of the leaves' regular polygon; 0 is a disc. float32.
-        elongation_K: Length over width of a leaf.
+        corners_K: Number of corners of a leaf, a regular polygon; 0 for a disc. float32.
+        elongation_K: Ratio of a leaf's length to its width.
         exponent_K: Exponent of the power law of the radii.
-        radii_K2: Smallest and largest radius, canvas units.
-        hole_K: Radius of the hole as a share of the leaf's; 0 for none.
+        radii_K2: Smallest and largest radius, in canvas units.
+        hole_K: Radius of a leaf's hole as a share of the leaf's radius; 0 for no hole.
     """
 
     corners_K: Tensor
@@ -139,10 +139,10 @@ class Leaves:
 
 
 def leaves(keys_K: Tensor) -> Leaves:
-    """Random dead-leaves worlds.
+    """Draw random parameters of dead-leaves images.
 
     Args:
-        keys_K: int64 keys, one a class.
+        keys_K: int64 keys, one per class.
     """
     draw = Draw(keys_K, 24, 12)
     corners_K = torch.where(draw.chance(0.3), 0.0, 3.0 + draw.integer(4).float())
@@ -159,16 +159,16 @@ def leaves(keys_K: Tensor) -> Leaves:
 
 
 def dead_leaves(worlds: Leaves, keys_B: Tensor, size: int, *, count: int = 40) -> Tensor:
-    """Leaves laid over each other: which leaf each pixel shows, as a random value, with antialiased edges.
+    """Lay leaves over each other; each pixel shows the random value of its top leaf, with antialiased edges.
 
     Args:
-        worlds: One world an image.
-        keys_B: int64 keys, one an image.
-        size: Side in pixels.
-        count: Leaves an image.
+        worlds: Parameters of the leaves, one set per image.
+        keys_B: int64 keys, one per image.
+        size: Side of the images in pixels.
+        count: Number of leaves per image.
 
     Returns:
-        float32 (B, 3, H, W) in [0, 1]: three independent random values a leaf, for colour.
+        float32 (B, 3, H, W) in [0, 1]: three independent random values per leaf, for colour.
     """
     draw = Draw(keys_B, 25, 9 * count + 8)
     x_HW, y_HW = canvas(size, keys_B.device)
