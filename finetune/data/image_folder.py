@@ -27,7 +27,7 @@ _ENDINGS = frozenset(
     "".join(letters) for suffix in SUFFIXES for letters in product(*((c, c.upper()) for c in suffix[1:]))
 )
 
-# picture formats that are not supported; the user is told when such files are left out
+# picture formats that are not supported; the audit reports files that were left out for it
 UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef")
 
 # first bytes of JPEG, PNG, GIF and TIFF; the two letters of BMP would match too many text files
@@ -59,19 +59,21 @@ def check_root(root: str) -> str:
 
 
 def scan_folders(root: str | Sequence[str]) -> Listing:
-    """One folder, or several as one data set.
+    """List the images of one folder, or of several folders as one data set; nothing is opened.
 
     Raises:
-        UserError: As :func:`scan_folder`, or the folders do not name the same splits.
+        UserError: A folder is refused as by :func:`scan_folder`, or the folders do not name the same splits.
     """
     return check_classes(list_folders(root))
 
 
 def list_folders(root: str | Sequence[str]) -> Listing:
-    """As :func:`scan_folders`, for data that nothing is trained on: a class may stand alone, or in the test split only.
+    """List images as :func:`scan_folders` does, but also accept data that cannot be trained on.
+
+    There may be a single class, and classes that only the test split has.
 
     Raises:
-        UserError: No folder, no image, or two folders for one split.
+        UserError: There is no such folder, it holds no image, or two folders are given for one split.
     """
     roots = [root] if isinstance(root, str) else list(root)
     if not roots:
@@ -83,11 +85,11 @@ def scan_folder(root: str) -> Listing:
     """List the images of a folder; nothing is opened.
 
     Args:
-        root: The folder as the user wrote it.
+        root: Path of the folder, as the user wrote it.
 
     Raises:
-        UserError: No folder, no image, fewer than two classes, a class without a training image, a class that only
-            val or test has, or two folders for one split.
+        UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image,
+            only val or test has a class, or two folders are given for one split.
     """
     return scan_folders(root)
 

@@ -22,7 +22,7 @@ def orientation_of_image(image: ImageFile.ImageFile) -> int:
     """Return the orientation that an opened file states; 1 where it is missing or damaged."""
     try:
         return _valid(image.getexif().get(_TAG))
-    except Exception:  # as above
+    except Exception:  # damaged metadata of any kind is no reason to lose the pixels
         return 1
 
 

@@ -42,7 +42,7 @@ class View(Protocol):
         ...
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None, /) -> Tensor:
-        """From uint8 (C, H, W) to uint8 (C, *size)."""
+        """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
         ...
 
 
@@ -140,7 +140,7 @@ class EvalView:
         return math.floor(height / self.spec.crop_pct), math.floor(width / self.spec.crop_pct)
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """From uint8 (C, H, W) to uint8 (C, *size)."""
+        """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
         (height, width), filter_name = self.spec.size, self.spec.interpolation
         if self.spec.crop_mode == "squash":
             return pillow_resize(image, size=(height, width), interpolation=filter_name).contiguous()
@@ -180,7 +180,7 @@ class TrainView:
         return math.ceil(_SHARPNESS * max(self.spec.size) / math.sqrt(self._crop.area))
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """From uint8 (C, H, W) to uint8 (C, *size)."""
+        """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
         top, left, height, width = self._box(image.shape[-2], image.shape[-1], generator)
         view = _resize(image[:, top : top + height, left : left + width], self.spec.size, self.spec)
         if self._crop.mirror and float(torch.rand((), generator=generator)) < self._crop.mirror:

@@ -338,11 +338,11 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], m
         raise UserError(f"{name}: not a head. Make one by `finetune export RUN --format head`.")
     need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
     if metadata["classes"] != list(classes):
-        theirs, ours = metadata["classes"], list(classes)
-        different = [f"{a!r} instead of {b!r}" for a, b in zip(theirs, ours, strict=False) if a != b]
+        trained_classes, given_classes = metadata["classes"], list(classes)
+        different = [f"{a!r} instead of {b!r}" for a, b in zip(trained_classes, given_classes, strict=False) if a != b]
         raise UserError(
-            f"head.weights='{path}': trained for another class list. It has {len(theirs)} classes, the data "
-            f"{len(ours)}; {shortened(different) or 'one list is the beginning of the other'}. "
+            f"head.weights='{path}': trained for another class list. It has {len(trained_classes)} classes, the data "
+            f"{len(given_classes)}; {shortened(different) or 'one list is the beginning of the other'}. "
             "Train a new head, or give it the data it was trained for."
         )
     if metadata.get("multi_label", False) != multi_label:
