@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name that torchvision's own pages use)
 
-from finetune.data.pillow_resize import pillow_resize
-from finetune.data.resize import resize_window
+from finetune.data.evaluation_pixels import evaluation_pixels, sharp_side
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
@@ -70,9 +69,6 @@ _CROPS = {
 # source pixels per output pixel along a side of the smallest crop
 _SHARPNESS = 0.75
 
-# if the resized image would be longer than this many crops, only the crop is computed
-_LONGEST = 8
-
 
 def eval_view(spec: InputSpec) -> View:
     """Return the deterministic view for evaluation and prediction: the network's own resize and centre crop."""
@@ -120,40 +116,20 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
 
 @dataclass(frozen=True)
 class EvalView:
-    """The evaluation view: resize to cover ``size / crop_pct``, then crop the centre (or squash both sides).
-
-    Levels, sizes and offsets equal those of timm's and torchvision's evaluation transforms on a Pillow image.
-    """
+    """The evaluation view; see :func:`finetune.data.evaluation_pixels.evaluation_pixels`."""
 
     spec: InputSpec
     global_randomness: ClassVar[bool] = False
 
     @property
     def at_least(self) -> int:
-        """Return twice the resized side: a JPEG decoded at that scale gives the same view to within a level or two."""
-        return 2 * max(self._target)
-
-    @property
-    def _target(self) -> tuple[int, int]:
-        # the rounding is timm's and torchvision's, so that their networks see the pixels they were measured with
-        height, width = self.spec.size
-        return math.floor(height / self.spec.crop_pct), math.floor(width / self.spec.crop_pct)
+        """Return the shorter side at which a smaller decoded JPEG still gives the same view to within a level or two."""
+        return sharp_side(self.spec)
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
-        (height, width), filter_name = self.spec.size, self.spec.interpolation
-        if self.spec.crop_mode == "squash":
-            return pillow_resize(image, size=(height, width), interpolation=filter_name).contiguous()
-        covered = _cover(image, self._target)
-        top, left = round((covered[0] - height) / 2), round((covered[1] - width) / 2)
-        if max(covered) > _LONGEST * max(self._target):
-            # the whole resized image could fill the memory
-            seen = resize_window(
-                image[None], size=covered, corner=(top, left), window=(height, width), interpolation=filter_name
-            )
-            return seen[0].to(torch.uint8).contiguous()
-        resized = pillow_resize(image, size=covered, interpolation=filter_name)
-        return resized[:, top : top + height, left : left + width].contiguous()
+        pixels_HWC = evaluation_pixels(image.permute(1, 2, 0).numpy(), self.spec)
+        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 
 class TrainView:
@@ -217,18 +193,6 @@ class _GreyRandAugment(v2.RandAugment):  # type: ignore[misc] # as above
     """RandAugment without the colour operation, which does nothing to a single channel."""
 
     _AUGMENTATION_SPACE = {k: v for k, v in v2.RandAugment._AUGMENTATION_SPACE.items() if k != "Color"}  # noqa: RUF012 (as above)
-
-
-def _cover(image: Tensor, target: tuple[int, int]) -> tuple[int, int]:
-    """Return the smallest size with the image's proportions that covers the target.
-
-    The longer side is truncated to a whole number as in torchvision; for a non-square target it is rounded as in timm.
-    """
-    height, width = image.shape[-2:]
-    half = 0 if target[0] == target[1] else 1
-    if target[0] * width <= target[1] * height:
-        return max(target[0], (2 * target[1] * height + half * width) // (2 * width)), target[1]
-    return target[0], max(target[1], (2 * target[0] * width + half * height) // (2 * height))
 
 
 def _resize(image: Tensor, size: tuple[int, int], spec: InputSpec) -> Tensor:

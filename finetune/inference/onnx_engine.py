@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.color import HIGH_DEPTHS
+from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
 from finetune.errors import UserError, shortened
 from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
 from finetune.input_spec import InputSpec
@@ -53,9 +54,8 @@ class OnnxEngine:
         described = self._described(path)
         self.classes = tuple(described["classes"])
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
-        spec = InputSpec.from_dict(described["input"])
-        # as finetune.data.transforms has it: twice the size resized to
-        self.at_least = 2 * max(int(side / spec.crop_pct) for side in spec.size)
+        self.spec = InputSpec.from_dict(described["input"])
+        self.at_least = sharp_side(self.spec)
         self.reading = described.get("reading", {})
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
@@ -96,18 +96,30 @@ class OnnxEngine:
         return dict(described)
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
-        """The pixels of a file, uint8 (1, H, W, C) or (1, C, H, W), of its own size."""
-        return self._laid_out(decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading))
+        """The evaluation view of a file, uint8 (1, H, W, C) or (1, C, H, W); see :meth:`prepare`."""
+        return self.prepare(decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         """As :meth:`read`, for the bytes of a file."""
         reading = {**self.reading, "max_pixels": max_pixels}
-        return self._laid_out(bytes_to_numpy(data, channels=self.channels, at_least=self.at_least, **reading))
+        return self.prepare(bytes_to_numpy(data, channels=self.channels, at_least=self.at_least, **reading))
 
-    def _laid_out(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        image = image_HWC if self.layout == "nhwc" else image_HWC.transpose(2, 0, 1)
+    def prepare(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The image in the size that the graph would resize it to, which it then leaves as it is.
+
+        The graph takes any image and prepares it itself, to the same levels; but it needs 20 bytes a pixel for it, and 500 a
+        pixel of a single row that it squashes. Prepared here, what waits for its turn has the network's own size.
+        """
+        height, width = resize_target(self.spec)
+        pixels_HWC = evaluation_pixels(image_HWC, self.spec)
+        window = pixels_HWC.shape[:2]
+        # what the crop cuts away need not be there
+        canvas = np.zeros((height, width, self.channels), np.uint8)
+        top, left = round((height - window[0]) / 2), round((width - window[1]) / 2)
+        canvas[top : top + window[0], left : left + window[1]] = pixels_HWC
+        image = canvas if self.layout == "nhwc" else canvas.transpose(2, 0, 1)
         return np.ascontiguousarray(image)[None]
 
     def classify(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K); each image has its own size, so each is a batch."""
+        """Probabilities (N, K), one image after another: an answer does not depend on the batch it is in."""
         return np.concatenate([self.session.run(None, {"images": image})[0] for image in images])

@@ -5,9 +5,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from finetune.data.decode import decode_image
+from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.export.onnx import export_onnx
 from finetune.inference.decode_numpy import decode_to_numpy
@@ -73,6 +75,31 @@ def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_import
     for ours, theirs in zip(*tables, strict=True):
         assert ours["predicted"] == theirs["predicted"]
         assert abs(float(ours["probability"]) - float(theirs["probability"])) < 1e-4
+
+
+@pytest.mark.parametrize(("interpolation", "crop_mode"), [("nearest", "center"), ("bicubic", "squash")])
+def test_an_image_is_prepared_to_what_the_graph_makes_of_it_and_a_long_one_to_no_more(
+    tmp_path, interpolation, crop_mode
+):
+    spec = {"interpolation": interpolation, "crop_mode": crop_mode, "crop_pct": 0.875}
+    model = settled_classifier(name="resnet10t", size=(32, 32), **spec)
+    export_onnx(model, tmp_path / "model.onnx", reading={"max_pixels": 1_000_000, "high_depth": "full"})
+    engine, random = OnnxEngine(tmp_path / "model.onnx"), np.random.default_rng(0)
+    side = 32 if crop_mode == "squash" else 36
+    for size in ((32, 32), (36, 36), (77, 50), (200, 333), (5, 9), (1, 2000), (900, 2)):
+        image_HWC = random.integers(0, 256, (*size, 3), np.uint8)
+        (whole,) = engine.session.run(None, {"images": image_HWC[None]})
+        prepared = engine.prepare(image_HWC)
+        assert prepared.shape == (1, side, side, 3)
+        assert np.array_equal(engine.classify([prepared]), whole), size
+        with torch.inference_mode():
+            view = eval_view(model.input_spec)(torch.from_numpy(image_HWC).permute(2, 0, 1))
+            wanted = model(view[None]).softmax(1).numpy()
+        assert np.abs(whole - wanted).max() < 1e-5, size
+    Image.new("1", (1, 1_000_000)).save(tmp_path / "high.png")
+    assert engine.read(str(tmp_path / "high.png")).nbytes == 3 * side * side
+    uploaded = (tmp_path / "high.png").read_bytes()
+    assert engine.read_bytes(uploaded, "upload", max_pixels=1_000_000).nbytes == 3 * side * side
 
 
 def test_other_files_are_refused_with_what_they_are(tmp_path):

@@ -1,0 +1,125 @@
+"""A window of what Pillow's resize would make, in NumPy, without the rest of the resized image.
+
+An image a million times as long as wide would fill any memory when it is resized, and Pillow keeps the filter weights of a
+whole axis, 32 bytes a pixel of it. Here each pixel of the window is made from the pixels under it, with the fixed-point
+arithmetic of :mod:`finetune.data.resize`: the same levels, and beside the image at most 8 bytes for each pixel under one
+row or column of the window.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+# H/W = image height/width, C = channels, T = taps of the filter
+
+Pixels = npt.NDArray[np.uint8]
+# filter name -> half its width at scale 1, in source pixels
+REACH = {"bilinear": 1, "bicubic": 2}
+BITS = 22
+
+
+def pillow_window(
+    pixels_HWC: Pixels, *, size: tuple[int, int], corner: tuple[int, int], window: tuple[int, int], interpolation: str
+) -> Pixels:
+    """What a crop of the resized image would be.
+
+    Args:
+        pixels_HWC: The image.
+        size: Height and width to resize to.
+        corner: Top and left of the window in the resized image.
+        window: Its height and width.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+
+    Returns:
+        uint8 ``(*window, C)``.
+    """
+    given = pixels_HWC.shape[:2]
+    if interpolation == "nearest":
+        rows, columns = (_nearest(given[axis], size[axis], corner[axis], window[axis]) for axis in (0, 1))
+        return pixels_HWC[np.ix_(rows, columns)]
+    axes = (0, 1) if columns_first((given[0], given[1]), size) else (1, 0)
+    # what the first pass need not make: the second reads these rows or columns only
+    begin, end = _span(given[axes[1]], size[axes[1]], corner[axes[1]], window[axes[1]], interpolation)
+    pixels_HWC = pixels_HWC[:, begin:end] if axes[1] else pixels_HWC[begin:end]
+    for axis in axes:
+        offset = begin if axis == axes[1] else 0
+        moved = pixels_HWC.swapaxes(0, axis)
+        passed = np.empty((window[axis], *moved.shape[1:]), np.uint8)
+        for pixel in range(window[axis]):
+            first, weights_T = _taps(corner[axis] + pixel, given[axis], size[axis], interpolation)
+            part = moved[first - offset : first - offset + len(weights_T)].astype(np.float64)
+            # whole numbers far below 2^53: exact in any order
+            sums = np.tensordot(weights_T, part, axes=1)
+            passed[pixel] = np.floor((sums + 2.0 ** (BITS - 1)) / 2.0**BITS).clip(0, 255)
+        pixels_HWC = passed.swapaxes(0, axis)
+    return np.ascontiguousarray(pixels_HWC)
+
+
+def columns_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Whether Pillow 13 resizes height before width: the height loses more than twice the pixels of the width.
+
+    Earlier versions begin with the width always; then one level of some pixels of tall images is another.
+    """
+    lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
+    return lost_height > max(0, 2 * lost_width)
+
+
+def _span(given: int, wanted: int, first: int, count: int, interpolation: str) -> tuple[int, int]:
+    """The source pixels of an axis that a window is made of."""
+    begin, _ = _bounds(first, given, wanted, interpolation)
+    return begin, _bounds(first + count - 1, given, wanted, interpolation)[1]
+
+
+def _bounds(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int, int]:
+    support = REACH[interpolation] * max(given / wanted, 1.0)
+    centre = (pixel + 0.5) * (given / wanted)
+    return max(0, math.floor(centre - support + 0.5)), min(given, math.floor(centre + support + 0.5))
+
+
+def _taps(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int, npt.NDArray[np.float64]]:
+    """First source pixel of a pixel of the resized axis, and the weights (T,), whole numbers of 22 bits."""
+    first, last = _bounds(pixel, given, wanted, interpolation)
+    scale = given / wanted
+    weights_T = np.arange(first, last, dtype=np.float64)
+    weights_T -= (pixel + 0.5) * scale
+    weights_T += 0.5
+    weights_T *= 1 / max(scale, 1.0)
+    weights_T = _filter(np.abs(weights_T, out=weights_T), interpolation)
+    # Pillow adds one after another; NumPy's own sum adds in pairs
+    weights_T /= weights_T.cumsum()[-1]
+    weights_T *= 2.0**BITS
+    weights_T += np.copysign(0.5, weights_T)
+    return first, np.trunc(weights_T, out=weights_T)
+
+
+def _filter(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
+    """The filter's height at a distance in (stretched) source pixels."""
+    if interpolation == "bilinear":
+        return np.maximum(1 - distance, 0)
+    # Keys' cubic with a = -0.5, as Pillow has it (Keys 1981, doi 10.1109/TASSP.1981.1163711)
+    near = (1.5 * distance - 2.5) * distance * distance + 1
+    far = -0.5 * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+def _nearest(given: int, wanted: int, first: int, count: int) -> npt.NDArray[np.int64]:
+    """Source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels.
+
+    Pillow adds the step up, one pixel after another, in double precision, and so does this, for the last bit decides. Between
+    two powers of two a sum that is rounded grows by the same amount at every step, so whole stretches are leaped over.
+    """
+    step = given / wanted
+    position, ahead = 0.5 * step, first
+    while ahead > 0:
+        two = position + step + step
+        growth, top = two + step - two, math.ldexp(1.0, math.frexp(two)[1])
+        # a sum that lies in the middle of two numbers is rounded to the even one: the second step is that of all further ones
+        leap = min(ahead - 2, int((top - two) / growth) - 1)
+        if leap > 0 and 2 * (position + step) >= top:
+            position, ahead = two + leap * growth, ahead - 2 - leap
+        else:
+            position, ahead = position + step, ahead - 1
+    sums = np.full(count, step)
+    sums[0] = position
+    return sums.cumsum().astype(np.int64).clip(0, given - 1)
