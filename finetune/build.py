@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
     from finetune.data.registry import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
-    from finetune.training.module import OptimizerFactory
+    from finetune.training.param_groups import OptimizerFactory
     from finetune.training.phases import Phase
 
 Say = Callable[[str], None]

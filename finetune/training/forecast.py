@@ -29,8 +29,7 @@ from finetune.models.slices import PIXELS
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
 from finetune.training.lr_finder import unchanged
-from finetune.training.module import OptimizerFactory
-from finetune.training.param_groups import build_param_groups
+from finetune.training.param_groups import OptimizerFactory, build_param_groups
 from finetune.training.phases import Phase
 
 # images in a timed batch

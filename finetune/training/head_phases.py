@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.training.interruption import Interruption
 from finetune.training.linear_probe import solved_phase
-from finetune.training.module import OptimizerFactory
+from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.rate_trials import tried_phase
 

@@ -21,7 +21,8 @@ from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.interruption import Interruption, leave_signals_alone
-from finetune.training.module import FineTuner, OptimizerFactory
+from finetune.training.module import FineTuner
+from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase
 
 Curve = npt.NDArray[np.float64]

@@ -1,6 +1,8 @@
 """The LightningModule of one phase: loss, optimizer, rates, averaging, and what is logged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +12,7 @@ from torch import nn
 
 from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
 from finetune.activation_cache.policy import last_frozen_stage
+from finetune.checksums import remedy
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
@@ -17,6 +20,7 @@ from finetune.metrics import build_metrics, plain_metrics, right_answers, update
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.models.slices import run_in_chunks
+from finetune.training.callbacks.checkpoint_contents import check_progress, naming
 from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.gradient_norms import GradientNorms
 from finetune.training.callbacks.guards import Watchers
@@ -25,10 +29,9 @@ from finetune.training.eval_outputs import SplitOutputs, Validation
 from finetune.training.freezing import tensors_of
 from finetune.training.losses import build_mixer
 from finetune.training.lr_schedules import scale
-from finetune.training.param_groups import build_param_groups, check_cover
+from finetune.training.param_groups import OptimizerFactory, build_param_groups, check_cover
 from finetune.training.phases import Phase
 
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 PREFIX = "classifier."
 
 
@@ -117,6 +120,8 @@ class FineTuner(pl.LightningModule):
         self._warmup_steps = round(phase.warmup_epochs * optimizer_steps)
         # in a checkpoint that is written before the validation of an epoch, because the run stops there; and resumed from it
         self.validation_due = False
+        # between reading a checkpoint and training on
+        self._restoring = False
         # loss sum, right answers, images: of the epoch so far
         self._sums = torch.zeros(3, dtype=torch.float64)
 
@@ -146,6 +151,35 @@ class FineTuner(pl.LightningModule):
             plateau_factor=self.progress.plateau_factor(),
         )
         return {stage: rate * factor for stage, rate in self.phase.rates().items()}
+
+    @property
+    def averages(self) -> dict[str, torch.Tensor] | None:
+        """The averaged weights by name; None where the phase averages none."""
+        return None if self._ema is None else self._ema.averages
+
+    @contextmanager
+    def restoring(self, checkpoint: Path) -> Iterator[None]:
+        """Around a fit from a checkpoint, which is named where Lightning cannot take it back.
+
+        Raises:
+            UserError: It cannot.
+        """
+        try:
+            with naming(checkpoint):
+                yield
+        except (UserError, RunError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if not self._restoring:
+                raise
+            why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+            raise UserError(
+                f"{checkpoint}: cannot be resumed from. {type(error).__name__}: {why}. {remedy(checkpoint)}."
+            ) from error
+
+    def on_train_start(self) -> None:
+        """Lightning has taken everything back."""
+        self._restoring = False
 
     def on_fit_start(self) -> None:
         """Move what is not a parameter to the device, and make the frozen prefix ready."""
@@ -342,6 +376,8 @@ class FineTuner(pl.LightningModule):
         Raises:
             UserError: The checkpoint is of another phase, or holds other tensors.
         """
+        self._restoring = True
+        check_progress(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
         state = checkpoint.get("finetune")
         wanted, found = set(self.trainable_state()), set(checkpoint.get("state_dict", {}))
         if not isinstance(state, dict) or state.get("phase") != self.phase.name or wanted != found:

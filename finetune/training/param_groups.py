@@ -1,6 +1,6 @@
 """Optimizer groups by name, ``<stage>/decay`` and ``<stage>/no_decay``, that cover the trainable parameters exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,8 @@ from torch import nn
 
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -25,12 +25,21 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.training.callbacks.checkpoint_contents import (
+    ContentsError,
+    check_count,
+    check_history,
+    check_optimizer,
+    check_rows,
+    check_sums,
+    check_tensors,
+    naming,
+)
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
 from finetune.training.epoch_history import Progress
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
-from finetune.training.module import OptimizerFactory
-from finetune.training.param_groups import build_param_groups
+from finetune.training.param_groups import OptimizerFactory, build_param_groups
 from finetune.training.phases import HEAD, Phase
 
 
@@ -98,6 +107,7 @@ class RateTrials:
         self._device, self._context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         self._classifier, self._phase = classifier.to(self._device), phase
         self._loss, self._seed, self._monitor = loss.to(self._device), seed, monitor
+        self._make_optimizer = make_optimizer
         self.trials: list[Trial] = []
         first = classifier.head
         for rate in phase.lr_trials:
@@ -227,13 +237,37 @@ class RateTrials:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take the heads back."""
-        for trial, saved in zip(self.trials, state["trials"], strict=True):
+        """Take the heads back.
+
+        Raises:
+            ContentsError: They are not the heads of this phase.
+        """
+        saved_trials = state.get("trials")
+        if not (isinstance(saved_trials, list) and len(saved_trials) == len(self.trials)):
+            raise ContentsError(f"It does not hold {len(self.trials)} heads")
+        for trial, saved in zip(self.trials, saved_trials, strict=True):
+            self._check(trial, saved)
             trial.head.load_state_dict(saved["head"])
             trial.optimizer.load_state_dict(saved["optimizer"])
             trial.progress.history = [(float(value), float(loss)) for value, loss in saved["history"]]
             trial.rows, trial.sums, trial.lost = list(saved["rows"]), list(saved["sums"]), bool(saved["lost"])
             trial.kept = {name: tensor.to(self._device) for name, tensor in saved["kept"].items()}
+
+    def _check(self, trial: Trial, saved: object) -> None:
+        if not (isinstance(saved, dict) and isinstance(saved.get("lost"), bool)):
+            raise ContentsError("One of its heads is not a table")
+        own = trial.head.state_dict()
+        check_tensors(saved.get("head"), own, name="head", finite=not saved["lost"])
+        if saved.get("kept") != {}:
+            check_tensors(saved.get("kept"), own, name="kept")
+        check_optimizer(
+            saved.get("optimizer"), groups=trial.optimizer.param_groups, make_optimizer=self._make_optimizer
+        )
+        check_history(saved.get("history"))
+        check_rows(saved.get("rows"), phase=self._phase.name)
+        if len(saved["rows"]) != len(saved["history"]) or bool(saved["rows"]) != bool(saved["kept"]):
+            raise ContentsError("One of its heads has no row for each of its epochs")
+        check_sums(saved.get("sums"))
 
     def chosen(self) -> Trial:
         """The best head.
@@ -305,8 +339,10 @@ def tried_phase(
     epoch = steps = 0
     if checkpoint.is_file():
         saved = read_checkpoint(checkpoint)
-        heads.load(saved)
-        epoch, steps = int(saved["epoch"]), int(saved["steps"])
+        with naming(checkpoint):
+            heads.load(saved)
+            steps = check_count(saved.get("steps"), "steps", most=total)
+            epoch = check_count(saved.get("epoch"), "epoch", most=steps // per_epoch)
     heads.begin(data, epoch=epoch, batch=steps - epoch * per_epoch)
     # every process trains and validates all of it, whatever the phases before have shared
     val = data.eval_dataloader("val", rank=0, world=1, activations=cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -17,7 +18,7 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy, cache_results
 from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
-from finetune.checksums import checked_path, keep_checksum, verify, write_checked_json, write_checked_text
+from finetune.checksums import checked_path, keep_checksum, remedy, verify, write_checked_json, write_checked_text
 from finetune.data.datamodule import ImageDataModule
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
@@ -26,12 +27,20 @@ from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.safe_files import inside, load_tensors, need, read_json
 from finetune.safetensors_writer import write_tensors
+from finetune.training.callbacks.checkpoint_contents import (
+    ContentsError,
+    check_best,
+    check_last,
+    check_rows,
+    check_tensors,
+    naming,
+)
 from finetune.training.callbacks.checkpoints import (
     BEST,
     LAST,
     AtomicCheckpointIO,
     PhaseCheckpoints,
-    optimizer_state_of,
+    by_parameter,
     read_checkpoint,
 )
 from finetune.training.callbacks.metrics_csv import RunLog
@@ -39,10 +48,11 @@ from finetune.training.callbacks.progress_display import EpochLines, PhaseProgre
 from finetune.training.companions import Companions, check_strategy
 from finetune.training.eval_outputs import Validation, save_outputs
 from finetune.training.evaluation import MOST_KEPT, evaluate, reusable_validation
-from finetune.training.freezing import apply_phase
+from finetune.training.freezing import apply_phase, tensors_of
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.interruption import Interruption, leave_signals_alone
-from finetune.training.module import PREFIX, FineTuner, OptimizerFactory
+from finetune.training.module import PREFIX, FineTuner
+from finetune.training.param_groups import OptimizerFactory, build_param_groups
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult, run_results
@@ -151,13 +161,13 @@ class Run:
         if (folder / RESULT).is_file():
             (folder / TRIALS).unlink(missing_ok=True)
             verify(folder / RESULT)
-            result = _read_result(folder / RESULT)
+            result = _read_result(folder / RESULT, phase.name)
             log.add(result["rows"])
             self._load(self._after(number))
             return result, None
         self._start_weights(folder)
         if carried is None and phase.carry_optimizer and number > 0:
-            carried = optimizer_state_of(self.phase_dir(number - 1) / LAST, self.classifier, self.schedule[number - 1])
+            carried = self._carried(number - 1)
         began = time.monotonic()
         apply_phase(self.classifier, phase)
         cache = self._cache(number, phase)
@@ -194,13 +204,16 @@ class Run:
                 f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
             )
         checkpoint = folder / LAST
-        state = read_checkpoint(checkpoint) if checkpoint.is_file() else {}
-        if state.get("finetune", {}).get("finished"):
+        state = read_checkpoint(checkpoint) if checkpoint.is_file() else None
+        if state is not None:
+            with naming(checkpoint):
+                self._check_last(state, phase, averages=module.averages)
+        if state is not None and state["finetune"]["finished"]:
             module.progress.history = [tuple(entry) for entry in state["finetune"]["history"]]
             module.rows = state["finetune"]["rows"]
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
-            before_world = len(state["finetune"]["sums"]) if "finetune" in state else None
+            before_world = len(state["finetune"]["sums"]) if state is not None else None
             del state  # as large as the network, three times
             trainer = self._trainer(phase, folder, log)
             if before_world is not None and before_world != trainer.world_size and is_rank_zero():
@@ -208,7 +221,7 @@ class Run:
                     f"  begun by {before_world} processes, goes on with {trainer.world_size}: gradients are summed in another "
                     "order, and dropout and mixup draw anew in each process, so the result is not the same to the bit"
                 )
-            with self._running(trainer):
+            with self._running(trainer), module.restoring(checkpoint):
                 trainer.fit(
                     module,
                     datamodule=self.data,
@@ -247,6 +260,15 @@ class Run:
             write_checked_json(folder / RESULT, result)
             self.say(f"  {self.monitor} {score:.4f} at epoch {best + 1} of {epochs}, {result['seconds']:.0f} s")
         return result, carry
+
+    def _carried(self, number: int) -> dict[str, Any]:
+        """Optimizer state by parameter name from a phase's last checkpoint."""
+        checkpoint, phase = self.phase_dir(number) / LAST, self.schedule[number]
+        state = read_checkpoint(checkpoint)
+        apply_phase(self.classifier, phase)
+        with naming(checkpoint):
+            self._check_last(state, phase)
+        return by_parameter(state["optimizer_states"][0], self.classifier, phase)
 
     def _cache(self, number: int, phase: Phase) -> ActivationCache | None:
         if (choice := self.caches[number]).cached_stage is None:
@@ -329,11 +351,26 @@ class Run:
     def _restore(self, folder: Path, phase: Phase) -> None:
         """The weights that the phase hands on: of its best epoch or its last, averaged ones where it averages."""
         chosen = folder / (BEST if phase.restore == "best" else LAST)
-        loaded = read_checkpoint(chosen)
-        state = {name.removeprefix(PREFIX): tensor for name, tensor in loaded["state_dict"].items()}
-        if phase.restore == "last" and loaded["finetune"].get("ema"):
-            state = loaded["finetune"]["ema"]
+        loaded, wanted = read_checkpoint(chosen), tensors_of(self.classifier, phase.train)
+        with naming(chosen):
+            check_best(loaded, phase=phase.name, weights={PREFIX + name: tensor for name, tensor in wanted.items()})
+            averages = loaded["finetune"].get("ema") if phase.restore == "last" and phase.ema_decay else None
+            if averages is not None:
+                check_tensors(averages, wanted, name="ema")
+        state = averages or {name.removeprefix(PREFIX): tensor for name, tensor in loaded["state_dict"].items()}
         self.classifier.load_state_dict(state, strict=False)
+
+    def _check_last(
+        self, state: dict[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        check_last(
+            state,
+            phase=phase.name,
+            weights={PREFIX + name: tensor for name, tensor in tensors_of(self.classifier, phase.train).items()},
+            averages=averages,
+            groups=build_param_groups(self.classifier, rates=phase.rates(), weight_decay=phase.weight_decay),
+            make_optimizer=self.make_optimizer(phase),
+        )
 
     def _trainer(self, phase: Phase, folder: Path, log: RunLog) -> pl.Trainer:
         display = (
@@ -432,7 +469,7 @@ class Run:
         return RunResult(run_dir=self.run_dir, bundle=self.run_dir / "model", results=results)
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def _read_result(path: Path, phase: str) -> dict[str, Any]:
     """What a finished phase left.
 
     Raises:
@@ -440,6 +477,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     """
     result: dict[str, Any] = read_json(inside(path.parent, path.name), dict)
     need(result, {"name": str, "rows": list, "epochs": int, "steps": int, "best": dict}, name=str(path))
-    if not all(isinstance(row, dict) for row in result["rows"]):
-        raise UserError(f"{path}: damaged. Its rows must be tables of quantities.")
+    try:
+        check_rows(result["rows"], phase=phase)
+    except ContentsError as error:
+        raise UserError(f"{path}: damaged. {error}. {remedy(path)}.") from None
     return result

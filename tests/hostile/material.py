@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,8 @@ def make_material(root: Path) -> None:
     run("train", *TRAIN, "run_dir=run")
     run("report", "run")
     _unfinish(root)
-    for folder in ("run", "open"):
+    _stop(root)
+    for folder in ("run", "open", "stopped"):
         _take_along(root, folder)
     shutil.copytree(root / "run" / "model", root / "bundle")
     run("embed", "run", *DATA, "--output", "emb.npz", "--precision", "float32")
@@ -103,6 +105,27 @@ def _unfinish(root: Path) -> None:
         path.write_text(
             path.read_text().replace("run_dir: run", "run_dir: open").replace('"run_dir": "run"', '"run_dir": "open"')
         )
+
+
+def _stop(root: Path) -> None:
+    """A run that was stopped after the first of two epochs of its second phase, from where Lightning goes on."""
+    from finetune.cli import main
+    from finetune.training.callbacks.checkpoints import PhaseCheckpoints
+
+    whole = PhaseCheckpoints.on_train_epoch_end
+
+    def stop(self: Any, trainer: Any, module: Any) -> None:
+        whole(self, trainer, module)
+        if module.phase_number == 1:
+            raise KeyboardInterrupt
+
+    PhaseCheckpoints.on_train_epoch_end = stop  # type: ignore[method-assign]
+    try:
+        status = main(["train", *TRAIN, "schedule.phases.1.epochs=2", "run_dir=stopped"])
+    finally:
+        PhaseCheckpoints.on_train_epoch_end = whole  # type: ignore[method-assign]
+    assert status == 130
+    assert not (root / "stopped" / "phases" / "1-all" / "result.json").exists()
 
 
 def _lists(root: Path) -> None:

@@ -129,6 +129,7 @@ TARGETS: list[Target] = [
         for name in ("begun.json", "features/0.json", "runs/frozen-0/results.json", "runs/frozen-0/plan.json")
     ],
     *[Target("resume", f"open/{name}", form, ("open",), needed, ("data", "open")) for name, form, needed in _RESUME],
+    Target("resume", "stopped/phases/1-all/last.ckpt", "ckpt", ("stopped",), folders=("data", "stopped")),
     *[
         Target("resume", f"run/{name}", form, ("run",), needed, ("data", "run"), builds=False)
         for name, form, needed in (

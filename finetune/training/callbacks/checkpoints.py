@@ -17,7 +17,6 @@ from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
 from finetune.training.callbacks.metrics_csv import RunLog
-from finetune.training.freezing import apply_phase
 from finetune.training.interruption import Interruption
 from finetune.training.module import FineTuner
 from finetune.training.param_groups import build_param_groups
@@ -69,10 +68,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def optimizer_state_of(checkpoint: Path, classifier: Classifier, phase: Phase) -> dict[str, Any]:
-    """Optimizer state by parameter name from a phase's last checkpoint."""
-    state = read_checkpoint(checkpoint)["optimizer_states"][0]
-    apply_phase(classifier, phase)
+def by_parameter(state: dict[str, Any], classifier: Classifier, phase: Phase) -> dict[str, Any]:
+    """The state of a phase's optimizer, as a checkpoint has it, by parameter name; the phase is applied."""
     groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]

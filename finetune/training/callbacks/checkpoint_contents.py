@@ -1,0 +1,333 @@
+"""What the checkpoints of a phase hold. Whoever wrote one wrote its checksum too, so all of it is checked before it is used."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+
+from finetune.checksums import remedy
+from finetune.errors import UserError, shortened
+from finetune.training.param_groups import OptimizerFactory
+
+Groups = Sequence[Mapping[str, Any]]
+
+_VERSION = re.compile(r"\d{1,4}(\.\w{1,20}){1,5}")
+
+
+class ContentsError(ValueError):
+    """A value that a checkpoint cannot have; the text is a clause on what is wrong."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the checkpoint where a check in the block fails.
+
+    Raises:
+        UserError: A check failed.
+    """
+    try:
+        yield
+    except ContentsError as error:
+        raise UserError(f"{path}: not a checkpoint of this phase. {error}. {remedy(path)}.") from error
+
+
+def check_best(state: Mapping[str, Any], *, phase: str, weights: Mapping[str, torch.Tensor]) -> None:
+    """Check ``best.ckpt``.
+
+    Args:
+        state: Contents of the checkpoint.
+        phase: Name of the phase.
+        weights: Tensors that it must hold, by name; only shapes and types count.
+
+    Raises:
+        ContentsError: Something is missing, or is not what it must be.
+    """
+    check_tensors(state.get("state_dict"), weights, name="state_dict")
+    own = _table(state.get("finetune"), "finetune")
+    if own.get("phase") != phase:
+        raise ContentsError(f"Its phase is {_shown(own.get('phase'))}, and must be {phase!r}")
+    check_history(own.get("history"))
+    check_rows(own.get("rows"), phase=phase)
+
+
+def check_last(
+    state: Mapping[str, Any],
+    *,
+    phase: str,
+    weights: Mapping[str, torch.Tensor],
+    averages: Mapping[str, torch.Tensor] | None,
+    groups: Groups,
+    make_optimizer: OptimizerFactory,
+) -> None:
+    """Check ``last.ckpt``, from which Lightning goes on.
+
+    Args:
+        state: Contents of the checkpoint.
+        phase: Name of the phase.
+        weights: As for :func:`check_best`.
+        averages: Averaged weights that it must hold; None where the phase averages none.
+        groups: Parameter groups of the phase.
+        make_optimizer: Makes the optimizer of the phase.
+
+    Raises:
+        ContentsError: As there.
+    """
+    check_best(state, phase=phase, weights=weights)
+    own = state["finetune"]
+    for key in ("validation_due", "finished"):
+        if not isinstance(own.get(key), bool):
+            raise ContentsError(f"Its {key} is {_shown(own.get(key))}, and must be true or false")
+    if own["finished"] and not 0 < len(own["rows"]) == len(own["history"]):
+        raise ContentsError("It is of a finished phase, and has no row for each of its epochs")
+    sums = own.get("sums")
+    if not (isinstance(sums, list) and sums):
+        raise ContentsError("Its sums are not a list, with an entry for each process")
+    for entry in sums:
+        check_sums(entry)
+    if averages is not None:
+        check_tensors(own.get("ema"), averages, name="ema")
+    if (gradients := own.get("gradients")) is not None:
+        _check_gradients(_table(gradients, "gradients"))
+    for key in ("epoch", "global_step"):
+        check_count(state.get(key), key)
+    version = state.get("pytorch-lightning_version")
+    if not (isinstance(version, str) and _VERSION.fullmatch(version)):
+        raise ContentsError(f"The version of Lightning that wrote it is {_shown(version)}")
+    _check_counts(_table(state.get("loops"), "loops"), "loops")
+    _table(state.get("callbacks"), "callbacks")
+    if state.get("lr_schedulers") != []:
+        raise ContentsError("It holds learning-rate schedulers, and a phase has none")
+    optimizers = state.get("optimizer_states")
+    if not (isinstance(optimizers, list) and len(optimizers) == 1):
+        raise ContentsError("It does not hold the state of one optimizer")
+    check_optimizer(optimizers[0], groups=groups, make_optimizer=make_optimizer)
+
+
+def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Check that saved counters of Lightning's loops are those that the Trainer has.
+
+    Raises:
+        ContentsError: One is missing or of another type.
+    """
+    if not _alike(saved, own):
+        raise ContentsError("Its loops are not those of the Trainer")
+
+
+def check_tensors(saved: object, expected: Mapping[str, torch.Tensor], *, name: str, finite: bool = True) -> None:
+    """Check that tensors have the names, shapes and kinds of number of others, and hold finite numbers.
+
+    Raises:
+        ContentsError: They do not.
+    """
+    tensors = _table(saved, name)
+    if tensors.keys() != expected.keys():
+        odd = sorted(_shown(key) for key in tensors.keys() ^ expected.keys())
+        raise ContentsError(f"Its {name} does not hold the tensors of this network: {shortened(odd)}")
+    for key, tensor in tensors.items():
+        wanted = expected[key]
+        if not _plain(tensor) or tensor.is_floating_point() != wanted.is_floating_point():
+            raise ContentsError(f"{key} in its {name} is not a tensor of {_kind(wanted)}")
+        if tensor.shape != wanted.shape:
+            raise ContentsError(f"{key} in its {name} has shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}")
+        if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ContentsError(f"{key} in its {name} holds numbers that are not finite")
+
+
+def check_history(history: object) -> None:
+    """Check the monitored metric and the loss of each epoch.
+
+    Raises:
+        ContentsError: They are not pairs of numbers.
+    """
+    if not (isinstance(history, list) and all(_numbers(entry, 2) for entry in history)):
+        raise ContentsError("Its history is not a pair of numbers for each epoch")
+
+
+def check_sums(sums: object) -> None:
+    """Check the loss, the right answers and the images of an epoch so far.
+
+    Raises:
+        ContentsError: They are not three numbers.
+    """
+    if not _numbers(sums, 3):
+        raise ContentsError("Its sums are not a loss, a number of right answers and a number of images")
+
+
+def check_rows(rows: object, *, phase: str) -> None:
+    """Check rows of ``metrics.csv``.
+
+    Raises:
+        ContentsError: One is not a table of numbers with the phase's name, its epoch and its step.
+    """
+    if not isinstance(rows, list):
+        raise ContentsError("Its rows are not a list")
+    for row in rows:
+        if not (
+            isinstance(row, dict)
+            and row.get("phase") == phase
+            and all(_whole(row.get(key)) for key in ("epoch", "step"))
+            and all(isinstance(key, str) and (key == "phase" or _number(value)) for key, value in row.items())
+        ):
+            raise ContentsError("Its rows are not tables of the numbers of an epoch")
+
+
+def check_count(value: object, name: str, *, most: int = 2**53) -> int:
+    """Return a whole number from 0 to ``most``.
+
+    Raises:
+        ContentsError: It is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
+        return value
+    raise ContentsError(f"Its {name} is {_shown(value)}, and must be a whole number from 0 to {most}")
+
+
+def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerFactory) -> None:
+    """Check an optimizer's state: an optimizer of the same kind, that has taken one step, shows what it may hold.
+
+    Args:
+        saved: As :meth:`torch.optim.Optimizer.state_dict` makes it.
+        groups: Parameter groups of the network, in order.
+        make_optimizer: Makes the optimizer.
+
+    Raises:
+        ContentsError: It does not fit these groups.
+    """
+    state = _table(saved, "optimizer state")
+    values, saved_groups = _table(state.get("state"), "optimizer state"), state.get("param_groups")
+    fresh = make_optimizer([{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in groups])
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    numbers = iter(range(len(parameters)))
+    expected = [
+        {**own, "params": [next(numbers) for _ in group["params"]]}
+        for own, group in zip(fresh.param_groups, groups, strict=True)
+    ]
+    if not isinstance(saved_groups, list) or not _alike(saved_groups, expected):
+        raise ContentsError("The groups of its optimizer are not those of this phase")
+    if [group["params"] for group in saved_groups] != [group["params"] for group in expected]:
+        raise ContentsError("The groups of its optimizer are not those of this phase")
+    examples = _after_a_step(groups, parameters, make_optimizer)
+    for number, held in values.items():
+        if not (_whole(number) and number < len(parameters) and isinstance(held, dict)):
+            raise ContentsError(f"Its optimizer holds {_shown(number)}, which is no parameter of this phase")
+        shape = parameters[number].shape
+        example_shape, example = examples.get(len(shape), (shape, {}))
+        if missing := example.keys() - held.keys():
+            raise ContentsError(f"Its optimizer lacks {shortened(sorted(missing))} of parameter {number}")
+        for key, value in held.items():
+            wanted = example.get(key, value)
+            if isinstance(wanted, torch.Tensor) and wanted.shape == example_shape and shape != example_shape:
+                # of each parameter's own shape, which is all that there is to compare
+                wanted = torch.empty(shape, device="meta", dtype=wanted.dtype)
+            if not _alike(value, wanted):
+                raise ContentsError(f"{_shown(key)} of parameter {number} in its optimizer is not what it must be")
+
+
+def _after_a_step(
+    groups: Groups, parameters: Sequence[torch.Tensor], make_optimizer: OptimizerFactory
+) -> dict[int, tuple[torch.Size, dict[str, Any]]]:
+    """Shape and state of the smallest parameter of each number of dimensions, after a step without a gradient."""
+    smallest: dict[int, torch.Tensor] = {}
+    for parameter in sorted(parameters, key=lambda one: one.numel()):
+        smallest.setdefault(parameter.ndim, parameter)
+    copies = {ndim: nn.Parameter(torch.zeros(parameter.shape)) for ndim, parameter in smallest.items()}
+    optimizer = make_optimizer([{**groups[0], "params": list(copies.values())}])
+    for copy in copies.values():
+        copy.grad = torch.zeros_like(copy)
+    try:
+        optimizer.step()
+    except Exception:  # an optimizer of the user's that needs more than gradients
+        return {}
+    return {ndim: (copy.shape, dict(optimizer.state[copy])) for ndim, copy in copies.items()}
+
+
+def _check_gradients(gradients: Mapping[str, Any]) -> None:
+    check_count(gradients.get("steps"), "gradients")
+    sums = gradients.get("sums")
+    if sums is not None and not (_plain(sums) and sums.ndim == 2 and sums.shape[1] == 2 and sums.is_floating_point()):
+        raise ContentsError("Its gradients are not a sum and a count for each stage")
+
+
+def _check_counts(value: object, name: str, depth: int = 0) -> None:
+    """Check that tables within tables hold counts and truth values alone."""
+    if isinstance(value, dict) and depth < 10 and all(isinstance(key, str) for key in value):
+        for key, inner in value.items():
+            _check_counts(inner, f"{name}.{key}"[:200], depth + 1)
+    elif not isinstance(value, bool) and value != []:
+        check_count(value, name)
+
+
+def _table(value: object, name: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ContentsError(f"Its {name} is {_shown(value)}, and must be a table")
+    return value
+
+
+def _alike(value: object, example: object) -> bool:
+    """Whether a value is of the example's kind: the same keys, lengths, shapes and types; texts are equal."""
+    if isinstance(example, torch.Tensor):
+        if example.ndim == 0 and _number(value):
+            return True
+        return _plain(value) and value.shape == example.shape
+    if isinstance(example, Mapping):
+        return (
+            isinstance(value, Mapping)
+            and example.keys() <= value.keys()
+            and all(_alike(value[key], inner) for key, inner in example.items())
+        )
+    if isinstance(example, list | tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(example)
+            and all(_alike(one, other) for one, other in zip(value, example, strict=True))
+        )
+    if isinstance(example, str):
+        return value == example
+    if isinstance(example, bool) or example is None:
+        return value is None or isinstance(value, bool) or (example is None and _number(value))
+    if isinstance(example, int | float):
+        return _number(value) or (_plain(value) and value.ndim == 0)
+    return type(value) is type(example)
+
+
+def _plain(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a dense tensor of numbers in memory."""
+    return (
+        type(value) in (torch.Tensor, nn.Parameter)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_nested
+    )
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return "floating-point numbers" if tensor.is_floating_point() else "whole numbers"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
+
+
+def _numbers(value: object, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length and all(_number(entry) for entry in value)
+
+
+def _shown(value: object) -> str:
+    """A value for a message: the start of a text, a number, or else the kind of thing."""
+    if isinstance(value, str):
+        return repr(value[:40])
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int):
+        return str(value) if abs(value) < 2**63 else "a vast number"
+    return f"a {type(value).__name__}"
