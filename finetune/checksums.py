@@ -16,11 +16,14 @@ from typing import Any
 
 from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import UserError
-from finetune.safe_files import check_regular, read_json
+from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
 # digests kept of one file: a version that was never renamed into place may stand before the one that was
 _KEPT = 8
+
+# bytes that are hashed at most, by suffix: an endless file need not be read to its end
+_LARGEST = {".json": LARGEST_JSON, ".csv": LARGEST_TABLE}
 
 # what to do about a damaged file, where something can be done without a copy
 _REMEDIES = {
@@ -39,7 +42,7 @@ _REMEDIES = {
 
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -98,7 +101,7 @@ def verify(path: Path) -> None:
     known = _read(path.parent).get(path.name)
     if known is None:
         return
-    size = check_regular(path).stat().st_size
+    size = check_regular(path, largest=_LARGEST.get(path.suffix)).stat().st_size
     sizes = {digest.partition(" ")[0] for digest in known}
     try:
         same = str(size) in sizes and _digest(path) in known
@@ -136,11 +139,11 @@ def _read(folder: Path) -> dict[str, list[str]]:
 
 def _verify_zip(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             # torch would take a record that is marked as a folder for one without contents
             marked = [record.filename for record in archive.infolist() if record.external_attr]
             wrong = marked[0] if marked else archive.testzip()
-    except FileNotFoundError:
+    except UserError:
         raise
     except Exception as error:  # zipfile raises errors of many kinds on flipped bits of headers
         why = (str(error) or type(error).__name__).splitlines()[0]

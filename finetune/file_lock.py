@@ -5,9 +5,11 @@ outlives it for a moment, does not keep it; a lock by ``flock`` would pass on to
 resumed at once would find itself in use. Windows locks a byte of an open file, until the system closes it.
 """
 
+import errno
 import json
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +69,20 @@ def unlock_byte(descriptor: int, at: int) -> None:
     msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
 
 
+def open_lock_file(path: Path) -> int:
+    """Open a file that is locked and written, made where it is missing; where a link leads, nothing is made or written.
+
+    Raises:
+        OSError: It cannot be opened, or is no ordinary file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it must be an ordinary file", str(path))
+    return descriptor
+
+
 class FolderLock:
     """Keeps other processes of this program out of a folder that one of them writes.
 
@@ -84,7 +100,7 @@ class FolderLock:
     def __init__(self, folder: Path, *, name: str) -> None:
         self._name, self._path = name, folder / LOCK
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = open_lock_file(self._path)
         except OSError as error:
             raise UserError(f"{name}: cannot be written. {error.strerror}: {self._path}.") from error
         try:

@@ -50,7 +50,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> BinaryIO:
+def open_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> io.BufferedReader:
     """Open an ordinary file for reading; nothing waits for a pipe, and no device is read.
 
     Args:

@@ -26,7 +26,7 @@ from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
 from finetune.errors import FileError, RunError
 from finetune.file_errors import file_error, file_of
-from finetune.file_lock import lock_byte, unlock_byte
+from finetune.file_lock import lock_byte, open_lock_file, unlock_byte
 from finetune.safe_files import need, read_bytes, read_json
 
 try:
@@ -130,7 +130,7 @@ class Entry:
     def __init__(self, folder: Path, *, layout: Layout, about: Mapping[str, Any]) -> None:
         self.folder, self.layout = folder, layout
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        self._lock = open_lock_file(folder / LOCK)
         try:
             self._open_together(about)
             (folder / USED).touch()
@@ -339,7 +339,7 @@ def listed(base: Path | None = None) -> list[Listed]:
 def delete(folder: Path) -> bool:
     """Delete an entry; False where a process is using it."""
     try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = open_lock_file(folder / LOCK)
     except OSError:
         return False
     try:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from finetune.config import to_config
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
+from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
 
 JOBS, TABLE = "jobs", "sweep.csv"
@@ -177,7 +177,7 @@ def _measured(composed: Any) -> dict[str, float]:
     if not file.is_file():
         return {}
     verify(file)
-    results = json.loads(file.read_text(encoding="utf-8"))
+    results = read_json(file, dict)
     found = {split: results[split].get("acc") for split in ("val", "test")}
     found["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
     return {key: value for key, value in found.items() if value is not None}
@@ -200,7 +200,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
         UserError: All jobs that failed did so by a mistake of the user's.
         RunError: Jobs failed.
     """
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in (folder / JOBS).glob("*.json")]
+    records = [read_json(file, dict) for file in (folder / JOBS).glob("*.json")]
     records.sort(key=lambda record: int(record["job"]))
     for record in records:
         if record["status"] == "running":

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.atomic_files import write_text
 from finetune.build import (
     RunParts,
     assemble,
@@ -238,7 +239,7 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
             # where that cannot be written, the message itself still can
             with suppress(OSError):
                 told = escape("".join(traceback.format_exception(error)))
-                (run_dir / "error.log").write_text(told, encoding="utf-8")
+                write_text(run_dir / "error.log", told)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "

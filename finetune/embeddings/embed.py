@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -206,7 +207,12 @@ def _compute(
     settings: Settings,
 ) -> None:
     """Store one row an image: why it cannot be read, its features, or the row of the earlier file that has them."""
-    remaining, kept = store.resume(records, _path_of)
+    widths: set[int] = set()
+
+    def is_whole(row: JobRow) -> bool:
+        return _is_whole(row, lookup, settings, widths)
+
+    remaining, kept = store.resume(records, _path_of, is_whole=is_whole)
     if kept:
         log.info("%d images are done from an earlier attempt", kept)
     is_known = lookup.holds if lookup is not None else lambda content: False
@@ -216,8 +222,35 @@ def _compute(
 
     with image_progress(kept) as advance:
         for batch in read_ahead(remaining, read, batch_size=settings.batch_size, path_of=_path_of):
-            store.append(_embed(batch, extractor, lookup, settings))
+            rows = _embed(batch, extractor, lookup, settings)
+            widths |= {len(np.frombuffer(row.data, settings.precision)) for row in rows if row.data}
+            if len(widths) > 1:
+                raise UserError(
+                    f"{store.path}: damaged. It holds features of another number of columns. Delete it, and the job "
+                    "begins anew."
+                )
+            store.append(rows)
             advance(len(batch))
+
+
+def _is_whole(row: JobRow, lookup: EmbeddingLookup | None, settings: Settings, widths: set[int]) -> bool:
+    """Whether a row of the job store is one that :func:`_embed` makes; its number of columns joins those of the others."""
+    if row.error:
+        return row.result is None and not row.data
+    if not isinstance(row.result, dict) or set(row.result) != {"label", "split", "content", "earlier_row"}:
+        return False
+    if not all(isinstance(row.result[key], str) for key in ("label", "split", "content")):
+        return False
+    if not re.fullmatch("[0-9a-f]{32}", row.result["content"]):
+        return False
+    earlier = row.result["earlier_row"]
+    if earlier is not None:
+        return lookup is not None and type(earlier) is int and 0 <= earlier < len(lookup) and not row.data
+    if not row.data or len(row.data) % np.dtype(settings.precision).itemsize:
+        return False
+    features = np.frombuffer(row.data, settings.precision)
+    widths.add(len(features))
+    return len(widths) == 1 and bool(np.isfinite(features).all())
 
 
 def _path_of(record: ImageRecord) -> str:

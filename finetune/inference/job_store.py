@@ -14,6 +14,12 @@ from finetune.errors import UserError
 from finetune.safe_files import check_regular
 
 SUFFIX = ".job"
+# of a text or a row's numbers, in bytes
+LARGEST_VALUE = 64 * 2**20
+_TABLES = {
+    "job": "CREATE TABLE job (settings TEXT)",
+    "rows": "CREATE TABLE rows (position INTEGER PRIMARY KEY, path BLOB, stamp TEXT, error BLOB, result TEXT, data BLOB)",
+}
 # what SQLite keeps beside its file while it is open, or after a kill
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
@@ -53,6 +59,14 @@ class JobRow:
     data: bytes = b""
 
 
+class _OtherTablesError(Exception):
+    """The file is a database, and not of a job."""
+
+
+def _any_row(row: JobRow) -> bool:
+    return True
+
+
 class JobStore:
     """Rows of one job. A batch is committed as a whole; no second process can open the file meanwhile.
 
@@ -85,7 +99,7 @@ class JobStore:
                 why = "another process is writing this output. Wait for it, or give another --output."
                 raise UserError(f"{path}: {why}") from None
             raise UserError(f"{path.parent}: nothing can be written there. {error}.") from None
-        except sqlite3.DatabaseError:  # not a database, or a damaged one
+        except (sqlite3.DatabaseError, _OtherTablesError):  # not a database, a damaged one, or somebody else's
             self.remove_files()
             self._connection = _open(path)
         stored = self._connection.execute("SELECT settings FROM job").fetchone()
@@ -104,29 +118,36 @@ class JobStore:
     ) -> None:
         self._connection.close()
 
-    def resume(self, items: Iterable[Item], path_of: Callable[[Item], str]) -> tuple[Iterator[Item], int]:
+    def resume(
+        self, items: Iterable[Item], path_of: Callable[[Item], str], *, is_whole: Callable[[JobRow], bool] = _any_row
+    ) -> tuple[Iterator[Item], int]:
         """Keep the rows whose items and files are the same as before, and drop the rest.
 
         Whole batches are kept: the remaining batches are then those of an uninterrupted job, and with them the last digits
         of its results.
 
+        Args:
+            items: All of the job, in order.
+            path_of: Name of an item.
+            is_whole: Whether a row is one that the job writes: the file may be somebody else's.
+
         Returns:
             The items still to do, and the number of rows that are kept.
         """
         items, kept, waiting = iter(items), 0, list[Item]()
-        for row in self.rows():
+        for row in self._rows_before_a_damaged_one():
             item = next(items, None)
             if item is None:
                 break
             waiting.append(item)
             path = path_of(item)
-            if (row.path, row.stamp) != (path, file_stamp(path)):
+            if (row.path, row.stamp) != (path, file_stamp(path)) or not is_whole(row):
                 break
             if len(waiting) == self.batch_size:
                 kept += len(waiting)
                 waiting.clear()
         with self._connection:
-            self._connection.execute("DELETE FROM rows WHERE position >= ?", (kept,))
+            self._connection.execute("DELETE FROM rows WHERE position < 0 OR position >= ?", (kept,))
         return itertools.chain(waiting, items), kept
 
     def append(self, rows: Sequence[JobRow]) -> None:
@@ -142,10 +163,41 @@ class JobStore:
             )
 
     def rows(self) -> Iterator[JobRow]:
-        """Yield all rows from the first."""
-        query = "SELECT path, stamp, error, result, data FROM rows ORDER BY position"
-        for path, stamp, error, result, data in self._connection.execute(query):
-            yield JobRow(path=_decode(path), stamp=stamp, error=_decode(error), result=json.loads(result), data=data)
+        """Yield all rows from the first; :meth:`resume` has dropped those that are none.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        try:
+            yield from self._rows()
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(error) from None
+
+    def _rows(self) -> Iterator[JobRow]:
+        query = "SELECT position, path, stamp, error, result, data FROM rows ORDER BY position"
+        try:
+            for number, (position, path, stamp, error, result, data) in enumerate(self._connection.execute(query)):
+                blobs = isinstance(path, bytes) and isinstance(error, bytes) and isinstance(data, bytes)
+                if position != number or not (blobs and isinstance(stamp, str) and isinstance(result, str)):
+                    raise ValueError(f"row {number} is of other types")
+                yield JobRow(
+                    path=_decode(path), stamp=stamp, error=_decode(error), result=json.loads(result), data=data
+                )
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # the disk, perhaps
+                raise
+            raise self._damaged(error) from None
+
+    def _rows_before_a_damaged_one(self) -> Iterator[JobRow]:
+        try:
+            yield from self._rows()
+        except UserError:
+            raise
+        except (ValueError, RecursionError):
+            return
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: damaged. {error}. Delete it, and the job begins anew.")
 
     def remove(self) -> None:
         """Delete the rows once the output is whole."""
@@ -161,6 +213,7 @@ class JobStore:
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=0)
     try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         # the lock is held until the connection is closed, or the process dies
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         # a commit costs one write, and only a power cut could lose the last of them
@@ -168,11 +221,12 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("CREATE TABLE IF NOT EXISTS job (settings TEXT)")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS rows "
-                "(position INTEGER PRIMARY KEY, path BLOB, stamp TEXT, error BLOB, result TEXT, data BLOB)"
-            )
+            found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+            for statement in _TABLES.values() if not found else ():
+                connection.execute(statement)
+            # a view or a trigger of somebody else's would run without end
+            if found and found != _TABLES:
+                raise _OtherTablesError
     except BaseException:
         connection.close()
         raise

@@ -12,6 +12,7 @@ from finetune.data.color import HIGH_DEPTHS
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
 from finetune.errors import UserError, shortened
 from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
+from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
 from finetune.safe_files import parse_json, read_bytes
 
@@ -43,6 +44,15 @@ class OnnxEngine:
         if not os.path.lexists(path):
             raise UserError(f"RUN='{path}': no such file. Make one with: finetune export RUN --format onnx")
         content = read_bytes(path, name=f"RUN='{path}'", largest=LARGEST_FILE)
+        try:
+            repeats = sorted(operators(content) & LOOPS)
+        except ValueError as error:
+            raise UserError(f"RUN='{path}': cannot be opened as an ONNX model: {error}.") from None
+        if repeats:
+            raise UserError(
+                f"RUN='{path}': not an ONNX file of finetune's. It holds {', '.join(repeats)}, which no export has and "
+                "which could run without end."
+            )
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         try:
@@ -53,6 +63,7 @@ class OnnxEngine:
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
         self.classes = tuple(described["classes"])
+        self._path = path
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
         self.at_least = sharp_side(self.spec)
@@ -121,5 +132,21 @@ class OnnxEngine:
         return np.ascontiguousarray(image)[None]
 
     def classify(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K), one image after another: an answer does not depend on the batch it is in."""
-        return np.concatenate([self.session.run(None, {"images": image})[0] for image in images])
+        """Probabilities (N, K), one image after another: an answer does not depend on the batch it is in.
+
+        Raises:
+            UserError: The model cannot be computed, or gives something else.
+        """
+        try:
+            found = [self.session.run(None, {"images": image})[0] for image in images]
+        except Exception as error:  # ONNX Runtime has a dozen classes of its own
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"RUN='{self._path}': cannot be computed. {first}") from None
+        wanted = (1, len(self.classes))
+        for probabilities in found:
+            if getattr(probabilities, "shape", None) != wanted:
+                raise UserError(
+                    f"RUN='{self._path}': must give one probability for each of its {len(self.classes)} classes. It does "
+                    "not. Export it again."
+                )
+        return np.concatenate(found)

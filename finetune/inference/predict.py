@@ -83,7 +83,7 @@ def predict_to_file(
     with JobStore(job_path(output), settings=settings, batch_size=batch_size) as store:
         if store.discarded:
             log.info("an earlier attempt had other settings or another model: begun anew")
-        remaining, kept = store.resume(paths, str)
+        remaining, kept = store.resume(paths, str, is_whole=lambda row: _is_whole(row, engine, top_k))
         if kept:
             log.info("%d rows are there from an earlier attempt", kept)
         with image_progress(kept) as advance:
@@ -110,6 +110,18 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
         result = [[int(number), float(row[number])] for number in best]
         rows.append(JobRow(path=read.item, stamp=read.stamp, result=result))
     return rows
+
+
+def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
+    """Whether a row of the job store is one that :func:`_classify` makes."""
+    if row.error:
+        return row.result is None
+    return (
+        isinstance(row.result, list)
+        and top_k <= len(row.result) <= len(engine.classes)
+        and all(isinstance(pair, list) and list(map(type, pair)) == [int, float] for pair in row.result)
+        and all(0 <= number < len(engine.classes) for number, _ in row.result)
+    )
 
 
 def _predictions(store: JobStore, engine: Engine, top_k: int) -> Iterator[Prediction]:

@@ -1,7 +1,9 @@
 """Rows of a job survive kills, belong to one process at a time, and are dropped where they are no longer true."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +98,63 @@ def test_batches_are_kept_whole_up_to_the_first_file_that_changed(tmp_path: Path
         assert (kept, list(remaining)) == (0, paths[:2])
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.job").mkdir()
-    with pytest.raises(UserError, match="nothing can be written there"):
+    with pytest.raises(UserError, match=r"must be an ordinary file\. It is a folder"):
         store(tmp_path)
+
+
+def changed(tmp_path: Path, *statements: str) -> JobStore:
+    """A store of six rows that somebody has changed."""
+    with store(tmp_path) as opened:
+        opened.append([row(name) for name in "abc"])
+        opened.append([row(name) for name in "def"])
+    with contextlib.closing(sqlite3.connect(tmp_path / "rows.job")) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+    return store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE rows SET result = '{' WHERE position = 4",
+        "UPDATE rows SET result = x'37' WHERE position = 3",
+        "UPDATE rows SET path = 7 WHERE position = 5",
+        "UPDATE rows SET error = NULL WHERE position = 5",
+        "UPDATE rows SET path = x'ff' WHERE position = 5",
+        "UPDATE rows SET position = 9 WHERE position = 5",
+        "UPDATE rows SET result = '" + "[" * 100_000 + "' WHERE position = 5",
+    ],
+)
+def test_rows_from_a_damaged_one_on_are_made_again(tmp_path: Path, statement: str) -> None:
+    with changed(tmp_path, statement) as opened:
+        remaining, kept = opened.resume("abcdef", str)
+        assert (kept, "".join(remaining)) == (3, "def")
+        opened.append([row(name) for name in "def"])
+        assert [entry.path for entry in opened.rows()] == list("abcdef")
+
+
+def test_rows_that_the_job_does_not_write_are_made_again(tmp_path: Path) -> None:
+    with changed(tmp_path) as opened:
+        remaining, kept = opened.resume("abcdef", str, is_whole=lambda entry: entry.path != "e")
+        assert (kept, "".join(remaining)) == (3, "def")
+
+
+def test_a_database_with_a_view_that_never_ends_or_a_trigger_is_begun_anew(tmp_path: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT i AS position, i AS path FROM n"
+    for statements in (
+        ["DROP TABLE rows", f"CREATE VIEW rows AS {endless}"],
+        ["CREATE TRIGGER t AFTER DELETE ON rows BEGIN INSERT INTO job VALUES ('x'); END"],
+    ):
+        with changed(tmp_path, *statements) as opened:
+            assert list(opened.rows()) == []
+            opened.remove()
+
+
+def test_a_value_that_is_too_large_names_the_file(tmp_path: Path) -> None:
+    with (
+        changed(tmp_path, "UPDATE rows SET data = zeroblob(70000000)") as opened,
+        pytest.raises(UserError, match=r"rows\.job: damaged"),
+    ):
+        opened.resume("abcdef", str)

@@ -128,3 +128,32 @@ def test_tensors_in_files_elsewhere_are_not_read(tmp_path):
     (tmp_path / "thief.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(UserError, match="cannot be opened as an ONNX model"):
         OnnxEngine(tmp_path / "thief.onnx")
+
+
+def test_an_onnx_file_with_a_loop_is_refused_before_it_is_computed(tmp_path):
+    helper, types = onnx.helper, onnx.TensorProto
+    inside = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["x", "x"], ["y"])]
+    taken = [("round", types.INT64, []), ("go", types.BOOL, []), ("x", types.FLOAT, [1])]
+    body = helper.make_graph(
+        inside,
+        "body",
+        [helper.make_tensor_value_info(*value) for value in taken],
+        [helper.make_tensor_value_info("on", types.BOOL, []), helper.make_tensor_value_info("y", types.FLOAT, [1])],
+    )
+    loop = helper.make_node("Loop", ["rounds", "always", "x"], ["out"], body=body)
+    # in a branch of another operator, where a look at the outermost graph alone does not find it
+    given = [helper.make_tensor_value_info("out", types.FLOAT, [1])]
+    branch = helper.make_graph([loop], "branch", [], given)
+    graph = helper.make_graph(
+        [helper.make_node("If", ["always"], ["out"], then_branch=branch, else_branch=branch)],
+        "endless",
+        [helper.make_tensor_value_info("x", types.FLOAT, [1])],
+        given,
+        [
+            onnx.numpy_helper.from_array(np.array(2**60, np.int64), "rounds"),
+            onnx.numpy_helper.from_array(np.array(True), "always"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "a.onnx")
+    with pytest.raises(UserError, match="It holds Loop, which no export has"):
+        OnnxEngine(tmp_path / "a.onnx")
