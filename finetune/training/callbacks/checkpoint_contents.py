@@ -99,8 +99,8 @@ def check_last(
         raise ContentsError(f"The version of Lightning that wrote it is {_shown(version)}")
     _check_counts(_table(state.get("loops"), "loops"), "loops")
     _table(state.get("callbacks"), "callbacks")
-    if state.get("lr_schedulers") != []:
-        raise ContentsError("It holds learning-rate schedulers, and a phase has none")
+    if not isinstance(state.get("lr_schedulers"), list):
+        raise ContentsError("Its lr_schedulers are not a list")
     optimizers = state.get("optimizer_states")
     if not (isinstance(optimizers, list) and len(optimizers) == 1):
         raise ContentsError("It does not hold the state of one optimizer")

@@ -92,7 +92,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "an epoch of true": (lambda s: s.update(epoch=True), "epoch is True"),
     "a version of brackets": (lambda s: s.update({"pytorch-lightning_version": "(" * 1000}), "version of Lightning"),
     "loops of texts": (lambda s: s["loops"]["fit_loop"].update(state_dict="x"), "loops.fit_loop.state_dict is 'x'"),
-    "schedulers": (lambda s: s.update(lr_schedulers=[{}]), "schedulers"),
+    "schedulers of a text": (lambda s: s.update(lr_schedulers="x"), "schedulers"),
     "no optimizer": (lambda s: s.update(optimizer_states=[]), "one optimizer"),
     "an optimizer of a text": (lambda s: s.update(optimizer_states=["x"]), "optimizer state is 'x'"),
     "groups of texts": (lambda s: optimizer(s).update(param_groups=["x"]), "groups of its optimizer"),
