@@ -71,7 +71,11 @@ def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it that are missing, each so that a power cut cannot take it away."""
+    """Make a folder and those above it that are missing, each so that a power cut cannot take it away.
+
+    Raises:
+        FileError: The system did not let one be made.
+    """
     missing = []
     at = Path(folder)
     while not at.is_dir():
@@ -80,8 +84,11 @@ def make_folder(folder: str | Path) -> None:
             break
         at = at.parent
     for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        sync_folder(new.parent)
+        try:
+            new.mkdir(exist_ok=True)
+            sync_folder(new.parent)
+        except OSError as error:
+            raise file_error(error, new, "could not be made") or error from error
 
 
 def open_to_umask(path: Path) -> None:
@@ -141,5 +148,9 @@ def sync_folder(folder: Path) -> None:
         raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # the system knows a descriptor alone
+        error.filename = str(folder)
+        raise
     finally:
         os.close(descriptor)

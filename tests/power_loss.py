@@ -142,7 +142,7 @@ class Uninterrupted:
         now = outcome(root / "run")
         wrong = [key for key in self.outcome if now[key] != self.outcome[key]]
         tree = tree_of(root)
-        wrong += [f"{path} is left over" for path in tree if path.startswith("run/") and path.endswith(".part")]
+        wrong += [f"{path} is left over" for path in tree if is_scratch(path) and path.startswith("run/")]
         wrong += [f"{path} is missing" for path in self.tree if path.startswith("run/") and path not in tree]
         for path, contents in self.tree.items():
             cached = path.startswith("cache/features/") and path.endswith(("data.bin", "chunks.bin"))
@@ -318,8 +318,13 @@ def _kind_of(path: str) -> str:
     if name.startswith(".tmp"):
         return "safetensors' own"
     if name.endswith(".part"):
-        return "part of " + name.strip(".").rsplit(".", 2)[0]
+        return "part of " + _target_of(name)
     return name if path.startswith("run/") else f"cache {name[-5:]}"
+
+
+def _target_of(part: str) -> str:
+    """Name of the file that a part is to become: `.last.ckpt.HOST-123.part` is one of `last.ckpt`."""
+    return ".".join(part.strip(".").split(".")[:2])
 
 
 def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[str, Any], list[Verdict]]:
@@ -412,7 +417,7 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
         # what is read to be reported again, or removed, may fail without a word
     text = "\n".join(answers).lower()
     name = Path(path).name
-    target = name.strip(".").rsplit(".", 2)[0] if name.endswith(".part") else name
+    target = _target_of(name) if name.endswith(".part") else name
     shown = [target]
     if name.startswith(".tmp") or "/cache/features/" in path:
         # safetensors' own file, and a mapping, of which the system gives no name: the folder stands for them
