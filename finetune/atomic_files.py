@@ -74,7 +74,7 @@ def make_folder(folder: str | Path) -> None:
     """Make a folder and those above it that are missing, each so that a power cut cannot take it away.
 
     Raises:
-        FileError: The system did not let one be made.
+        OSError: The system did not let one be made; it is named.
     """
     missing = []
     at = Path(folder)
@@ -84,11 +84,8 @@ def make_folder(folder: str | Path) -> None:
             break
         at = at.parent
     for new in reversed(missing):
-        try:
-            new.mkdir(exist_ok=True)
-            sync_folder(new.parent)
-        except OSError as error:
-            raise file_error(error, new, "could not be made") or error from error
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
 
 
 def open_to_umask(path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.atomic_files import make_folder, sync_folder
 from finetune.build_schedule import build_phases as build_phases
 from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
@@ -82,7 +83,7 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
     if config.run_dir:
         name = f"run_dir='{config.run_dir}'"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             raise UserError(f"{name}: cannot be made. {error.strerror}.") from error
         with FolderLock(folder, name=name):
@@ -91,7 +92,9 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
         return
     for free in _numbered(folder):
         try:
-            free.mkdir(parents=True)
+            make_folder(free.parent)
+            free.mkdir()
+            sync_folder(free.parent)
         except FileExistsError:
             continue
         except OSError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import UserError
+from finetune.file_errors import read_error
 from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
@@ -41,9 +42,17 @@ _REMEDIES = {
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Hex digest of a file's bytes.
+
+    Raises:
+        UserError: It is no ordinary file, or too large for its kind.
+        FileError: The disk does not give its bytes back.
+    """
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise read_error(error, path) or error from error
 
 
 @contextlib.contextmanager

@@ -266,11 +266,26 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+            _hold_readable(path, name)
             raise UserError(f"{name}: damaged. Its archive cannot be read: {_why(error)}.") from None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{name}: damaged. Its members are compressed, which torch.save never does.")
     if sum(member.file_size for member in members) > size:
         raise UserError(f"{name}: damaged. Its members are larger than the file.")
+
+
+def _hold_readable(path: str | Path, name: str) -> None:
+    """Hold that the disk gives a file back: zipfile takes a read that failed for an archive without an end.
+
+    Raises:
+        FileError: It does not.
+    """
+    with open(path, "rb") as file:
+        try:
+            while file.read(2**20):
+                pass
+        except OSError as error:
+            raise read_error(error, name) or error from error
 
 
 def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
@@ -300,14 +315,13 @@ def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Ten
     Raises:
         UserError: As :func:`open_regular`, or it is no safetensors file.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_regular(path, name=name)
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, torch.OutOfMemoryError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         if (failed := read_error(error, name or path)) is not None:
             raise failed from error
         raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None

@@ -59,7 +59,7 @@ FAILURES: tuple[tuple[str, Kind, int, bool], ...] = (
     ("mkdir", Kind.MKDIR, errno.EROFS, True),
     ("mmap", Kind.MMAP, errno.ENOMEM, False),
     ("open", Kind.OPEN_READ, errno.EIO, False),
-    ("read", Kind.READ, errno.EIO, False),
+    ("read", Kind.READ, errno.EIO, True),
     ("memory", Kind.MEMORY, errno.ENOMEM, False),
 )
 # any of these words names the cause
@@ -276,7 +276,8 @@ def _not_durable(disk: Disk, mark: str, number: int) -> list[Verdict]:
     """What was reported as written, or as finished, and a power cut at this moment could still take away."""
     now, safe = disk.tree(disk.names), disk.tree(disk.synced_names, "synced")
     if mark == "finished":
-        paths = [path for path in now if path.startswith("run/")]
+        # nothing is in the lock's file
+        paths = [path for path in now if path.startswith("run/") and path != "run/.lock"]
     else:
         path = mark.removeprefix("written ")
         # a cache is computed again where it is lost
