@@ -262,7 +262,7 @@ def _resident_of_group(leader: int) -> int:
 def _forge(file: Path) -> None:
     """Write a hostile file's checksum too, as whoever made it would; what is no small file has none."""
     kept = file.parent / CHECKSUMS
-    ordinary = file.is_file() and not file.is_symlink() and file.stat().st_size < 2**26
+    ordinary = file.name != CHECKSUMS and file.is_file() and not file.is_symlink() and file.stat().st_size < 2**26
     if ordinary and kept.is_file() and file.name in json.loads(kept.read_text()):
         keep_checksum(file)
 
