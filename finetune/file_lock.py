@@ -5,6 +5,7 @@ outlives it for a moment, does not keep it; a lock by ``flock`` would pass on to
 resumed at once would find itself in use. Windows locks a byte of an open file, until the system closes it.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -86,8 +87,8 @@ def open_lock_file(path: Path) -> int:
 class FolderLock:
     """Keeps other processes of this program out of a folder that one of them writes.
 
-    Use it as a context manager, or leave it: the system takes it back when the process ends. The file ``.lock`` stays in
-    the folder and says which process had it last.
+    Use it as a context manager. The file ``.lock`` says which process has the folder, and is removed at the end; where the
+    process was killed, the system takes the lock back and the file stays for the next one.
 
     Args:
         folder: Exists.
@@ -99,10 +100,26 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, name: str) -> None:
         self._name, self._path = name, folder / LOCK
+        while True:
+            self._open()
+            if self._is_there():
+                break
+            # the process that had it has just removed the file: this is no lock on what others open
+            os.close(self._descriptor)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, json.dumps(holder).encode())
+        except OSError:
+            # on a full disk the lock holds all the same
+            return
+
+    def _open(self) -> None:
         try:
             self._descriptor = open_lock_file(self._path)
         except OSError as error:
-            raise UserError(f"{name}: cannot be written. {error.strerror}: {self._path}.") from error
+            raise UserError(f"{self._name}: cannot be written. {error.strerror}: {self._path}.") from error
         try:
             free = lock_byte(self._descriptor, _AT)
         except OSError:
@@ -112,14 +129,13 @@ class FolderLock:
             message = self._in_use()
             os.close(self._descriptor)
             raise UserError(message)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+    def _is_there(self) -> bool:
+        """Whether the file that is open is the one in the folder."""
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            os.write(self._descriptor, json.dumps(holder).encode())
-        except OSError:
-            # on a full disk the lock holds all the same
-            return
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def _holder(self) -> dict[str, object]:
         try:
@@ -153,9 +169,13 @@ class FolderLock:
 
     def release(self) -> None:
         """Give it up; a second time does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._descriptor < 0:
+            return
+        # removed while it is locked: nobody else can have it by then; Windows removes no open file
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._descriptor)
+        self._descriptor = -1
 
     def __enter__(self) -> "FolderLock":
         return self

@@ -119,3 +119,35 @@ def test_a_run_that_was_killed_before_it_wrote_anything_leaves_its_folder_free(t
     config = compose(["data=digits", f"run_dir={tmp_path}"])
     with make_run_dir(config, choose_run_dir(config)) as made:
         assert made == tmp_path
+
+
+def test_a_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, name="RUN='r'"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_many_processes_that_take_turns_one_has_the_folder_at_a_time(tmp_path: Path) -> None:
+    inside, answers = FORK.Value("i", 0), FORK.Queue()
+
+    def work() -> None:
+        most = 0
+        for _ in range(60):
+            try:
+                with FolderLock(tmp_path, name="RUN='r'"):
+                    with inside.get_lock():
+                        inside.value += 1
+                        most = max(most, inside.value)
+                    with inside.get_lock():
+                        inside.value -= 1
+            except UserError:
+                continue
+        answers.put(most)
+
+    processes = [FORK.Process(target=work) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(30)
+    assert max(found) == 1
