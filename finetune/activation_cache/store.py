@@ -102,6 +102,12 @@ class Layout:
         return self.rows * self.row_bytes
 
     @property
+    def disk_bytes(self) -> int:
+        """Bytes that an entry takes on a disk, whose blocks have 4 KiB."""
+        files = (self.bytes, self.rows * _CRC_TYPE.itemsize, self.chunks, 1)  # the last is meta.json
+        return sum(-(-size // 4096) * 4096 for size in files)
+
+    @property
     def chunks(self) -> int:
         """Number of chunks."""
         return -(-self.rows // self.chunk_rows)
@@ -398,7 +404,7 @@ def opened(
         return None
     key = entry_key(parts)
     if not (base / key / META).is_file():
-        make_room(layout.bytes, limit_bytes=limit_bytes, keep=[key], base=base)
+        make_room(layout.disk_bytes, limit_bytes=limit_bytes, keep=[key], base=base)
     try:
         return Entry(base / key, layout=layout, about={**about, "created": time.time()})
     except (OSError, FileError) as error:
