@@ -2,7 +2,8 @@
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,10 @@ def run(argv: Sequence[str]) -> int:
     from finetune.inference.reading import reading_of
     from finetune.metrics import in_words
 
-    if not given.overrides:
-        check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
-    check_paths(config, training=not given.overrides)
+    with _naming_own_config(given.run, given.overrides):
+        if not given.overrides:
+            check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
+        check_paths(config, training=not given.overrides)
     classifier = load_bundle(given.run)
     config.input.channels = classifier.input_spec.channels
     read_alike(config, given.overrides, reading_of(given.run))
@@ -64,7 +66,8 @@ def run(argv: Sequence[str]) -> int:
             **limits,
         )
     else:
-        source = build_source(config)
+        with _naming_own_config(given.run, given.overrides):
+            source = build_source(config)
     rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
     if not len(rows):
         raise UserError(f"--split {given.split}: there is no image in it. Counts: {source.index.counts()}.")
@@ -78,6 +81,22 @@ def run(argv: Sequence[str]) -> int:
     if given.output:
         write_json(given.output, metrics)
     return 0
+
+
+@contextmanager
+def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Name the run's configuration where one of its values is wrong: nobody has typed it.
+
+    Raises:
+        UserError: A value is wrong.
+    """
+    try:
+        yield
+    except UserError as error:
+        own = Path(run).expanduser() / "config.yaml"
+        if overrides or str(own) in str(error):
+            raise
+        raise UserError(f"{own}: {error}") from error
 
 
 def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":

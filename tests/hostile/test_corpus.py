@@ -24,6 +24,7 @@ def test_the_corpus_holds_hundreds_of_files_and_the_lean_part_every_command():
     files = {(case.target.file, case.kind.name) for case in cases()}
     assert len(files) >= 250
     assert {case.target.command for case in lean()} == set(COMMANDS)
+    assert {case.target.form for case in lean()} == {target.form for target in TARGETS if not target.own_cpu_s}
 
 
 def test_no_file_of_the_lean_part_runs_code_or_passes(tmp_path):
