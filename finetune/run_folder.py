@@ -100,6 +100,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)
     need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
+    need(record["decided"], {"caches": list}, name=f"{path}, decided", remedy=_REMEDY)
     verify(path)
     return record
 

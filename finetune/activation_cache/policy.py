@@ -24,8 +24,8 @@ accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its Image
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -68,6 +68,33 @@ class CachePolicy:
     def to_plain(self) -> dict[str, Any]:
         """Return plain JSON values, for ``plan.json``."""
         return asdict(self)
+
+
+def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> list[CachePolicy]:
+    """Return the policies of a run's phases from the plain values that its record keeps.
+
+    Raises:
+        ValueError: They are not of these phases, or not as :meth:`CachePolicy.to_plain` makes them.
+    """
+    if len(values) != len(phases):
+        raise ValueError(f"There are {len(values)} caches for {len(phases)} phases")
+    return [_from_plain(value, phase) for value, phase in zip(values, phases, strict=True)]
+
+
+def _from_plain(value: object, phase: Phase) -> CachePolicy:
+    names = {field.name for field in fields(CachePolicy)}
+    if not isinstance(value, dict) or set(value) != names:
+        raise ValueError(f"The cache of phase {phase.name!r} must have the keys {', '.join(sorted(names))}")
+    stage, views = value["cached_stage"], value["views"]
+    if not (
+        (stage is None or stage in phase.frozen)
+        and value["cached_view"] in get_args(CachedView)
+        and (views is None or (type(views) is int and views >= 0))
+        and type(value["bytes"]) is int
+        and isinstance(value["why"], str)
+    ):
+        raise ValueError(f"The cache of phase {phase.name!r} holds a value that none has")
+    return CachePolicy(**value)
 
 
 def cache_results(policy: CachePolicy) -> dict[str, Any]:

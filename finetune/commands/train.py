@@ -134,15 +134,19 @@ def execute(
     """
     import torch
 
-    from finetune.activation_cache.policy import CachePolicy
+    from finetune.activation_cache.policy import policies_from_plain
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
-    from finetune.run_folder import wait_for_run_record
+    from finetune.run_folder import RECORD, wait_for_run_record
     from finetune.training.compiling import compiles
     from finetune.training.run import Run
 
     decided = wait_for_run_record(run_dir)["decided"]
+    try:
+        caches = policies_from_plain(decided["caches"], parts.phases)
+    except ValueError as error:
+        raise UserError(f"{run_dir / RECORD}: damaged. {error}. Start the run again.") from None
     compiled = compiles(config.compile)
     if tune_process:
         collect_garbage_as_usual()
@@ -155,7 +159,7 @@ def execute(
             schedule=parts.phases,
             run_dir=run_dir,
             seed=config.seed,
-            make_trainer=trainer_factory(config, run_dir, precision=decided["precision"], trusted=trusted),
+            make_trainer=trainer_factory(config, run_dir, precision=decided.get("precision"), trusted=trusted),
             make_optimizer=partial(optimizer_factory, trusted=trusted),
             make_loss=loss_of(config, parts.source),
             monitor=config.monitor,
@@ -176,7 +180,7 @@ def execute(
                 "compiled": compiled,
             },
             compiled=compiled,
-            caches=[CachePolicy(**choice) for choice in decided["caches"]],
+            caches=caches,
             cache_limit_bytes=int(config.cache.max_gb * 1e9),
             free_memory=free_memory if tune_process else gc.collect,
         ).execute()
