@@ -7,6 +7,7 @@ head that is kept is the one that a run at its rate would have ended with.
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -337,7 +338,7 @@ def tried_phase(
     per_epoch = data.batches_per_epoch(phase.batch_size)
     total = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
     epoch = steps = 0
-    if checkpoint.is_file():
+    if os.path.lexists(checkpoint):
         saved = read_checkpoint(checkpoint)
         with naming(checkpoint):
             heads.load(saved)

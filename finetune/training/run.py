@@ -1,6 +1,7 @@
 """A run: one ``Trainer.fit`` for each phase, then the test, the results and the bundle; interrupted, it goes on."""
 
 import gc
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,7 +159,7 @@ class Run:
         folder = self.phase_dir(number)
         self._interruption.where = f"in phase {number + 1} ({phase.name})"
         self._interruption.check()
-        if (folder / RESULT).is_file():
+        if os.path.lexists(folder / RESULT):
             (folder / TRIALS).unlink(missing_ok=True)
             verify(folder / RESULT)
             result = _read_result(folder / RESULT, phase.name)
@@ -204,7 +205,7 @@ class Run:
                 f"lr {rates_in_words(list(phase.rates().values()))} {phase.lr_schedule}, {phase.epochs} epochs"
             )
         checkpoint = folder / LAST
-        state = read_checkpoint(checkpoint) if checkpoint.is_file() else None
+        state = read_checkpoint(checkpoint) if os.path.lexists(checkpoint) else None
         if state is not None:
             with naming(checkpoint):
                 self._check_last(state, phase, averages=module.averages)
@@ -225,7 +226,7 @@ class Run:
                 trainer.fit(
                     module,
                     datamodule=self.data,
-                    ckpt_path=str(checkpoint) if checkpoint.is_file() else None,
+                    ckpt_path=str(checkpoint) if os.path.lexists(checkpoint) else None,
                     weights_only=True,
                 )
             trainer.strategy.barrier("phase end")
@@ -327,7 +328,7 @@ class Run:
     def _start_weights(self, folder: Path) -> None:
         """Write what the phase starts from, or read it where the phase had been begun."""
         start = folder / START
-        if start.is_file():
+        if os.path.lexists(start):
             self._load(start)
         elif is_rank_zero():
             self._save(start)
