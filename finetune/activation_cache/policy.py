@@ -158,7 +158,7 @@ def _choose(
     if phase.cache == "off":
         return no_cache("off, as asked for")
     if stage is None:
-        return no_cache("nothing in front of what trains is frozen")
+        return no_cache("nothing is frozen in front of what trains")
     if phase.mixup or phase.cutmix:
         return no_cache("mixup and cutmix mix pixels, which cached activations no longer have")
     if unusable := why_unusable():

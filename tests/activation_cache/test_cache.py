@@ -295,7 +295,7 @@ def test_mixing_pixels_and_unfrozen_stems_train_without_a_cache(words: Words, tm
 
 @pytest.mark.parametrize("value", ["0", "-1", "some", "1.5"])
 def test_a_wrong_setting_is_refused(words: Words, tmp_path: Path, value: str) -> None:
-    with pytest.raises(UserError, match=r"schedule\.cache=.*must be auto, off, or a number of views"):
+    with pytest.raises(UserError, match=r"schedule\.cache=.*must be auto, off, features, or a number of views"):
         train_tiny(words(f"schedule.cache={value}"), tmp_path / "run")
 
 
