@@ -230,7 +230,6 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
     disk, seen, count = Disk(), set(), 0
     lost: list[Verdict] = []
     cases: list[tuple[int, str]] = []
-    kept: dict[tuple[int, str], Tree] = {}
     for number, operation in enumerate(whole.operations):
         disk.apply(operation)
         if operation.kind == "mark":
@@ -243,24 +242,23 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
             if (key := digest(tree)) not in seen:
                 seen.add(key)
                 cases.append((number, called))
-                kept[number, called] = tree
     final = {path: None if one is None else one.data for path, one in disk.tree(disk.names).items()}
     assert final == whole.tree, f"the record lacks {sorted(p for p in final if final[p] != whole.tree.get(p, 0))}"
     if lean is not None:
         cases = _lean(whole, cases, lean)
 
-    def judge(case: tuple[int, str]) -> Verdict:
-        number, called = case
+    def judge(case: tuple[int, str, Tree]) -> Verdict:
+        number, called, tree = case
         operation = whole.operations[number]
         root = whole.folder / f"cut-{number}-{called.replace(' ', '_').replace(',', '')}"
-        materialize(kept[case], root)
+        materialize(tree, root)
         verdict = go_on(whole, root, root.with_suffix(".out"))
         shutil.rmtree(root)
         root.with_suffix(".out").unlink(missing_ok=True)
         verdict.case = f"after operation {number} ({operation.kind} {operation.path2 or operation.path}), {called}"
         return verdict
 
-    verdicts = in_parallel(judge, cases, whole.folder, jobs=jobs)
+    verdicts = in_parallel(judge, _trees(whole, cases), whole.folder, jobs=jobs, of=len(cases))
     counts = {
         "operations": sum(one.kind not in ("mark", "open") for one in whole.operations),
         "by kind": dict(Counter(one.kind for one in whole.operations if one.kind not in ("mark", "open"))),
@@ -272,6 +270,18 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
         "writes that were not durable when they returned": len(lost),
     }
     return counts, [*lost, *verdicts]
+
+
+def _trees(whole: Uninterrupted, cases: list[tuple[int, str]]) -> Iterator[tuple[int, str, Tree]]:
+    """The states once more, one after another: all of them at once would fill the memory."""
+    wanted: dict[int, set[str]] = {}
+    for number, called in cases:
+        wanted.setdefault(number, set()).add(called)
+    disk = Disk()
+    for number, operation in enumerate(whole.operations):
+        disk.apply(operation)
+        if number in wanted:
+            yield from ((number, called, tree) for called, tree in disk.states() if called in wanted[number])
 
 
 def _not_durable(disk: Disk, mark: str, number: int) -> list[Verdict]:
@@ -391,7 +401,7 @@ def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict
         shutil.rmtree(root)
         return verdict
 
-    verdicts = in_parallel(judge, cases, whole.folder, jobs=jobs)
+    verdicts = in_parallel(judge, cases, whole.folder, jobs=jobs, of=len(cases))
     counts = {
         "operations": {f"{name} {error}": count for (name, error), count in numbers.items()},
         "tried": len(verdicts),
@@ -438,7 +448,9 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
     return ", ".join(wrong)
 
 
-def in_parallel(judge: Callable[[Any], Verdict], cases: list[Any], folder: Path, *, jobs: int) -> list[Verdict]:
+def in_parallel(
+    judge: Callable[[Any], Verdict], cases: Iterable[Any], folder: Path, *, jobs: int, of: int
+) -> list[Verdict]:
     """Judge each case in a process of its own, so many at once; the verdicts in order."""
     running: dict[int, int] = {}
     verdicts: dict[int, Verdict] = {}
@@ -451,12 +463,12 @@ def in_parallel(judge: Callable[[Any], Verdict], cases: list[Any], folder: Path,
             verdicts[number] = Verdict(**json.loads(file.read_text()))
             file.unlink()
         else:
-            verdicts[number] = Verdict(str(cases[number]), "no verdict", f"its process ended with {status}")
+            verdicts[number] = Verdict(f"case {number}", "no verdict", f"its process ended with {status}")
         if number in verdicts and verdicts[number].wrong:
             print(f"  WRONG {asdict(verdicts[number])}", flush=True)
         if (done := len(verdicts)) % 50 == 0:
             bad = sum(bool(one.wrong) for one in verdicts.values())
-            print(f"  {done} of {len(cases)}, {bad} wrong", flush=True)
+            print(f"  {done} of {of}, {bad} wrong", flush=True)
 
     for number, case in enumerate(cases):
         if len(running) == jobs:
@@ -473,7 +485,7 @@ def in_parallel(judge: Callable[[Any], Verdict], cases: list[Any], folder: Path,
         running[child] = number
     while running:
         take()
-    return [verdicts[number] for number in range(len(cases))]
+    return [verdicts[number] for number in sorted(verdicts)]
 
 
 def main() -> int:
