@@ -17,7 +17,7 @@ from typing import Any
 from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import UserError
 from finetune.file_errors import read_error
-from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
+from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, hold_readable, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
 # digests kept of one file: a version that was never renamed into place may stand before the one that was
@@ -155,6 +155,7 @@ def _verify_zip(path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # zipfile raises errors of many kinds on flipped bits of headers
+        hold_readable(path, str(path))
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:

@@ -266,7 +266,7 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            _hold_readable(path, name)
+            hold_readable(path, name)
             raise UserError(f"{name}: damaged. Its archive cannot be read: {_why(error)}.") from None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{name}: damaged. Its members are compressed, which torch.save never does.")
@@ -274,7 +274,7 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
         raise UserError(f"{name}: damaged. Its members are larger than the file.")
 
 
-def _hold_readable(path: str | Path, name: str) -> None:
+def hold_readable(path: str | Path, name: str) -> None:
     """Hold that the disk gives a file back: zipfile takes a read that failed for an archive without an end.
 
     Raises:
