@@ -120,6 +120,19 @@ def _must_be_empty(folder: Path, config: Config) -> None:
         )
 
 
+def check_typed_places(config: Config) -> None:
+    """Refuse data or weights that are not there in the words that were typed, before their places are made absolute.
+
+    Raises:
+        UserError: A place does not exist.
+    """
+    data, weights = config.data, config.backbone.weights
+    typed = {"folder": data.root, "manifest": data.path}.get(data.source)
+    places = [*(typed if isinstance(typed, list) else [typed]), weights if _is_path(weights) else None]
+    if any(place and not Path(str(place)).expanduser().exists() for place in places):
+        check_paths(config)
+
+
 def with_absolute_paths(config: Config) -> Config:
     """The same configuration with the places of data and weights independent of the working directory.
 

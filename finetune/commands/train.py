@@ -14,6 +14,7 @@ from finetune.atomic_files import write_text
 from finetune.build import (
     RunParts,
     assemble,
+    check_typed_places,
     choose_run_dir,
     imbalance,
     loss_of,
@@ -82,6 +83,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
 
     compiles(config.compile)
     run_dir = choose_run_dir(config)
+    check_typed_places(config)
     config = with_absolute_paths(config)
     parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None)
     from finetune.run_folder import create_run_folder

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from finetune.data import fast_decoders
 from finetune.data.color import HighDepth, is_srgb, to_pixels
-from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.formats import sniff, what_instead
 from finetune.data.image_file import MAX_PIXELS as MAX_PIXELS
 from finetune.data.image_file import Refused, read_image_file
 from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
+from finetune.data.openers import OPENERS
 from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
 from finetune.errors import UserError
 

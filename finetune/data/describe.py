@@ -6,8 +6,9 @@ from typing import NamedTuple
 from PIL import GifImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from finetune.data.color import is_srgb
-from finetune.data.formats import OPENERS, sniff
+from finetune.data.formats import sniff
 from finetune.data.jpeg_header import read_jpeg_header
+from finetune.data.openers import OPENERS
 from finetune.data.orientation import orientation_of_exif, orientation_of_image
 
 # the scan stores positions in these tuples

@@ -1,29 +1,5 @@
 """Image formats, recognised by a file's first bytes whatever its name says."""
 
-from collections.abc import Callable
-from io import BytesIO
-
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-
-# Pillow's classes are called directly: `Image.open` would apply its own pixel limit, a global of the whole process, and
-# would try every plugin on a file that is not an image.
-OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
-
 # the format that each suffix promises; the audit reports files that hold another one
 FORMAT_OF_SUFFIX = {
     ".jpg": "JPEG",

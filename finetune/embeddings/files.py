@@ -25,7 +25,6 @@ from numpy.lib import format as npy
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError
 from finetune.inference.prediction_table import check_file
-from finetune.inference.reading import check_reading
 from finetune.safe_files import check_regular, need, parse_json
 from finetune.terminal import encodable
 
@@ -185,6 +184,9 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
     if not all(isinstance(label, str) for label in classes) or len(set(classes)) != len(classes):
         raise UserError(f"{name}: damaged. Its classes must be different names.")
     if metadata.get("reading") is not None:
+        # imports torch, which a wrong path must not wait for
+        from finetune.inference.reading import check_reading
+
         check_reading(metadata["reading"], name=name)
     return metadata
 

@@ -7,10 +7,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from finetune.data.color import HighDepth, to_pixels
-from finetune.data.formats import OPENERS, sniff, what_instead
+from finetune.data.formats import sniff, what_instead
 from finetune.data.image_file import MAX_PIXELS as MAX_PIXELS
 from finetune.data.image_file import Refused, read_image_file
 from finetune.data.jpeg_header import read_jpeg_header
+from finetune.data.openers import OPENERS
 from finetune.errors import UserError
 
 _ORIENTATION_TAG = 0x0112
