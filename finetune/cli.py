@@ -12,7 +12,7 @@ from typing import NoReturn
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import Interrupted, RunError, UserError, did_you_mean
 from finetune.file_errors import file_error
-from finetune.process_tuning import collect_garbage_rarely, skip_collection_at_exit
+from finetune.process_tuning import collect_garbage_rarely, leave
 from finetune.terminal import guarded_output, open_missing_streams
 
 
@@ -189,9 +189,7 @@ def entry() -> NoReturn:
     """The installed command: :func:`main` as a process of its own."""
     open_missing_streams()
     collect_garbage_rarely()
-    status = main()
-    skip_collection_at_exit()
-    sys.exit(status)
+    leave(main())
 
 
 if __name__ == "__main__":
