@@ -1,6 +1,7 @@
 """Runs cases: each in a fork of a process that has its libraries, watched for memory, time and what it leaves."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -130,6 +131,9 @@ class Campaign:
             if module.name not in ("finetune.__main__", "finetune.export.client"):
                 importlib.import_module(module.name)
         torch.set_num_threads(1)
+        # runs collect garbage between phases; what the libraries hold is none
+        gc.collect()
+        gc.freeze()
         kept = {name: os.environ.get(name) for name in (SECRET_VARIABLE, "FINETUNE_CACHE")}
         os.environ[SECRET_VARIABLE] = SECRET
         try:
