@@ -1,1 +1,1 @@
-"""A trained model in the form other tools open."""
+"""Export a trained model to the formats that other tools open."""

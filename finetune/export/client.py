@@ -1,7 +1,7 @@
-"""Opens exported models as strangers do, in a process of its own where this package cannot be imported.
+"""Open exported models with each format's own library, in a separate process that cannot import this package.
 
-Run as a script by :mod:`finetune.export.parity`. It knows Pillow, NumPy and the library whose turn it is, and nothing of
-ours: each class below is also how a user opens that format.
+:mod:`finetune.export.parity` runs this file as a script. It imports Pillow, NumPy and the library of the format under test,
+and nothing from this package: each class below also shows how a user opens that format.
 """
 
 import json
@@ -20,15 +20,17 @@ Array = npt.NDArray[np.generic]
 
 
 def pillow(path: str, *, grey: bool) -> Image.Image:
-    """An image file upright, in colour or in grey."""
+    """Open an image file, apply its EXIF orientation, and convert it to RGB or to grey."""
     with Image.open(path) as image:
         if grey:
-            image.draft("L", image.size)  # JPEG files hold their grey values; this reads them instead of converting
+            image.draft(
+                "L", image.size
+            )  # JPEG files store grey values; this reads them instead of converting from colour
         return ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
 
 
 def pixels_of(image: Image.Image, layout: str) -> Array:
-    """``uint8 (1, H, W, C)`` or ``(1, C, H, W)``."""
+    """Return the pixels as ``uint8 (1, H, W, C)`` or ``(1, C, H, W)``, by ``layout``."""
     array = np.asarray(image)
     array = array[..., None] if array.ndim == 2 else array
     return np.ascontiguousarray(array if layout == "nhwc" else array.transpose(2, 0, 1))[None]
@@ -47,7 +49,7 @@ class _Graph(ABC):
         return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey), self.layout))[0])
 
     def decoded(self, path: str) -> Array:
-        """The answer for pixels that were decoded elsewhere, uint8 (C, H, W) in a ``.npy`` file."""
+        """Return the probabilities for pixels decoded elsewhere: uint8 (C, H, W) in a ``.npy`` file."""
         image_CHW = np.load(path)
         image = image_CHW if self.layout == "nchw" else image_CHW.transpose(1, 2, 0)
         return np.asarray(self.run(np.ascontiguousarray(image)[None])[0])
@@ -92,7 +94,7 @@ class TorchExport(_Graph):
 
 
 class _Torch:
-    """What the three libraries share: normalised colour images to logits."""
+    """The part that the three libraries share: normalised colour images to logits."""
 
     def normalise(self, images_NCHW: Array, mean: list[float], std: list[float]) -> Array:
         spread = np.asarray(std, np.float32).reshape(1, -1, 1, 1)
@@ -148,7 +150,7 @@ class Torchvision(_Torch):
         resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
         self.transform = v2.Compose(
             [
-                # of the Pillow image, as torchvision's own presets do; a tensor is resized with coarser weights
+                # resize the Pillow image, as torchvision's own presets do; torchvision resizes tensors with coarser weights
                 v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"])),
                 v2.CenterCrop(self.steps["center_crop"]),
                 v2.PILToTensor(),
@@ -171,7 +173,7 @@ class Torchvision(_Torch):
 
 
 class Transformers(_Torch):
-    """``transformers.pipeline("image-classification", model=FOLDER)(file)``; it has timm prepare the image."""
+    """``transformers.pipeline("image-classification", model=FOLDER)(file)``; timm prepares the image."""
 
     def __init__(self, target: str, options: dict[str, Any]) -> None:
         import torch
@@ -191,14 +193,14 @@ class Transformers(_Torch):
             return np.asarray(self.pipe.model(self.torch.from_numpy(images)).logits.softmax(1).numpy())
 
     def file(self, path: str) -> Array:
-        # a file name is all that a colour model needs; the pipeline makes grey images of one channel colour again
+        # a colour model takes the file name; for a grey model the pipeline converts the one channel back to colour
         given = pillow(path, grey=True) if self.grey else path
-        shares = {row["label"]: row["score"] for row in self.pipe(given, top_k=len(self.classes))}
-        return np.asarray([shares[name] for name in self.classes])
+        scores = {row["label"]: row["score"] for row in self.pipe(given, top_k=len(self.classes))}
+        return np.asarray([scores[name] for name in self.classes])
 
 
 def described(path: str) -> dict[str, Any]:
-    """The JSON entry ``finetune`` in the metadata of a safetensors file."""
+    """Return the JSON entry ``finetune`` from the metadata of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -261,8 +263,8 @@ class Backbone:
 
     def run(self, images_NSHW: Array) -> Array:
         with self.torch.no_grad():
-            found = self.model(self.torch.from_numpy(images_NSHW))
-        return np.asarray(found if isinstance(found, self.torch.Tensor) else found.pooler_output.flatten(1))
+            output = self.model(self.torch.from_numpy(images_NSHW))
+        return np.asarray(output if isinstance(output, self.torch.Tensor) else output.pooler_output.flatten(1))
 
 
 CLIENTS: dict[str, Any] = {
@@ -277,7 +279,7 @@ CLIENTS: dict[str, Any] = {
 
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
-    """Probabilities of one export for the same pixels and for files; both go to the file ``answers``."""
+    """Compute one export's probabilities from given pixels and from files, and save both to the file ``answers``."""
     client = CLIENTS[job["format"]](job["target"], job)
     if isinstance(client, (Head, Backbone)):
         given = np.load(job["given"])
@@ -287,7 +289,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"opened_by": client.opened_by, "classes": list(client.classes)}
     from_files = np.stack([client.file(path) for path in job["files"]])
     if isinstance(client, _Graph):
-        # where Pillow decodes to the very pixels that the trained model saw, the file's answer is also that of the pixels
+        # where Pillow decodes to exactly the pixels that the trained model saw, the file's answer is also the pixels' answer
         from_pixels = from_files.copy()
         for number, path in job["decoded"].items():
             from_pixels[int(number)] = client.decoded(path)
@@ -300,10 +302,10 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Work through the jobs of a file; the answers go beside each and a summary to standard output."""
+    """Run the jobs listed in a JSON file; save each job's answers to its own file and print a summary as JSON."""
     with open(sys.argv[1], encoding="utf-8") as file:
         jobs = json.load(file)
-    warnings.simplefilter("ignore")  # what libraries warn of in other people's processes is not ours to say here
+    warnings.simplefilter("ignore")  # warnings from other libraries in this process are not for our users
     print(json.dumps([answer(job) for job in jobs]))
 
 

@@ -1,4 +1,4 @@
-"""Write an export beside its target, check it, and only then put it in its place."""
+"""Write an export to a temporary folder beside its target, check it, and move it into place only if it passes."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from finetune.models.classifier import Classifier
 
 PARITY = "parity.json"
 FOLDERS = ("timm", "torchvision", "transformers", "web")
-# format -> what must be installed, and the extra that brings it
+# format -> modules that must be installed, and the extra that installs them
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "transformers": (("transformers",), "transformers"),
@@ -39,7 +39,7 @@ class Wanted:
     Args:
         form: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers`` or ``web``.
         precision: ``fp32``; for ONNX also ``fp16`` and ``int8``.
-        layout: Of the pixels that ONNX and torch_export take.
+        layout: Pixel layout that ONNX and torch_export take as input.
     """
 
     form: str
@@ -47,10 +47,10 @@ class Wanted:
     layout: Layout = "nhwc"
 
     def check(self) -> None:
-        """Whether the combination exists and its libraries are there.
+        """Check that the combination exists and that the libraries it needs are installed.
 
         Raises:
-            UserError: Not so.
+            UserError: The format has no such precision, or a library is missing.
         """
         if self.precision != "fp32" and self.form != "onnx":
             raise UserError(
@@ -66,7 +66,7 @@ class Wanted:
 
     @property
     def filename(self) -> str:
-        """The export's usual name."""
+        """Return the export's usual file or folder name."""
         name = _FILE_NAMES.get(self.form, self.form)
         stem, dot, suffix = name.partition(".")
         return name if self.precision == "fp32" else f"{stem}-{self.precision}{dot}{suffix}"
@@ -75,21 +75,21 @@ class Wanted:
 def hand_over(
     classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages, *, card: str = ""
 ) -> dict[str, Any]:
-    """Export, check, and put in place.
+    """Export the model, check the export, and move it into place.
 
     Args:
-        classifier: In evaluation mode.
-        wanted: What to write.
-        target: File or folder; an earlier export there is replaced, anything else refused.
-        images: To check on.
-        card: The model card, for a form that shows it.
+        classifier: Trained model in evaluation mode.
+        wanted: Format, precision and layout.
+        target: File or folder to write. An earlier export there is replaced; anything else is refused.
+        images: Images to check the export on.
+        card: Model card in Markdown, for formats that show it.
 
     Returns:
-        The parity report, which also lies in ``parity.json`` inside a folder or ``NAME.parity.json`` beside a file.
+        The parity report. It is also written to ``parity.json`` inside a folder, or to ``NAME.parity.json`` beside a file.
 
     Raises:
-        UserError: The format cannot hold the model, or something else stands at the target.
-        RunError: The export does not predict what the model does; it is not left behind, the report is.
+        UserError: The format cannot hold the model, or something other than an export exists at the target.
+        RunError: The export's predictions differ from the model's. The export is deleted; its report is kept.
     """
     wanted.check()
     report_path = refuse_strangers(wanted, target)
@@ -106,10 +106,10 @@ def hand_over(
         reference = make_reference(
             classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
         )
-        # of a page the model is opened by ONNX Runtime here, and not by a browser
+        # ONNX Runtime opens the model of a web page here, not a browser
         opened = ("onnx", made / "model.onnx") if wanted.form == "web" else (wanted.form, made)
-        (said,) = ask_clients([(*opened, reference)])
-        report = compare(wanted.form, said, reference, classes=classifier.classes, precision=wanted.precision)
+        (answer,) = ask_clients([(*opened, reference)])
+        report = compare(wanted.form, answer, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
             failed = target.with_name(f"{target.name}.parity.json")
             write_json(failed, report)
@@ -133,10 +133,10 @@ def hand_over(
 
 
 def refuse_strangers(wanted: Wanted, target: Path) -> Path:
-    """Where the report of an export at the target goes, if nothing else stands there.
+    """Return the path for the report of an export to ``target``, after checking that the export would overwrite nothing else.
 
     Raises:
-        UserError: A folder stands there that is not an export of ours, or a folder where a file is to go.
+        UserError: The target is a folder that is not one of our exports, or a folder where a file must go.
     """
     if wanted.form in FOLDERS:
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
@@ -189,7 +189,7 @@ def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImag
 
 
 def _put(made: Path, target: Path) -> None:
-    """Rename into place; an earlier folder is moved aside first, since a folder cannot be renamed onto a full one."""
+    """Rename into place; move an earlier folder aside first, because a folder cannot be renamed onto a non-empty one."""
     aside = made.with_name(f"{made.name}.earlier")
     if target.is_dir():
         os.replace(target, aside)

@@ -1,4 +1,4 @@
-"""What travels inside or beside every export, so that a stranger can use it and trace where it came from."""
+"""Metadata stored in or beside every export, so that anyone can use the model and trace its origin."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from finetune.models.weights import state_hash
 from finetune.versions import versions
 
 FORMAT = 1
-# the entry of ONNX's metadata, of a .pt2 file's extra files and of config files that holds it
+# name of our entry in ONNX metadata, in the extra files of a .pt2 file, and in config files
 KEY = "finetune"
 
 
@@ -21,13 +21,13 @@ def provenance(
     precision: str = "fp32",
     reading: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON values.
+    """Return the metadata of an export as plain JSON values.
 
     Args:
-        classifier: The trained network.
-        layout: Of the raw pixels that the export takes; None where it takes prepared images.
+        classifier: Trained model.
+        layout: Layout of the raw pixels that the export takes; None if it takes prepared images.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        reading: ``max_pixels`` and ``high_depth`` by which the run reads files, where they are known.
+        reading: ``max_pixels`` and ``high_depth`` that the run reads image files with; None if not known.
     """
     spec = classifier.input_spec
     described: dict[str, Any] = {
@@ -56,5 +56,5 @@ def provenance(
 
 
 def as_text(described: dict[str, Any]) -> str:
-    """JSON on one line."""
+    """Return the metadata as one line of JSON."""
     return json.dumps(described, ensure_ascii=False, sort_keys=True, allow_nan=False)

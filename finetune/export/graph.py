@@ -1,7 +1,7 @@
-"""The whole path from raw pixels to probabilities as one module that an exporter can trace: resize, crop, network, softmax.
+"""Raw pixels to probabilities as one module that an exporter can trace: resize, crop, network, softmax.
 
-It computes what :class:`finetune.data.transforms.EvalView` and :class:`finetune.models.classifier.Classifier` compute, for
-images of any size, written without a branch on the size so that height and width stay free in the exported graph.
+The module computes what :class:`finetune.data.transforms.EvalView` and :class:`finetune.models.classifier.Classifier` compute,
+for images of any size. No branch depends on the size, so height and width stay free in the exported graph.
 """
 
 from typing import Literal, get_args
@@ -20,12 +20,12 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
 class ImageGraph(nn.Module):
-    """``uint8 (B, H, W, C)`` or ``(B, C, H, W)`` of any size to class probabilities ``(B, K)``.
+    """Map ``uint8 (B, H, W, C)`` or ``(B, C, H, W)`` images of any size to class probabilities ``(B, K)``.
 
     Args:
-        classifier: In evaluation mode.
-        layout: Where the channels are: ``nhwc`` as image libraries give pixels, ``nchw`` as PyTorch has them.
-        half: Run the network in half precision; pixels and softmax stay in single precision.
+        classifier: Trained model in evaluation mode.
+        layout: Position of the channels: ``nhwc`` as in image libraries, ``nchw`` as in PyTorch.
+        half: Whether the network runs in half precision; pixels and softmax stay in single precision.
     """
 
     def __init__(self, classifier: Classifier, *, layout: Layout = "nhwc", half: bool = False) -> None:
@@ -38,7 +38,7 @@ class ImageGraph(nn.Module):
         self.half_precision = half
 
     def forward(self, images: Tensor) -> Tensor:
-        """Probabilities ``(B, K)``, float32."""
+        """Return probabilities ``(B, K)``, float32."""
         images_BCHW = images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images
         pixels_BCHW = resize_and_crop(images_BCHW, self.spec)
         images_BSHW = self.input(pixels_BCHW / 255)
@@ -49,11 +49,11 @@ class ImageGraph(nn.Module):
 
 
 def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
-    """The evaluation view of uint8 images as float on the scale 0 to 255, without a branch on their size."""
+    """Return the evaluation view of uint8 images as float in [0, 255], without a branch on their size."""
     height, width = spec.size
     size: tuple[Side, Side] = spec.size
     if spec.crop_mode == "center":
-        # the rounding of finetune.data.transforms, which is timm's and torchvision's
+        # rounds as finetune.data.transforms does, which follows timm and torchvision
         size = _cover(images_BCHW, int(height / spec.crop_pct), int(width / spec.crop_pct))
     corner = _half_to_even(size[0] - height), _half_to_even(size[1] - width)
     return resize_window(
@@ -62,16 +62,16 @@ def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
 
 
 def _cover(images_BCHW: Tensor, target_height: int, target_width: int) -> tuple[Side, Side]:
-    """The size with the image's proportions that just covers the target."""
+    """Return the smallest size with the image's proportions that covers the target."""
     height, width = images_BCHW.shape[-2:]
     half = 0 if target_height == target_width else 1
-    # of the two sides one is exactly the target and the other at least that: taking the larger needs no branch
+    # one side equals the target and the other is at least the target: taking the maximum needs no branch
     new_height = torch.sym_max(target_height, (2 * target_width * height + half * width) // (2 * width))
     return new_height, torch.sym_max(target_width, (2 * target_height * width + half * height) // (2 * height))
 
 
 def _half_to_even(margin: Side) -> Side:
-    """``round(margin / 2)`` as Python rounds, in whole numbers.
+    """Compute ``round(margin / 2)`` as Python rounds, in whole numbers.
 
     >>> [_half_to_even(n) for n in range(8)] == [round(n / 2) for n in range(8)]
     True

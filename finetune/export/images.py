@@ -1,4 +1,4 @@
-"""Image files to check an export on: the run's own validation images, images given, or made-up ones."""
+"""Image files to check an export on: the run's own validation images, images the user gives, or synthetic ones."""
 
 import os
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from finetune.inference.evaluate import class_positions
 
 @dataclass(frozen=True, kw_only=True)
 class CheckImages:
-    """Files to compare on, and files to calibrate on that are not among them where there are enough.
+    """Files to compare on, and files to calibrate on; the two sets are disjoint if there are enough images.
 
     Args:
-        files: To compare on.
-        told: Where they come from.
-        targets: Position of the true class for each, or None where it is not known.
-        calibration: To take the ranges of activations from.
-        reading: ``max_pixels`` and ``high_depth`` by which the run reads files; empty for the defaults.
+        files: Files to compare on.
+        told: Where the files come from, for the report.
+        targets: Index of the true class of each file; None if not known.
+        calibration: Files that determine the ranges of the activations.
+        reading: ``max_pixels`` and ``high_depth`` that the run reads files with; empty for the defaults.
     """
 
     files: list[str]
@@ -35,29 +35,29 @@ class CheckImages:
 def images_of_source(
     source: Source, *, split: str, classes: Sequence[str], count: int, calibration: int, folder: Path
 ) -> CheckImages | None:
-    """Images of a split, spread over it; images that are no files are written as such. None where the split is empty.
+    """Return images spread evenly over a split, or None if the split is empty; images without a file are written as PNG.
 
     Args:
-        source: The data.
-        split: ``val``, for instance.
-        classes: Of the model.
-        count: How many to compare on, at most.
-        calibration: How many to calibrate on, at most.
-        folder: Where files may be written.
+        source: Images and labels.
+        split: Name of the split, such as ``val``.
+        classes: Class names of the model.
+        count: Largest number of images to compare on.
+        calibration: Largest number of images to calibrate on.
+        folder: Folder where PNG files may be written.
     """
     rows = source.index.rows(split)
     if not len(rows):
         return None
     positions = class_positions(classes, source.index.classes)
-    wanted = min(len(rows), count + calibration)
-    rows = rows[np.linspace(0, len(rows) - 1, wanted).astype(np.int64)]
-    # every second for calibration, as far as needed; a small split serves twice
+    total = min(len(rows), count + calibration)
+    rows = rows[np.linspace(0, len(rows) - 1, total).astype(np.int64)]
+    # every second image calibrates, as far as needed; a small split is used for both
     for_calibration = rows[1::2][:calibration] if len(rows) >= 2 * calibration else rows[:calibration]
     compared = rows[::2][:count] if calibration and len(rows) >= 2 * calibration else rows[:count]
     return CheckImages(
         files=[_file(source, int(row), folder) for row in compared],
         told=f"{len(compared)} of the run's {split} images",
-        # of several labels an image there is no one class to be right about
+        # multi-label images have no single true class
         targets=[int(positions[source.index.targets[row]]) for row in compared]
         if source.index.targets.ndim == 1
         else None,
@@ -77,7 +77,7 @@ def _file(source: Source, row: int, folder: Path) -> str:
 
 
 def made_up_images(folder: Path, *, channels: int, count: int) -> CheckImages:
-    """Smooth seeded noise of several sizes and shapes, as PNG files."""
+    """Write smooth seeded noise of several sizes and shapes as PNG files."""
     random = np.random.default_rng(0)
     files = []
     for number in range(count):

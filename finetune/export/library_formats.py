@@ -1,7 +1,7 @@
-"""The trained network as other libraries lay it out: folders for timm, torchvision and transformers.
+"""The trained network in the layout of other libraries: folders for timm, torchvision and transformers.
 
-These libraries know colour images only. A network of one channel is written with a stem of three that computes the same
-function of a grey image whose channel is repeated, see :func:`colour_stem`.
+These libraries take colour images only. The stem of a one-channel network is therefore rewritten with three channels, so that
+it computes the same function of a grey image repeated to three channels; see :func:`colour_stem`.
 """
 
 import math
@@ -23,7 +23,7 @@ from finetune.safetensors_writer import write_tensors
 
 WEIGHTS = "model.safetensors"
 WITHOUT_TIMM = "without_timm"
-# name -> blocks a stage, basic or bottleneck: He et al. 2015, the networks that all three libraries lay out alike
+# name -> blocks per stage, block kind: He et al. 2015, the networks that all three libraries lay out alike
 RESNETS: dict[str, tuple[tuple[int, ...], str]] = {
     "resnet18": ((2, 2, 2, 2), "basic"),
     "resnet34": ((3, 4, 6, 3), "basic"),
@@ -35,10 +35,10 @@ _PILLOW_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
 def export_timm(classifier: Classifier, folder: Path) -> None:
-    """A folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with its data config and label names.
+    """Write a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with data config and label names.
 
     Raises:
-        UserError: The network is not timm's, or the layout cannot hold its head or stem.
+        UserError: The network does not come from timm, or the layout cannot hold its head or stem.
     """
     net = classifier.backbone
     plain = _plain_resnet(classifier)
@@ -75,7 +75,7 @@ def export_timm(classifier: Classifier, folder: Path) -> None:
 
 
 def export_torchvision(classifier: Classifier, folder: Path) -> None:
-    """A folder with a state dict for ``torchvision.models.NAME(num_classes=K).load_state_dict`` and its classes.
+    """Write a folder with a state dict for ``torchvision.models.NAME(num_classes=K).load_state_dict`` and the class names.
 
     Raises:
         UserError: torchvision has no such network, or the layout cannot hold its head, stem or crop.
@@ -109,11 +109,11 @@ def export_torchvision(classifier: Classifier, folder: Path) -> None:
 
 
 def export_transformers(classifier: Classifier, folder: Path) -> None:
-    """A folder for ``transformers.pipeline("image-classification", model=FOLDER)``, which prepares images by timm.
+    """Write a folder for ``transformers.pipeline("image-classification", model=FOLDER)``; timm prepares its images.
 
-    transformers' own processors resize with other filter weights and round half a pixel of the crop down, where timm,
-    torchvision and evaluation round it to even: a quarter of all images would be cut one pixel beside. Its processor
-    ``TimmWrapperImageProcessor`` runs timm's transform. A processor that does without timm lies in ``without_timm/``.
+    transformers' own processors resize with other filter weights and round half a pixel of the crop down, while timm,
+    torchvision and our evaluation round it to even: a quarter of all images would be cropped one pixel off. transformers'
+    ``TimmWrapperImageProcessor`` runs timm's transform instead. ``without_timm/`` holds a processor that does not need timm.
 
     Raises:
         UserError: The network is not one of the plain ResNets, or the layout cannot hold its head or stem.
@@ -156,11 +156,11 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
 
 
 def _timm_preparation(spec: InputSpec) -> dict[str, Any]:
-    """The part of a ``pretrained_cfg`` that timm makes its evaluation transform of."""
+    """Return the part of a ``pretrained_cfg`` from which timm builds its evaluation transform."""
     return {
         "input_size": [PRETRAINED_CHANNELS, *spec.size],
         "interpolation": spec.interpolation,
-        # timm would resize to the size over crop_pct and crop also where both sides are squashed
+        # timm would resize to size / crop_pct and then crop even where both sides are squashed
         "crop_pct": spec.crop_pct if spec.crop_mode == "center" else 1.0,
         "crop_mode": spec.crop_mode,
         "mean": list(spec.mean),
@@ -169,7 +169,7 @@ def _timm_preparation(spec: InputSpec) -> dict[str, Any]:
 
 
 def _bit_preparation(spec: InputSpec) -> dict[str, Any]:
-    """A processor of transformers' own; it cuts a quarter of all images one pixel beside, see export_transformers."""
+    """Describe transformers' own processor, which crops a quarter of images one pixel off; see export_transformers."""
     (height, width), covers = spec.size, spec.crop_mode == "center"
     shortest = {"shortest_edge": _resize_sides(spec.size, spec.crop_pct)[0]}
     return {
@@ -189,18 +189,18 @@ def _bit_preparation(spec: InputSpec) -> dict[str, Any]:
 
 
 def colour_stem(classifier: Classifier, conv: str) -> Tensor:
-    """A first convolution's weights ``(O, 3, k, k)`` for a normalised colour image, or a grey one repeated.
+    """Return the weights ``(O, 3, k, k)`` of a first convolution for a normalised colour image, or a grey one repeated.
 
     A stem of one channel, with or without the constant channel of ``fold``, computes ``W * (g - m) / s + V * 1``. On three
-    channels ``(g - m_c) / s_c`` the kernels ``s_c U_c`` compute the same, border included, where::
+    channels ``(g - m_c) / s_c`` the kernels ``s_c U_c`` compute the same, border included, if::
 
         sum_c U_c = W / s          sum_c m_c U_c = W m / s - V
 
-    With ``U_c = W / (3 s) - (m_c - m) V / sum_c (m_c - m)^2`` and m the average of the m_c both hold. Without V it always
-    exists; with V it needs means that differ.
+    ``U_c = W / (3 s) - (m_c - m) V / sum_c (m_c - m)^2``, with m the average of the m_c, satisfies both. Without V the solution
+    always exists; with V the means must differ.
 
     Args:
-        classifier: The network.
+        classifier: Trained model.
         conv: Name of the convolution in the backbone's network.
 
     Raises:
@@ -235,7 +235,7 @@ def colour_stem(classifier: Classifier, conv: str) -> Tensor:
 
 
 def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
-    """The network's state dict with a stem for colour, and the head as ``fc.weight`` and ``fc.bias``."""
+    """Return the network's state dict with a three-channel stem, and the head as ``fc.weight`` and ``fc.bias``."""
     if not isinstance(classifier.head, LinearHead):
         raise _no_layout(
             layout, f"its classifier is one linear layer, and this head is {classifier.head.settings['name']!r}"
@@ -260,7 +260,7 @@ def _renamed_head(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _plain_resnet(classifier: Classifier) -> str | None:
-    """The name of the plain ResNet that a backbone is, in timm's or torchvision's spelling; None if it is none."""
+    """Return the name of a plain ResNet backbone in the spelling of timm and torchvision; None for other networks."""
     backbone = classifier.backbone
     name = backbone.name.partition(".")[0]
     known = backbone.source in ("timm", "torchvision") and name in RESNETS and not backbone.kwargs
@@ -280,7 +280,7 @@ def _transformers_architecture(depths: tuple[int, ...], layer: str) -> dict[str,
 
 
 def _transformers_name(key: str) -> str:
-    """A plain ResNet's name for a tensor, ``layer1.0.conv1.weight``, as transformers names it.
+    """Translate a plain ResNet's tensor name, such as ``layer1.0.conv1.weight``, to transformers' name.
 
     >>> _transformers_name("layer2.0.downsample.1.bias")
     'resnet.encoder.stages.1.layers.0.shortcut.normalization.bias'
@@ -290,14 +290,14 @@ def _transformers_name(key: str) -> str:
     kinds = {"conv": "convolution", "bn": "normalization"}
     if key.startswith("fc."):
         return key.replace("fc.", "classifier.1.")
-    if found := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
-        return f"resnet.embedder.embedder.{kinds[found[1]]}.{found[2]}"
-    found = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", key)
-    assert found, f"{key} is no tensor of a plain ResNet"
-    layer = f"resnet.encoder.stages.{int(found[1]) - 1}.layers.{found[2]}"
-    if found[3] == "downsample.":
-        return f"{layer}.shortcut.{('convolution', 'normalization')[int(found[4])]}.{found[5]}"
-    return f"{layer}.layer.{int(found[4]) - 1}.{kinds[found[3]]}.{found[5]}"
+    if match := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
+        return f"resnet.embedder.embedder.{kinds[match[1]]}.{match[2]}"
+    match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", key)
+    assert match, f"{key} is no tensor of a plain ResNet"
+    layer = f"resnet.encoder.stages.{int(match[1]) - 1}.layers.{match[2]}"
+    if match[3] == "downsample.":
+        return f"{layer}.shortcut.{('convolution', 'normalization')[int(match[4])]}.{match[5]}"
+    return f"{layer}.layer.{int(match[4]) - 1}.{kinds[match[3]]}.{match[5]}"
 
 
 def _resize_sides(size: tuple[int, int], crop_pct: float) -> list[int]:

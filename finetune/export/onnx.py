@@ -1,4 +1,4 @@
-"""ONNX: raw pixels of any size to probabilities in one file, with class names and provenance in its metadata."""
+"""ONNX export: raw pixels of any size to probabilities in one file, with class names and provenance in its metadata."""
 
 import io
 import warnings
@@ -15,7 +15,7 @@ from finetune.export.graph import ImageGraph, Layout
 from finetune.models.classifier import Classifier
 
 INPUT, OUTPUT = "images", "probabilities"
-# protobuf, which ONNX files are, ends here; larger models would need their weights in a second file
+# limit of protobuf, the format of ONNX files; larger models would need their weights in a second file
 LARGEST_FILE = 2**31 - 1
 
 
@@ -28,15 +28,15 @@ def export_onnx(
     program: torch.export.ExportedProgram | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one ``.onnx`` file; batch, height and width are free.
+    """Write one ``.onnx`` file with free batch, height and width.
 
     Args:
-        classifier: In evaluation mode, on the CPU; it is left as it is.
-        path: The file.
-        layout: Of the input.
-        half: Weights and network in half precision.
-        program: What :func:`traced` gives for these, where it is there already.
-        reading: How the run reads files, for whoever predicts with the export.
+        classifier: Trained model in evaluation mode, on the CPU; it is not changed.
+        path: File to write.
+        layout: Pixel layout of the input.
+        half: Whether weights and network are in half precision.
+        program: Result of :func:`traced` for the same arguments; None traces the model here.
+        reading: How the run reads files, stored for code that predicts with the export.
 
     Raises:
         UserError: The weights do not fit into one file.
@@ -49,12 +49,12 @@ def export_onnx(
         )
     with quiet_exporter():
         written = torch.onnx.export(
-            # traced here: the ONNX exporter's own tracing defers every check on a size, and spends a minute on it
+            # traced here because the ONNX exporter's own tracing defers every check on a size and spends a minute on it
             program or traced(classifier, layout=layout, half=half),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=(free_dimensions(layout),),  # already traced: only the names are taken from it
+            dynamic_shapes=(free_dimensions(layout),),  # already traced: only the names are used
             verbose=False,
         )
     assert written is not None
@@ -66,7 +66,7 @@ def export_onnx(
 
 @torch.no_grad()
 def traced(classifier: Classifier, *, layout: Layout, half: bool = False) -> torch.export.ExportedProgram:
-    """The whole path as PyTorch's exported program."""
+    """Trace the whole path from pixels to probabilities as a PyTorch exported program."""
     return torch.export.export(
         image_graph(classifier, layout=layout, half=half),
         (example_images(classifier, layout=layout),),
@@ -75,7 +75,7 @@ def traced(classifier: Classifier, *, layout: Layout, half: bool = False) -> tor
 
 
 def image_graph(classifier: Classifier, *, layout: Layout, half: bool = False) -> ImageGraph:
-    """The module that is exported, in evaluation mode."""
+    """Build the module to export, in evaluation mode."""
     graph = ImageGraph(classifier, layout=layout, half=half).eval()
     if half:
         from copy import deepcopy
@@ -87,7 +87,7 @@ def image_graph(classifier: Classifier, *, layout: Layout, half: bool = False) -
 
 
 def example_images(classifier: Classifier, *, layout: Layout) -> torch.Tensor:
-    """Two images to trace with, larger than the crop and of unequal sides: an exporter takes sizes of 1 for constants."""
+    """Return two images to trace with, larger than the crop and not square: exporters treat sizes of 1 as constants."""
     height, width = (side + side // 2 + 3 for side in classifier.input_spec.size)
     shape = (2, height, width + 2, classifier.input_spec.channels)
     images_BHWC = torch.zeros(shape, dtype=torch.uint8)
@@ -95,14 +95,14 @@ def example_images(classifier: Classifier, *, layout: Layout) -> torch.Tensor:
 
 
 def free_dimensions(layout: Layout) -> dict[int, Any]:
-    """Batch, height and width by their position, named as they appear in the graph."""
+    """Return the free dimensions, batch, height and width, by position; the names appear in the graph."""
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     return {0: batch, 1: height, 2: width} if layout == "nhwc" else {0: batch, 2: height, 3: width}
 
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter's progress lines and the deprecations inside it off; its errors stay."""
+    """Silence the exporter's progress lines and deprecation warnings, but not its errors."""
     import logging
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]

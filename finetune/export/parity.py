@@ -1,8 +1,8 @@
-"""Is the exported model the trained one? Opened by its own client in a fresh process, and compared on real images.
+"""Check that an exported model predicts what the trained model predicts, with the format's own library in a fresh process.
 
-Two comparisons. *From the same pixels*: the client's network on images that we prepared, so that only the network can
-differ. *From the file*: everything the client does, from opening the file to probabilities: decoding by Pillow, resize,
-crop, network. Files that plain Pillow decodes to other pixels than our decoder are measured apart and said.
+There are two comparisons on real images. *From the same pixels*: the client's network runs on images that we prepared, so only
+the network can differ. *From the file*: the client does everything from the file to probabilities: decoding by Pillow, resize,
+crop, network. Files that plain Pillow decodes to other pixels than our decoder are measured and reported separately.
 """
 
 import json
@@ -33,13 +33,13 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What an export must keep to.
+    """The largest differences that an export may show.
 
     Args:
-        from_pixels: Largest difference of a probability from the same pixels.
-        from_files: The same from the file.
+        from_pixels: Largest allowed difference of a probability from the same pixels.
+        from_files: Largest allowed difference of a probability from the file.
         mean: Largest allowed mean difference of a probability from the same pixels.
-        agreement: Smallest share of images with the same first class.
+        agreement: Smallest fraction of images, in [0, 1], with the same top class.
     """
 
     from_pixels: float = 1e-4
@@ -49,8 +49,8 @@ class Bounds:
 
 
 FP32 = Bounds()
-# half precision keeps 11 bits; eight-bit weights and activations keep 8 a layer: single probabilities move, the first class
-# rarely does
+# half precision keeps 11 bits; eight-bit weights and activations keep 8 per layer: single probabilities move, the top class
+# rarely changes
 FP16 = Bounds(from_pixels=2e-2, from_files=2e-2, agreement=0.99)
 INT8 = Bounds(from_pixels=1.0, from_files=1.0, mean=0.03, agreement=0.95)
 BOUNDS = {"fp32": FP32, "fp16": FP16, "int8": INT8}
@@ -59,18 +59,18 @@ PREPARES_ITSELF = ("timm", "torchvision", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the trained model answers.
+    """The trained model's predictions.
 
     Args:
         files: Image files.
-        pixels: The evaluation views, uint8 (N, C, H, W).
+        pixels: Evaluation views, uint8 (N, C, H, W).
         shares: Probabilities, float32 (N, K).
         told: Where the images come from, for the report.
-        decoded_otherwise: For each file whether Pillow's plain conversion gives other pixels than our decoder.
-        reduced: How many files training and ``finetune predict`` read at a reduced scale, and the largest difference of a
-            probability that this makes.
-        unreadable: How many files were left out because they cannot be read.
-        targets: Position of the true class of each image, or None where it is not known.
+        decoded_otherwise: Whether Pillow's plain conversion of each file gives other pixels than our decoder, bool (N,).
+        reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
+            a probability that this causes.
+        unreadable: Number of files left out because they cannot be read.
+        targets: Index of the true class of each image; None if not known.
         reading: How the run reads files.
     """
 
@@ -94,10 +94,10 @@ def make_reference(
     targets: Sequence[int] | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> Reference:
-    """Probabilities of the trained model, by the way that ``finetune predict`` goes but for the scale of large JPEGs.
+    """Compute the trained model's probabilities as ``finetune predict`` does, but read large JPEGs at full scale.
 
-    Those are read there at a half or less of their size where that is enough; other clients read all of it. The difference
-    is measured and said.
+    ``finetune predict`` reads large JPEGs at half their size or less where that is enough; other clients read them in full. The
+    difference is measured and reported.
 
     Raises:
         UserError: None of the files can be read.
@@ -122,16 +122,16 @@ def make_reference(
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
     pixels = torch.stack(views)
-    shares = torch.cat([classifier(part).float().softmax(1) for part in torch.split(pixels, BATCH)])
+    probabilities = torch.cat([classifier(part).float().softmax(1) for part in torch.split(pixels, BATCH)])
     largest_reduced = 0.0
     for number, reduced in smaller:
-        away = classifier(reduced[None]).float().softmax(1)[0] - shares[number]
-        largest_reduced = max(largest_reduced, float(away.abs().max()))
+        deviation = classifier(reduced[None]).float().softmax(1)[0] - probabilities[number]
+        largest_reduced = max(largest_reduced, float(deviation.abs().max()))
     return Reference(
         reduced=(len(smaller), largest_reduced),
         files=tuple(kept),
         pixels=pixels.numpy(),
-        shares=shares.numpy(),
+        shares=probabilities.numpy(),
         told=told,
         decoded_otherwise=np.array(otherwise),
         unreadable=len(files) - len(kept),
@@ -143,22 +143,22 @@ def make_reference(
 def _pillow_agrees(file: str, image: torch.Tensor) -> bool:
     try:
         theirs = client.pixels_of(client.pillow(file, grey=image.shape[0] == 1), "nchw")[0]
-    except Exception:  # whatever keeps Pillow's plain way from reading it
+    except Exception:  # any error of Pillow's plain conversion
         return False
     return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
 
 
 def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str, Any]]:
-    """Open exports in one fresh process each format's own way.
+    """Open exports in one fresh process, each with its format's own library.
 
     Args:
-        exports: Format, file or folder, and the images to ask for.
+        exports: Format, file or folder, and reference images of each export.
 
     Returns:
-        For each the client's ``opened_by`` and ``classes``, and its ``from_pixels`` and ``from_files``, (N, K).
+        For each export the client's ``opened_by`` and ``classes``, and its ``from_pixels`` and ``from_files``, (N, K).
 
     Raises:
-        RunError: The client could not open or run one.
+        RunError: The client could not open or run an export.
     """
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
@@ -182,17 +182,17 @@ def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str
                 }
             )
         answers = run_client(jobs, folder)
-        for said, job in zip(answers, jobs, strict=True):
+        for answer, job in zip(answers, jobs, strict=True):
             with np.load(str(job["answers"])) as arrays:
-                said |= {name: arrays[name] for name in ("from_pixels", "from_files")}
+                answer |= {name: arrays[name] for name in ("from_pixels", "from_files")}
     return answers
 
 
 def run_client(jobs: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, Any]]:
-    """What :mod:`finetune.export.client` says of each job, in one fresh process where this package cannot be imported.
+    """Run :mod:`finetune.export.client` on all jobs in one fresh process that cannot import this package; return its answers.
 
     Raises:
-        RunError: It could not open or run one.
+        RunError: The client could not open or run an export.
     """
     task = Path(folder) / "task.json"
     task.write_text(json.dumps(jobs), encoding="utf-8")
@@ -211,7 +211,7 @@ def run_client(jobs: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str,
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
-# lets libraries be imported and this package not, makes sure of it, and runs the script given
+# makes libraries importable and this package not, verifies that, and runs the given script
 WITHOUT_FINETUNE = """
 import runpy, sys
 script, task, *folders = sys.argv[1:]
@@ -228,7 +228,7 @@ else:
 
 
 def library_folders() -> list[str]:
-    """Where this process found its libraries, without the folder that this package is developed in."""
+    """Return the folders this process imports libraries from, without the folder in which this package is developed."""
     here = str(Path(client.__file__).parents[2])
     return [entry for entry in sys.path if entry and os.path.isdir(entry) and os.path.realpath(entry) != here]
 
@@ -236,17 +236,17 @@ def library_folders() -> list[str]:
 def compare(
     form: str, said: Mapping[str, Any], reference: Reference, *, classes: Sequence[str], precision: str = "fp32"
 ) -> dict[str, Any]:
-    """The report that goes to ``parity.json``.
+    """Build the report that is written to ``parity.json``.
 
     Args:
-        form: The format.
-        said: An entry of :func:`ask_clients`.
-        reference: What the trained model answers.
-        classes: Its class names.
-        precision: Chooses the bounds.
+        form: Name of the format.
+        said: One entry of the list that :func:`ask_clients` returns.
+        reference: Predictions of the trained model.
+        classes: Class names of the trained model.
+        precision: ``fp32``, ``fp16`` or ``int8``; selects the bounds.
 
     Returns:
-        Plain JSON values; ``passed`` is the decision, ``problems`` says why not, ``remarks`` what to know.
+        Plain JSON values. ``passed`` is the decision, ``problems`` the reasons for a failure, ``remarks`` what users should know.
     """
     bounds = BOUNDS[precision]
     pixels, files = np.asarray(said["from_pixels"]), np.asarray(said["from_files"])
@@ -304,32 +304,32 @@ def compare(
 
 
 def difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> dict[str, Any]:
-    """Largest and mean difference of a probability, and the share of images with the same first class."""
+    """Return the largest and the mean difference of a probability, and the fraction of images with the same top class."""
     if not len(ours):
         return {"images": 0, "largest": 0.0, "mean": 0.0, "agreement": 1.0}
-    away = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-    away = np.where(np.isnan(away), np.inf, away)
+    deviation = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+    deviation = np.where(np.isnan(deviation), np.inf, deviation)
     return {
         "images": len(ours),
-        "largest": float(min(away.max(), 1e9)),
-        "mean": float(min(away.mean(), 1e9)),
+        "largest": float(min(deviation.max(), 1e9)),
+        "mean": float(min(deviation.mean(), 1e9)),
         "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
     }
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """Lines for the terminal."""
-    told = (
+    """Return the report's lines for the terminal."""
+    images = (
         f"{report['opened_by']}, {report['from_pixels']['images']} images: {report['images']}"
         if "from_pixels" in report
         else ""
     )
-    lines = [f"parity: {'passed' if report['passed'] else 'FAILED'} ({told})"] if told else []
+    lines = [f"parity: {'passed' if report['passed'] else 'FAILED'} ({images})"] if images else []
     for name, words in (("from_pixels", "same pixels: "), ("from_files", "from files:  ")):
         if name in report:
-            found = report[name]
+            measured = report[name]
             lines.append(
-                f"  {words}largest difference {found['largest']:.1e}, top-1 agreement {found['agreement']:.1%}"
+                f"  {words}largest difference {measured['largest']:.1e}, top-1 agreement {measured['agreement']:.1%}"
             )
     if "accuracy" in report:
         lines.append(

@@ -1,7 +1,7 @@
-"""A trained head alone, and a trained backbone alone, as safetensors files, checked before they are handed over.
+"""Export only the trained head or only the trained backbone as a safetensors file, checked before it is put in place.
 
-Each is opened by plain PyTorch (a backbone by the library that its network comes from) in a fresh process where this package
-cannot be imported, and does its half of the work on real images; the probabilities are those of the whole model.
+Plain PyTorch (for a backbone, the library that its network comes from) opens the file in a fresh process that cannot import
+this package, and does its half of the work on real images; the probabilities must equal those of the whole model.
 """
 
 import os
@@ -24,19 +24,19 @@ PARTS = ("head", "backbone")
 
 
 def hand_over_part(classifier: Classifier, form: str, target: Path, images: CheckImages) -> dict[str, Any]:
-    """Write a part beside its target, check it, and put it in its place.
+    """Write a part to a temporary folder beside its target, check it, and move it into place.
 
     Args:
-        classifier: In evaluation mode.
+        classifier: Trained model in evaluation mode.
         form: ``head`` or ``backbone``.
-        target: A ``.safetensors`` file.
-        images: To check on.
+        target: ``.safetensors`` file to write.
+        images: Images to check the part on.
 
     Returns:
-        The parity report, which also lies in ``NAME.parity.json`` beside the file.
+        The parity report, which is also written to ``NAME.parity.json`` beside the file.
 
     Raises:
-        RunError: The part does not compute what it does in the model; it is not left behind, the report is.
+        RunError: The part does not compute what it computes in the model. The part is deleted; its report is kept.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -60,7 +60,7 @@ def hand_over_part(classifier: Classifier, form: str, target: Path, images: Chec
 
 
 def export_head(classifier: Classifier, path: Path) -> None:
-    """The head, tied to the hash of its backbone's weights and to its class list."""
+    """Write the head with its class names and the hash of its backbone's weights."""
     save_head(
         path,
         head=classifier.head,
@@ -71,13 +71,13 @@ def export_head(classifier: Classifier, path: Path) -> None:
 
 
 def export_backbone(classifier: Classifier, path: Path) -> None:
-    """The backbone's state dict under the names of the library that it comes from, with its description beside it."""
+    """Write the backbone's state dict under its library's own tensor names, with a description beside it."""
     save_backbone(path, backbone=classifier.backbone, size=classifier.input_spec.size)
 
 
 @torch.inference_mode()
 def check_part(classifier: Classifier, form: str, path: Path, images: CheckImages) -> dict[str, Any]:
-    """The report on a part: the largest difference of a probability when its own client does its half of the work."""
+    """Report the largest difference of a probability when a part's own client does its half of the work."""
     source = classifier.backbone.source
     report: dict[str, Any] = {"format": form, "precision": "fp32", "images": images.told, "problems": [], "remarks": []}
     if form == "backbone" and source == "residual":
@@ -94,23 +94,23 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
         job = {name: str(Path(folder) / f"{name}.npz") for name in ("answers",)}
         job |= {"given": str(Path(folder) / "given.npy"), "format": form, "target": str(path.resolve())}
         np.save(job["given"], given.contiguous().numpy())
-        (said,) = run_client([{**job, "in_chans": prepared.shape[1]}], folder)
+        (answer,) = run_client([{**job, "in_chans": prepared.shape[1]}], folder)
         with np.load(job["answers"]) as arrays:
             answers = torch.from_numpy(arrays["answers"])
     logits = answers if form == "head" else classifier.head(answers)
     ours = classifier.probabilities(classifier.head(features)).numpy()
-    found = difference(ours, classifier.probabilities(logits).numpy())
-    if form == "head" and list(said["classes"]) != list(classifier.classes):
+    measured = difference(ours, classifier.probabilities(logits).numpy())
+    if form == "head" and list(answer["classes"]) != list(classifier.classes):
         report["problems"].append("its class names are not those of the model, or in another order")
-    if found["largest"] > FP32.from_pixels or found["agreement"] < FP32.agreement:
+    if measured["largest"] > FP32.from_pixels or measured["agreement"] < FP32.agreement:
         report["problems"].append(
-            f"a probability differs by {found['largest']:.1e}, allowed are {FP32.from_pixels:.0e}; the first class "
-            f"agrees in {found['agreement']:.1%}"
+            f"a probability differs by {measured['largest']:.1e}, allowed are {FP32.from_pixels:.0e}; the first class "
+            f"agrees in {measured['agreement']:.1%}"
         )
     report |= {
         "unreadable": reference.unreadable,
-        "opened_by": said["opened_by"],
-        "from_pixels": found,
+        "opened_by": answer["opened_by"],
+        "from_pixels": measured,
         "passed": not report["problems"],
     }
     return report

@@ -1,4 +1,4 @@
-"""ONNX with eight-bit weights and activations: static, calibrated on images, one scale a channel of the weights."""
+"""ONNX with eight-bit weights and activations: static, calibrated on images, one scale per channel of the weights."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from finetune.data.decode import UnreadableImage, decode_image
 from finetune.export.export_metadata import KEY, as_text
 from finetune.export.onnx import INPUT
 
-# what is worth eight bits: convolutions and matrix products. The resize is whole numbers already.
+# convolutions and matrix products gain from eight bits; the resize already computes in whole numbers
 QUANTISED = ["Conv", "Gemm", "MatMul"]
 CALIBRATION_IMAGES = 128
 
@@ -27,14 +27,14 @@ def quantise_onnx(
     layout: str,
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an int8 version of an fp32 ONNX file of ours.
+    """Write an int8 version of an fp32 ONNX file that we exported.
 
     Args:
-        source: The fp32 file.
-        target: The file to write.
-        files: Images that the ranges of the activations are taken from.
-        channels: Of the images.
-        layout: ``nhwc`` or ``nchw``, of the model's input.
+        source: fp32 ONNX file.
+        target: File to write.
+        files: Images that determine the ranges of the activations.
+        channels: Number of image channels.
+        layout: ``nhwc`` or ``nchw``, layout of the model's input.
         reading: How the run reads files.
     """
     import onnx
@@ -42,7 +42,7 @@ def quantise_onnx(
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises preparations that the exporter has made already
+    root.setLevel(logging.ERROR)  # it recommends preparations that the exporter has already made
     try:
         quantize_static(
             str(source),
@@ -65,7 +65,7 @@ def quantise_onnx(
 
 
 class _Images:
-    """Raw pixels of image files, one after another, as ONNX Runtime's calibration asks for them."""
+    """Raw pixels of image files, one at a time, as ONNX Runtime's calibration expects them."""
 
     def __init__(self, files: Sequence[str], *, channels: int, layout: str, reading: Mapping[str, Any]) -> None:
         self.images = self._read(files[:CALIBRATION_IMAGES], channels, layout, reading)
@@ -83,5 +83,5 @@ class _Images:
             yield {INPUT: np.ascontiguousarray(image)[None]}
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next image, or None after the last."""
+        """Return the next image, or None after the last."""
         return next(self.images, None)

@@ -1,4 +1,4 @@
-"""How fast an ONNX export is beside the trained model in PyTorch, on the machine that exports it, as it is at that moment."""
+"""Speed of an ONNX export compared with the trained model in PyTorch, on the exporting machine under its current load."""
 
 import platform
 import statistics
@@ -20,17 +20,17 @@ _SECONDS, _FEWEST_ROUNDS, _MOST_ROUNDS = 5.0, 3, 15
 
 
 def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: Layout) -> dict[str, Any]:
-    """Time from the pixels of images to their probabilities, the ways taking turns, with as many threads each.
+    """Time the path from pixels to probabilities; the ways take turns and use the same number of threads.
 
     Args:
-        classifier: In evaluation mode.
-        files: ONNX files of it by precision.
-        layout: Of the pixels that they take.
+        classifier: Trained model in evaluation mode.
+        files: The model's ONNX files by precision.
+        layout: Layout of the pixels that the files take.
 
     Returns:
         Plain JSON values: ``threads``, ``processor``, ``pixels`` (height and width of the images), ``rounds``, and under
         ``ways`` for ``pytorch`` and each precision ``batch_1_ms``, ``batch_32_ms`` and ``images_per_second`` in batches of
-        32; medians over the rounds.
+        32; all are medians over the rounds.
     """
     import onnxruntime
 
@@ -38,7 +38,7 @@ def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: 
     settings.log_severity_level = 3
     settings.intra_op_num_threads = torch.get_num_threads()
     view, spec = eval_view(classifier.input_spec), classifier.input_spec
-    # half as large again as the crop, so that there is something to resize
+    # one and a half times the crop, so that there is something to resize
     height, width = (3 * side // 2 for side in spec.size)
     generator = torch.Generator().manual_seed(0)
     shape = (max(BATCHES), spec.channels, height, width)

@@ -1,4 +1,4 @@
-"""``torch.export``: the same graph as ONNX's as a ``.pt2`` file, for PyTorch without this package."""
+"""``torch.export``: the graph of the ONNX export as a ``.pt2`` file, for PyTorch without this package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,19 +22,19 @@ def export_torch(
     program: torch.export.ExportedProgram | None = None,
     reading: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a ``.pt2`` file; batch, height and width are free, class names lie in its extra file ``finetune.json``.
+    """Write a ``.pt2`` file with free batch, height and width; its extra file ``finetune.json`` holds the class names.
 
     Args:
-        classifier: In evaluation mode, on the CPU; it is left as it is.
-        path: The file.
-        layout: Of the input.
-        program: What :func:`finetune.export.onnx.traced` gives for these, where it is there already.
-        reading: How the run reads files, for whoever predicts with the export.
+        classifier: Trained model in evaluation mode, on the CPU; it is not changed.
+        path: File to write.
+        layout: Pixel layout of the input.
+        program: Result of :func:`finetune.export.onnx.traced` for the same arguments; None traces the model here.
+        reading: How the run reads files, stored for code that predicts with the export.
     """
     if program is None:
         with quiet_exporter():
             program = traced(classifier, layout=layout)
-    # an open file: given a path, torch insists on the suffix .pt2, and what is written first is a part beside the target
+    # an open file, because torch insists on the suffix .pt2 for a path, and the temporary name lacks it
     described = as_text(provenance(classifier, layout=layout, reading=reading))
     with path.open("wb") as file, quiet_exporter():
         torch.export.save(program, file, extra_files={EXTRA_FILE: described})

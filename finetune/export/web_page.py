@@ -1,7 +1,7 @@
 """A folder with one page that runs the model in a browser: no Python, no network, nothing leaves the computer.
 
-``python -m http.server`` in that folder is all it needs. onnxruntime-web is vendored from its npm package, compressed in
-this package and checked by hash; the page's own parts lie in ``finetune/export/web``.
+``python -m http.server`` in that folder is enough to serve it. onnxruntime-web is vendored from its npm package, stored
+compressed in this package and checked by hash; the page's own files are in ``finetune/export/web``.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
     """Write the folder.
 
     Args:
-        classifier: In evaluation mode, on the CPU.
-        folder: It exists and is empty.
-        images: How the run reads files.
-        card: The model card, Markdown.
+        classifier: Trained model in evaluation mode, on the CPU.
+        folder: Existing empty folder.
+        images: Source of the settings with which the run reads files.
+        card: Model card in Markdown.
 
     Raises:
-        UserError: Browsers cannot make the channels that the model takes.
+        UserError: The model takes channels that browsers cannot produce.
     """
     spec = classifier.input_spec
     if spec.channels not in (1, 3):
@@ -51,7 +51,7 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
             "classes": list(classifier.classes),
             "channels": spec.channels,
             "maxPixels": images.reading.get("max_pixels", MAX_PIXELS),
-            # JPEG files with a shorter side of so many pixels are read at a reduced scale by finetune itself
+            # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
             "reducedFrom": 2 * eval_view(spec).at_least,
             "highDepth": images.reading.get("high_depth", "full"),
             KEY: provenance(classifier, layout="nhwc"),
@@ -64,18 +64,18 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
 
 
 def page(classifier: Classifier, card: str) -> str:
-    """The HTML, with names and card escaped: HTML inside the card is shown, not obeyed."""
-    # only what a card is made of; raw HTML, images and links would be ways out
+    """Render the HTML; names and card are escaped, so HTML inside the card is displayed, not interpreted."""
+    # only the Markdown that a card uses; raw HTML, images and links could leave the page
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "autolink"])
     template = Environment(autoescape=True).from_string((WEB / _PAGE).read_text(encoding="utf-8"))
     title = f"{classifier.backbone.name}, {len(classifier.classes)} classes"
-    # two levels lower: the page has a heading of its own
+    # one level lower: the page has a heading of its own
     body = markdown.render(card.replace("\n#", "\n##")).replace("<h1>", "<h2>").replace("</h1>", "</h2>")
     return template.render(title=title, classes=list(classifier.classes), card=Markup(body)) + "\n"
 
 
 def write_vendored(folder: Path) -> None:
-    """onnxruntime-web and its licence, each file checked by its hash."""
+    """Write onnxruntime-web and its licence, each file checked by its hash."""
     folder.mkdir()
     vendor = WEB / "vendor"
     vendored = json.loads((vendor / "vendored.json").read_text(encoding="utf-8"))
