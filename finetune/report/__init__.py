@@ -1,1 +1,1 @@
-"""The pages and tables a person looks at."""
+"""HTML pages, charts and tables for people to read."""

@@ -1,4 +1,4 @@
-"""The audit as a page: every finding with small pictures of the files concerned, and training views on request."""
+"""The audit as an HTML page: each finding with thumbnails of its files, and training views on request."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from finetune.input_spec import InputSpec
 from finetune.report.pages import render_page
 from finetune.report.thumbnails import data_url, source_thumbnail
 
-# groups of pictures shown for one finding, and views shown for one class
+# most groups of thumbnails per finding, and views per class
 _GROUPS = 12
 _VIEWS = 16
 
@@ -20,14 +20,14 @@ _VIEWS = 16
 def audit_page(
     audit: Audit, source: Source, *, name: str, view_spec: InputSpec | None = None, augment: str = "standard"
 ) -> str:
-    """The page as HTML, with its pictures inside.
+    """Render the audit as HTML with its images embedded.
 
     Args:
-        audit: What was found.
-        source: Where the pictures come from.
-        name: What was audited, for the title.
-        view_spec: Show training views for this input; None for none.
-        augment: Their preset.
+        audit: Findings and class counts to show.
+        source: Source that the images are read from.
+        name: Name of the audited data, for the title.
+        view_spec: Input for which to show training views; None shows none.
+        augment: Augmentation preset of the training views.
     """
     most = max(1, *(sum(numbers) for numbers in zip(*audit.counts.values(), strict=True)))
     classes = [
@@ -46,17 +46,17 @@ def audit_page(
 
 
 def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dict[str, Any]]:
-    """Sixteen training views a class, of its first training images, each as a data URL."""
+    """Return sixteen training views per class, made from the class's first training images, each as a data URL."""
     index = source.index
     view = train_view(spec, augment=augment)
     rows = index.rows("train")
     shown = []
     before = torch.get_rng_state()
     for target, name in enumerate(index.classes):
-        mine = rows[index.targets[rows, target] > 0] if index.multi_label else rows[index.targets[rows] == target]
+        class_rows = rows[index.targets[rows, target] > 0] if index.multi_label else rows[index.targets[rows] == target]
         images = []
-        for number in range(_VIEWS if len(mine) else 0):
-            row = int(mine[number % len(mine)])
+        for number in range(_VIEWS if len(class_rows) else 0):
+            row = int(class_rows[number % len(class_rows)])
             torch.manual_seed(key("audit", name, number))
             images.append(data_url(view(source.read(row, at_least=view.at_least))))
         shown.append({"name": name, "images": images})
@@ -65,7 +65,7 @@ def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dic
 
 
 def _shown(finding: Finding, source: Source) -> dict[str, Any]:
-    """A finding with pictures of its first groups."""
+    """Return a finding with thumbnails of its first groups."""
     groups = []
     for number, files in enumerate(finding.files[:_GROUPS]):
         rows = finding.rows[number] if finding.rows else (None,) * len(files)

@@ -1,4 +1,4 @@
-"""The picture of a calibration: how often answers of each confidence are right."""
+"""Reliability diagram: how often predictions of each confidence are right."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from finetune.report.figures import MUTED, SERIES, drawing, inline_svg, new_figu
 
 
 def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -> Markup:
-    """Share that is right over confidence for each curve, and below how many answers have each confidence.
+    """Plot the fraction that is right against confidence for each curve, and below it the number of answers.
 
     Args:
-        curves: By name; the first is that of the model as it is.
-        multi_label: Whether an answer is one class of one image.
+        curves: Curves by name; the first belongs to the unscaled model.
+        multi_label: Whether an answer is one class of one image rather than an image's predicted class.
     """
     from matplotlib.ticker import FuncFormatter
 

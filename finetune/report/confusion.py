@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the matrix with confused classes beside each other, and the worst pairs."""
+"""Confusion chart with confused classes next to each other, and the most frequent confusions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from scipy.sparse import csr_array
 from finetune.report.figures import GRID, HIT, MISS, drawing, inline_svg, new_figure
 from finetune.terminal import printable
 
-# more classes than this cannot be read in one picture: those with the most mistakes are shown
+# more classes cannot be read in one chart: those with the most mistakes are shown
 MOST_CLASSES = 200
-# up to so many classes the counts stand in the cells
+# up to this many classes the counts are written into the cells
 _WITH_COUNTS = 30
 _LABEL_LETTERS = 22
 
@@ -21,27 +21,27 @@ Counts = npt.NDArray[np.int64]
 
 
 def confusion_of(metrics: dict[str, Any], classes: int) -> csr_array:
-    """Images by true class (row) and predicted class (column), as ``results.json`` has them: a matrix, or its cells."""
+    """Read the confusion counts, true class by predicted class, from ``results.json``: a matrix or its non-zero cells."""
     if "confusion" in metrics:
         return csr_array(np.array(metrics["confusion"], dtype=np.int64))
-    true, found, images = np.array(metrics["confusion_cells"], dtype=np.int64).reshape(-1, 3).T
-    return csr_array((images, (true, found)), shape=(classes, classes))
+    true, predicted, images = np.array(metrics["confusion_cells"], dtype=np.int64).reshape(-1, 3).T
+    return csr_array((images, (true, predicted)), shape=(classes, classes))
 
 
 def mistakes(confusion_KK: csr_array) -> tuple[Counts, Counts, Counts]:
-    """True class, predicted class and images of each kind of mistake, the most frequent first."""
+    """Return true class, predicted class and image count of each kind of mistake, the most frequent first."""
     cells = confusion_KK.tocoo()
     wrong = (cells.row != cells.col) & (cells.data > 0)
-    true, found, images = cells.row[wrong], cells.col[wrong], cells.data[wrong]
+    true, predicted, images = cells.row[wrong], cells.col[wrong], cells.data[wrong]
     order = np.argsort(-images, kind="stable")
-    return true[order], found[order], images[order]
+    return true[order], predicted[order], images[order]
 
 
 def clustered_order(confusion_KK: Counts) -> list[int]:
-    """Classes in an order that puts those which are confused with each other side by side.
+    """Order the classes so that those confused with each other are side by side.
 
-    Average linkage over ``1 - share of confusions``, the leaves in optimal order (Bar-Joseph et al. 2001). Without a
-    mistake the order stays.
+    Average linkage over ``1 - share of confusions``, leaves in optimal order (Bar-Joseph et al. 2001). The order stays
+    unchanged if there are no mistakes.
     """
     counts = confusion_KK.astype(np.float64)
     np.fill_diagonal(counts, 0.0)
@@ -51,8 +51,8 @@ def clustered_order(confusion_KK: Counts) -> list[int]:
     from scipy.spatial.distance import squareform
 
     support = np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
-    shares = counts / support
-    apart = 1 - np.clip((shares + shares.T) / 2, 0, 1)
+    rates = counts / support
+    apart = 1 - np.clip((rates + rates.T) / 2, 0, 1)
     np.fill_diagonal(apart, 0.0)
     return [int(k) for k in leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))]
 
@@ -60,42 +60,42 @@ def clustered_order(confusion_KK: Counts) -> list[int]:
 def confused_pairs(
     confusion_KK: csr_array, classes: Sequence[str], most: int = 20
 ) -> tuple[list[dict[str, object]], int]:
-    """The most frequent mistakes, worst first, and how many kinds there are in all."""
-    true, found, images = mistakes(confusion_KK)
+    """Return the most frequent mistakes, most frequent first, and the total number of kinds."""
+    true, predicted, images = mistakes(confusion_KK)
     support = confusion_KK.sum(axis=1)
     pairs = [
         {"true": classes[row], "found": classes[column], "count": int(count), "share": float(count / support[row])}
-        for row, column, count in zip(true[:most], found[:most], images[:most], strict=True)
+        for row, column, count in zip(true[:most], predicted[:most], images[:most], strict=True)
     ]
     return pairs, len(images)
 
 
 def most_confused(confusion_KK: csr_array) -> list[int]:
-    """The classes that fit into the picture: all, or those in the most mistakes."""
+    """Return the classes shown in the chart: all of them, or those with the most mistakes."""
     classes = confusion_KK.shape[0]
     if classes <= MOST_CLASSES:
         return list(range(classes))
-    true, found, images = mistakes(confusion_KK)
-    wrong = np.bincount(true, images, classes) + np.bincount(found, images, classes)
+    true, predicted, images = mistakes(confusion_KK)
+    wrong = np.bincount(true, images, classes) + np.bincount(predicted, images, classes)
     return sorted(int(k) for k in np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
 
 
 def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
-    """The matrix, each row shaded by its share of the true class; hits and mistakes in colours of their own."""
+    """Draw the matrix, each row shaded by its fraction of the true class; hits and mistakes have different colours."""
     chosen = most_confused(confusion_KK)
     inside = confusion_KK[chosen][:, chosen].toarray()
     order = clustered_order(inside)
     matrix = inside[np.ix_(order, order)]
     names = [_short(classes[chosen[k]]) for k in order]
     count = len(names)
-    shares = matrix / np.maximum(confusion_KK.sum(axis=1)[[chosen[k] for k in order]][:, None], 1)
+    rates = matrix / np.maximum(confusion_KK.sum(axis=1)[[chosen[k] for k in order]][:, None], 1)
     cell_inches, letters = (0.3, 8.0) if count <= _WITH_COUNTS else (0.115, 6.5)
     pixels = np.zeros((count, count, 4))
     diagonal = np.eye(count, dtype=bool)
     for mask, colour in ((diagonal, HIT), (~diagonal, MISS)):
         pixels[mask, :3] = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    # a single mistake among hundreds must still be seen
-    pixels[..., 3] = np.where(matrix > 0, 0.15 + 0.85 * np.sqrt(shares), 0.0)
+    # a single mistake among hundreds must stay visible
+    pixels[..., 3] = np.where(matrix > 0, 0.15 + 0.85 * np.sqrt(rates), 0.0)
     # letters are about 0.6 times as wide as high
     margin = 0.35 + max(map(len, names)) * letters * 0.6 / 72
     with drawing():
@@ -124,6 +124,6 @@ def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
 
 
 def _short(name: str) -> str:
-    """A class name that fits beside the picture."""
+    """Shorten a class name to fit beside the chart."""
     name = printable(name)
     return name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}…"

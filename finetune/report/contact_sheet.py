@@ -1,4 +1,4 @@
-"""A page of small pictures in groups: neighbours of queries, members of clusters, labels in doubt."""
+"""Contact sheet: a page of thumbnails in groups, such as neighbours of queries, cluster members, or doubtful labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from finetune.terminal import printable
 
 Mark = Literal["", "asked", "right", "wrong", "unsure"]
 _WORDS = {"": "", "asked": "query", "right": "same label", "wrong": "other label", "unsure": "doubtful"}
-# gives the picture of a path or a stored name; None where it cannot be read
+# returns the image of a path or a stored name; None if it cannot be read
 Pictures = Callable[[str], Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One picture.
+    """One image of a contact sheet.
 
     Args:
-        path: Of the image.
-        lines: Below it, such as label and distance.
-        mark: ``asked`` for a query, ``right`` and ``wrong`` where labels agree with it or not, ``unsure`` for one in doubt.
+        path: Path of the image.
+        lines: Lines of text below it, such as label and distance.
+        mark: ``asked`` for a query, ``right`` or ``wrong`` where its label agrees with the query's or not, ``unsure`` for a
+            doubtful label.
     """
 
     path: str
@@ -34,12 +35,12 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Pictures that are shown in one row.
+    """Images that are shown in one row.
 
     Args:
-        title: Above it.
-        tiles: The pictures.
-        more: How many further ones there are.
+        title: Title above the row.
+        tiles: Images to show.
+        more: Number of further images that are not shown.
     """
 
     title: str
@@ -48,13 +49,13 @@ class Group:
 
 
 def contact_sheet(*, title: str, facts: Sequence[str], groups: Sequence[Group], pictures: Pictures) -> str:
-    """The page as HTML, with its pictures inside.
+    """Render the page as HTML with its images embedded.
 
     Args:
-        title: Of the page.
-        facts: Sentences at its top.
-        groups: In order.
-        pictures: Reads an image.
+        title: Title of the page.
+        facts: Sentences at the top of the page.
+        groups: Rows of images, in order.
+        pictures: Function that reads an image.
     """
     shown = [
         {"title": printable(group.title), "more": group.more, "tiles": [_shown(tile, pictures) for tile in group.tiles]}

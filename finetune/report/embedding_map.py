@@ -1,4 +1,4 @@
-"""The test images on a plane: their embeddings by PCA, and by t-SNE (van der Maaten & Hinton 2008)."""
+"""Two-dimensional maps of the test images' embeddings by PCA and by t-SNE (van der Maaten & Hinton 2008)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from markupsafe import Markup
 from finetune.report.figures import INK, PAPER, drawing, inline_svg, new_figure
 from finetune.terminal import printable
 
-# fewer images make no map
+# with fewer images no map is drawn
 FEWEST = 10
-# up to so many classes are named in the picture
+# up to this many classes are named in the chart
 _NAMED = 30
 _KEPT_DIMENSIONS = 50
 
@@ -20,21 +20,21 @@ Floats = npt.NDArray[np.floating]
 
 
 def projections(embeddings_ND: Floats, *, seed: int = 0) -> dict[str, Floats]:
-    """Two coordinates for each image, by the name of the method; the same call gives the same map."""
+    """Return two coordinates per image, keyed by method; the same arguments give the same map."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     centred = embeddings_ND - embeddings_ND.mean(axis=0)
     if not centred.any():
-        # all in one place: there is no direction to look from
+        # all points coincide: PCA has no direction
         return dict.fromkeys(("PCA", "t-SNE"), np.zeros((len(centred), 2)))
     kept = min(_KEPT_DIMENSIONS, *centred.shape)
-    # first to few dimensions: distances hardly change, and t-SNE's neighbours are found much faster
+    # reduce the dimensions first: distances hardly change, and t-SNE finds neighbours much faster
     reduced = PCA(kept, svd_solver="randomized" if kept < min(centred.shape) else "full", random_state=seed)
     points = reduced.fit_transform(centred)
     points = np.pad(points, ((0, 0), (0, max(2 - points.shape[1], 0))))
     perplexity = min(30.0, (len(points) - 1) / 3)
-    # a constant direction would be divided by zero
+    # avoids a division by zero where the first direction is constant
     start = points[:, :2] / max(float(points[:, 0].std()), 1e-12) * 1e-4
     neighbours = TSNE(2, perplexity=perplexity, init=start, random_state=seed, max_iter=500)
     return {"PCA": points[:, :2], "t-SNE": neighbours.fit_transform(points)}
@@ -43,22 +43,22 @@ def projections(embeddings_ND: Floats, *, seed: int = 0) -> dict[str, Floats]:
 def map_chart(
     points_N2: Floats, *, method: str, groups: npt.NDArray[np.int64], names: Sequence[str], wrong: npt.NDArray[np.bool_]
 ) -> Markup:
-    """A map coloured by class, with a ring around images that were classified wrong.
+    """Draw a map coloured by class, with a ring around each misclassified image.
 
     Args:
-        points_N2: Coordinates.
-        method: How they came about.
+        points_N2: Coordinates of the images.
+        method: Name of the projection method.
         groups: Class of each image.
         names: Class names.
-        wrong: Whether each was classified wrong.
+        wrong: Whether each image was misclassified.
     """
     shown = [int(k) for k in np.unique(groups)]
     with drawing():
         figure = new_figure(4.1, 3.8)
         axes = figure.subplots()
         for place, k in enumerate(shown):
-            mine = points_N2[groups == k]
-            axes.scatter(mine[:, 0], mine[:, 1], s=9, color=_colour(place, len(shown)), linewidths=0)
+            members = points_N2[groups == k]
+            axes.scatter(members[:, 0], members[:, 1], s=9, color=_colour(place, len(shown)), linewidths=0)
         ringed = points_N2[wrong]
         axes.scatter(ringed[:, 0], ringed[:, 1], s=26, facecolors="none", edgecolors=INK, linewidths=0.7)
         if len(shown) <= _NAMED:
@@ -76,7 +76,7 @@ def map_chart(
 
 
 def _colour(place: int, count: int) -> tuple[float, float, float]:
-    """Hues all round, neighbours in the list of classes far apart, neither too light nor too dark for either theme."""
+    """Return a hue for a class, far from its neighbours' in the list, and readable in the light and the dark theme."""
     import colorsys
 
     hue = place / count if count <= 6 else (place * 0.618034) % 1.0

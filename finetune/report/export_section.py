@@ -1,4 +1,4 @@
-"""What the model card says of exports that were made: how they agree with the trained model, and how fast they are."""
+"""The model card's section on exports: how well each agrees with the trained model, and how fast it is."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ _BEGIN, _END = "<!-- exports: begin -->", "<!-- exports: end -->"
 
 
 def tell_card(card: Path, exports: Path) -> bool:
-    """Write the section on exports into a model card, or renew it.
+    """Write or update the section on exports in a model card.
 
     Args:
-        card: The ``README.md`` of a bundle; left alone where it does not exist or may not be written.
+        card: ``README.md`` of a bundle; left alone if it does not exist or cannot be written.
         exports: Folder with the parity reports of exports.
 
     Returns:
-        Whether it was written.
+        Whether the card was written.
     """
     reports = [report for path in sorted(exports.glob("*.parity.json")) if (report := _report(path))]
     if not reports or not card.is_file():
@@ -40,8 +40,8 @@ def _report(path: Path) -> dict[str, Any] | None:
         report = read_json(path, dict)
     except UserError:
         return None
-    wanted = {"format", "precision", "speed", "from_pixels", "images"}
-    whole = isinstance(report, dict) and wanted <= set(report) and report.get("passed") is True
+    required = {"format", "precision", "speed", "from_pixels", "images"}
+    whole = isinstance(report, dict) and required <= set(report) and report.get("passed") is True
     return report if whole else None
 
 
@@ -56,15 +56,15 @@ def _section(reports: list[dict[str, Any]]) -> list[str]:
     ]
     for report in reports:
         ways, accuracy = report["speed"]["ways"], report.get("accuracy")
-        mine, eager = ways[report["precision"]], ways["pytorch"]
-        told = [f"{accuracy[key]:.4f}" for key in ("exported", "trained")] if accuracy else ["not labelled"] * 2
+        exported, eager = ways[report["precision"]], ways["pytorch"]
+        accuracies = [f"{accuracy[key]:.4f}" for key in ("exported", "trained")] if accuracy else ["not labelled"] * 2
         cells = [
             f"{markdown(report['format'])} {markdown(report['precision'])}",
-            *told,
+            *accuracies,
             f"{report['from_pixels']['agreement']:.1%}",
-            f"{mine['batch_1_ms']:.1f}",
+            f"{exported['batch_1_ms']:.1f}",
             f"{eager['batch_1_ms']:.1f}",
-            f"{mine['images_per_second']:.1f}",
+            f"{exported['images_per_second']:.1f}",
             f"{eager['images_per_second']:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,4 +1,4 @@
-"""The page of a ladder: its table, accuracy against time, and the learning curve."""
+"""The ladder's HTML page: its table, accuracy against time, and the learning curve."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from finetune.report.pages import render_page
 
 
 def ladder_page(result: Mapping[str, Any], *, rule: str, more_data: str) -> str:
-    """The ladder as one HTML page that needs nothing from elsewhere.
+    """Render the ladder as one self-contained HTML page.
 
     Args:
-        result: The contents of ``ladder.json``.
-        rule: How the recommended strategy was chosen.
-        more_data: What the learning curve says.
+        result: Contents of ``ladder.json``.
+        rule: Rule by which the recommended strategy was chosen.
+        more_data: Conclusion from the learning curve.
     """
     return render_page(
         "ladder.html",
@@ -32,7 +32,7 @@ def ladder_page(result: Mapping[str, Any], *, rule: str, more_data: str) -> str:
 
 
 def _accuracy_against_time(rungs: Sequence[Mapping[str, Any]]) -> Markup:
-    """Test accuracy over seconds; the area of a point grows with its trained parameters."""
+    """Plot test accuracy over seconds; the area of a point grows with its number of trained parameters."""
     shown = [rung for rung in rungs if rung["seconds"] > 0]
     with drawing():
         figure = new_figure(8, 4.5)
@@ -55,7 +55,7 @@ def _accuracy_against_time(rungs: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
-    """Test accuracy of a probe on frozen features over images a class, one line a seed."""
+    """Plot test accuracy of a probe on frozen features over images per class, one line per seed."""
     with drawing():
         figure = new_figure(8, 4.5)
         axes = figure.subplots()
@@ -74,6 +74,6 @@ def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
         axes.set_ylabel("test accuracy of a probe on frozen features, %")
         axes.grid(color=GRID)
         if curves:
-            # below the axis: a curve never runs under it
+            # below the axis, so that no curve runs under it
             figure.legend(loc="outside lower center", ncols=6)
         return inline_svg(figure, name="curve", says="Test accuracy of the probe against the number of labelled images")

@@ -1,4 +1,4 @@
-"""How a trained model is loaded in each client, as Markdown with code that runs."""
+"""How to load a trained model in each client, as Markdown with runnable code."""
 
 from finetune.input_spec import InputSpec
 
@@ -79,7 +79,7 @@ print(classify(image))
 }
 
 
-# of the formats that we write, the only one that is no data: torch.export.load unpickles parts of the file
+# the only format we write that can execute code: torch.export.load unpickles parts of the file
 CAUTIONS = {
     "torch_export": "Opening a `.pt2` file executes what its maker put there: `torch.export.load` unpickles parts of it. Open "
     "only those whose maker you trust; the bundle and the ONNX file hold the same model as data.",
@@ -87,12 +87,12 @@ CAUTIONS = {
 
 
 def how_to_load(form: str, spec: InputSpec, *, path: str) -> str:
-    """A section on one client.
+    """Return the Markdown section for one client.
 
     Args:
         form: ``finetune``, ``onnx``, ``torch_export``, ``timm``, ``torchvision`` or ``transformers``.
-        spec: Of the model.
-        path: Of the export.
+        spec: Input of the model.
+        path: Path of the export.
     """
     grey = spec.channels == 1
     repeated = grey and form in ("timm", "torchvision", "transformers")

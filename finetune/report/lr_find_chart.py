@@ -1,4 +1,4 @@
-"""The picture of a learning-rate search."""
+"""Chart of a learning-rate search."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ def write_lr_find_chart(
     """Draw the loss against the learning rate, with the suggestions marked, as an SVG file.
 
     Args:
-        path: The file.
+        path: SVG file to write.
         rates: Learning rate of the fastest stage at each step.
-        losses: Training loss of each step.
-        smoothed: The same losses without the noise.
-        suggestions: Learning rate by the name of its rule.
-        stage: The fastest stage.
+        losses: Training loss at each step.
+        smoothed: Smoothed training loss at each step.
+        suggestions: Suggested learning rate, keyed by the rule's name.
+        stage: Name of the fastest stage.
         title: Title of the figure.
     """
     with drawing():
@@ -39,7 +39,7 @@ def write_lr_find_chart(
             at = min(range(len(rates)), key=lambda i: abs(rates[i] - rate))
             axes.axvline(rate, color=_COLORS[name], linewidth=1, linestyle="--")
             axes.plot(rate, smoothed[at], "o", color=_COLORS[name], label=f"{name}: {rate:.3g}")
-        # a search ends in an explosion of the loss, which would press everything else flat
+        # a search ends where the loss explodes, which would flatten the rest of the curve
         low, high = min(losses), max(smoothed[: max(len(smoothed) // 2, 1)])
         room = max(high - low, 1e-3)
         axes.set_ylim(low - 0.1 * room, high + 0.8 * room)

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what a stranger needs to know before using it."""
+"""The model card of a bundle: what users need to know before they use the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from finetune.report.loading_snippets import how_to_load
 from finetune.terminal import markdown
 
 _MISTAKES = 10
-# where `finetune export` puts each format
+# default path of each format that `finetune export` writes
 _EXPORTS = {
     "onnx": "exports/model.onnx",
     "torch_export": "exports/model.pt2",
@@ -22,16 +22,16 @@ _EXPORTS = {
 
 
 def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
-    """Markdown.
+    """Render the model card as Markdown.
 
     Args:
-        classifier: The trained network.
-        results: As in ``results.json``.
+        classifier: Trained model.
+        results: Contents of ``results.json``.
     """
     spec, test, counts = classifier.input_spec, results["test"], results["data"]["counts"]
     backbone, figures = results["backbone"], in_words(test)
     several = classifier.multi_label
-    # of several labels there is one matrix a class, each with every image
+    # multi-label has one matrix per class, each of which counts every image
     images = sum(map(sum, test["confusion"][0])) if several else int(confusion_of(test, len(classifier.classes)).sum())
     answers = (
         "It knows no other classes than these."
@@ -66,7 +66,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         recall = f"{test['recall'][position]:.3f}" if counts["test"][position] else "no image"
         lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
     if several:
-        # no class is mistaken for another, and the other programs' formats hold one label an image
+        # in multi-label data no class is mistaken for another, and the other programs' formats hold one label per image
         lines.append("")
     else:
         lines += ["", *_confusions(classifier.classes, test), *_other_programs(spec)]
@@ -85,7 +85,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
 
 
 def _other_programs(spec: InputSpec) -> list[str]:
-    """How each export is opened, one level lower than in a folder of its own."""
+    """Describe how to open each export, one heading level lower than in the export's own README."""
     sections = [f"#{how_to_load(form, spec, path=path)}" for form, path in _EXPORTS.items()]
     return [
         "## Other programs",
@@ -97,10 +97,10 @@ def _other_programs(spec: InputSpec) -> list[str]:
 
 
 def _confusions(classes: Sequence[str], test: dict[str, Any]) -> list[str]:
-    """The most frequent mistakes; all pairs would fill pages where there are many classes."""
+    """List the most frequent mistakes; with many classes all pairs would fill pages."""
     pairs, kinds = confused_pairs(confusion_of(test, len(classes)), classes, most=_MISTAKES)
     if not pairs:
         return ["No test image was put into a wrong class.", ""]
     rows = [f"| {markdown(str(p['true']))} | {markdown(str(p['found']))} | {p['count']} |" for p in pairs]
-    told = f"The {len(rows)} most frequent of {kinds} kinds of mistakes:" if kinds > len(rows) else "Mistakes:"
-    return [told, "", "| true class | predicted | test images |", "|---|---|---|", *rows, ""]
+    heading = f"The {len(rows)} most frequent of {kinds} kinds of mistakes:" if kinds > len(rows) else "Mistakes:"
+    return [heading, "", "| true class | predicted | test images |", "|---|---|---|", *rows, ""]

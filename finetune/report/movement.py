@@ -13,20 +13,20 @@ from finetune.models.classifier import Classifier
 
 
 def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, float | None]]:
-    """Relative Euclidean distance of each stage's parameters between weight files that follow one another.
+    """Compute the relative Euclidean distance of each stage's parameters between consecutive weight files.
 
-    ``|after - before| / |before|`` over all parameters of the stage together; buffers (running statistics) do not count.
-    A stage that was frozen has exactly 0. None where the stage was all zeros before.
+    ``|after - before| / |before|`` over all parameters of a stage together; buffers (running statistics) are excluded.
+    A frozen stage has exactly 0; a stage that was all zeros before has None.
 
     Args:
-        classifier: Tells which parameter is in which stage.
+        classifier: Model that assigns each parameter to a stage.
         files: Weights before the first phase, between the phases, and after the last.
 
     Returns:
-        For each phase a value a stage; behind them one entry from the first file to the last.
+        For each phase one value per stage, followed by an entry from the first file to the last.
 
     Raises:
-        UserError: A file is damaged, or of another network.
+        UserError: A file is damaged, or belongs to another network.
     """
     pairs = [*itertools.pairwise(files), (files[0], files[-1])]
     for path in files:

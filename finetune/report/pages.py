@@ -1,4 +1,4 @@
-"""HTML pages that need nothing from elsewhere: templates with one shared style, light and dark."""
+"""Self-contained HTML pages: templates with one shared style, light and dark."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(template: str, **values: Any) -> str:
-    """One of the templates as a page; every value is escaped unless it is ``Markup``.
+    """Render a template as a page; every value is escaped unless it is ``Markup``.
 
     Args:
         template: Name of a file in ``report/templates``.
-        **values: What the template shows.
+        **values: Values that the template shows.
     """
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -28,5 +28,5 @@ def render_page(template: str, **values: Any) -> str:
     environment.filters["shown"] = printable
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}%"
     style = Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    # file names may hold bytes that are no text, which cannot be written as UTF-8
+    # file names may hold bytes that cannot be encoded as UTF-8
     return encodable(environment.get_template(template).render(style=style, **values))

@@ -1,4 +1,4 @@
-"""The end of a run on the terminal: what each phase did, and the figures."""
+"""Summary of a run for the terminal: a table of its phases, and its metrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ _FIGURES = {
 
 
 def result_table(results: dict[str, Any]) -> str:
-    """Plain text, the same on a terminal, in a pipe and in a log.
+    """Return plain text, the same for a terminal, a pipe and a log.
 
     Args:
-        results: As in ``results.json``.
+        results: Contents of ``results.json``.
     """
     phases = [["phase", "trains", "epochs", "steps", "best", "seconds"]]
     for phase in results["phases"]:
@@ -30,11 +30,11 @@ def result_table(results: dict[str, Any]) -> str:
         cells = [phase["name"], trains, str(phase["epochs"]), f"{phase['steps']:,}", best, f"{phase['seconds']:.0f}"]
         phases.append([printable(cell) for cell in cells])
     figures = [["", "val", "test"]]
-    for key, told in _FIGURES.items():
+    for key, label in _FIGURES.items():
         if key in results["test"]:
-            # with several labels, right means right in every label
-            told = "exact match" if key == "acc" and "map" in results["test"] else told
-            figures.append([told, f"{results['val'][key]:.4f}", f"{results['test'][key]:.4f}"])
+            # for multi-label, an image counts as right only if every label is right
+            label = "exact match" if key == "acc" and "map" in results["test"] else label
+            figures.append([label, f"{results['val'][key]:.4f}", f"{results['test'][key]:.4f}"])
     return "\n".join([*_aligned(phases, left=2), "", *_aligned(figures, left=1)])
 
 

@@ -1,4 +1,4 @@
-"""A finished run as a report reads it: from its files alone."""
+"""A finished run, read from its files alone, for the report."""
 
 import csv
 import io
@@ -22,16 +22,16 @@ _REMEDY = "Put a copy of it back, if there is one; else train again."
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run left behind.
+    """The files of a finished run.
 
     Args:
-        run_dir: Its folder.
-        results: ``results.json``.
-        plan: ``plan.json``.
-        epochs: ``metrics.csv``, numbers as such and empty cells as None.
-        paths: Of the test images, in the order of the evaluation's rows.
-        config: ``config.yaml``.
-        evaluation: ``evaluation.safetensors`` by split and name; empty where the run has none.
+        run_dir: Run folder.
+        results: Contents of ``results.json``.
+        plan: Contents of ``plan.json``.
+        epochs: Rows of ``metrics.csv``, numbers as floats and empty cells as None.
+        paths: Paths of the test images, in the order of the evaluation's rows.
+        config: Text of ``config.yaml``.
+        evaluation: Arrays of ``evaluation.safetensors`` by split and name; empty if the run has no such file.
     """
 
     run_dir: Path
@@ -58,26 +58,26 @@ class RunFiles:
         return list(self.plan[0]["stages"])
 
     def column(self, name: str) -> list[float | None]:
-        """A quantity over all epochs."""
+        """Return one quantity for all epochs."""
         return [row.get(name) for row in self.epochs]
 
     def weights(self) -> list[Path]:
-        """The weights before each phase and after the last; empty where files of phases have been deleted."""
+        """Return the weight files before each phase and after the last; empty if files of a phase have been deleted."""
         starts = [self.run_dir / "phases" / f"{n}-{p['name']}" / "start.safetensors" for n, p in enumerate(self.plan)]
         files = [*starts, self.run_dir / "final.safetensors"]
         return files if all(path.is_file() for path in files) else []
 
 
 def check_run(run: str | Path) -> Path:
-    """The folder of a finished run; nothing heavy is imported to tell.
+    """Return the folder of a finished run, without importing anything heavy.
 
     Raises:
-        UserError: It is none, or has not finished.
+        UserError: The folder is not a run, or the run has not finished.
     """
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise UserError(f"RUN='{run}': no such folder.")
-    # also where it is no file: what it is instead is answered by who opens it
+    # whatever it is: opening it reports anything that is not a regular file
     if os.path.lexists(folder / "results.json"):
         return folder
     if (folder / "model.json").is_file():
@@ -90,10 +90,10 @@ def check_run(run: str | Path) -> Path:
 
 
 def read_run(run: str | Path) -> RunFiles:
-    """Read what a report is made of.
+    """Read the files that a report needs.
 
     Raises:
-        UserError: The folder is no finished run, or a file of it is missing or damaged.
+        UserError: The folder is not a finished run, or one of its files is missing or damaged.
     """
     folder = check_run(run)
     results = _json(folder / "results.json", dict)
@@ -158,7 +158,7 @@ def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
         raise UserError(f"{path}: damaged. It is no table: {error}. {_REMEDY}") from error
     if not set(columns) <= set(reader.fieldnames or ()):
         raise UserError(f"{path}: damaged. It needs the columns {', '.join(columns)}. {_REMEDY}")
-    # a row that is too long has cells under None, and one that is too short has None for cells
+    # a row that is too long has extra cells under the key None; one that is too short has cells that are None
     wrong = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
     if wrong is not None:
         raise UserError(f"{path}: damaged. Row {wrong} has another number of cells than the first. {_REMEDY}")
@@ -166,7 +166,7 @@ def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
 
 
 def _number(cell: str) -> Any:
-    """A cell of metrics.csv.
+    """Parse a cell of metrics.csv.
 
     >>> _number("0.5"), _number(""), _number("head")
     (0.5, None, 'head')
@@ -185,19 +185,19 @@ def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     broken = [name for name, array in loaded.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if broken:
         raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}. {_REMEDY}")
-    found: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for name, array in loaded.items():
         split, _, what = name.partition("/")
-        found.setdefault(split, {})[what] = array
+        arrays.setdefault(split, {})[what] = array
     missing = [
         f"{split}/{what}"
         for split in ("test", "val")
         for what in ("rows", "targets", "probabilities")
-        if what not in found.get(split, {})
+        if what not in arrays.get(split, {})
     ]
     if missing:
         raise UserError(f"{path}: damaged. It lacks {shortened(missing)}. {_REMEDY}")
     for split in ("test", "val"):
-        if len({len(found[split][what]) for what in ("rows", "targets", "probabilities")}) != 1:
+        if len({len(arrays[split][what]) for what in ("rows", "targets", "probabilities")}) != 1:
             raise UserError(f"{path}: damaged. The tensors of {split} are not of the same images. {_REMEDY}")
-    return found
+    return arrays

@@ -1,4 +1,4 @@
-"""``report.html``: everything a person asks after a run, on one page with all its pictures inside."""
+"""``report.html``: one page with everything about a finished run, all images embedded."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +25,7 @@ from finetune.report.movement import movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
 
-# images with a heat map, of the mistakes and of the hits
+# most images with a heat map, among the mistakes and among the hits
 _LOOKED_AT = 6
 _OTHER_DATA = "The data has changed since the run (another fingerprint), so no images are shown beside its answers."
 
@@ -34,15 +34,15 @@ def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: s
     """Write the page of a finished run.
 
     Args:
-        run_dir: The run.
-        source: Its images; None where they are gone.
-        why_no_images: Said in the place of images where there are none.
+        run_dir: Run folder.
+        source: Images of the run; None if they are not available.
+        why_no_images: Text shown in place of the images if there are none.
 
     Returns:
-        The file.
+        The file written.
 
     Raises:
-        UserError: The folder is no finished run, or a file of it is damaged.
+        UserError: The folder is not a finished run, or one of its files is damaged.
     """
     run = read_run(run_dir)
     if source is not None and source.index.fingerprint() != run.results["data"]["fingerprint"]:
@@ -53,7 +53,7 @@ def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: s
 
 
 def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -> str:
-    """The page as HTML."""
+    """Render the page as HTML."""
     classifier = load_bundle(run.run_dir)
     weights = run.weights()
     return render_page(
@@ -85,26 +85,26 @@ def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -
 
 
 def _images_of(run: RunFiles) -> int:
-    """Test images: with several labels there is one matrix a class, each with every image."""
+    """Return the number of test images; multi-label has one matrix per class, each of which counts every image."""
     test = run.results["test"]
     return int(np.sum(test["confusion"][0]) if run.multi_label else confusion_of(test, len(run.classes)).sum())
 
 
 def _headline(run: RunFiles) -> dict[str, Any]:
-    """The main figures with their intervals, and what was trained for how long."""
+    """Return the main metrics with their intervals, the number of trained parameters, and the training time."""
     test = run.results["test"]
     evaluation = run.evaluation.get("test")
-    found: dict[str, bootstrap.Interval] = {}
+    intervals: dict[str, bootstrap.Interval] = {}
     if not run.multi_label:
-        found = bootstrap.intervals(confusion_of(test, len(run.classes)))
+        intervals = bootstrap.intervals(confusion_of(test, len(run.classes)))
     elif evaluation:
         shown = evaluation["probabilities"] > 0.5
-        found = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
+        intervals = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
     seconds = run.results["seconds"]["training"]
     return {
         "images": _images_of(run),
-        "intervals": found,
-        # images drawn again from nothing but hits are all hits: such an interval would be a boast
+        "intervals": intervals,
+        # resampling images that are all correct gives only correct ones: such an interval would claim too much
         "no_mistake": test["acc"] == 1.0 and _images_of(run) >= 3,
         "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
         "trainable": max(phase["trainable"] for phase in run.plan),
@@ -123,23 +123,23 @@ def _movement(run: RunFiles, classifier: Classifier) -> dict[str, Any]:
 
 
 def _classes(run: RunFiles) -> list[dict[str, Any]]:
-    """Each class with its counts and scores, the weakest first; a class without a test image last."""
+    """Return each class with its counts and scores, lowest F1 first; classes without a test image come last."""
     if run.multi_label:
         confusion = np.array(run.results["test"]["confusion"], dtype=np.int64)
-        hits, support, found = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
+        hits, support, assigned = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
     else:
         matrix = confusion_of(run.results["test"], len(run.classes))
-        hits, support, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+        hits, support, assigned = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     rows = [
         {
             "name": name,
             "train": run.results["data"]["counts"]["train"][k],
             "test": int(support[k]),
             "recall": hits[k] / support[k] if support[k] else None,
-            "precision": hits[k] / found[k] if found[k] else None,
-            "f1": 2 * hits[k] / (support[k] + found[k]) if support[k] + found[k] else None,
+            "precision": hits[k] / assigned[k] if assigned[k] else None,
+            "f1": 2 * hits[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
             "missed": int(support[k] - hits[k]),
-            "false": int(found[k] - hits[k]),
+            "false": int(assigned[k] - hits[k]),
         }
         for k, name in enumerate(run.classes)
     ]
@@ -147,7 +147,7 @@ def _classes(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _confusion(run: RunFiles) -> dict[str, Any] | None:
-    """None with several labels: no class is taken for another there."""
+    """Return the confusion chart and pairs; None for multi-label, where no class is mistaken for another."""
     if run.multi_label:
         return None
     matrix = confusion_of(run.results["test"], len(run.classes))
@@ -157,7 +157,7 @@ def _confusion(run: RunFiles) -> dict[str, Any] | None:
 
 
 def _calibration(run: RunFiles) -> dict[str, Any] | None:
-    """Reliability on the test images, and the temperature that validation asks for."""
+    """Return reliability on the test images, and the temperature fitted on validation."""
     if not {"val", "test"} <= set(run.evaluation):
         return None
     val, test = run.evaluation["val"], run.evaluation["test"]
@@ -171,7 +171,7 @@ def _calibration(run: RunFiles) -> dict[str, Any] | None:
         "before": before.ece,
         "after": after.ece,
         "losses": (loss_before, loss_after),
-        # judged where it was not fitted
+        # judged on test, where it was not fitted
         "helps": loss_after < loss_before,
     }
 
@@ -181,7 +181,7 @@ def _maps(run: RunFiles) -> list[Any]:
     if test is None or len(test["embedded_rows"]) < embedding_map.FEWEST:
         return []
     places = np.searchsorted(test["rows"], test["embedded_rows"])
-    # several labels have no one colour: that of the class which the network is surest of
+    # an image with several labels takes the colour of the class with the highest probability
     groups = test["probabilities"][places].argmax(axis=1) if run.multi_label else test["targets"][places]
     wrong = ~gallery.right_answers(test)[places]
     return [
@@ -191,29 +191,29 @@ def _maps(run: RunFiles) -> list[Any]:
 
 
 def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> dict[str, Any]:
-    """Mistakes and hits with their pictures, and heat maps on a few of each."""
+    """Return mistakes and hits with their thumbnails, and heat maps of a few of each."""
     test = run.evaluation.get("test")
     if test is None:
         return {"mistakes": [], "hits": [], "cams": [], "cam_stage": None, "wrong": 0}
     mistakes, hits = gallery.choose(test, run.paths, run.classes)
-    found: dict[str, Any] = {"cams": [], "cam_stage": None}
+    section: dict[str, Any] = {"cams": [], "cam_stage": None}
     few = [*mistakes[:_LOOKED_AT], *hits[:_LOOKED_AT]]
     if source is not None and few:
         view = eval_view(classifier.input_spec)
         images: dict[gallery.Answer, torch.Tensor] = {}
         for answer in few:
-            with suppress(UnreadableImage):  # gone or damaged since the run
+            with suppress(UnreadableImage):  # missing or damaged since the run
                 images[answer] = view(source.read(answer.row, at_least=view.at_least))
         where = find_layer(classifier, next(iter(images.values()))) if images else None
         if where is not None:
             stacked = torch.stack(list(images.values()))
             heat = heat_maps(classifier, where, stacked, [answer.target for answer in images])
-            found["cam_stage"] = where
-            found["cams"] = [
+            section["cam_stage"] = where
+            section["cams"] = [
                 {"answer": answer, "images": overlay(image, heat_HW), "hit": answer not in mistakes}
                 for (answer, image), heat_HW in zip(images.items(), heat, strict=True)
             ]
-    return found | {
+    return section | {
         "mistakes": gallery.shown(mistakes, source),
         "hits": gallery.shown(hits, source),
         "wrong": int((~gallery.right_answers(test)).sum()),

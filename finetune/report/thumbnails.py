@@ -1,4 +1,4 @@
-"""Small pictures inside a page, as data URLs."""
+"""Thumbnails as data URLs."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ SIDE_PX = 112
 
 
 def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
-    """An image of any size, uint8, as a JPEG whose longer side is at most so many pixels; never enlarged."""
+    """Return a uint8 image of any size as a JPEG whose longer side is at most ``side_px`` pixels; never enlarged."""
     height, width = image_CHW.shape[-2:]
     scale = min(1.0, side_px / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -26,7 +26,7 @@ def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
 
 
 def source_thumbnail(source: Source, row: int | None) -> str | None:
-    """A thumbnail of a sample as a data URL; None where there is no row or its image cannot be read."""
+    """Return a thumbnail of an image as a data URL; None if there is no row or the image cannot be read."""
     if row is None:
         return None
     try:
@@ -37,12 +37,12 @@ def source_thumbnail(source: Source, row: int | None) -> str | None:
 
 
 def data_url(image_CHW: Tensor) -> str:
-    """An image, uint8 of one or three channels, as it is."""
+    """Return a uint8 image of one or three channels as a data URL, unscaled."""
     return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy())
 
 
 def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:
-    """Pixels (H, W) or (H, W, 3), likewise."""
+    """Return pixels (H, W) or (H, W, 3) as a data URL, unscaled."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What happened while a run trained, drawn: the plan, the curves, the rates, the movement and the gradients."""
+"""Charts of a run's training: plan, curves, learning rates, weight movement and gradients."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,31 +15,31 @@ from finetune.terminal import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# inches; letters are then still read where a telephone makes the picture small
+# inches; letters stay readable where a phone shrinks the chart
 WIDTH = 4.1
-# more lines than this are not all named beside the picture
+# with more lines, not all are named in the legend
 _NAMED = 8
 
 
 def plan_chart(run: RunFiles) -> Markup:
-    """Stages by phases: which train, and at which peak rate; a phase is as wide as its share of the epochs."""
+    """Draw stages by phases with each trained stage's peak learning rate; a phase's width is its fraction of the epochs."""
     rates: list[list[float | None]] = []
     for stage in run.stages:
-        # a phase that was solved, not descended, has no rate
+        # a phase solved in closed form has no learning rate
         rates.append([p["rates"].get(stage) if stage in p["train"] else 0.0 for p in run.results["phases"]])
     shown = [["solved" if rate is None else f"{rate:.2g}" if rate else "frozen" for rate in row] for row in rates]
     return _grid(run, rates, shown, name="plan", says="Stages by phases with their peak learning rates")
 
 
 def movement_chart(run: RunFiles, moved: Sequence[Mapping[str, float | None]]) -> Markup:
-    """Stages by phases: relative distance that the weights of each stage moved."""
+    """Draw stages by phases with the relative distance that each stage's weights moved."""
     values = [[entry[stage] for entry in moved[: len(run.plan)]] for stage in run.stages]
     shown = [[_percent(value) for value in row] for row in values]
     return _grid(run, values, shown, name="moved", says="Stages by phases with how far the weights moved")
 
 
 def _percent(value: float | None) -> str:
-    """A relative distance; exactly nothing is told from nearly nothing.
+    """Format a relative distance; exactly zero differs from almost zero.
 
     >>> _percent(0.0), _percent(0.00004), _percent(0.123), _percent(None), _percent(790)
     ('0', '0.004%', '12%', 'from 0', '790 ×')
@@ -54,9 +54,9 @@ def _percent(value: float | None) -> str:
 def _grid(
     run: RunFiles, values: Sequence[Sequence[float | None]], shown: Sequence[Sequence[str]], *, name: str, says: str
 ) -> Markup:
-    """Cells of stages (head on top) by phases, shaded by the logarithm of their values."""
+    """Draw cells of stages (head on top) by phases, shaded by the logarithm of their values."""
     epochs = [max(phase["epochs"], 1) for phase in run.results["phases"]]
-    # every phase stays wide enough for its numbers
+    # keeps every phase wide enough for its numbers
     widths = np.maximum(np.array(epochs) / sum(epochs), 0.6 / len(epochs))
     edges = np.concatenate([[0], np.cumsum(widths / widths.sum())])
     positive = [value for row in values for value in row if value]
@@ -87,25 +87,25 @@ def _grid(
 
 
 def curve_charts(run: RunFiles) -> list[Markup]:
-    """Loss and accuracy of training and validation over the whole run, with the phases and their best epochs."""
+    """Plot loss and accuracy of training and validation over the whole run, with phases and their best epochs."""
     several = "share with every class right" if run.multi_label else "accuracy"
-    wanted = [
+    charts = [
         ("loss", "loss", {"train/loss": "training", "val/loss": "validation"}),
         ("metric", several, {"train/acc": "training", "val/acc": "validation", "val/f1_macro": "validation, macro F1"}),
     ]
     if run.multi_label:
-        wanted[1][2]["val/map"] = "validation, mean average precision"
-    return [_curves(run, name=name, label=label, columns=columns) for name, label, columns in wanted]
+        charts[1][2]["val/map"] = "validation, mean average precision"
+    return [_curves(run, name=name, label=label, columns=columns) for name, label, columns in charts]
 
 
 def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str]) -> Markup:
     with drawing():
         figure = new_figure(WIDTH, 2.9)
         axes = figure.subplots()
-        for (column, told), colour in zip(columns.items(), SERIES, strict=False):
+        for (column, legend), colour in zip(columns.items(), SERIES, strict=False):
             values = _numbers(run.column(column))
             if np.isfinite(values).any():
-                axes.plot(_epochs(run), values, color=colour, label=told, marker="." if len(values) < 12 else None)
+                axes.plot(_epochs(run), values, color=colour, label=legend, marker="." if len(values) < 12 else None)
         best = [number for number in best_epochs(run) if number < len(run.epochs)]
         main = "val/loss" if name == "loss" else "val/acc"
         heights = _numbers(run.column(main))[best]
@@ -119,7 +119,7 @@ def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str])
 
 
 def rate_chart(run: RunFiles) -> Markup | None:
-    """The rate of each group at the end of each epoch; the two groups of a stage have one rate. None where none was used."""
+    """Plot the learning rate of each stage at the end of each epoch; its two groups share one. None if there is none."""
     groups: dict[str, str] = {}
     for row in run.epochs:
         for column in row:
@@ -127,18 +127,18 @@ def rate_chart(run: RunFiles) -> Markup | None:
                 groups.setdefault(column.removeprefix("lr/").rpartition("/")[0], column)
     if not groups:
         return None
-    # a schedule that ends at zero would press everything else against the upper edge
+    # a schedule that ends at zero would squeeze everything else against the upper edge
     return _by_stage(run, groups, name="rates", label="learning rate, end of epoch", decades=3)
 
 
 def gradient_chart(run: RunFiles) -> Markup | None:
-    """The mean norm of each stage's gradient in each epoch; None where it was not logged."""
+    """Plot the mean gradient norm of each stage in each epoch; None if it was not logged."""
     columns = {column.removeprefix("grad/"): column for row in run.epochs for column in row if "grad/" in column}
     return _by_stage(run, columns, name="gradients", label="gradient norm") if columns else None
 
 
 def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: str, decades: int = 0) -> Markup:
-    """A line a stage, broken where a phase ends; ``decades`` cuts what lies farther below the largest value."""
+    """Plot a line per stage, broken between phases; a non-zero ``decades`` cuts values that far below the largest."""
     import matplotlib
 
     ramp = matplotlib.colormaps["plasma"]
@@ -148,7 +148,7 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
         values = _numbers(run.column(columns[stage]))
         values[values <= 0] = np.nan
         highest = max(highest, float(np.nanmax(values, initial=0)))
-        # stages with the same values all along share a line, which would else hide the others
+        # stages with identical values share a line; otherwise one would hide the others
         lines.setdefault(values.tobytes(), ([], values))[0].append(stage)
     named = {round(place) for place in np.linspace(0, len(lines) - 1, min(len(lines), _NAMED))}
     with drawing():
@@ -156,8 +156,8 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
         axes = figure.subplots()
         for place, (stages, values) in enumerate(lines.values()):
             shade = ramp(0.22 + 0.63 * place / max(len(lines) - 1, 1))
-            told = printable(stages[0] if len(stages) == 1 else f"{stages[0]} … {stages[-1]}")
-            label_or_none = told if place in named else None
+            legend = printable(stages[0] if len(stages) == 1 else f"{stages[0]} … {stages[-1]}")
+            label_or_none = legend if place in named else None
             for start, end in _spans(run):
                 marker = "." if len(values) < 12 or end - start == 1 else None
                 axes.plot(_epochs(run)[start:end], values[start:end], color=shade, label=label_or_none, marker=marker)
@@ -170,18 +170,18 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(axis="y")
-        # the head on top, as in the grid of the plan
+        # the head on top, as in the plan's grid
         axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return inline_svg(figure, name=name, says=f"{label} of each stage over the epochs of the run")
 
 
 def best_epochs(run: RunFiles) -> list[int]:
-    """The best epoch of each phase, counted from 0 over the whole run."""
+    """Return the best epoch of each phase, counted from 0 over the whole run."""
     return [start + phase["best_epoch"] for (start, _), phase in zip(_spans(run), run.results["phases"], strict=True)]
 
 
 def _spans(run: RunFiles) -> list[tuple[int, int]]:
-    """First epoch of each phase, and the one behind its last."""
+    """Return the first epoch of each phase, and the epoch after its last."""
     ends = list(itertools.accumulate(phase["epochs"] for phase in run.results["phases"]))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -195,7 +195,7 @@ def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
 
 
 def _phases(axes: "Axes", run: RunFiles) -> None:
-    """Boundaries between phases, and their names above."""
+    """Draw boundaries between phases, and their names above."""
     start = 0.5
     for number, phase in enumerate(run.results["phases"]):
         end = start + phase["epochs"]

@@ -1,4 +1,4 @@
-"""How the trained model is used, as code that runs."""
+"""How to use the trained model, as runnable code."""
 
 import shlex
 
@@ -22,22 +22,22 @@ _SEVERAL = "print([name for name, share in zip(model.classes, probabilities) if 
 
 
 def python_snippet(run: str, spec: InputSpec, *, multi_label: bool, temperature: float | None = None) -> str:
-    """One image from Python.
+    """Return Python code that classifies one image.
 
     Args:
-        run: The run's folder.
-        spec: Of the model.
+        run: Run folder.
+        spec: Input of the model.
         multi_label: Whether an image may show several classes.
-        temperature: What logits are divided by; None for the probabilities as they are.
+        temperature: Divisor of the logits; None leaves the probabilities unscaled.
     """
     text = _PYTHON.format(bundle=f"{run}/model", channels=spec.channels, answer=_SEVERAL if multi_label else _ONE)
     return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")
 
 
 def commands(run: str, *, multi_label: bool) -> list[tuple[str, str]]:
-    """Command lines, each with what it does."""
+    """Return command lines, each with what it does."""
     name = shlex.quote(run)
-    # the other programs' formats hold one label an image
+    # the other programs' formats hold one label per image
     form = "head" if multi_label else "onnx"
     return [
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv"),
