@@ -1,1 +1,1 @@
-"""What a trained model is used for after training."""
+"""Use of a trained model: prediction, evaluation and serving."""

@@ -1,4 +1,4 @@
-"""Images that arrive one by one are classified in batches, in one thread, in the order in which they came."""
+"""Dynamic batching: images that arrive one at a time are classified in batches, by one thread, in order of arrival."""
 
 import asyncio
 import contextlib
@@ -15,12 +15,12 @@ Shares = npt.NDArray[np.float32]
 
 
 class Batcher:
-    """Collects what is waiting into batches, and gives each its own answer.
+    """Collects waiting images into batches and returns to each caller its own result.
 
     Args:
-        classify: Prepared images to probabilities (N, K); called in a thread of its own, never twice at once.
-        batch_size: Images in one call, at most.
-        wait_seconds: How long the first image of a batch waits for others.
+        classify: Function from prepared images to probabilities (N, K); called in a separate thread, one call at a time.
+        batch_size: Largest number of images per call.
+        wait_seconds: Time that the first image of a batch waits for others, in seconds.
     """
 
     def __init__(self, classify: Callable[[list[Any]], Shares], *, batch_size: int, wait_seconds: float) -> None:
@@ -31,11 +31,11 @@ class Batcher:
         self.batches = 0
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Start the batcher in the running event loop."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """End; what is waiting is given up, and a batch that is being computed is not waited for."""
+        """Stop without waiting for the running batch; queued images are dropped."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -43,7 +43,7 @@ class Batcher:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, image: Any) -> Shares:
-        """Probabilities (K,) of one prepared image."""
+        """Return the probabilities (K,) of one prepared image."""
         future: asyncio.Future[Shares] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((image, future))
         return await future
@@ -53,14 +53,14 @@ class Batcher:
         while True:
             batch = await self._next_batch()
             try:
-                shares = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
-            except Exception as error:  # whatever the network raises belongs to those who asked, not to the loop
+                probabilities = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
+            except Exception as error:  # any error of the network goes to the callers; the loop must go on
                 answers: list[Any] = [error] * len(batch)
             else:
-                answers = list(shares)
+                answers = list(probabilities)
             self.batches += 1
             for (_, future), answer in zip(batch, answers, strict=True):
-                if future.done():  # who asked has gone
+                if future.done():  # the caller has gone
                     continue
                 if isinstance(answer, Exception):
                     future.set_exception(answer)

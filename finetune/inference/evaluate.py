@@ -1,4 +1,4 @@
-"""Test a trained model on a data set, its classes aligned by name."""
+"""Test a trained model on a data set, aligning classes by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from finetune.models.slices import run_in_chunks
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Position in the model's class list of each class of the data.
+    """Return the position of each of the data's classes in the model's class list.
 
     Raises:
         UserError: The data has a class that the model does not know.
@@ -46,19 +46,20 @@ def _check_labels(classifier: Classifier, source: Source) -> None:
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> dict[str, Any]:
-    """Metrics on some rows of a source.
+    """Compute metrics on the given rows of a source.
 
     Args:
-        classifier: In evaluation mode.
-        source: The images; their classes may be fewer, or in another order, than the model's.
+        classifier: Trained model in evaluation mode.
+        source: Images and labels; its classes may be fewer than the model's, or in another order.
         rows: Rows of the source's index.
-        num_workers: Loader processes; None chooses.
+        num_workers: Number of loader processes; None chooses automatically.
 
     Returns:
-        As ``test`` in ``results.json``, with ``images`` and the names of ``missing_classes``.
+        The same values as ``test`` in ``results.json``, plus ``images`` and the names of ``missing_classes``.
 
     Raises:
-        UserError: The data has a class that the model does not know, or labels of the other kind.
+        UserError: The data has a class that the model does not know, or single-label data meets a multi-label model or the
+            reverse.
     """
     positions = torch.from_numpy(class_positions(classifier.classes, source.index.classes))
     data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=num_workers)

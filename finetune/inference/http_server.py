@@ -1,4 +1,4 @@
-"""uvicorn with two limits that it lacks: of the time that headers take to arrive, and of the time that stopping takes."""
+"""uvicorn with two limits that it lacks: the time for headers to arrive, and the time for the server to stop."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol, which has a limit for idle connections, with one for headers on their way.
+    """uvicorn's HTTP/1.1 protocol, which limits idle connections, with a limit for incomplete headers as well.
 
-    The time runs from the opening of the connection, or from the first bytes after an answer, until the headers are there; bytes
-    that trickle in do not prolong it. What is left of a body after its answer counts as such bytes.
+    The time runs from the opening of the connection, or from the first bytes after a response, until the headers are complete;
+    bytes that trickle in do not extend it. The rest of a body that arrives after its response counts as such bytes.
     """
 
     header_seconds = 10.0
@@ -24,13 +24,13 @@ class Connection(H11Protocol):
         super().__init__(*args, **options)
         self._waiting: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        """Begin to wait for headers."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # as uvicorn has it
+        """Start waiting for headers."""
         super().connection_made(transport)
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes; the wait ends when they complete the headers of a request."""
+        """Receive bytes; stop waiting once they complete the headers of a request."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_waiting()
@@ -38,7 +38,7 @@ class Connection(H11Protocol):
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the wait."""
+        """Stop waiting."""
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -53,20 +53,20 @@ class Connection(H11Protocol):
 
 
 def connection_with(header_seconds: float) -> type[Connection]:
-    """The protocol for ``uvicorn.Config(http=...)``.
+    """Return the protocol class for ``uvicorn.Config(http=...)``.
 
     Args:
-        header_seconds: For the headers of a request to arrive.
+        header_seconds: Time limit for the headers of a request to arrive, in seconds.
     """
     return type("Connection", (Connection,), {"header_seconds": header_seconds})
 
 
 class BoundedServer(uvicorn.Server):
-    """It ends within a time of the first signal, whatever still runs.
+    """A server that ends within a fixed time after the first signal, whatever is still running.
 
     Args:
-        config: Of uvicorn; its own grace must be shorter.
-        grace_seconds: From the first signal to the end of the process.
+        config: uvicorn's configuration; its own graceful-shutdown timeout must be shorter.
+        grace_seconds: Time from the first signal to the end of the process, in seconds.
     """
 
     def __init__(self, config: uvicorn.Config, *, grace_seconds: float) -> None:
@@ -74,9 +74,9 @@ class BoundedServer(uvicorn.Server):
         self.grace_seconds = grace_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop."""
+        """Start stopping, on the first signal."""
         if not self.should_exit:
-            # uvicorn reports every request that it cuts off with a traceback
+            # uvicorn logs a traceback for every request that it cuts off
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             timer = threading.Timer(self.grace_seconds, end_now, ["stopped: the grace is over, not all was answered"])
             timer.daemon = True
@@ -85,6 +85,6 @@ class BoundedServer(uvicorn.Server):
 
 
 def end_now(line: str) -> NoReturn:
-    """End the process: a thread that computes cannot be stopped, and Python would wait for it."""
+    """End the process at once: a computing thread cannot be stopped, and Python would wait for it."""
     print(line, flush=True)
     os._exit(0)

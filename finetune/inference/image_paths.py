@@ -1,4 +1,4 @@
-"""Which images to look at: files, folders, patterns, lists; one after another, in an order that stays the same."""
+"""Image paths from files, folders, patterns and lists, yielded one at a time in a stable order."""
 
 import csv
 import glob
@@ -19,15 +19,15 @@ _MANIFEST_BATCH = 10_000
 
 
 def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
-    """Image files at the paths given, without holding more than one folder's names in memory.
+    """Yield the image files at the given paths, keeping at most one folder's names in memory.
 
-    A file stands for itself, also with another suffix. A folder stands for all images below it, in natural order. A path
-    with ``*``, ``?`` or ``[`` that is no file is a pattern (``**`` for any folders). A ``.csv``, ``.tsv`` or ``.parquet``
-    file has a column ``path``, a ``.txt`` file a path a line; relative ones start at the list's folder. ``-`` is a list on
+    A file is yielded whatever its suffix. A folder yields all images below it, in natural order. A path that contains ``*``,
+    ``?`` or ``[`` and is not a file is a pattern (``**`` matches any folders). A ``.csv``, ``.tsv`` or ``.parquet`` file has a
+    column ``path``, a ``.txt`` file one path per line; relative paths start at the list's folder. ``-`` reads a list from
     standard input.
 
     Raises:
-        UserError: A path does not exist, or stands for no image.
+        UserError: A path does not exist, or yields no image.
     """
     for given in paths:
         text = str(given)
@@ -60,8 +60,8 @@ def _below(folder: Path, given: str) -> Iterator[str]:
             found = True
             yield os.path.join(place, name)
     if not found:
-        wanted = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-        raise UserError(f"IMAGES='{given}': no images found. Looked for {wanted} below it.")
+        patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        raise UserError(f"IMAGES='{given}': no images found. Looked for {patterns} below it.")
 
 
 def _matching(pattern: str, given: str) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _matching(pattern: str, given: str) -> Iterator[str]:
 
 
 def _listed(path: Path) -> Iterator[str]:
-    """The images of a list, relative to its folder."""
+    """Yield the images of a list, relative to its folder."""
     readers = {".txt": _text_lines, ".parquet": _parquet_column}
     for name in readers.get(path.suffix.lower(), _csv_column)(path):
         yield os.path.join(path.parent, os.path.expanduser(name))
@@ -117,7 +117,7 @@ def _parquet_column(path: Path) -> Iterator[str]:
                 yield from (name for name in cells if name)
     except UserError:
         raise
-    except (ValueError, OSError, TypeError) as error:  # pyarrow's own errors are these
+    except (ValueError, OSError, TypeError) as error:  # the errors that pyarrow raises
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"IMAGES='{path}': is no readable Parquet file. {why}") from None
 

@@ -1,4 +1,4 @@
-"""A line on the terminal for a job that goes through many images."""
+"""Progress line on the terminal for a job over many images."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from finetune.terminal import unguarded
 
 @contextmanager
 def image_progress(done: int) -> Iterator[Callable[[int], None]]:
-    """Show images done and images a second on standard error, where that is a terminal.
+    """Show the number of images done and the images per second on standard error, if that is a terminal.
 
     Args:
-        done: Images done in earlier attempts.
+        done: Number of images done in earlier attempts.
 
     Yields:
-        A function that is told how many more images are done.
+        A function to call with the number of further images done.
     """
     columns = (TextColumn("{task.completed:,} images"), TaskProgressColumn(show_speed=True))
     with Progress(*columns, console=Console(file=unguarded(sys.stderr)), disable=not sys.stderr.isatty()) as progress:

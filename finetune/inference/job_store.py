@@ -1,4 +1,4 @@
-"""Finished rows of a long job, kept in SQLite so that a job that was killed goes on where it stopped."""
+"""Finished rows of a long job, kept in SQLite so that a killed job continues where it stopped."""
 
 import itertools
 import json
@@ -14,25 +14,25 @@ from finetune.errors import UserError
 from finetune.safe_files import check_regular
 
 SUFFIX = ".job"
-# of a text or a row's numbers, in bytes
+# limit of a text or of a row's numbers, in bytes
 LARGEST_VALUE = 64 * 2**20
 _TABLES = {
     "job": "CREATE TABLE job (settings TEXT)",
     "rows": "CREATE TABLE rows (position INTEGER PRIMARY KEY, path BLOB, stamp TEXT, error BLOB, result TEXT, data BLOB)",
 }
-# what SQLite keeps beside its file while it is open, or after a kill
+# files that SQLite keeps beside the database while it is open, or after a kill
 _SIDE_FILES = ("-wal", "-shm", "-journal")
 
 Item = TypeVar("Item")
 
 
 def job_path(output: Path) -> Path:
-    """Return where the rows wait until the output is whole."""
+    """Return the path of the database that holds the rows until the output is complete."""
     return output.with_name(f".{output.name}{SUFFIX}")
 
 
 def file_stamp(path: str) -> str:
-    """Return size and modification time of a file, empty where there is none; a row is made again when they change."""
+    """Return size and modification time of a file, or an empty text if missing; a changed stamp means the row is redone."""
     try:
         stat = os.stat(path)
     except (OSError, ValueError):  # ValueError: a path with a null byte
@@ -47,7 +47,7 @@ class JobRow:
     Args:
         path: Name of the item.
         stamp: :func:`file_stamp` of its file, taken before the file was read.
-        error: Why the item could not be read; empty where it could.
+        error: Reason why the item could not be read; empty if it was read.
         result: What the job computed, as a JSON value.
         data: Numbers of the result as raw bytes.
     """
@@ -60,7 +60,7 @@ class JobRow:
 
 
 class _OtherTablesError(Exception):
-    """The file is a database, and not of a job."""
+    """The file is a database, but not of a job."""
 
 
 def _any_row(row: JobRow) -> bool:
@@ -68,18 +68,18 @@ def _any_row(row: JobRow) -> bool:
 
 
 class JobStore:
-    """Rows of one job. A batch is committed as a whole; no second process can open the file meanwhile.
+    """Rows of one job. Batches are committed as a whole, and only one process can have the file open.
 
     Args:
-        path: The file; made where it is missing.
-        settings: Everything that the rows depend on. Rows of other settings are discarded.
-        batch_size: Rows that are computed together.
+        path: Database file; created if missing.
+        settings: All settings that the rows depend on. Rows made with other settings are discarded.
+        batch_size: Number of rows computed together.
 
     Attributes:
-        discarded: Whether there were rows of other settings.
+        discarded: Whether rows of other settings were discarded.
 
     Raises:
-        UserError: Another process has the file open, or the folder cannot be written to.
+        UserError: Another process has the file open, or the folder is not writable.
     """
 
     def __init__(self, path: Path, *, settings: dict[str, Any], batch_size: int) -> None:
@@ -87,11 +87,11 @@ class JobStore:
         self.batch_size = batch_size
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
-            # SQLite would wait for a pipe, read a device, and write where a link leads
+            # SQLite would block on a pipe, read a device, and write to the target of a link
             if path.is_symlink():
                 raise UserError(f"{path}: must be an ordinary file, and is a link. Delete it, and the job begins anew.")
             check_regular(path)
-        wanted = json.dumps(settings, sort_keys=True)
+        encoded = json.dumps(settings, sort_keys=True)
         try:
             self._connection = _open(path)
         except sqlite3.OperationalError as error:
@@ -99,16 +99,16 @@ class JobStore:
                 why = "another process is writing this output. Wait for it, or give another --output."
                 raise UserError(f"{path}: {why}") from None
             raise UserError(f"{path.parent}: nothing can be written there. {error}.") from None
-        except (sqlite3.DatabaseError, _OtherTablesError):  # not a database, a damaged one, or somebody else's
+        except (sqlite3.DatabaseError, _OtherTablesError):  # not a database, a damaged one, or another program's
             self.remove_files()
             self._connection = _open(path)
         stored = self._connection.execute("SELECT settings FROM job").fetchone()
-        self.discarded = stored is not None and stored[0] != wanted
+        self.discarded = stored is not None and stored[0] != encoded
         if stored is None or self.discarded:
             with self._connection:
                 self._connection.execute("DELETE FROM rows")
                 self._connection.execute("DELETE FROM job")
-                self._connection.execute("INSERT INTO job VALUES (?)", (wanted,))
+                self._connection.execute("INSERT INTO job VALUES (?)", (encoded,))
 
     def __enter__(self) -> "JobStore":
         return self
@@ -121,18 +121,18 @@ class JobStore:
     def resume(
         self, items: Iterable[Item], path_of: Callable[[Item], str], *, is_whole: Callable[[JobRow], bool] = _any_row
     ) -> tuple[Iterator[Item], int]:
-        """Keep the rows whose items and files are the same as before, and drop the rest.
+        """Keep the rows whose items and files have not changed since, and drop the rest.
 
-        Whole batches are kept: the remaining batches are then those of an uninterrupted job, and with them the last digits
-        of its results.
+        Only whole batches are kept, so the remaining batches are those of an uninterrupted job, and the results agree to the last
+        digit.
 
         Args:
-            items: All of the job, in order.
-            path_of: Name of an item.
-            is_whole: Whether a row is one that the job writes: the file may be somebody else's.
+            items: All items of the job, in order.
+            path_of: Function that returns an item's name.
+            is_whole: Function that checks whether the job could have written a row, because the file may have another origin.
 
         Returns:
-            The items still to do, and the number of rows that are kept.
+            The items still to do, and the number of rows kept.
         """
         items, kept, waiting = iter(items), 0, list[Item]()
         for row in self._rows_before_a_damaged_one():
@@ -151,7 +151,7 @@ class JobStore:
         return itertools.chain(waiting, items), kept
 
     def append(self, rows: Sequence[JobRow]) -> None:
-        """Add the rows of a batch; they survive a kill from here on."""
+        """Add the rows of a batch; once this returns they survive a kill."""
         start = self._connection.execute("SELECT coalesce(max(position) + 1, 0) FROM rows").fetchone()[0]
         with self._connection:
             self._connection.executemany(
@@ -163,7 +163,7 @@ class JobStore:
             )
 
     def rows(self) -> Iterator[JobRow]:
-        """Yield all rows from the first; :meth:`resume` has dropped those that are none.
+        """Yield all rows from the first; :meth:`resume` has already dropped invalid ones.
 
         Raises:
             UserError: The file is damaged.
@@ -184,7 +184,7 @@ class JobStore:
                     path=_decode(path), stamp=stamp, error=_decode(error), result=json.loads(result), data=data
                 )
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # the disk, perhaps
+            if isinstance(error, sqlite3.OperationalError):  # a disk error, perhaps
                 raise
             raise self._damaged(error) from None
 
@@ -200,12 +200,12 @@ class JobStore:
         return UserError(f"{self.path}: damaged. {error}. Delete it, and the job begins anew.")
 
     def remove(self) -> None:
-        """Delete the rows once the output is whole."""
+        """Delete the stored rows, once the output is complete."""
         self._connection.close()
         self.remove_files()
 
     def remove_files(self) -> None:
-        """Delete the file and what SQLite keeps beside it."""
+        """Delete the database and the files that SQLite keeps beside it."""
         for end in ("", *_SIDE_FILES):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
 
@@ -214,18 +214,18 @@ def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=0)
     try:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
-        # the lock is held until the connection is closed, or the process dies
+        # the lock lasts until the connection is closed or the process dies
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        # a commit costs one write, and only a power cut could lose the last of them
+        # a commit costs one write; only a power cut could lose the last commits
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
             connection.execute("BEGIN EXCLUSIVE")
-            found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
-            for statement in _TABLES.values() if not found else ():
+            tables = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+            for statement in _TABLES.values() if not tables else ():
                 connection.execute(statement)
-            # a view or a trigger of somebody else's would run without end
-            if found and found != _TABLES:
+            # a foreign view or trigger could run without end
+            if tables and tables != _TABLES:
                 raise _OtherTablesError
     except BaseException:
         connection.close()

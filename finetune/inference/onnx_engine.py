@@ -1,4 +1,4 @@
-"""An exported ONNX file, for prediction without PyTorch."""
+"""Prediction with an exported ONNX file, without PyTorch."""
 
 import hashlib
 import os
@@ -17,21 +17,21 @@ from finetune.input_spec import InputSpec
 from finetune.safe_files import parse_json, read_bytes
 
 FORMAT = 1
-# bytes: what a file of protobuf can have
+# bytes: size limit of a protobuf file
 LARGEST_FILE = 2**31 - 1
 
 
 class OnnxEngine:
-    """A file of ``finetune export --format onnx``, ready to classify.
+    """An ONNX file written by ``finetune export --format onnx``, ready to classify.
 
     Args:
-        path: The file.
+        path: ONNX file.
 
     Raises:
-        UserError: It is missing, no ONNX model, not one of ours, or of a newer format.
+        UserError: The file is missing, is not an ONNX model, was not written by finetune, or has a newer format.
     """
 
-    # what shows several labels is not exported
+    # multi-label models cannot be exported to ONNX
     multi_label = False
 
     def __init__(self, path: Path) -> None:
@@ -56,9 +56,9 @@ class OnnxEngine:
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
         try:
-            # from memory: a model of ours is one file, and tensors that point to other files find none
+            # loaded from memory: our models are single files, and references to external tensor files cannot be resolved
             self.session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime has a dozen classes of its own
+        except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
             first = str(error).strip().splitlines()[0]
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
@@ -90,7 +90,7 @@ class OnnxEngine:
             whole = all(isinstance(name, str) for name in classes) and channels in (1, 3)
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
-            # files of before it was written tell nothing, and are read by the defaults
+            # files written before this entry existed lack it; they are read with the defaults
             reading = described.get("reading", {"max_pixels": MAX_PIXELS, "high_depth": "full"})
             whole = whole and set(reading) == {"max_pixels", "high_depth"} and reading["high_depth"] in HIGH_DEPTHS
             whole = whole and type(reading["max_pixels"]) is int and reading["max_pixels"] > 0
@@ -107,24 +107,24 @@ class OnnxEngine:
         return dict(described)
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
-        """The evaluation view of a file, uint8 (1, H, W, C) or (1, C, H, W); see :meth:`prepare`."""
+        """Return the evaluation view of a file, uint8 (1, H, W, C) or (1, C, H, W); see :meth:`prepare`."""
         return self.prepare(decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> npt.NDArray[np.uint8]:
-        """As :meth:`read`, for the bytes of a file."""
+        """Return the evaluation view of an image file given as bytes; see :meth:`read`."""
         reading = {**self.reading, "max_pixels": max_pixels}
         return self.prepare(bytes_to_numpy(data, channels=self.channels, at_least=self.at_least, **reading))
 
     def prepare(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The image in the size that the graph would resize it to, which it then leaves as it is.
+        """Resize the image to the size that the graph would resize it to, so that the graph leaves it unchanged.
 
-        The graph takes any image and prepares it itself, to the same levels; but it needs 20 bytes a pixel for it, and 500 a
-        pixel of a single row that it squashes. Prepared here, what waits for its turn has the network's own size.
+        The graph accepts any image and resizes it to the same pixel values, but it needs 20 bytes per pixel for that, and 500 per
+        pixel of a single row that it squashes. An image prepared here waits for its batch at the network's own size.
         """
         height, width = resize_target(self.spec)
         pixels_HWC = evaluation_pixels(image_HWC, self.spec)
         window = pixels_HWC.shape[:2]
-        # what the crop cuts away need not be there
+        # pixels outside the crop may stay empty
         canvas = np.zeros((height, width, self.channels), np.uint8)
         top, left = round((height - window[0]) / 2), round((width - window[1]) / 2)
         canvas[top : top + window[0], left : left + window[1]] = pixels_HWC
@@ -132,21 +132,21 @@ class OnnxEngine:
         return np.ascontiguousarray(image)[None]
 
     def classify(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K), one image after another: an answer does not depend on the batch it is in.
+        """Return probabilities (N, K); images run one at a time, so that a result does not depend on its batch.
 
         Raises:
-            UserError: The model cannot be computed, or gives something else.
+            UserError: The model cannot be computed, or returns something other than probabilities.
         """
         try:
-            found = [self.session.run(None, {"images": image})[0] for image in images]
-        except Exception as error:  # ONNX Runtime has a dozen classes of its own
+            outputs = [self.session.run(None, {"images": image})[0] for image in images]
+        except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"RUN='{self._path}': cannot be computed. {first}") from None
-        wanted = (1, len(self.classes))
-        for probabilities in found:
-            if getattr(probabilities, "shape", None) != wanted:
+        expected = (1, len(self.classes))
+        for probabilities in outputs:
+            if getattr(probabilities, "shape", None) != expected:
                 raise UserError(
                     f"RUN='{self._path}': must give one probability for each of its {len(self.classes)} classes. It does "
                     "not. Export it again."
                 )
-        return np.concatenate(found)
+        return np.concatenate(outputs)

@@ -1,17 +1,18 @@
-"""The operators of an ONNX file, read before anything of it is computed: ONNX Runtime folds constants when it opens a file.
+"""List an ONNX file's operators before ONNX Runtime opens it, because opening a file already computes its constants.
 
-The file is protobuf; of its wire format this needs the fields of a known length alone (https://protobuf.dev/programming-guides/encoding).
-The package ``onnx`` reads it too, and prediction does not need that package.
+The file is protobuf; only length-delimited fields of its wire format are needed
+(https://protobuf.dev/programming-guides/encoding). The ``onnx`` package could read it too, but prediction does not depend on
+that package.
 """
 
 from collections.abc import Iterator, Mapping
 
-# operators that repeat a part of the graph, as often as the file says; no export has one
+# operators that repeat part of the graph as often as the file says; our exports contain none
 LOOPS = frozenset({"Loop", "Scan", "SequenceMap"})
 
 _DEEPEST = 20
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# message -> its fields that lead to operators, by number, as onnx.proto has them
+# message -> its fields that lead to operators, by field number, from onnx.proto
 _INNER: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node"},
@@ -22,10 +23,10 @@ _INNER: Mapping[str, Mapping[int, str]] = {
 
 
 def operators(content: bytes) -> set[str]:
-    """Names of all operators, those of inner graphs and functions too.
+    """Return the names of all operators, including those of inner graphs and functions.
 
     Raises:
-        ValueError: The bytes are no protobuf, or nested without end.
+        ValueError: The bytes are not protobuf, or are nested too deeply.
     """
     return set(_operators(memoryview(content), "model", 0))
 
@@ -42,7 +43,7 @@ def _operators(content: memoryview, message: str, depth: int) -> Iterator[str]:
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and bytes of each field that has a length; the others are passed over."""
+    """Yield number and bytes of each length-delimited field; skip the others."""
     at = 0
     while at < len(content):
         tag, at = _varint(content, at)
@@ -62,7 +63,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, and where it ends."""
+    """Decode a whole number stored seven bits per byte; return it and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(content):

@@ -1,4 +1,4 @@
-"""Classify image files in a stream: read ahead in threads, stored batch by batch, written when all are done."""
+"""Streaming prediction on image files: read ahead in threads, stored batch by batch, written when all are done."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -16,12 +16,12 @@ from finetune.inference.read_ahead import ReadResult, read_ahead
 
 log = logging.getLogger(__name__)
 
-# an image shows a class whose probability is above this, where it may show several
+# a multi-label image shows a class if its probability is above this
 HALF = 0.5
 
 
 class Classifies(Protocol):
-    """Something that classifies images that have been read: PyTorch or ONNX Runtime."""
+    """A classifier of images that have been read, in PyTorch or ONNX Runtime."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -35,22 +35,22 @@ class Classifies(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the answers depend on, as plain JSON values."""
+        """Everything that the predictions depend on, as plain JSON values."""
         ...
 
     def classify(self, images: list[Any]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K)."""
+        """Return probabilities (N, K)."""
         ...
 
 
 class Engine(Classifies, Protocol):
-    """It reads files."""
+    """A classifier that also reads image files."""
 
     def read(self, path: str) -> Any:
-        """An image, ready for :meth:`classify`; called from several threads.
+        """Read an image for :meth:`classify`; called from several threads.
 
         Raises:
-            UnreadableImage: It cannot be read.
+            UnreadableImage: The image cannot be read.
         """
         ...
 
@@ -58,22 +58,22 @@ class Engine(Classifies, Protocol):
 def predict_to_file(
     engine: Engine, paths: Iterable[str], output: str | Path, *, top_k: int = 1, batch_size: int = 32
 ) -> tuple[int, int]:
-    """Classify files into a table; interrupted, the same call goes on where it stopped.
+    """Classify image files and write a table; after an interruption the same call continues where it stopped.
 
-    Memory does not grow with the number of files.
+    Memory use does not grow with the number of files.
 
     Args:
-        engine: What classifies.
-        paths: Image files; the same ones in the same order when it goes on.
-        output: ``.csv``, ``.jsonl`` or ``.parquet``.
-        top_k: Classes in each row.
-        batch_size: Images in one forward pass.
+        engine: Model that reads and classifies images.
+        paths: Image files; must be the same, in the same order, when a job continues.
+        output: ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        top_k: Number of classes in each row.
+        batch_size: Number of images per forward pass.
 
     Returns:
-        Number of rows, and how many of them are unreadable images.
+        Number of rows, and number of unreadable images among them.
 
     Raises:
-        UserError: The output cannot be written so, or ``top_k`` is more than there are classes.
+        UserError: The output cannot be written in this form, or ``top_k`` is larger than the number of classes.
     """
     output = Path(output).expanduser()
     check_output(output)
@@ -104,7 +104,7 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
             rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error))
             continue
         row = next(probabilities)
-        # where an image may show several classes, all that it shows are kept
+        # for multi-label models, keep at least all classes above the threshold
         count = max(top_k, int((row > HALF).sum())) if engine.multi_label else top_k
         best = np.argsort(-row, kind="stable")[:count]
         result = [[int(number), float(row[number])] for number in best]
@@ -113,7 +113,7 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
 
 
 def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
-    """Whether a row of the job store is one that :func:`_classify` makes."""
+    """Whether a row of the job store has the form that :func:`_classify` writes."""
     if row.error:
         return row.result is None
     return (

@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON Lines or Parquet, row by row; the file appears when it is whole."""
+"""Predictions as CSV, JSON Lines or Parquet, written row by row; the file appears once it is complete."""
 
 import csv
 import itertools
@@ -21,10 +21,10 @@ class Prediction:
     """One row of the output.
 
     Args:
-        path: The image as it was named.
-        top: Classes of the highest probabilities, with these; empty where the image cannot be read.
-        error: Why the image cannot be read; empty otherwise.
-        labels: Where an image may show several classes, those that it shows; None where it shows one.
+        path: Path of the image as the user gave it.
+        top: Most probable classes with their probabilities; empty if the image cannot be read.
+        error: Reason why the image cannot be read; empty otherwise.
+        labels: For multi-label models, the classes that the image shows; None for single-label models.
     """
 
     path: str
@@ -34,36 +34,36 @@ class Prediction:
 
     @property
     def predicted(self) -> str:
-        """The first class, or all labels joined by ``;``; empty where the image cannot be read."""
+        """The most probable class, or all labels joined by ``;``; empty if the image cannot be read."""
         if self.labels is not None:
             return LABELS.join(self.labels)
         return self.top[0][0] if self.top else ""
 
     @property
     def probability(self) -> float | None:
-        """Of the first class; None where the image cannot be read."""
+        """Probability of the most probable class; None if the image cannot be read."""
         return self.top[0][1] if self.top else None
 
 
 def check_output(output: Path) -> None:
-    """Whether rows can be written there.
+    """Check that rows can be written to ``output``.
 
     Raises:
-        UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
+        UserError: The suffix is unknown, the path is a folder, or the Parquet library is missing.
     """
     check_file(output, suffixes=WRITERS, name="--output")
 
 
 def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
-    """Whether a file whose form is chosen by its suffix can be written there.
+    """Check that a file whose format is chosen by its suffix can be written.
 
     Args:
-        path: The file.
-        suffixes: Those that are known.
-        name: Of the setting, for messages.
+        path: File to write.
+        suffixes: Known suffixes.
+        name: Name of the setting, for messages.
 
     Raises:
-        UserError: The suffix is unknown, it is a folder, or Parquet's library is missing.
+        UserError: The suffix is unknown, the path is a folder, or the Parquet library is missing.
     """
     if path.suffix not in suffixes:
         raise UserError(f"{name} {path}: the suffix chooses the form. Use one of {', '.join(suffixes)}.")
@@ -71,7 +71,7 @@ def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
         raise UserError(f"{name} {path}: must be a file. It is a folder.")
     if path.suffix == ".parquet":
         try:
-            import pyarrow  # noqa: F401 (asked for before hours of work, not after)
+            import pyarrow  # noqa: F401 (checked before hours of work, not after)
         except ImportError:
             raise UserError(
                 f"{name} {path}: Parquet needs pyarrow. Install with: pip install 'stagewise-finetune[parquet]'"
@@ -79,10 +79,10 @@ def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
 
 
 def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int) -> tuple[int, int]:
-    """Write all rows, atomically.
+    """Write all rows atomically.
 
     Returns:
-        Number of rows, and how many of them are unreadable images.
+        Number of rows, and number of unreadable images among them.
     """
     counts = [0, 0]
 
@@ -98,7 +98,7 @@ def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int) -
 
 
 def columns(top_k: int) -> list[str]:
-    """Names of the columns of CSV and Parquet.
+    """Return the column names of CSV and Parquet.
 
     >>> columns(2)
     ['path', 'predicted', 'probability', 'predicted_2', 'probability_2', 'error']

@@ -1,4 +1,4 @@
-"""Reading files in threads while the batch before them is computed."""
+"""Read files in threads while the previous batch is being computed."""
 
 import itertools
 import os
@@ -18,13 +18,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class ReadResult(Generic[Item, Value]):
-    """An item that was read, or could not be.
+    """An item after an attempt to read it.
 
     Args:
-        item: The item.
+        item: Item that was read.
         stamp: :func:`finetune.inference.job_store.file_stamp` of its file, taken before it was read.
-        value: What was read; None where it could not be.
-        error: Why it could not be read; empty where it could.
+        value: Result of reading; None if the item could not be read.
+        error: Reason why the item could not be read; empty if it was read.
     """
 
     item: Item
@@ -36,19 +36,19 @@ class ReadResult(Generic[Item, Value]):
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Value], *, batch_size: int, path_of: Callable[[Item], str]
 ) -> Iterator[list[ReadResult[Item, Value]]]:
-    """Yield items in batches, in their order; while one batch is worked on, threads read the next.
+    """Yield items in batches, in order; while the caller works on one batch, threads read the next.
 
     Args:
-        items: What is read.
-        read: Reads one item, in a thread; a :class:`UserError` is a property of the item.
-        batch_size: Items in a batch.
-        path_of: Path of the item's file.
+        items: Items to read.
+        read: Function that reads one item, called in a thread; a :class:`UserError` becomes the item's error.
+        batch_size: Number of items per batch.
+        path_of: Function that returns the path of an item's file.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1)) as threads:
 
         def submit() -> list[tuple[Item, str, Future[Value]]]:
-            # the stamp comes first: a file that changes while it is read is then seen as changed
+            # the stamp comes first, so that a file that changes during reading counts as changed
             return [
                 (item, file_stamp(path_of(item)), threads.submit(read, item))
                 for item in itertools.islice(remaining, batch_size)

@@ -1,4 +1,4 @@
-"""How the images of training were read, so that others are read alike."""
+"""Settings with which the training images were read, so that other images are read the same way."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from finetune.errors import UserError
 
 
 def reading_of(run: str | Path) -> dict[str, Any]:
-    """``max_pixels`` and ``high_depth`` of a bundle, as :func:`finetune.data.decode.decode_image` takes them.
+    """Return ``max_pixels`` and ``high_depth`` of a bundle, the arguments of :func:`finetune.data.decode.decode_image`.
 
     Args:
-        run: A run folder or a bundle folder; one that does not tell was read by the defaults.
+        run: Run folder or bundle folder; a bundle without these settings was trained with the defaults.
 
     Raises:
         UserError: There is no bundle, or a setting is out of range.
@@ -26,7 +26,7 @@ def reading_of(run: str | Path) -> dict[str, Any]:
 
 
 def check_reading(reading: dict[str, Any], *, name: str) -> None:
-    """Hold that a file says how images are read as the decoder takes it.
+    """Check that the reading settings of a file are valid for the decoder.
 
     Raises:
         UserError: A setting is unknown or out of range.

@@ -1,9 +1,9 @@
-"""An HTTP server for a trained model: uploads in, classes out; one bad upload harms nobody else's.
+"""HTTP server for a trained model: takes image uploads and returns classes; a bad upload does not affect other requests.
 
 ``POST /predict`` takes one image as the body, or any number as a form (``multipart/form-data``); ``GET /info``, ``/health``
-and ``/metrics`` say what it is, whether it is ready, and what it has done. It runs on Starlette and uvicorn. LitServe, which
-runs on these too, was tried (0.2.19): of six requests in one batch with one bad image all six got its 422, SIGTERM ended the
-parent and left its workers running, and its queue has no limit.
+and ``/metrics`` report the model, whether the server is ready, and its counts. The server runs on Starlette and uvicorn.
+LitServe, which uses both too, was tried (0.2.19): when six requests with one bad image shared a batch, all six got the image's
+422; SIGTERM ended the parent process but left its workers running; and its queue has no limit.
 """
 
 import asyncio
@@ -33,37 +33,37 @@ from finetune.inference.predict import HALF, Classifies
 from finetune.inference.serve_metrics import Metrics
 
 PREDICT = "/predict"
-# an upload that is too large is read to its end and thrown away up to so many times the limit, so that its sender gets to
-# read why; a connection that is cut shows it an error of the network
+# the server reads an upload that is too large, up to this multiple of the limit, and discards it, so that the client can read
+# the error response; if the connection were cut, the client would report a network error
 _DRAINED = 8
-# of a form's names; Python knows a hundred more, among them "undefined", which only raises
+# charsets accepted for a form; Python has a hundred more codecs, among them "undefined", which only raises
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1")
 
 
 class ServingEngine(Classifies, Protocol):
-    """It reads bytes in place of files."""
+    """A classifier that reads images from bytes instead of files."""
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> Any:
-        """An image, ready for :meth:`classify`; called from several threads.
+        """Read an image for :meth:`classify`; called from several threads.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: The image cannot be read.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the server takes.
+    """Limits and batch settings of the server.
 
     Args:
-        upload_bytes: Of one request's body.
-        pixels: Of one image.
-        images: Taken and not yet answered, over all requests; further ones are sent away with 503.
-        upload_seconds: For a body to arrive.
-        batch_size: Images in one forward pass.
-        wait_seconds: How long the first image of a batch waits for others.
-        top_k: Classes in each answer.
+        upload_bytes: Largest body of one request, in bytes.
+        pixels: Largest number of pixels in one image.
+        images: Largest number of images accepted but not yet answered, over all requests; further ones get a 503.
+        upload_seconds: Time limit for a body to arrive, in seconds.
+        batch_size: Largest number of images per forward pass.
+        wait_seconds: Time that the first image of a batch waits for others, in seconds.
+        top_k: Number of classes in each answer.
     """
 
     upload_bytes: int = 20 * 2**20
@@ -76,13 +76,13 @@ class Limits:
 
 
 class Server:
-    """The application.
+    """The ASGI application.
 
     Args:
-        engine: What classifies.
-        limits: What it takes.
-        log: Takes one JSON line a request.
-        allowed_hosts: Names that requests may be addressed to, beside loopback names and addresses in numbers; ``*`` for any.
+        engine: Model that reads and classifies images.
+        limits: Limits on uploads, and batch settings.
+        log: Function that is called with one line of JSON per request.
+        allowed_hosts: Host names that requests may use besides loopback names and IP addresses; ``*`` allows any.
     """
 
     def __init__(
@@ -109,27 +109,27 @@ class Server:
         self._batcher.start()
         self.ready = True
         yield
-        # uvicorn comes here when every request that was taken is answered, or the grace is over
+        # uvicorn resumes here once every accepted request is answered, or the grace period is over
         self.ready = False
         await self._batcher.stop()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI; every request leaves a line in the log."""
+        """Handle an ASGI connection; every request is logged as one line."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, told = time.perf_counter(), {"status": 500, "bytes_in": 0}
-        scope["told"] = told
+        began, summary = time.perf_counter(), {"status": 500, "bytes_in": 0}
+        scope["told"] = summary
 
         async def counting() -> Message:
             message = await receive()
-            told["bytes_in"] += len(message.get("body", b""))
+            summary["bytes_in"] += len(message.get("body", b""))
             return message
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told["status"] = message["status"]
+                summary["status"] = message["status"]
             await send(message)
 
         try:
@@ -143,14 +143,14 @@ class Server:
             raise
         finally:
             seconds = time.perf_counter() - began
-            self.metrics.request(told["status"], seconds, predict=scope["path"] == PREDICT)
+            self.metrics.request(summary["status"], seconds, predict=scope["path"] == PREDICT)
             client = scope.get("client") or ("", 0)
             line = {"time": round(time.time(), 3), "client": client[0], "method": scope["method"]}
-            line |= {"path": scope["path"], **told, "ms": round(1000 * seconds, 1)}
+            line |= {"path": scope["path"], **summary, "ms": round(1000 * seconds, 1)}
             self._log(json.dumps(line))
 
     async def _predict(self, request: Request) -> Response:
-        # those still being uploaded are held in memory too
+        # requests still being uploaded are held in memory too
         if self.taken + self.reading >= self.limits.images:
             await self._discard(request)
             raise _busy()
@@ -177,7 +177,7 @@ class Server:
         return JSONResponse({"predictions": rows}, status_code=422 if unreadable == len(rows) else 200)
 
     async def _uploads(self, request: Request) -> list[tuple[str, bytes]]:
-        """Names and contents of the images in a request."""
+        """Read names and contents of the images in a request."""
         limit, declared = self.limits.upload_bytes, request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             await self._discard(request)
@@ -198,7 +198,7 @@ class Server:
             async with whole.form(max_files=self.limits.images, max_fields=100) as form:
                 files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
                 return [(file.filename or "", await file.read()) for file in files]
-        except HTTPException:  # what is no form is refused with 400 by Starlette itself
+        except HTTPException:  # Starlette itself refuses a malformed form with a 400
             raise
         except (ValueError, LookupError) as error:
             raise HTTPException(400, f"The form cannot be read: {error}") from None
@@ -213,7 +213,7 @@ class Server:
         return bytes(body)
 
     async def _discard(self, request: Request) -> None:
-        """Read the rest of a body and keep nothing of it, within bounds."""
+        """Read and discard the rest of a body, within limits on size and time."""
         count = 0
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
@@ -226,20 +226,20 @@ class Server:
             return
 
     async def _row(self, name: str, data: bytes) -> dict[str, Any]:
-        """The answer for one image."""
+        """Return the answer for one image."""
         row: dict[str, Any] = {"name": name}
         loop = asyncio.get_running_loop()
         try:
             image = await loop.run_in_executor(self._readers, self._read, data, name)
         except UserError as error:
             return row | {"error": getattr(error, "reason", str(error))}
-        shares = await self._batcher.answer(image)
-        best = [int(at) for at in np.argsort(-shares, kind="stable")[: self.limits.top_k]]
+        probabilities = await self._batcher.answer(image)
+        best = [int(at) for at in np.argsort(-probabilities, kind="stable")[: self.limits.top_k]]
         classes = self.engine.classes
-        row |= {"predicted": classes[best[0]], "probability": float(shares[best[0]])}
+        row |= {"predicted": classes[best[0]], "probability": float(probabilities[best[0]])}
         if self.engine.multi_label:
-            row["predicted"] = [classes[at] for at in range(len(classes)) if shares[at] > HALF]
-        return row | {"top": [{"class": classes[at], "probability": float(shares[at])} for at in best]}
+            row["predicted"] = [classes[at] for at in range(len(classes)) if probabilities[at] > HALF]
+        return row | {"top": [{"class": classes[at], "probability": float(probabilities[at])} for at in best]}
 
     def _read(self, data: bytes, name: str) -> Any:
         return self.engine.read_bytes(data, name or "the upload", max_pixels=self.limits.pixels)
@@ -257,10 +257,10 @@ class Server:
 
 
 def is_allowed_host(header: str, allowed: Sequence[str]) -> bool:
-    """Whether a request's ``Host`` is an address in numbers, a loopback name or one of those allowed.
+    """Whether a request's ``Host`` is an IP address, a loopback name or one of the allowed names.
 
-    A page of another site can have its own name lead to this computer (DNS rebinding) and then talk to the server as if it were
-    its own; the name in ``Host`` gives it away. An address in numbers is no name that anybody could redirect.
+    Another site can make its own host name resolve to this computer (DNS rebinding) and then talk to the server as if it were its
+    own; the name in ``Host`` reveals that. An IP address cannot be redirected in this way.
 
     >>> [is_allowed_host(host, ["Camera.lan"]) for host in ("localhost:8000", "[::1]", "camera.lan:80", "evil.example", "")]
     [True, True, True, False, False]
@@ -280,8 +280,8 @@ def is_allowed_host(header: str, allowed: Sequence[str]) -> bool:
 
 
 def _misdirected(host: str) -> Response:
-    told = f"This server does not answer for {host!r}. Start it with --allowed-host to allow a name."
-    return JSONResponse({"error": told}, status_code=421, headers={"Connection": "close"})
+    message = f"This server does not answer for {host!r}. Start it with --allowed-host to allow a name."
+    return JSONResponse({"error": message}, status_code=421, headers={"Connection": "close"})
 
 
 def _once(body: bytes) -> Receive:

@@ -1,4 +1,4 @@
-"""What a server counts, in the text format that Prometheus reads (exposition format 0.0.4)."""
+"""Counters of a server, in the text format that Prometheus reads (exposition format 0.0.4)."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ _PREFIX = "finetune"
 
 
 class Metrics:
-    """Counts of one process since it started."""
+    """Counters of one process since its start."""
 
     def __init__(self) -> None:
         self.requests: Counter[int] = Counter()
@@ -17,18 +17,18 @@ class Metrics:
         self._within: Counter[float] = Counter()
 
     def request(self, status: int, seconds: float, *, predict: bool) -> None:
-        """A request was answered; the times are of predictions only."""
+        """Count an answered request; times are recorded for predictions only."""
         self.requests[status] += 1
         if predict:
             self.seconds += seconds
             self._within[next((bound for bound in BUCKETS if seconds <= bound), float("inf"))] += 1
 
     def text(self, *, waiting: int, batches: int) -> str:
-        """The page.
+        """Return the metrics page.
 
         Args:
-            waiting: Images taken and not yet answered.
-            batches: Batches that were computed.
+            waiting: Number of images accepted but not yet answered.
+            batches: Number of batches computed.
         """
         lines = [f"# TYPE {_PREFIX}_requests_total counter"]
         lines += [f'{_PREFIX}_requests_total{{status="{s}"}} {count}' for s, count in sorted(self.requests.items())]

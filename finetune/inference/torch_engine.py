@@ -1,4 +1,4 @@
-"""The trained network in PyTorch, for prediction."""
+"""Prediction with the trained network in PyTorch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ class TorchEngine:
     """A bundle, ready to classify.
 
     Args:
-        run: A run folder or a bundle folder.
+        run: Run folder or bundle folder.
 
     Raises:
-        UserError: There is no whole bundle.
+        UserError: There is no complete bundle.
     """
 
     def __init__(self, run: str | Path) -> None:
@@ -36,19 +36,19 @@ class TorchEngine:
         self.identity |= {"multi_label": self.multi_label, **self.reading}
 
     def read(self, path: str) -> torch.Tensor:
-        """The evaluation view of a file, uint8 (C, H, W)."""
+        """Return the evaluation view of a file, uint8 (C, H, W)."""
         channels = self.classifier.input_spec.channels
         return self.view(decode_image(path, channels=channels, at_least=self.view.at_least, **self.reading))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> torch.Tensor:
-        """As :meth:`read`, for the bytes of a file; ``name`` is for messages only."""
+        """Return the evaluation view of an image file given as bytes; ``name`` is used in messages only."""
         reading = {**self.reading, "max_pixels": max_pixels}
         channels, at_least = self.classifier.input_spec.channels, self.view.at_least
         return self.view(decode_bytes(bytearray(data), path=name, channels=channels, at_least=at_least, **reading))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K)."""
+        """Return probabilities (N, K)."""
         logits_BK = run_in_chunks(self._logits, torch.stack(images))
-        shares: npt.NDArray[np.float32] = self.classifier.probabilities(logits_BK).numpy()
-        return shares
+        probabilities: npt.NDArray[np.float32] = self.classifier.probabilities(logits_BK).numpy()
+        return probabilities
