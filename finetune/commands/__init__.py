@@ -1,1 +1,1 @@
-"""One module for each command; imported only when the command runs."""
+"""Command modules, one per command; a module is imported only when its command runs."""

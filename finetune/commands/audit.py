@@ -1,4 +1,4 @@
-"""``finetune audit``: what a data set holds and what is wrong with it."""
+"""``finetune audit``: report the contents and the problems of a data set."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ The exit status is 1 where something would make results wrong."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     own = {"output": "audit", "views": "false"}
     rest = []
     for word in argv:
@@ -47,7 +47,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
 
     builder = SOURCES.get(config.data.source)
     if builder is not None and "on_unreadable" in inspect.signature(builder).parameters:
-        # unreadable files are among the findings, so they must not end the audit
+        # unreadable files are findings, so they must not end the audit
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
     source = build_source(config)
 
@@ -60,8 +60,8 @@ def task(config: Config, *, output: Path, views: bool) -> int:
 
     if source.facts is None:
         raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
-    found = audit(source, left_out=pictures_left_out(config.data.root) if config.data.source == "folder" else ())
-    print(as_text(found))
+    result = audit(source, left_out=pictures_left_out(config.data.root) if config.data.source == "folder" else ())
+    print(as_text(result))
     spec = None
     if views:
         if config.data.augment not in AUGMENTS:
@@ -70,12 +70,12 @@ def task(config: Config, *, output: Path, views: bool) -> int:
         pair = (size, size) if isinstance(size, int) else tuple(size)
         spec = InputSpec(channels=source.channels, size=pair, mean=(0.5,), std=(0.5,))
     name = str(config.data.root or config.data.path or config.data.name or config.data.source)
-    page = audit_page(found, source, name=name, view_spec=spec, augment=config.data.augment)
+    page = audit_page(result, source, name=name, view_spec=spec, augment=config.data.augment)
 
     from finetune.atomic_files import write_text
 
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "audit.json", json.dumps(found.to_dict(), indent=1))
+    write_text(output / "audit.json", json.dumps(result.to_dict(), indent=1))
     write_text(output / "audit.html", page)
     print(f"\nwritten: {output / 'audit.html'}, {output / 'audit.json'}")
-    return 1 if found.wrong else 0
+    return 1 if result.wrong else 0

@@ -1,4 +1,4 @@
-"""``finetune cache``: what the frozen prefixes computed, and deleting it."""
+"""``finetune cache``: list or delete the cached outputs of frozen prefixes."""
 
 import time
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ and schedule.cache=off trains without."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     if "-h" in argv or "--help" in argv:
         print(USAGE)
         return 0
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     entries = listed()
     if argv[0] == "list":
         for entry in entries:
-            # an entry may have been put there by somebody else
+            # an entry may come from another program or user
             about = {key: printable(str(value)) for key, value in entry.about.items()}
             views = f"{about.get('augment', '?')} view {about.get('view', '?')}"
             state = "" if entry.complete else "  unfinished"
@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
             )
         print(f"{sum(entry.bytes for entry in entries) / 1e6:.1f} MB in {len(entries)} entries in {folder}")
         return 0
-    gone = [entry for entry in entries if delete(entry.folder)]
-    print(f"deleted {len(gone)} entries, {sum(entry.bytes for entry in gone) / 1e6:.1f} MB, from {folder}")
-    if kept := len(entries) - len(gone):
+    deleted = [entry for entry in entries if delete(entry.folder)]
+    print(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 1e6:.1f} MB, from {folder}")
+    if kept := len(entries) - len(deleted):
         print(f"{kept} entries are in use and were kept")
     return 0

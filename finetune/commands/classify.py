@@ -1,4 +1,4 @@
-"""``finetune classify``: nearest neighbours and logistic regression on features, reported as a trained run."""
+"""``finetune classify``: nearest neighbours and logistic regression on features, reported like a trained run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ Writes a folder for each method:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("classify", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("--method", choices=["knn", "logistic", "all"], default="all")
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 def write_result(
     folder: Path, result: "ClassifierResult", embeddings: "Embeddings", index: "Index", *, seed: int, made_splits: bool
 ) -> None:
-    """The files of a classifier; ``results.json`` comes last."""
+    """Write the files of a classifier; ``results.json`` comes last."""
     import torch
 
     from finetune.atomic_files import write_json, write_text
@@ -85,7 +85,7 @@ def write_result(
 def results_of(
     result: "ClassifierResult", embeddings: "Embeddings", index: "Index", *, seed: int, own_splits: bool
 ) -> dict[str, Any]:
-    """What ``results.json`` of a run holds, of a head that was fitted instead of trained."""
+    """Return the fields of a run's ``results.json`` for a head that was fitted instead of trained."""
     import torch
 
     from finetune.models.weights import state_hash
@@ -115,7 +115,7 @@ def results_of(
         "phases": [phase],
         "seconds": {"training": result.seconds, "phases": {classifier.method: result.seconds}},
         "data": {
-            # that of the data set itself, so that runs on the same data are seen to be
+            # the data set's own fingerprint, so that runs on the same data can be recognised
             "fingerprint": (metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
             "classes": list(index.classes),
             "counts": index.counts(),
@@ -129,7 +129,7 @@ def results_of(
             "weights": model["weights"] or f"run {model['run']}",
         },
         "schedule": f"{classifier.method} on embeddings",
-        # features are made in single precision, whatever they are kept in
+        # features are computed in single precision, whatever precision they are stored in
         "precision": "32-true",
         "compiled": False,
         "imbalance": {"loss": "cross_entropy", "class_weights": "none", "sampling": "each image once"},
@@ -140,7 +140,7 @@ def results_of(
 
 
 def _write_head(path: Path, arrays: dict[str, Any], embeddings: "Embeddings") -> None:
-    """Of a logistic regression on the features that a head of the network would see."""
+    """Write a logistic regression as a head, if it was fitted on the features that a head of the network receives."""
     metadata = embeddings.metadata
     if metadata["normalize"] or metadata["whitening"] or metadata["stage"] != metadata["stages"][-1]:
         path.unlink(missing_ok=True)

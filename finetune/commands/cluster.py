@@ -24,7 +24,7 @@ _TYPICAL, _DOUBTFUL, _SHEET_CLUSTERS, _SHEET_DOUBTS = 10, 6, 60, 60
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("cluster", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("--method", choices=["kmeans", "hdbscan"], default="kmeans")
@@ -120,8 +120,8 @@ def _sheet(
         groups.append(Group(title=title, tiles=tiles, more=doubts.likely - count))
     for number in range(min(len(clusters), _SHEET_CLUSTERS)):
         members, unsure = clusters.members(number), clusters.doubtful(number)
-        shares = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
-        labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in shares) if shares else ""
+        fractions = label_shares(embeddings, members)[:3] if not embeddings.multi_label else []
+        labels = "; labels " + ", ".join(f"{label} {share:.0%}" for label, share in fractions) if fractions else ""
         tiles = [Tile(path=embeddings.paths[row], lines=[embeddings.label(row)]) for row in members[:_TYPICAL].tolist()]
         tiles += [
             Tile(path=embeddings.paths[row], lines=[embeddings.label(row)], mark="unsure")

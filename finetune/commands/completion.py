@@ -1,4 +1,4 @@
-"""Completion in the shell: the command word here, the rest by Hydra."""
+"""Shell completion: completes the command word itself and leaves the rest to Hydra."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def run(argv: Sequence[str]) -> int:
-    """What ``finetune -sc install=bash`` and the shell's ``finetune -sc query=bash`` ask for."""
+    """Answer ``finetune -sc install=bash`` and the shell's ``finetune -sc query=bash``."""
     from finetune.cli import COMMANDS
     from finetune.config import conf_dir, register_schema
 
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
             print("\n".join(starts))
             return 0
     if len(words) > 1 and words[1] in COMMANDS:
-        # Hydra knows the overrides, not the command before them
+        # Hydra knows the overrides, but not the command word before them
         cut = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_POINT"] = str(max(int(os.environ.get("COMP_POINT", len(line))) - len(line) + len(cut), 0))
         os.environ["COMP_LINE"] = cut

@@ -1,4 +1,4 @@
-"""``finetune embed``: features of images, from a run, a bundle or a pretrained backbone."""
+"""``finetune embed``: compute image features with a run, a bundle or a pretrained backbone."""
 
 import os
 import re
@@ -32,7 +32,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 @dataclass(frozen=True)
 class Line:
-    """The words of the command line by what they are."""
+    """The words of the command line, sorted by kind."""
 
     run: str | None
     images: list[str]
@@ -40,7 +40,7 @@ class Line:
 
 
 def split_words(words: Sequence[str]) -> Line:
-    """Tell RUN, IMAGES and key=value apart; a word that names a file is an image, whatever it looks like.
+    """Separate RUN, IMAGES and key=value; a word that names an existing file is an image even if it looks like key=value.
 
     Raises:
         UserError: There is neither a run nor a backbone, or there are both images and a data set.
@@ -66,7 +66,7 @@ def split_words(words: Sequence[str]) -> Line:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("embed", ABOUT)
     parser.add_argument("words", metavar="RUN | IMAGES | key=value", nargs="+")
     parser.add_argument("--output", required=True, metavar="FILE", help="embeddings.npz or .parquet")
@@ -109,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _checked(line: Line, output: Path) -> Config | None:
-    """The configuration, if one is needed; wrong paths are answered before torch is imported."""
+    """Return the configuration, or None if none is needed; report wrong paths before torch is imported."""
     from finetune.build import check_paths
     from finetune.embeddings.files import check_embeddings_path
     from finetune.inference.image_paths import STDIN, find_images
@@ -135,7 +135,7 @@ def _checked(line: Line, output: Path) -> Config | None:
     else:
         if own_data and not any(word.startswith("data=") for word in line.overrides):
             raise UserError("finetune embed: needs images, or a data set as data=folder data.root=DIR.")
-        # the data of a configuration is not used where images are named
+        # the configuration's data is not used if images are named
         config = compose([*line.overrides, *(["data=digits"] if line.images else [])])
     check_paths(config if own_data else replace(config, data=DataConfig(source="digits")), training=False)
     return config
@@ -188,7 +188,7 @@ def _samples(line: Line, config: Config | None, extractor: "FeatureExtractor") -
 
 
 def data_set(config: Config, line: Line, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
-    """The data set of a command line, and the values from which it can be made again."""
+    """Return the data set of a command line, and the values that recreate it."""
     from finetune.build import build_source
     from finetune.commands.evaluate import read_alike
 

@@ -1,4 +1,4 @@
-"""The images behind embeddings, for pages: files by their path, samples of a data set in memory by their name."""
+"""Images behind embeddings, for pages: files by path, or images of an in-memory data set by name."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -17,7 +17,7 @@ class EmbeddedImages:
     """Reads the images of embeddings.
 
     Args:
-        metadata: Of the embeddings; where it names a data set that is no folder of files, its images are made again.
+        metadata: Metadata of the embeddings. If it names a data set that is not a folder of files, the images are recreated.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -26,7 +26,7 @@ class EmbeddedImages:
         self._reading = dict(reading) if isinstance(reading, Mapping) else {}
 
     def __call__(self, path: str) -> "Tensor | None":
-        """The image, uint8 of one or three channels; None where it cannot be had."""
+        """Return the image, uint8 of one or three channels; None if it is not available."""
         from finetune.data.decode import UnreadableImage, decode_image
         from finetune.report.thumbnails import SIDE_PX
 
@@ -35,12 +35,12 @@ class EmbeddedImages:
                 return decode_image(path, channels=3, at_least=SIDE_PX, **self._reading)
             row = self._rows.get(path)
             return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
-        except (UnreadableImage, TypeError):  # TypeError: the file of embeddings names settings that there are not
+        except (UnreadableImage, TypeError):  # TypeError: the embeddings file names settings that do not exist
             return None
 
     @cached_property
     def _source(self) -> "Source | None":
-        """The data set, where its samples are no files."""
+        """The data set, if its images are not files."""
         from finetune.build import build_source
         from finetune.config.schema import Config, DataConfig
 

@@ -1,4 +1,4 @@
-"""``finetune evaluate``: test a trained run, on its own test split or on any data."""
+"""``finetune evaluate``: test a trained run on its own test split or on other data."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ Other data: data=folder data.root=DIR; classes are aligned by name."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("evaluate", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("overrides", metavar="key=value", nargs="*")
@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     if moved is not None:
         source: Source = moved
     elif given.overrides and config.data.source == "folder":
-        # another folder is all test data, unless it names its splits
+        # another folder is all test data, unless it has split folders
         from finetune.data.evaluation import evaluation_folder
 
         data = config.data
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Name the run's configuration where one of its values is wrong: nobody has typed it.
+    """Name the run's configuration file if one of its values is wrong, because the user did not type that value.
 
     Raises:
         UserError: A value is wrong.
@@ -100,7 +100,7 @@ def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":
-    """The data that the run was made with, where ``data.root`` or ``data.path`` says only that it lies elsewhere now."""
+    """Return the run's own data if ``data.root`` or ``data.path`` only gives its new location, else None."""
     from finetune.build import build_source
     from finetune.bundle import find_bundle, read_model_json
 
@@ -109,14 +109,14 @@ def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source |
     try:
         source = build_source(config)
     except UserError:
-        # other data, which nothing can be trained on
+        # other data, which need not be valid for training
         return None
     made_with = read_model_json(find_bundle(run))["data"].get("fingerprint")
     return source if source.index.fingerprint() == made_with else None
 
 
 def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:
-    """Images of files are read as in training, unless it is said otherwise."""
+    """Read image files as in training, unless an override says otherwise."""
     from finetune.build import settings_of
 
     for key in set(reading) & set(settings_of(config.data.source)):
@@ -125,10 +125,10 @@ def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, A
 
 
 def data_config(run: str, overrides: Sequence[str]) -> Config:
-    """The configuration that says where the data is: the run's own, changed by overrides, or a new one.
+    """Return the configuration of the data: the run's own, changed by overrides, or a new one.
 
     Raises:
-        UserError: There is none, or an override is wrong.
+        UserError: There is no configuration, or an override is wrong.
     """
     own = Path(run).expanduser() / "config.yaml"
     if any(word.startswith("data=") for word in overrides):

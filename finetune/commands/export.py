@@ -1,4 +1,4 @@
-"""``finetune export``: the model, or a part of it, in a form that others open."""
+"""``finetune export``: write the model, or a part of it, in a form that other programs open."""
 
 import os
 import tempfile
@@ -31,7 +31,7 @@ on real images before it is handed over; the figures go to parity.json, and thos
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
@@ -46,14 +46,14 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--check", type=int, metavar="N", help="number of images to compare on (64; int8: 256)")
     given = parser.parse_args(list(argv))
     if given.check is None:
-        # the accuracy of eight bits is a figure of its own
+        # accuracy at eight bits is reported too, which needs more images
         given.check = 256 if given.precision == "int8" else 64
     if given.check < 1:
         parser.error(f"--check {given.check}: must be at least 1")
 
     from finetune.bundle import find_bundle
 
-    find_bundle(given.run)  # a wrong path is answered before torch is loaded
+    find_bundle(given.run)  # reports a wrong path before torch is loaded
 
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import Wanted, hand_over, refuse_strangers
@@ -104,10 +104,10 @@ def run(argv: Sequence[str]) -> int:
 def choose_images(
     run: str, classifier: "Classifier", paths: Sequence[str] | None, *, count: int, int8: bool, folder: Path
 ) -> "CheckImages":
-    """Images to compare an export on: those given, the run's validation images, or made-up ones, with the reason said.
+    """Choose images to compare an export on: those given, the run's validation images, or made-up ones (and print why).
 
     Raises:
-        UserError: There is no image at the paths given, or int8 has nothing real to be calibrated on.
+        UserError: There is no image at the given paths, or int8 has no real images to calibrate on.
     """
     from finetune.build import build_source
     from finetune.commands.evaluate import data_config
@@ -117,19 +117,19 @@ def choose_images(
 
     calibration = CALIBRATION_IMAGES if int8 else 0
     if paths:
-        found = []
+        files = []
         for path in find_images(paths):
-            found.append(path)
-            if len(found) == count + calibration:
+            files.append(path)
+            if len(files) == count + calibration:
                 break
-        spare = len(found) > 2 * count
+        spare = len(files) > 2 * count
         return CheckImages(
-            files=found[:count], told="--images", calibration=found[count:] if spare else found[:CALIBRATION_IMAGES]
+            files=files[:count], told="--images", calibration=files[count:] if spare else files[:CALIBRATION_IMAGES]
         )
     try:
         config = data_config(run, [])
         config.input.channels = classifier.input_spec.channels
-        found_images = images_of_source(
+        validation = images_of_source(
             build_source(config),
             split="val",
             classes=classifier.classes,
@@ -139,9 +139,9 @@ def choose_images(
         )
         why = "the run has no validation images"
     except UserError as error:
-        found_images, why = None, str(error).splitlines()[0]
-    if found_images is not None:
-        return found_images
+        validation, why = None, str(error).splitlines()[0]
+    if validation is not None:
+        return validation
     if int8:
         raise UserError(
             f"--precision int8: needs images like those it will see, to be calibrated on. {why} Give --images."

@@ -1,4 +1,4 @@
-"""Commands that take a run's configuration: ``key=value`` through Hydra, errors in our own words."""
+"""Commands that take a run's configuration: ``key=value`` through Hydra, with our own error messages."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ _FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 
 @dataclass
 class Line:
-    """A command line taken apart: overrides, and options that are Hydra's."""
+    """A parsed command line: overrides, and the options of Hydra."""
 
     overrides: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Line:
 
 
 def parse_line(command: str, argv: Sequence[str]) -> Line:
-    """Tell overrides from options.
+    """Separate overrides from options.
 
     Raises:
         UserError: A word is neither.
@@ -73,15 +73,15 @@ def parse_line(command: str, argv: Sequence[str]) -> Line:
 
 
 def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -> int:
-    """Compose the configuration and hand it to a task; in a sweep, once for each combination.
+    """Compose the configuration and pass it to a task, or in a sweep once for each combination.
 
-    A job of a sweep that fails does not stop the others; the table of all jobs and the error come when they are through.
+    A failed job of a sweep does not stop the others; the table of all jobs and the error follow when all jobs are done.
 
     Args:
-        command: Its name.
-        argv: What followed the name.
-        task: Returns an exit status.
-        about: Help in a few lines.
+        command: Name of the command.
+        argv: Words after the command name.
+        task: Function that runs the command on a configuration and returns an exit status.
+        about: Help text of a few lines.
 
     Raises:
         UserError: The command line or the configuration is wrong.
@@ -110,7 +110,7 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     )
     before, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program, *line.options, *overrides]
-    # makes Hydra raise what goes wrong instead of printing it in its own way
+    # makes Hydra raise errors instead of printing them in its own format
     os.environ["HYDRA_FULL_ERROR"] = "1"
     Watch.folder, Watch.command = None, command
     try:
@@ -122,7 +122,7 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     except BaseException as error:
         if Watch.folder is None:
             raise
-        # a sweeper that gives up after failures says less of them than the jobs have; Ctrl-C leaves jobs without an end
+        # a sweeper that gives up after failures reports less than the jobs' records do; Ctrl-C leaves jobs unfinished
         conclude(Watch.folder, ended=isinstance(error, Exception))
         raise
     finally:
@@ -140,13 +140,13 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
 
 
 def _named_config(options: Sequence[str]) -> list[str]:
-    """The option that names another primary configuration, as given."""
+    """Return the option that names another primary configuration, as given."""
     at = next((at for at, word in enumerate(options) if word in ("--config-name", "-cn")), None)
     return [] if at is None else list(options[at : at + 2])
 
 
 def help_text(command: str, about: str, config_dirs: Sequence[Path] = ()) -> str:
-    """Help of a command that takes a configuration: its groups with their choices, and its keys."""
+    """Return the help of a command that takes a configuration: its groups with their choices, and its keys."""
     groups = "\n".join(f"  {name}={' | '.join(names)}" for name, names in group_choices(config_dirs).items())
     return f"""\
 usage: finetune {command} key=value ...

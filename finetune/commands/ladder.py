@@ -1,4 +1,4 @@
-"""``finetune ladder``: which strategy is right for this data, measured."""
+"""``finetune ladder``: measure which training strategy suits the data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ schedule and experiment, which the rungs set), and
   --rungs A,B,...     only these (default: all)
   --output DIR        a new folder, or one that an interrupted ladder left, which is gone on with (default: runs/ladder-DATA)"""
 
-# the rungs set these
+# keys that the ladder sets for each strategy
 _OWN = ("schedule", "experiment", "seed", "run_dir", "name")
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     options, rest = parse_options(argv)
     line = parse_line("ladder", rest)
     if line.wants_help:
@@ -44,10 +44,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse_options(argv: Sequence[str]) -> tuple[LadderOptions, list[str]]:
-    """Options of this command, and the other words.
+    """Return the options of this command, and the other words.
 
     Raises:
-        UserError: A value is missing, is no number, or names no rung.
+        UserError: A value is missing, is not a number, or names no strategy.
 
     >>> options, rest = parse_options(["data=digits", "--seeds", "2", "--rungs=full,frozen"])
     >>> options.seeds, options.rungs, rest

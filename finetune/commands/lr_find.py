@@ -1,4 +1,4 @@
-"""``finetune lr-find``: which learning rate, for all stages together."""
+"""``finetune lr-find``: find a learning rate for all stages together."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Of this command alone."""
+    """Options of this command alone."""
 
     phase: str = "0"
     steps: int = 100
@@ -41,16 +41,16 @@ class Options:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     options, rest = parse_options(argv)
     return run_composed("lr-find", rest, partial(task, options=options), about=ABOUT)
 
 
 def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
-    """Options of this command, and the other words.
+    """Return the options of this command, and the other words.
 
     Raises:
-        UserError: A value is missing, is no number, or makes no sweep.
+        UserError: A value is missing, is not a number, or is out of range.
 
     >>> parse_options(["data=digits", "--steps", "50"])
     (Options(phase='0', steps=50, lowest=1e-07, highest=10.0), ['data=digits'])
@@ -82,10 +82,10 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:
-    """Position of a phase by its number or name.
+    """Return the position of a phase, given by its number or name.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such phase.
     """
     names = [phase.name for phase in phases]
     if asked in names:
@@ -99,12 +99,12 @@ def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:
 
 
 def task(config: Config, *, options: Options) -> int:
-    """Sweep one configuration."""
-    # on one device: a batch is the same whoever computes it, and so is the answer
+    """Run the learning-rate search for one configuration."""
+    # on one device: the loss of a batch, and so the suggestion, does not depend on the number of devices
     if not is_rank_zero():
         return 0
     config = replace(config, trainer={**config.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"})
-    # how it was asked for, as the composing has left it: the program, the command, the rest
+    # the words of the command line as Hydra left them: program, command, rest
     words = sys.argv[2:]
     from finetune.build import (
         assemble,
@@ -152,7 +152,7 @@ def task(config: Config, *, options: Options) -> int:
 
 
 def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Any) -> None:
-    """Print the suggestions, and write the table, the numbers and the picture."""
+    """Print the suggestions, and write the table, the numbers and the chart."""
     from finetune.atomic_files import write_json, write_text
     from finetune.commands.train import say
     from finetune.report.lr_find_chart import write_lr_find_chart
@@ -165,7 +165,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "lr_find.csv", text.getvalue())
-    told: dict[str, Any] = {
+    described: dict[str, Any] = {
         name: {
             "lr": rate,
             "stages": sweep.stage_rates(rate),
@@ -183,7 +183,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
             "steps": len(sweep.losses),
             "diverged": sweep.diverged,
             "seed": config.seed,
-            "suggestions": told,
+            "suggestions": described,
         },
     )
     write_lr_find_chart(
@@ -195,10 +195,10 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         stage=sweep.stage,
         title=f"phase {number} ({sweep.phase.name}) of schedule {config.schedule.name}",
     )
-    for name, entry in told.items():
+    for name, entry in described.items():
         say(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry['stages'].items())}")
-    if told:
-        say(f"use: {told.get('valley', next(iter(told.values())))['command']}")
+    if described:
+        say(f"use: {described.get('valley', next(iter(described.values())))['command']}")
     else:
         say(
             "No suggestion: the loss fell at no rate. More steps (--steps 300), a larger data.batch_size, or a lower "
@@ -208,7 +208,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
 
 
 def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:
-    """The training command with some overrides in the place of those given before.
+    """Return the training command with the given overrides in place of earlier values of the same settings.
 
     >>> command_with(["schedule.phases.0.lr=0.01"], ["data=digits", "run_dir=here", "schedule.phases.0.lr=1"])
     'finetune data=digits schedule.phases.0.lr=0.01'

@@ -1,4 +1,4 @@
-"""Commands that take a RUN and options: argparse, with mistakes told in our own way."""
+"""Options of commands that take a RUN: argparse, with our own error messages."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from finetune.errors import UserError
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser whose errors are a user's mistake like any other."""
+    """An argument parser that raises errors as :class:`UserError`."""
 
     def __init__(self, command: str, about: str) -> None:
         super().__init__(
@@ -20,15 +20,15 @@ class Arguments(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing and leaving."""
+        """Raise the error instead of printing it and exiting."""
         raise UserError(f"{self.prog}: {message}.\n{self.format_usage().strip()}")
 
 
 def output_folder(given: str | None, default: Path) -> Path:
-    """Where a command writes several files.
+    """Return the folder into which a command writes several files.
 
     Raises:
-        UserError: A file stands there.
+        UserError: The path is a file.
     """
     folder = default if given is None else Path(given).expanduser()
     if folder.exists() and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""``finetune plan``: what a training would do, without training."""
+"""``finetune plan``: show what a training would do, without training."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Takes the same key=value as finetune train. Nothing is trained and nothing is wr
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     return run_composed("plan", argv, task, about=ABOUT)
 
 

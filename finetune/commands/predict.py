@@ -22,7 +22,7 @@ RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime, wit
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("predict", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", metavar="IMAGES", nargs="+")
@@ -54,10 +54,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def choose_engine(run: str, runtime: str | None) -> "TorchEngine | OnnxEngine":
-    """PyTorch for a run or a bundle, ONNX Runtime for an ONNX file.
+    """Open PyTorch for a run or a bundle, and ONNX Runtime for an ONNX file.
 
     Raises:
-        UserError: RUN and runtime do not go together, or RUN cannot be opened.
+        UserError: RUN and runtime do not match, or RUN cannot be opened.
     """
     path = Path(run).expanduser()
     is_file = path.suffix == ".onnx"
@@ -69,7 +69,7 @@ def choose_engine(run: str, runtime: str | None) -> "TorchEngine | OnnxEngine":
         return OnnxEngine(path if is_file else path / "exports" / "model.onnx")
     from finetune.bundle import find_bundle
 
-    find_bundle(run)  # a wrong path is answered before torch builds a network
+    find_bundle(run)  # reports a wrong path before torch builds a network
 
     from finetune.inference.torch_engine import TorchEngine
 

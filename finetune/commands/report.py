@@ -1,4 +1,4 @@
-"""``finetune report``: write the page of a run again."""
+"""``finetune report``: write the report page of a run again."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ Images are shown where the run's data still is. Where it has moved: data.root=DI
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("report", ABOUT)
     parser.epilog = "RUN is a run folder."
     parser.add_argument("run", metavar="RUN")
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def write_from_files(run_dir: "Path", config: Config) -> "Path":
-    """Write the page, with images where the data can be read."""
+    """Write the page, with images if the data can be read."""
     from finetune.build import build_source, check_paths
     from finetune.report.run_page import write_report
 
@@ -53,7 +53,7 @@ def write_from_files(run_dir: "Path", config: Config) -> "Path":
     except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        # each file is as it should be by itself, and they are not of one run
+        # each file is valid by itself, but the files are not from one run
         raise UserError(
             f"{run_dir}: its files (results.json, plan.json, metrics.csv, predictions.csv, {EVALUATION}, model) do not belong "
             f"together. {type(error).__name__}: {error}. Put copies of them back, if there are some; else train again."

@@ -1,4 +1,4 @@
-"""``finetune resume``: go on where a run stopped, to the same bits as if it had not."""
+"""``finetune resume``: continue a stopped run, with a result identical to the bit to an uninterrupted one."""
 
 import shlex
 import sys
@@ -34,7 +34,7 @@ What the result does not depend on may be given anew, and is kept for the next t
   trainer.devices=2, trainer.num_nodes=2, trainer.accelerator=gpu, trainer.strategy=ddp
                                      the same but for rounding, dropout and mixup"""
 
-# what a resumed run may have otherwise than the run had at its start -> what that means for the result
+# setting that may change when a run is resumed -> effect of the change on the result
 FREE = {
     "data.root": "the data must be the same, which is checked",
     "data.path": "the data must be the same, which is checked",
@@ -47,7 +47,7 @@ FREE = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     if "-h" in argv or "--help" in argv:
         print(USAGE)
         return 0
@@ -83,16 +83,17 @@ def resume(
     """Resume a run.
 
     Args:
-        run_dir: A run folder.
-        anyway: Go on with other versions of the program or its libraries.
-        trust: Build whatever its configuration names; see :mod:`finetune.config.trust`.
-        typed: A configuration that the user typed on this command line. A run of the same may name what that one names.
+        run_dir: Run folder.
+        anyway: Whether to continue with other versions of the program or its libraries.
+        trust: Whether to build every class that the configuration names; see :mod:`finetune.config.trust`.
         overrides: New values of settings in :data:`FREE`.
-        tune_process: Change this process's garbage collection and allocator for speed; only the command line does.
+        typed: Configuration that the user typed on this command line; None if there is none. A run with an equal
+            configuration may name whatever this one names.
+        tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
 
     Raises:
-        UserError: The folder is no run, something that its result depends on has changed, or it names what only the user
-            may name.
+        UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
+            something that only the user may name.
     """
     from finetune.checksums import require_checksums, verify
     from finetune.commands.train import say
@@ -114,17 +115,17 @@ def resume(
     config = _changed(config, overrides)
     then, now = _comparable(record["config"]), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited", differences(then, now))
-    ours = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
-    for line in require_trust(run_dir, config, trust=trust, typed=ours):
+    same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
+    for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
         say(f"trusted: {line}")
     if not is_rank_zero():
-        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or ours, tune_process=tune_process)
+        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
         return
     with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
         if (run_dir / "results.json").is_file():
             say(f"This run has just been finished by another process. Its results: {run_dir / 'results.json'}")
             return
-        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or ours, tune_process=tune_process)
+        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
 
 
 def _go_on(
@@ -147,7 +148,7 @@ def _go_on(
 
     from finetune.build import assemble
 
-    # killed before the weights at the start were kept: they come from where they came from the first time
+    # if the run was killed before its initial weights were saved, they are loaded from their source again
     begun = any(run_dir.glob("phases/0-*/start.safetensors"))
     parts = assemble(
         config,
@@ -172,17 +173,17 @@ def _go_on(
             "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
         )
     if is_rank_zero():
-        # the next resume needs to be given nothing
+        # so that the next resume needs no overrides
         write_text(run_dir / CONFIG, to_yaml(config))
     say(f"resuming: {run_dir}")
     execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process)
 
 
 def _changed(config: Config, overrides: Sequence[str]) -> Config:
-    """The configuration with what was given anew.
+    """Return the configuration with the overrides applied.
 
     Raises:
-        UserError: Something was given that the result depends on, or that is no setting.
+        UserError: An override changes something that the result depends on, or is not a setting.
     """
     if not overrides:
         return config
@@ -200,7 +201,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def _placeless(config: Config) -> dict[str, Any]:
-    """A configuration without the run's folder, which may have been moved."""
+    """Return a configuration without its run folder, which may have been moved."""
     return {key: value for key, value in to_plain(config).items() if key != "run_dir"}
 
 
@@ -210,7 +211,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without where the run and its data lie, and what else may change."""
+    """Return a configuration without the locations of the run and its data, and without other free settings."""
     kept = {key: dict(value) if key in ("data", "trainer") else value for key, value in config.items()}
     for key in FREE:
         section, _, name = key.partition(".")

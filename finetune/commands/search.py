@@ -25,12 +25,12 @@ Images near others, in a file of finetune embed.
 Distances are 1 - cosine (--metric cosine) or Euclidean (--metric l2). The search is exact. Queries that the file does not hold
 are embedded by the model that made it, with the same transforms."""
 
-# groups on a page
+# most groups on a page
 _SHEET_GROUPS = 200
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("search", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("queries", metavar="QUERY", nargs="*")
@@ -125,21 +125,19 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
     queries = reader.read(reader.names(given.queries))
     if given.radius is not None:
         pairs = within(embeddings.features, queries.features, given.radius, metric=given.metric)
-        found = [
-            (rows[rows != own], apart[rows != own]) for own, (rows, apart) in zip(queries.rows, pairs, strict=True)
-        ]
+        hits = [(rows[rows != own], apart[rows != own]) for own, (rows, apart) in zip(queries.rows, pairs, strict=True)]
     elif given.engine == "faiss":
         if given.index != EXACT:
             print(f"--index {given.index}: is not exact; neighbours may be missing")
         index = FaissIndex(embeddings.features, metric=given.metric, factory=given.index)
         neighbours = index.nearest(queries.features, given.k, leave_out=queries.rows)
-        found = list(zip(neighbours.rows, neighbours.distances, strict=True))
+        hits = list(zip(neighbours.rows, neighbours.distances, strict=True))
     else:
         neighbours = nearest(
             embeddings.features, queries.features, given.k, metric=given.metric, leave_out=queries.rows
         )
-        found = list(zip(neighbours.rows, neighbours.distances, strict=True))
-    named = zip(queries.paths, found, strict=True)
+        hits = list(zip(neighbours.rows, neighbours.distances, strict=True))
+    named = zip(queries.paths, hits, strict=True)
     return queries, [row for query, (rows, apart) in named for row in _found(embeddings, query, rows, apart)]
 
 
@@ -184,7 +182,7 @@ def _write_sheet(
         own = zip(queries.paths, queries.rows.tolist(), strict=True)
         labels = {path: embeddings.label(row) for path, row in own if row >= 0}
     groups = []
-    for query, found in list(by_query.items())[:_SHEET_GROUPS]:
+    for query, hits in list(by_query.items())[:_SHEET_GROUPS]:
         label = labels.get(query, "")
         first = [Tile(path=query, lines=[label] if label else [], mark="asked")] if queries is not None else []
         tiles = [
@@ -193,10 +191,10 @@ def _write_sheet(
                 lines=[" ".join(filter(None, (row.label, row.split))), f"{row.distance:.4f}"],
                 mark="" if not label else "right" if row.label == label else "wrong",
             )
-            for row in found[:most]
+            for row in hits[:most]
         ]
         title = Path(query).name if queries is not None else query
-        groups.append(Group(title=title, tiles=[*first, *tiles], more=len(found) - len(tiles)))
+        groups.append(Group(title=title, tiles=[*first, *tiles], more=len(hits) - len(tiles)))
     more = len(by_query) - len(groups)
     facts = [f"{len(embeddings):,} images; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."]
     facts += [f"The first {len(groups)} of {len(by_query)} are shown."] if more else []

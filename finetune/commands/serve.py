@@ -1,4 +1,4 @@
-"""``finetune serve``: an HTTP server for a trained run or an exported ONNX file."""
+"""``finetune serve``: serve a trained run or an exported ONNX file over HTTP."""
 
 import argparse
 import importlib.util
@@ -30,7 +30,7 @@ _NEEDS = ("starlette", "uvicorn", "python_multipart")
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     parser = Arguments("serve", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1; 0.0.0.0 lets other computers in")
@@ -86,7 +86,8 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
     import uvicorn
 
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # who sent a bad form is told, and the log has a line
+    # the client gets an error response for a malformed form, and our log gets a line
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
     from finetune.inference.http_server import BoundedServer, connection_with, end_now
     from finetune.inference.serve import Limits, Server
@@ -100,7 +101,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         wait_seconds=given.wait_ms / 1000,
         top_k=min(given.top_k, len(engine.classes)),
     )
-    listening.listen(2048)  # as uvicorn does; from here on who comes waits, and is not refused
+    listening.listen(2048)  # uvicorn's own value; from here on clients wait instead of being refused
     host, port = listening.getsockname()[:2]
     print(f"serving {given.run} at http://{host}:{port}/predict", flush=True)
     application = Server(engine, limits=limits, log=_log(given.log), allowed_hosts=[*given.allowed_host, given.host])
@@ -109,14 +110,14 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         http=connection_with(given.header_seconds),
         log_level="warning",
         access_log=False,
-        # the rest is for the end of the application and the last line; uvicorn hands it to asyncio, which takes fractions
+        # leaves time to stop the application and print the last line; asyncio, which gets the value, accepts fractions
         timeout_graceful_shutdown=0.8 * given.grace,
         timeout_keep_alive=30,
         server_header=False,
         lifespan="on",
     )
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn sends itself the signal again when it has stopped well; that must not end this process as if it had not
+        # after a clean stop uvicorn sends itself the signal again; that must not end this process as if the stop had failed
         signal.signal(number, lambda *_: None)
     BoundedServer(config, grace_seconds=given.grace).run(sockets=[listening])
     if application.abandoned:
@@ -126,10 +127,10 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket at the address, taken before the model is loaded.
+    """Bind a socket to the address before the model is loaded.
 
     Raises:
-        UserError: The address is wrong, in use, or not allowed.
+        UserError: The address is invalid, in use, or not allowed.
     """
     listening = None
     try:
@@ -150,7 +151,7 @@ def _log(path: str | None) -> Callable[[str], None]:
     target = Path(path).expanduser()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # unbuffered and appending: each line is one write, whole also when two servers share the file
+        # unbuffered and appending: each line is one write, so lines stay whole even if two servers share the file
         descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(f"--log {path}: cannot be written. {error.strerror}.") from None
@@ -160,5 +161,5 @@ def _log(path: str | None) -> Callable[[str], None]:
 def _write(descriptor: int, line: str) -> None:
     try:
         os.write(descriptor, line.encode() + b"\n")
-    except OSError as error:  # a full disk must not stop the answers
+    except OSError as error:  # a full disk must not stop the server from answering
         print(f"--log: {error.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: each leaves a record, and one table shows them all, those that failed too."""
+"""Jobs of a sweep: each job writes a record, and one table shows all of them, including failed ones."""
 
 import csv
 import io
@@ -29,18 +29,18 @@ _MEASURED = ("val", "test", "seconds")
 
 
 class Refused(BaseException):
-    """A sweep that must not begin; no ``Exception``, since Hydra turns those of a callback into warnings."""
+    """A sweep that must not start; not an ``Exception``, because Hydra turns exceptions in callbacks into warnings."""
 
 
 class Watch:
-    """Hydra's callback: learns where a sweep is written, before its first job (``conf/train.yaml`` names it)."""
+    """Hydra callback that learns the folder of a sweep before its first job (named in ``conf/train.yaml``)."""
 
-    # of the sweep that this process has begun, and whose jobs they are
+    # folder and command of the sweep that this process has started
     folder: Path | None = None
     command: str = ""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Keep the folder, and refuse what would fail or mislead job after job."""
+        """Remember the folder, and refuse settings that would fail or mislead in every job."""
         folder = Path(str(config.hydra.sweep.dir)).absolute()
         if config.get("run_dir"):
             raise Refused(
@@ -50,19 +50,19 @@ class Watch:
         direction = config.hydra.sweeper.get("direction")
         if direction is not None and not isinstance(direction, Sequence):
             direction = direction.name
-        wanted = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
+        expected = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
         if direction is not None and Watch.command != "train":
             raise Refused(
                 f"finetune {Watch.command}: cannot be searched over: its jobs leave no figure on validation. "
                 "finetune train can."
             )
-        if direction not in (None, wanted):
+        if direction not in (None, expected):
             raise Refused(
                 f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
-                f"{'less' if wanted == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={wanted}."
+                f"{'less' if expected == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={expected}."
             )
         try:
-            # made here and now: of two sweeps that want one folder, one gets it
+            # created at once: if two sweeps want the same folder, only one gets it
             (folder / JOBS).mkdir(parents=True)
         except FileExistsError:
             raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.") from None
@@ -72,7 +72,7 @@ class Watch:
         print(f"sweep: {folder}", flush=True)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        # Hydra calls every moment of every callback
+        # Hydra calls a method for every event of every callback
         if name.startswith("on_"):
             return lambda **_: None
         raise AttributeError(name)
@@ -80,14 +80,14 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What Hydra calls: once, or in a sweep for each combination, here or in a process that a launcher has started.
+    """The function that Hydra calls: once, or in a sweep for each combination, here or in a process that a launcher starts.
 
     Args:
-        task: Of the command.
-        words: The program and the words that every job has: command, folders of configurations.
-        starter: Number of the process that began.
+        task: Function that runs the command on a configuration and returns an exit status.
+        words: Program, command and config folders: the words that every job's command line starts with.
+        starter: Id of the process that started the sweep.
         common: Overrides that every job has.
-        outcome: Where there is no sweep, ``status`` or ``error`` of the task.
+        outcome: Without a sweep, the ``status`` or ``error`` of the task.
     """
 
     task: Callable[[Config], int]
@@ -97,28 +97,28 @@ class Job:
     outcome: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, composed: Any) -> float | None:
-        """Run it.
+        """Run the task.
 
         Returns:
-            In a sweep the monitored metric on validation, which a sweeper may optimise; else None.
+            In a sweep the monitored validation metric, which a sweeper may optimise; otherwise None.
         """
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         hydra = HydraConfig.get()
-        # DDP starts this program again with sys.argv: it must find the command, and of a sweep this job alone
+        # DDP starts this program again with sys.argv, which must contain the command and, in a sweep, only this job's overrides
         sys.argv = [*self.words, *hydra.overrides.task]
         if hydra.mode == RunMode.MULTIRUN:
             return self._swept(composed, hydra)
         try:
             with environment_restored():
                 self.outcome["status"] = self.task(to_config(composed))
-        except Exception as error:  # Hydra would print lines of its own around it; raised again by who began
+        except Exception as error:  # Hydra would add output of its own; the caller raises it again
             self.outcome["error"] = error
         return None
 
     def _swept(self, composed: Any, hydra: Any) -> float | None:
-        """One job of a sweep; it never raises, so that the others run and every launcher and sweeper goes on."""
+        """Run one job of a sweep; never raise, so that the other jobs run and every launcher and sweeper continues."""
         number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
         composed.run_dir = hydra.runtime.output_dir
         record: dict[str, Any] = {
@@ -130,8 +130,8 @@ class Job:
         }
         file = folder / f"{number}.json"
         self._write(file, record)
-        own = " ".join(word for word in record["overrides"] if word not in self.common)
-        print(f"\njob {number}: {own}", flush=True)
+        overrides = " ".join(word for word in record["overrides"] if word not in self.common)
+        print(f"\njob {number}: {overrides}", flush=True)
         began = time.monotonic()
         try:
             with environment_restored(), self._output(folder / f"{number}.log"):
@@ -163,7 +163,7 @@ class Job:
 
     @contextmanager
     def _output(self, log: Path) -> Iterator[None]:
-        """Jobs side by side do not talk all at once: what one prints goes to its log."""
+        """Send the output of a job in another process to its log, so that parallel jobs do not mix their output."""
         if os.getpid() == self.starter:
             yield
             return
@@ -172,15 +172,15 @@ class Job:
 
 
 def _measured(composed: Any) -> dict[str, float]:
-    """What a run has left in its results; nothing for commands that do not train."""
+    """Return the metrics in a run's results; empty for commands that do not train."""
     file = Path(composed.run_dir) / "results.json"
     if not file.is_file():
         return {}
     verify(file)
     results = read_json(file, dict)
-    found = {split: results[split].get("acc") for split in ("val", "test")}
-    found["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
-    return {key: value for key, value in found.items() if value is not None}
+    metrics = {split: results[split].get("acc") for split in ("val", "test")}
+    metrics["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
+    return {key: value for key, value in metrics.items() if value is not None}
 
 
 def _in_words(record: dict[str, Any]) -> str:
@@ -193,11 +193,11 @@ def conclude(folder: Path, *, ended: bool) -> None:
     """Write and print the table of a sweep.
 
     Args:
-        folder: Of the sweep.
-        ended: Whether all jobs are through; else those that began and have no end are called stopped.
+        folder: Folder of the sweep.
+        ended: Whether all jobs are done; if not, jobs that started and did not end count as stopped.
 
     Raises:
-        UserError: All jobs that failed did so by a mistake of the user's.
+        UserError: Jobs failed, all of them by user errors.
         RunError: Jobs failed.
     """
     records = [read_json(file, dict) for file in (folder / JOBS).glob("*.json")]
@@ -227,7 +227,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
 
 
 def table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Names of columns, and a row a job: the overrides in which jobs differ, what was measured, where the run lies.
+    """Return column names and one row per job: the overrides in which jobs differ, the metrics, and the run folder.
 
     >>> names, rows = table([{"job": 0, "overrides": ["seed=1", "data=digits"], "status": "failed", "run_dir": "s/0"},
     ...     {"job": 1, "overrides": ["seed=2", "data=digits"], "status": "finished", "val": 0.5, "run_dir": "s/1"}])
@@ -252,7 +252,7 @@ def table(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
 
 
 def _short(value: str) -> str:
-    """A drawn number with as many digits as anybody reads; the record of the job has all of them.
+    """Shorten a sampled number to four digits; the job's record keeps all digits.
 
     >>> _short("0.0012520653814999472"), _short("0.5"), _short("gradual")
     ('0.001252', '0.5', 'gradual')
@@ -261,7 +261,7 @@ def _short(value: str) -> str:
 
 
 def best(records: Sequence[dict[str, Any]]) -> str | None:
-    """Which job is best by the metric that the runs monitor on validation; None without one.
+    """Return a line that names the best job by the monitored validation metric; None if there is no such job.
 
     >>> best([{"job": n, "monitor": "val/loss", "monitored": loss} for n, loss in enumerate((0.5, 0.25))])
     'best val/loss: job 1, 0.2500'
@@ -275,12 +275,12 @@ def best(records: Sequence[dict[str, Any]]) -> str | None:
 
 
 def smaller_is_better(monitor: str) -> bool:
-    """Whether a metric is a loss or an error, as a run decides which of its epochs is best."""
+    """Whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch."""
     return monitor.endswith(("loss", "ece"))
 
 
 def _failure(failed: Sequence[dict[str, Any]], count: int, folder: Path) -> Exception:
-    """One error for all jobs that failed, those of the same message together."""
+    """Return one error for all failed jobs, with jobs of the same message grouped."""
     if not count:
         return RunError(f"No job of the sweep has begun. What a launcher may have said lies in {folder}.")
     by_message: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""``finetune train``: train through the phases, test, write the bundle and the report."""
+"""``finetune train``: train through the phases, test, and write the bundle and the report."""
 
 import gc
 import os
@@ -52,12 +52,12 @@ Several devices: trainer.devices=2. Several machines: on each of them, with N it
 
 
 def run(argv: Sequence[str]) -> int:
-    """The command."""
+    """Run the command."""
     return run_composed("train", argv, task, about=ABOUT)
 
 
 def task(config: Config) -> int:
-    """Train one configuration, in a process of the command line."""
+    """Train one configuration in a command-line process."""
     train(config, tune_process=True)
     from finetune.training.companions import end_companions
 
@@ -66,9 +66,9 @@ def task(config: Config) -> int:
 
 
 def say(line: str) -> None:
-    """To the user at once, also through a pipe."""
+    """Print a line for the user at once, even through a pipe."""
     if is_rank_zero():
-        # here too: in place of the guarded output a progress bar has a stream of its own
+        # escaped here too, because a progress bar replaces the guarded output by a stream of its own
         print(escape(line), flush=True)
 
 
@@ -76,8 +76,8 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
     """Train a new run.
 
     Args:
-        config: Checked.
-        tune_process: Change this process's garbage collection and allocator for speed; only the command line does.
+        config: Checked configuration.
+        tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
     """
     from finetune.training.compiling import compiles
 
@@ -107,7 +107,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
 
 
 def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
-    """What is left to be decided once the network is there: the precision, and which phases train on a cache."""
+    """Decide what depends on the network: the precision, and which phases train on a cache."""
     from finetune.activation_cache.policy import plan_caches
     from finetune.training.precision import choose_precision
 
@@ -125,14 +125,14 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
 def execute(
     config: Config, parts: RunParts, run_dir: Path, *, trusted: bool, tune_process: bool = False
 ) -> "RunResult":
-    """Train what is left of a run; shared by ``train`` and ``resume``.
+    """Train the remaining phases of a run; shared by ``train`` and ``resume``.
 
     Args:
-        config: Of the run.
-        parts: What was built from it.
-        run_dir: Of the run.
-        trusted: Whether the user typed the configuration; one from a run folder may name listed classes alone.
-        tune_process: Change this process's garbage collection and allocator for speed.
+        config: Configuration of the run.
+        parts: Objects built from the configuration.
+        run_dir: Run folder.
+        trusted: Whether the user typed the configuration; one read from a run folder may name listed classes only.
+        tune_process: Whether to change this process's garbage collection and allocator for speed.
     """
     import torch
 
@@ -192,7 +192,7 @@ def execute(
     say(f"bundle: {result.bundle}")
     if config.report and is_rank_zero():
         if tune_process:
-            # what the report draws and looks at is used once
+            # the report uses its memory only once, so freed blocks need not be retained
             release_freed_blocks()
             free_memory()
         report(run_dir, parts.source)
@@ -200,7 +200,7 @@ def execute(
 
 
 def report(run_dir: Path, source: "Source | None") -> None:
-    """The page of a run that is finished; whatever goes wrong here is told, and the run stays good."""
+    """Write the page of a finished run; an error here is printed and leaves the run intact."""
     from finetune.report.run_page import write_report
 
     try:
@@ -215,7 +215,7 @@ def report(run_dir: Path, source: "Source | None") -> None:
 
 @contextmanager
 def handed_down(run_dir: Path) -> Iterator[None]:
-    """The run's folder is told to the processes that are started inside the block, and to no others."""
+    """Pass the run folder to processes started inside the block, and to no others."""
     os.environ[RUN_DIR_OF_RUN] = str(run_dir)
     try:
         yield
@@ -225,10 +225,10 @@ def handed_down(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def failures_logged(run_dir: Path) -> Iterator[None]:
-    """An error that is nobody's mistake leaves its traceback in the run's folder, and says how to go on.
+    """Save the traceback of an unexpected error in the run folder, and explain how to continue.
 
     Raises:
-        RunError: In the place of such an error.
+        RunError: Replaces the unexpected error.
     """
     try:
         yield
@@ -242,10 +242,10 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
         import traceback
 
         if is_rank_zero():
-            # where that cannot be written, the message itself still can
+            # if the log cannot be written, the message can still be shown
             with suppress(OSError):
-                told = escape("".join(traceback.format_exception(error)))
-                write_text(run_dir / "error.log", told)
+                trace = escape("".join(traceback.format_exception(error)))
+                write_text(run_dir / "error.log", trace)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
@@ -258,14 +258,14 @@ def _failed(error: FileError, run_dir: Path) -> FileError:
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
-    """A warning as one line, without the place in the source that raised it; once, however many processes there are."""
+    """Print a warning as one line without its source location, and only once across processes."""
     if is_rank_zero():
         print(escape(f"warning: {message}"), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning's own chatter off, and its warnings about what is meant here."""
+    """Silence Lightning's own output, and its warnings about behaviour that is intended here."""
     import logging
     import warnings
 
@@ -278,12 +278,12 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             # frozen stages are in evaluation mode on purpose
             r"Found \d+ module\(s\) in eval mode",
-            # how many workers is decided from the cores and the data, and said in the plan
+            # the number of workers is chosen from the cores and the data, and shown in the plan
             r".*does not have many workers",
             r"Consider setting `persistent_workers=True`",
             # the evaluation data set is a torchvision view of rows in a fixed order
             r".*Your `(val|test|predict)_dataloader`'s sampler has shuffling enabled",
-            # each phase has its own folder in the run, which is meant not to be empty when it is resumed
+            # each phase has its own folder in the run, which is not empty when the run is resumed
             r"Checkpoint directory .* exists and is not empty",
             # a position inside an epoch is restored exactly by the keyed sampler
             r"You're resuming from a checkpoint that ended before the epoch ended",
