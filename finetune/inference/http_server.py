@@ -24,7 +24,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **options)
         self._waiting: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Start waiting for headers."""
         super().connection_made(transport)
         self._wait()
