@@ -1,1 +1,1 @@
-"""The output of a frozen prefix, computed once and kept on disk."""
+"""Activation cache: outputs of the frozen prefix, computed once and stored on disk."""

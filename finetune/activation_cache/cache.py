@@ -1,4 +1,4 @@
-"""The frozen prefix of a phase, computed once: activations after its last stage, of every view, on disk."""
+"""Cached activations of a phase: the frozen prefix's output for every view, computed once and stored on disk."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ from finetune.models.weights import state_hash
 from finetune.training.phases import Phase
 from finetune.versions import versions
 
-# rows computed, checked and claimed together: large enough for the processor, small enough to share among processes
+# rows computed, checked and claimed together: enough to keep the processor busy, few enough to share among processes
 CHUNK_ROWS = 64
 
 
@@ -36,17 +36,17 @@ class SplitView(NamedTuple):
 
 
 class ActivationStore:
-    """Opens entries of activations after one stage, and computes what they lack.
+    """Opens entries of activations after one stage, and computes the rows that are missing.
 
     Args:
-        classifier: In evaluation mode up to the stage.
-        data: Makes the views.
-        cached_stage: The stage.
-        seed: Of the run.
-        limit_bytes: Of the whole cache.
-        say: Takes a line for the user.
-        device: Where the prefix runs.
-        context: Makes the context of the precision.
+        classifier: Model in evaluation mode up to the cached stage.
+        data: Data module that provides the views.
+        cached_stage: Stage after which activations are cached.
+        seed: Seed of the run; part of the key of augmented views.
+        limit_bytes: Limit of the whole cache, in bytes.
+        say: Function that shows a line to the user.
+        device: Device on which the prefix runs.
+        context: Function that returns the context of the run's precision.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ActivationStore:
         self.found = self.computed = 0
 
     def _depends_on(self) -> dict[str, Any]:
-        """All that an activation depends on, but for the split and the view."""
+        """Return everything that an activation depends on, except the split and the view."""
         classifier = self._classifier
         return depends_on(
             classifier.backbone,
@@ -88,14 +88,14 @@ class ActivationStore:
         )
 
     def views(self, wanted: Sequence[SplitView]) -> list[Entry]:
-        """Return an entry for each of several views, computing what is missing.
+        """Return one entry per requested view, computing what is missing.
 
         Raises:
-            RunError: The disk filled up since the plan was made.
+            RunError: The disk has filled up since the plan was made.
         """
-        rows = [self._data.source.index.rows(one.split) for one in wanted]
-        entries = [self._open(one, mine) for one, mine in zip(wanted, rows, strict=True)]
-        computed = self._fill(entries, rows, [one.view for one in wanted])
+        rows = [self._data.source.index.rows(request.split) for request in wanted]
+        entries = [self._open(request, view_rows) for request, view_rows in zip(wanted, rows, strict=True)]
+        computed = self._fill(entries, rows, [request.view for request in wanted])
         self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
         return entries
 
@@ -126,9 +126,9 @@ class ActivationStore:
         return entry
 
     def _fill(self, entries: list[Entry], rows: list[Rows], views: list[ViewRequest]) -> int:
-        """Compute the chunks that nobody has, of all entries in one go; returns the number of rows computed here."""
+        """Compute the missing chunks of all entries in one pass; return the number of rows computed here."""
         computed = 0
-        # first what nobody is at, then what others left undone
+        # first the chunks that no process has claimed, then those that others left unfinished
         for wait in (False, True):
             if not any(entry.missing for entry in entries):
                 break
@@ -148,11 +148,11 @@ class ActivationStore:
         return computed
 
     def release(self) -> None:
-        """Let go of the network's copy: what is wanted has been computed."""
+        """Release the network's copy once everything is computed."""
         self._prefix = None
 
     def tensor(self, values: Any) -> Tensor:
-        """Activations (B, ...) from their bytes (B, row bytes)."""
+        """Return activations (B, ...) from their bytes (B, row bytes)."""
         return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
 
 
@@ -167,17 +167,17 @@ def depends_on(
     folded: bool = False,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """All that a cached activation depends on, but for the split and the view: the first parts of its key.
+    """Return everything that a cached activation depends on, except the split and the view: the first parts of its key.
 
     Args:
-        backbone: The network.
-        input_spec: What it is fed.
-        adapt: How the images' channels became those of the stem.
-        cached_stage: The stage after which activations are kept.
-        source: Of the images.
-        dtype: Of the activations.
-        folded: Whether BatchNorm was folded.
-        device: Kind of the device that computes.
+        backbone: Backbone that computes the activations.
+        input_spec: Input of the network.
+        adapt: Method that adapted the images' channels to the stem.
+        cached_stage: Stage after which activations are cached.
+        source: Source of the images.
+        dtype: Dtype of the activations.
+        folded: Whether BatchNorm is folded into the convolutions.
+        device: Type of the device that computes.
     """
     stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
@@ -190,22 +190,22 @@ def depends_on(
         "dtype": str(dtype),
         "folded": folded,
         "device": device,
-        # ours too: a release may make views otherwise
+        # includes our own version, because a release may change the views
         "versions": versions(),
     }
 
 
 class ActivationCache:
-    """Cached activations of one phase; the data module reads its batches from it.
+    """Cached activations of one phase; the data module reads its batches from them.
 
     Args:
-        classifier: With the phase applied and its prefix's weights loaded.
-        phase: The phase.
-        choice: The cached stage and its views.
-        data: Makes the views that are missing.
-        seed: Of the run.
-        limit_bytes: Of the whole cache.
-        say: Takes a line for the user.
+        classifier: Model with the phase applied and the prefix's weights loaded.
+        phase: Phase that trains on the cache.
+        choice: Cached stage and number of views.
+        data: Data module that provides missing views.
+        seed: Seed of the run; part of the key of augmented views.
+        limit_bytes: Limit of the whole cache, in bytes.
+        say: Function that shows a line to the user.
     """
 
     def __init__(
@@ -231,15 +231,15 @@ class ActivationCache:
     def prepare(
         self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]], trains: bool = True
     ) -> None:
-        """Open what is there, compute what is missing together with the other processes of the run.
+        """Open the entries, and compute missing rows together with the other processes of the run.
 
         Args:
-            device: Where the prefix runs.
-            context: Makes the context of the run's precision.
-            trains: Whether the views of the training images are wanted too, and what was done is to be said.
+            device: Device on which the prefix runs.
+            context: Function that returns the context of the run's precision.
+            trains: Whether training follows: views of training images are prepared too, and the work done is reported.
 
         Raises:
-            RunError: The disk filled up since the plan was made.
+            RunError: The disk has filled up since the plan was made.
         """
         self.close()
         store = ActivationStore(
@@ -253,7 +253,7 @@ class ActivationCache:
             context=context,
         )
         index = self._data.source.index
-        # places of the index's rows in the entries
+        # position of each index row in the entry of its split
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
@@ -279,23 +279,23 @@ class ActivationCache:
         ]
 
     def train(self, views: Rows, rows: Rows) -> Tensor:
-        """Activations (B, ...) of some rows of the index, each of one of its views."""
+        """Return activations (B, ...) of the given index rows, each in the view given for it."""
         places = self._places[rows]
         if len(self._train) == 1:
             return self._train[0](places)
-        seen = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
-        # of each view, and then in the order asked for
-        parts = torch.cat([self._train[view](places[chosen]) for view, chosen in seen])
-        order = torch.from_numpy(np.argsort(np.concatenate([chosen for _, chosen in seen])))
+        groups = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
+        # read view by view, then restored to the requested order
+        parts = torch.cat([self._train[view](places[chosen]) for view, chosen in groups])
+        order = torch.from_numpy(np.argsort(np.concatenate([chosen for _, chosen in groups])))
         return parts[order.to(parts.device)]
 
     def val(self, rows: Rows) -> Tensor:
-        """Activations (B, ...) of the evaluation view of validation rows."""
+        """Return activations (B, ...) of the evaluation view of validation rows."""
         assert self._val is not None
         return self._val(self._places[rows])
 
     def close(self) -> None:
-        """Let go of the entries."""
+        """Close the entries."""
         for rows in (*self._train, self._val):
             if rows is not None:
                 rows.close()
@@ -311,15 +311,15 @@ def eval_features(
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, Tensor]:
-    """Pooled features (N, D) float32 of the evaluation view of every image of some splits, through the same cache.
+    """Return pooled features (N, D) float32 of the evaluation view of every image of the given splits, through the same cache.
 
     Args:
-        classifier: In evaluation mode.
-        data: For the splits.
-        splits: Their names.
-        limit_bytes: Of the whole cache.
-        device: Where to compute.
-        context: Makes the context of the precision.
+        classifier: Model in evaluation mode.
+        data: Data module with the splits.
+        splits: Names of the splits.
+        limit_bytes: Limit of the whole cache, in bytes.
+        device: Device that computes missing features.
+        context: Function that returns the context of the run's precision.
     """
     cached_stage = classifier.backbone.stages[-1]
     store = ActivationStore(
@@ -340,5 +340,5 @@ def eval_features(
 
 
 def _bytes(activations: Tensor) -> Any:
-    """Rows as bytes (B, row bytes)."""
+    """View rows as bytes (B, row bytes)."""
     return activations.contiguous().view(len(activations), -1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Features that training has left in the cache, for whoever wants the same ones again."""
+"""Reads features that training left in the cache, so that other commands need not compute them again."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,13 @@ from finetune.models.backbone import Backbone
 
 
 class CachedFeatures:
-    """Features of the evaluation view that training has left in the cache, by row of the index; nothing is computed.
+    """Features of the evaluation view that training left in the cache, by row of the index; nothing is computed.
 
     Args:
-        backbone: The network.
-        input_spec: What it is fed.
-        adapt: How the images' channels became those of the stem.
-        source: Of the images.
+        backbone: Backbone that computed the features.
+        input_spec: Input of the network.
+        adapt: Method that adapted the images' channels to the stem.
+        source: Source of the images.
     """
 
     def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
@@ -35,7 +35,7 @@ class CachedFeatures:
                 self._entries[split] = entry
 
     def __call__(self, row: int) -> npt.NDArray[np.float32] | None:
-        """The features (D,) of a row, or None where they are not there."""
+        """Return the features (D,) of a row, or None if they are not cached."""
         entry = self._entries.get(SPLITS[self._splits[row]])
         if entry is None:
             return None

@@ -1,4 +1,4 @@
-"""Rows of cached activations: read from their file, or held in the memory of a GPU where they fit."""
+"""Rows of cached activations: read from their file, or kept in GPU memory if they fit."""
 
 import numpy as np
 import torch
@@ -7,12 +7,12 @@ from torch import Tensor
 from finetune.activation_cache.store import Entry
 from finetune.data.sampling import Rows
 
-# of the device's free memory that a phase's activations may take: what trains needs the most of it
+# fraction of the device's free memory that a phase's activations may take; training needs most of it
 _SHARE_OF_FREE = 0.25
 
 
 def room_on(device: torch.device) -> int:
-    """Bytes of a device's own memory for activations; none on a processor, where the system keeps the files in memory."""
+    """Return the bytes of device memory for activations; 0 on a CPU, where the system caches files in memory."""
     if device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)
@@ -20,13 +20,13 @@ def room_on(device: torch.device) -> int:
 
 
 class DeviceRows:
-    """Activations of one view, one row an image.
+    """Activations of one view, one row per image.
 
     Args:
-        entry: Complete.
-        shape: Of one row.
-        dtype: Of its numbers.
-        device: Where to hold them; None reads them from the file at every use.
+        entry: Complete entry.
+        shape: Shape of one row.
+        dtype: Dtype of the rows.
+        device: Device that keeps the rows in memory; None reads them from the file at every use.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class DeviceRows:
                 self._held[rows.start : rows.stop] = self._read(np.arange(rows.start, rows.stop)).to(device)
 
     def __call__(self, places: Rows) -> Tensor:
-        """Rows (B, ...), in that order."""
+        """Return rows (B, ...) in the given order."""
         if self._held is None:
             return self._read(places)
         return self._held[torch.from_numpy(places).to(self._held.device)]
@@ -50,6 +50,6 @@ class DeviceRows:
         return torch.from_numpy(self.entry.read(places)).view(self._dtype).view(-1, *self._shape)
 
     def close(self) -> None:
-        """Let go of the file and of the memory."""
+        """Release the file and the memory."""
         self._held = None
         self.entry.close()

@@ -1,4 +1,4 @@
-"""The frozen stages in front of what trains: activations without a graph, as the cache keeps them."""
+"""The frozen stages before the trainable part: computes the activations that the cache stores, without a graph."""
 
 import gc
 from copy import deepcopy
@@ -13,10 +13,10 @@ from finetune.models.slices import run_in_chunks
 
 
 class Prefix:
-    """From uint8 images to activations after a stage, without an autograd graph.
+    """Maps uint8 images to the activations after a stage, without an autograd graph.
 
-    In half precision BatchNorm is folded into the convolutions where torch.fx can read the network; in single precision
-    it is not, so that the activations are those of the network to the bit.
+    In half precision BatchNorm is folded into the convolutions if torch.fx can trace the network; in single precision it is
+    not folded, so that the activations equal the network's to the bit.
     """
 
     def __init__(self, classifier: Classifier, last_stage: str, *, fold: bool) -> None:
@@ -32,20 +32,20 @@ class Prefix:
             self._net.to(memory_format=memory_format_for(spec))
             if self.folded and torch.is_autocast_enabled(device.type):
                 self._net = _with_half_weights(self._net, classifier.prepare(example))
-            # the intermediate copies are part of reference cycles, and each is as large as the network
+            # the intermediate copies are in reference cycles, and each is as large as the network
             gc.collect()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Activations of a batch, on the device of the images; no inference tensors, so that what follows can train."""
+        """Return the activations of a batch on the images' device; not inference tensors, so that later stages can train."""
         return run_in_chunks(lambda part: self._net(self._classifier.prepare(part)), images)
 
 
 @torch.no_grad()
 def _with_half_weights(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy with the weights that autocast makes for every batch anew, where it computes the same to the bit.
+    """Return a copy with half-precision weights, which autocast would create for every batch, if it is equal to the bit.
 
-    Autocast keeps only weights that train. ResNet-18 on two cores, eight images at a time: 1.04 times as fast.
+    Autocast caches only weights that train. ResNet-18 on two cores, eight images at a time: 1.04 times as fast.
     """
     half = deepcopy(net).to(torch.get_autocast_dtype(example.device.type))
     try:
@@ -56,6 +56,6 @@ def _with_half_weights(net: nn.Module, example: Tensor) -> nn.Module:
 
 
 def in_half_precision(device: torch.device) -> bool:
-    """Whether matrices are multiplied in half precision here, inside the context of some precision."""
+    """Whether matrices are multiplied in half precision in the current precision context."""
     one = torch.ones(1, 1, device=device)
     return one.mm(one).dtype != torch.float32

@@ -1,11 +1,11 @@
-"""Whether a phase trains on cached activations, which views they are of, and why: decided before anything is computed.
+"""Cache policy: whether a phase trains on cached activations, of which views, and why; decided before anything is computed.
 
 ``schedule.cache`` names the choice:
 
-- ``off``: train on images, a new view of each in every epoch.
-- ``features``: cache the evaluation view of each image once and train on that, without augmentation.
+- ``off``: train on images, with a new view of each image in every epoch.
+- ``features``: cache the evaluation view of each image once and train on it, without augmentation.
 - a number ``N``: cache ``N`` training views of each image; every epoch draws one of them.
-- ``auto``: ``features`` for a head on pooled features; where maps are cached, as many views as the square root of the epochs.
+- ``auto``: ``features`` for a head on pooled features; for cached maps, as many views as the square root of the epochs.
 
 For a head, ``features`` is the default because on real pictures it is about as good as augmented views and costs one pass. Test
 accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its ImageNet weights (128 px, five epochs, augmentation
@@ -17,7 +17,7 @@ accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its Image
 | solar cells in 4 classes (400) | 83.4, 0.454 | 79.5, 0.529 | 79.3, 0.515 |
 | drawings in 8 classes (748) | 60.6, 1.106 | 61.1, 1.147 | 59.6, 1.166 |
 
-*Shifted* is what ``auto`` did before: the evaluation view plus what augmentation does to the features of 256 other images.
+*Shifted* is the former ``auto``: the evaluation view plus the change that augmentation makes to the features of 256 other images.
 
     uv run python tests/benchmarks/cache_modes.py FOLDER... --weights lite0.safetensors
 """
@@ -35,7 +35,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.training.phases import HEAD, Phase
 
-# share of the free disk space that one phase may take
+# fraction of the free disk space that one phase may take
 _SHARE_OF_FREE = 0.5
 
 CachedView = Literal["", "evaluation", "training"]
@@ -46,13 +46,13 @@ class CachePolicy:
     """What one phase trains on.
 
     Args:
-        cached_stage: The frozen stage whose output is cached; None trains on images.
-        cached_view: Which view of an image is cached: ``evaluation``, ``training`` (augmented), or empty without a cache. Where
-            ``features`` were asked for and nothing can be cached, ``evaluation`` says what the phase trains on.
-        views: Training views of each image that the epochs draw from; None draws a new one every epoch, and is what the
-            evaluation view has.
-        bytes: Estimated size of the cached training and validation activations.
-        why: The reason, for the plan.
+        cached_stage: Frozen stage whose output is cached; None trains on images.
+        cached_view: View of each image that is cached: ``evaluation``, ``training`` (augmented), or empty without a cache. If
+            ``features`` was requested and nothing can be cached, ``evaluation`` names the view that the phase trains on.
+        views: Number of training views per image that the epochs draw from; None without a cache means a new view in every
+            epoch, and None with a cache means the evaluation view.
+        bytes: Estimated size of the cached training and validation activations, in bytes.
+        why: Reason, for the plan.
     """
 
     cached_stage: str | None
@@ -71,10 +71,10 @@ class CachePolicy:
 
 
 def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> list[CachePolicy]:
-    """Return the policies of a run's phases from the plain values that its record keeps.
+    """Return the policies of a run's phases from the plain values in its record.
 
     Raises:
-        ValueError: They are not of these phases, or not as :meth:`CachePolicy.to_plain` makes them.
+        ValueError: The values do not fit these phases, or do not have the form that :meth:`CachePolicy.to_plain` returns.
     """
     if len(values) != len(phases):
         raise ValueError(f"There are {len(values)} caches for {len(phases)} phases")
@@ -98,7 +98,7 @@ def _from_plain(value: object, phase: Phase) -> CachePolicy:
 
 
 def cache_results(policy: CachePolicy) -> dict[str, Any]:
-    """Return what the results of a phase report about its cache."""
+    """Return the entries about the cache in a phase's results."""
     return {
         "cached_after": policy.cached_stage or "",
         "cached_view": policy.cached_view,
@@ -107,9 +107,9 @@ def cache_results(policy: CachePolicy) -> dict[str, Any]:
 
 
 def last_frozen_stage(classifier: Classifier, phase: Phase) -> str | None:
-    """Return the last stage of the frozen prefix after which the network can be cut; None where nothing there is frozen.
+    """Return the last stage of the frozen prefix at which the network can be split, or None if there is none.
 
-    With stem and layer1 frozen this is ``layer1``; where the stem trains, None.
+    With stem and layer1 frozen this is ``layer1``; if the stem trains, None.
     """
     prefix = []
     for stage in classifier.backbone.stages:
@@ -135,11 +135,11 @@ def plan_caches(
     """Choose a policy for each phase.
 
     Args:
-        classifier: The network.
-        phases: The schedule.
-        data: Gives the numbers of images.
+        classifier: Model to train.
+        phases: Phases of the schedule.
+        data: Data module that gives the numbers of images.
         max_gb: Limit of the whole cache, in units of 10^9 bytes.
-        item_bytes: Bytes of one number of an activation: 2 in half precision, else 4.
+        item_bytes: Bytes per number of an activation: 2 in half precision, else 4.
     """
     images = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
     return [_choose(classifier, phase, images, max_gb=max_gb, item_bytes=item_bytes) for phase in phases]

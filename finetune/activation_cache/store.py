@@ -1,8 +1,8 @@
-"""Tensors on disk, one row an image: computed in chunks by one or several processes, checked at every read, kept by size.
+"""Tensors on disk, one row per image: computed in chunks by one or more processes, checked at every read, limited in size.
 
-A folder of the cache is one entry: ``meta.json`` says what it holds, ``data.bin`` the rows, ``rows.bin`` the checksum of each,
-``chunks.bin`` which chunks are written. A chunk is claimed by a lock that the system takes back when its process dies, so
-processes share the work without talking to each other, and a half-done entry is gone on with.
+Each folder of the cache is one entry: ``meta.json`` describes it, ``data.bin`` holds the rows, ``rows.bin`` the checksum of
+each row, and ``chunks.bin`` marks the chunks that are written. A chunk is claimed by a lock that the system releases when its
+process dies, so processes share the work without communicating, and an unfinished entry is continued.
 """
 
 import hashlib
@@ -37,19 +37,19 @@ except ImportError:  # Windows
 log = logging.getLogger(__name__)
 
 META, DATA, ROWS, CHUNKS, USED, LOCK = "meta.json", "data.bin", "rows.bin", "chunks.bin", "used", "lock"
-# what a row means must not be read out of files of another version
+# changing this number keeps a version from reading rows that another version wrote with a different meaning
 VERSION = 2
 _CRC_TYPE, _WRITTEN_TYPE = np.dtype(np.uint32), np.dtype(np.uint8)
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def features_folder() -> Path | None:
-    """Where entries lie, or None where ``FINETUNE_CACHE=off`` says that the user wants no cache."""
+    """Return the folder of the entries, or None if ``FINETUNE_CACHE=off`` disables the cache."""
     return cache_folder("features")
 
 
 def why_unusable() -> str:
-    """Why there can be no cache, for the plan; empty where there can be one."""
+    """Return the reason why no cache is possible, for the plan; empty if it is possible."""
     base = features_folder()
     if base is None:
         return "FINETUNE_CACHE=off"
@@ -66,7 +66,7 @@ def why_unusable() -> str:
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:
-    """Name of the entry for what it was computed from.
+    """Return the name of the entry for the values it is computed from.
 
     >>> entry_key({"a": 1, "b": 2}) == entry_key({"b": 2, "a": 1})
     True
@@ -81,9 +81,9 @@ class Layout:
 
     Args:
         rows: Number of rows.
-        shape: Of one row.
+        shape: Shape of one row.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
-        chunk_rows: Rows computed, checked and claimed together, at most.
+        chunk_rows: Largest number of rows computed, checked and claimed together.
     """
 
     rows: int
@@ -103,7 +103,7 @@ class Layout:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that an entry takes on a disk, whose blocks have 4 KiB."""
+        """Bytes that an entry takes on a disk with blocks of 4 KiB."""
         files = (self.bytes, self.rows * _CRC_TYPE.itemsize, self.chunks, 1)  # the last is meta.json
         return sum(-(-size // 4096) * 4096 for size in files)
 
@@ -113,24 +113,24 @@ class Layout:
         return -(-self.rows // self.chunk_rows)
 
     def rows_of(self, chunk: int) -> range:
-        """The rows of a chunk: chunks are nearly equal, because kernels may treat a batch of one in a way of their own."""
+        """Return the rows of a chunk; chunks are almost equal in size, as kernels may treat a batch of one differently."""
         return range(self.rows * chunk // self.chunks, self.rows * (chunk + 1) // self.chunks)
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"rows": self.rows, "shape": list(self.shape), "dtype": self.dtype, "chunk_rows": self.chunk_rows}
 
 
 class Entry:
-    """One opened entry; :meth:`close` lets others delete it.
+    """One open entry; :meth:`close` lets other processes delete it.
 
     Args:
-        folder: Of the entry.
-        layout: What it must hold; an entry that holds something else is begun anew.
-        about: Said by ``finetune cache list``.
+        folder: Folder of the entry.
+        layout: Required size; an entry of another size is started anew.
+        about: Description that ``finetune cache list`` shows.
 
     Raises:
-        OSError: The disk has no room for it (nothing is left behind), or cannot be written.
+        OSError: The disk has no room for the entry (nothing is left behind), or is not writable.
     """
 
     def __init__(self, folder: Path, *, layout: Layout, about: Mapping[str, Any]) -> None:
@@ -153,10 +153,10 @@ class Entry:
         self._check()
 
     def _open_together(self, about: Mapping[str, Any]) -> None:
-        """Whoever makes the files must be alone; afterwards everybody holds them open together.
+        """Create the files under an exclusive lock if they are missing; all processes then keep them open under a shared lock.
 
-        Nobody waits to be alone: a process that holds the entry open may itself be waiting for this one, as the processes
-        of a run do for one another.
+        No process waits for the exclusive lock: a process that has the entry open may itself be waiting for this one, as the
+        processes of a run do for each other.
         """
         while True:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
@@ -165,7 +165,7 @@ class Entry:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # another process is making them; the failed attempt has given this one's share of the lock up
+                # another process is creating them; the failed attempt has released this process's shared lock
                 time.sleep(0.02)
                 continue
             if not self._fits():
@@ -175,7 +175,7 @@ class Entry:
         try:
             meta = read_json(self.folder / META, dict)
             for name in (DATA, ROWS, CHUNKS):
-                # what is written into must be the cache's own, and no link to a file elsewhere
+                # the files to write into must be the cache's own, not links to files elsewhere
                 if not stat.S_ISREG((self.folder / name).lstat().st_mode):
                     return False
             sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
@@ -184,8 +184,8 @@ class Entry:
             return False
         except (OSError, ValueError):
             return False
-        wanted = (self.layout.bytes, self.layout.rows * _CRC_TYPE.itemsize, self.layout.chunks)
-        return bool(meta.get("layout") == self.layout.to_plain() and sizes == wanted)
+        expected = (self.layout.bytes, self.layout.rows * _CRC_TYPE.itemsize, self.layout.chunks)
+        return bool(meta.get("layout") == self.layout.to_plain() and sizes == expected)
 
     def _begin(self, about: Mapping[str, Any]) -> None:
         for name in (META, CHUNKS, DATA):
@@ -194,7 +194,7 @@ class Entry:
             (self.folder / CHUNKS).write_bytes(bytes(self.layout.chunks))
             (self.folder / ROWS).write_bytes(bytes(self.layout.rows * _CRC_TYPE.itemsize))
             with (self.folder / DATA).open("wb") as file:
-                # room is taken now: a disk that is too full is found before anything is computed
+                # space is allocated now, so that a full disk is noticed before anything is computed
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, self.layout.bytes)
                 else:
@@ -206,27 +206,27 @@ class Entry:
             raise
 
     def _check(self) -> None:
-        """Chunks whose bytes are not those that were written count as not written."""
+        """Mark chunks as not written if their bytes do not match their checksums."""
         for chunk in np.flatnonzero(self._written):
             rows = self.layout.rows_of(int(chunk))
             if self._wrong(range(rows.start, rows.stop), self._data[rows.start : rows.stop]):
                 self._written[chunk] = 0
 
     def _wrong(self, rows: Iterable[int], values: npt.NDArray[np.uint8]) -> list[int]:
-        """The rows whose bytes are not those that were written."""
+        """Return the rows whose bytes do not match their checksums."""
         return [row for row, value in zip(rows, values, strict=True) if zlib.crc32(value) != self._crcs[row]]
 
     @property
     def missing(self) -> list[int]:
-        """Chunks that nobody has written yet."""
+        """Chunks that no process has written yet."""
         return [int(chunk) for chunk in np.flatnonzero(self._written == 0)]
 
     def claim(self, chunk: int, *, wait: bool = False) -> bool:
-        """Take a chunk to compute it; False where it is written, or another process is at it.
+        """Claim a chunk to compute it; return False if it is written or another process has claimed it.
 
         Args:
-            chunk: Its number.
-            wait: Wait until the other process has written it or has died.
+            chunk: Number of the chunk.
+            wait: Whether to wait until the other process has written the chunk or has died.
         """
         if not lock_byte(self._lock, chunk, wait=wait):
             return False
@@ -239,14 +239,14 @@ class Entry:
         unlock_byte(self._lock, chunk)
 
     def claimed(self, *, wait: bool = False) -> Iterator[int]:
-        """Claims chunk after chunk of those that nobody has written.
+        """Claim, one after another, the chunks that are not written yet.
 
-        Called twice: first for the chunks that nobody is at, and, once these are written, for those of others. A process
-        that waited earlier would hold chunks that the others may be waiting for. And its own would be free to it, since the
-        lock is of the process: a chunk that is still being loaded would be claimed, and computed, again.
+        Call this twice: first for the chunks that no process has claimed and, once these are written, for those of other
+        processes. A process that waited earlier would hold chunks that others may be waiting for. It would also claim its own
+        chunks again, and compute those still being loaded twice, because locks belong to the process.
 
         Args:
-            wait: For the chunks of others, until they are written or the others have died.
+            wait: Whether to wait for chunks of other processes until they are written or those processes have died.
         """
         for chunk in self.missing:
             if self.claim(chunk, wait=wait):
@@ -256,8 +256,8 @@ class Entry:
         """Store a claimed chunk.
 
         Args:
-            chunk: Its number.
-            values: The bytes of its rows (rows, row bytes).
+            chunk: Number of the chunk.
+            values: Bytes of its rows, (rows, row bytes).
         """
         rows = self.layout.rows_of(chunk)
         self._data[rows.start : rows.stop] = values
@@ -266,17 +266,17 @@ class Entry:
         self._unclaim(chunk)
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Bytes of some rows (len(rows), row bytes), copied and compared with their checksums.
+        """Return the bytes of the given rows (len(rows), row bytes), copied and checked against their checksums.
 
         Raises:
-            RunError: The file has been changed since they were written; what is wrong counts as not written.
+            RunError: The file has changed since it was written; damaged chunks are marked as not written.
         """
         try:
             length = (self.folder / DATA).stat().st_size
         except OSError as error:
             raise self._changed(error.strerror or str(error)) from error
         if length != self.layout.bytes:
-            # reading behind the end of a mapped file would kill the process
+            # reading past the end of a mapped file would kill the process
             raise self._changed("its length is another")
         values: npt.NDArray[np.uint8] = self._data[rows]
         wrong = self._wrong(rows.tolist(), values)
@@ -294,7 +294,7 @@ class Entry:
         )
 
     def flush(self) -> None:
-        """To the disk."""
+        """Write everything to the disk."""
         for array, name in ((self._data, DATA), (self._crcs, ROWS), (self._written, CHUNKS)):
             assert isinstance(array, np.memmap)
             try:
@@ -303,7 +303,7 @@ class Entry:
                 raise unusable(error, self.folder / name) from error
 
     def close(self) -> None:
-        """Let go of the entry."""
+        """Release the entry's lock."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -321,11 +321,11 @@ class Listed:
 
 
 def listed(base: Path | None = None) -> list[Listed]:
-    """All entries, the one used longest ago first."""
+    """Return all entries, least recently used first."""
     base = base if base is not None else features_folder()
     if base is None or not base.is_dir():
         return []
-    found = []
+    entries = []
     for folder in base.iterdir():
         try:
             size = sum(file.stat().st_blocks * 512 for file in folder.iterdir())
@@ -336,14 +336,14 @@ def listed(base: Path | None = None) -> list[Listed]:
         except NotADirectoryError:
             continue
         except (OSError, ValueError):
-            # begun and never finished beginning, or being deleted by another process
+            # creation did not finish, or another process is deleting it
             meta, complete, size, used = {}, False, 0, 0.0
-        found.append(Listed(folder=folder, bytes=size, used=used, about=meta.get("about", {}), complete=complete))
-    return sorted(found, key=lambda entry: entry.used)
+        entries.append(Listed(folder=folder, bytes=size, used=used, about=meta.get("about", {}), complete=complete))
+    return sorted(entries, key=lambda entry: entry.used)
 
 
 def delete(folder: Path) -> bool:
-    """Delete an entry; False where a process is using it."""
+    """Delete an entry; return False if a process is using it."""
     try:
         lock = open_lock_file(folder / LOCK)
     except OSError:
@@ -359,31 +359,31 @@ def delete(folder: Path) -> bool:
 
 
 def make_room(wanted_bytes: int, *, limit_bytes: int, keep: Sequence[str] = (), base: Path | None = None) -> list[Path]:
-    """Delete entries, the one used longest ago first, until all of them and the wanted one stay below the limit.
+    """Delete entries, least recently used first, until they and the new entry together are within the limit.
 
     Args:
-        wanted_bytes: Of the new entry.
-        limit_bytes: Of the whole cache.
-        keep: Keys that are not deleted.
-        base: Of the cache.
+        wanted_bytes: Size of the new entry, in bytes.
+        limit_bytes: Limit of the whole cache, in bytes.
+        keep: Keys of entries that are not deleted.
+        base: Folder of the cache; None uses the user's.
 
     Returns:
-        What was deleted.
+        Folders of the deleted entries.
     """
     entries = listed(base)
     total = sum(entry.bytes for entry in entries)
-    gone = []
+    deleted = []
     for entry in entries:
         if total + wanted_bytes <= limit_bytes:
             break
         if entry.folder.name not in keep and delete(entry.folder):
             total -= entry.bytes
-            gone.append(entry.folder)
-    return gone
+            deleted.append(entry.folder)
+    return deleted
 
 
 def free_bytes(base: Path | None = None) -> int:
-    """Room on the disk of the cache."""
+    """Return the free bytes on the disk of the cache."""
     at = base if base is not None else features_folder()
     assert at is not None
     while not at.exists():
@@ -394,10 +394,10 @@ def free_bytes(base: Path | None = None) -> int:
 def opened(
     parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int, say: Callable[[str], None]
 ) -> Entry | None:
-    """The entry for these parts, made where there is none; None where the user wants no cache.
+    """Open the entry for these parts, creating it if needed; return None if the user has disabled the cache.
 
     Raises:
-        FileError: It cannot be written: the disk has no room, is read-only, or fails.
+        FileError: The entry cannot be written: the disk is full, read-only, or fails.
     """
     base = features_folder()
     if base is None:
@@ -412,7 +412,7 @@ def opened(
 
 
 def unusable(error: Exception, path: Path) -> Exception:
-    """The error of a cache file as a message that says how to go on."""
+    """Return an error of a cache file with a message that explains how to continue."""
     instead = "The run can go on with another cache: FINETUNE_CACHE=FOLDER finetune resume RUN."
     named = file_of(error)
     if named is not None and path in named.parents:
@@ -421,16 +421,16 @@ def unusable(error: Exception, path: Path) -> Exception:
 
 
 def existing(parts: Mapping[str, Any]) -> Entry | None:
-    """The whole entry for these parts, where there is one."""
+    """Open the complete entry for these parts, or return None if there is none."""
     base = features_folder()
     folder = None if base is None else base / entry_key(parts)
     if folder is None or not os.path.lexists(folder / META):
         return None
     try:
-        found = read_json(folder / META, dict)
-        need(found, {"about": dict, "layout": dict}, name=str(folder / META))
-        layout = Layout(**{**found["layout"], "shape": tuple(found["layout"]["shape"])})
-        entry = Entry(folder, layout=layout, about=found["about"])
+        meta = read_json(folder / META, dict)
+        need(meta, {"about": dict, "layout": dict}, name=str(folder / META))
+        layout = Layout(**{**meta["layout"], "shape": tuple(meta["layout"]["shape"])})
+        entry = Entry(folder, layout=layout, about=meta["about"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, ZeroDivisionError):
         return None
     if entry.missing:

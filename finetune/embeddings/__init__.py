@@ -1,1 +1,1 @@
-"""Features of images: extracted, stored, searched, grouped and labelled with."""
+"""Embeddings of images: extraction, storage, search, clustering and labelling."""

@@ -1,4 +1,4 @@
-"""Simple classifiers on features, tuned on the training images alone and measured as a trained run is."""
+"""Simple classifiers on features, tuned on the training images only and measured with the metrics of a trained run."""
 
 import time
 import warnings
@@ -18,16 +18,16 @@ from finetune.errors import UserError
 
 METHODS = ("knn", "logistic")
 FOLDS = 5
-# numbers of neighbours that are tried
+# numbers of neighbours to try
 NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
-# inverse strengths of the L2 penalty that are tried, the strongest first
+# inverse strengths of the L2 penalty to try, strongest penalty first
 STRENGTHS = tuple(10.0**power for power in range(-5, 4))
-# weaker penalties are not tried after so many that were worse than the best: they take longest
+# weaker penalties take longest; they are not tried once this many were worse than the best
 _PATIENCE = 2
 _MAX_STEPS = 2000
-# largest entry of the gradient at which the fit that is handed over has ended; those that are only compared stop earlier
+# the final fit ends when no entry of the gradient exceeds this; the fits that are only compared stop earlier
 _SOLVED = 1e-6
-# the least probability a class is given, so that a loss stays finite
+# smallest probability given to a class, so that the loss stays finite
 _LEAST = 1e-6
 
 Probabilities = npt.NDArray[np.float64]
@@ -35,10 +35,10 @@ Targets = npt.NDArray[np.int64]
 
 
 def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, list[str]]:
-    """Turn the labelled images into a data set with training, validation and test images; make missing splits.
+    """Build a data set with training, validation and test images from the labelled images; create missing splits.
 
     Returns:
-        The index of the images, the row of the embeddings of each, and sentences about what was left out or made.
+        The index of the images, each image's row in the embeddings, and sentences about what was left out or created.
 
     Raises:
         UserError: There are no labels, or a split would be empty.
@@ -59,8 +59,8 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
             val_fraction=0.15 * missing["val"],
             test_fraction=0.15 * missing["test"],
         )
-        made = " and ".join(name for name, is_missing in missing.items() if is_missing)
-        notes.append(f"{made}: made of the training images, stratified, seed {seed}.")
+        created = " and ".join(name for name, is_missing in missing.items() if is_missing)
+        notes.append(f"{created}: made of the training images, stratified, seed {seed}.")
     index = Index(
         classes=embeddings.classes,
         root="",
@@ -80,16 +80,16 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedClassifier:
-    """A classifier of scikit-learn with what was tried for it.
+    """A fitted scikit-learn classifier, with the settings that were tried.
 
     Args:
         method: ``knn`` or ``logistic``.
-        model: Fitted; its classes are positions in the names of all classes.
-        num_classes: Number of all classes, those without a training image included.
-        chosen: The setting, by its name: ``k``, or ``C`` (inverse strength).
+        model: Fitted model; its classes are positions in the list of all class names.
+        num_classes: Number of all classes, including those without a training image.
+        chosen: The chosen setting by name: ``k``, or ``C`` (inverse strength of the penalty).
         tried: Cross-validated accuracy and loss of each setting.
-        arrays: What it consists of.
-        steps: Iterations of the last fit.
+        arrays: Arrays that define the classifier.
+        steps: Iterations of the final fit.
         remarks: Sentences for the user.
     """
 
@@ -108,17 +108,17 @@ class FittedClassifier:
 
 
 def fit(method: str, features: Features, index: Index, *, metric: str = "cosine", seed: int = 0) -> FittedClassifier:
-    """Fit a classifier on the training images; its setting is chosen by cross-validation among them.
+    """Fit a classifier on the training images; choose its setting by cross-validation among them.
 
     Args:
         method: ``knn`` or ``logistic``.
         features: Features (N, D) of all rows of the index.
-        index: Targets, splits and contents; copies of an image lie in one fold.
+        index: Targets, splits and content hashes; copies of an image are put into the same fold.
         metric: Distance of ``knn``: ``cosine`` or ``l2``.
         seed: Seed of the folds.
 
     Raises:
-        UserError: There is no such method, or the training images show one class alone.
+        UserError: There is no such method, or the training images show only one class.
     """
     train = index.rows("train")
     targets = index.targets[train].astype(np.int64)
@@ -134,14 +134,14 @@ def fit(method: str, features: Features, index: Index, *, metric: str = "cosine"
 
 
 def _fit_knn(features_ND: Features, targets: Targets, *, num_classes: int, metric: str) -> FittedClassifier:
-    """Choose k by leaving each training image out once: the most accurate one, the smaller of equals."""
+    """Choose the most accurate k by leave-one-out on the training images; the smaller one of equals."""
     from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
     values = np.asarray(features_ND, np.float64)
     distance = {"cosine": "cosine", "l2": "euclidean"}[metric]
     ks = [k for k in NEIGHBOURS if k < len(targets)]
     search = NearestNeighbors(n_neighbors=max(ks), metric=distance, algorithm="brute").fit(values)
-    # without an argument, no image is a neighbour of itself
+    # called without an argument, so that no image is its own neighbour
     graph = search.kneighbors_graph(mode="distance")
     tried = []
     for k in ks:
@@ -157,7 +157,7 @@ def _fit_knn(features_ND: Features, targets: Targets, *, num_classes: int, metri
 
 
 def _vote_weights(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weigh each neighbour by ``exp`` of its distance as a share of the farthest one's."""
+    """Weigh each neighbour by ``exp(-d)``, where d is its distance as a fraction of the farthest neighbour's."""
     farthest = distances[:, -1:]
     weights: npt.NDArray[np.float64] = np.exp(-distances / np.where(farthest > 0, farthest, 1))
     return weights
@@ -166,7 +166,7 @@ def _vote_weights(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 def _fit_logistic(
     features_ND: Features, targets: Targets, *, num_classes: int, folds: npt.NDArray[np.int64]
 ) -> FittedClassifier:
-    """Fit a multinomial regression with an L2 penalty on standardised features; choose the strength of least loss."""
+    """Fit a multinomial regression with an L2 penalty on standardised features; choose the strength of lowest loss."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -182,7 +182,7 @@ def _fit_logistic(
         for strength in STRENGTHS:
             model.set_params(logisticregression__C=strength)
             with warnings.catch_warnings():
-                # an image whose class its fold does not train on counts as wrong, and no fit here is handed over
+                # an image whose class is absent from its training folds counts as wrong; none of these fits is used further
                 warnings.filterwarnings("ignore", message="Number of classes in training fold")
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 held_out = cross_val_predict(model, values, targets, cv=PredefinedSplit(folds), method="predict_proba")
@@ -217,10 +217,10 @@ def _linear_layer(model: Any, num_classes: int) -> dict[str, npt.NDArray[np.floa
     scaler, regression = model[0], model[-1]
     weight = regression.coef_ / scaler.scale_
     bias = regression.intercept_ - weight @ scaler.mean_
-    if len(weight) == 1:  # of two classes scikit-learn keeps the difference
+    if len(weight) == 1:  # for two classes scikit-learn stores only the difference
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     all_weights = np.zeros((num_classes, weight.shape[1]))
-    # a class without a training image stays out of reach
+    # a class without a training image is never predicted
     all_biases = np.full(num_classes, float(bias.min()) - 1e4)
     all_weights[regression.classes_], all_biases[regression.classes_] = weight, bias
     return {"weight": all_weights, "bias": all_biases}
@@ -233,7 +233,7 @@ def _probabilities(model: Any, values: Any, num_classes: int) -> Probabilities:
 
 
 def _floored(probabilities: Probabilities) -> Probabilities:
-    """Make no class quite impossible; the sums stay one."""
+    """Raise every probability to the minimum and renormalise the sums to one."""
     lifted = np.maximum(probabilities, _LEAST)
     scaled: Probabilities = lifted / lifted.sum(1, keepdims=True)
     return scaled
@@ -246,14 +246,14 @@ def _score(probabilities: Probabilities, targets: Targets) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierResult:
-    """A classifier with its metrics.
+    """A fitted classifier with its metrics.
 
     Args:
-        classifier: Fitted on the training images.
+        classifier: Classifier fitted on the training images.
         metrics: Metrics of ``val`` and ``test``, as in ``results.json``.
         test_rows: Rows of the test images in the index.
         test_probabilities: Probabilities (N, K) of the test images.
-        seconds: Time of choosing, fitting and testing.
+        seconds: Time for choosing, fitting and testing, in seconds.
     """
 
     classifier: FittedClassifier
@@ -266,10 +266,10 @@ class ClassifierResult:
 def fit_and_test(
     method: str, features: Features, index: Index, *, metric: str = "cosine", seed: int = 0
 ) -> ClassifierResult:
-    """Fit on the training images and measure on the others, by the metrics of a trained run.
+    """Fit on the training images and measure on validation and test images, with the metrics of a trained run.
 
     Raises:
-        UserError: As :func:`fit`.
+        UserError: See :func:`fit`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What ``finetune cluster`` writes: the clusters, the labels in doubt, and manifests to train from."""
+"""Tables that ``finetune cluster`` writes: clusters, doubtful labels, and manifests to train from."""
 
 import csv
 import io
@@ -12,12 +12,12 @@ from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import LabelErrors
 from finetune.files import CLUSTERS, DOUBTFUL, MANIFEST
 
-# an image is relabelled in manifest.csv when the neighbours' doubt is above this
+# an image is relabelled in manifest.csv if its doubt is above this
 LIKELY = 0.5
 
 
 def write_clusters(path: Path, embeddings: Embeddings, clusters: Clusters) -> None:
-    """One row an image, in the order of the embeddings."""
+    """Write one row per image, in the order of the embeddings."""
     _write(
         path,
         CLUSTERS,
@@ -34,7 +34,7 @@ def write_clusters(path: Path, embeddings: Embeddings, clusters: Clusters) -> No
 
 
 def write_label_errors(path: Path, embeddings: Embeddings, doubts: LabelErrors) -> None:
-    """The images that most of their neighbours contradict, the most doubtful first; a manifest as it is."""
+    """Write the images whose label most neighbours contradict, most doubtful first; the table is also a manifest."""
     _write(
         path,
         DOUBTFUL,
@@ -55,7 +55,7 @@ def write_label_errors(path: Path, embeddings: Embeddings, doubts: LabelErrors) 
 
 
 def write_relabelled(path: Path, embeddings: Embeddings, doubts: LabelErrors) -> None:
-    """All labelled images, in the order of the embeddings, with the neighbours' label where the own one is in doubt."""
+    """Write all labelled images in the order of the embeddings; a doubtful label is replaced by the neighbours' label."""
     other = {
         int(row): embeddings.classes[suggested]
         for row, suggested, doubt in zip(doubts.rows, doubts.suggested, doubts.doubts, strict=True)
@@ -66,7 +66,7 @@ def write_relabelled(path: Path, embeddings: Embeddings, doubts: LabelErrors) ->
 
 
 def _image(embeddings: Embeddings, row: int) -> list[Any]:
-    # as finetune.data.manifest has them: names are not escaped, since the file is read again
+    # in the form of finetune.data.manifest: names are not escaped, because the file is read again
     return [embeddings.paths[row], embeddings.label(row), embeddings.split(row)]
 
 

@@ -1,4 +1,4 @@
-"""Groups of images without labels: k-means and HDBSCAN of scikit-learn, how good they are, and who is typical of them."""
+"""Clustering of images without labels by k-means and HDBSCAN (scikit-learn), with quality and typical members."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ METHODS = ("kmeans", "hdbscan")
 OUTLIER = -1
 Say = Callable[[str], None]
 
-# images that k-means is fitted on; the others join the nearest centre
+# number of images that k-means is fitted on; the others join the nearest centre
 FITTED_ON = 50_000
 # distances between all pairs of more images would take hours
 MOST_FOR_HDBSCAN = 20_000
-# images that a silhouette is taken from
+# most images that a silhouette is computed from
 _SILHOUETTE_OF = 5_000
 _STARTS = 10
 _ROWS = 8192
@@ -31,14 +31,14 @@ _ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Clusters:
-    """Which cluster each image is in.
+    """Assignment of images to clusters.
 
     Args:
         method: ``kmeans`` or ``hdbscan``.
-        of_row: int64 (N,), from 0 in falling order of size; -1 for an outlier of HDBSCAN.
-        centres: float32 (K, D), means of the members.
-        distances: float32 (N,), of each image to the centre of its cluster, or to the nearest one.
-        margins: float32 (N,), from -1 to 1: how much nearer its own centre is than the next one, 0 between two.
+        of_row: Cluster of each image, int64 (N,), numbered from 0 in descending order of size; -1 for an outlier of HDBSCAN.
+        centres: Means of the members, float32 (K, D).
+        distances: Distance of each image to the centre of its cluster, or to the nearest one for outliers, float32 (N,).
+        margins: How much nearer the own centre is than the next one, in [-1, 1], 0 between two centres, float32 (N,).
         silhouette_by_count: Silhouette for each number of clusters that was tried.
     """
 
@@ -53,12 +53,12 @@ class Clusters:
         return len(self.centres)
 
     def members(self, cluster: int) -> Rows:
-        """Rows of a cluster, the most typical first."""
+        """Return the rows of a cluster, most typical first."""
         rows = np.flatnonzero(self.of_row == cluster)
         return rows[np.argsort(self.distances[rows], kind="stable")]
 
     def doubtful(self, cluster: int) -> Rows:
-        """Rows of a cluster, those nearest to another one first."""
+        """Return the rows of a cluster, those nearest to another cluster first."""
         rows = np.flatnonzero(self.of_row == cluster)
         return rows[np.argsort(self.margins[rows], kind="stable")]
 
@@ -74,17 +74,17 @@ def cluster(
     seed: int = 0,
     say: Say = lambda line: None,
 ) -> Clusters:
-    """Group images.
+    """Group images into clusters.
 
     Args:
-        embeddings: Of the images.
-        method: ``kmeans``, or ``hdbscan``, which finds the number of clusters itself and leaves outliers out.
-        clusters: Of k-means; None takes the number from 2 on with the best silhouette.
-        most_clusters: The largest number tried.
-        least_members: Of a cluster of HDBSCAN.
-        metric: ``cosine`` scales features to length one first; ``l2`` takes them as they are.
-        seed: Of the starts and samples.
-        say: Takes a line for the user.
+        embeddings: Embeddings of the images.
+        method: ``kmeans``, or ``hdbscan``, which determines the number of clusters itself and leaves outliers out.
+        clusters: Number of clusters for k-means; None chooses the number, from 2 on, with the best silhouette.
+        most_clusters: Largest number of clusters to try.
+        least_members: Smallest number of members of an HDBSCAN cluster.
+        metric: ``cosine`` scales features to length one first; ``l2`` leaves them unchanged.
+        seed: Seed of starting points and samples.
+        say: Function that shows a line to the user.
 
     Raises:
         UserError: A setting is out of range, or there are too many images for HDBSCAN.
@@ -135,36 +135,36 @@ def cluster(
 def quality(
     embeddings: Embeddings, clusters: Clusters, *, metric: str = "cosine", seed: int = 0
 ) -> dict[str, float | int | None]:
-    """How good clusters are, by themselves and beside the labels.
+    """Measure the quality of clusters, by themselves and against the labels.
 
     Returns:
-        ``clusters``, ``outliers``, ``silhouette`` (Rousseeuw 1987; of at most 5,000 images drawn; None for a single
-        cluster); with labels also ``labelled``, ``nmi``, ``ari`` (Hubert and Arabie 1985) and ``purity`` (share of images
-        with the most frequent label of their cluster), outliers counting as one cluster of their own.
+        ``clusters``, ``outliers``, ``silhouette`` (Rousseeuw 1987; on a sample of at most 5,000 images; None for a single
+        cluster); with labels also ``labelled``, ``nmi``, ``ari`` (Hubert and Arabie 1985) and ``purity`` (fraction of images
+        with the most frequent label of their cluster); outliers count as one cluster.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
     inside = np.flatnonzero(clusters.of_row != OUTLIER)
-    found: dict[str, float | int | None] = {"clusters": len(clusters), "outliers": len(embeddings) - len(inside)}
-    found["silhouette"] = None
+    scores: dict[str, float | int | None] = {"clusters": len(clusters), "outliers": len(embeddings) - len(inside)}
+    scores["silhouette"] = None
     sample = inside
     if len(inside) > _SILHOUETTE_OF:
         sample = np.sort(np.random.default_rng(seed).choice(inside, _SILHOUETTE_OF, replace=False))
     if 2 <= len(np.unique(clusters.of_row[sample])) < len(sample):
         values = _ready(embeddings.features[sample], metric)
-        found["silhouette"] = float(silhouette_score(values, clusters.of_row[sample]))
+        scores["silhouette"] = float(silhouette_score(values, clusters.of_row[sample]))
     labelled = embeddings.labelled_rows()
     if len(labelled) and not embeddings.multi_label:
         labels, groups = embeddings.labels[labelled], clusters.of_row[labelled]
-        found["labelled"] = len(labelled)
-        found["nmi"] = float(normalized_mutual_info_score(labels, groups))
-        found["ari"] = float(adjusted_rand_score(labels, groups))
-        found["purity"] = purity(labels, groups)
-    return found
+        scores["labelled"] = len(labelled)
+        scores["nmi"] = float(normalized_mutual_info_score(labels, groups))
+        scores["ari"] = float(adjusted_rand_score(labels, groups))
+        scores["purity"] = purity(labels, groups)
+    return scores
 
 
 def purity(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
-    """Share of images that have the most frequent label of their cluster.
+    """Return the fraction of images that have the most frequent label of their cluster.
 
     >>> purity([0, 0, 1, 1], [0, 0, 0, 1])
     0.75
@@ -177,7 +177,7 @@ def purity(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:
 
 
 def label_shares(embeddings: Embeddings, rows: Rows) -> list[tuple[str, float]]:
-    """Labels of some images with their shares of those that have one, the most frequent first."""
+    """Return the labels of the given images with their fractions of the labelled ones, most frequent first."""
     labels = embeddings.labels[rows]
     labels = labels[labels != NO_LABEL]
     counts = np.bincount(labels, minlength=len(embeddings.classes))
@@ -201,12 +201,12 @@ def _silhouettes(values: npt.NDArray[np.float32], most: int, seed: int) -> dict[
 
     if most < 2:
         raise UserError("EMBEDDINGS: fewer than three images differ, so there is no number of clusters to choose.")
-    found = {}
+    silhouettes = {}
     for number in range(2, most + 1):
         labels, _ = _kmeans(values, number, starts=1, seed=seed)
         size = min(len(values), _SILHOUETTE_OF)
-        found[number] = float(silhouette_score(values, labels, sample_size=size, random_state=seed))
-    return found
+        silhouettes[number] = float(silhouette_score(values, labels, sample_size=size, random_state=seed))
+    return silhouettes
 
 
 def _hdbscan(values: npt.NDArray[np.float32], least_members: int) -> npt.NDArray[np.int64]:
@@ -230,20 +230,20 @@ def _means(values: npt.NDArray[np.float32], of_row: npt.NDArray[np.int64]) -> np
 def _distances(
     features: Features, centres: npt.NDArray[np.float32], metric: str, of_row: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The nearest centre of each row, the distance to its own (or the nearest), and to the nearest other one."""
+    """Return each row's nearest centre, its distance to its own centre (else the nearest), and to the nearest other one."""
     nearest, own, other = [], [], []
     for start in range(0, len(features), _ROWS):
         values = _ready(features[start : start + _ROWS], metric).astype(np.float64)
         squares = (values**2).sum(1)[:, None] - 2 * values @ centres.T.astype(np.float64)
-        apart = np.sqrt(np.maximum(squares + (centres.astype(np.float64) ** 2).sum(1), 0))
-        first = apart.argmin(1)
+        distances = np.sqrt(np.maximum(squares + (centres.astype(np.float64) ** 2).sum(1), 0))
+        first = distances.argmin(1)
         given = of_row[start : start + _ROWS]
-        mine = np.where(given >= 0, given, first) if len(given) else first
+        assigned = np.where(given >= 0, given, first) if len(given) else first
         at = np.arange(len(values))
         nearest.append(first)
-        own.append(apart[at, mine])
-        apart[at, mine] = np.inf
-        other.append(apart.min(1) if apart.shape[1] > 1 else own[-1])
+        own.append(distances[at, assigned])
+        distances[at, assigned] = np.inf
+        other.append(distances.min(1) if distances.shape[1] > 1 else own[-1])
     return (
         np.concatenate(nearest),
         np.concatenate(own).astype(np.float32),
@@ -254,7 +254,7 @@ def _distances(
 def _by_size(
     of_row: npt.NDArray[np.int64], centres: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The same clusters numbered from the largest on; one without members is dropped."""
+    """Renumber the clusters from the largest on; drop clusters without members."""
     sizes = np.bincount(of_row[of_row >= 0], minlength=len(centres))
     order = [number for number in np.argsort(-sizes, kind="stable") if sizes[number]]
     place = np.full(len(centres) + 1, OUTLIER, np.int64)
@@ -263,5 +263,5 @@ def _by_size(
 
 
 def cluster_names(clusters: Clusters) -> Sequence[int]:
-    """Numbers of all clusters, outliers last where there are some."""
+    """Return the numbers of all clusters, followed by that of the outliers if there are any."""
     return [*range(len(clusters)), *([OUTLIER] if (clusters.of_row == OUTLIER).any() else [])]

@@ -1,4 +1,4 @@
-"""Embed images into a file: streamed, stored batch by batch, and only what the file does not hold yet is computed."""
+"""Embed images into a file: images are streamed, stored batch by batch, and skipped if the file already has them."""
 
 import itertools
 import logging
@@ -39,13 +39,13 @@ _BLOCK = 4096
 
 @dataclass(kw_only=True)
 class EmbedSummary:
-    """What became of the images.
+    """Counts of an embedding job.
 
     Args:
-        images: Rows of the file.
-        computed: Of these, the ones that went through the network; the others were in the earlier file.
-        changed: Of the computed, those whose path the earlier file had with another content.
-        gone: Rows of the earlier file whose path was not among the images, and that are not in the new file.
+        images: Number of rows in the file.
+        computed: Number of these rows that went through the network; the others were taken from the earlier file.
+        changed: Number of computed rows whose path had another content in the earlier file.
+        gone: Number of rows of the earlier file whose path is not among the images; the new file does not have them.
         unreadable: Path and reason of each file that could not be read.
     """
 
@@ -58,14 +58,14 @@ class EmbedSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What happens to the features.
+    """Settings of the features and of the job.
 
     Args:
-        normalize: Scale each to length one, after whitening.
-        whiten: Whether to whiten them.
-        directions: Number of directions that whitening keeps; None for all in which images differ.
+        normalize: Whether to scale each feature vector to length one, after whitening.
+        whiten: Whether to whiten the features.
+        directions: Number of directions that whitening keeps; None keeps all in which images differ.
         precision: ``float16`` or ``float32``.
-        batch_size: Images in one forward pass.
+        batch_size: Number of images per forward pass.
     """
 
     normalize: bool = False
@@ -76,7 +76,7 @@ class Settings:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the numbers in the file depend on."""
+        """Settings that the numbers in the file depend on."""
         kept = {"directions": self.directions, "precision": self.precision}
         return {"normalize": self.normalize, "whiten": self.whiten, **kept}
 
@@ -84,21 +84,20 @@ class Settings:
 def embed_to_file(
     extractor: FeatureExtractor, records: ImageRecords, output: str | Path, *, settings: Settings | None = None
 ) -> EmbedSummary:
-    """Embed images into a file; interrupted, the same call goes on where it stopped.
+    """Embed images into a file; after an interruption the same call continues where it stopped.
 
-    Where the file is there already, made by the same model with the same settings, images whose content it holds are not
-    computed again, whatever they are called now, and rows whose image is no longer among the records are left out.
-
-    Memory grows by some 50 bytes a row of the earlier file, and by nothing else.
+    If the file exists and was made by the same model with the same settings, images whose content it holds are not computed
+    again, even under another name, and rows whose image is no longer among the records are left out. Memory grows by about 50
+    bytes per row of the earlier file, and does not otherwise depend on the number of images.
 
     Args:
-        extractor: What makes the features.
-        records: The images; the same ones in the same order when it goes on.
-        output: ``.npz`` or ``.parquet``.
-        settings: What happens to the features.
+        extractor: Model that computes the features.
+        records: Images to embed; must be the same, in the same order, when a job continues.
+        output: ``.npz`` or ``.parquet`` file.
+        settings: Settings of the features and of the job; None uses the defaults.
 
     Raises:
-        UserError: The output cannot be written so, something else stands there, or no image could be read.
+        UserError: The output cannot be written in this form, the path holds something else, or no image could be read.
     """
     settings, output = settings or Settings(), Path(output).expanduser()
     check_settings(settings, output)
@@ -138,7 +137,7 @@ def embed_to_file(
 
 
 def check_settings(settings: Settings, output: Path) -> None:
-    """What can be said before anything heavy is done.
+    """Check the settings before any heavy work.
 
     Raises:
         UserError: A setting is out of range.
@@ -155,7 +154,7 @@ def check_settings(settings: Settings, output: Path) -> None:
 def _earlier(
     output: Path, identity: dict[str, Any], settings: Settings
 ) -> tuple[EmbeddingLookup | None, Whitening | None]:
-    """Return what the file at the output is good for, and the whitening beside it where it was fitted on the same model."""
+    """Return a lookup of the output's earlier file, and its whitening; None for each that does not fit this model."""
     whitening, place = None, whitening_path(output)
     if settings.whiten and place.is_file():
         stored, valid_for = load_whitening(place)
@@ -168,9 +167,9 @@ def _earlier(
         return None, whitening
     earlier = Embeddings.load(output)
     made_by = earlier.metadata.get("model") or {}
-    theirs = {**earlier.metadata, "model": {key: made_by.get(key) for key in identity["model"]}}
-    differs = [key for key, value in identity.items() if theirs.get(key) != value]
-    if settings.whiten and (theirs.get("whitening") or {}).get("sha256") != _digest(place):
+    recorded = {**earlier.metadata, "model": {key: made_by.get(key) for key in identity["model"]}}
+    differs = [key for key, value in identity.items() if recorded.get(key) != value]
+    if settings.whiten and (recorded.get("whitening") or {}).get("sha256") != _digest(place):
         differs.append("whitening")
     if differs:
         log.info("%s: was made with another %s. All images are computed again.", output, " and ".join(differs))
@@ -184,13 +183,13 @@ def _digest(path: Path) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Embedded:
-    """What the job store holds of an image, beside its features.
+    """An image's entry in the job store, besides its features.
 
     Args:
-        label: Its class.
-        split: Its split.
-        content: Digest of its bytes, in hexadecimal digits.
-        earlier_row: The row of the earlier file that has its features; None where they were computed.
+        label: Class of the image.
+        split: Split of the image.
+        content: Digest of the image's bytes, hexadecimal.
+        earlier_row: Row of the earlier file that has its features; None if they were computed.
     """
 
     label: str
@@ -206,7 +205,7 @@ def _compute(
     lookup: EmbeddingLookup | None,
     settings: Settings,
 ) -> None:
-    """Store one row an image: why it cannot be read, its features, or the row of the earlier file that has them."""
+    """Store one row per image: why it cannot be read, its features, or the row of the earlier file that has them."""
     widths: set[int] = set()
 
     def is_whole(row: JobRow) -> bool:
@@ -234,7 +233,7 @@ def _compute(
 
 
 def _is_whole(row: JobRow, lookup: EmbeddingLookup | None, settings: Settings, widths: set[int]) -> bool:
-    """Whether a row of the job store is one that :func:`_embed` makes; its number of columns joins those of the others."""
+    """Whether a job-store row has the form that :func:`_embed` writes; also adds its number of columns to ``widths``."""
     if row.error:
         return row.result is None and not row.data
     if not isinstance(row.result, dict) or set(row.result) != {"label", "split", "content", "earlier_row"}:
@@ -317,7 +316,7 @@ def _summarize(store: JobStore, lookup: EmbeddingLookup | None) -> EmbedSummary:
 
 
 def _fit_whitening(store: JobStore, settings: Settings) -> Whitening:
-    """Fit on the training images where there are some: what is tested must not have shaped the features."""
+    """Fit on the training images if there are any, because test images must not influence the features."""
     readable = (row for row in store.rows() if not row.error)
     trained = any(row.result["split"] == "train" for row in readable)
     rows = (row for row in store.rows() if not row.error and (not trained or row.result["split"] == "train"))
@@ -334,7 +333,7 @@ def _stacks(vectors: Iterable[Features]) -> Iterator[Features]:
 def transformed(
     features: npt.NDArray[np.floating[Any]], whitening: Whitening | None, *, normalize: bool
 ) -> npt.NDArray[np.floating[Any]]:
-    """Return features as the file has them."""
+    """Return features whitened and normalised, in the form that the file stores."""
     values = features if whitening is None else whitening(features)
     return l2_normalize(values) if normalize else values
 
@@ -378,7 +377,7 @@ def _whitening_record(output: Path, whitening: Whitening | None) -> dict[str, An
 
 
 def unreadable_path(output: Path) -> Path:
-    """Return where the files that could not be read are listed."""
+    """Return the path of the list of files that could not be read."""
     return output.with_name(f"{output.stem}.unreadable.csv")
 
 

@@ -1,4 +1,4 @@
-"""Embeddings: features of images, with the path, label, split and content of each, and a record of what made them."""
+"""Embeddings: features of images, with each image's path, label, split and content hash, and metadata of their origin."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,22 +19,22 @@ Rows = npt.NDArray[np.int64]
 
 PRECISIONS = ("float16", "float32")
 NO_LABEL = NO_SPLIT = -1
-# between the labels of one image, as finetune.data.manifest writes them
+# joins the labels of one image, as finetune.data.manifest writes them
 SEPARATOR = "|"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Embeddings:
-    """Features of images, one row an image.
+    """Features of images, one row per image.
 
     Args:
-        features: float16 or float32 (N, D); memory-mapped where they come from a file.
-        paths: Of the images.
+        features: float16 or float32 (N, D); memory-mapped if read from a file.
+        paths: Paths of the images.
         labels: int32 (N,), position in ``classes``, -1 for none.
         classes: Names of the labels that occur or may occur.
         splits: int8 (N,), position in ``SPLITS``, -1 for none.
         content: uint64 (N, 2), 128 bits that identify the content of each image.
-        metadata: What made them: model, stage, transforms, data; plain JSON values.
+        metadata: Origin of the features: model, stage, transforms, data; plain JSON values.
     """
 
     features: Features
@@ -55,36 +55,36 @@ class Embeddings:
 
     @property
     def num_features(self) -> int:
-        """``D``."""
+        """Number of features, D."""
         return int(self.features.shape[1])
 
     @property
     def multi_label(self) -> bool:
-        """Whether a label stands for several, joined by ``|``."""
+        """Whether a label may be several labels joined by ``|``."""
         return bool(self.metadata.get("multi_label"))
 
     def rows(self, split: str) -> Rows:
-        """Row numbers of one split, ascending."""
+        """Return the row numbers of one split, ascending."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def labelled_rows(self) -> Rows:
-        """Row numbers of the images that have a label."""
+        """Return the row numbers of the images that have a label."""
         return np.flatnonzero(self.labels != NO_LABEL)
 
     def label(self, row: int) -> str:
-        """Name of a row's label; empty for none."""
+        """Return the name of a row's label; empty for none."""
         return self.classes[self.labels[row]] if self.labels[row] != NO_LABEL else ""
 
     def split(self, row: int) -> str:
-        """Name of a row's split; empty for none."""
+        """Return the name of a row's split; empty for none."""
         return SPLITS[self.splits[row]] if self.splits[row] != NO_SPLIT else ""
 
     def content_hashes(self, rows: Rows | slice = slice(None)) -> list[str]:
-        """Content of rows as in files."""
+        """Return the content hashes of rows in hexadecimal, as files store them."""
         return [line.tobytes().hex() for line in self.content[rows]]
 
     def take(self, rows: Rows) -> "Embeddings":
-        """Some rows, in their order."""
+        """Return the given rows, in the given order."""
         return Embeddings(
             features=self.features[rows],
             paths=self.paths.take(rows),
@@ -96,10 +96,10 @@ class Embeddings:
         )
 
     def require_labels(self, what: str) -> None:
-        """Hold that images have labels, one each, of at least two classes.
+        """Check that images have labels, one each, of at least two classes.
 
         Raises:
-            UserError: They have not.
+            UserError: The labels do not meet these conditions.
         """
         if self.multi_label:
             raise UserError(f"{what}: needs one label an image. These images have several.")
@@ -110,10 +110,10 @@ class Embeddings:
             )
 
     def require_metadata(self, what: str, *keys: str) -> None:
-        """Hold that it is known what made them.
+        """Check that the metadata has the given keys about the origin of the features.
 
         Raises:
-            UserError: The record lacks a key.
+            UserError: A key is missing.
         """
         if missing := [key for key in keys if key not in self.metadata]:
             raise UserError(
@@ -126,21 +126,21 @@ class Embeddings:
         """Open a file of ``finetune embed``; the features stay on disk.
 
         Raises:
-            UserError: It is missing, damaged, or something else.
+            UserError: The file is missing, damaged, or not a file of embeddings.
         """
         with open_embeddings(Path(path).expanduser()) as stored:
             return collect(stored.blocks, features=stored.features, metadata=stored.metadata)
 
     def save(self, path: str | Path) -> None:
-        """Write them, whole or not at all, as ``.npz`` or ``.parquet``.
+        """Write the embeddings atomically as ``.npz`` or ``.parquet``.
 
         Raises:
-            UserError: Another suffix.
+            UserError: The path has another suffix.
         """
         write_embeddings(Path(path).expanduser(), self.blocks(), metadata=self.metadata)
 
     def blocks(self, size: int = 8192) -> Iterator[Block]:
-        """All rows, some at a time."""
+        """Yield all rows in blocks of at most ``size``."""
         for start in range(0, len(self), size):
             rows = range(start, min(start + size, len(self)))
             yield Block(
@@ -153,12 +153,12 @@ class Embeddings:
 
 
 def collect(blocks: Iterable[Block], *, features: Features | None, metadata: dict[str, Any]) -> Embeddings:
-    """Embeddings from blocks; their features are put together, or are given.
+    """Build embeddings from blocks, joining the blocks' features unless features are given.
 
     Args:
-        blocks: In order.
-        features: Of all rows, where the blocks' own are not to be used.
-        metadata: What made them.
+        blocks: Blocks of rows, in order.
+        features: Features of all rows; None joins those of the blocks.
+        metadata: Origin of the features.
     """
     known: dict[str, int] = {}
     labels, splits, contents, parts = [], [], [], []

@@ -1,4 +1,4 @@
-"""A network that turns images into features: of a trained run, or of a pretrained backbone that was never trained here."""
+"""Feature extractor: a network that turns images into features, from a trained run or a pretrained backbone."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,18 +30,18 @@ DEFAULT_READING: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full
 
 
 class FeatureExtractor(nn.Module):
-    """``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
+    """Maps ``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
 
     Args:
-        backbone: The network, its stem adapted to the images' channels. It is shared, and left as it is.
-        spec: What images must look like.
-        adapt: How their channels became those of the stem.
-        stage: The stage whose output is pooled; None takes the network's own features.
-        reading: How files become pixels, as :func:`finetune.data.decode.decode_bytes` takes it.
-        origin: Where the network can be had again: ``run``, or ``weights`` and ``seed``.
+        backbone: Backbone whose stem is adapted to the images' channels. It is shared and not changed.
+        spec: Input that the network expects.
+        adapt: Method that adapted the images' channels to the stem.
+        stage: Stage whose output is pooled; None takes the network's own features.
+        reading: Settings for decoding files, as :func:`finetune.data.decode.decode_bytes` takes them.
+        origin: Where the network can be loaded from again: ``run``, or ``weights`` and ``seed``.
 
     Raises:
-        UserError: The network has no such stage, or cannot be cut after it.
+        UserError: The network has no such stage, or cannot be split after it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FeatureExtractor(nn.Module):
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
         # in a tuple, so that its modules are not registered a second time
         self._backbone, self.adapt = (backbone,), adapt
-        # everything that the features depend on, and where to have it again, as plain JSON values
+        # everything that the features depend on, and where to load it from again, as plain JSON values
         self.model = {
             **(origin or {"run": None, "weights": None, "seed": 0}),
             "backbone": backbone.describe(),
@@ -68,26 +68,26 @@ class FeatureExtractor(nn.Module):
             "input": spec.to_dict(),
             "hash": state_hash(backbone),
         }
-        # after the last stage these are the features that a head is trained on, pooled as the network does it
+        # after the last stage these are the features that the head is trained on, with the network's own pooling
         self.net = backbone.split(self.stage)[0] if self.stage in backbone.boundaries else _UpTo(backbone, self.stage)
-        # what :meth:`embed` runs, made when it is first needed
+        # network that :meth:`embed` runs, built when first needed
         self._fast: nn.Module | None = None
-        # timm's word for maps whose channels come last
+        # timm's name for maps with channels last
         self._places = (1, 2) if getattr(backbone.net, "output_fmt", "") == "NHWC" else (2, 3)
 
     @property
     def backbone(self) -> Backbone:
-        """The whole network."""
+        """The whole backbone."""
         return self._backbone[0]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Equal values mean equal features."""
+        """Values that the features depend on: equal values mean equal features."""
         kept = {key: value for key, value in self.model.items() if key not in ("run", "weights", "seed")}
         return {"model": kept, "stage": self.stage, "reading": self.reading}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Features ``(B, D)``: maps are averaged over their places, tokens over their sequence."""
+        """Return features ``(B, D)``: maps are averaged over positions, tokens over the sequence."""
         return self._pooled(self.net, images_BCHW)
 
     def _prepare(self, images_BCHW: Tensor) -> Tensor:
@@ -101,17 +101,17 @@ class FeatureExtractor(nn.Module):
         return output.mean(1) if output.ndim == 3 else output
 
     def read(self, data: bytearray, path: str) -> Tensor:
-        """The evaluation view of a file's bytes, uint8 (C, H, W).
+        """Return the evaluation view of an image file given as bytes, uint8 (C, H, W).
 
         Raises:
-            UnreadableImage: It cannot be read.
+            UnreadableImage: The image cannot be read.
         """
         channels = self.spec.channels
         return self.view(decode_bytes(data, path=path, channels=channels, at_least=self.view.at_least, **self.reading))
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
-        """Features (N, D) of views, or of any images of one size, by the network in evaluation mode."""
+        """Return features (N, D) of views, or of any images of one size, with the network in evaluation mode."""
         with evaluating(self):
             net = self._for_inference()
             features_BD = run_in_chunks(lambda part: self._pooled(net, part), torch.stack(images))
@@ -119,7 +119,7 @@ class FeatureExtractor(nn.Module):
         return features
 
     def _for_inference(self) -> nn.Module:
-        """The network with BatchNorm folded into its convolutions, where it can be; its weights must not change any more."""
+        """Return the network with BatchNorm folded into its convolutions if possible; its weights must not change afterwards."""
         if self._fast is None:
             self._fast = optimize_for_inference(self.net, self.spec, prepare=self._prepare)
         return self._fast
@@ -142,12 +142,12 @@ def _check_stage(backbone: Backbone, stage: str | None) -> str:
 
 
 def _module_of(backbone: Backbone, stage: str) -> nn.Module | None:
-    """The module that is a stage, in a network that cannot be split after it but names it."""
+    """Return the module of a stage, in a network that cannot be split after the stage but has a module of its name."""
     return dict(backbone.net.named_modules()).get(stage)
 
 
 class _UpTo(nn.Module):
-    """The output of a stage, taken while the whole network runs."""
+    """The output of a stage, captured while the whole network runs."""
 
     def __init__(self, backbone: Backbone, stage: str) -> None:
         super().__init__()
@@ -156,13 +156,13 @@ class _UpTo(nn.Module):
     def forward(self, images_BSHW: Tensor) -> Tensor:
         module = _module_of(self.backbone, self.stage)
         assert module is not None, "checked when this was made"
-        seen: list[Tensor] = []
-        hook = module.register_forward_hook(lambda module, given, output: seen.append(output))
+        outputs: list[Tensor] = []
+        hook = module.register_forward_hook(lambda module, given, output: outputs.append(output))
         try:
             self.backbone(images_BSHW)
         finally:
             hook.remove()
-        return seen[0]
+        return outputs[0]
 
 
 def extractor_from_classifier(
@@ -172,7 +172,7 @@ def extractor_from_classifier(
     reading: Mapping[str, Any] = DEFAULT_READING,
     run: str | Path | None = None,
 ) -> FeatureExtractor:
-    """The features below a classifier's head."""
+    """Build an extractor of the features that a classifier's head receives, or of another stage."""
     return FeatureExtractor(
         backbone=classifier.backbone,
         spec=classifier.input_spec,
@@ -184,10 +184,10 @@ def extractor_from_classifier(
 
 
 def extractor_from_run(run: str | Path, *, stage: str | None = None) -> FeatureExtractor:
-    """The features of a run or a bundle.
+    """Build an extractor from a run or a bundle.
 
     Raises:
-        UserError: There is no whole bundle, or no such stage.
+        UserError: There is no complete bundle, or no such stage.
     """
     return extractor_from_classifier(load_bundle(run), stage=stage, reading=reading_of(run), run=run)
 
@@ -203,17 +203,17 @@ def extractor_from_backbone(
     stage: str | None = None,
     reading: Mapping[str, Any] = DEFAULT_READING,
 ) -> FeatureExtractor:
-    """The features of a pretrained network.
+    """Build an extractor from a pretrained backbone.
 
     Args:
-        backbone: With its weights; its stem is adapted in place.
-        weights: What they were asked for by, recorded so that queries can be embedded alike.
-        seed: Likewise.
-        channels: Of the images.
-        adapt: How they become those of the stem.
-        size: Height and width; None takes what the weights expect.
-        stage: See :class:`FeatureExtractor`.
-        reading: Likewise.
+        backbone: Backbone with its weights loaded; its stem is adapted in place.
+        weights: Setting that the weights were loaded by, recorded so that queries can be embedded the same way.
+        seed: Seed of the backbone and of the adapted stem, recorded for the same reason.
+        channels: Number of image channels.
+        adapt: Method that adapts the image channels to the stem.
+        size: Height and width in pixels; None takes what the weights expect.
+        stage: Stage whose output is pooled; None takes the network's own features.
+        reading: Settings for decoding files.
 
     Raises:
         UserError: Size, channels or stage do not fit the network.
@@ -234,14 +234,14 @@ def extractor_from_backbone(
 
 
 def restore_extractor(metadata: Mapping[str, Any], *, run: str | Path | None = None) -> FeatureExtractor:
-    """The extractor that made a file of embeddings, to embed queries alike.
+    """Rebuild the extractor that made a file of embeddings, to embed queries the same way.
 
     Args:
-        metadata: Of the embeddings.
-        run: Where the run or bundle lies now; None takes the place it had.
+        metadata: Metadata of the embeddings.
+        run: Present location of the run or bundle; None takes the recorded one.
 
     Raises:
-        UserError: It cannot be had, or has other weights now.
+        UserError: The model cannot be loaded, or has other weights now.
     """
     try:
         model, stage, reading = metadata["model"], metadata["stage"], metadata["reading"]

@@ -1,8 +1,8 @@
-"""Embeddings on disk: ``.npz`` or Parquet, written a block at a time, and opened without reading the features.
+"""Embeddings on disk: ``.npz`` or Parquet, written block by block, and opened without reading the features.
 
-The ``.npz`` opens with ``numpy.load``. Its array ``features`` is stored uncompressed, at an offset that numpy can map into
-memory; the other columns are compressed. In both forms ``about`` is JSON: an array of one text, or an entry ``finetune`` of
-Parquet's metadata.
+``numpy.load`` opens the ``.npz``. Its array ``features`` is stored uncompressed, at an offset that numpy can map into
+memory; the other columns are compressed. In both formats ``about`` is JSON: an array of one text, or the entry ``finetune``
+in Parquet's metadata.
 """
 
 import json
@@ -38,12 +38,12 @@ _TEXTS = ("path", "label", "split", "content")
 _FIELDS = ("paths", "labels", "splits", "contents")
 _METADATA = b"finetune"
 _ROWS = 8192
-# bytes of a column, and of the record, that are read at once; four a character
+# largest number of bytes read at once from a text column (four per character), and from the metadata
 _LARGEST_READ = 16 * 2**20
 _LARGEST_ABOUT = 64 * 2**20
-# rows in a Parquet file that are equal take no bytes, and their features do
+# equal rows in a Parquet file take almost no bytes, but their features in memory do
 _MOST_BYTES = 2**40
-# what the record holds, where it holds it; embeddings of somebody else's making may lack the rest
+# keys of the metadata and their types; embeddings from other sources may lack any of them
 _ABOUT: dict[str, type | tuple[type, ...]] = {
     "model": (dict, type(None)),
     "stage": (str, type(None)),
@@ -58,24 +58,24 @@ _ABOUT: dict[str, type | tuple[type, ...]] = {
     "fingerprint": (str, type(None)),
     "skipped": (int, type(None)),
 }
-# a member of the archive that may grow above 4 GB: its header, its name and its sizes before the data
+# header of an archive member that may exceed 4 GB: fixed header, name, and sizes before the data
 _MEMBER_HEADER, _MEMBER_SIZES = 30, 20
-# features begin at a multiple of this in the file, as they would in memory; headers of .npy keep to it
+# features start at a multiple of this in the file, as they would in memory; .npy headers keep the same alignment
 _ALIGN = 64
-# what the archives of Android pad their members with
+# id of the extra field with which Android archives pad their members
 _PADDING = 0xD935
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Some rows on their way into a file, or out of one.
+    """Some rows that are written to a file or read from one.
 
     Args:
-        paths: Absolute path of each image, or the stable name of one that is no file.
-        labels: Class of each, empty for none; several are joined by ``|``.
+        paths: Absolute path of each image, or the stable name of an image that is not a file.
+        labels: Class of each image, empty for none; several are joined by ``|``.
         splits: ``train``, ``val``, ``test`` or empty.
         contents: BLAKE2b digest of each file's bytes, 32 hexadecimal digits.
-        features: (N, D).
+        features: Features (N, D).
     """
 
     paths: Sequence[str]
@@ -87,12 +87,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredEmbeddings:
-    """A file of embeddings that is open.
+    """An open file of embeddings.
 
     Args:
-        features: (N, D), mapped from the file; those of a Parquet file are complete when the blocks have been read.
-        blocks: Its rows, some at a time, to be read once.
-        metadata: What made them; plain JSON values.
+        features: (N, D), mapped from the file; for a Parquet file they are complete once all blocks have been read.
+        blocks: Rows in blocks; can be read once.
+        metadata: Origin of the features; plain JSON values.
     """
 
     features: Features
@@ -101,19 +101,19 @@ class StoredEmbeddings:
 
 
 def check_embeddings_path(path: Path, *, name: str) -> None:
-    """Whether embeddings can be kept there.
+    """Check that embeddings can be written to a path.
 
     Raises:
-        UserError: The suffix is another, it is a folder, or Parquet's library is missing.
+        UserError: The suffix is unknown, the path is a folder, or the Parquet library is missing.
     """
     check_file(path, suffixes=SUFFIXES, name=name)
 
 
 def check_embeddings_file(path: str | Path) -> Path:
-    """The file that holds embeddings, by its name alone.
+    """Check that a file of embeddings exists, by its name only, and return its path.
 
     Raises:
-        UserError: It is missing, or no such file by its suffix.
+        UserError: The file is missing, or its suffix is unknown.
     """
     full = Path(path).expanduser()
     if not os.path.lexists(full):
@@ -126,7 +126,7 @@ def check_embeddings_file(path: str | Path) -> Path:
 
 
 def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: dict[str, Any]) -> int:
-    """Write blocks, atomically; memory does not grow with their number.
+    """Write blocks atomically; memory use does not grow with their number.
 
     Returns:
         Number of rows.
@@ -139,10 +139,10 @@ def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: dict[str,
 
 @contextmanager
 def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
-    """Open a file; its rows are checked while they are read, and its features at the end.
+    """Open a file; its rows are checked as they are read, and its features at the end.
 
     Raises:
-        UserError: It is missing, damaged, or something else.
+        UserError: The file is missing, damaged, or not a file of embeddings.
     """
     check_embeddings_file(path)
     try:
@@ -151,7 +151,7 @@ def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
             _check_finite(stored.features)
     except UserError:
         raise
-    # what a damaged archive, header, JSON text or Parquet file raises (ArrowException is a ValueError or an OSError)
+    # raised by a damaged archive, header, JSON text or Parquet file (ArrowException is a ValueError or an OSError)
     except (
         *(ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, struct.error, zlib.error),
         *(NotImplementedError, AttributeError, RuntimeError, MemoryError, AssertionError),
@@ -163,7 +163,7 @@ def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
 
 
 def _check_finite(features: Features) -> None:
-    """Hold that every feature is a number: one that is not would be the nearest image, or none, of every query."""
+    """Check that all features are finite: a row with NaN or infinity would be the nearest image of every query, or of none."""
     for start in range(0, len(features), _ROWS):
         sound = np.isfinite(features[start : start + _ROWS]).all(axis=1)
         if not sound.all():
@@ -184,7 +184,7 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
     if not all(isinstance(label, str) for label in classes) or len(set(classes)) != len(classes):
         raise UserError(f"{name}: damaged. Its classes must be different names.")
     if metadata.get("reading") is not None:
-        # imports torch, which a wrong path must not wait for
+        # imports torch, so it comes after the checks that report a wrong path
         from finetune.inference.reading import check_reading
 
         check_reading(metadata["reading"], name=name)
@@ -192,7 +192,7 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
 
 
 def _write_npz(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
-    """The widths of texts and the number of rows are known at the end, so that columns wait in files of their own."""
+    """Write columns to temporary files first, because text widths and the number of rows are known only at the end."""
     with ExitStack() as stack:
         features, *texts = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in ("features", *_TEXTS)]
         count, widths, dim, dtype = 0, [1] * len(_TEXTS), 0, np.dtype(np.float32)
@@ -254,7 +254,7 @@ def _open_npz(path: Path) -> Iterator[StoredEmbeddings]:
 
 
 def _read_header(file: IO[bytes], *, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array; only types without Python objects are taken."""
+    """Read shape and dtype of an array; refuse dtypes with Python objects."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
@@ -284,12 +284,12 @@ def _map_features(archive: zipfile.ZipFile, file: IO[bytes], path: Path) -> Feat
 
 
 def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str]]:
-    """The texts of a column, some at a time."""
+    """Yield the texts of a column in lists."""
     with archive.open(name) as member:
         shape, dtype = _read_header(member, kinds="U")
         if shape != (count,):
             raise ValueError(f"{name} has another number of rows than the features.")
-        # a width of somebody else's choice must not fill the memory
+        # a huge text width in a foreign file must not fill the memory
         step = max(1, min(_ROWS, _LARGEST_READ // dtype.itemsize))
         if dtype.itemsize > _LARGEST_READ:
             raise ValueError(f"{name} has texts of {dtype.itemsize // 4:,} characters.")
@@ -311,7 +311,7 @@ def _write_parquet(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]
             columns = [pa.array([encodable(text) for text in getattr(block, name)], pa.string()) for name in _FIELDS]
             table = pa.table([*columns, vectors], names=[*_TEXTS, "features"]).replace_schema_metadata(schema_metadata)
             if writer is None:
-                # numbers that fill their range do not shrink; texts do
+                # features do not compress; texts do
                 compression = dict.fromkeys(_TEXTS, "zstd")
                 writer = pq.ParquetWriter(
                     part,
@@ -364,7 +364,7 @@ def _open_parquet(path: Path) -> Iterator[StoredEmbeddings]:
 
 
 def scratch_array(shape: tuple[int, int], dtype: npt.DTypeLike) -> Features:
-    """An array to fill: in memory where it is small, else in a file that is gone when nobody holds it."""
+    """Return an array to fill: in memory if small, else in a temporary file that vanishes once nothing refers to it."""
     size = shape[0] * shape[1] * np.dtype(dtype).itemsize
     if size < 64 * 2**20:
         return np.zeros(shape, dtype)

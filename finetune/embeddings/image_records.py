@@ -1,4 +1,4 @@
-"""The images to embed, with what is known of each: files named on the command line, or the samples of a data set."""
+"""The images to embed, with their labels and splits: files from the command line, or images of a data set."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class ImageRecord:
     """An image to embed.
 
     Args:
-        path: Absolute, or the stable name of a sample that is no file.
-        label: Its class; several are joined by ``|``; empty for none.
+        path: Absolute path, or the stable name of an image that is not a file.
+        label: Class of the image; several are joined by ``|``; empty for none.
         split: ``train``, ``val``, ``test`` or empty.
-        row: Its number in the data set.
+        row: Row of the image in the data set.
     """
 
     path: str
@@ -36,40 +36,40 @@ class ImageRecord:
 
 
 class ImageRecords(Protocol):
-    """Images in an order that stays the same, and a way to read them; read from several threads."""
+    """Images in a stable order, and a way to read them from several threads."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What their labels and splits depend on, as plain JSON values."""
+        """Values that labels and splits depend on, as plain JSON values."""
         ...
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the file of embeddings says of them."""
+        """Metadata about the images, for the file of embeddings."""
         ...
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        """All of them."""
+        """Yield all records."""
         ...
 
     def read(
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
-        """Read the content (16 bytes) and the view of an image, or its features (D,) where they are there already.
+        """Read the content hash (16 bytes) and the view of an image, or its features (D,) if they are cached.
 
-        The view is None where it is not needed, its content being known.
+        The view is None if the content is known, because it is not needed then.
 
         Raises:
-            UnreadableImage: It cannot be read.
+            UnreadableImage: The image cannot be read.
         """
         ...
 
 
 class FileRecords:
-    """Files, without labels.
+    """Image files without labels.
 
     Args:
-        paths: As :func:`finetune.inference.image_paths.find_images` finds them.
+        paths: Paths as :func:`finetune.inference.image_paths.find_images` yields them.
     """
 
     def __init__(self, paths: Iterable[str]) -> None:
@@ -78,29 +78,29 @@ class FileRecords:
         self.metadata: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        """All of them, once."""
+        """Yield all records, once."""
         for path in self._paths:
             yield ImageRecord(path=str(Path(path).absolute()))
 
     def read(
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
-        """The file is read, and decoded where its content is new."""
+        """Read the file, and decode it only if its content is new."""
         data = read_file(sample.path, max_pixels=extractor.reading["max_pixels"])
         content = content_of_bytes(data).tobytes()
         return content, None if is_known(content) else extractor.read(data, sample.path)
 
 
 class DatasetRecords:
-    """The samples of a data set, with labels and splits.
+    """Images of a data set, with labels and splits.
 
     Args:
-        source: The data set.
-        data: Its configuration, recorded so that its images can be shown later.
-        cached: Gives the features (D,) of a row that training has computed already, or None.
+        source: Data set.
+        data: Configuration of the data set, recorded so that its images can be shown later.
+        cached: Function that returns the features (D,) of a row if training has cached them, else None.
 
     Raises:
-        UserError: Several labels an image could not be told apart again.
+        UserError: Joined labels could not be separated again, because a class name holds the separator.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class DatasetRecords:
         }
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        """All of them, in the order of the index."""
+        """Yield all records, in the order of the index."""
         index = self._source.index
         for row in range(len(index)):
             target = index.targets[row]
@@ -137,7 +137,7 @@ class DatasetRecords:
     def read(
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
-        """The content is in the index; the image is read where it is new."""
+        """Take the content hash from the index, and read the image only if its content is new."""
         content = self._source.index.content[sample.row].tobytes()
         if is_known(content):
             return content, None

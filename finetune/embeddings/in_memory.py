@@ -1,4 +1,4 @@
-"""Embeddings of a few images, without a file."""
+"""Embed a few images in memory, without a file."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def embed_in_memory(
     normalize: bool = False,
     batch_size: int = 32,
 ) -> Embeddings:
-    """See :func:`finetune.api.embed`."""
+    """Embed images in memory; see :func:`finetune.api.embed`."""
     extractor = _extractor(model, stage)
     metadata = {
         **extractor.identity,
@@ -57,10 +57,10 @@ def embed_in_memory(
         if batch:
             yield _block(batch, extractor, normalize=normalize)
 
-    found = collect(blocks(), features=None, metadata=metadata)
-    if not len(found):
+    embeddings = collect(blocks(), features=None, metadata=metadata)
+    if not len(embeddings):
         raise UserError("images: there are none.")
-    return found
+    return embeddings
 
 
 def _extractor(model: Classifier | FeatureExtractor | str | Path, stage: str | None) -> FeatureExtractor:
@@ -74,7 +74,7 @@ def _extractor(model: Classifier | FeatureExtractor | str | Path, stage: str | N
 
 
 def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, bytes, Tensor]]:
-    """Name, content and view of each image."""
+    """Yield name, content hash and view of each image."""
     if not isinstance(images, Tensor):
         several = [images] if isinstance(images, str | Path) else images
         for path in find_images(several):

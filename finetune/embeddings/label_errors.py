@@ -1,4 +1,4 @@
-"""Labels that are probably wrong: images whose neighbours have another one."""
+"""Likely label errors: images whose neighbours have another label."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from finetune.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabelErrors:
-    """How much the neighbours of each labelled image speak against its label.
+    """How strongly the neighbours of each labelled image contradict its label.
 
     Args:
-        rows: int64 (M,), the labelled images, the most doubtful first.
-        doubts: float64 (M,), from -1 to 1: the weighted share of neighbours with the label that most of them have other
-            than the image's, less the share of those with the image's own.
-        suggested: int32 (M,), the label that most neighbours have other than the image's own.
-        agreeing: int64 (M,), number of neighbours with the image's own label.
-        neighbours: Of each image.
+        rows: Labelled images, most doubtful first, int64 (M,).
+        doubts: Weighted fraction of the neighbours with the most frequent other label, less the fraction of those with the
+            image's own label, in [-1, 1], float64 (M,).
+        suggested: Most frequent label of the neighbours other than the image's own, int32 (M,).
+        agreeing: Number of neighbours with the image's own label, int64 (M,).
+        neighbours: Number of neighbours of each image.
     """
 
     rows: Rows
@@ -31,19 +31,19 @@ class LabelErrors:
 
     @property
     def likely(self) -> int:
-        """How many at the beginning of the list have neighbours that all say otherwise, or nearly: doubt above a half."""
+        """Number of images, at the start of the list, whose neighbours almost all have another label: doubt above one half."""
         return int((self.doubts > 0.5).sum())
 
 
 def find_label_errors(embeddings: Embeddings, *, neighbours: int = 10, metric: str = "cosine") -> LabelErrors:
-    """Rank labelled images by how much their nearest neighbours contradict their label.
+    """Rank labelled images by how strongly their nearest neighbours contradict their label.
 
-    Each neighbour counts in proportion to its nearness: one at the distance of the farthest counts next to nothing, as in
-    the weighted nearest-neighbour rule (Dudani 1976), with a floor so that equally distant ones count equally.
+    Nearer neighbours count more: the weight falls linearly from the nearest to the farthest neighbour, as in the weighted
+    nearest-neighbour rule (Dudani 1976), with a floor so that equally distant neighbours count equally.
 
     Args:
-        embeddings: With labels, one each.
-        neighbours: Looked at for each image.
+        embeddings: Embeddings with one label per image.
+        neighbours: Number of neighbours of each image to compare with.
         metric: ``cosine`` or ``l2``.
 
     Raises:
@@ -55,7 +55,7 @@ def find_label_errors(embeddings: Embeddings, *, neighbours: int = 10, metric: s
         raise UserError(
             f"--neighbours {neighbours}: must be from 1 to one less than the labelled images, {len(rows) - 1}."
         )
-    found = nearest(
+    neighbourhood = nearest(
         embeddings.features,
         embeddings.features[rows],
         neighbours,
@@ -63,17 +63,17 @@ def find_label_errors(embeddings: Embeddings, *, neighbours: int = 10, metric: s
         leave_out=rows,
         among=None if len(rows) == len(embeddings) else rows,
     )
-    labels = embeddings.labels[found.rows]
+    labels = embeddings.labels[neighbourhood.rows]
     assert (labels != NO_LABEL).all(), "neighbours are labelled"
-    weights = _weights(found.distances)
-    shares = np.zeros((len(rows), len(embeddings.classes)))
-    np.add.at(shares, (np.arange(len(rows))[:, None], labels), weights)
+    weights = _weights(neighbourhood.distances)
+    fractions = np.zeros((len(rows), len(embeddings.classes)))
+    np.add.at(fractions, (np.arange(len(rows))[:, None], labels), weights)
     own = embeddings.labels[rows]
     at = np.arange(len(rows))
-    support = shares[at, own]
-    shares[at, own] = -1
-    suggested = shares.argmax(1)
-    doubts = shares[at, suggested] - support
+    support = fractions[at, own]
+    fractions[at, own] = -1
+    suggested = fractions.argmax(1)
+    doubts = fractions[at, suggested] - support
     agreeing = (labels == own[:, None]).sum(1)
     order = np.lexsort((rows, -doubts.round(12)))
     return LabelErrors(
@@ -86,7 +86,7 @@ def find_label_errors(embeddings: Embeddings, *, neighbours: int = 10, metric: s
 
 
 def _weights(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weights of the neighbours of each image, their sum one."""
+    """Return the weights of each image's neighbours; they sum to one."""
     near, far = distances[:, :1], distances[:, -1:]
     spread = np.where(far > near, far - near, 1)
     weights = 0.5 + 0.5 * (far - distances) / spread

@@ -1,4 +1,4 @@
-"""What an earlier file of embeddings holds already, looked up by content and by path."""
+"""Look up the rows of an earlier file of embeddings by content and by path."""
 
 import hashlib
 from functools import cached_property
@@ -13,10 +13,10 @@ MISSING = -1
 
 
 class EmbeddingLookup:
-    """Rows of an earlier file, in some 50 bytes of memory each and its mapped features.
+    """Rows of an earlier file, about 50 bytes of memory per row besides its mapped features.
 
     Args:
-        earlier: The embeddings.
+        earlier: Earlier embeddings.
     """
 
     def __init__(self, earlier: Embeddings) -> None:
@@ -30,10 +30,10 @@ class EmbeddingLookup:
         return len(self._contents)
 
     def row_of_content(self, content: bytes) -> int:
-        """A row with this content, or -1."""
+        """Return a row with this content, or -1."""
         first, second = np.frombuffer(content, np.uint64)
         at = int(np.searchsorted(self._contents[:, 0], first))
-        # two contents may share their first half, in theory
+        # in theory two contents may share their first half
         while at < len(self._contents) and self._contents[at, 0] == first:
             if self._contents[at, 1] == second:
                 return int(self._by_content[at])
@@ -53,26 +53,26 @@ class EmbeddingLookup:
         return keys[order], order
 
     def row_of_path(self, path: str) -> int:
-        """A row of this path, or -1."""
+        """Return a row with this path, or -1."""
         keys, rows = self._by_path
         key = np.uint64(_path_key(path))
         at = int(np.searchsorted(keys, key))
         return int(rows[at]) if at < len(keys) and keys[at] == key else MISSING
 
     def note_path(self, path: str) -> bool:
-        """Note that a path is still there; whether the earlier file had it."""
+        """Mark a path as still present; return whether the earlier file had it."""
         row = self.row_of_path(path)
         if row != MISSING:
             self._seen[row] = True
         return row != MISSING
 
     def note_row(self, row: int) -> None:
-        """Note that a row is used, under whatever path."""
+        """Mark a row as used, whatever its path is now."""
         self._seen[row] = True
 
     @property
     def gone(self) -> int:
-        """Rows that were not noted."""
+        """Number of rows that were not marked."""
         return int((~self._seen).sum())
 
 

@@ -1,4 +1,4 @@
-"""Images of one set that look alike to the network: groups of near-duplicates."""
+"""Near-duplicates: groups of images in one set that look alike to the network."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class DuplicateGroup:
     """Images connected by distances within a radius.
 
     Args:
-        rows: Ascending.
-        distances: Of each, to the nearest other one of the group.
+        rows: Rows of the images, ascending.
+        distances: Distance of each image to the nearest other one of the group.
     """
 
     rows: Rows
@@ -28,10 +28,10 @@ class DuplicateGroup:
 
 
 def near_duplicates(features: Features, radius: float, *, metric: str = "cosine") -> list[DuplicateGroup]:
-    """Groups of two and more images, the closest group first.
+    """Return groups of two or more images, the closest group first.
 
-    An image belongs to a group when it is within the radius of one of its members; so the ends of a long group may be
-    further apart than the radius.
+    An image belongs to a group if it is within the radius of any member, so the ends of a long group may be further apart
+    than the radius.
 
     Raises:
         UserError: The radius or the metric is out of range.

@@ -1,4 +1,4 @@
-"""Images that are looked for: rows of the embeddings themselves, or files that are embedded by the same model."""
+"""Query images: rows of the embeddings themselves, or files that the same model embeds."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Queries:
-    """What is looked for.
+    """Queries of a search.
 
     Args:
-        paths: As they were named.
-        features: (Q, D), transformed as those of the embeddings.
-        rows: int64 (Q,), the row of the same path, which is no neighbour of itself; -1 for none.
+        paths: Paths as the user gave them.
+        features: (Q, D), transformed like those of the embeddings.
+        rows: int64 (Q,), row of the same path, which is excluded from the query's neighbours; -1 for none.
         unreadable: Path and reason of each file that could not be read.
     """
 
@@ -39,12 +39,12 @@ class Queries:
 
 
 class QueryReader:
-    """Features of images by the model of some embeddings; the model is loaded when an image is new to them.
+    """Computes features of images with the model of some embeddings; the model is loaded at the first image they lack.
 
     Args:
-        embeddings: What is searched in.
-        file: Where they lie; their whitening lies beside them.
-        model: Loads the model that made them.
+        embeddings: Embeddings to search in.
+        file: File of the embeddings; their whitening is beside it.
+        model: Function that loads the model that made the embeddings.
     """
 
     def __init__(self, embeddings: Embeddings, file: Path, model: "Callable[[], FeatureExtractor]") -> None:
@@ -54,10 +54,10 @@ class QueryReader:
         self._whitening: Whitening | None = None
 
     def read(self, names: Iterable[str], *, batch_size: int = 32) -> Queries:
-        """The features of files, or of rows by their stored names.
+        """Return the features of files, or of rows given by their stored names.
 
         Raises:
-            UserError: No query can be read, or the model cannot be had.
+            UserError: No query can be read, or the model cannot be loaded.
         """
         paths: list[str] = []
         rows: list[int] = []
@@ -65,18 +65,18 @@ class QueryReader:
         unreadable: list[tuple[str, str]] = []
         names = iter(names)
         while some := list(itertools.islice(names, batch_size)):
-            found: list[tuple[str, int, Any]] = []
+            images: list[tuple[str, int, Any]] = []
             for name in some:
                 try:
-                    found.append((name, *self._look_up(name)))
+                    images.append((name, *self._look_up(name)))
                 except UnreadableImage as error:
                     unreadable.append((name, error.reason))
-            views = [view for _, _, view in found if not isinstance(view, np.ndarray)]
-            made = iter(self._embed(views) if views else ())
-            for name, row, view in found:
+            views = [view for _, _, view in images if not isinstance(view, np.ndarray)]
+            embedded = iter(self._embed(views) if views else ())
+            for name, row, view in images:
                 paths.append(name)
                 rows.append(row)
-                vectors.append(view if isinstance(view, np.ndarray) else next(made))
+                vectors.append(view if isinstance(view, np.ndarray) else next(embedded))
         if not paths:
             why = f" The first: {unreadable[0][0]}: {unreadable[0][1]}" if unreadable else ""
             raise UserError(f"QUERY: no image could be read.{why}")
@@ -85,7 +85,7 @@ class QueryReader:
         )
 
     def names(self, words: Iterable[str]) -> Iterator[str]:
-        """Files and folders on a command line as images; a stored name that is no file stands for its row."""
+        """Expand files and folders of a command line to images; a stored name that is not a file stands for its row."""
         for word in words:
             if not Path(word).expanduser().exists() and self._known.row_of_path(word) != MISSING:
                 yield word
@@ -93,7 +93,7 @@ class QueryReader:
                 yield from find_images([word])
 
     def _look_up(self, name: str) -> tuple[int, Any]:
-        """The row of a path, and features where they are known, else the view to embed."""
+        """Return the row of a path, and its features if they are known, else the view to embed."""
         row = self._known.row_of_path(name)
         if row != MISSING and not Path(name).is_file():
             return row, self._row(row)
@@ -119,21 +119,21 @@ class QueryReader:
 
     def _embed(self, views: list[Any]) -> Features:
         metadata = self._embeddings.metadata
-        made: Features = self._model_of().embed(views).astype(metadata["precision"])
-        values = made if self._whitening is None else self._whitening(made)
+        features: Features = self._model_of().embed(views).astype(metadata["precision"])
+        values = features if self._whitening is None else self._whitening(features)
         return (l2_normalize(values) if metadata["normalize"] else values).astype(metadata["precision"])
 
 
 def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
-    """The whitening that embeddings went through.
+    """Return the whitening that was applied to embeddings, or None.
 
     Raises:
-        UserError: It is no longer beside them.
+        UserError: The whitening is no longer beside the embeddings.
     """
     named = embeddings.metadata.get("whitening")
     if not named:
         return None
-    # the name alone: a file of embeddings does not say where on this machine is read
+    # only the name: a file of embeddings must not choose which files of this machine are read
     place = file.parent / Path(str(named.get("file"))).name
     whitening, _ = load_whitening(place)
     if digest_of(place) != named.get("sha256"):

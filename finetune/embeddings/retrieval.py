@@ -1,4 +1,4 @@
-"""How well neighbours agree with labels: recall at k and mean average precision."""
+"""Retrieval quality, or how well neighbours agree with labels: recall at k and mean average precision."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from finetune.embeddings.search import nearest
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
 
-# scores held at once
+# largest number of scores in memory at once
 _CELLS = 16_000_000
 
 TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
 
 def queries_and_rest(embeddings: Embeddings, split: str | None = None) -> tuple[Rows, Rows, str]:
-    """Which images are looked for, in which others, and this in words.
+    """Choose the query images and the images to search, and describe both in words.
 
-    Test images are looked for among those of the other splits, as a new image is among those that are known. Where there is
-    no test split, each image is looked for among all others. A split that is named is looked for in the other splits.
+    Test images are searched for among those of the other splits, as a new image is among known ones. Without a test split,
+    each image is searched for among all others. A split given by name is searched for in the other splits.
 
     Raises:
         UserError: The split holds no labelled image.
@@ -30,11 +30,11 @@ def queries_and_rest(embeddings: Embeddings, split: str | None = None) -> tuple[
     if split is None and not ((splits == TEST).any() and (splits != TEST).any()):
         return labelled, labelled, "each image among all others"
     name = split or "test"
-    asked = labelled[splits == SPLITS.index(name)]
+    queries = labelled[splits == SPLITS.index(name)]
     rest = labelled[splits != SPLITS.index(name)]
-    if not len(asked) or not len(rest):
-        raise UserError(f"--split {name}: {len(asked)} labelled images in it, {len(rest)} in others. Both need some.")
-    return asked, rest, f"{name} images among those of the other splits"
+    if not len(queries) or not len(rest):
+        raise UserError(f"--split {name}: {len(queries)} labelled images in it, {len(rest)} in others. Both need some.")
+    return queries, rest, f"{name} images among those of the other splits"
 
 
 def retrieval_quality(
@@ -45,19 +45,19 @@ def retrieval_quality(
     ks: tuple[int, ...] = (1, 5, 10),
     metric: str = "cosine",
 ) -> dict[str, Any]:
-    """Quality of the ranking of some images for others.
+    """Measure the quality of the ranking of some images for others.
 
     Args:
-        embeddings: With labels.
-        queries: Rows that are looked for.
-        among: Rows that they are looked for in; a query is not found by itself.
-        ks: Recall at each of these.
+        embeddings: Embeddings with labels.
+        queries: Rows of the query images.
+        among: Rows to search; a query is excluded from its own results.
+        ks: Values of k at which recall is measured.
         metric: ``cosine`` or ``l2``.
 
     Returns:
-        ``recall@k``: share of queries with an image of their class among the first k (Jegou et al. 2011, Musgrave et al.
-        2020). ``map``: precision at the rank of each image of the class, its mean over these and then over queries.
-        ``queries``, ``among`` and ``alone`` (queries without another image of their class, which do not count).
+        ``recall@k``: fraction of queries with an image of their class among the first k (Jegou et al. 2011, Musgrave et al.
+        2020). ``map``: precision at the rank of each image of the class, averaged over these and then over queries.
+        ``queries``, ``among`` and ``alone`` (queries without another image of their class, which are excluded).
 
     Raises:
         UserError: There are no labels, or no query has another image of its class.
@@ -71,7 +71,7 @@ def retrieval_quality(
     if not len(kept):
         raise UserError("retrieval quality: no query has another image of its class to be found.")
     itself, others = itself[others > 0], others[others > 0]
-    found = nearest(
+    neighbours = nearest(
         embeddings.features,
         embeddings.features[kept],
         min(max(ks), len(among)),
@@ -79,7 +79,7 @@ def retrieval_quality(
         leave_out=np.where(itself, kept, -1),
         among=among,
     )
-    same = (labels[np.maximum(found.rows, 0)] == labels[kept][:, None]) & (found.rows >= 0)
+    same = (labels[np.maximum(neighbours.rows, 0)] == labels[kept][:, None]) & (neighbours.rows >= 0)
     quality: dict[str, Any] = {f"recall@{k}": float(same[:, :k].any(1).mean()) for k in ks}
     quality["map"] = float(np.mean(_average_precisions(embeddings, kept, among, others, metric)))
     return quality | {"queries": len(kept), "among": len(among), "alone": len(queries) - len(kept), "metric": metric}
@@ -93,8 +93,8 @@ def _average_precisions(embeddings: Embeddings, queries: Rows, among: Rows, rele
     step = max(1, _CELLS // len(among))
     for start in range(0, len(queries), step):
         rows = queries[start : start + step]
-        wanted = _ready(embeddings.features[rows], metric)
-        scores = 2 * wanted @ values.T - squares
+        query_features = _ready(embeddings.features[rows], metric)
+        scores = 2 * query_features @ values.T - squares
         scores[rows[:, None] == among] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")
         hits = (labels[order] == embeddings.labels[rows][:, None]) & np.isfinite(np.take_along_axis(scores, order, 1))

@@ -1,8 +1,8 @@
 """Nearest neighbours by matrix products over features that may be larger than memory, and by FAISS.
 
-Features are read a block of rows at a time, so that a file mapped into memory is searched in the memory of one block. Products
-are taken in single precision for the cosine, and in double precision for the Euclidean distance, whose ``|x|^2 - 2 x.q + |q|^2``
-cancels. The distances of the rows that were found are computed again in double precision: equal features are at distance 0.
+Features are read in blocks of rows, so that searching a memory-mapped file needs the memory of one block. Products are in
+single precision for the cosine, and in double precision for the Euclidean distance, whose ``|x|^2 - 2 x.q + |q|^2`` suffers
+from cancellation. The distances of the nearest rows are computed again in double precision: equal features are at distance 0.
 """
 
 import warnings
@@ -23,17 +23,17 @@ from finetune.errors import UserError
 # N = rows, Q = queries, D = features, k = neighbours, B = rows of a block
 
 METRICS = ("cosine", "l2")
-# the setting of FAISS that misses no neighbour
+# the FAISS factory string that misses no neighbour
 EXACT = "Flat"
 # 16 MB of 512 features in single precision
 _BLOCK_ROWS = 8192
 _BLOCK_QUERIES = 256
-# how far a score in the precision of its metric may be off, as a share of the largest score there can be
+# largest rounding error of a score in the precision of its metric, as a fraction of the largest possible score
 _ROUNDING = {"cosine": 1e-5, "l2": 1e-12}
 _PRECISION = {"cosine": torch.float32, "l2": torch.float64}
-# distances that differ by less count as equal, in the order of neighbours
+# distances that agree to this many decimals count as equal when neighbours are ordered
 _DIGITS = 12
-# rows that FAISS is handed at once, and those that an index which must be trained is trained on
+# rows added to FAISS at once, and rows used to train an index that needs training
 _FAISS_ROWS = 65_536
 _FAISS_TRAINING_ROWS = 100_000
 
@@ -42,7 +42,7 @@ Distances = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
-    """The nearest rows of each query, the nearest first.
+    """The nearest rows of each query, nearest first.
 
     Args:
         rows: int64 (Q, k); -1 where there are fewer.
@@ -65,12 +65,12 @@ def nearest(
     """Find the k nearest rows of each query.
 
     Args:
-        features_ND: Searched in; may be mapped from a file.
-        queries_QD: Looked for.
-        k: Neighbours of each query.
-        metric: ``cosine`` (1 - cosine; a vector of zeros is at distance 1 from all) or ``l2``.
-        leave_out: int64 (Q,), a row that is no neighbour of the query, such as itself; -1 for none.
-        among: Search in these rows only.
+        features_ND: Features to search in; may be mapped from a file.
+        queries_QD: Features of the queries.
+        k: Number of neighbours of each query.
+        metric: ``cosine`` (1 - cosine; a zero vector is at distance 1 from every other) or ``l2``.
+        leave_out: int64 (Q,), row to exclude from each query's neighbours, such as the query itself; -1 for none.
+        among: Rows to search; None searches all.
 
     Raises:
         UserError: The widths differ, or ``k`` or the metric is out of range.
@@ -93,10 +93,10 @@ def nearest(
 def within(
     features_ND: Features, queries_QD: Features, radius: float, *, metric: str = "cosine"
 ) -> Iterator[tuple[Rows, Distances]]:
-    """Yield for each query all rows at most a distance away, the nearest first.
+    """Yield for each query all rows within a distance, nearest first.
 
     Raises:
-        UserError: As :func:`nearest`, or the radius is negative.
+        UserError: See :func:`nearest`; also if the radius is negative.
     """
     check_search(features_ND, queries_QD, k=1, metric=metric)
     if not radius >= 0:
@@ -104,17 +104,17 @@ def within(
     for start in range(0, len(queries_QD), _BLOCK_QUERIES):
         queries = queries_QD[start : start + _BLOCK_QUERIES]
         squares = torch.from_numpy((np.asarray(queries, np.float64) ** 2).sum(1))
-        found: list[list[Rows]] = [[] for _ in queries]
+        row_blocks: list[list[Rows]] = [[] for _ in queries]
         for rows_B, scores_QB in _scores(features_ND, queries, metric, None):
             if metric == "cosine":
                 near = scores_QB >= 1 - radius - _ROUNDING[metric]
             else:
-                # the score is 2 x.q - |x|^2, so that its squared distance is |q|^2 less the score
+                # the score is 2 x.q - |x|^2, so the squared distance is |q|^2 less the score
                 largest = squares[:, None] + scores_QB.abs()
                 near = scores_QB >= squares[:, None] - radius**2 - _ROUNDING[metric] * largest
             for query in near.any(1).nonzero()[:, 0].tolist():
-                found[query].append(rows_B[near[query]].numpy())
-        for query_D, rows in zip(queries, found, strict=True):
+                row_blocks[query].append(rows_B[near[query]].numpy())
+        for query_D, rows in zip(queries, row_blocks, strict=True):
             candidates, distances = rank(features_ND, query_D, np.concatenate([np.zeros(0, np.int64), *rows]), metric)
             yield candidates[distances <= radius], distances[distances <= radius]
 
@@ -134,7 +134,7 @@ def check_search(features_ND: Features, queries_QD: Features, *, k: int, metric:
 
 
 def rank(features_ND: Features, query_D: Features, rows: Rows, metric: str) -> tuple[Rows, Distances]:
-    """Sort rows by their distance from a query, in double precision; equally distant ones stay in their order."""
+    """Sort rows by their distance from a query in double precision; equally distant rows are in ascending order."""
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)
@@ -145,12 +145,12 @@ def rank(features_ND: Features, query_D: Features, rows: Rows, metric: str) -> t
 
 
 class FaissIndex:
-    """An index of FAISS over features, held in memory in single precision.
+    """A FAISS index over features, held in memory in single precision.
 
     Args:
-        features_ND: Searched in.
+        features_ND: Features to search in.
         metric: ``cosine`` or ``l2``.
-        factory: What FAISS's ``index_factory`` takes: ``Flat`` is exact; ``HNSW32``, ``IVF1024,Flat`` are not.
+        factory: Argument of FAISS's ``index_factory``: ``Flat`` is exact; ``HNSW32`` and ``IVF1024,Flat`` are not.
 
     Raises:
         UserError: FAISS is not installed, or does not know the factory.
@@ -173,7 +173,7 @@ class FaissIndex:
             self.index.add(self._prepare(features_ND[start : start + _FAISS_ROWS]))
 
     def nearest(self, queries_QD: Features, k: int, *, leave_out: Rows | None = None) -> Neighbours:
-        """Find neighbours as :func:`nearest` does; where the index is not exact, some may be missing."""
+        """Find neighbours as :func:`nearest` does; an index that is not exact may miss some."""
         check_search(self.features, queries_QD, k=k, metric=self.metric)
         count = k if leave_out is None else k + 1
         _, candidates = self.index.search(self._prepare(queries_QD), min(count, len(self.features)))
@@ -197,7 +197,7 @@ def _faiss() -> Any:
 def _scores(
     features_ND: Features, queries_QD: Features, metric: str, among: Rows | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield row numbers (B,) and scores (Q, B) of each block, the higher the nearer: the cosine, or ``2 x.q - |x|^2``."""
+    """Yield row numbers (B,) and scores (Q, B) per block, higher for nearer rows: the cosine, or ``2 x.q - |x|^2``."""
     queries = torch.from_numpy(np.asarray(queries_QD, np.float64))
     if metric == "cosine":
         queries = torch.nn.functional.normalize(queries, eps=1e-300)
@@ -217,10 +217,10 @@ def _scores(
 
 
 def _tensor(values: Features) -> Tensor:
-    """Wrap features without copying them, unless they lie at an odd address or in another byte order."""
+    """Wrap features without copying, unless they are misaligned or in another byte order."""
     values = np.require(values, values.dtype.newbyteorder("="), ["C", "A"])
     with warnings.catch_warnings():
-        # a file is mapped for reading only, and nothing is written here
+        # the file is mapped read-only, and nothing is written here
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(values)
 
@@ -231,21 +231,21 @@ def _ranked(
     """Sort the candidates (Q, m) of each query; -1 stands for none."""
     rows, distances = np.full((len(queries_QD), k), -1, np.int64), np.full((len(queries_QD), k), np.inf)
     for at, query_D in enumerate(queries_QD):
-        mine = candidates[at][candidates[at] >= 0]
+        query_rows = candidates[at][candidates[at] >= 0]
         if leave_out is not None:
-            mine = mine[mine != leave_out[at]]
-        mine, apart = rank(features_ND, query_D, mine, metric)
-        rows[at, : len(mine)], distances[at, : len(mine)] = mine[:k], apart[:k]
+            query_rows = query_rows[query_rows != leave_out[at]]
+        query_rows, query_distances = rank(features_ND, query_D, query_rows, metric)
+        rows[at, : len(query_rows)], distances[at, : len(query_rows)] = query_rows[:k], query_distances[:k]
     return Neighbours(rows=rows, distances=distances)
 
 
 def _distances(values_MD: Distances, query_D: Distances, metric: str) -> Distances:
     if metric == "l2":
-        apart: Distances = np.linalg.norm(values_MD - query_D, axis=1)
-        return apart
+        euclidean: Distances = np.linalg.norm(values_MD - query_D, axis=1)
+        return euclidean
     lengths = np.linalg.norm(values_MD, axis=1) * np.linalg.norm(query_D)
     products = values_MD @ query_D
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
-    # what differs from a cosine of 1 by rounding alone is no distance
+    # a difference from a cosine of 1 that is only rounding counts as distance 0
     from_one: Distances = np.where(1 - cosines < 10.0**-_DIGITS, 0.0, 1 - cosines)
     return from_one

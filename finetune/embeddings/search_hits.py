@@ -1,4 +1,4 @@
-"""What a search found, as rows for a table, a file and a page."""
+"""Search results as rows of a table, a file and a page."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ class SearchHit:
     """One neighbour of a query, or one member of a group of near-duplicates.
 
     Args:
-        query: The query, or the number of the group.
-        rank: From 1.
-        path: The image found.
-        label: Its class; empty for none.
-        split: Its split; empty for none.
-        distance: From the query, or from the nearest other member.
+        query: Query image, or number of the group.
+        rank: Rank, from 1.
+        path: Path of the neighbour or member.
+        label: Class of the image; empty for none.
+        split: Split of the image; empty for none.
+        distance: Distance from the query, or from the nearest other member.
     """
 
     query: str
@@ -36,10 +36,10 @@ class SearchHit:
 
 
 def check_hits_output(output: Path | None) -> None:
-    """Whether results can be written there.
+    """Check that results can be written to ``output``.
 
     Raises:
-        UserError: The suffix is another, or it is a folder.
+        UserError: The suffix is unknown, or the path is a folder.
     """
     if output is None:
         return
@@ -50,7 +50,7 @@ def check_hits_output(output: Path | None) -> None:
 
 
 def write_hits(rows: Sequence[SearchHit], output: Path) -> None:
-    """Write all rows as CSV or JSON, whole or not at all."""
+    """Write all rows atomically as CSV or JSON."""
     if output.suffix == ".json":
         values = [
             {key: encodable(value) if isinstance(value, str) else value for key, value in asdict(row).items()}
@@ -68,7 +68,7 @@ def write_hits(rows: Sequence[SearchHit], output: Path) -> None:
 
 
 def format_hits(rows: Sequence[SearchHit], *, most: int) -> str:
-    """Rows below their query, at most so many each."""
+    """Format rows below their query, at most ``most`` per query."""
     lines: list[str] = []
     query, shown, left_out = None, 0, 0
     for row in rows:

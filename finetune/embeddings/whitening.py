@@ -1,4 +1,4 @@
-"""What happens to features after the network: PCA whitening, fitted once, and scaling to length one."""
+"""Transforms of features after the network: PCA whitening, fitted once, and scaling to length one."""
 
 import hashlib
 import os
@@ -14,20 +14,20 @@ from finetune.errors import UserError
 
 # N = images, D = features, P = kept directions
 
-# directions of less variance than this share of the largest are noise that whitening would blow up
+# directions whose variance is below this fraction of the largest are noise, which whitening would amplify
 _LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Whitening:
-    """Features moved to mean 0, turned to their principal directions, each scaled to variance 1.
+    """Centres features, rotates them to their principal directions, and scales each direction to variance 1.
 
     Args:
         mean: float32 (D,).
         directions: float32 (P, D), orthonormal rows, the largest variance first.
-        variances: float32 (P,), of the features along them.
-        images: Number of images that it was fitted on.
-        split: Their split; empty for all.
+        variances: float32 (P,), variances of the features along the directions.
+        images: Number of images that the whitening was fitted on.
+        split: Split of those images; empty for all.
     """
 
     mean: npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ class Whitening:
     split: str = ""
 
     def __call__(self, features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-        """Whitened features (N, P)."""
+        """Return whitened features (N, P)."""
         turned = (features_ND.astype(np.float32) - self.mean) @ self.directions.T
         scaled: npt.NDArray[np.float32] = np.divide(turned, np.sqrt(self.variances), dtype=np.float32)
         return scaled
@@ -46,24 +46,24 @@ class Whitening:
 def fit_whitening(
     blocks: Iterable[npt.NDArray[np.floating[Any]]], *, keep: int | None = None, split: str = ""
 ) -> Whitening:
-    """Fit by one pass over features, in the memory of one D x D matrix; equal to scikit-learn's ``PCA(whiten=True)``.
+    """Fit in one pass over the features, in the memory of one D x D matrix; equal to scikit-learn's ``PCA(whiten=True)``.
 
     PCA itself would hold all features in memory. IncrementalPCA gives the same variances in seven times the time (5 blocks
-    of 4,096 x 512: 5.6 s against 0.7 s on one thread), since it takes a singular value decomposition of each block.
+    of 4,096 x 512: 5.6 s against 0.7 s on one thread), because it computes a singular value decomposition of each block.
 
     Args:
-        blocks: Features (N, D), some rows at a time.
-        keep: Directions to keep; None keeps those of more than a millionth of the largest variance.
-        split: Which images they are, for the record.
+        blocks: Features (N, D) in blocks of rows.
+        keep: Number of directions to keep; None keeps those of more than a millionth of the largest variance.
+        split: Split of the images, for the record.
 
     Raises:
-        UserError: There are fewer images or directions than are to be kept.
+        UserError: There are fewer images or directions than needed.
     """
     count, shift, total, products = 0, np.zeros(0), np.zeros(0), np.zeros((0, 0))
     for block in blocks:
         values = block.astype(np.float64)
         if not count:
-            # sums are taken around the first rows' mean: squares of large numbers would lose the small differences
+            # sums are taken around the mean of the first block: squares of large numbers would lose small differences
             shift, dim = values.mean(0), values.shape[1]
             total, products = np.zeros(dim), np.zeros((dim, dim))
         values -= shift
@@ -83,7 +83,7 @@ def fit_whitening(
             f"Keep at most as many, or embed more images."
         )
     directions, variances = directions[: keep or sound], variances[: keep or sound]
-    # a direction and its opposite are equally good; as in scikit-learn, the largest entry is made positive
+    # the sign of a direction is arbitrary; as in scikit-learn, the largest entry is made positive
     largest = np.abs(directions).argmax(1)
     directions *= np.sign(directions[np.arange(len(directions)), largest])[:, None]
     return Whitening(
@@ -96,7 +96,7 @@ def fit_whitening(
 
 
 def l2_normalize(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """Features of Euclidean length one; a vector of zeros stays one."""
+    """Scale features to Euclidean length one; a zero vector stays zero."""
     values = features_ND.astype(np.float32)
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     scaled: npt.NDArray[np.float32] = np.divide(values, np.where(lengths > 0, lengths, 1), dtype=np.float32)
@@ -104,12 +104,12 @@ def l2_normalize(features_ND: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.f
 
 
 def whitening_path(output: Path) -> Path:
-    """Where the whitening of a file of embeddings lies."""
+    """Return the path of the whitening that belongs to a file of embeddings."""
     return output.with_name(f"{output.stem}.whitening.safetensors")
 
 
 def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]) -> None:
-    """Write it beside the embeddings, with what it is valid for."""
+    """Write a whitening beside the embeddings, with the identity of the features that it is valid for."""
     import torch
 
     from finetune.models.weights import FORMAT_VERSION, save_tensors
@@ -121,10 +121,10 @@ def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]
 
 
 def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
-    """A whitening and what it is valid for.
+    """Read a whitening and the identity that it is valid for.
 
     Raises:
-        UserError: It is missing or damaged.
+        UserError: The file is missing or damaged.
     """
     from finetune.models.weights import read_metadata
     from finetune.safe_files import load_tensors, need
@@ -148,6 +148,6 @@ def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of the file, by which embeddings name their whitening."""
+    """Return the SHA-256 of a file; embeddings identify their whitening by it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
