@@ -1,1 +1,1 @@
-"""Whether a prediction can be believed."""
+"""How far a prediction's probability can be trusted."""

@@ -1,7 +1,7 @@
-"""The configuration: where ``conf/`` is found, how it is composed, and what is told of a mistake in it.
+"""The configuration: locates ``conf/``, composes it, and explains mistakes in it.
 
-This module and the commands are the only ones that know Hydra and OmegaConf. It imports no torch, so a mistyped key is
-answered in well under a second.
+Only this module and the commands use Hydra and OmegaConf. It does not import torch, so a mistyped key is reported in well
+under a second.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from finetune.errors import ConfigError, UserError, did_you_mean
 
 
 def conf_dir() -> Path:
-    """The folder of packaged configurations: inside the wheel, or beside the package in a checkout."""
+    """Return the folder of packaged configurations: inside the wheel, or beside the package in a checkout."""
     here = Path(__file__).resolve().parent.parent
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
 def group_choices(extra_dirs: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Config groups and their choices, packaged and the user's own, sorted.
+    """Return config groups and their choices, from the package and the user's folders, sorted.
 
     >>> group_choices()["head"]
     ['cosine', 'linear', 'mlp']
@@ -40,17 +40,17 @@ def group_choices(extra_dirs: Sequence[Path] = ()) -> dict[str, list[str]]:
 
 
 def _plain(annotation: Any) -> Any:
-    """``Optional[X]`` without its None."""
+    """Return ``X`` for ``Optional[X]``."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return next(a for a in typing.get_args(annotation) if a is not type(None))
     return annotation
 
 
 def find_key(path: str) -> tuple[str | None, bool]:
-    """Look a dotted path up in the schema.
+    """Look up a dotted path in the schema.
 
     Returns:
-        Why it is not a key, or None where it is one; and whether it lies in a part of free form, such as ``trainer``.
+        The reason why the path is not a key, or None if it is one; and whether it lies in a free-form part, such as ``trainer``.
 
     >>> find_key("schedule.phases.1.train")
     (None, False)
@@ -86,13 +86,13 @@ def find_key(path: str) -> tuple[str | None, bool]:
 
 
 def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -> list[str]:
-    """Refuse overrides that name no key, no group or no choice, all of them at once.
+    """Refuse overrides that name no key, no group or no choice, and report all of them at once.
 
     Returns:
-        The overrides as Hydra takes them: new keys in parts of free form need its ``++``, which users need not know.
+        The overrides in Hydra's form: new keys in free-form parts need its ``++``, which users need not know.
 
     Raises:
-        ConfigError: With one message for each wrong override.
+        ConfigError: One message for each wrong override.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -113,7 +113,7 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
         if key.startswith("hydra") and key not in groups:
             continue
         if key in groups and not override.is_delete():
-            # an empty choice of ours is in the defaults already, which Hydra would not have added again
+            # a group whose default is an empty choice is already in the defaults list, so Hydra must not append it
             accepted[-1] = text.removeprefix("+")
             names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
             if names is None:
@@ -138,7 +138,7 @@ def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -
 
 
 def as_hydra_writes(overrides: Sequence[str]) -> list[str]:
-    """Overrides of one value as the jobs of a sweep repeat them; those of several values are left out.
+    """Return single-value overrides as the jobs of a sweep repeat them, without overrides of several values.
 
     >>> as_hydra_writes(["report=false", "seed=1,2"])
     ['report=False']
@@ -154,14 +154,14 @@ def as_hydra_writes(overrides: Sequence[str]) -> list[str]:
 
 
 def register_schema() -> None:
-    """Make the dataclasses known to Hydra, so that composition itself checks names and types."""
+    """Register the dataclasses with Hydra, so that composition itself checks names and types."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
 
 
 def to_config(composed: Any) -> Config:
-    """A composed OmegaConf node as the plain dataclass, every interpolation resolved.
+    """Convert a composed OmegaConf node to the plain dataclass, with every interpolation resolved.
 
     Raises:
         ConfigError: A mandatory value is missing, or a value has the wrong type.
@@ -186,29 +186,29 @@ def to_config(composed: Any) -> Config:
 
 
 def omegaconf_message(error: Exception) -> str:
-    """One line from an OmegaConf or Hydra error: the key, its value, what was expected."""
+    """Return one line from an OmegaConf or Hydra error: the key, its value and the expected value."""
     first = str(getattr(error, "msg", None) or error).strip().splitlines()[0]
     key = getattr(error, "full_key", None)
     return f"{key}: {first}" if key and not first.startswith(str(key)) else first
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The configuration as plain containers, ready for JSON, YAML or a checkpoint."""
+    """Return the configuration as plain containers, ready for JSON, YAML or a checkpoint."""
     return dataclasses.asdict(config)
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML, for people; :func:`from_yaml` reads it back."""
+    """Return the configuration as readable YAML; :func:`from_yaml` reads it back."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 
 def from_yaml(path: Path) -> Config:
-    """A configuration from a run folder; as data: nothing in it is resolved, and what it names is not built here.
+    """Read a configuration from a run folder as data: nothing in it is resolved, and nothing it names is built here.
 
     Raises:
-        UserError: It is not there, is not what a run writes, or does not fit the schema.
+        UserError: The file is missing, is not in the form that a run writes, or does not fit the schema.
     """
     values = read_plain_yaml(path)
     try:
@@ -242,7 +242,7 @@ def compose(overrides: Sequence[str]) -> Config:
     return to_config(composed)
 
 
-# what has to be installed for a launcher or a sweeper that Hydra itself does not bring
+# launcher or sweeper that Hydra does not include -> package to install
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -253,14 +253,14 @@ PLUGINS = {
 
 
 def hydra_message(error: BaseException) -> str:
-    """One message from a Hydra error: its own first line, and the cause where that says more.
+    """Return one message from a Hydra error: its first line, and its cause if that says more.
 
     >>> hydra_message(ValueError("Could not find 'hydra/launcher/ray'"))
     'hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher'
     """
-    wanted = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
-    if wanted:
-        group, name = wanted.groups()
+    missing_plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
+    if missing_plugin:
+        group, name = missing_plugin.groups()
         if name in PLUGINS:
             return f"{group}={name}: its plugin is not installed. Install it: pip install {PLUGINS[name]}"
         return f"{group}={name}: not known. Plugins that Hydra may have: {', '.join(PLUGINS)}.{did_you_mean(name, PLUGINS)}"
@@ -280,11 +280,11 @@ def hydra_message(error: BaseException) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as Hydra's override grammar takes it, whatever characters it holds.
+    """Quote a value for Hydra's override grammar, whatever characters it holds.
 
     >>> quoted("a b=c")
     "'a b=c'"
     """
-    # Hydra reads a backslash as itself, except in a row of them before a quote
+    # Hydra reads backslashes literally, except a run of them before a quote
     text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
     return f"'{text}'"

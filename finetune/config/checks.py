@@ -1,4 +1,4 @@
-"""What a configuration may not say, as far as it can be told without the data and the network."""
+"""Checks of a configuration that need neither the data nor the network."""
 
 from collections.abc import Sequence
 
@@ -60,10 +60,10 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
 
 
 def check(config: Config) -> None:
-    """Cross-field checks that need neither the data nor the network.
+    """Check values and their combinations, as far as this needs neither the data nor the network.
 
     Raises:
-        ConfigError: With every problem found.
+        ConfigError: All problems found.
     """
     problems: list[str] = []
     _check_settings(problems, "schedule", config.schedule)

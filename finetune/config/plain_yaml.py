@@ -1,4 +1,4 @@
-"""The YAML of a run folder, read as plain values: nothing in it is obeyed."""
+"""Reads the YAML of a run folder as plain values; nothing in it is executed or resolved."""
 
 import io
 from pathlib import Path
@@ -10,10 +10,11 @@ from finetune.terminal import printable
 
 
 def read_plain_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, as dicts, lists and plain values.
+    """Return the mapping in a YAML file as dicts, lists and plain values.
 
     Raises:
-        UserError: It is not a file as a run writes it (see :func:`~finetune.safe_files.checked_yaml`), or no mapping.
+        UserError: The file is not in the form that a run writes (see :func:`~finetune.safe_files.checked_yaml`), or does not
+            hold a mapping.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -21,7 +22,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
 
     text = checked_yaml(read_text(path, largest=LARGEST_YAML), name=str(path))
     try:
-        # OmegaConf's loader reads 1e-3 as a number and refuses a key that stands twice
+        # OmegaConf's loader reads 1e-3 as a number and refuses duplicate keys
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]

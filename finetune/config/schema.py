@@ -1,4 +1,4 @@
-"""The schema of the configuration: every key of our own parts, its type, its default and what it means."""
+"""The schema of the configuration: every key of our own parts, with its type, default and meaning."""
 
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -9,23 +9,23 @@ from typing import Any, Optional
 
 @dataclass
 class DataConfig:
-    """Where the images come from and how they are handed over (``conf/data/``)."""
+    """Source of the images, splits and batches (``conf/data/``)."""
 
     source: str = "folder"
-    # a folder, or a list of folders that are one data set
+    # a folder, or a list of folders that together are one data set
     root: Any = None
-    # of a table (data=manifest) or a data set on disk (data=huggingface)
+    # file of a table (data=manifest), or folder of a data set on disk (data=huggingface)
     path: Optional[str] = None
-    # of a torchvision data set (data=torchvision)
+    # name of a torchvision data set (data=torchvision)
     name: Optional[str] = None
-    # columns of a table; several labels stand in one column with a separator, or in one column of 0 and 1 a class
+    # columns of a table; several labels are either in one column with a separator, or in one 0/1 column per class
     path_column: str = "path"
     image_column: str = "image"
     label_column: str = "label"
     split_column: str = "split"
     label_separator: Optional[str] = None
     label_columns: Optional[list[str]] = None
-    # splits that the data does not name are made: stratified, by content, from the run's seed
+    # splits that the data does not define are created: stratified, grouped by content, seeded by the run's seed
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     folds: Optional[int] = None
@@ -33,19 +33,19 @@ class DataConfig:
     limit_per_class: Optional[int] = None
     # error | skip
     on_unreadable: str = "error"
-    # null: as many as Pillow allows, 178,956,970
+    # null: Pillow's limit, 178,956,970
     max_pixels: Optional[int] = None
-    # how more than 8 bits become 8: full | stretch
+    # how values of more than 8 bits become 8 bits: full | stretch
     high_depth: str = "full"
-    # draw training images so that every class is seen equally often
+    # draw training images so that every class appears equally often
     balanced: bool = False
     # images in one optimizer step, over all devices together: results do not depend on the number of devices
     batch_size: int = 32
     eval_batch_size: int = 64
-    # null: none for data that is in memory, else one less than the cores of this process
+    # null: none for data in memory, else one less than the number of cores of this process
     num_workers: Optional[int] = None
     augment: str = "standard"
-    # of formula images (data=fractals) alone; null takes the source's default
+    # for formula images only (data=fractals); null takes the source's default
     recipe: Optional[str] = None
     classes: Optional[int] = None
     images_per_class: Optional[int] = None
@@ -54,7 +54,7 @@ class DataConfig:
 
 @dataclass
 class InputConfig:
-    """What the network is fed; null takes what the data or the pretrained weights say."""
+    """Input of the network; null takes the value of the data or of the pretrained weights."""
 
     channels: Optional[int] = None
     adapt: str = "expand"
@@ -78,7 +78,7 @@ class BackboneConfig:
 
 @dataclass
 class HeadConfig:
-    """The classifier on top (``conf/head/``)."""
+    """The classifier on top of the backbone (``conf/head/``)."""
 
     name: str = "linear"
     drop_rate: float = 0.0
@@ -88,12 +88,12 @@ class HeadConfig:
 
 @dataclass
 class PhaseSettings:
-    """What may be set for one phase, or for all of them under ``schedule.``; null inherits."""
+    """Settings of one phase, or of all phases under ``schedule.``; null inherits."""
 
     epochs: Optional[int] = None
     max_steps: Optional[int] = None
     lr: Optional[float] = None
-    # rates of heads that are trained side by side on cached features, for a phase that trains the head alone
+    # learning rates of heads trained side by side on cached features, for a phase that trains only the head
     lr_trials: list[float] = field(default_factory=list)
     layer_decay: Optional[float] = None
     lr_slice: Optional[list[float]] = None
@@ -123,7 +123,7 @@ class PhaseSettings:
 
 @dataclass
 class PhaseConfig(PhaseSettings):
-    """One phase: which stages train; every setting that is null is taken from ``schedule``."""
+    """One phase and the stages that it trains; settings that are null are taken from ``schedule``."""
 
     name: str = "phase"
     train: list[str] = field(default_factory=list)
@@ -131,7 +131,7 @@ class PhaseConfig(PhaseSettings):
 
 @dataclass
 class ScheduleConfig(PhaseSettings):
-    """The ordered phases and the settings that they share (``conf/schedule/``)."""
+    """The ordered phases and their shared settings (``conf/schedule/``)."""
 
     name: str = "custom"
     phases: list[PhaseConfig] = field(default_factory=list)
@@ -164,15 +164,15 @@ class LossConfig:
 
 @dataclass
 class CacheConfig:
-    """The cache of activations, which all runs share (``finetune cache``)."""
+    """The activation cache, which all runs share (``finetune cache``)."""
 
-    # 10^9 bytes of all entries together: the ones used longest ago are deleted to stay below it
+    # limit of all entries together, in 10^9 bytes; the least recently used entries are deleted to stay below it
     max_gb: float = 20.0
 
 
 @dataclass
 class CheckpointConfig:
-    """When training state is written besides the end of every epoch."""
+    """When training state is saved, in addition to the end of every epoch."""
 
     every_n_steps: Optional[int] = None
 
@@ -187,7 +187,7 @@ class Config:
     monitor: str = "val/acc"
     # write report.html at the end; `finetune report RUN` writes it at any time
     report: bool = True
-    # auto | off | on: whether what trains is compiled by torch.compile; auto is off
+    # auto | off | on: whether torch.compile compiles the trainable part; auto is off
     compile: Any = "auto"
     freeze: list[str] = field(default_factory=list)
     data: DataConfig = field(default_factory=DataConfig)
@@ -198,7 +198,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    # nodes for classes of other libraries: `_target_` and whatever arguments those take
+    # nodes for classes of other libraries: `_target_` and the arguments of the class
     optimizer: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

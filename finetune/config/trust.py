@@ -1,9 +1,10 @@
-"""Which classes a configuration may name, by where it comes from. Whatever is built by its name is built here.
+"""Trust: which classes a configuration may name, by where it comes from. All classes that are built by name are built here.
 
-Trusted is what the user typed: this command line, the packaged ``conf/``, the user's ``--config-dir``. What lies in a run
-folder, a bundle, an embeddings file or a model folder is data: of it only the classes listed below are built, from plain
-values, and they write inside the run's folder only. Nothing else that it names is even imported, unless the user has read the
-list of it and typed ``finetune resume RUN --trust``. The list says what may pass; there is no list of what may not.
+Trusted is what the user typed: this command line, the packaged ``conf/``, the user's ``--config-dir``. The contents of a run
+folder, a bundle, an embeddings file or a model folder are data: only the classes listed below are built from it, from plain
+values, and they write only inside the run folder. Nothing else that it names is even imported, unless the user has read the
+list of those names and typed ``finetune resume RUN --trust``. This is a list of what is allowed; there is no list of what is
+forbidden.
 """
 
 import importlib
@@ -19,13 +20,13 @@ from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, shortened
 from finetune.terminal import printable
 
-# stands for the run folder in nodes of other libraries until the folder is known; a run folder may also be moved
+# stands for the run folder in nodes of other libraries until the folder is known, since a run folder may be moved
 RUN_DIR = "<run_dir>"
 TRAINER = "lightning.pytorch.Trainer"
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
 
-# package -> class -> those of its arguments that name a file or a folder. A class stands here if building it from plain
-# values and using it in a run executes nothing but its own code, contacts nothing, and writes where those arguments say.
+# package -> class -> its arguments that name a file or a folder. A class is listed if building it from plain values and using
+# it in a run executes only its own code, contacts nothing, and writes only where those arguments say.
 LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
     "lightning.pytorch": {"Trainer": ("default_root_dir",)},
     "lightning.pytorch.strategies": {"DDPStrategy": ()},
@@ -55,9 +56,9 @@ LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
     "lightning.pytorch.callbacks.progress.rich_progress": {"RichProgressBarTheme": ()},
     "datetime": {"timedelta": ()},
 }
-# packages of which every optimizer is listed
+# packages whose optimizers are all listed
 OPTIMIZERS = ("torch.optim", "timm.optim")
-# loggers that send a run away; listed for the message alone, since they pass by --trust only
+# loggers that send data elsewhere; this table serves the messages only
 CONTACTS: Mapping[str, str] = {
     "WandbLogger": "the server of wandb",
     "MLFlowLogger": "the server of mlflow",
@@ -65,9 +66,9 @@ CONTACTS: Mapping[str, str] = {
     "NeptuneLogger": "the server of neptune",
     "LitLogger": "the server of lightning.ai",
 }
-# without this argument the class goes where the environment says
+# without this argument the class uses a location from the environment
 _NEEDED = {"MLFlowLogger": "tracking_uri"}
-# these write beside the current folder
+# profilers that a run folder may name; the others write beside the current folder
 _PROFILERS = ("simple", "advanced", None)
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -76,7 +77,7 @@ _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def needs_trust(config: Config) -> list[str]:
-    """What a configuration names that data may not: a line each, in the words of ``resume --trust``; nothing is imported.
+    """Return what a configuration names and data may not, one line each as ``resume --trust`` shows it; import nothing.
 
     >>> config = Config(callbacks={"x": {"_target_": "torch.load", "f": "x.pth"}})
     >>> needs_trust(config)
@@ -90,30 +91,30 @@ def needs_trust(config: Config) -> list[str]:
 
 
 def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = False) -> list[str]:
-    """Let the configuration of a run folder pass, or refuse it.
+    """Accept the configuration of a run folder, or refuse it.
 
     Args:
-        run_dir: Of the run.
-        config: Its configuration.
+        run_dir: Run folder.
+        config: Configuration of the run.
         trust: Whether the user typed ``--trust``.
         typed: Whether the user typed the same configuration on this command line.
 
     Returns:
-        What passes by ``--trust`` alone, to be shown before it is built; empty for a run of listed classes.
+        Lines for what only ``--trust`` allows, to be shown before it is built; empty for a run of listed classes.
 
     Raises:
-        UserError: Something needs ``--trust``, which was not given.
+        UserError: Something needs ``--trust``, and it was not given.
     """
-    found = [*([] if typed else needs_trust(config)), *_links_out(run_dir)]
-    if found and not trust:
-        lines = "\n".join(f"  {line}" for line in found)
+    untrusted = [*([] if typed else needs_trust(config)), *_links_out(run_dir)]
+    if untrusted and not trust:
+        lines = "\n".join(f"  {line}" for line in untrusted)
         raise UserError(
             f"RUN='{run_dir}': names what a run folder may not decide by itself, so nothing of it has been run or "
             f"contacted:\n{lines}\n"
             "If you trust whoever made this run, or it is your own, go on with: "
             f"finetune resume {shlex.quote(str(run_dir))} --trust"
         )
-    return found
+    return untrusted
 
 
 def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None = None, **arguments: Any) -> Any:
@@ -121,9 +122,9 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
 
     Args:
         node: ``_target_`` and its arguments.
-        trusted: Whether the user typed it, or trusts the run that it comes from; else listed classes alone are built.
-        run_dir: Put in place of the node's mentions of the run folder.
-        **arguments: Further arguments of the program's own, handed over as they are.
+        trusted: Whether the user typed the node, or trusts the run that it comes from; if not, only listed classes are built.
+        run_dir: Folder that replaces the placeholder of the run folder in the node.
+        **arguments: Further arguments from the program itself, passed on unchanged.
 
     Raises:
         UserError: The target may not be built, cannot be found, or refuses its arguments.
@@ -134,7 +135,7 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
     if not isinstance(node, Mapping):
         raise UserError(f"{printable(repr(node)[:80])}: must be a node with a _target_ and its arguments.")
     target = node.get("_target_")
-    # of the arguments the folder's name may hold it: Hydra would resolve it there too
+    # the run folder's name could contain an interpolation, which Hydra would resolve too
     for value in (node, arguments, str(run_dir)):
         _refuse_interpolation(value, str(target))
     if not trusted:
@@ -153,14 +154,14 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
 
 
 def optimizer_class(target: str, *, trusted: bool) -> Any:
-    """The class or function of an optimizer's dotted name.
+    """Return the class or function of an optimizer's dotted name.
 
     Args:
-        target: For instance ``torch.optim.AdamW``.
-        trusted: Whether the user typed it; else it must be an optimizer of torch or timm.
+        target: Dotted name, such as ``torch.optim.AdamW``.
+        trusted: Whether the user typed the name; if not, it must be an optimizer of torch or timm.
 
     Raises:
-        UserError: There is none, or data may not name it.
+        UserError: There is no such optimizer, or data may not name it.
     """
     if not trusted:
         if _package(target) not in OPTIMIZERS:
@@ -177,7 +178,7 @@ def optimizer_class(target: str, *, trusted: bool) -> Any:
 
 
 def _package(target: str) -> str | None:
-    """The package of :data:`LISTED` or :data:`OPTIMIZERS` that lists a dotted name; None where none does.
+    """Return the package of :data:`LISTED` or :data:`OPTIMIZERS` that lists a dotted name, or None.
 
     >>> _package("lightning.pytorch.callbacks.early_stopping.EarlyStopping")
     'lightning.pytorch.callbacks'
@@ -197,10 +198,10 @@ def _package(target: str) -> str | None:
 
 
 def _resolve(target: str) -> type:
-    """The class of a listed name; only the package that lists it is imported.
+    """Return the class of a listed name; import only the package that lists it.
 
     Raises:
-        UserError: The name stands for something else there: an alias, a module, a function.
+        UserError: The name stands for something else: an alias, a module or a function.
     """
     package = _package(target)
     assert package is not None, "checked before"
@@ -211,7 +212,7 @@ def _resolve(target: str) -> type:
         raise UserError(
             f"_target_={target!r}: cannot be imported. {error}. Install the package that holds it."
         ) from error
-    # an optimizer of torch may stand in timm's package too
+    # torch's optimizers may be re-exported by timm's package
     homes = OPTIMIZERS if package in OPTIMIZERS else (package.partition(".")[0],)
     place = getattr(found, "__module__", "")
     itself = (
@@ -235,7 +236,7 @@ def _resolve(target: str) -> type:
 
 
 def _targets(value: Any) -> Iterator[str]:
-    """Every ``_target_`` in a tree."""
+    """Yield every ``_target_`` in a tree."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield str(value["_target_"])
@@ -247,7 +248,7 @@ def _targets(value: Any) -> Iterator[str]:
 
 
 def _unlisted(value: Any, where: str) -> Iterator[str]:
-    """Nodes in a tree that data may not have built, as lines for people."""
+    """Yield a readable line for each node in a tree that data may not have built."""
     if isinstance(value, list | tuple):
         for position, inner in enumerate(value):
             yield from _unlisted(inner, f"{where}[{position}]")
@@ -259,7 +260,7 @@ def _unlisted(value: Any, where: str) -> Iterator[str]:
 
 
 def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
-    """What of a node and of the nodes inside it data may not have built."""
+    """Yield a readable line for each part of a node, and of nodes inside it, that data may not have built."""
     target = node["_target_"]
     name = str(target).rpartition(".")[2]
     arguments = {key: value for key, value in node.items() if key not in _CONTROL}
@@ -295,7 +296,7 @@ def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Texts among the arguments of a node; those of a node inside it are its own."""
+    """Yield the texts among a node's arguments, without those of nodes inside it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):
@@ -307,7 +308,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _stays_inside(text: str) -> bool:
-    """Whether a file or folder lies in the run.
+    """Whether a path is inside the run folder.
 
     >>> [_stays_inside(text) for text in ("<run_dir>", "file:<run_dir>/mlruns", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
     [True, True, False, False, False]
@@ -317,7 +318,7 @@ def _stays_inside(text: str) -> bool:
 
 
 def _is_word(text: str) -> bool:
-    """Whether a text names no place outside the run: a metric, a mode, a name for a file below another folder.
+    """Whether a text names no place outside the run: a metric, a mode, or a file name below another folder.
 
     >>> [_is_word(text) for text in ("val/acc", "{epoch}-{val/loss:.2f}", "/etc/x", "a/../../b", "~/x", "http://x", "a:b")]
     [True, True, False, False, False, False, True]
@@ -329,7 +330,7 @@ def _is_word(text: str) -> bool:
 
 
 def _shown(arguments: Mapping[str, Any]) -> str:
-    """The arguments of a node on one line, without what is secret."""
+    """Return the arguments of a node on one line, with secrets hidden."""
     return ", ".join(
         f"{printable(str(key))}={'...' if _SECRET.search(str(key)) else printable(repr(value)[:200])}"
         for key, value in arguments.items()
@@ -337,7 +338,7 @@ def _shown(arguments: Mapping[str, Any]) -> str:
 
 
 def _links_out(run_dir: Path) -> Iterator[str]:
-    """Links in a run folder that lead out of it: going on would write there."""
+    """Yield links in a run folder that lead out of it, because resuming would write through them."""
     home = os.path.realpath(run_dir)
     for folder, folders, files in os.walk(run_dir):
         for name in sorted([*folders, *files]):
@@ -349,7 +350,7 @@ def _links_out(run_dir: Path) -> Iterator[str]:
 
 
 def _refuse_interpolation(value: Any, target: str) -> None:
-    """Hydra would resolve ``${...}`` while it builds; what was typed has been resolved before."""
+    """Refuse ``${...}``, which Hydra would resolve while building; typed values are already resolved."""
     if isinstance(value, str):
         if "${" in value:
             raise UserError(f"{target}: {printable(value)!r} cannot be handed on. '${{' stands for another value.")

@@ -1,1 +1,1 @@
-"""Strategies compared on one data set, with a recommendation."""
+"""The ladder: training strategies compared on one data set, with a recommendation."""

@@ -1,4 +1,4 @@
-"""What can be said from features alone: guessing, nearest neighbours, and accuracy against the number of labels."""
+"""Baselines on frozen features: largest class, nearest neighbours, and accuracy against the number of labels."""
 
 import time
 
@@ -27,12 +27,12 @@ def _targets(index: Index, split: str) -> Tensor:
 
 
 def baselines(features: dict[str, Tensor], index: Index, *, seconds: float) -> dict[str, dict[str, float]]:
-    """Accuracy on validation and test of the largest class, and of k nearest neighbours by cosine, k chosen on validation.
+    """Return validation and test accuracy of the largest class, and of k nearest neighbours by cosine, k chosen on validation.
 
     Args:
-        features: Of ``train``, ``val`` and ``test``, (N, D) each.
-        index: For the targets.
-        seconds: That the features took.
+        features: Features (N, D) of ``train``, ``val`` and ``test``.
+        index: Index with the targets.
+        seconds: Time that computing the features took, in seconds.
     """
     targets = {split: _targets(index, split) for split in features}
     largest = int(torch.bincount(targets["train"]).argmax())
@@ -47,7 +47,7 @@ def baselines(features: dict[str, Tensor], index: Index, *, seconds: float) -> d
 
 
 def _knn(features: dict[str, Tensor], targets: dict[str, Tensor], split: str, k: int) -> float:
-    """Accuracy of the vote of the k nearest training images, each with its similarity's weight."""
+    """Return the accuracy of a vote of the k nearest training images, each weighted by its similarity."""
     stored = torch.nn.functional.normalize(features["train"], dim=1)
     classes = int(targets["train"].max()) + 1
     right = 0
@@ -61,12 +61,12 @@ def _knn(features: dict[str, Tensor], targets: dict[str, Tensor], split: str, k:
 
 
 def learning_curve(features: dict[str, Tensor], index: Index, *, seed: int) -> list[dict[str, float]]:
-    """Test accuracy of a probe on so many training images a class; the strength is chosen on validation.
+    """Return the test accuracy of a probe for each number of training images per class; validation chooses the strength.
 
     Args:
-        features: As in :func:`baselines`.
-        index: For the targets.
-        seed: Draws the images; a larger number contains the smaller one.
+        features: Features (N, D) of ``train``, ``val`` and ``test``.
+        index: Index with the targets.
+        seed: Seed of the choice of images; a larger subset contains the smaller ones.
     """
     targets = {split: _targets(index, split) for split in features}
     classes = len(index.classes)

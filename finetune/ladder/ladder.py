@@ -1,4 +1,4 @@
-"""A ladder: every strategy trained on the same data over several seeds, or read where it is trained already, and compared."""
+"""The ladder's loop: train every strategy over several seeds, or read finished runs, and compare the results."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ _LADDER = "ladder.json"
 
 
 def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, Any]:
-    """Train what is left of a ladder and write its table, page and recommendation; returns the contents of ``ladder.json``.
+    """Train the remaining runs of a ladder, write its table, page and recommendation, and return the contents of ``ladder.json``.
 
     Raises:
         UserError: The folder holds something else, or the configuration is wrong.
@@ -68,22 +68,22 @@ def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, An
 
 
 def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> None:
-    """Make the folder, or check that it belongs to this ladder."""
-    about = {"overrides": list(overrides), "epochs": options.epochs}
+    """Create the folder, or check that it belongs to this ladder."""
+    settings = {"overrides": list(overrides), "epochs": options.epochs}
     path = folder / "begun.json"
     if path.is_file():
-        found = read_json(path, dict)
-        need(found, {"overrides": list, "epochs": int}, name=str(path))
-        if found != about:
+        stored = read_json(path, dict)
+        need(stored, {"overrides": list, "epochs": int}, name=str(path))
+        if stored != settings:
             raise UserError(
-                f"--output {folder}: holds the ladder of other settings: {' '.join(map(str, found['overrides']))}, "
-                f"--epochs {found['epochs']}. Choose another folder, or give the same settings to go on with it."
+                f"--output {folder}: holds the ladder of other settings: {' '.join(map(str, stored['overrides']))}, "
+                f"--epochs {stored['epochs']}. Choose another folder, or give the same settings to go on with it."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. There is something else in it.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, about)
+    write_json(path, settings)
 
 
 def _words(overrides: Sequence[str], seed: int) -> list[str]:
@@ -91,8 +91,8 @@ def _words(overrides: Sequence[str], seed: int) -> list[str]:
 
 
 def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderOptions) -> list[dict[str, float]]:
-    """Results of a rung, a seed each; trained where they are not there."""
-    found = []
+    """Return a strategy's results, one per seed; train the runs that are missing."""
+    results = []
     for seed in range(options.seeds):
         run_dir = folder / "runs" / f"{rung}-{seed}"
         began = time.monotonic()
@@ -113,16 +113,16 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                     train(typed)
         for name in ("results.json", "plan.json"):
             verify(run_dir / name)
-        found.append({"seed": seed, **_measured(run_dir)})
+        results.append({"seed": seed, **_measured(run_dir)})
         say(
-            f"{rung:10} seed {seed}  val {found[-1]['val']:.4f}  test {found[-1]['test']:.4f}  "
+            f"{rung:10} seed {seed}  val {results[-1]['val']:.4f}  test {results[-1]['test']:.4f}  "
             f"{time.monotonic() - began:.0f} s"
         )
-    return found
+    return results
 
 
 def _measured(run_dir: Path) -> dict[str, float]:
-    """What the ladder compares of a run.
+    """Return the numbers of a run that the ladder compares.
 
     Raises:
         UserError: A file of the run is damaged.
@@ -144,7 +144,7 @@ def _measured(run_dir: Path) -> dict[str, float]:
 
 
 def _clear_unbegun(run_dir: Path) -> None:
-    """A run that was stopped before it could be resumed holds nothing but its description."""
+    """Remove the files of a run that was stopped before it could be resumed; they hold only its description."""
     if run_dir.is_dir():
         for file in run_dir.iterdir():
             if file.is_file():
@@ -154,7 +154,7 @@ def _clear_unbegun(run_dir: Path) -> None:
 def _on_features(
     folder: Path, overrides: Sequence[str], seed: int, options: LadderOptions
 ) -> tuple[list[dict[str, float]], dict[str, dict[str, float]]]:
-    """The learning curve and the rungs that need features alone, from the cache that the other rungs use."""
+    """Return the learning curve and the baselines, computed from the cache that the other strategies use."""
     path = folder / "features" / f"{seed}.json"
     if not path.is_file():
         from finetune.activation_cache.cache import eval_features
@@ -185,13 +185,13 @@ def _on_features(
                 "baselines": baselines(features, parts.source.index, seconds=seconds),
             },
         )
-    found = read_json(path, dict)
-    need(found, {"curve": list, "baselines": dict}, name=str(path), remedy=_DELETE)
-    for name, measured in found["baselines"].items():
+    stored = read_json(path, dict)
+    need(stored, {"curve": list, "baselines": dict}, name=str(path), remedy=_DELETE)
+    for name, measured in stored["baselines"].items():
         if not isinstance(measured, dict):
             raise UserError(f"{path}: damaged. The baseline {name!r} is no table. {_DELETE}")
         need(measured, {"val": (int, float), "test": (int, float)}, name=f"{path}, {name}", remedy=_DELETE)
-    for name, measured in found["baselines"].items():
+    for name, measured in stored["baselines"].items():
         if name in options.rungs:
             say(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")
-    return found["curve"], {name: {"seed": seed, **measured} for name, measured in found["baselines"].items()}
+    return stored["curve"], {name: {"seed": seed, **measured} for name, measured in stored["baselines"].items()}

@@ -1,4 +1,4 @@
-"""Which strategy a ladder recommends, by a stated rule, and whether more data would help."""
+"""The ladder's recommendation: choose a strategy by a stated rule, and estimate whether more data would help."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class Rung:
     """A strategy and its runs.
 
     Args:
-        name: Of the strategy.
+        name: Name of the strategy.
         runs: For each seed ``val``, ``test`` (accuracies), ``seconds`` (of training) and ``trained`` (parameters).
     """
 
@@ -29,11 +29,11 @@ class Rung:
     runs: Sequence[Mapping[str, float]]
 
     def mean(self, key: str) -> float:
-        """Mean over the seeds."""
+        """Return the mean over the seeds."""
         return float(np.mean([run[key] for run in self.runs]))
 
     def interval(self, key: str) -> float:
-        """Half of the 95 % interval of Student's t; 0 for one seed."""
+        """Return half the width of the 95 % interval of Student's t; 0 for one seed."""
         from scipy.stats import t as student
 
         values = [run[key] for run in self.runs]
@@ -42,7 +42,7 @@ class Rung:
         return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "name": self.name,
             "runs": [dict(run) for run in self.runs],
@@ -56,12 +56,12 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """What the rule chose.
+    """The strategy that the rule chose.
 
     Args:
-        name: Of the strategy.
-        confidence: Share of resamples in which it is chosen again.
-        best: The strategy with the best mean on validation.
+        name: Name of the strategy.
+        confidence: Fraction of resamples in which the rule chooses it again.
+        best: Name of the strategy with the best mean on validation.
     """
 
     name: str
@@ -69,19 +69,19 @@ class Recommendation:
     best: str
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"name": self.name, "confidence": self.confidence, "best": self.best, "rule": RULE}
 
 
 def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
-    """Apply :data:`RULE` to the strategies that train; None without one.
+    """Apply :data:`RULE` to the strategies that train; return None if there is none.
 
     >>> steady = Rung(name="frozen", runs=[{"val": v, "test": v, "seconds": 1.0, "trained": 1} for v in (0.90, 0.91)])
     >>> costly = Rung(name="full", runs=[{"val": v, "test": v, "seconds": 9.0, "trained": 9} for v in (0.90, 0.92)])
     >>> recommend([steady, costly]).name
     'frozen'
     """
-    # guessing and neighbours are there to compare with; they give no model to hand on
+    # the baselines are for comparison only; they produce no model
     rungs = [rung for rung in rungs if rung.name not in BASELINES]
     if not rungs:
         return None
@@ -106,7 +106,7 @@ def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
 
 
 def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
-    """Whether more labelled images would help, from the last two points of the mean learning curve."""
+    """Return whether more labelled images would help, judged by the last two points of the mean learning curve."""
     if not curves or min(len(curve) for curve in curves) < 2:
         return "There are too few images for a learning curve."
     last, before = ([curve[at]["test"] for curve in curves] for at in (-1, -2))
@@ -120,7 +120,7 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
 
 
 def ladder_table(result: Mapping[str, Any]) -> str:
-    """The ladder as text."""
+    """Return the ladder as a text table."""
     lines = [f"{'strategy':10}  {'val':>6}  {'test, 95 % interval':>20}  {'seconds':>8}  {'trained parameters':>18}"]
     for rung in result["rungs"]:
         test = f"{100 * rung['test']:.2f} ± {100 * rung['test_interval']:.2f}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-# with {E}, {A}, {B}, {C} for epochs; None for a baseline on features alone, which trains nothing
+# {E}, {A}, {B}, {C} stand for epochs; None marks a baseline on features, which trains nothing
 STRATEGIES: dict[str, tuple[str, ...] | None] = {
     "majority": None,
     "knn": None,
@@ -41,11 +41,11 @@ STRATEGIES: dict[str, tuple[str, ...] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LadderOptions:
-    """What one ladder compares.
+    """Options of one ladder.
 
     Args:
-        seeds: Runs of each strategy; a seed is one split and one initialisation.
-        epochs: Passes over the training images of every strategy that trains.
+        seeds: Number of runs per strategy; a seed is one split and one initialisation.
+        epochs: Number of passes over the training images for every strategy that trains.
         rungs: Names of the strategies, cheapest first.
         output: Folder of the ladder; None chooses ``runs/ladder-DATA``.
     """
@@ -56,12 +56,12 @@ class LadderOptions:
     output: str | None = None
 
     def folder(self, data: str) -> Path:
-        """Where the ladder of a data set is written."""
+        """Return the folder of the ladder for a data source."""
         return Path(self.output or f"runs/ladder-{data}").expanduser()
 
 
 def strategy_overrides(name: str, *, epochs: int) -> list[str]:
-    """The overrides of a strategy that trains.
+    """Return the overrides of a strategy that trains.
 
     >>> strategy_overrides("gradual", epochs=8)
     ['schedule=gradual', 'schedule.phases.0.epochs=2', 'schedule.phases.1.epochs=2', 'schedule.phases.2.epochs=4']
@@ -69,5 +69,5 @@ def strategy_overrides(name: str, *, epochs: int) -> list[str]:
     template = STRATEGIES[name]
     assert template is not None, f"{name} trains nothing"
     first = max(1, epochs // 4)
-    shares = {"E": epochs, "A": first, "B": first, "C": max(1, epochs - 2 * first)}
-    return [word.format(**shares) if "{" in word else word for word in template]
+    epochs_of = {"E": epochs, "A": first, "B": first, "C": max(1, epochs - 2 * first)}
+    return [word.format(**epochs_of) if "{" in word else word for word in template]
