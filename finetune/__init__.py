@@ -12,7 +12,7 @@ from finetune.errors import ConfigError, RunError, UserError
 from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
-    from finetune.api import embed, fit, load, search
+    from finetune.api import embed, fit, load, save_bundle, search
     from finetune.embeddings.embeddings import Embeddings
     from finetune.models.backbone import Backbone, build_backbone
     from finetune.models.classifier import Classifier, build_classifier
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LATER = {
     "fit": "finetune.api",
     "load": "finetune.api",
+    "save_bundle": "finetune.api",
     "embed": "finetune.api",
     "search": "finetune.api",
     "Embeddings": "finetune.embeddings.embeddings",
@@ -46,6 +47,7 @@ __all__ = [
     "embed",
     "fit",
     "load",
+    "save_bundle",
     "search",
 ]
 

@@ -1,13 +1,13 @@
 """The same path from Python: what the commands do, as functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from finetune.embeddings.embeddings import Embeddings
     from finetune.embeddings.extractor import FeatureExtractor
@@ -54,18 +54,56 @@ def fit(
     return train(compose([*words, *overrides]))
 
 
-def load(path: str | Path) -> "Classifier":
-    """A trained model from a bundle folder or a run folder.
+def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "Classifier":
+    """Load a trained model from a bundle folder or a run folder.
+
+    Args:
+        path: A bundle folder, or a run folder that has one.
+        modules: A module of each class of your own that the model needs, built with the arguments that it had in training:
+            ``{"head": MyHead(512, 3), "backbone": MyNet()}``. The weights are loaded into these modules, strictly.
+        trust: Import and build the classes that the bundle names, where a configuration named them (``head._target_``).
+            That runs code which whoever made the bundle chose.
 
     Returns:
         A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``.
 
     Raises:
-        UserError: There is no whole bundle.
+        UserError: There is no whole bundle, or it needs classes of your own that were not given; the message names them.
     """
     from finetune.bundle import load_bundle
+    from finetune.commands.own_modules import modules_of
 
-    return load_bundle(path)
+    given = dict(modules or {})
+    if trust:
+        given |= modules_of(path, trust=True, given=given)
+    return load_bundle(path, modules=given)
+
+
+def save_bundle(model: "Classifier", folder: str | Path) -> Path:
+    """Write a model as a bundle: weights as safetensors, the rest as JSON and a model card; nothing is pickled.
+
+    A bundle with modules of your own names their classes, which :func:`load` must be given again.
+
+    Args:
+        model: What :func:`build_classifier` or :func:`load` returned, trained since or not.
+        folder: Made where it is missing; a bundle in it is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: A module keeps state that is no tensor, or ``model`` is no such model.
+    """
+    from finetune.bundle import save_bundle as save
+    from finetune.errors import UserError
+    from finetune.models.classifier import Classifier
+
+    if not isinstance(model, Classifier):
+        raise UserError(
+            f"model: must be what finetune.build_classifier returns. It is a {type(model).__name__}. Save the classifier "
+            "inside it."
+        )
+    return save(model, folder)
 
 
 def embed(

@@ -309,14 +309,14 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
         view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
         rows = source.index.rows("train")[:32]
         images = torch.stack([view(source.read(int(row))) for row in rows])
-        cost = adaptation_cost(backbone=backbone, head_settings=head, images_BCHW=images, adapt="sum", seed=config.seed)
+        cost = adaptation_cost(backbone=backbone, head=head, images_BCHW=images, adapt="sum", seed=config.seed)
         say(
             f"input.adapt=sum: the logits differ by {cost:.1%} from those of the exact adaptation "
             f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
         )
     classifier = build_classifier(
         backbone=backbone,
-        head_settings=head,
+        head=head,
         classes=classes,
         channels=source.channels,
         size=size,

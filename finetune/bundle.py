@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
+from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
 from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
+from finetune.models.own_modules import OWN, own_classes, own_targets
 from finetune.models.size_limit import parameters_at_most
 from finetune.models.weights import save_head, state_hash
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
@@ -49,48 +53,61 @@ _KEYS: dict[str, type] = {
 
 
 def save_bundle(
-    folder: str | Path,
     classifier: Classifier,
+    folder: str | Path,
     *,
-    metrics: Mapping[str, Any],
-    data: Mapping[str, Any],
-    training: Mapping[str, Any],
-    card: str,
+    metrics: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Write a bundle; an interrupted write leaves no ``model.json`` and can be repeated.
 
+    A bundle with modules of your own names their classes, in ``model.json`` and in its model card. Their code is not in
+    it: :func:`load_bundle` takes a module of each.
+
     Args:
-        folder: Made where it is missing.
         classifier: The trained network.
-        metrics: ``{"val": {...}, "test": {...}}``.
-        data: Where the classes come from: fingerprint and counts.
-        training: Seed, schedule, and where the weights started.
-        card: Markdown for people.
+        folder: Made where it is missing.
+        metrics: ``{"val": {...}, "test": {...}}``; None for a network that was not tested.
+        data: Where the classes come from: fingerprint and counts; None where that is not known.
+        training: Seed, schedule, and where the weights started; None where that is not known.
+        card: Markdown for people; None writes how the bundle is opened and what images it takes.
+
+    Raises:
+        UserError: A module keeps state that is no tensor.
     """
     folder = Path(folder)
     make_folder(folder)
     (folder / MODEL_JSON).unlink(missing_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    model, kept = classifier.describe(), classifier.state_dict()
+    if odd := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
+        raise UserError(
+            f"state_dict: a bundle holds tensors alone. {shortened(odd)} is none. Keep it as a buffer, or as an argument of "
+            "the constructor."
+        )
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
         write_tensors(part, state)
     backbone_hash = state_hash(classifier.backbone)
     save_head(
         folder / HEAD_WEIGHTS,
         head=classifier.head,
+        settings=model["head"],
         backbone_hash=backbone_hash,
         classes=classifier.classes,
         multi_label=classifier.multi_label,
     )
-    write_text(folder / CARD, card)
+    write_text(folder / CARD, short_card(classifier) if card is None else card)
     values = {
         "format": FORMAT,
-        "model": classifier.describe(),
+        "model": model,
         "stages": list(classifier.stages),
         "backbone_hash": backbone_hash,
         "weights_sha256": file_sha256(folder / MODEL_WEIGHTS),
-        "metrics": dict(metrics),
-        "data": dict(data),
-        "training": dict(training),
+        "metrics": dict(metrics or {}),
+        "data": dict(data or {}),
+        "training": dict(training or {}),
         "versions": versions(),
     }
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
@@ -177,8 +194,21 @@ def description_problems(model: dict[str, Any]) -> list[str]:
         problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
     if not isinstance(head.get("name"), str):
         problems.append("model.head.name: must be the name of a head")
+    elif head["name"] == OWN:
+        problems += _own_problems(head, "model.head", class_key="class")
     problems += _spec_problems(model["input_spec"], "model.input_spec")
     return [*problems, *backbone_problems(backbone)]
+
+
+def _own_problems(values: dict[str, Any], where: str, *, class_key: str) -> list[str]:
+    """What is wrong with the description of a module of the user's, beside its shape."""
+    name, target = values.get(class_key), values.get("target")
+    problems = []
+    if not isinstance(name, str) or len(name) > 200 or not name.isprintable():
+        problems.append(f"{where}.{class_key}: must be the name of a class")
+    if not (target is None or (isinstance(target, dict) and isinstance(target.get("_target_"), str))):
+        problems.append(f"{where}.target: must be an object with a _target_")
+    return problems
 
 
 def _spec_problems(values: dict[str, Any], where: str) -> list[str]:
@@ -198,10 +228,18 @@ def backbone_problems(backbone: dict[str, Any]) -> list[str]:
     problems = []
     if set(backbone) != {"source", "name", "kwargs", "input_spec"} or not isinstance(backbone["kwargs"], dict):
         return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
-    if backbone["source"] not in SOURCES:
-        problems.append(f"model.backbone.source: must be one of {', '.join(SOURCES)}")
+    if backbone["source"] not in (*SOURCES, OWN):
+        problems.append(f"model.backbone.source: must be one of {', '.join((*SOURCES, OWN))}")
     if not isinstance(backbone["name"], str) or not isinstance(backbone["input_spec"], dict):
         return [*problems, "model.backbone: name must be a text, and input_spec an object"]
+    if backbone["source"] == OWN:
+        stages = backbone["kwargs"].get("stages")
+        if not isinstance(stages, dict) or not all(
+            isinstance(children, list) and all(isinstance(child, str) for child in children)
+            for children in stages.values()
+        ):
+            problems.append("model.backbone.kwargs.stages: must be an object of lists of names")
+        problems += _own_problems({**backbone["kwargs"], "name": backbone["name"]}, "model.backbone", class_key="name")
     if len(backbone["name"]) > 200 or not backbone["name"].isprintable():
         problems.append("model.backbone.name: must be the name of a network")
     refused = sorted(set(backbone["kwargs"]) & (FILE_KEYS | set(OWNED_KEYS)))
@@ -215,17 +253,44 @@ def backbone_problems(backbone: dict[str, Any]) -> list[str]:
     return problems
 
 
-def load_bundle(path: str | Path) -> Classifier:
+def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]) -> str:
+    """Return the message on a bundle whose classes of the user's were not given.
+
+    Args:
+        path: Of the bundle, as the user wrote it.
+        model: The ``model`` entry of its ``model.json``.
+        needed: The classes that were not given, by part.
+    """
+    classes = ", ".join(f"{printable(name)} ({part})" for part, name in needed.items())
+    given = ", ".join(f'"{part}": {printable(name).rpartition(".")[2]}(...)' for part, name in needed.items())
+    trust = (
+        " A configuration named them, so --trust (in Python trust=True) imports and builds them; that runs code which whoever "
+        "made the model chose."
+        if set(needed) <= set(own_targets(model))
+        else ""
+    )
+    return (
+        f"RUN={path!r}: needs classes that are not part of finetune: {classes}. Nothing of it has been built. In Python give a "
+        f"module of each: finetune.load({path!r}, modules={{{given}}}).{trust}"
+    )
+
+
+def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> Classifier:
     """The trained network, in evaluation mode, on the CPU: uint8 images (B, C, H, W) to logits (B, K).
 
     Args:
         path: A bundle folder, or a run folder that has one.
+        modules: A module of each class of the user's that the bundle needs, as ``head`` and ``backbone``, built as before
+            training; the bundle's weights are loaded into them.
 
     Raises:
-        UserError: It is no bundle, or its weights are not the ones that it describes.
+        UserError: It is no bundle, its weights are not the ones that it describes, or it needs classes that were not given.
     """
     folder = find_bundle(path)
     values = read_model_json(folder)
+    needed = own_classes(values["model"])
+    if lacking := {part: name for part, name in needed.items() if part not in (modules or {})}:
+        raise UserError(needs_classes(str(path), values["model"], lacking))
     weights = inside(folder, MODEL_WEIGHTS, of="bundle")
     if not os.path.lexists(weights):
         raise UserError(f"{weights}: missing. The bundle is not whole; write it again with: finetune resume RUN")
@@ -235,9 +300,9 @@ def load_bundle(path: str | Path) -> Classifier:
     numbers = sum(math.prod(shape) for shape in shapes.values())
     try:
         with parameters_at_most(numbers, name=str(folder / MODEL_JSON)):
-            classifier = classifier_from_description(values["model"])
+            classifier = classifier_from_description(values["model"], modules=modules)
     except UserError as error:
-        if str(folder / MODEL_JSON) in str(error):
+        if str(folder / MODEL_JSON) in str(error) or modules:
             raise
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {error}") from error
     except Exception as error:  # a library asked for what it does not know raises whatever it likes
@@ -247,6 +312,12 @@ def load_bundle(path: str | Path) -> Classifier:
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
+        if modules:
+            found = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+            raise UserError(
+                f"modules: must take the weights in {weights}. {shortened(found)}. Build {' and '.join(needed.values())} with "
+                "the arguments that they had in training."
+            ) from error
         raise UserError(f"{weights}: does not fit the network that {MODEL_JSON} describes. {error}") from error
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:

@@ -11,4 +11,4 @@ def small_bundle(folder: Path, classifier: Classifier | None = None, **settings:
     """A bundle of the classifier given, or of a tiny one."""
     settings = {"name": "resnet10t", **settings}
     model = classifier or settled_classifier(**settings)  # type: ignore[arg-type]
-    return save_bundle(folder, model, metrics={}, data={}, training={}, card="# A model\n")
+    return save_bundle(model, folder, card="# A model\n")

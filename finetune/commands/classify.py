@@ -153,4 +153,5 @@ def _write_head(path: Path, arrays: dict[str, Any], embeddings: "Embeddings") ->
     head = build_head(name="linear", num_features=embeddings.num_features, num_classes=len(embeddings.classes))
     state = {f"fc.{name}": torch.from_numpy(array).float() for name, array in arrays.items()}
     head.load_state_dict(state)
-    save_head(path, head=head, backbone_hash=metadata["model"]["hash"], classes=embeddings.classes)
+    hashed = metadata["model"]["hash"]
+    save_head(path, head=head, settings=head.settings, backbone_hash=hashed, classes=embeddings.classes)

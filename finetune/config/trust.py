@@ -14,11 +14,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, shortened
 from finetune.terminal import printable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # stands for the run folder in nodes of other libraries until the folder is known, since a run folder may be moved
 RUN_DIR = "<run_dir>"
@@ -73,6 +76,7 @@ _PROFILERS = ("simple", "advanced", None)
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _CONTROL = {"_target_", "_convert_", "_recursive_", "_partial_"}
+_WHERE = "Install the package that holds it, or put its folder on PYTHONPATH."
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
@@ -149,8 +153,68 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         cause = error.__cause__ or error
         why = str(cause).strip().splitlines()[0]
         if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
-            raise UserError(f"{target}: cannot be imported. {why}. Install the package that holds it.") from error
+            raise UserError(f"{target}: cannot be imported. {why}. {_WHERE}") from error
         raise UserError(f"{target}: does not take these arguments. {why}.") from error
+
+
+def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **offered: Any) -> dict[str, Any]:
+    """Return the node of a module of the user's: its class, its arguments, and those offered that the class takes.
+
+    Args:
+        target: Dotted name of the class, or of a function that builds the module.
+        arguments: Its arguments as the user gave them.
+        trusted: Whether the user typed it, or trusts the run that it comes from.
+        **offered: Arguments of finetune's own, such as ``num_features``; one that the class does not take is left out.
+
+    Raises:
+        UserError: The target is not trusted, or cannot be imported.
+    """
+    import inspect
+
+    from hydra.utils import get_object
+
+    _refuse_untrusted(target, trusted=trusted)
+    takes: Mapping[str, inspect.Parameter]
+    try:
+        takes = inspect.signature(get_object(target)).parameters
+    except (TypeError, ValueError):
+        takes = {}
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"_target_={printable(target)!r}: cannot be imported. {why}. {_WHERE}") from error
+    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    taken = {key: value for key, value in offered.items() if key in takes or any_keyword}
+    return {"_target_": target, **taken, **arguments}
+
+
+def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.Module":
+    """Build a module of the user's.
+
+    Args:
+        node: ``_target_`` and its arguments.
+        where: Setting that the node belongs to, for messages: ``head``, ``backbone``, ``loss``.
+        trusted: Whether the user typed the node, or trusts the run or bundle that it comes from.
+
+    Raises:
+        UserError: The node is not trusted, cannot be built, or builds something else.
+    """
+    _refuse_untrusted(str(node.get("_target_")), trusted=trusted)
+    from torch import nn
+
+    try:
+        module = instantiate(node, trusted=True)
+    except UserError as error:
+        raise UserError(f"{where}._target_: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            f"{where}._target_={node['_target_']!r}: must build an nn.Module. It built a {type(module).__name__}."
+        )
+    return module
+
+
+def _refuse_untrusted(target: str, *, trusted: bool) -> None:
+    if not trusted:
+        raise ConfigError([f"{printable(target)}: not on the list of what data may build."])
 
 
 def optimizer_class(target: str, *, trusted: bool) -> Any:

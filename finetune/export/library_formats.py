@@ -238,7 +238,7 @@ def _with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
     """Return the network's state dict with a three-channel stem, and the head as ``fc.weight`` and ``fc.bias``."""
     if not isinstance(classifier.head, LinearHead):
         raise _no_layout(
-            layout, f"its classifier is one linear layer, and this head is {classifier.head.settings['name']!r}"
+            layout, f"its classifier is one linear layer, and this head is {classifier.head_settings['name']!r}"
         )
     state = {name: tensor.detach().contiguous() for name, tensor in classifier.backbone.net.state_dict().items()}
     for conv in classifier.backbone.first_convs:

@@ -18,6 +18,7 @@ from finetune.errors import RunError
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
 from finetune.models.classifier import Classifier
+from finetune.models.own_modules import own_classes
 from finetune.models.weights import save_backbone, save_head, state_hash
 
 PARTS = ("head", "backbone")
@@ -64,6 +65,7 @@ def export_head(classifier: Classifier, path: Path) -> None:
     save_head(
         path,
         head=classifier.head,
+        settings=classifier.head_settings,
         backbone_hash=state_hash(classifier.backbone),
         classes=classifier.classes,
         multi_label=classifier.multi_label,
@@ -80,8 +82,10 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
     """Report the largest difference of a probability when a part's own client does its half of the work."""
     source = classifier.backbone.source
     report: dict[str, Any] = {"format": form, "precision": "fp32", "images": images.told, "problems": [], "remarks": []}
-    if form == "backbone" and source == "residual":
-        report["remarks"].append("its network is built by finetune alone, so no other client can open it: not compared")
+    own = own_classes(classifier.describe())
+    alone = "finetune" if form == "backbone" and source == "residual" else own.get(form)
+    if alone:
+        report["remarks"].append(f"its network is built by {alone} alone, so no other client can open it: not compared")
         return report | {"opened_by": "none", "unreadable": 0, "passed": True}
     reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
     pixels = torch.from_numpy(reference.pixels)

@@ -3,6 +3,7 @@
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem, stem_channels
+from finetune.models.own_modules import OWN
 from finetune.models.stages import StageMap
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
@@ -33,17 +35,19 @@ class Backbone(nn.Module):
 
     Args:
         net: Network of the library, with its classifier removed.
-        source: Library of the network, one of :data:`SOURCES`.
-        name: Name of the network in that library.
+        source: Library of the network, one of :data:`SOURCES`, or ``own`` for a module of the user's.
+        name: Name of the network in that library; of a module of the user's, its class.
         kwargs: Further keywords of its constructor; plain values.
         stage_map: Stage of each parameter and module.
         num_features: Length ``D`` of the features.
-        input_spec: Input that the weights expect, for three channels.
+        input_spec: Input that the weights expect; ``mean`` has one number for each channel of the stem, three but for
+            modules of the user's.
         first_convs: Dotted names of the convolutions in ``net`` that take the image; a stem with branches has several.
         fixed_size: Whether the network takes images of ``input_spec.size`` only.
         steps: Modules of each stage that, run one after the other, compute the network; None if it is not such a
             chain, and then it can only be split after its last stage.
         neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
+        pools: Whether the network gives maps ``(B, D, h, w)``, which are averaged over their pixels.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Backbone(nn.Module):
         fixed_size: bool = False,
         steps: Mapping[str, Sequence[nn.Module]] | None = None,
         neutral: Mapping[str, Tensor] | None = None,
+        pools: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
@@ -73,6 +78,7 @@ class Backbone(nn.Module):
         self.neutral = dict(neutral or {})
         self.adapted: tuple[int, str] | None = None
         self._stage_map = stage_map
+        self._pools = pools
         # a plain dictionary does not register the modules a second time under other names
         self._steps = {stage: list(modules) for stage, modules in steps.items()} if steps else None
         assert self._steps is None or tuple(self._steps) == self.stages
@@ -93,6 +99,9 @@ class Backbone(nn.Module):
     def forward(self, images_BSHW: Tensor) -> Tensor:
         """Compute the features ``(B, D)``."""
         output = self.net(images_BSHW)
+        if self._pools:
+            pooled_BD: Tensor = output.mean((2, 3))
+            return pooled_BD
         # transformers returns a structure whose pooled map is still (B, D, 1, 1)
         features_BD: Tensor = output if isinstance(output, Tensor) else output.pooler_output.flatten(1)
         return features_BD
@@ -119,8 +128,8 @@ class Backbone(nn.Module):
         if stage not in self.boundaries:
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
-            # transformers returns a structure, from which `Backbone.forward` takes the features
-            return _Whole(self) if self.source == "transformers" else self.net, nn.Identity()
+            # of a structure (transformers) or a map `Backbone.forward` makes the features
+            return _Whole(self) if self._pools or self.source == "transformers" else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
         parts = [[module for name in names for module in self._steps[name]] for names in self._halves(cut)]
@@ -156,6 +165,8 @@ class Backbone(nn.Module):
                 )
             return
         mean, std = self.input_spec.mean, self.input_spec.std
+        if self.source == OWN and self._takes_as_is(channels=channels, adapt=adapt):
+            return
         for position, name in enumerate(self.first_convs):
             conv = self.net.get_submodule(name)
             if not isinstance(conv, nn.Conv2d):
@@ -167,6 +178,25 @@ class Backbone(nn.Module):
             self._tell_owners(name, conv.in_channels)
         if stem_channels(channels=channels, adapt=adapt) != PRETRAINED_CHANNELS or adapt == "reinit":
             self.adapted = (channels, adapt)
+
+    def _takes_as_is(self, *, channels: int, adapt: str) -> bool:
+        """Tell whether a module of the user's takes these images without a change of its stem.
+
+        Raises:
+            UserError: It does not, and its stem cannot be changed.
+        """
+        native = len(self.input_spec.mean)
+        if channels == native and adapt in ("expand", "tile"):
+            return True
+        if native != PRETRAINED_CHANNELS:
+            raise UserError(
+                f"input.channels={channels}: {self.name} takes {native} channels, by its mean and std. Give images of "
+                f"{native} channels and leave input.adapt out."
+            )
+        changes = adapt == "reinit" or stem_channels(channels=channels, adapt=adapt) != native
+        if changes and not self.first_convs:
+            raise UserError(f"input.adapt={adapt!r}: {self.name} has no convolution to adapt. Use input.adapt=expand.")
+        return False
 
     def _tell_owners(self, name: str, in_channels: int) -> None:
         """Set the number of channels against which the stem of transformers checks an image."""
@@ -198,25 +228,52 @@ class _Whole(nn.Module):
         return features_BD
 
 
-def build_backbone(*, source: str, name: str, weights: str = "imagenet", seed: int = 0, **kwargs: Any) -> Backbone:
-    """Build a backbone with its weights.
+def build_backbone(
+    name: str | nn.Module,
+    *,
+    weights: str | Path | None = None,
+    source: str = "timm",
+    stages: Mapping[str, Sequence[str]] | None = None,
+    input_spec: InputSpec | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Backbone:
+    """Build a backbone with its weights: a network of a library by its name, or a module of your own.
 
     Args:
-        source: Library of the network, one of :data:`SOURCES`.
-        name: Name of the network in that library: for timm with or without a tag (``resnet50.a1_in1k``), for
-            transformers a snapshot folder or a name on the hub (``microsoft/resnet-50``), for ``residual``
-            ``resnet50`` or ``cifar_resnet56``.
+        name: Name of the network in its library: for timm with or without a tag (``resnet50.a1_in1k``), for transformers
+            a snapshot folder or a name on the hub (``microsoft/resnet-50``), for ``residual`` ``resnet50`` or
+            ``cifar_resnet56``. Or a module that maps images ``(B, S, H, W)`` to features ``(B, D)`` or maps
+            ``(B, D, h, w)``, which are averaged over their pixels.
         weights: ``none`` (random, from ``seed``), or a value that :func:`finetune.models.pretrained.load_weights`
-            takes.
+            takes: ``imagenet``, a path, ... None: ``imagenet`` for a library's network; a module keeps those it has.
+        source: Library of the network, one of :data:`SOURCES`; of no meaning for a module.
+        stages: For a module: the child modules of each stage, in order from the input, for instance
+            ``{"stem": ["conv1", "bn1"], "layer1": ["layer1"]}``. Together they hold every parameter once.
+        input_spec: For a module: input that its weights expect. None: 224 x 224 pixels, three channels, ImageNet's mean
+            and standard deviation.
         seed: Seed of random weights: the same seed gives the same weights; the global random state is left alone.
         **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
 
     Raises:
-        UserError: A source, name or keyword is unknown, or the weights cannot be obtained or do not fit.
+        UserError: A source, name or keyword is unknown, the weights cannot be obtained or do not fit, or the stages do
+            not cover the parameters of a module exactly once; the message names the parameter.
     """
     from finetune.models.pretrained import load_weights  # imported here, because that module imports this one
 
+    if isinstance(name, nn.Module):
+        from finetune.models.sources.from_own import backbone_of  # imported here, because that module imports this one
+
+        if kwargs:
+            raise UserError(f"{next(iter(kwargs))}: not taken for a module of your own, which is built already.")
+        backbone = backbone_of(name, stages=stages, input_spec=input_spec)
+        load_own_weights(backbone, weights)
+        return backbone
+    for key, value in (("stages", stages), ("input_spec", input_spec)):
+        if value is not None:
+            raise UserError(f"{key}: only for a module of your own. The library of {name!r} says it. Leave it out.")
     backbone = _architecture(source, name, kwargs, seed=seed)
+    weights = "imagenet" if weights is None else str(weights)
     if weights == "none":
         log.info("backbone %s: random weights from seed %d.", name, seed)
     else:
@@ -224,14 +281,48 @@ def build_backbone(*, source: str, name: str, weights: str = "imagenet", seed: i
     return backbone
 
 
-def backbone_from_description(description: Mapping[str, Any]) -> Backbone:
-    """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
+def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
+    """Load weights into a module of the user's, which has none in a library.
+
+    Args:
+        backbone: Network of source ``own``.
+        weights: A path; ``none`` or None keeps the weights that the module has.
 
     Raises:
-        UserError: The description does not fit this version.
+        UserError: The weights are those of a library, or do not fit.
+    """
+    from finetune.models.pretrained import WORDS, load_weights  # imported here, because that module imports this one
+
+    if weights is None or str(weights) == "none":
+        return
+    if str(weights) in WORDS or str(weights).isupper():
+        raise UserError(
+            f"backbone.weights={str(weights)!r}: no library has weights for {backbone.name}. Give a path, or "
+            "backbone.weights=none to keep the weights that the module has."
+        )
+    load_weights(backbone, str(weights))
+
+
+def backbone_from_description(description: Mapping[str, Any], *, module: nn.Module | None = None) -> Backbone:
+    """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
+
+    Args:
+        description: Plain values.
+        module: The network, where it is the user's own; None for a library's.
+
+    Raises:
+        UserError: The description does not fit this version, or the module does not fit the description.
     """
     if missing := {"source", "name", "kwargs", "input_spec"} - set(description):
         raise UserError(f"model description: the backbone needs the keys {sorted(missing)}.")
+    if description["source"] == OWN:
+        from finetune.models.sources.from_own import backbone_of  # imported here, because that module imports this one
+
+        if module is None:
+            raise UserError(f"backbone: {description['name']} is a class of the user's. Give a module of it.")
+        kwargs = description["kwargs"]
+        spec = InputSpec.from_dict(description["input_spec"])
+        return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
     backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
     backbone.input_spec = InputSpec.from_dict(description["input_spec"])
     return backbone

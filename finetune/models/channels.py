@@ -24,8 +24,13 @@ ADAPTATIONS = ("expand", "fold", "sum", "reinit", "tile")
 PRETRAINED_CHANNELS = 3
 
 
-def check_adapt(*, channels: int, adapt: str) -> None:
+def check_adapt(*, channels: int, adapt: str, native: int = PRETRAINED_CHANNELS) -> None:
     """Check that an adaptation exists for this number of channels.
+
+    Args:
+        channels: Number of channels of the user's images.
+        adapt: Adaptation, one of :data:`ADAPTATIONS`.
+        native: Number of channels that the network takes itself.
 
     Raises:
         UserError: The adaptation is unknown, or does not exist for this number of channels.
@@ -34,7 +39,7 @@ def check_adapt(*, channels: int, adapt: str) -> None:
         raise UserError(
             f"input.adapt={adapt!r}: unknown. Ways: {', '.join(ADAPTATIONS)}.{did_you_mean(adapt, ADAPTATIONS)}"
         )
-    if channels == PRETRAINED_CHANNELS:
+    if channels in (PRETRAINED_CHANNELS, native):
         return
     valid = ("expand", "fold", "sum", "reinit") if channels == 1 else ("tile", "reinit")
     if adapt not in valid:
@@ -52,8 +57,8 @@ class InputAdapter(nn.Module):
     Args:
         channels: Number of channels ``C`` of the user's images.
         adapt: Adaptation, one of :data:`ADAPTATIONS`; it has no effect for three channels, except ``reinit``.
-        mean: Mean per channel that the pretrained network expects (three of them), scale 0 to 1.
-        std: Standard deviation per channel that the pretrained network expects (three of them), scale 0 to 1.
+        mean: Mean per channel that the pretrained network expects, one for each channel of its stem, scale 0 to 1.
+        std: Standard deviation per channel that the pretrained network expects, likewise.
     """
 
     mean: Tensor
@@ -61,10 +66,10 @@ class InputAdapter(nn.Module):
 
     def __init__(self, *, channels: int, adapt: str, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        check_adapt(channels=channels, adapt=adapt)
+        check_adapt(channels=channels, adapt=adapt, native=len(mean))
         self.channels = channels
         self.appends_one = adapt == "fold" and channels == 1
-        if channels != PRETRAINED_CHANNELS and adapt != "expand":
+        if channels not in (PRETRAINED_CHANNELS, len(mean)) and adapt != "expand":
             mean, std = adapted_statistics(channels=channels, adapt=adapt, mean=mean, std=std)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)

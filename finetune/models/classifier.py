@@ -1,6 +1,7 @@
 """The classifier: normalisation, channel adaptation, backbone and head in one module, from raw images to logits."""
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError
+from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, backbone_from_description
 from finetune.models.channels import InputAdapter
 from finetune.models.heads import Head, build_head
+from finetune.models.modes import evaluating
+from finetune.models.own_modules import OWN, check_head, class_name, own_classes, own_head_settings
 from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
 
 # B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
 # D = features, K = classes
+
+log = logging.getLogger(__name__)
 
 HEAD = "head"
 KINDS = ("norms", "gates", "head")
@@ -30,26 +35,29 @@ class Classifier(nn.Module):
 
     Args:
         backbone: Network without classifier, its stem adapted to ``input_spec.channels``.
-        head: Module from features to logits.
+        head: Module from features ``(B, D)`` to logits ``(B, K)``: a head of :mod:`finetune.models.heads`, or the user's own.
         input_spec: Specification of the images; mean and std are those of the pretrained network.
         adapt: Adaptation from ``input_spec.channels`` to the channels of the stem.
         classes: Class names in the order of the logits.
         multi_label: Whether an image may show several classes or none; each logit then stands by itself.
+        head_target: Node that built a head of the user's, where a configuration named it.
     """
 
     def __init__(
         self,
         *,
         backbone: Backbone,
-        head: Head,
+        head: nn.Module,
         input_spec: InputSpec,
         adapt: str,
         classes: Sequence[str],
         multi_label: bool = False,
+        head_target: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        assert head.settings["num_classes"] == len(classes)
-        assert head.settings["num_features"] == backbone.num_features
+        if isinstance(head, Head):
+            assert head.settings["num_classes"] == len(classes)
+            assert head.settings["num_features"] == backbone.num_features
         self.input = InputAdapter(channels=input_spec.channels, adapt=adapt, mean=input_spec.mean, std=input_spec.std)
         self.backbone = backbone
         self.head = head
@@ -57,6 +65,15 @@ class Classifier(nn.Module):
         self.adapt = adapt
         self.classes = tuple(classes)
         self.multi_label = multi_label
+        self._head_target = head_target
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """Return plain JSON values that describe the head: its name and settings, or the class of the user's."""
+        if isinstance(self.head, Head):
+            return dict(self.head.settings)
+        widths = {"num_features": self.backbone.num_features, "num_classes": len(self.classes)}
+        return own_head_settings(self.head, **widths, target=self._head_target)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -145,7 +162,7 @@ class Classifier(nn.Module):
         """Return plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
         return {
             "backbone": self.backbone.describe(),
-            "head": dict(self.head.settings),
+            "head": self.head_settings,
             "input_spec": self.input_spec.to_dict(),
             "adapt": self.adapt,
             "classes": list(self.classes),
@@ -163,74 +180,150 @@ def _kind(path: str, module: nn.Module, name: str) -> str:
 
 
 def build_classifier(
-    *,
     backbone: Backbone,
-    head_settings: Mapping[str, Any],
+    *,
+    head: str | Mapping[str, Any] | nn.Module = "linear",
     classes: Sequence[str],
-    channels: int,
+    channels: int | None = None,
     size: tuple[int, int] | None = None,
     adapt: str = "expand",
     seed: int = 0,
     multi_label: bool = False,
+    head_target: Mapping[str, Any] | None = None,
 ) -> Classifier:
-    """Put a new head on a backbone, and adapt its stem (in place) to the channels of the images.
+    """Put a head on a backbone, and adapt its stem (in place) to the channels of the images.
 
     Args:
         backbone: Network to use; it is not copied.
-        head_settings: ``name`` and the keywords of :func:`finetune.models.heads.build_head` except the two sizes.
+        head: Name of a head (``linear``, ``mlp`` or ``cosine``); its settings, ``name`` and the keywords of
+            :func:`finetune.models.heads.build_head` except the two sizes; or a module of your own from features
+            ``(B, D)`` to logits ``(B, K)``, which is used as it is. ``backbone.num_features`` is D.
         classes: Class names in the order of the logits.
-        channels: Number of channels of the images.
+        channels: Number of channels of the images; None for as many as the backbone takes.
         size: Height and width in pixels; None for the size the weights were trained with.
         adapt: Channel adaptation, one of :data:`finetune.models.channels.ADAPTATIONS`.
         seed: Seed of all random weights made here: those of a new stem and of the head.
         multi_label: Whether an image may show several classes or none.
+        head_target: Node that built a head of your own, where a configuration named it.
 
     Raises:
-        UserError: Channels and adaptation cannot be combined, or a setting of the head is out of range.
+        UserError: Channels and adaptation cannot be combined, a setting of the head is out of range, or a head of your own
+            does not take the features or gives other than K logits.
     """
-    given = {key: value for key, value in head_settings.items() if key not in ("num_features", "num_classes")}
-    head = build_head(**given, num_features=backbone.num_features, num_classes=len(classes), seed=seed)
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f"backbone: must be what finetune.build_backbone returns. It is a {type(backbone).__name__}. Write "
+            "finetune.build_backbone(module, stages={...}) for a network of your own."
+        )
+    names = [str(name) for name in classes]
+    if isinstance(classes, str) or len(set(names)) != len(names) or len(names) < 2:
+        raise UserError(f"classes={shortened(names)}: must be at least two different names.")
+    widths: dict[str, int] = {"num_features": backbone.num_features, "num_classes": len(names)}
+    if isinstance(head, nn.Module):
+        check_head(head, **widths)
+        made: nn.Module = head
+    else:
+        settings: dict[str, Any] = {"name": head} if isinstance(head, str) else dict(head)
+        given = {key: value for key, value in settings.items() if key not in widths}
+        made = build_head(**{**given, **widths, "seed": seed})
+    channels = len(backbone.input_spec.mean) if channels is None else channels
     backbone.check_size(size)
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
-    return Classifier(
-        backbone=backbone, head=head, input_spec=spec, adapt=adapt, classes=classes, multi_label=multi_label
+    classifier = Classifier(
+        backbone=backbone,
+        head=made,
+        input_spec=spec,
+        adapt=adapt,
+        classes=names,
+        multi_label=multi_label,
+        head_target=head_target,
     )
+    if backbone.source == OWN:
+        _check_takes_images(classifier)
+    return classifier
 
 
-def classifier_from_description(description: Mapping[str, Any]) -> Classifier:
-    """Build the architecture that :meth:`Classifier.describe` described, with random weights; download nothing.
+@torch.no_grad()
+def _check_takes_images(classifier: Classifier) -> None:
+    """Check by a forward pass that a network of the user's takes images of the chosen size and channels.
 
     Raises:
-        UserError: The description is incomplete or does not fit this version.
+        UserError: It does not.
+    """
+    spec = classifier.input_spec
+    parameter = next(classifier.backbone.parameters())
+    zeros = torch.zeros(2, spec.channels, *spec.size, dtype=parameter.dtype, device=parameter.device)
+    rule = (
+        f"size={list(spec.size)}: {classifier.backbone.name} must give features (B, {classifier.backbone.num_features}) for "
+        f"images of this size. A forward pass of zeros {tuple(zeros.shape)}"
+    )
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(classifier):
+            features_BD = classifier.embed(zeros)
+    except Exception as error:  # the user's code may raise anything
+        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+        raise UserError(f"{rule} failed with {type(error).__name__}: {why}. Choose another size.") from error
+    if features_BD.shape != (2, classifier.backbone.num_features):
+        raise UserError(f"{rule} gave {tuple(features_BD.shape)}. Choose another size.")
+
+
+def classifier_from_description(
+    description: Mapping[str, Any], *, modules: Mapping[str, nn.Module] | None = None
+) -> Classifier:
+    """Build the architecture that :meth:`Classifier.describe` described, with random weights; download nothing.
+
+    Args:
+        description: Plain values.
+        modules: The user's own modules that the description needs, as ``head`` and ``backbone``; their weights stay as
+            they are.
+
+    Raises:
+        UserError: The description is incomplete or does not fit this version, or a module is missing, needless or does not
+            fit.
     """
     # descriptions written before multi-label support lack the key
     description = {"multi_label": False, **description}
     expected = {"backbone", "head", "input_spec", "adapt", "classes", "multi_label"}
     if set(description) != expected:
         raise UserError(f"model description: needs the keys {sorted(expected)}. Found {sorted(description)}.")
-    spec = InputSpec.from_dict(description["input_spec"])
-    backbone = backbone_from_description(description["backbone"])
+    given, needed = dict(modules or {}), own_classes(description)
+    if extra := sorted(set(given) - set(needed)):
+        raise UserError(
+            f"modules[{extra[0]!r}]: not needed. This model needs {', '.join(needed) or 'no module of your own'}. Leave it out."
+        )
+    if missing := [f"{part} ({needed[part]})" for part in needed if part not in given]:
+        raise UserError(f"modules: must hold the classes that this model needs. Missing: {', '.join(missing)}.")
+    for part, module in given.items():
+        if not isinstance(module, nn.Module):
+            raise UserError(f"modules[{part!r}]: must be an nn.Module. It is a {type(module).__name__}.")
+        if class_name(module) != needed[part]:
+            log.warning("%s: saved with %s, loaded into %s.", part, needed[part], class_name(module))
+    spec, settings = InputSpec.from_dict(description["input_spec"]), description["head"]
+    backbone = backbone_from_description(description["backbone"], module=given.get("backbone"))
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
+    if (own := given.get("head")) is not None:
+        check_head(own, num_features=backbone.num_features, num_classes=len(description["classes"]))
     return Classifier(
         backbone=backbone,
-        head=build_head(**description["head"]),
+        head=build_head(**settings) if own is None else own,
         input_spec=spec,
         adapt=description["adapt"],
         classes=description["classes"],
         multi_label=description["multi_label"],
+        head_target=settings.get("target") if own is not None else None,
     )
 
 
 @torch.no_grad()
 def adaptation_cost(
-    *, backbone: Backbone, head_settings: Mapping[str, Any], images_BCHW: Tensor, adapt: str, seed: int = 0
+    *, backbone: Backbone, head: str | Mapping[str, Any], images_BCHW: Tensor, adapt: str, seed: int = 0
 ) -> float:
     """Measure how far an adaptation to one channel moves the logits from those of ``expand``.
 
     Args:
         backbone: Pretrained network whose stem is not yet adapted; it is copied and left unchanged.
-        head_settings: Settings of the head, as in :func:`build_classifier`; both networks get the same seeded head.
+        head: Name or settings of the head, as in :func:`build_classifier`; both networks get the same seeded head.
         images_BCHW: One-channel images, ``uint8`` or float in [0, 1].
         adapt: Adaptation to compare with ``expand``.
         seed: Seed of the head, and of the stem for ``reinit``.
@@ -242,7 +335,7 @@ def adaptation_cost(
     for way in ("expand", adapt):
         model = build_classifier(
             backbone=copy.deepcopy(backbone),
-            head_settings=head_settings,
+            head=head,
             classes=("0", "1"),
             channels=1,
             adapt=way,

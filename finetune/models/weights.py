@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError, shortened
-from finetune.models.heads import Head, build_head
+from finetune.models.heads import build_head
+from finetune.models.own_modules import OWN
 from finetune.models.size_limit import parameters_at_most
 from finetune.safe_files import check_regular, check_zip, load_tensors, need, parse_json, tensor_shapes
 from finetune.safe_files import read_json as read_json_file
 from finetune.safetensors_writer import write_tensors
+from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from finetune.models.backbone import Backbone
@@ -273,13 +275,20 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
 
 
 def save_head(
-    path: str | Path, *, head: Head, backbone_hash: str, classes: Sequence[str], multi_label: bool = False
+    path: str | Path,
+    *,
+    head: nn.Module,
+    settings: Mapping[str, Any],
+    backbone_hash: str,
+    classes: Sequence[str],
+    multi_label: bool = False,
 ) -> None:
     """Write a head together with the hash of the backbone and the classes it was trained with.
 
     Args:
         path: Path of the ``.safetensors`` file.
-        head: Head built by :func:`finetune.models.heads.build_head`.
+        head: Head to write.
+        settings: Its description, :attr:`finetune.models.classifier.Classifier.head_settings`.
         backbone_hash: :func:`state_hash` of the backbone.
         classes: Class names in the order of the logits.
         multi_label: Whether an image may show several classes or none.
@@ -287,7 +296,7 @@ def save_head(
     metadata = {
         "format": FORMAT_VERSION,
         "kind": "head",
-        "head": head.settings,
+        "head": dict(settings),
         "backbone_hash": backbone_hash,
         "classes": list(classes),
         "multi_label": multi_label,
@@ -324,12 +333,26 @@ def save_backbone(
     save_tensors(path, state, metadata=metadata)
 
 
-def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], multi_label: bool = False) -> Head:
+def load_head(
+    path: str | Path,
+    *,
+    backbone_hash: str,
+    classes: Sequence[str],
+    multi_label: bool = False,
+    own: nn.Module | None = None,
+) -> nn.Module:
     """Read a head if it belongs to this backbone and these classes.
+
+    Args:
+        path: Path of the ``.safetensors`` file.
+        backbone_hash: :func:`state_hash` of the backbone.
+        classes: Class names in the order of the logits.
+        multi_label: Whether an image may show several classes or none.
+        own: The user's own head, into which the weights are loaded; None builds the head that the file describes.
 
     Raises:
         UserError: The file does not hold a head, or holds one that was trained on another backbone, another class list
-            or another kind of labels.
+            or another kind of labels, or one of a class of the user's that was not given.
     """
     name = f"head.weights='{path}'"
     check_regular(path, name=name)
@@ -357,10 +380,20 @@ def load_head(path: str | Path, *, backbone_hash: str, classes: Sequence[str], m
             f"{metadata['backbone_hash'][:12]}, this one's {backbone_hash[:12]}. "
             "Give backbone.weights= the backbone exported with it, or train a new head."
         )
+    described = metadata["head"].get("name")
+    if described == OWN and own is None:
+        raise UserError(
+            f"{name}: holds the weights of a class of the user's, {printable(str(metadata['head'].get('class')))[:200]}. "
+            "Give that class too: head._target_=CLASS."
+        )
+    if described != OWN and own is not None:
+        raise UserError(
+            f"{name}: holds a {printable(str(described))[:200]} head, not one of head._target_. Leave one of them out."
+        )
     numbers = sum(math.prod(shape) for shape in tensor_shapes(path, name=name).values())
     try:
         with parameters_at_most(numbers, name=name):
-            head = build_head(**metadata["head"])
+            head: nn.Module = build_head(**metadata["head"]) if own is None else own
         state = load_tensors(path, name=name)
         check_digest(name, state, metadata_entry(path))
         head.load_state_dict(state)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.bundle_card import how_to_open
 from finetune.input_spec import InputSpec
 from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
@@ -44,16 +45,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
         f"Made by `finetune`. Backbone weights at the start: `{backbone['weights']}`. Schedule: "
         f"`{results['schedule']}`, seed {results['seed']}.",
         "",
-        "## Use",
-        "",
-        "```python",
-        "import finetune",
-        'model = finetune.load("PATH_OF_THIS_FOLDER")   # uint8 images (B, C, H, W) to logits (B, K)',
-        "```",
-        "",
-        f"Input: {spec.channels} channel(s), {spec.size[0]} x {spec.size[1]} pixels, `uint8`. The shorter side is resized "
-        f"to the size over {spec.crop_pct:g} ({spec.interpolation}, {spec.crop_mode}); normalisation is inside the model.",
-        *(["", "An image may show several classes, or none: probabilities are `logits.sigmoid()`."] if several else []),
+        *how_to_open(classifier),
         "",
         "## Test",
         "",

@@ -459,8 +459,8 @@ class Run:
             write_checked_text(self.run_dir / "predictions.csv", predictions)
             save_outputs(self.run_dir / EVALUATION, evaluated["gathered"])
             save_bundle(
-                self.run_dir / "model",
                 self.classifier,
+                self.run_dir / "model",
                 metrics={"val": evaluated["val"], "test": evaluated["test"]},
                 data=results["data"],
                 training={"seed": self.seed, "phases": results["phases"], **self.facts},

@@ -47,9 +47,7 @@ def network(name: str, size: int) -> torch.nn.Module:
     backbone.input_spec = replace(backbone.input_spec, size=(size, size))
     classes = tuple(f"class {number}" for number in range(10))
     settings = {"name": "linear", "drop_rate": 0.0}
-    made = build_classifier(
-        backbone=backbone, head_settings=settings, classes=classes, channels=3, size=(size, size), seed=0
-    )
+    made = build_classifier(backbone=backbone, head=settings, classes=classes, channels=3, size=(size, size), seed=0)
     return made.eval()
 
 

@@ -43,7 +43,7 @@ def settled_classifier(
     backbone.input_spec = replace(backbone.input_spec, **spec)  # type: ignore[arg-type]
     model = build_classifier(
         backbone=backbone,
-        head_settings={"name": head},
+        head={"name": head},
         classes=classes,
         channels=channels,
         adapt=adapt,

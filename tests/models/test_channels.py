@@ -99,7 +99,7 @@ def test_a_way_that_does_not_exist_is_refused_with_those_that_do(channels: int, 
 def test_fold_is_exact_for_a_stem_with_branches_and_for_one_that_pads_by_itself(name: str, pixels: Pixels) -> None:
     backbone = build_backbone(source="timm", name=name, weights="none").double()
     head = {"name": "linear"}
-    assert adaptation_cost(backbone=backbone, head_settings=head, images_BCHW=pixels(1, size=64), adapt="fold") < 1e-12
+    assert adaptation_cost(backbone=backbone, head=head, images_BCHW=pixels(1, size=64), adapt="fold") < 1e-12
 
 
 @pytest.mark.parametrize("layer", ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d"])

@@ -17,7 +17,7 @@ def random_backbone() -> Backbone:
 def small_classifier(*, channels: int = 3, adapt: str = "expand", seed: int = 0) -> Classifier:
     return build_classifier(
         backbone=random_backbone(),
-        head_settings={"name": "linear", "drop_rate": 0.1},
+        head={"name": "linear", "drop_rate": 0.1},
         classes=("a", "b", "c"),
         channels=channels,
         adapt=adapt,
@@ -82,7 +82,7 @@ def test_fold_costs_rounding_and_sum_costs_more() -> None:
     images = pixels(1)
     cost = {
         way: adaptation_cost(
-            backbone=random_backbone().double(), head_settings={"name": "linear"}, images_BCHW=images, adapt=way
+            backbone=random_backbone().double(), head={"name": "linear"}, images_BCHW=images, adapt=way
         )
         for way in ("fold", "sum")
     }

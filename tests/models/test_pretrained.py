@@ -173,7 +173,7 @@ def test_a_grey_model_is_the_start_of_another_grey_model_with_other_classes(
 ) -> None:
     def grey(backbone: Backbone, classes: tuple[str, ...], way: str = adapt) -> Any:
         return build_classifier(
-            backbone=backbone, head_settings={"name": "linear"}, classes=classes, channels=1, adapt=way, size=(32, 32)
+            backbone=backbone, head={"name": "linear"}, classes=classes, channels=1, adapt=way, size=(32, 32)
         )
 
     first = grey(build_backbone(source="timm", name="resnet18", weights="none"), ("a", "b"))
@@ -201,7 +201,7 @@ def test_a_run_folder_stands_for_the_bundle_in_it_and_damaged_weights_are_refuse
 ) -> None:
     model = build_classifier(
         backbone=build_backbone(source="timm", name="resnet18", weights="none"),
-        head_settings={"name": "linear"},
+        head={"name": "linear"},
         classes=("a", "b"),
         channels=3,
     )
@@ -263,7 +263,7 @@ def test_a_folder_without_weights_and_a_head_as_backbone_are_refused(tmp_path: P
     with pytest.raises(UserError, match=r"holds none of model.safetensors, pytorch_model.bin"):
         build_backbone(source="timm", name="resnet18", weights=str(tmp_path))
     head = build_head(name="linear", num_features=512, num_classes=2)
-    save_head(tmp_path / "head.safetensors", head=head, backbone_hash="a", classes=("a", "b"))
+    save_head(tmp_path / "head.safetensors", head=head, settings=head.settings, backbone_hash="a", classes=("a", "b"))
     with pytest.raises(UserError, match=r"holds a head, not a backbone. Give it as head.weights"):
         build_backbone(source="timm", name="resnet18", weights=str(tmp_path / "head.safetensors"))
 

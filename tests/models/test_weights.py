@@ -166,7 +166,7 @@ def test_the_hash_sees_values_names_and_types_and_not_the_step_counter() -> None
 def test_a_head_comes_back_on_its_backbone_and_classes_and_nowhere_else(tmp_path: Path) -> None:
     head = build_head(name="mlp", num_features=4, num_classes=3, hidden=5, drop_rate=0.1, seed=1)
     path = tmp_path / "head.safetensors"
-    save_head(path, head=head, backbone_hash="aaaa", classes=("cat", "dog", "owl"))
+    save_head(path, head=head, settings=head.settings, backbone_hash="aaaa", classes=("cat", "dog", "owl"))
     again = load_head(path, backbone_hash="aaaa", classes=("cat", "dog", "owl"))
     assert again.settings == head.settings
     assert same(again.state_dict(), head.state_dict())

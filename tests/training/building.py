@@ -27,7 +27,7 @@ def tiny_classifier(
     backbone = build_backbone(source=source, name=name, weights="none", seed=seed)
     settings = {"name": "linear", "drop_rate": 0.0, **head}
     classifier = build_classifier(
-        backbone=backbone, head_settings=settings, classes=CLASSES, channels=3, size=(size, size), seed=seed
+        backbone=backbone, head=settings, classes=CLASSES, channels=3, size=(size, size), seed=seed
     )
     generator = torch.Generator().manual_seed(1)
     for module in classifier.modules():

@@ -1,0 +1,38 @@
+"""Builds the user's own modules that a bundle names, for a user who trusts it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.config.trust import build_module
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HELP = "import and build the classes of your own that RUN names; this runs their code"
+
+
+def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> "dict[str, nn.Module]":
+    """Build the modules that a run or bundle needs beside finetune's, from the nodes that a configuration named.
+
+    Args:
+        run: A run folder or a bundle folder.
+        trust: Whether the user typed ``--trust``.
+        given: Parts that the user has modules of already.
+
+    Returns:
+        Modules by part; empty for a model of finetune's own parts.
+
+    Raises:
+        UserError: There is no whole bundle, it needs classes and is not trusted, or a class cannot be built.
+    """
+    from finetune.bundle import find_bundle, needs_classes, read_model_json
+    from finetune.models.own_modules import own_classes, own_targets
+
+    model = read_model_json(find_bundle(run))["model"]
+    needed = {part: name for part, name in own_classes(model).items() if part not in given}
+    targets = own_targets(model)
+    if needed and (not trust or set(needed) - set(targets)):
+        raise UserError(needs_classes(str(run), model, needed))
+    return {part: build_module(targets[part], where=part, trusted=trust) for part in needed}

@@ -1,0 +1,100 @@
+"""The user's own modules in a model: their classes, and a check of each by one forward pass."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import UserError
+from finetune.models.modes import evaluating
+
+# B = batch, D = features, K = classes
+
+# in descriptions: the name of a head, and the source of a backbone, that is a module of the user's
+OWN = "own"
+
+
+def class_name(module: nn.Module) -> str:
+    """Return the module and the qualified name of a module's class.
+
+    >>> class_name(nn.Linear(1, 1))
+    'torch.nn.modules.linear.Linear'
+    """
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:
+    """Check by a forward pass of zeros that a head maps features ``(B, D)`` to logits ``(B, K)``.
+
+    Raises:
+        UserError: It does not.
+
+    >>> check_head(nn.Linear(8, 3), num_features=8, num_classes=3)
+    """
+    shape = (2, num_features)
+    rule = (
+        f"head: {class_name(head)} must map features (B, {num_features}) to logits (B, {num_classes}). "
+        f"A forward pass of zeros {shape}"
+    )
+    advice = f"Build it for {num_features} features and {num_classes} classes"
+    output = forward_zeros(head, shape, rule=rule, advice=advice)
+    if tuple(output.shape) != (2, num_classes):
+        raise UserError(f"{rule} gave {tuple(output.shape)}. {advice}.")
+
+
+def own_head_settings(
+    head: nn.Module, *, num_features: int, num_classes: int, target: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return plain JSON values that describe a head of the user's: its class, its widths, and the node that built it."""
+    settings = {"name": OWN, "class": class_name(head), "num_features": num_features, "num_classes": num_classes}
+    return settings if target is None else {**settings, "target": dict(target)}
+
+
+def own_classes(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return the classes of the user's that a model needs, by part: ``head`` and ``backbone``.
+
+    Args:
+        model: What :meth:`finetune.models.classifier.Classifier.describe` returned.
+    """
+    needed = {}
+    if model["head"].get("name") == OWN:
+        needed["head"] = str(model["head"]["class"])
+    if model["backbone"].get("source") == OWN:
+        needed["backbone"] = str(model["backbone"]["name"])
+    return needed
+
+
+def own_targets(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the nodes that built the user's modules, by part; a module that came as an object has none."""
+    targets = {"head": model["head"].get("target"), "backbone": model["backbone"]["kwargs"].get("target")}
+    return {part: dict(target) for part in own_classes(model) if (target := targets[part]) is not None}
+
+
+@torch.no_grad()
+def forward_zeros(net: nn.Module, shape: Sequence[int], *, rule: str, advice: str) -> Tensor:
+    """Return a module's output for zeros, in evaluation mode; leave the global random state alone.
+
+    Args:
+        net: Module to try.
+        shape: Shape of the input.
+        rule: Start of the message on a failure: what must hold, and what was tried.
+        advice: End of that message: what to do.
+
+    Raises:
+        UserError: The module raises an error, or returns no tensor.
+    """
+    parameter = next(iter(net.parameters()), None)
+    # a lazy parameter has no type yet
+    known = parameter is not None and not isinstance(parameter, nn.parameter.UninitializedParameter)
+    zeros = torch.zeros(shape, device=parameter.device if parameter is not None else None)
+    zeros = zeros.to(parameter.dtype) if parameter is not None and known else zeros
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(net):
+            output = net(zeros)
+    except Exception as error:  # the user's code may raise anything
+        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+        raise UserError(f"{rule} failed with {type(error).__name__}: {why}. {advice}.") from error
+    if not isinstance(output, Tensor):
+        raise UserError(f"{rule} gave a {type(output).__name__}, not a tensor. {advice}.")
+    return output
