@@ -16,6 +16,7 @@ from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -85,7 +86,7 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
         try:
             make_folder(folder)
         except OSError as error:
-            raise UserError(f"{name}: cannot be made. {error.strerror}.") from error
+            raise UserError(in_words(error, folder, "cannot be made", name=name)) from error
         with FolderLock(folder, name=name):
             _must_be_empty(folder, config)
             yield folder
@@ -98,9 +99,8 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(
-                f"run_dir: {free} cannot be made. {error.strerror}. Choose another place: run_dir=DIR."
-            ) from error
+            reason = in_words(error, free, "cannot be made", name=f"run_dir={str(free)!r}")
+            raise UserError(f"{reason} Or choose another place: run_dir=DIR.") from error
         with FolderLock(free, name=f"run_dir='{free}'"):
             yield free
         return

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import atomic_path, write_json
-from finetune.errors import UserError
-from finetune.file_errors import read_error
-from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, hold_readable, open_regular, read_json
+from finetune.errors import FileError, UserError
+from finetune.file_errors import in_words, read_error
+from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
 # digests kept of one file: a version that was never renamed into place may stand before the one that was
@@ -115,7 +115,7 @@ def verify(path: Path) -> None:
     try:
         same = str(size) in sizes and _digest(path) in known
     except OSError as error:
-        raise UserError(f"{path}: cannot be read. {error.strerror or error}.") from error
+        raise UserError(in_words(error, path, "cannot be read")) from error
     if not same:
         raise UserError(f"{path}: damaged. Its SHA-256 is not the one kept in {CHECKSUMS}. {remedy(path)}.")
 
@@ -152,10 +152,9 @@ def _verify_zip(path: Path) -> None:
             # torch would take a record that is marked as a folder for one without contents
             marked = [record.filename for record in archive.infolist() if record.external_attr]
             wrong = marked[0] if marked else archive.testzip()
-    except UserError:
+    except (UserError, FileError):
         raise
     except Exception as error:  # zipfile raises errors of many kinds on flipped bits of headers
-        hold_readable(path, str(path))
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:

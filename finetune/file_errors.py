@@ -76,14 +76,28 @@ def file_error(error: BaseException, path: str | Path | None, what: str, *, afte
         what: What could not be done, as ``could not be written``.
         after: A sentence on what is left.
     """
-    number = errno_of(error)
     path = path if path is not None else file_of(error)
-    if number is None or path is None:
+    if errno_of(error) is None or path is None:
         return None
-    cause, advice = _CAUSES.get(number, (os.strerror(number), "Remove the cause."))
+    return FileError(in_words(error, path, what, after=after))
+
+
+def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "", after: str = "") -> str:
+    """Describe a failure for the user: the file, what could not be done, the system's reason, what to do.
+
+    Args:
+        error: An exception with an error of the system behind it.
+        path: The file or folder.
+        what: What could not be done, such as ``cannot be made``.
+        name: How the user gave the path, such as ``run_dir='x'``; empty for the path itself.
+        after: A sentence on what is left.
+    """
+    number = errno_of(error)
+    unknown = str(error) if number is None else os.strerror(number)
+    cause, advice = _CAUSES.get(number or 0, (unknown, "Remove the cause."))
     if number in (errno.ENOSPC, errno.EDQUOT):
         cause += _free_beside(Path(path))
-    return FileError(" ".join(part for part in (f"{path}: {what}, {cause}.", after, advice) if part))
+    return " ".join(part for part in (f"{name or path}: {what}, {cause}.", after, advice) if part)
 
 
 def read_error(error: BaseException, path: str | Path) -> FileError | None:

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from finetune.distributed import process_lives
 from finetune.errors import UserError
+from finetune.file_errors import in_words
 
 try:
     import fcntl
@@ -119,7 +120,9 @@ class FolderLock:
         try:
             self._descriptor = open_lock_file(self._path)
         except OSError as error:
-            raise UserError(f"{self._name}: cannot be written. {error.strerror}: {self._path}.") from error
+            raise UserError(
+                in_words(error, self._path, f"{self._path.name} cannot be written in it", name=self._name)
+            ) from error
         try:
             free = lock_byte(self._descriptor, _AT)
         except OSError:

@@ -93,7 +93,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
                 "Start it again; its configuration is in config.yaml."
             )
         raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
-    record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict)
+    record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict, remedy=_REMEDY)
     if record.get("format") != FORMAT:
         found = printable(str(record.get("format", "no format")))[:40]
         raise UserError(f"{path}: written in format {found}, which is not the one this program reads ({FORMAT}).")

@@ -80,7 +80,35 @@ def open_regular(path: str | Path, *, name: str | None = None, largest: int | No
     if problem:
         os.close(descriptor)
         raise UserError(f"{name}: {problem}")
-    return os.fdopen(descriptor, "rb")
+    return io.BufferedReader(_NamedFile(descriptor, name))
+
+
+class _NamedFile(io.FileIO):
+    """Raises a message with the file's name where the disk does not give it back.
+
+    A bare ``OSError`` names no file, and zipfile and NumPy take it for a damaged one.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        super().__init__(descriptor, "rb")
+        self._called = name
+
+    def readinto(self, buffer: Any) -> Any:
+        """Read into a buffer; the number of bytes."""
+        with self._named():
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        """Read to the end."""
+        with self._named():
+            return super().readall()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise read_error(error, self._called) or error from error
 
 
 def check_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> Path:
@@ -117,8 +145,6 @@ def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARG
         try:
             return file.read(largest + 1)
         except OSError as error:
-            if (failed := read_error(error, name or path)) is not None:
-                raise failed from error
             raise UserError(f"{name or path}: cannot be read. {_why(error)}.") from error
 
 
@@ -266,26 +292,11 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            hold_readable(path, name)
             raise UserError(f"{name}: damaged. Its archive cannot be read: {_why(error)}.") from None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UserError(f"{name}: damaged. Its members are compressed, which torch.save never does.")
     if sum(member.file_size for member in members) > size:
         raise UserError(f"{name}: damaged. Its members are larger than the file.")
-
-
-def hold_readable(path: str | Path, name: str) -> None:
-    """Hold that the disk gives a file back: zipfile takes a read that failed for an archive without an end.
-
-    Raises:
-        FileError: It does not.
-    """
-    with open(path, "rb") as file:
-        try:
-            while file.read(2**20):
-                pass
-        except OSError as error:
-            raise read_error(error, name) or error from error
 
 
 def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:

@@ -36,6 +36,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Give it back: libraries written in C++ print lists of what an interpreter does not take apart at its end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_features_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Not the user's."""

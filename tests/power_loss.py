@@ -422,7 +422,8 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
     wrong = []
     if "Traceback" in said or "--traceback" in said:
         wrong.append("a bare Python error")
-    if status not in (0, 1):
+    # a run folder that cannot be made is the user's mistake
+    if status not in (0, 1) and not (status == 2 and "run_dir=" in said and "cannot be made" in said):
         wrong.append(f"status {status}")
     answers = said.splitlines()
     if status == 0:

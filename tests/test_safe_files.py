@@ -5,12 +5,13 @@ import json
 import os
 import socket
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from finetune.errors import UserError
+from finetune.errors import FileError, UserError
 from finetune.safe_files import (
     MOST_CONTAINERS,
     check_zip,
@@ -138,3 +139,11 @@ def test_a_safetensors_file_whose_header_lies_is_refused(tmp_path):
         for read in (load_tensors, tensor_shapes):
             with pytest.raises(UserError, match=r"x\.safetensors: not a safetensors file"):
                 read(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file whose bytes the system refuses, on Linux alone")
+@pytest.mark.parametrize("read", [lambda path: read_text(path), lambda path: check_zip(path)])
+def test_a_file_that_the_disk_does_not_give_back_is_named(read: Callable[[str], object]) -> None:
+    # reading the first page of a process's own memory is an input/output error
+    with pytest.raises(FileError, match=r"^/proc/self/mem: could not be read, the disk reports an input/output error"):
+        read("/proc/self/mem")

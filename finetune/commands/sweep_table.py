@@ -21,6 +21,7 @@ from finetune.config import to_config
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
+from finetune.file_errors import in_words
 from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
 
@@ -67,7 +68,7 @@ class Watch:
         except FileExistsError:
             raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.") from None
         except OSError as error:
-            raise Refused(f"hydra.sweep.dir={folder}: cannot be made. {error.strerror}.") from error
+            raise Refused(in_words(error, folder, "cannot be made", name=f"hydra.sweep.dir={folder}")) from error
         Watch.folder = folder
         print(f"sweep: {folder}", flush=True)
 

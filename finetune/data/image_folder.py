@@ -19,6 +19,7 @@ from finetune.data.listing import UNASSIGNED, Listing, check_classes, merge
 from finetune.data.path_table import PathTableBuilder
 from finetune.data.progress import Progress
 from finetune.errors import UserError
+from finetune.file_errors import in_words
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -251,7 +252,9 @@ class _Walker:
         try:
             return os.listdir(path)
         except OSError as error:
-            raise UserError(f"data.root={self.top!r}: {path!r} cannot be listed. {error.strerror}.") from None
+            raise UserError(
+                in_words(error, path, f"{path!r} cannot be listed", name=f"data.root={self.top!r}")
+            ) from None
 
     def _count_others(self, names: list[str]) -> None:
         for name in names:

@@ -94,7 +94,17 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
         with open_regular(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
         reasons = parse_json(problems.tobytes(), list, name=str(file))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError, MemoryError, TypeError, AttributeError):
+    except (
+        OSError,
+        FileError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        EOFError,
+        MemoryError,
+        TypeError,
+        AttributeError,
+    ):
         return None
     if stamps.dtype != _STAMP_TYPE or table.dtype != FACT_TYPE or len(stamps) != len(table):
         return None

@@ -76,8 +76,9 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
         need(stored, {"overrides": list, "epochs": int}, name=str(path))
         if stored != settings:
             raise UserError(
-                f"--output {folder}: holds the ladder of other settings: {' '.join(map(str, stored['overrides']))}, "
-                f"--epochs {stored['epochs']}. Choose another folder, or give the same settings to go on with it."
+                f"--output {folder}: its {path.name} is of a ladder with other settings: "
+                f"{' '.join(map(str, stored['overrides']))}, --epochs {stored['epochs']}. "
+                "Choose another folder, or give the same settings to go on with it."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -139,6 +139,7 @@ class Campaign:
         try:
             yield
         finally:
+            gc.unfreeze()
             for name, value in kept.items():
                 os.environ.pop(name, None)
                 if value is not None:
