@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.training.results import RunResult
 
-# what costs seconds to import is imported when it is first asked for
+# modules that take seconds to import are imported on first use
 _LATER = {
     "fit": "finetune.api",
     "load": "finetune.api",

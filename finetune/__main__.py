@@ -1,4 +1,4 @@
-"""``python -m finetune``."""
+"""Entry point of ``python -m finetune``."""
 
 from finetune.cli import entry
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their target, synced, renamed."""
+"""Atomic files, which are either complete or absent: written beside their target, synced, then renamed."""
 
 import contextlib
 import glob
@@ -16,26 +16,25 @@ from finetune.file_errors import file_error, file_of
 
 PART = ".part"
 _A_DAY = 86_400.0
-# without dots, which part the name of a file
+# no dots, because they separate the parts of the file name
 _HOST = socket.gethostname().replace(".", "_")
 
 
 @contextlib.contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """A path beside the target to write to; it takes the target's place when the block ends well.
+    """Yield a path beside the target to write to, and rename it to the target if the block succeeds.
 
-    What stood at the target before stays whole until then, also through a kill, a full disk, a failure in the block or a
-    power cut. When this returns, a power cut cannot take the new file away any more: its bytes, its name and the folders
-    made for it are on the disk.
+    The previous file at the target stays intact until then, also through a kill, a full disk, a failure in the block or a power
+    cut. Once this returns, a power cut cannot lose the new file: its bytes, its name and the folders created for it are on disk.
 
     Raises:
-        FileError: The system did not let it be written; nothing is left beside the target.
+        FileError: The system did not allow the write; nothing is left beside the target.
     """
     target = Path(target)
     with contextlib.suppress(OSError):
         for left in target.parent.glob(f".{glob.escape(target.name)}.*{PART}"):
             _remove_abandoned(left)
-    # the process: two that write the same file must not write the same part
+    # the name includes the process, because two processes that write the same file must not write the same part
     part = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}{PART}")
     replaced = False
     try:
@@ -56,11 +55,11 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 
 def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError | None:
-    """The message where it is the target that could not be written."""
+    """Return the error message if the target could not be written, else None."""
     if isinstance(error, (UserError, RunError)):
         return None
     named = file_of(error)
-    # the block may have read other files
+    # the error may come from another file that the block read
     if named is not None and target.parent not in (named.parent, named) and named not in target.parents:
         return None
     if replaced:
@@ -71,10 +70,10 @@ def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it that are missing, each so that a power cut cannot take it away.
+    """Create a folder and its missing parents, so that a power cut cannot lose any of them.
 
     Raises:
-        OSError: The system did not let one be made; it is named.
+        OSError: The system did not allow the creation; the error names the folder.
     """
     missing = []
     at = Path(folder)
@@ -89,7 +88,7 @@ def make_folder(folder: str | Path) -> None:
 
 
 def open_to_umask(path: Path) -> None:
-    """Give a file the mode that an ordinary one would have; safetensors makes its files readable by the owner alone."""
+    """Give a file the default mode of the umask; safetensors makes its files readable by the owner only."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
@@ -103,32 +102,32 @@ def write_text(target: str | Path, text: str) -> None:
 
 
 def write_json(target: str | Path, value: Any) -> None:
-    """Write JSON atomically; numbers that JSON does not have (NaN, infinity) are refused."""
+    """Write JSON atomically; refuse numbers that JSON does not have (NaN, infinity)."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def remove_parts(folder: str | Path) -> None:
-    """Remove what interrupted writes left behind below a folder."""
+    """Remove the temporary files of interrupted writes below a folder."""
     for part in Path(folder).rglob(f".*{PART}"):
         _remove_abandoned(part)
 
 
 def _remove_abandoned(part: Path) -> None:
-    """Remove the part of a file whose process is gone; that of another machine, if nobody wrote to it for a day."""
+    """Remove a temporary file if its process has ended or, for another host's, if nobody wrote to it for a day."""
     host, _, number = part.name.removesuffix(PART).rpartition(".")[2].rpartition("-")
     with contextlib.suppress(OSError):
         if host in ("", _HOST):
-            gone = number.isdigit() and not process_lives(int(number))
+            abandoned = number.isdigit() and not process_lives(int(number))
         else:
-            gone = time.time() - part.stat().st_mtime > _A_DAY
-        if gone:
+            abandoned = time.time() - part.stat().st_mtime > _A_DAY
+        if abandoned:
             part.unlink(missing_ok=True)
 
 
 def sync_folders(folder: str | Path) -> None:
-    """Put the names of a folder and of all below it on the disk: a killed process may have left them unsynced.
+    """Sync the names of a folder and of all folders below it, because a killed process may have left them unsynced.
 
-    What a resumed run goes on from must not be taken away by a power cut after it has gone on.
+    Otherwise a power cut could lose files that a resumed run has already built on.
     """
     folder = Path(folder)
     for each in (folder.absolute().parent, folder, *(path for path in folder.rglob("*") if path.is_dir())):
@@ -136,17 +135,17 @@ def sync_folders(folder: str | Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk: new, renamed and removed ones."""
+    """Sync the names in a folder to the disk: new, renamed and removed ones."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows cannot open a folder; its rename is durable without
+    except PermissionError:  # Windows cannot open a folder; its renames are durable anyway
         if os.name == "nt":
             return
         raise
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # the system knows a descriptor alone
+        # the system knows only a descriptor, not the name
         error.filename = str(folder)
         raise
     finally:

@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run. The only place that turns keys into arguments."""
+"""Builds the objects of a run from its configuration. This is the only module that turns config keys into arguments."""
 
 import inspect
 import itertools
@@ -19,7 +19,7 @@ from finetune.errors import UserError, did_you_mean, shortened
 from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
 
-if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
+if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from torch import nn
 
     from finetune.data.datamodule import ImageDataModule
@@ -31,18 +31,18 @@ if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered
 
 Say = Callable[[str], None]
 NATIVE_CHANNELS = {"digits": 1}
-# keys of `data` that say how images are handed over, not where they come from
+# keys of `data` that concern loading, not the source of the images
 _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment")
 
 
 def choose_run_dir(config: Config) -> Path:
-    """The folder that a new run will make, as far as it can be told before; :func:`make_run_dir` makes it.
+    """Choose the folder of a new run, as far as it is known before :func:`make_run_dir` creates it.
 
-    A process that DDP started takes the folder of the process that started it.
+    A process that DDP started uses the folder of the process that started it.
 
     Raises:
-        UserError: The folder given holds something already, or none is given and the processes, started by others than
-            this program, could not agree on one.
+        UserError: The given folder is not empty, or none is given and the processes, which were started from outside, could
+            not agree on one.
     """
     inherited = os.environ.get(RUN_DIR_OF_RUN)
     if inherited and not is_rank_zero():
@@ -64,19 +64,20 @@ def choose_run_dir(config: Config) -> Path:
 
 @contextmanager
 def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
-    """Make the folder of a new run, for this process alone while the block runs.
+    """Create the folder of a new run and hold it for this process while the block runs.
 
-    Of several processes that want the same folder one gets it. The processes that DDP started have it made by the first.
+    If several processes want the same folder, only one gets it. In the other processes that DDP started nothing is created,
+    because the first process creates the folder.
 
     Args:
-        config: Of the run.
-        folder: From :func:`choose_run_dir`.
+        config: Configuration of the run.
+        folder: Folder from :func:`choose_run_dir`.
 
     Yields:
-        The folder, with a number at its end where none was given and another process was faster.
+        The folder; with a number appended if none was given and another process was faster.
 
     Raises:
-        UserError: The folder that was given is another process's, or has something in it by now.
+        UserError: Another process holds the given folder, or the folder is no longer empty.
     """
     if not is_rank_zero():
         yield folder
@@ -107,7 +108,7 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
 
 
 def _numbered(base: Path) -> Iterator[Path]:
-    """A path, then the same with 2, 3, ... at its end."""
+    """Yield a path, then the path with -2, -3, ... appended."""
     yield base
     yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
 
@@ -121,10 +122,10 @@ def _must_be_empty(folder: Path, config: Config) -> None:
 
 
 def check_typed_places(config: Config) -> None:
-    """Refuse data or weights that are not there in the words that were typed, before their places are made absolute.
+    """Refuse missing data or weights with the paths that the user typed, before these are made absolute.
 
     Raises:
-        UserError: A place does not exist.
+        UserError: A path does not exist.
     """
     data, weights = config.data, config.backbone.weights
     typed = {"folder": data.root, "manifest": data.path}.get(data.source)
@@ -134,12 +135,12 @@ def check_typed_places(config: Config) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """The same configuration with the places of data and weights independent of the working directory.
+    """Return the configuration with paths of data and weights that do not depend on the working directory.
 
-    A run is resumed, tested and reported from any directory, also after its folder has been moved.
+    A run can be resumed, tested and reported from any directory, also after its folder has been moved.
 
     Raises:
-        UserError: A place has a name that is no text in UTF-8, which the files of a run could not hold.
+        UserError: A path is not valid UTF-8, so the files of a run cannot store it.
     """
     data, backbone, head = config.data, config.backbone, config.head
     for key, place in (("data.root", data.root), ("data.path", data.path), ("run_dir", config.run_dir)):
@@ -161,14 +162,14 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def check_data_is_there(config: Config, *, command: str) -> None:
-    """Hold that the data of a run is where it was when the run began.
+    """Check that the data of a run is still where it was when the run started.
 
     Args:
-        config: Of the run.
-        command: Takes ``data.root=`` or ``data.path=``, for the message.
+        config: Configuration of the run.
+        command: Command that takes ``data.root=`` or ``data.path=``, for the message.
 
     Raises:
-        UserError: It is gone.
+        UserError: The data is no longer there.
     """
     if config.data.source not in ("folder", "manifest", "huggingface"):
         return
@@ -202,10 +203,10 @@ def _absolute(path: str) -> str:
 
 
 def check_paths(config: Config, *, training: bool = True) -> None:
-    """What can be said of the data's place before torch is imported, which takes seconds.
+    """Check the location of the data as far as possible before torch is imported, which takes seconds.
 
     Args:
-        config: Checked.
+        config: Checked configuration.
         training: Whether every class needs a training image.
 
     Raises:
@@ -226,7 +227,7 @@ def check_paths(config: Config, *, training: bool = True) -> None:
 
 
 def settings_of(source: str) -> Sequence[str]:
-    """The settings that a source takes.
+    """Return the settings that a source takes.
 
     Raises:
         UserError: There is no such source.
@@ -241,7 +242,7 @@ def settings_of(source: str) -> Sequence[str]:
 
 
 def build_source(config: Config) -> "Source":
-    """Where the images come from."""
+    """Build the source of the images."""
     from finetune.data.registry import SOURCES
 
     data = config.data
@@ -263,10 +264,10 @@ def build_source(config: Config) -> "Source":
 
 
 def build_pretrained(config: Config, say: Say) -> "Backbone":
-    """The pretrained network, said where its weights come from; its stem is not adapted yet.
+    """Build the pretrained backbone and report the origin of its weights; its stem is not adapted yet.
 
     Raises:
-        UserError: The weights cannot be had, or do not fit.
+        UserError: The weights are not available, or do not fit.
     """
     from finetune.models.backbone import build_backbone
 
@@ -287,7 +288,7 @@ def build_pretrained(config: Config, say: Say) -> "Backbone":
 
 
 def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
-    """The network at its start, said where its weights come from.
+    """Build the initial network and report the origin of its weights.
 
     Raises:
         UserError: Weights or head do not fit.
@@ -336,10 +337,10 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
 
 
 def image_size(value: Any) -> tuple[int, int] | None:
-    """``input.size`` as height and width.
+    """Return ``input.size`` as height and width.
 
     Raises:
-        UserError: It is neither a whole number nor two of them.
+        UserError: The value is neither a whole number nor two of them.
 
     >>> image_size(64)
     (64, 64)
@@ -355,13 +356,13 @@ def image_size(value: Any) -> tuple[int, int] | None:
 def build_data(
     config: Config, source: "Source", classifier: "Classifier", worker_init: Callable[[int], None] | None = None
 ) -> "ImageDataModule":
-    """The data module of a run.
+    """Build the data module of a run.
 
     Args:
-        config: Checked.
-        source: Where images come from.
-        classifier: Says what an image must look like.
-        worker_init: Called in each loader process with its number.
+        config: Checked configuration.
+        source: Source of the images.
+        classifier: Model that defines the input of the network.
+        worker_init: Function called in each loader process with its number; None for none.
     """
     from finetune.data.class_weights import balanced_sample_weights
     from finetune.data.datamodule import ImageDataModule
@@ -380,14 +381,14 @@ def build_data(
 
 
 def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
-    """The optimizer of a phase as a function of its groups.
+    """Return a function that builds the optimizer of a phase from its parameter groups.
 
     Args:
-        phase: Names it.
-        trusted: Whether the user typed that name; else it must be an optimizer of torch or timm.
+        phase: Phase whose configuration names the optimizer.
+        trusted: Whether the user typed that name; if not, it must be an optimizer of torch or timm.
 
     Raises:
-        UserError: The node's target is no optimizer, or refuses its arguments.
+        UserError: The node's target is not an optimizer, or refuses its arguments.
     """
     node = dict(phase.optimizer)
     target = str(node.pop("_target_", DEFAULT_OPTIMIZER))
@@ -397,7 +398,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
         try:
             if _can_be_fused(make, arguments, phase):
-                # RuntimeError: this device or type has no such kernel
+                # RuntimeError: this device or dtype has no fused kernel
                 with suppress(RuntimeError):
                     return make(groups, **arguments, fused=True)
             return make(groups, **arguments)
@@ -408,10 +409,10 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
 
 
 def _can_be_fused(make: Callable[..., Any], arguments: dict[str, Any], phase: "Phase") -> bool:
-    """Whether torch's one-pass kernel of an optimizer may be asked for.
+    """Whether to request an optimizer's fused one-pass kernel from torch.
 
-    AdamW on the 11 million weights of ResNet-18 takes 5 ms by it in place of 32 ms on two cores. Lightning clips no gradients
-    in mixed precision for an optimizer that is fused.
+    AdamW on the 11 million weights of ResNet-18 takes 5 ms with it instead of 32 ms on two cores. In mixed precision, Lightning
+    does not clip gradients for a fused optimizer.
     """
     try:
         takes = inspect.signature(make).parameters
@@ -422,7 +423,7 @@ def _can_be_fused(make: Callable[..., Any], arguments: dict[str, Any], phase: "P
 
 
 def imbalance(config: Config) -> dict[str, str]:
-    """What a run does about classes of different size, as its plan and its results say it."""
+    """Return how a run handles classes of different size, for its plan and its results."""
     gamma = f", gamma {config.loss.focal_gamma:g}" if config.loss.name == "focal" else ""
     return {
         "loss": f"{config.loss.name}{gamma}",
@@ -432,7 +433,7 @@ def imbalance(config: Config) -> dict[str, str]:
 
 
 def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
-    """The training loss of a phase, for one label an image or for several."""
+    """Return a function that builds the training loss of a phase, single-label or multi-label."""
     import torch
 
     from finetune.data.class_weights import class_weights, positive_weights
@@ -458,18 +459,18 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
 
 
 def trainer_factory(config: Config, run_dir: Path, *, precision: str, trusted: bool) -> Callable[..., Any]:
-    """Makes a Lightning Trainer from the configuration's node and the arguments that a run decides.
+    """Return a function that builds a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
     Args:
-        config: Checked.
-        run_dir: Of the run.
-        precision: In place of ``auto``.
-        trusted: Whether the user typed the node; else it may name listed classes alone.
+        config: Checked configuration.
+        run_dir: Run folder.
+        precision: Precision that replaces ``auto``.
+        trusted: Whether the user typed the node; if not, it may name only listed classes.
 
     Raises:
-        UserError: The node sets what the run decides.
+        UserError: The node sets an argument that the run decides.
     """
-    if not isinstance(precision, str):  # of run.json, which somebody else may have written
+    if not isinstance(precision, str):  # from run.json, which may have another origin
         raise UserError(f"precision={str(precision)[:80]!r}: must be a word such as 32-true.")
 
     def build(**decided: Any) -> Any:
@@ -499,7 +500,7 @@ class RunParts:
 
 
 def _say_what_the_data_holds(source: "Source", say: Say) -> None:
-    """The audit in a few lines, and what was decided about the data."""
+    """Print the audit in a few lines, and the decisions about the data."""
     from finetune.data.audit import audit
     from finetune.data.audit_text import short
 
@@ -514,16 +515,17 @@ def assemble(
     description: dict[str, Any] | None = None,
     worker_init: Callable[[int], None] | None = None,
 ) -> RunParts:
-    """Source, network, batches and schedule of a configuration.
+    """Build source, network, data module and schedule of a configuration.
 
     Args:
-        config: Checked.
-        say: Takes what the user should hear.
-        description: Of the network, where its weights will be loaded from a run: nothing is fetched then.
-        worker_init: Called in each loader process with its number.
+        config: Checked configuration.
+        say: Function that shows a line to the user.
+        description: Description of the network, if its weights will be loaded from a run, so that nothing is downloaded;
+            None builds the network from the configuration.
+        worker_init: Function called in each loader process with its number; None for none.
 
     Raises:
-        UserError: Something does not fit.
+        UserError: Parts of the configuration do not fit together.
     """
     check_paths(config)
     source = build_source(config)

@@ -1,4 +1,4 @@
-"""From the configuration of a schedule to its phases, every name checked against the network."""
+"""Builds the phases of a schedule from the configuration, and checks every name against the network."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "list[Phase]":
-    """The schedule, resolved against the network.
+    """Resolve the schedule of a configuration against the network.
 
     Raises:
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
@@ -73,15 +73,15 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
 
 
 def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
-    """What keeps several heads from being trained side by side in a phase."""
-    found = []
+    """Return the problems that prevent training several heads side by side in a phase."""
+    problems = []
     if phase.train != ("head",):
-        found.append(
+        problems.append(
             f"{where}: tries rates for the head on fixed features. This phase trains {', '.join(phase.train)}. "
             "Write train=[head], or one lr."
         )
     if phase.solver != "gradient":
-        found.append(f"{where}: solver={phase.solver!r} takes no rate. Leave one of them out.")
+        problems.append(f"{where}: solver={phase.solver!r} takes no rate. Leave one of them out.")
     others = {
         "mixup": phase.mixup,
         "cutmix": phase.cutmix,
@@ -89,12 +89,12 @@ def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
         "accumulate": phase.accumulate > 1,
     }
     if taken := [name for name, value in others.items() if value]:
-        found.append(f"{where}: cannot be combined with {', '.join(taken)}. Leave that out, or write one lr.")
-    return found
+        problems.append(f"{where}: cannot be combined with {', '.join(taken)}. Leave that out, or write one lr.")
+    return problems
 
 
 def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:
-    """``cache`` as a word where YAML made a truth value of it."""
+    """Return settings with ``cache`` as a word where YAML has read it as a boolean."""
     words = {True: "auto", False: "off"}
     return {
         key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()

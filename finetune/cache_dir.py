@@ -1,17 +1,17 @@
-"""Where everything that can be computed again is kept between runs."""
+"""The user's cache folder, for everything that can be computed again."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder(name: str) -> Path | None:
-    """A folder of the user's cache: of ``$FINETUNE_CACHE``, else ``$XDG_CACHE_HOME/finetune``, else ``~/.cache/finetune``.
+    """Return a path in the user's cache: ``$FINETUNE_CACHE``, ``$XDG_CACHE_HOME/finetune``, or ``~/.cache/finetune``.
 
     Args:
-        name: Of the folder or file inside.
+        name: Name of the folder or file in the cache.
 
     Returns:
-        Its path, which need not exist; None where ``FINETUNE_CACHE=off`` says that the user wants no cache.
+        The path, which need not exist; None if ``FINETUNE_CACHE=off`` disables the cache.
     """
     named = os.environ.get("FINETUNE_CACHE")
     if named == "off":

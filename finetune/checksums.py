@@ -1,8 +1,8 @@
-"""Checksums of what a run reads back, so that a flipped bit is an error and never other weights.
+"""Checksums of the files that a run reads back, so that a flipped bit raises an error instead of changing weights.
 
-Checkpoints are zip files, in which torch keeps a CRC-32 of each record; reading one compares them. Every other file has its
-size and SHA-256 in ``checksums.json`` of its folder. A kill between the two writes must not make a good file look damaged: a new
-digest is added to ``checksums.json`` before the file is renamed into place, and those of the versions before it are kept.
+Checkpoints are zip files, in which torch keeps a CRC-32 of each record; reading a checkpoint compares them. The size and SHA-256
+of every other file are in ``checksums.json`` of its folder. A kill between the two writes must not make a good file look damaged:
+a new digest is added to ``checksums.json`` before the file is renamed into place, and the digests of earlier versions are kept.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from finetune.file_errors import in_words, read_error
 from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
-# digests kept of one file: a version that was never renamed into place may stand before the one that was
+# digests kept per file: a version that was never renamed into place may come before the current one in the list
 _KEPT = 8
 
-# bytes that are hashed at most, by suffix: an endless file need not be read to its end
+# most bytes to hash, by suffix, so that an endless file is not read
 _LARGEST = {".json": LARGEST_JSON, ".csv": LARGEST_TABLE}
 
-# what to do about a damaged file, where something can be done without a copy
+# remedy for a damaged file that can be made again without a copy
 _REMEDIES = {
     "last.ckpt": "Delete it, and the phase begins again from its start",
     "best.ckpt": "Delete it and last.ckpt beside it, and the phase begins again from its start",
@@ -42,11 +42,11 @@ _REMEDIES = {
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes.
+    """Return the hex digest of a file's bytes.
 
     Raises:
-        UserError: It is no ordinary file, or too large for its kind.
-        FileError: The disk does not give its bytes back.
+        UserError: The path is not a regular file, or the file is too large for its kind.
+        FileError: The disk cannot read the file back.
     """
     with open_regular(path) as file:
         try:
@@ -57,7 +57,7 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def checked_path(target: str | Path) -> Iterator[Path]:
-    """Like :func:`finetune.atomic_files.atomic_path`, for a file whose checksum is kept.
+    """Like :func:`finetune.atomic_files.atomic_path`, but also record the file's checksum.
 
     Raises:
         RunError: The disk is full.
@@ -69,19 +69,19 @@ def checked_path(target: str | Path) -> Iterator[Path]:
 
 
 def write_checked_json(target: str | Path, value: Any) -> None:
-    """Write JSON atomically and keep its checksum; NaN and infinity are refused."""
+    """Write JSON atomically and record its checksum; refuse NaN and infinity."""
     write_checked_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_checked_text(target: str | Path, text: str) -> None:
-    """Write a text file atomically, in UTF-8, and keep its checksum."""
+    """Write a text file atomically, in UTF-8, and record its checksum."""
     with checked_path(target) as part, part.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
 
 
 def keep_checksum(path: Path) -> None:
-    """Add the checksum of a file as it stands, where it was written without."""
+    """Record the checksum of an existing file that was written without one."""
     _add(path, _digest(path))
 
 
@@ -99,10 +99,10 @@ def _add(path: Path, digest: str) -> None:
 
 
 def verify(path: Path) -> None:
-    """Compare a file with its checksum. A file of which none is kept passes: see :func:`require_checksums`.
+    """Compare a file with its checksum. A file without a checksum passes: see :func:`require_checksums`.
 
     Raises:
-        UserError: Its bytes are not those that were written.
+        UserError: The file's bytes are not those that were written.
     """
     if path.suffix == ".ckpt":
         _verify_zip(path)
@@ -121,10 +121,10 @@ def verify(path: Path) -> None:
 
 
 def require_checksums(paths: Iterable[Path]) -> None:
-    """Hold that a checksum is kept of each of these files that exists.
+    """Check that each of these files that exists has a checksum.
 
     Raises:
-        UserError: There is none.
+        UserError: A file has none.
     """
     for path in paths:
         if path.is_file() and path.name not in _read(path.parent):
@@ -149,12 +149,12 @@ def _read(folder: Path) -> dict[str, list[str]]:
 def _verify_zip(path: Path) -> None:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            # torch would take a record that is marked as a folder for one without contents
+            # torch would read a record marked as a folder as one without contents
             marked = [record.filename for record in archive.infolist() if record.external_attr]
             wrong = marked[0] if marked else archive.testzip()
     except (UserError, FileError):
         raise
-    except Exception as error:  # zipfile raises errors of many kinds on flipped bits of headers
+    except Exception as error:  # zipfile raises many kinds of errors for flipped bits in headers
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:
@@ -162,7 +162,7 @@ def _verify_zip(path: Path) -> None:
 
 
 def remedy(path: Path) -> str:
-    """What to do about a damaged file of a run."""
+    """Return what to do about a damaged file of a run."""
     known = _REMEDIES.get(path.name)
     if known is None:
         return "Put a copy of it back, if there is one; else train again"

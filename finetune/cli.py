@@ -1,4 +1,4 @@
-"""The command table. Imports nothing heavy: help, completion and mistakes are answered before torch is loaded."""
+"""The command table. Imports nothing heavy, so that help, completion and errors appear before torch is loaded."""
 
 import importlib
 import logging
@@ -18,13 +18,13 @@ from finetune.terminal import guarded_output, open_missing_streams
 
 @dataclass(frozen=True)
 class Command:
-    """One row of the table.
+    """One row of the command table.
 
     Args:
-        module: Holds ``run(argv: list[str]) -> int`` and, where it has one, its own help.
-        usage: What follows the command's name.
-        summary: One line.
-        composes: Whether it takes a run's configuration as key=value.
+        module: Module with ``run(argv: list[str]) -> int`` and possibly its own help.
+        usage: Arguments after the command's name.
+        summary: Description of one line.
+        composes: Whether the command takes a run's configuration as key=value.
     """
 
     module: str
@@ -60,7 +60,7 @@ examples:
 
 
 def overview() -> str:
-    """The text of ``finetune --help``."""
+    """Return the text of ``finetune --help``."""
     width = max(len(name) + 1 + len(command.usage) for name, command in COMMANDS.items())
     rows = [f"  {f'{name} {c.usage}':{width}}  {c.summary}" for name, c in COMMANDS.items()]
     return "\n".join(
@@ -79,10 +79,10 @@ def overview() -> str:
 
 
 def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The command and what is left; ``train`` where the first word is an override or an option.
+    """Return the command and the remaining words; ``train`` if the first word is an override or an option.
 
     Raises:
-        UserError: The first word is no command.
+        UserError: The first word is not a command.
 
     >>> split_command(["experiment=digits"])
     ('train', ['experiment=digits'])
@@ -102,8 +102,8 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0 is success, 1 a run that failed, 2 a mistake of the user's; 130 is Ctrl-C, and a run that another signal stopped ends
-    with 128 plus its number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
+    0 is success, 1 a failed run, 2 a user error, 130 Ctrl-C. A run that another signal stops ends with 128 plus the signal's
+    number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
     """
     with guarded_output():
         return _main(argv)
@@ -134,7 +134,7 @@ def _main(argv: Sequence[str] | None) -> int:
         status = error.status if isinstance(error, Interrupted) else 130
         return _fail(error, status=status, show_traceback=show_traceback)
     except BrokenPipeError:
-        # the reader of a pipe has gone, as with `| head`; nothing is left to say to it
+        # the reader of the pipe has exited, as with `| head`; there is nobody left to write to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except RunError as error:
@@ -147,16 +147,16 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 class _Shown(logging.Handler):
-    """Prints, so that a line goes where standard output leads at that moment."""
+    """Prints log records, so that each line goes wherever standard output points at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line; a process that was forked from the first is not the first."""
+        """Print one line, only in the first process; a process forked from it does not count as the first."""
         if is_rank_zero():
             print(record.getMessage(), flush=True)
 
 
 def _show_log() -> None:
-    """What the package logs (which prefix was cut from a state dict, say) is for the user; once, by the first process."""
+    """Show the package's log (such as a prefix removed from a state dict) to the user, once, from the first process."""
     logger = logging.getLogger("finetune")
     if is_rank_zero() and not logger.handlers:
         logger.addHandler(_Shown())
@@ -169,7 +169,7 @@ def _is_completion(argv: Sequence[str]) -> bool:
 
 def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
     if not is_rank_zero():
-        # Ctrl-C reaches every process of a run; one of them answers
+        # Ctrl-C reaches every process of a run, but only one of them reports it
         if isinstance(error, KeyboardInterrupt):
             return status
         print(f"{process_name()}: ", end="", file=sys.stderr)
@@ -186,7 +186,7 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
 
 
 def entry() -> NoReturn:
-    """The installed command: :func:`main` as a process of its own."""
+    """Run :func:`main` as the process of the installed command."""
     open_missing_streams()
     collect_garbage_rarely()
     leave(main())

@@ -1,27 +1,27 @@
-"""Which of several processes this one is, known before torch or Lightning is imported."""
+"""The rank of this process among the processes of a run, known before torch or Lightning is imported."""
 
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# as set by torchrun, by Lightning's own launcher, and by SLURM
+# set by torchrun, by Lightning's own launcher, and by SLURM
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-# how many processes there are: torchrun's word, and that of a SLURM job step
+# number of processes: set by torchrun, and for a SLURM job step
 _SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-# handed down to the processes that Lightning starts: where the run lies, and who started them
+# passed to the processes that Lightning starts: the run folder, and the process that started them
 RUN_DIR_OF_RUN, STARTED_BY = "FINETUNE_RUN_DIR", "FINETUNE_STARTED_BY"
-# what Lightning leaves in the environment once it has started processes
+# variables that Lightning leaves in the environment after it has started processes
 _LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the one process of a run that talks and writes."""
+    """Whether this is the one process of a run that prints and writes."""
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def process_name() -> str:
-    """This process among those of the run, for messages: ``process 3``, or ``process 1 of node 2``."""
+    """Return the name of this process for messages: ``process 3``, or ``process 1 of node 2``."""
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:
         return f"process {os.environ.get('RANK') or os.environ['SLURM_PROCID']}"
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
@@ -29,17 +29,17 @@ def process_name() -> str:
 
 
 def started_together() -> bool:
-    """Whether the processes of the run were all started from outside: by torchrun, by SLURM, or by hand on each node."""
+    """Whether all processes of the run were started from outside: by torchrun, by SLURM, or by hand on each node."""
     return RUN_DIR_OF_RUN not in os.environ and (
         not is_rank_zero() or any(int(os.environ.get(name) or 1) > 1 for name in _SIZES)
     )
 
 
 def ignore_signals_to_the_group() -> None:
-    """Called in loader processes: a signal to all processes of a run is answered by the one that trains, which ends these.
+    """Make a loader process ignore signals to all processes of a run; the training process handles them and ends its loaders.
 
-    A scheduler, a terminal and ``kill -- -GROUP`` send to all of them, and a loader that dies turns the step in hand into an
-    error. The second SIGTERM is obeyed: by it a DataLoader ends a process that takes too long.
+    A scheduler, a terminal and ``kill -- -GROUP`` signal all of them, and a loader that dies turns the current step into an
+    error. The second SIGTERM takes effect, because a DataLoader uses it to end a process that takes too long.
     """
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
@@ -48,8 +48,8 @@ def ignore_signals_to_the_group() -> None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether there is a process of that number on this machine; where the system cannot tell, it counts as there."""
-    if os.name == "nt":  # a signal of number 0 would be Ctrl-C there
+    """Whether a process with this id exists on this machine; assumed to exist if the system cannot tell."""
+    if os.name == "nt":  # signal number 0 would be Ctrl-C there
         return True
     try:
         os.kill(pid, 0)
@@ -62,10 +62,10 @@ def process_lives(pid: int) -> bool:
 
 @contextmanager
 def environment_restored() -> Iterator[None]:
-    """What Lightning and a run write into the environment is gone after the block.
+    """Restore after the block the environment variables that Lightning and a run set.
 
-    Lightning takes a ``LOCAL_RANK`` that it finds as a sign that the other processes exist already; the next job of a
-    sweep would wait for them for ever.
+    Lightning takes an existing ``LOCAL_RANK`` as a sign that the other processes already exist; the next job of a sweep would
+    wait for them forever.
     """
     names = (*_LAUNCHED, RUN_DIR_OF_RUN, STARTED_BY)
     before = {name: os.environ.get(name) for name in names}

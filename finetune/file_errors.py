@@ -1,7 +1,7 @@
-"""What went wrong with a file, in one sentence: which file, what could not be done, and why.
+"""Describes a file error in one sentence: which file, what could not be done, and why.
 
 The system, torch and safetensors report the same failure in different ways: as an ``OSError`` with a number and perhaps a
-name, as a ``RuntimeError`` of torch's zip writer around it, or as a ``SafetensorError`` with the system's words.
+file name, as a ``RuntimeError`` of torch's zip writer around it, or as a ``SafetensorError`` with the system's words.
 """
 
 import errno
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.errors import FileError
 
-# number of the error -> the cause and what to do about it
+# error number -> cause and advice
 _CAUSES = {
     **dict.fromkeys((errno.ENOSPC, errno.EFBIG), ("the disk is full", "Make room.")),
     errno.EDQUOT: ("the disk quota is used up", "Make room, or ask for more."),
@@ -27,13 +27,13 @@ _CAUSES = {
     errno.EISDIR: ("a folder is in its place", "Move the folder away."),
     errno.ENAMETOOLONG: ("its name is too long", "Use a shorter one."),
 }
-# safetensors ends with "(os error 28)"; torch's writer has the system's words alone
+# safetensors ends with "(os error 28)"; torch's writer has only the system's words
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _WORDS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)}
 
 
 def errno_of(error: BaseException) -> int | None:
-    """Number of the system's error behind an exception; None where the system is not the cause.
+    """Return the number of the system error behind an exception; None if the system is not the cause.
 
     >>> errno_of(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
     True
@@ -47,8 +47,8 @@ def errno_of(error: BaseException) -> int | None:
         if isinstance(at, MemoryError):
             return errno.ENOMEM
         text = str(at)
-        if found := _NUMBER_IN_TEXT.search(text):
-            return int(found[1] or found[2])
+        if match := _NUMBER_IN_TEXT.search(text):
+            return int(match[1] or match[2])
         for words, number in _WORDS.items():
             if words in text:
                 return number
@@ -57,24 +57,24 @@ def errno_of(error: BaseException) -> int | None:
 
 
 def file_of(error: BaseException) -> Path | None:
-    """The file that the system named with its error; None where it named none."""
+    """Return the file that the system named in its error; None if it named none."""
     at: BaseException | None = error
     while at is not None:
         if isinstance(at, OSError) and isinstance(at.filename, (str, bytes, os.PathLike)):
-            # of a rename, the new name is the one that was wanted
+            # for a rename, the new name is the file being written
             return Path(os.fsdecode(at.filename2 or at.filename))
         at = at.__cause__ or at.__context__
     return None
 
 
 def file_error(error: BaseException, path: str | Path | None, what: str, *, after: str = "") -> FileError | None:
-    """The failure as a message for the user; None where the system is not its cause.
+    """Return the failure as a message for the user; None if the system is not its cause.
 
     Args:
-        error: What was raised.
-        path: The file; None takes the one that the system named.
-        what: What could not be done, as ``could not be written``.
-        after: A sentence on what is left.
+        error: Exception that was raised.
+        path: File of the failure; None takes the file that the system named.
+        what: What could not be done, such as ``could not be written``.
+        after: Sentence about the state that is left.
     """
     path = path if path is not None else file_of(error)
     if errno_of(error) is None or path is None:
@@ -101,9 +101,9 @@ def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "
 
 
 def read_error(error: BaseException, path: str | Path) -> FileError | None:
-    """The message where it is the system that cannot read a file; None where what the file holds is wrong.
+    """Return the error if the system cannot read a file; None if the file's contents are wrong.
 
-    A reader that is led astray by a damaged file may be refused by the system too, with other numbers than these.
+    A reader misled by a damaged file may get errors from the system too, but with other numbers than these.
     """
     if errno_of(error) not in (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return None
@@ -111,7 +111,7 @@ def read_error(error: BaseException, path: str | Path) -> FileError | None:
 
 
 def _free_beside(path: Path) -> str:
-    """Room on the disk of a path, in brackets; nothing where the system does not tell."""
+    """Return the free space on the disk of a path, in brackets; empty if the system does not report it."""
     at = path.absolute()
     while not at.exists() and at != at.parent:
         at = at.parent

@@ -1,8 +1,8 @@
 """Locks that end with the process that holds them, however it ends.
 
-On Unix a lock on a byte of a file (``fcntl.lockf``) belongs to one process. A worker that the process has forked, and that
-outlives it for a moment, does not keep it; a lock by ``flock`` would pass on to the worker, and a run that was killed and is
-resumed at once would find itself in use. Windows locks a byte of an open file, until the system closes it.
+On Unix a lock on a byte of a file (``fcntl.lockf``) belongs to one process. A worker forked from the process that outlives it for
+a moment does not keep the lock; a ``flock`` lock would pass on to the worker, and a run that was killed and is resumed at once
+would be reported as in use. Windows locks a byte of an open file until the system closes the file.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-# far behind what is written in the file: Windows lets nobody else read a byte that is locked
+# far beyond the file's contents, because Windows lets no other process read a locked byte
 _AT = 2**20
 
 
 def lock_byte(descriptor: int, at: int, *, wait: bool = False) -> bool:
-    """Lock one byte of an open file; False where another process has it.
+    """Lock one byte of an open file; return False if another process has locked it.
 
     Args:
-        descriptor: Of the file, open for writing.
-        at: Number of the byte; it need not be there.
-        wait: Until the other process lets go of it or dies.
+        descriptor: Descriptor of the file, open for writing.
+        at: Offset of the byte; it need not exist.
+        wait: Whether to wait until the other process releases the lock or dies.
 
     Raises:
         OSError: The file system has no locks.
@@ -61,7 +61,7 @@ def lock_byte(descriptor: int, at: int, *, wait: bool = False) -> bool:
 
 
 def unlock_byte(descriptor: int, at: int) -> None:
-    """Let go of a byte that :func:`lock_byte` has locked."""
+    """Release a byte that :func:`lock_byte` has locked."""
     if fcntl is not None:
         fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, at)
         return
@@ -72,10 +72,10 @@ def unlock_byte(descriptor: int, at: int) -> None:
 
 
 def open_lock_file(path: Path) -> int:
-    """Open a file that is locked and written, made where it is missing; where a link leads, nothing is made or written.
+    """Open a lock file for writing, creating it if missing; refuse a link, so that nothing is created or written elsewhere.
 
     Raises:
-        OSError: It cannot be opened, or is no ordinary file.
+        OSError: The file cannot be opened, or is not a regular file.
     """
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o666)
@@ -86,17 +86,17 @@ def open_lock_file(path: Path) -> int:
 
 
 class FolderLock:
-    """Keeps other processes of this program out of a folder that one of them writes.
+    """Keeps other processes of this program out of a folder while one of them writes to it.
 
-    Use it as a context manager. The file ``.lock`` says which process has the folder, and is removed at the end; where the
-    process was killed, the system takes the lock back and the file stays for the next one.
+    Use it as a context manager. The file ``.lock`` names the process that holds the folder and is removed at the end; if the
+    process is killed, the system releases the lock and the file stays for the next one.
 
     Args:
-        folder: Exists.
-        name: Of the folder as the user gave it, for messages.
+        folder: Existing folder.
+        name: The folder as the user gave it, for messages.
 
     Raises:
-        UserError: Another process has the folder, or nothing can be written there.
+        UserError: Another process holds the folder, or the folder is not writable.
     """
 
     def __init__(self, folder: Path, *, name: str) -> None:
@@ -105,7 +105,7 @@ class FolderLock:
             self._open()
             if self._is_there():
                 break
-            # the process that had it has just removed the file: this is no lock on what others open
+            # the previous holder has just removed this file, so a lock on it would not lock the file that others open
             os.close(self._descriptor)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         try:
@@ -113,7 +113,7 @@ class FolderLock:
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.write(self._descriptor, json.dumps(holder).encode())
         except OSError:
-            # on a full disk the lock holds all the same
+            # the lock is effective even if a full disk prevents writing the holder
             return
 
     def _open(self) -> None:
@@ -126,7 +126,7 @@ class FolderLock:
         try:
             free = lock_byte(self._descriptor, _AT)
         except OSError:
-            # a file system without locks, as some that are mounted from other machines: what is written there must do
+            # a file system without locks, such as some network mounts: the holder recorded in the file decides
             free = not self._holder_lives()
         if not free:
             message = self._in_use()
@@ -134,7 +134,7 @@ class FolderLock:
             raise UserError(message)
 
     def _is_there(self) -> bool:
-        """Whether the file that is open is the one in the folder."""
+        """Whether the open file is the one in the folder."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
         except FileNotFoundError:
@@ -149,7 +149,7 @@ class FolderLock:
         return holder if isinstance(holder, dict) else {}
 
     def _holder_lives(self) -> bool:
-        """Whether the process that is written in the file is one of this machine, and there; of others nobody knows."""
+        """Whether the recorded holder is a living process of this machine; holders on other machines cannot be checked."""
         holder = self._holder()
         pid = holder.get("pid")
         if not isinstance(pid, int) or pid == os.getpid() or holder.get("host") != socket.gethostname():
@@ -161,7 +161,7 @@ class FolderLock:
         for _ in range(20):
             if holder:
                 break
-            # it has the lock, and has not written yet who it is
+            # the holder has the lock but has not recorded itself yet
             time.sleep(0.05)
             holder = self._holder()
         who = "another process"
@@ -171,10 +171,10 @@ class FolderLock:
         return f"{self._name}: in use. {who} is writing there{since}. Wait until it ends, or stop it."
 
     def release(self) -> None:
-        """Give it up; a second time does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._descriptor < 0:
             return
-        # removed while it is locked: nobody else can have it by then; Windows removes no open file
+        # removed while locked, because nobody else can hold it then; Windows cannot remove an open file
         with contextlib.suppress(OSError):
             self._path.unlink()
         os.close(self._descriptor)

@@ -31,7 +31,7 @@ class InputSpec:
         mean: Mean per channel that the pretrained network expects, on the scale 0 to 1.
         std: Standard deviation per channel that the pretrained network expects, on the scale 0 to 1.
         interpolation: Resampling filter of the resize (antialiased).
-        crop_pct: Share of the resized side that the evaluation crop keeps: the shorter side is resized to
+        crop_pct: Fraction of the resized side that the evaluation crop keeps: the shorter side is resized to
             ``size / crop_pct`` and the centre is cropped. 1.0 keeps all of a square image.
         crop_mode: Crop of the evaluation view: ``center`` keeps the aspect ratio and crops; ``squash`` resizes both
             sides to ``size``.

@@ -24,24 +24,24 @@ from torchmetrics.utilities import dim_zero_cat
 
 # B = batch, K = classes, M = cells of a confusion matrix that are not zero
 
-# an image shows a class whose probability is above this, where it may show several
+# a multi-label image shows a class if its probability is above this
 THRESHOLD = 0.5
 # Guo et al. 2017, arXiv 1706.04599
 _BINS = 15
-# up to so many classes a confusion matrix is written whole; above, its cells that are not zero
+# up to this many classes the confusion matrix is written in full; above, only its non-zero cells
 MOST_IN_MATRIX = 1000
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Average precision, mean over the classes that an image shows; 0 where no image shows any."""
+    """Average precision, averaged over the classes that any image shows; 0 if no image shows any class."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average="none")
 
     def compute(self) -> torch.Tensor:  # type: ignore[override]  # torchmetrics' own average does so too
-        """The mean."""
+        """Return the mean over the classes that any image shows."""
         with warnings.catch_warnings():
-            # a class without a positive image is left out here, and reported by the audit
+            # a class without a positive image is left out here, and the audit reports it
             warnings.filterwarnings("ignore", message="No positive samples found in target")
             scores_K = super().compute()
         shown = torch.cat(list(self.target)).any(0) if isinstance(self.target, list) else self.target.any(0)
@@ -49,21 +49,21 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 
 
 class _CountedByClass:
-    """An update that counts the images of each class: torchmetrics' own makes a matrix of all pairs of classes each batch."""
+    """An update that counts images per class; torchmetrics' own update builds a matrix of all class pairs in every batch."""
 
     num_classes: int
     _update_state: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
         """Count probabilities (B, K) against class numbers (B,)."""
-        found = preds.argmax(1)
-        shown, predicted = self._images_of(target), self._images_of(found)
-        hits = self._images_of(target, (found == target).long())
+        answers = preds.argmax(1)
+        shown, predicted = self._images_of(target), self._images_of(answers)
+        hits = self._images_of(target, (answers == target).long())
         missed, false = shown - hits, predicted - hits
         self._update_state(hits, false, len(target) - hits - missed - false, missed)
 
     def _images_of(self, classes: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
-        """Sums by class, (K,), without waiting for the device as ``bincount`` does."""
+        """Return sums by class, (K,), without waiting for the device as ``bincount`` does."""
         counts = torch.ones_like(classes) if counts is None else counts
         return counts.new_zeros(self.num_classes).scatter_add_(0, classes, counts)
 
@@ -77,9 +77,9 @@ class _Recall(_CountedByClass, MulticlassRecall):  # type: ignore[misc]
 
 
 class ConfusionCells(Metric):
-    """The cells of the confusion matrix that are not zero, int64 (M, 3): true class, predicted class, images.
+    """The non-zero cells of the confusion matrix, int64 (M, 3): true class, predicted class, number of images.
 
-    There are never more than images, where a matrix of 10,000 classes has a hundred million cells.
+    There are never more cells than images, whereas a matrix of 10,000 classes has a hundred million cells.
     """
 
     full_state_update = False
@@ -91,34 +91,34 @@ class ConfusionCells(Metric):
         self.add_state("codes", default=[], dist_reduce_fx="cat")
 
     def update(self, preds: torch.Tensor, target: torch.Tensor) -> None:
-        """Note probabilities (B, K) against class numbers (B,)."""
+        """Record probabilities (B, K) against class numbers (B,)."""
         self.codes.append(target.long() * self.num_classes + preds.argmax(1))
 
     def compute(self) -> torch.Tensor:
-        """In the order of the matrix, row by row."""
+        """Return the cells in the order of the matrix, row by row."""
         if len(self.codes) == 0:
             return torch.zeros(0, 3, dtype=torch.int64)
         codes, images = torch.unique(dim_zero_cat(self.codes), return_counts=True)
         return torch.stack([codes // self.num_classes, codes % self.num_classes, images], dim=1)
 
     def plain(self, cells_M3: torch.Tensor) -> dict[str, list[list[int]]]:
-        """What :meth:`compute` gave, as files have it: ``confusion``, or of very many classes ``confusion_cells``."""
+        """Convert the result of :meth:`compute` for files: ``confusion``, or ``confusion_cells`` if there are many classes."""
         if self.num_classes > MOST_IN_MATRIX:
             return {"confusion_cells": cells_M3.tolist()}
-        true, found, images = cells_M3.cpu().unbind(1)
+        true, predicted, images = cells_M3.cpu().unbind(1)
         matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
-        matrix[true, found] = images
+        matrix[true, predicted] = images
         return {"confusion": matrix.tolist()}
 
 
 def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
-    """The metrics of one label an image, or of several; all take probabilities (B, K).
+    """Build the metrics for single-label or multi-label data; all take probabilities (B, K).
 
-    One: accuracy, macro F1, recall of each class, confusion matrix, expected calibration error. ``acc`` counts images, not
-    classes: accuracy is micro-averaged. A class without an image in the split does not enter the macro F1 (torchmetrics
+    Single-label: accuracy, macro F1, recall of each class, confusion matrix, expected calibration error. ``acc`` counts images,
+    not classes: accuracy is micro-averaged. A class without an image in the split does not enter the macro F1 (torchmetrics
     leaves out classes with neither targets nor predictions).
 
-    Several, with a threshold of a half: exact match as ``acc``, macro and micro F1, recall of each class, a confusion
+    Multi-label, with a threshold of one half: exact match as ``acc``, macro and micro F1, recall of each class, a confusion
     matrix for each class, mean average precision, and the calibration error over all pairs of an image and a class.
     """
     if multi_label:
@@ -141,20 +141,20 @@ def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricColle
             "ece": MulticlassCalibrationError(num_classes, n_bins=_BINS, norm="l1"),
         }
         groups = [["acc"], ["f1_macro", "recall"], ["confusion"], ["ece"]]
-    # the confusions have another state than the others; groups are found at the first update by comparing states,
-    # which would make the first batch of a run cost more than the others
+    # the confusion metrics have their own state; groups are given here because torchmetrics would determine them at the first
+    # update by comparing states, which would make the first batch of a run slower than the others
     collection = MetricCollection(chosen, compute_groups=groups)
     collection.add_metrics({"loss": MeanMetric()})
     return collection
 
 
 def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor) -> None:
-    """Count one batch.
+    """Update the metrics with one batch.
 
     Args:
-        metrics: As built by :func:`build_metrics`.
+        metrics: Metrics from :func:`build_metrics`.
         logits: Scores (B, K).
-        targets: Class numbers (B,); for several labels zeros and ones (B, K).
+        targets: Class numbers (B,); zeros and ones (B, K) for multi-label.
     """
     logits = logits.float()
     if targets.ndim == 2:
@@ -173,9 +173,9 @@ def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: 
 
 @contextmanager
 def _counting() -> Iterator[None]:
-    """Around updates: whole numbers are counted in any order alike.
+    """Turn deterministic algorithms off during updates, because counts do not depend on the order of summation.
 
-    Where algorithms are to be deterministic, torchmetrics compares every image with every bin instead of counting.
+    With deterministic algorithms on, torchmetrics compares every image with every bin instead of counting.
     """
     enabled, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -186,15 +186,15 @@ def _counting() -> Iterator[None]:
 
 
 def right_answers(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Which images are classified right, in every label where there are several, bool (B,)."""
+    """Return which images are classified correctly, for multi-label in every label, bool (B,)."""
     if targets.ndim == 2:
-        # a probability above a half is a logit above zero
+        # a probability above one half is a logit above zero
         return ((logits_BK > 0) == targets.bool()).all(1)
     return logits_BK.argmax(1) == targets
 
 
 def plain_metrics(metrics: MetricCollection) -> dict[str, Any]:
-    """Values as plain numbers and lists; scalars alone are what a logger takes."""
+    """Return the values as plain numbers and lists; a logger takes only the scalars."""
     values = metrics.compute()
     plain = {name: value.tolist() for name, value in values.items() if name != "confusion"}
     confusion = metrics["confusion"]
@@ -204,7 +204,7 @@ def plain_metrics(metrics: MetricCollection) -> dict[str, Any]:
 
 
 def in_words(values: dict[str, Any]) -> str:
-    """The main figures of :func:`plain_metrics`.
+    """Return the main values of :func:`plain_metrics` in words.
 
     >>> in_words({"acc": 0.5, "f1_macro": 0.25, "loss": 1.0})
     'accuracy 0.5000, macro F1 0.2500, loss 1.0000'

@@ -1,4 +1,4 @@
-"""What the command line changes in its own process for speed: Python's garbage collection and glibc's allocator.
+"""Changes of the command-line process for speed: Python's garbage collection and glibc's allocator.
 
 Only ``cli`` and ``commands`` import this module. Importing the package, loading a model or building a module from Python
 changes neither (``tests/test_imports.py``).
@@ -22,25 +22,25 @@ _DEFAULT_MMAP_MAX, _LARGE_BLOCK_BYTES = 65_536, 2**20
 
 
 def collect_garbage_rarely() -> None:
-    """Put garbage collection off while libraries are imported.
+    """Postpone garbage collection while libraries are imported.
 
-    The imports of a training run make a million objects, and none of them is garbage: collecting over and over took 1.4 of
+    The imports of a training run create a million objects, none of which is garbage: repeated collections took 1.4 of
     5.0 s (Python 3.11, two cores, median of three).
     """
     gc.set_threshold(*_RARE_THRESHOLD)
 
 
 def collect_garbage_as_usual() -> None:
-    """Undo :func:`collect_garbage_rarely` after the imports; what exists by then is never searched again."""
+    """Undo :func:`collect_garbage_rarely` after the imports; objects that exist by then are never searched again."""
     if gc.get_threshold() == _RARE_THRESHOLD:
         gc.freeze()
         gc.set_threshold(*_DEFAULT_THRESHOLD)
 
 
 def leave(status: int) -> NoReturn:
-    """End the process of a command as multiprocessing ends its own: exit functions, buffers, and no teardown of modules.
+    """End a command's process as multiprocessing ends its own: run exit functions, flush buffers, skip the module teardown.
 
-    Taking every module of torch apart takes seconds, and compiled extensions print lists of what they call leaked.
+    Tearing down all modules of torch takes seconds, and compiled extensions print lists of objects that they call leaked.
     """
     busy = any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
     if "torch" not in sys.modules or busy:
@@ -50,25 +50,25 @@ def leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        # Python reports it in its own way
+        # Python reports this error in its own way
         sys.exit(status)
     os._exit(status)
 
 
 def retain_freed_blocks() -> None:
-    """Let the allocator keep what is freed for the next batch.
+    """Make the allocator keep freed blocks for the next batch.
 
-    Glibc returns a block of more than 32 MB to the kernel when it is freed, and the kernel clears it, page by page, when the
-    next batch asks for it: a tenth of the time of training a whole ResNet-18 on two cores.
+    Glibc returns a freed block of more than 32 MB to the kernel, and the kernel clears it page by page when the next batch
+    allocates it: a tenth of the time of training a whole ResNet-18 on two cores.
     """
     _mallopt(M_MMAP_MAX, 0)
     _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    # one arena: each thread that reads images would keep blocks of its own (35 MB more)
+    # one arena, because each image-reading thread would otherwise keep its own blocks (35 MB more)
     _mallopt(M_ARENA_MAX, 1)
 
 
 def release_freed_blocks(worker: int = 0) -> None:
-    """Let large blocks return to the kernel as soon as they are freed, in a loader process or after training.
+    """Return large blocks to the kernel as soon as they are freed, in a loader process or after training.
 
     Args:
         worker: Unused; makes this a ``worker_init_fn`` of a DataLoader.
@@ -79,10 +79,10 @@ def release_freed_blocks(worker: int = 0) -> None:
 
 
 def free_memory() -> None:
-    """Collect garbage and return what the allocator keeps to the kernel.
+    """Collect garbage and return the allocator's free memory to the kernel.
 
-    Between phases: a Trainer is part of a reference cycle and keeps its loader's processes alive, and memory that is free when
-    new loader processes are forked would be held once more by each of them.
+    Used between phases: a Trainer is part of a reference cycle and keeps its loader processes alive, and every newly forked
+    loader process would hold another copy of the free memory.
     """
     gc.collect()
     # glibc only; ctypes raises TypeError on Windows, which has no default library

@@ -1,4 +1,4 @@
-"""What a run folder says about how it was started, and what must still hold when it is resumed."""
+"""The record of a run in its folder: how it was started, and what must be unchanged when it is resumed."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from finetune.safe_files import inside, need, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
 
-# 2: what was decided for `auto` is in it; 3: checksums of the run's files are kept
+# 2: includes the decisions for `auto`; 3: checksums of the run's files are kept
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
@@ -31,23 +31,23 @@ def create_run_folder(
     plan: list[dict[str, Any]],
     decided: dict[str, Any],
 ) -> None:
-    """Make the run folder. ``run.json`` is written last: with it, the run can be resumed.
+    """Create the run folder. ``run.json`` is written last; once it exists, the run can be resumed.
 
     Args:
-        run_dir: New or empty.
-        config: The whole configuration as plain values.
-        config_yaml: The same for people.
-        model: Description of the network, from which it is rebuilt without fetching anything.
-        index: The table of samples.
-        plan: One entry a phase.
-        decided: What the program chose where the configuration says ``auto``; a resumed run takes it from here.
+        run_dir: New or empty folder.
+        config: Whole configuration as plain values.
+        config_yaml: The same configuration as readable YAML.
+        model: Description of the network, from which it is rebuilt without downloads.
+        index: Index of the images.
+        plan: One entry per phase.
+        decided: Choices of the program where the configuration says ``auto``; a resumed run uses them again.
     """
-    import torch  # imported here: reading a record must not take the seconds that torch takes
+    import torch  # imported here, so that reading a record does not take the seconds that importing torch takes
 
     make_folder(run_dir)
     write_text(run_dir / CONFIG, config_yaml)
     write_checked_json(run_dir / PLAN, plan)
-    # which image was in which split; data=manifest data.path=RUN/split.csv gives the same splits again
+    # the split of every image; data=manifest data.path=RUN/split.csv gives the same splits again
     write_manifest(index, run_dir / "split.csv")
     if index.skipped:
         write_skipped(index, run_dir / "skipped.csv")
@@ -66,10 +66,10 @@ def create_run_folder(
 
 
 def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str, Any]:
-    """The record, once the first process of the run has written it.
+    """Return the record once the first process of the run has written it.
 
     Raises:
-        UserError: It does not come, or cannot be read.
+        UserError: The record does not appear in time, or cannot be read.
     """
     deadline = time.monotonic() + patience_s
     while not (run_dir / RECORD).is_file() and not is_rank_zero() and time.monotonic() < deadline:
@@ -78,10 +78,10 @@ def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str
 
 
 def read_run_record(run_dir: Path) -> dict[str, Any]:
-    """The record of a run.
+    """Read the record of a run.
 
     Raises:
-        UserError: The folder is no run, or was not begun completely, or is of a newer format.
+        UserError: The folder is not a run, its creation was not completed, or its format is newer.
     """
     if not run_dir.is_dir():
         raise UserError(f"RUN='{run_dir}': no such folder.")
@@ -95,8 +95,10 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
     record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict, remedy=_REMEDY)
     if record.get("format") != FORMAT:
-        found = printable(str(record.get("format", "no format")))[:40]
-        raise UserError(f"{path}: written in format {found}, which is not the one this program reads ({FORMAT}).")
+        stored_format = printable(str(record.get("format", "no format")))[:40]
+        raise UserError(
+            f"{path}: written in format {stored_format}, which is not the one this program reads ({FORMAT})."
+        )
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)
     need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
@@ -106,26 +108,26 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
 
 
 def files_read_back(run_dir: Path) -> list[Path]:
-    """The files of a run, beside checkpoints, that a resumed run reads; each has a checksum."""
+    """Return the files of a run, apart from checkpoints, that a resumed run reads; each has a checksum."""
     patterns = (RECORD, PLAN, "results.json", "final.safetensors", "phases/*/result.json", "phases/*/start.safetensors")
     return [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
 
 
 def differences(then: Any, now: Any, path: str = "") -> list[str]:
-    """Where two nested values differ, as ``key: then -> now``.
+    """Return the differences of two nested values, as ``key: then -> now``.
 
     >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
     ['a.b: 1 -> 3']
     """
     if isinstance(then, dict) and isinstance(now, dict):
-        found = []
+        lines = []
         for key in dict.fromkeys([*then, *now]):
             at = f"{path}.{key}" if path else str(key)
             if key not in now or key not in then:
-                found.append(f"{at}: {'gone' if key not in now else 'new'}")
+                lines.append(f"{at}: {'gone' if key not in now else 'new'}")
             else:
-                found += differences(then[key], now[key], at)
-        return found
+                lines += differences(then[key], now[key], at)
+        return lines
     if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         return [
             line for i, pair in enumerate(zip(then, now, strict=True)) for line in differences(*pair, f"{path}[{i}]")

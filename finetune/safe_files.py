@@ -1,7 +1,7 @@
-"""Where a file that somebody else may have written is opened: an ordinary file, of a size that fits what it is to hold.
+"""Safe opening of files from other sources: only regular files, of a plausible size for their contents.
 
 A link to ``/dev/zero``, a named pipe and ``truncate -s 100G`` all look like files until they are read. Every reader of a run
-folder, a bundle, embeddings or weights opens its file here, so that each of them ends in one message that names the file.
+folder, a bundle, embeddings or weights opens its file here, so that all problems end in one message that names the file.
 """
 
 import io
@@ -29,12 +29,12 @@ LARGEST_JSON = 64 * 2**20
 LARGEST_TABLE = 2 * 2**30
 LARGEST_TEXT = 16 * 2**20
 LARGEST_YAML = 2**20
-# a configuration of ours has 300 values
+# our own configuration has 300 values
 MOST_YAML_VALUES = 20_000
 LONGEST_YAML_VALUE = 10_000  # characters
-# what a description of tensors may take in a safetensors file, as the library itself has it
+# largest header of a safetensors file, the library's own limit
 LARGEST_HEADER = 100_000_000
-# lists and tables in a JSON text: an empty one takes 60 bytes of memory and two of the file
+# most lists and tables in a JSON text: an empty one takes 60 bytes of memory and two bytes of the file
 MOST_CONTAINERS = 2_000_000
 DEEPEST = 100
 # bytes; a path may have 4,096
@@ -51,15 +51,15 @@ _KINDS = {
 
 
 def open_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> io.BufferedReader:
-    """Open an ordinary file for reading; nothing waits for a pipe, and no device is read.
+    """Open a regular file for reading, without waiting for a pipe or reading a device.
 
     Args:
-        path: The file; a link is followed.
-        name: What to call it in messages, such as ``data.path='x.csv'``; None for the path.
-        largest: Bytes that what it is to hold can have at most; None for any.
+        path: Path of the file; a link is followed.
+        name: Name in messages, such as ``data.path='x.csv'``; None for the path.
+        largest: Largest plausible size in bytes; None for no limit.
 
     Raises:
-        UserError: It is missing, something else than a file, larger, or may not be read.
+        UserError: The file is missing, not a regular file, too large, or not readable.
     """
     name = name or str(path)
     try:
@@ -112,10 +112,10 @@ class _NamedFile(io.FileIO):
 
 
 def check_regular(path: str | Path, *, name: str | None = None, largest: int | None = None) -> Path:
-    """The path of an ordinary file that a library is to open; see :func:`open_regular`.
+    """Check a regular file that a library will open, and return its path; see :func:`open_regular`.
 
     Raises:
-        UserError: As there.
+        UserError: See :func:`open_regular`.
     """
     open_regular(path, name=name, largest=largest).close()
     return Path(path)
@@ -136,10 +136,10 @@ def _why(error: BaseException) -> str:
 
 
 def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARGEST_TEXT) -> bytes:
-    """The contents of an ordinary file.
+    """Return the contents of a regular file.
 
     Raises:
-        UserError: As :func:`open_regular`, or it cannot be read.
+        UserError: See :func:`open_regular`; also if the file cannot be read.
     """
     with open_regular(path, name=name, largest=largest) as file:
         try:
@@ -149,10 +149,10 @@ def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARG
 
 
 def read_text(path: str | Path, *, name: str | None = None, largest: int = LARGEST_TEXT) -> str:
-    """The text of an ordinary file, in UTF-8.
+    """Return the text of a regular file, in UTF-8.
 
     Raises:
-        UserError: As :func:`read_bytes`, or it is no such text.
+        UserError: See :func:`read_bytes`; also if the contents are not UTF-8.
     """
     try:
         return read_bytes(path, name=name, largest=largest).decode("utf-8")
@@ -168,24 +168,24 @@ def read_json(
     remedy: str = "",
     largest: int = LARGEST_JSON,
 ) -> Kind:
-    """What a JSON file holds.
+    """Return the value in a JSON file.
 
     Args:
-        path: The file.
-        kind: ``dict`` or ``list``: what it must be.
-        name: What to call the file in messages; None for its path.
-        remedy: What to do where it is damaged, a sentence.
-        largest: Bytes.
+        path: Path of the file.
+        kind: Required type of the value, ``dict`` or ``list``.
+        name: Name of the file in messages; None for its path.
+        remedy: What to do if the file is damaged, as a sentence.
+        largest: Largest size in bytes.
 
     Raises:
-        UserError: As :func:`read_text`, or it is no JSON, of another kind, or holds NaN, infinity or too much.
+        UserError: See :func:`read_text`; also if the contents are not JSON, have another type, or hold NaN, infinity or too much.
     """
     name = name or str(path)
     return parse_json(read_bytes(path, name=name, largest=largest), kind, name=name, remedy=remedy)
 
 
 def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str = "") -> Kind:
-    """The value of a JSON text that somebody else wrote; see :func:`read_json`.
+    """Return the value of a JSON text of unknown origin; see :func:`read_json`.
 
     >>> parse_json('{"a": NaN}', dict, name="x.json")
     Traceback (most recent call last):
@@ -198,7 +198,7 @@ def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str
         if text.count("[") + text.count("{") > MOST_CONTAINERS:
             raise ValueError(f"It holds more than {MOST_CONTAINERS:,} lists and tables")
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
-        # a text that UTF-8 cannot hold would fail where it is shown
+        # a text that UTF-8 cannot encode would fail where it is shown
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -208,8 +208,8 @@ def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str
     except ValueError as error:
         raise UserError(f"{name}: damaged. {_why(error)}.{more}") from None
     if not isinstance(value, kind):
-        wanted = "an object" if kind is dict else f"a {kind.__name__}"
-        raise UserError(f"{name}: damaged. It must hold {wanted}, and holds a {type(value).__name__}.{more}")
+        required = "an object" if kind is dict else f"a {kind.__name__}"
+        raise UserError(f"{name}: damaged. It must hold {required}, and holds a {type(value).__name__}.{more}")
     return value
 
 
@@ -225,13 +225,13 @@ def _finite(text: str) -> float:
 
 
 def checked_yaml(text: str, *, name: str) -> str:
-    r"""A YAML text as a run writes it, without aliases, tags, interpolations or endless nesting.
+    r"""Return a YAML text if it has the form that a run writes: no aliases, tags, interpolations or deep nesting.
 
-    A few lines of aliases can stand for any amount of memory, a tag can name a Python object, and ``${oc.env:SECRET}`` would
-    be replaced by a value of this machine.
+    A few lines of aliases can expand to any amount of memory, a tag can name a Python object, and ``${oc.env:SECRET}`` would be
+    replaced by a value of this machine.
 
     Raises:
-        UserError: It has one, or is no YAML.
+        UserError: The text contains one of these, or is not YAML.
 
     >>> checked_yaml("a: &x [1]\nb: *x", name="config.yaml")
     Traceback (most recent call last):
@@ -242,7 +242,7 @@ def checked_yaml(text: str, *, name: str) -> str:
 
     depth = values = 0
     try:
-        # the parser in C, where PyYAML has it, is ten times as fast
+        # PyYAML's C parser, if available, is ten times as fast
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent):
@@ -278,10 +278,10 @@ def checked_yaml(text: str, *, name: str) -> str:
 
 
 def check_zip(path: str | Path, *, name: str | None = None) -> None:
-    """Hold that a zip archive, if the file is one, unpacks to no more than its own bytes, as ``torch.save`` writes it.
+    """Check that a zip archive, if the file is one, unpacks to no more than its own size, as ``torch.save`` writes it.
 
     Raises:
-        UserError: It is damaged, or its members are compressed.
+        UserError: The archive is damaged, or its members are compressed.
     """
     name = name or str(path)
     with open_regular(path, name=name) as file:
@@ -300,15 +300,15 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
 
 
 def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
-    """A file of a run folder or bundle, which must lie in it.
+    """Return the path of a file that must be inside a run folder or bundle.
 
     Args:
-        folder: The folder; it may itself be a link.
+        folder: Folder; it may itself be a link.
         name: Relative path of the file.
-        of: What the folder is, for the message.
+        of: Kind of the folder, for the message.
 
     Raises:
-        UserError: It leads out of the folder, as a symbolic link can, or round in a circle.
+        UserError: The path leads out of the folder, as a symbolic link can, or is a circular link.
     """
     path = Path(folder) / name
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
@@ -321,10 +321,10 @@ def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
 
 
 def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Tensor]":
-    """The tensors of a safetensors file, on the CPU.
+    """Read the tensors of a safetensors file to the CPU.
 
     Raises:
-        UserError: As :func:`open_regular`, or it is no safetensors file.
+        UserError: See :func:`open_regular`; also if it is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -339,10 +339,10 @@ def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Ten
 
 
 def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file, from its header alone.
+    """Read the shapes of the tensors in a safetensors file from its header only.
 
     Raises:
-        UserError: As :func:`load_tensors`.
+        UserError: See :func:`load_tensors`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -359,7 +359,7 @@ def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tup
 def need(
     values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], *, name: str, remedy: str = ""
 ) -> None:
-    """Hold that an object has keys, each of its type; all that are not are named.
+    """Check that an object has keys, each of its type; the error names all that are wrong.
 
     >>> need({"a": 1, "b": "x"}, {"a": int, "b": int, "c": list}, name="x.json")
     Traceback (most recent call last):
@@ -377,17 +377,17 @@ def need(
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    # to Python a truth value is a whole number too
+    # in Python a bool is an int too
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds)
 
 
 @contextmanager
 def open_table(path: str | Path, *, name: str | None = None) -> Iterator[TextIO]:
-    """A text table for :mod:`csv`; bytes that are no text become what file names with them become.
+    """Open a text table for :mod:`csv`; bytes that are not UTF-8 become surrogates, as in file names.
 
     Raises:
-        UserError: As :func:`open_regular`.
+        UserError: See :func:`open_regular`.
     """
     with (
         open_regular(path, name=name, largest=LARGEST_TABLE) as file,
@@ -399,17 +399,17 @@ def open_table(path: str | Path, *, name: str | None = None) -> Iterator[TextIO]
 
 
 class _ShortLines(io.RawIOBase):
-    """Bytes of a table, whose lines must end: one line of gigabytes would be read whole."""
+    """Bytes of a table whose lines must be of limited length, because one line of gigabytes would be read whole."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name, self._since = file, name, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As a file does it."""
+        """Read bytes into a buffer, and check the length of the current line."""
         data = self._file.read(len(buffer))
         last = data.rfind(b"\n")
         self._since = self._since + len(data) if last < 0 else len(data) - last
@@ -420,10 +420,10 @@ class _ShortLines(io.RawIOBase):
 
 
 def lines(path: str | Path, *, name: str | None = None, longest: int = LONGEST_LINE) -> Iterator[bytes]:
-    """The lines of an ordinary file, without their ends.
+    """Yield the lines of a regular file, without their line ends.
 
     Raises:
-        UserError: As :func:`open_regular`, or a line is longer than any path.
+        UserError: See :func:`open_regular`; also if a line is longer than any path.
     """
     with open_regular(path, name=name, largest=LARGEST_TABLE) as file:
         while line := file.readline(longest + 1):

@@ -1,7 +1,7 @@
-"""Writes safetensors files, byte for byte as the library does, without its temporary file.
+"""Writes safetensors files, byte for byte as the library does, but without its temporary file.
 
-``safetensors.torch.save_file`` writes to ``.tmpXXXXXX`` beside its target first. A kill leaves that file, as large as the
-network, and nothing in its name tells whose it is; files of :mod:`finetune.atomic_files` can be told and removed.
+``safetensors.torch.save_file`` first writes to ``.tmpXXXXXX`` beside its target. A kill leaves that file, as large as the
+network, and its name does not tell whose it is; temporary files of :mod:`finetune.atomic_files` can be recognised and removed.
 """
 
 import json
@@ -31,9 +31,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mappin
     """Write tensors to a file.
 
     Args:
-        path: The file, usually one of :func:`finetune.atomic_files.atomic_path`.
-        tensors: By name, on any device.
-        metadata: Kept in the header.
+        path: File to write, usually one from :func:`finetune.atomic_files.atomic_path`.
+        tensors: Tensors by name, on any device.
+        metadata: Texts for the header; None for none.
     """
     ordered = sorted(tensors, key=lambda name: (_RANK[tensors[name].dtype], name))
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}

@@ -1,7 +1,7 @@
-"""Names from data, made harmless where they are shown: class and file names are somebody else's text.
+"""Escapes names from data where they are shown, because class and file names are text from other people.
 
-All that the program says passes :func:`guarded_output`: whatever is printed, logged, warned of or raised, its control
-characters are spelled out before they reach the terminal.
+All output of the program passes :func:`guarded_output`: control characters in anything printed, logged, warned or raised are
+escaped before they reach the terminal.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from typing import Any, TextIO
 
 from finetune.errors import RunError
 
-# a spreadsheet takes a cell that begins so for a formula (OWASP, CSV injection)
+# a spreadsheet treats a cell that starts with one of these as a formula (OWASP, CSV injection)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKDOWN = "\\`*_{}[]<>()#+-!|&~$"
 
 
-# control characters but for the end of a line and the tabulator, marks that turn the direction of writing, lone surrogates
+# control characters except line end and tab, marks that change the writing direction, and lone surrogates
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escape(text: str) -> str:
-    r"""A text of several lines for a terminal: control characters are spelled out, line ends stay.
+    r"""Escape the control characters in a text of several lines for a terminal; line ends stay.
 
     >>> escape("a" + chr(27) + "[31mb" + chr(10))
     'a\\x1b[31mb\n'
@@ -33,11 +33,11 @@ def escape(text: str) -> str:
 
 
 class GuardedStream:
-    """A stream that spells out control characters, and what its encoding does not have; else as the one behind it.
+    """A stream that escapes control characters and characters missing from its encoding; otherwise like the stream behind it.
 
     Args:
-        raw: The stream behind it.
-        name: For messages.
+        raw: Stream behind this one.
+        name: Name of the stream in messages.
     """
 
     def __init__(self, raw: TextIO, name: str) -> None:
@@ -47,8 +47,8 @@ class GuardedStream:
         """Write a text.
 
         Raises:
-            BrokenPipeError: Whoever read it has gone.
-            RunError: The system did not take it, for instance because the disk is full.
+            BrokenPipeError: The reader of the stream has exited.
+            RunError: The system refused the text, for instance because the disk is full.
         """
         shown = escape(text)
         with self._explained():
@@ -65,7 +65,7 @@ class GuardedStream:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand over what was written."""
+        """Flush the stream."""
         with self._explained():
             self.raw.flush()
 
@@ -97,21 +97,21 @@ def guarded_output() -> Iterator[None]:
 
 
 def unguarded(stream: TextIO) -> TextIO:
-    """The stream behind a guarded one, for what moves the cursor on purpose; texts for it go through :func:`printable`."""
+    """Return the stream behind a guarded one, for output that moves the cursor; its texts must go through :func:`printable`."""
     return stream.raw if isinstance(stream, GuardedStream) else stream
 
 
 def overwrite(text: str, *, end: str = "") -> None:
-    """Write over the last line of standard error, as a count of what is done does."""
+    """Overwrite the last line of standard error, as a progress count does."""
     stream = unguarded(sys.stderr)
     stream.write(f"\r{printable(text)}{end}")
     stream.flush()
 
 
 def open_missing_streams() -> None:
-    """Put ``os.devnull`` where a standard stream is closed.
+    """Open ``os.devnull`` for each standard stream that is closed.
 
-    Without, the next file that is opened, a checkpoint perhaps, gets its number and all that libraries print.
+    Otherwise the next file that is opened, perhaps a checkpoint, would get the stream's number and everything libraries print.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -127,7 +127,7 @@ def open_missing_streams() -> None:
 
 
 def csv_cell(text: str) -> str:
-    """A text for a CSV cell: one that a spreadsheet would compute gets an apostrophe before it.
+    """Prefix a CSV cell with an apostrophe if a spreadsheet would evaluate it.
 
     >>> csv_cell("=1+1"), csv_cell("cat")
     ("'=1+1", 'cat')
@@ -137,7 +137,7 @@ def csv_cell(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""A text for a terminal or a log line: control characters, which could move the cursor or colour it, are spelled out.
+    r"""Escape a text for a terminal or a log line: control characters could move the cursor or colour the text.
 
     >>> printable("a" + chr(27) + "[31mb")
     'a\\x1b[31mb'
@@ -147,7 +147,7 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""A text that UTF-8 holds: bytes of file names that are no text are spelled out.
+    r"""Escape what UTF-8 cannot encode, such as the undecodable bytes of a file name.
 
     >>> encodable("a" + chr(0xDCFF))
     'a\\udcff'
@@ -156,7 +156,7 @@ def encodable(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""A text inside a Markdown paragraph, list or table, on one line and without HTML.
+    r"""Escape a text for a Markdown paragraph, list or table, on one line and without HTML.
 
     >>> markdown("<b>|")
     '\\<b\\>\\|'
@@ -166,7 +166,7 @@ def markdown(text: str) -> str:
 
 
 def html_text(text: str) -> str:
-    """A text inside HTML, in an element or a quoted attribute.
+    """Escape a text for HTML, in an element or a quoted attribute.
 
     >>> html_text('<img src="x">')
     '&lt;img src=&quot;x&quot;&gt;'
