@@ -1,4 +1,4 @@
-"""``finetune cache`` shows and deletes what no process uses."""
+"""``finetune cache`` lists entries, and deletes those that no process uses."""
 
 from pathlib import Path
 

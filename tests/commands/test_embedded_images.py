@@ -1,4 +1,4 @@
-"""The images behind embeddings are found again, also where they are no files."""
+"""The images behind embeddings can be shown again, even if they are not files."""
 
 from dataclasses import asdict
 from pathlib import Path

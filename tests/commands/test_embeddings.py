@@ -1,4 +1,4 @@
-"""embed, search, cluster and classify from the command line, on a run, a bundle, a bare backbone and a data set."""
+"""embed, search, cluster and classify from the command line, on a run, a bundle, a pretrained backbone and a data set."""
 
 import csv
 import json
@@ -71,9 +71,9 @@ def test_images_need_no_labels_and_a_second_time_costs_nothing(
     (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     words = ["embed", str(run_dir / "model"), str(images), "--output", str(tmp_path / "e.parquet")]
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "1 unreadable files are left out, listed in e.unreadable.csv" in said
-    assert f"16 images (16 computed, 1 unreadable): {tmp_path / 'e.parquet'}" in said
+    printed = capsys.readouterr().out
+    assert "1 unreadable files are left out, listed in e.unreadable.csv" in printed
+    assert f"16 images (16 computed, 1 unreadable): {tmp_path / 'e.parquet'}" in printed
     assert main(words) == 0
     assert "16 images (0 computed, 16 kept from before, 1 unreadable)" in capsys.readouterr().out
     found = Embeddings.load(tmp_path / "e.parquet")
@@ -172,16 +172,16 @@ def test_clusters_and_doubtful_labels_are_written_and_become_training_data(
     own: Path, run_dir: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     made = Embeddings.load(own)
-    # features that tell the classes apart, and one label that is wrong
+    # features that separate the classes, and one wrong label
     features = np.eye(3, dtype=np.float32)[made.labels] + np.random.default_rng(0).normal(size=(48, 3)) * 0.05
     labels = made.labels.copy()
     labels[0] = 2
     planted = Embeddings(**{**made.__dict__, "features": features.astype(np.float32), "labels": labels})
     planted.save(tmp_path / "planted.npz")
     assert main(["cluster", str(tmp_path / "planted.npz"), "--most-clusters", "6"]) == 0
-    said = capsys.readouterr().out
-    assert "3 clusters: silhouette" in said
-    assert "labels that their neighbours contradict: 1 (doubtful.csv)" in said
+    printed = capsys.readouterr().out
+    assert "3 clusters: silhouette" in printed
+    assert "labels that their neighbours contradict: 1 (doubtful.csv)" in printed
     folder = tmp_path / "planted-clusters"
     assert {path.name for path in folder.iterdir()} == {
         *("clusters.csv", "doubtful.csv", "manifest.csv", "sheet.html", "summary.json")
@@ -195,7 +195,7 @@ def test_clusters_and_doubtful_labels_are_written_and_become_training_data(
     assert summary["sizes"] == [16, 16, 16]
     assert summary["purity"] == pytest.approx(47 / 48)
     assert (folder / "sheet.html").read_text().count("neighbours say 1 cat") == 1
-    # the manifest gives the same data set again, with the label put right
+    # the manifest reproduces the data set, with the label corrected
     from finetune.build import build_source
 
     for column, first in (("label", "10 owl"), ("suggested", "1 cat")):
@@ -223,7 +223,7 @@ def test_classifiers_leave_results_like_a_run_and_a_head_for_it(
         right = sum(row["target"] == row["predicted"] for row in rows) / len(rows)
         assert results["test"]["acc"] == pytest.approx(right)
         assert f"test accuracy {right:.4f}" in capsys.readouterr().out.replace("\n", " ") or method == "logistic"
-    # the head on the same backbone says what the table says
+    # the head on the same backbone predicts what the table says
     from finetune.bundle import load_bundle
     from finetune.data.decode import decode_image
     from finetune.data.transforms import eval_view
@@ -290,7 +290,7 @@ def test_what_training_computed_is_not_computed_again(
     monkeypatch.setattr(FeatureExtractor, "embed", counted)
     made = ["--precision", "float32", "--output"]
     assert main(["embed", str(run.run_dir), *made, str(tmp_path / "cached.npz")]) == 0
-    # the cache has the evaluation view of training and validation images; the test images alone are computed
+    # the cache holds the evaluation view of training and validation images, so only the test images are computed
     assert sum(sizes) == 6
     monkeypatch.setenv("FINETUNE_CACHE", "off")
     assert main(["embed", str(run.run_dir), *made, str(tmp_path / "plain.npz")]) == 0

@@ -1,4 +1,4 @@
-"""Testing a trained run on its own data and on any other."""
+"""Testing a trained run on its own data and on other data."""
 
 import json
 import shutil

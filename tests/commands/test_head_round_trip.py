@@ -1,4 +1,4 @@
-"""A trained head leaves, and comes back only where it belongs."""
+"""A trained head is exported, and can be loaded only on the backbone and classes that it belongs to."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The ladder runs every strategy on the same data, goes on where it stopped, and recommends by its rule."""
+"""The ladder runs every strategy on the same data, continues after an interruption, and recommends by its rule."""
 
 import json
 from collections.abc import Callable

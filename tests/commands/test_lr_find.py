@@ -1,4 +1,4 @@
-"""``finetune lr-find`` as a user meets it."""
+"""``finetune lr-find`` from the command line."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def test_it_writes_the_table_the_numbers_and_the_picture_and_says_the_command(
 ) -> None:
     folder = tmp_path / "a b"
     asked = words("schedule=gradual", "schedule.phases.1.lr=0.5", f"run_dir={str(folder)!r}")
-    # two devices are asked for the training; the search needs one, and starts no second process
+    # training is configured for two devices; the search needs one, and must not start a second process
     asked += ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
     assert main(["lr-find", "--phase", "top", "--steps=15", *asked, "--lowest", "1e-5", "--highest", "0.1"]) == 0
     assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.json", "lr_find.svg"}

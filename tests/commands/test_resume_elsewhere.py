@@ -1,4 +1,4 @@
-"""A run whose folder or data has been moved, or that goes on with other workers or devices."""
+"""Resuming a run whose folder or data has been moved, or with other workers or devices."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.runs import outcome, train_tiny
 
 @pytest.fixture(scope="module")
 def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose data was given relative to the working directory of that time."""
+    """A finished run whose data was given relative to the working directory at that time."""
     at = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(pets, at / "pets")
     with pytest.MonkeyPatch.context() as patched:
@@ -25,7 +25,7 @@ def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moved(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its folder as it was in the last phase, somewhere else; so is the working directory."""
+    """A copy of the run's folder as it was in the last phase, in another place; the working directory differs too."""
     run = tmp_path / "moved"
     shutil.copytree(finished, run)
     for name in ("results.json", "final.safetensors", "phases/1-all/result.json", "phases/1-all/last.ckpt"):
@@ -54,12 +54,12 @@ def test_a_run_whose_data_has_moved_says_what_to_give_and_goes_on_with_it(
         assert main(["resume", str(moved), f"data.root='{elsewhere}'"]) == 0
         assert "data.root: " in capsys.readouterr().out
         found, expected = outcome(moved), outcome(finished)
-        # the predictions name the images, which lie elsewhere
+        # the predictions contain the image paths, which have changed
         assert found["files"].pop("predictions.csv") != expected["files"].pop("predictions.csv")
         assert found == expected
-        # kept, so that the next one finds it
+        # stored, so that the next resume uses it
         assert yaml.safe_load((moved / "config.yaml").read_text())["data"]["root"] == str(elsewhere)
-        # the same images at another place have the splits of the run
+        # the same images at another place keep the run's splits
         output = tmp_path / "metrics.json"
         assert main(["evaluate", str(finished), f"data.root='{elsewhere}'", "--output", str(output)]) == 0
         tested = json.loads((finished / "results.json").read_text())["test"]

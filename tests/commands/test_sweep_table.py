@@ -1,4 +1,4 @@
-"""A sweep runs every combination by each launcher, tells of all its jobs, and stops when asked to."""
+"""A sweep runs every combination with each launcher, reports on all its jobs, and stops on request."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ def write_jobs(sweep: Path, *records: dict[str, Any]) -> None:
 
 
 def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
-    """The program as a user starts it, in a process group of its own, as in a terminal."""
+    """Start the program as a user does, in its own process group, as in a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "finetune", *words],
         cwd=folder,
@@ -57,7 +57,7 @@ def started(words: list[str], folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # a shell that starts the tests in the background makes them, and what they start, deaf to SIGINT
+        # a shell that runs the tests in the background makes them and their child processes ignore SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -77,9 +77,9 @@ def test_the_table_shows_what_differs_between_jobs_and_what_each_measured(
         measured = results(sweep, job)
         assert measured["seed"] == int(row["seed"])
         assert (row["val"], row["test"]) == tuple(f"{measured[split]['acc']:.4f}" for split in ("val", "test"))
-    said = capsys.readouterr().out
-    assert "job 1: seed=2\n" in said
-    assert "best val/acc: job" in said
+    printed = capsys.readouterr().out
+    assert "job 1: seed=2\n" in printed
+    assert "best val/acc: job" in printed
 
 
 def test_a_job_that_fails_is_told_of_and_the_others_run(
@@ -157,7 +157,7 @@ def test_presets_by_seeds_are_a_sweep_by_name(words: Words, tmp_path: Path, caps
     ]
 
 
-# Optuna 2.10 asks SQLAlchemy for a name that has moved since
+# Optuna 2.10 imports a name that SQLAlchemy has moved since
 @pytest.mark.filterwarnings("ignore:The ``declarative_base")
 def test_optuna_searches_by_the_figure_on_validation(words: Words, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"

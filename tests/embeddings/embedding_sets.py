@@ -1,4 +1,4 @@
-"""Embeddings made in the test, and an extractor whose features are a function of a file's bytes."""
+"""Embeddings made in the test, and a fake extractor whose features are a function of a file's bytes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from finetune.embeddings.image_records import ImageRecord
 def embeddings_of(
     features: Features, labels: list[int] | None = None, splits: list[int] | None = None, **metadata: Any
 ) -> Embeddings:
-    """Embeddings of images ``set/<row>``, each with a content of its own."""
+    """Build embeddings of images ``set/<row>``, each with a different content hash."""
     count = len(features)
     names = [f"set/{row}" for row in range(count)]
     classes = tuple(f"class {number}" for number in range(max(labels, default=-1) + 1)) if labels is not None else ()
@@ -33,17 +33,17 @@ def embeddings_of(
 
 
 def digits() -> Embeddings:
-    """The pixels of scikit-learn's digits as features: a set on which neighbours mostly agree."""
+    """The pixels of scikit-learn's digits as features: neighbours in this set mostly agree."""
     data = load_digits()
     return embeddings_of(data.data.astype(np.float32), data.target.tolist())
 
 
-# what the files begin with that are read as images
+# start of every file that the fake reads as an image
 SIGNATURE = "GIF89a"
 
 
 class FakeExtractor:
-    """Three features of a file's bytes; counts what it computes, and can be killed after so many images."""
+    """Three features of a file's bytes; counts the images it computes, and can fail after a number of them."""
 
     def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
         self.reading: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
@@ -69,7 +69,7 @@ class FakeExtractor:
 
 
 class MemoryRecords:
-    """So many images that are no files, in three classes."""
+    """A number of images that are not files, in three classes."""
 
     def __init__(self, count: int) -> None:
         self.count = count

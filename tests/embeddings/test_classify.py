@@ -1,4 +1,4 @@
-"""Simple classifiers against scikit-learn, and against what they must not look at."""
+"""Simple classifiers compared with scikit-learn, and what they must not use."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_logistic_regression_is_that_of_scikit_learn_at_the_chosen_strength(few_
     np.testing.assert_allclose(result.test_probabilities, probabilities, atol=2e-3)
     right = result.test_probabilities.argmax(1) == index.targets[test]
     assert result.metrics["test"]["acc"] == pytest.approx(right.mean())
-    # the same as one linear layer on the features
+    # the same classifier as one linear layer on the features
     logits = features[test] @ classifier.arrays["weight"].T + classifier.arrays["bias"]
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), result.test_probabilities, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Clusters of points whose groups are known, and labels that were made wrong on purpose."""
+"""Clusters of points with known groups, and labels made wrong on purpose."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Embedding into a file: streamed, incremental, resumed after a kill; by an extractor that counts what it computes."""
+"""Embedding into a file: streamed, incremental, resumed after a kill; with an extractor that counts what it computes."""
 
 import csv
 import logging
@@ -35,7 +35,7 @@ def embed(extractor: FakeExtractor, paths: list[str], output: Path, **kwargs: An
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the user is told."""
+    """The messages that the user sees."""
     caplog.set_level(logging.INFO, "finetune")
     return caplog
 
@@ -51,7 +51,7 @@ def test_only_new_and_changed_images_are_computed_and_those_gone_are_left_out(su
     paths = write(tmp_path / "images", *"abcdefghij")
     assert embed(FakeExtractor(), paths, output) == EmbedSummary(images=10, computed=10)
     before = rows_of(output)
-    # b is changed, c renamed, d gone, k new
+    # b is changed, c renamed, d removed, k new
     write(tmp_path / "images", "b", text="another picture")
     Path(paths[2]).rename(tmp_path / "images/c2")
     paths = [*paths[:2], str(tmp_path / "images/c2"), *paths[4:], *write(tmp_path / "images", "k")]
@@ -157,7 +157,7 @@ def test_whitening_is_that_of_scikit_learn_fitted_once_on_training_images_and_ke
     reference = PCA(2, whiten=True, svd_solver="full").fit(raw.features[raw.rows("train")])
     np.testing.assert_allclose(made.features, reference.transform(raw.features), atol=1e-4)
     before = whitening_path(output).read_bytes()
-    # more images: the old rows and the directions stay
+    # more images: the old rows and the directions stay the same
     told = embed_to_file(FakeExtractor(), MemoryRecords(90), output, settings=settings)  # type: ignore[arg-type]
     assert told.computed == 30
     assert whitening_path(output).read_bytes() == before
@@ -213,5 +213,5 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypa
         embed_to_file(extractor, MemoryRecords(count), tmp_path / f"{count}.npz", settings=settings)  # type: ignore[arg-type]
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # the texts of 4,000 rows alone would take 600 kB; the first run is for what is loaded once
+    # the texts of 4,000 rows alone would take 600 kB; the first run absorbs one-time allocations
     assert peaks[2] - peaks[1] < 150_000, peaks

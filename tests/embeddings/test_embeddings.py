@@ -1,4 +1,4 @@
-"""Files of embeddings: what goes in comes out, and what is no such file is told."""
+"""Files of embeddings: what is written is read back, and other files are reported as such."""
 
 import json
 import os

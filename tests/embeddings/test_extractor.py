@@ -1,4 +1,4 @@
-"""Features are those that the network has at the stage asked for, and the same network can be had again."""
+"""Features equal the network's at the chosen stage, and the same network can be loaded again."""
 
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def test_a_stage_inside_a_network_that_cannot_be_split_is_averaged_over_tokens_o
         hook = module.register_forward_hook(lambda module, given, output, seen=seen: seen.update(output=output))
         made = extractor.embed(images)
         hook.remove()
-        # tokens (B, N, D) of the one, maps (B, H, W, D) of the other: the features come last in both
+        # one network gives tokens (B, N, D), the other maps (B, H, W, D): the features are last in both
         expected = seen["output"].flatten(1, -2).mean(1).numpy()
         np.testing.assert_allclose(made, expected, atol=1e-5)
         assert made.shape == (2, 192)

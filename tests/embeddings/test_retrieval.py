@@ -1,4 +1,4 @@
-"""Quality of retrieval against scikit-learn and by hand."""
+"""Retrieval quality compared with scikit-learn and with values computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.embeddings.embedding_sets import embeddings_of
 
 
 def test_on_a_line_the_figures_are_those_counted_by_hand() -> None:
-    # places 0, 1, 3, 6 with classes a, b, a, b
+    # positions 0, 1, 3, 6 with classes a, b, a, b
     made = embeddings_of(np.array([[0.0], [1.0], [3.0], [6.0]]), [0, 1, 0, 1])
     rows = np.arange(4)
     found = retrieval_quality(made, queries=rows, among=rows, ks=(1, 2), metric="l2")

@@ -1,4 +1,4 @@
-"""Search against brute force in double precision, and against FAISS."""
+"""Search compared with brute force in double precision, and with FAISS."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from finetune.errors import UserError
 
 
 def brute(features: Any, queries: Any, metric: str) -> Any:
-    """All distances in double precision (Q, N)."""
+    """Return all distances in double precision (Q, N)."""
     x, q = np.asarray(features, np.float64), np.asarray(queries, np.float64)
     if metric == "l2":
         return np.sqrt(((q[:, None] - x[None]) ** 2).sum(2))
@@ -24,7 +24,7 @@ def brute(features: Any, queries: Any, metric: str) -> Any:
 
 
 def crowded(dtype: str = "float16", count: int = 3000, dim: int = 24) -> Any:
-    """Rows among which some are equal, some nearly, one is zero."""
+    """Return rows some of which are equal, some nearly equal, and one of which is zero."""
     draw = np.random.default_rng(1)
     rows = draw.normal(size=(count, dim))
     rows[100:160] = rows[5]
@@ -34,7 +34,7 @@ def crowded(dtype: str = "float16", count: int = 3000, dim: int = 24) -> Any:
 
 
 def check_against_brute_force(found: Neighbours, rows: Any, queries: Any, metric: str) -> None:
-    """Distances are true and rise; rounding may put a row in the place of another that is as near."""
+    """Check that distances are right and ascending; rounding may exchange rows that are equally near."""
     k = found.rows.shape[1]
     all_distances = brute(rows, queries, metric)
     np.testing.assert_allclose(found.distances, np.take_along_axis(all_distances, found.rows, 1), atol=1e-12)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.export.trained import CLASSES, picture
 
-# suffix, mode to save in, options; plain Pillow and our decoder read these to the same pixels
+# suffix, mode to save in, options; plain Pillow and our decoder decode these to the same pixels
 KINDS = (
     (".png", "RGB", {}),
     (".jpg", "RGB", {"quality": 92}),
@@ -24,7 +24,7 @@ KINDS = (
 
 
 def write_files(folder: Path, count: int, *, smallest: int = 40, largest: int = 200, seed: int = 0) -> list[str]:
-    """Pictures of all classes in turn, of all kinds in turn, sizes at random."""
+    """Write pictures of all classes and all kinds in turn, of random sizes, and return their paths."""
     generator = torch.Generator().manual_seed(seed)
     paths = []
     for number in range(count):

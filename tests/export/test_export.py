@@ -22,8 +22,8 @@ def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
     write_files(tmp_path / "images", 8)
     command = ["export", str(tmp_path / "run"), "--format", "onnx", "--images", str(tmp_path / "images")]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "parity: passed (onnxruntime" in said
+    printed = capsys.readouterr().out
+    assert "parity: passed (onnxruntime" in printed
     folder = tmp_path / "run" / "exports"
     assert sorted(path.name for path in folder.iterdir()) == ["model.onnx", "model.onnx.parity.json"]
     report = json.loads((folder / "model.onnx.parity.json").read_text())

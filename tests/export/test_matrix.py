@@ -1,4 +1,4 @@
-"""The matrix: every format, network, number of channels and adaptation, opened by its own client without this package."""
+"""Every export format, network, number of channels and adaptation, opened by its own client without this package."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ from finetune.export.torch_export import export_torch
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, settled_classifier
 
-# files of mixed sizes, formats and modes, each kind twice and once; few, so that all tests together stay within their
-# time. The whole matrix: FINETUNE_MATRIX_FILES=200 uv run pytest -s tests/export/test_matrix.py
+# number of files of mixed sizes, formats and modes, each kind once or twice; few, so that all tests together stay fast. The
+# whole matrix: FINETUNE_MATRIX_FILES=200 uv run pytest -s tests/export/test_matrix.py
 FILES = {name: int(os.environ.get("FINETUNE_MATRIX_FILES", few)) for name, few in (("resnet18", 22), ("resnet50", 11))}
 WRITERS = {
     "onnx": (export_onnx, "model.onnx"),

@@ -1,4 +1,4 @@
-"""The page in a real browser: it answers as Python does, and asks nobody else."""
+"""The web page in a real browser: it predicts what Python predicts, and contacts no other server."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.data.raw_formats import png_chunk, png_header
 from tests.export.trained import picture, settled_classifier
 from tests.report.browser import Browser, require_chromium
 
-# pictures of the page for a person to look at go there
+# folder for screenshots that a person can check
 PICTURES = os.environ.get("FINETUNE_PICTURES")
 
 
@@ -35,7 +35,7 @@ def colour(number: int, height: int, width: int) -> Image.Image:
 
 
 def mixed_files(folder: Path) -> list[str]:
-    """Ten kinds of files, of ten sizes."""
+    """Write ten kinds of files, of ten sizes."""
     folder.mkdir()
     clear = colour(1, 90, 61).convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(clear.size))
@@ -74,7 +74,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def served(exported: tuple[Path, Path]) -> Iterator[str]:
-    """The address of the folder, as ``python -m http.server`` serves it."""
+    """Serve the folder as ``python -m http.server`` does, and yield its address."""
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(exported[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
@@ -95,7 +95,7 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
     (tmp_path / "images" / "not.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     colour(0, 30, 30).convert("CMYK").save(tmp_path / "images" / "print.jpg")
     colour(2, 420, 610).save(tmp_path / "images" / "large.jpg")
-    # resized without looking ahead at the crop, it would take gigabytes; the other claims a pixel and holds a hundred million
+    # resized without regard to the crop, the first would take gigabytes; the other claims one pixel and holds a hundred million
     Image.new("L", (1, 1_000_000), 90).save(tmp_path / "images" / "long.png")
     pixel = png_header(1, 1, 8, 0) + png_chunk(b"IDAT", zlib.compress(bytes(100_000_000))) + png_chunk(b"IEND", b"")
     (tmp_path / "images" / "bomb.png").write_bytes(pixel)

@@ -1,4 +1,4 @@
-"""Classifiers that look trained, without training: settled BatchNorm statistics, and a head solved on drawn pictures."""
+"""Classifiers that behave as if trained: settled BatchNorm statistics, and a head solved on drawn pictures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,16 +26,16 @@ def settled_classifier(
     head: str = "linear",
     **spec: object,
 ) -> Classifier:
-    """Seeded random weights with uneven BatchNorm, its statistics taken from pictures; the head tells them apart.
+    """Build a classifier with seeded random weights, BatchNorm statistics taken from pictures, and a head that separates them.
 
     Args:
-        name: The backbone.
-        source: Its library.
-        channels: Of the images.
-        adapt: How they reach the stem.
-        size: Of the images.
-        classes: Names.
-        seed: Of the weights.
+        name: Name of the backbone.
+        source: Library that the backbone comes from.
+        channels: Number of image channels.
+        adapt: Method that adapts the image channels to the stem.
+        size: Height and width of the images in pixels.
+        classes: Class names.
+        seed: Seed of the weights.
         head: Kind of head; only a linear one is solved.
         **spec: Other fields of the InputSpec.
     """
@@ -59,8 +59,8 @@ def settled_classifier(
     for block in model.modules():
         last = getattr(block, "bn3", getattr(block, "bn2", None))
         if last is not None:
-            # branches that correct a little, as trained ones do; random ones of full size map all images to one answer,
-            # and a head that tells them apart then magnifies a single level of one pixel
+            # branches make small corrections, as trained ones do; random branches of full size map all images to almost one
+            # answer, and a head that separates them then magnifies a difference of one level in one pixel
             last.weight.mul_(0.3)
     targets = torch.arange(len(classes)).repeat(PER_CLASS)
     images = torch.stack([picture(int(k), channels=channels, size=size, generator=generator) for k in targets])
@@ -76,7 +76,7 @@ def settled_classifier(
 
 
 def solve_head(fc: nn.Linear, features_ND: Tensor, targets: Tensor) -> None:
-    """Heavily damped ridge regression, close to the nearest class mean, in place: answers that vary and do not flicker."""
+    """Solve the head in place by strongly damped ridge regression, near the class means, so that answers vary but are stable."""
     mean_D = features_ND.mean(0)
     centred_ND = (features_ND - mean_D).double()
     wanted_NK = 12.0 * nn.functional.one_hot(targets, fc.out_features).double()
@@ -88,7 +88,7 @@ def solve_head(fc: nn.Linear, features_ND: Tensor, targets: Tensor) -> None:
 
 
 def picture(kind: int, *, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """A random smooth picture whose fineness, tint and brightness depend on its kind, uint8 (channels, *size)."""
+    """Draw a random smooth picture whose fineness, tint and brightness depend on its kind, uint8 (channels, *size)."""
     grid = 2 + kind
     coarse = torch.rand(1, channels, grid, grid, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)[0]

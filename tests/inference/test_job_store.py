@@ -1,4 +1,4 @@
-"""Rows of a job survive kills, belong to one process at a time, and are dropped where they are no longer true."""
+"""Rows of a job survive kills, belong to one process at a time, and are dropped once they are out of date."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ def row(path: str) -> JobRow:
     return JobRow(path=path, stamp=file_stamp(path), result=[path, 0.5], data=path.encode("utf-8", "replace"))
 
 
-# stores two batches, then dies in the midst of the third
+# stores two batches, then dies in the middle of the third
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
 
 
 def changed(tmp_path: Path, *statements: str) -> JobStore:
-    """A store of six rows that somebody has changed."""
+    """Return a store of six rows that another program has changed."""
     with store(tmp_path) as opened:
         opened.append([row(name) for name in "abc"])
         opened.append([row(name) for name in "def"])

@@ -19,7 +19,7 @@ from tests.data.odd_images import odd_images
 from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier
 
-# Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
+# Pillow reports damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
@@ -33,7 +33,7 @@ def test_decoding_without_torch_gives_the_pixels_of_decoding_with_it(tmp_path, c
         ours = decode_image(str(path), channels=channels).permute(1, 2, 0).numpy()
         found = decode_to_numpy(str(path), channels=channels)
         assert found.shape == ours.shape, file.name
-        # torchvision's decoders of JPEG and WebP may round a level otherwise
+        # torchvision's decoders of JPEG and WebP may round differently by one level
         assert np.abs(found.astype(int) - ours).max() <= 1, file.name
 
 
@@ -51,12 +51,12 @@ def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_import
     export_onnx(model, tmp_path / "model.onnx")
     (tmp_path / "images").mkdir()
     write_files(tmp_path / "images", 12)
-    # resized without looking ahead at the crop, each would take ten gigabytes
+    # resized without regard to the crop, each would take ten gigabytes
     Image.new("1", (1, 1_000_000)).save(tmp_path / "images" / "high.png")
     Image.new("1", (1_000_000, 1)).save(tmp_path / "images" / "wide.png")
     script = (
         "import sys; from finetune.cli import main; from pathlib import Path; code = main(sys.argv[1:]);"
-        # not getrusage, which counts the process that started this one
+        # not getrusage, which would count the process that started this one
         "status = Path('/proc/self/status');"
         "lines = status.read_text().splitlines() if status.exists() else [];"
         "peak = sum(int(line.split()[1]) // 1024 for line in lines if line.startswith('VmHWM'));"
@@ -141,7 +141,7 @@ def test_an_onnx_file_with_a_loop_is_refused_before_it_is_computed(tmp_path):
         [helper.make_tensor_value_info("on", types.BOOL, []), helper.make_tensor_value_info("y", types.FLOAT, [1])],
     )
     loop = helper.make_node("Loop", ["rounds", "always", "x"], ["out"], body=body)
-    # in a branch of another operator, where a look at the outermost graph alone does not find it
+    # inside a branch of another operator, where a check of only the outermost graph would miss it
     given = [helper.make_tensor_value_info("out", types.FLOAT, [1])]
     branch = helper.make_graph([loop], "branch", [], given)
     graph = helper.make_graph(

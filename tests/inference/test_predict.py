@@ -1,4 +1,4 @@
-"""Prediction of files into tables: streamed, resumed after a kill; by a network, and by a fake that counts."""
+"""Prediction of files into tables: streamed, resumed after a kill; with a network, and with a fake engine that counts."""
 
 import csv
 import io
@@ -42,13 +42,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What the user is told."""
+    """The messages that the user sees."""
     caplog.set_level(logging.INFO, "finetune")
     return caplog
 
 
 class Fake:
-    """An engine whose answers are a function of the path, and that can be killed after some images."""
+    """An engine whose probabilities are a function of the path, and that can fail after a number of images."""
 
     def __init__(self, dies_after: int = 10**9) -> None:
         self.classes = ("a", "=b", "c")

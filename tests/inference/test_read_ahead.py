@@ -1,4 +1,4 @@
-"""The next batch is read while one is worked on, and what cannot be read is said of its item."""
+"""The next batch is read while the current one is processed, and an unreadable item carries its error."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Images are read in prediction as they were in training."""
+"""Prediction reads images as training read them."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ from tests.runs import train_tiny
 
 @pytest.fixture(scope="module")
 def microscope(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16-bit images that use few of their bits: black unless they are stretched."""
+    """16-bit images that use few of their bits: black unless stretched."""
     folder = tmp_path_factory.mktemp("microscope")
     random = np.random.default_rng(0)
     for name, low in (("bright", 150), ("dark", 0)):
         (folder / name).mkdir()
         for number in range(10):
             pixels = random.integers(low, low + 100, (24, 24)).astype(np.uint16)
-            pixels[0, :2] = 0, 250  # the same range everywhere
+            pixels[0, :2] = 0, 250  # the same range in every image
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     return folder
 

@@ -1,4 +1,4 @@
-"""The server over real HTTP on loopback: with an engine made up, and once as a process with a trained bundle."""
+"""The server over real HTTP on loopback: with a fake engine, and once as a process with a trained bundle."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ SMALL = Limits(upload_bytes=10_000, pixels=1000, images=8, upload_seconds=1.0, b
 
 
 class Fake:
-    """Answers by the first byte of an upload; ``bad`` cannot be read, ``x`` breaks the network."""
+    """Predicts by the first byte of an upload; ``bad`` cannot be read, and ``x`` makes the network fail."""
 
     classes, multi_label, identity = ("a", "b", "c"), False, {"model": "fake"}
 
@@ -62,7 +62,7 @@ class Fake:
 
 @contextmanager
 def serving(engine: Any, limits: Limits = SMALL, **options: Any) -> Iterator[tuple[int, Server, list[dict[str, Any]]]]:
-    """A port, the application and its log."""
+    """Run a server, and yield its port, the application and its log."""
     lines: list[dict[str, Any]] = []
     application = Server(engine, limits=limits, log=lambda line: lines.append(json.loads(line)), **options)
     config = uvicorn.Config(
@@ -89,7 +89,7 @@ def serving(engine: Any, limits: Limits = SMALL, **options: Any) -> Iterator[tup
 
 
 def ask(port: int, body: bytes = b"", *, method: str = "POST", path: str = "/predict", kind: str = "image/png") -> Any:
-    """Status and JSON of one request."""
+    """Return status and JSON of one request."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request(method, path, body=body, headers={"Content-Type": kind})
@@ -162,7 +162,7 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     [
         b"",
         b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX: 1",
-        # the answer comes before the body, which then never ends
+        # the response comes before the body, which then never ends
         b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n",
     ],
     ids=["nothing", "half of the headers", "half of an unread body"],
@@ -172,7 +172,7 @@ def test_a_connection_that_trickles_is_closed(sent: bytes) -> None:
         slow.sendall(sent)
         slow.settimeout(0.2)
         with contextlib.suppress(ConnectionError):
-            for _ in range(100):  # a byte each fifth of a second; a server without a limit would take all hundred
+            for _ in range(100):  # a byte every fifth of a second; a server without a limit would accept all hundred
                 slow.sendall(b"a")
                 try:
                     if not slow.recv(1000):
@@ -336,7 +336,7 @@ def test_a_stop_ends_within_the_grace_although_a_connection_is_slow_and_answers_
                 body.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf")
                 assert ask(port, path="/health", method="GET")[0] == 200
                 server.send_signal(signal.SIGTERM)
-                # an upload may take 30 seconds; waiting for it would run into this limit
+                # an upload may take 30 seconds; a server that waits for it would exceed this timeout
                 said, complaints = server.communicate(timeout=25)
         finally:
             server.kill()

@@ -16,9 +16,9 @@ from typing import Any, Self
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# a page that does not get there at all fails the test; on a busy machine it may take its time
+# seconds after which a page that does not load fails the test; long, because a machine may be busy
 PATIENCE_S = 300.0
-# nothing but the page itself, so that every request seen is the page's
+# turn off everything but the page itself, so that all observed requests are the page's
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -35,12 +35,12 @@ _FLAGS = (
 
 
 def find_chromium() -> str | None:
-    """The program, where one is installed."""
+    """Return the path of an installed Chromium, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
 def require_chromium() -> str:
-    """The program for a test; where none is installed the test is skipped on a developer's machine, and fails in CI."""
+    """Return the path of Chromium for a test; without one, skip the test on a developer's machine and fail it in CI."""
     program = find_chromium()
     if program is None:
         message = f"no Chromium is installed (looked for {', '.join(NAMES)}). Install it: apt-get install chromium"
@@ -51,10 +51,10 @@ def require_chromium() -> str:
 
 
 class Browser:
-    """One page of one browser; events are kept in the order in which they came.
+    """One page of one browser; events are kept in order of arrival.
 
     Args:
-        program: Of :func:`find_chromium`.
+        program: Path from :func:`find_chromium`.
     """
 
     def __init__(self, program: str) -> None:
@@ -62,7 +62,7 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
-        # the program reads from descriptor 3 and writes to 4; copies above these cannot be in each other's way
+        # Chromium reads from descriptor 3 and writes to 4; duplicates above these cannot collide with them
         handed = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
         place = f"import os, sys; os.dup2({handed[0]}, 3); os.dup2({handed[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
         self._process = subprocess.Popen(
@@ -97,7 +97,7 @@ class Browser:
         self._profile.cleanup()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Ask, and wait for the answer."""
+        """Call a method of the protocol, and wait for its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         message |= {"sessionId": self._session} if self._session else {}
@@ -119,7 +119,7 @@ class Browser:
         return dict(json.loads(message))
 
     def look(self, *, width: int, dark: bool = False) -> None:
-        """Show the page at a width, light or dark."""
+        """Show the page at a width in pixels, light or dark."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
@@ -127,7 +127,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
-        """Load a file or an address at a width, and wait until all of it is there."""
+        """Load a file or an address at a width in pixels, and wait until it has loaded completely."""
         self.look(width=width, dark=dark)
         self.events.clear()
         self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
@@ -137,31 +137,31 @@ class Browser:
             self.evaluate("1")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def wait_for(self, expression: str, *, seconds: float = PATIENCE_S) -> None:
-        """Until JavaScript in the page says yes."""
+        """Wait until a JavaScript expression in the page is true."""
         deadline = time.monotonic() + seconds
         while not self.evaluate(expression):
             assert time.monotonic() < deadline, (expression, self.complaints())
             time.sleep(0.05)
 
     def choose_files(self, selector: str, files: list[str]) -> None:
-        """As a person does in the dialog of a file input."""
+        """Choose files in a file input, as a person does in its dialog."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=files)
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked for, itself included; data inside the page is no request to anybody."""
+        """Return the addresses that the page requested, including its own; data URLs are not requests."""
         sent = (event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent"))
         return [url for url in sent if not url.startswith("data:")]
 
     def complaints(self) -> list[str]:
-        """What stands in the console: errors, warnings, and whatever was refused."""
+        """Return the messages in the console: errors, warnings and blocked requests."""
         said = [event["params"]["entry"]["text"] for event in self._of("Log.entryAdded")]
         said += [
             json.dumps(event["params"]) for event in self._of("Runtime.consoleAPICalled", "Runtime.exceptionThrown")
@@ -172,7 +172,7 @@ class Browser:
         return [event for event in self.events if event["method"] in methods]
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """Save the whole page as a PNG."""
         height = self.evaluate("document.documentElement.scrollHeight")
         width = self.evaluate("document.documentElement.clientWidth")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}

@@ -1,4 +1,4 @@
-"""Two small finished runs with a report: of one label an image, with names that mean no good, and of several."""
+"""Two small finished runs with a report: a single-label run with hostile class names, and a multi-label run."""
 
 import csv
 from pathlib import Path
@@ -9,13 +9,13 @@ from PIL import Image
 from tests.conftest import TINY, write_images
 from tests.runs import train_tiny
 
-# mark-up, mathematics, a formula of a spreadsheet, letters of another script
+# mark-up, mathematics, a spreadsheet formula, another script
 NAMES = ("<img src=x onerror=alert(1)>", '$1$ & "2"', "=1+1", "猫")
 WORDS = (*TINY, "report=true", "schedule.restore=last", "schedule.lr=0.01")
 
 
 def one_label(folder: Path) -> Path:
-    """A staged run whose stem stays frozen; the colours of the classes overlap, so that it makes mistakes."""
+    """Train a staged run whose stem stays frozen; the colours of the classes overlap, so that it makes mistakes."""
     for number, name in enumerate(NAMES):
         write_images(
             folder / "data" / name, count=24, hue=(90 + 9 * number, 90, 110 - 9 * number), seed=number, size=40
@@ -26,7 +26,7 @@ def one_label(folder: Path) -> Path:
 
 
 def several_labels(folder: Path) -> Path:
-    """A run on images that show none to three of three classes."""
+    """Train a run on images that each show none to three of three classes."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     names = ("red", "green", NAMES[0])

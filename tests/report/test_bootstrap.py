@@ -1,4 +1,4 @@
-"""Intervals against resampling image by image, with scikit-learn's scores."""
+"""Bootstrap intervals compared with resampling image by image, with scikit-learn's scores."""
 
 import numpy as np
 import pytest

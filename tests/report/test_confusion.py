@@ -1,4 +1,4 @@
-"""The confusion matrix: who stands beside whom, and what is listed."""
+"""The confusion matrix: the order of its classes, and the listed pairs."""
 
 import numpy as np
 from scipy.sparse import csr_array

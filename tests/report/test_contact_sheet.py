@@ -1,4 +1,4 @@
-"""A page of pictures: everything asked for is on it, and names are somebody else's text."""
+"""The contact sheet: it contains every image requested, and escapes names."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The map of the embeddings keeps neighbours, and is the same each time."""
+"""The map of the embeddings keeps neighbours, and is the same every time."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which images are shown: sure mistakes first, unsure hits first."""
+"""The choice of gallery images: confident mistakes first, uncertain hits first."""
 
 import numpy as np
 

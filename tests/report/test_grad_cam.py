@@ -1,4 +1,4 @@
-"""Grad-CAM against the paper's formula, and where it can be had at all."""
+"""Grad-CAM compared with the paper's formula, and the networks that it is available for."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def test_maps_are_those_of_the_formula() -> None:
     with torch.inference_mode():
         targets = model(images).argmax(1).tolist()
     ours = heat_maps(model, where, images, targets)
-    # the weight of a channel is the mean of the class's gradient over the map (equation 1), and the map is the positive part
-    # of the weighted sum (equation 2)
+    # a channel's weight is the mean of the class's gradient over the map (equation 1), and the heat map is the positive part of
+    # the weighted sum (equation 2)
     kept: list[torch.Tensor] = []
     hook = where.layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(images.float() / 255)

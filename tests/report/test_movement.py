@@ -1,4 +1,4 @@
-"""How far stages moved, against distances taken by hand."""
+"""How far stages moved, compared with distances computed by hand."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def test_distances_are_relative_to_the_weights_before_and_count_no_buffers(tmp_p
     assert first == pytest.approx(still | {"head": 0.5})
     assert second == pytest.approx(still | {"head": 1.0, "layer1": 0.1}, rel=1e-5)
     assert whole == pytest.approx(still | {"head": 2.0, "layer1": 0.1}, rel=1e-5)
-    # exactly zero, not nearly
+    # exactly zero, not just close to it
     assert [stage for stage, value in first.items() if value == 0] == [s for s in classifier.stages if s != "head"]
 
 

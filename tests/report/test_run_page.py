@@ -1,4 +1,4 @@
-"""The report of a run: what is on it, what it does not do to the run, and how it looks in a real browser."""
+"""The report of a run: its contents, that it leaves the run unchanged, and its appearance in a real browser."""
 
 import html
 import json
@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def copy(one: Path, tmp_path: Path) -> Path:
-    """A run that may be changed."""
+    """A copy of a run that a test may change."""
     return Path(shutil.copytree(one, tmp_path / "copy"))
 
 
@@ -95,7 +95,7 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
         "Where it looked",
     ):
         assert heading in page
-    # the frozen stage did not move by a bit, and that is said
+    # the frozen stage did not move by a bit, and the page says so
     assert "Never moved: stem." in page
     assert "96 images in 4 classes" in page
     assert "seed: 0" in page
@@ -140,7 +140,7 @@ def test_its_python_runs(
     (code,) = re.findall(r'<code class="python">(.*?)</code>', page_of(request.getfixturevalue(kind)), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (50, 40), (90, 90, 110)).save("photo.jpg")
-    # of the run, where this test is the first to ask for it
+    # discards the run's own output, if this test is the first to use the fixture
     capsys.readouterr()
     exec(compile(html.unescape(code), "report.html", "exec"), {})
     printed = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_it_can_be_written_again_to_the_same_page(one: Path, copy: Path, capsys:
     (copy / "report.html").unlink()
     assert main(["report", str(copy)]) == 0
     assert f"report: {copy / 'report.html'}" in capsys.readouterr().out
-    # the folder is another one, and stands in the title and in the commands
+    # the folder differs, and appears in the title and in the commands
     again = page_of(copy).replace(str(copy), str(one)).replace(">copy<", ">run<").replace(">copy:", ">run:")
     assert again == before
 
@@ -204,7 +204,7 @@ def test_an_image_that_has_gone_since_leaves_the_others(copy: Path, monkeypatch:
 
     monkeypatch.setattr(FileSource, "read", sometimes)
     assert main(["report", str(copy)]) == 0
-    # the row that is asked for first is a mistake with a heat map: three pictures in all
+    # the first row that is read is a mistake with a heat map, which accounts for three images
     assert page_of(copy).count("<img") == whole - 3
 
 
@@ -232,7 +232,7 @@ def test_an_error_in_the_report_leaves_the_run_good(
     assert (run_dir / "model/model.json").is_file()
     assert not (run_dir / "report.html").exists()
     monkeypatch.undo()
-    # what is missing of a finished run is made good by resume
+    # resume restores what is missing from a finished run
     resume(run_dir)
     assert (run_dir / "report.html").is_file()
 
