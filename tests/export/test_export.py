@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +12,16 @@ from finetune.export.export import Wanted, hand_over
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
 from finetune.files import PARITY, check_fields
+from finetune.models.classifier import Classifier
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
 from tests.export.trained import CLASSES, settled_classifier
 
 
-def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
+def test_the_command_hands_over_a_checked_export_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small_bundle(tmp_path / "run", size=(32, 32))
     (tmp_path / "images").mkdir()
     write_files(tmp_path / "images", 8)
@@ -39,12 +44,14 @@ def test_the_command_hands_over_a_checked_export_and_says_so(tmp_path, capsys):
     assert report["from_files"]["largest"] < 1e-5
 
 
-def test_an_export_that_predicts_something_else_is_not_left_behind(tmp_path, monkeypatch):
+def test_an_export_that_predicts_something_else_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     images = made_up_images(tmp_path, channels=3, count=4)
     write = hand_over_module._write
 
-    def spoilt(classifier, *rest):
+    def spoilt(classifier: Classifier, *rest: Any) -> None:
         other = settled_classifier(name="resnet10t", size=(32, 32), seed=1)
         write(other, *rest)
 
@@ -56,7 +63,7 @@ def test_an_export_that_predicts_something_else_is_not_left_behind(tmp_path, mon
     assert not json.loads((target.parent / "model.pt2.parity.json").read_text())["passed"]
 
 
-def test_a_folder_of_the_users_is_not_replaced(tmp_path, capsys):
+def test_a_folder_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_bundle(tmp_path / "run", size=(32, 32))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
@@ -66,7 +73,7 @@ def test_a_folder_of_the_users_is_not_replaced(tmp_path, capsys):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
 
 
-def test_swapped_class_names_fail_the_comparison(tmp_path):
+def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     reference = make_reference(model, write_files(tmp_path, 4), told="files")
     said = {"opened_by": "x", "classes": CLASSES[::-1], "from_pixels": reference.shares, "from_files": reference.shares}
@@ -74,7 +81,7 @@ def test_swapped_class_names_fail_the_comparison(tmp_path):
     assert report["problems"] == ["its class names are not those of the model, or in another order"]
 
 
-def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path):
+def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     reference = make_reference(model, write_files(tmp_path, 4), told="files")
     broken = torch.full(reference.shares.shape, float("nan")).numpy()
@@ -82,7 +89,7 @@ def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path):
     assert not compare("onnx", said, reference, classes=CLASSES)["passed"]
 
 
-def test_precisions_that_a_format_does_not_have_are_refused(tmp_path, capsys):
+def test_precisions_that_a_format_does_not_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small_bundle(tmp_path / "run", size=(32, 32))
     assert main(["export", str(tmp_path / "run"), "--format", "timm", "--precision", "int8"]) == 2
     assert "--precision int8: exists for --format onnx only" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import torch
 
 from finetune.data.transforms import eval_view
 from finetune.export.graph import resize_and_crop
-from finetune.input_spec import InputSpec
+from finetune.input_spec import CropMode, InputSpec, Interpolation
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
@@ -12,8 +12,8 @@ from finetune.input_spec import InputSpec
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_graph_prepares_images_of_any_size_to_the_very_levels_of_evaluation(
-    interpolation, mode, crop_pct, size, channels
-):
+    interpolation: Interpolation, mode: CropMode, crop_pct: float, size: tuple[int, int], channels: int
+) -> None:
     spec = InputSpec(channels=channels, size=size, interpolation=interpolation, crop_mode=mode, crop_pct=crop_pct)
     view, generator = eval_view(spec), torch.Generator().manual_seed(0)
     for _ in range(40):

@@ -1,10 +1,14 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from finetune.errors import UserError
 from finetune.export.library_formats import colour_stem, export_timm, export_torchvision, export_transformers
+from finetune.models.classifier import Classifier
 from tests.export.trained import CLASSES, settled_classifier
 
 GREY = (0.5, 0.5, 0.5)
@@ -12,7 +16,7 @@ GREY = (0.5, 0.5, 0.5)
 
 @torch.no_grad()
 @pytest.mark.parametrize("adapt", ["fold", "sum", "reinit"])
-def test_a_stem_of_one_channel_is_written_as_a_stem_of_three_that_computes_the_same(adapt):
+def test_a_stem_of_one_channel_is_written_as_a_stem_of_three_that_computes_the_same(adapt: str) -> None:
     model = settled_classifier(name="resnet18", channels=1, adapt=adapt).double()
     conv = model.backbone.net.get_submodule("conv1")
     with torch.no_grad():
@@ -26,7 +30,7 @@ def test_a_stem_of_one_channel_is_written_as_a_stem_of_three_that_computes_the_s
     assert (ours - theirs).abs().max() < 1e-9
 
 
-def test_a_folded_stem_is_refused_where_no_colour_stem_computes_the_same(tmp_path):
+def test_a_folded_stem_is_refused_where_no_colour_stem_computes_the_same(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet18", channels=1, adapt="fold", mean=GREY, std=GREY)
     with torch.no_grad():
         model.backbone.net.get_submodule("conv1").weight[:, 1] += 0.1
@@ -47,14 +51,16 @@ def test_a_folded_stem_is_refused_where_no_colour_stem_computes_the_same(tmp_pat
         ({"name": "resnet18", "size": (32, 48)}, export_torchvision, "cannot cover a crop of 32 x 48 pixels"),
     ],
 )
-def test_what_a_layout_cannot_hold_is_refused_with_the_way_out(tmp_path, settings, write, why):
+def test_what_a_layout_cannot_hold_is_refused_with_the_way_out(
+    tmp_path: Path, settings: dict[str, Any], write: Callable[[Classifier, Path], None], why: str
+) -> None:
     with pytest.raises(UserError, match=why) as refusal:
         write(settled_classifier(**settings), tmp_path)
     assert "Use --format onnx or --format torch_export" in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_class_names_and_the_whole_preparation_are_in_each_folder(tmp_path):
+def test_class_names_and_the_whole_preparation_are_in_each_folder(tmp_path: Path) -> None:
     model = settled_classifier(size=(32, 32), interpolation="bicubic", crop_pct=0.9)
     for write in (export_timm, export_torchvision, export_transformers):
         write(model, tmp_path)

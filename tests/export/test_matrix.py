@@ -27,7 +27,9 @@ MODELS += [(name.replace("18", "50"), channels, adapt) for name, channels, adapt
 
 
 @pytest.mark.slow
-def test_every_format_predicts_what_was_trained_in_a_process_without_this_package(tmp_path, capsys):
+def test_every_format_predicts_what_was_trained_in_a_process_without_this_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "images").mkdir()
     files = write_files(tmp_path / "images", max(FILES.values()))
     exports, cases = [], []

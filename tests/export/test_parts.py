@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from finetune.export import parts
 from finetune.export.images import made_up_images
 from finetune.export.parts import hand_over_part
 from finetune.files import PARITY, check_fields
+from finetune.models.classifier import Classifier
 from tests.export.trained import CLASSES, settled_classifier
 
 CASES = [
@@ -19,12 +22,14 @@ CASES = [
 ]
 
 
-def model_of(settings):
+def model_of(settings: dict[str, Any]) -> Classifier:
     return settled_classifier(**{"name": "resnet10t", "size": (32, 32), **settings})
 
 
 @pytest.mark.parametrize(("form", "settings"), CASES)
-def test_a_part_computes_its_half_in_a_process_without_this_package(tmp_path, form, settings):
+def test_a_part_computes_its_half_in_a_process_without_this_package(
+    tmp_path: Path, form: str, settings: dict[str, Any]
+) -> None:
     model = model_of(settings)
     images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
     target = tmp_path / "out" / f"{form}.safetensors"
@@ -36,11 +41,13 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(tmp_path, fo
     assert sorted(path.name for path in target.parent.iterdir()) == [target.name, f"{target.name}.parity.json"]
 
 
-def test_a_part_that_computes_something_else_is_not_left_behind(tmp_path, monkeypatch):
+def test_a_part_that_computes_something_else_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of({})
     write = parts.export_head
 
-    def spoilt(classifier, path):
+    def spoilt(classifier: Classifier, path: Path) -> None:
         write(classifier, path)
         from safetensors import safe_open
 
