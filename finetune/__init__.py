@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings
     from finetune.models.backbone import Backbone, build_backbone
     from finetune.models.classifier import Classifier, build_classifier
+    from finetune.training.module import FineTuner
     from finetune.training.results import RunResult
 
 # modules that take seconds to import are imported on first use
@@ -30,6 +31,7 @@ _LATER = {
     "build_backbone": "finetune.models.backbone",
     "Classifier": "finetune.models.classifier",
     "build_classifier": "finetune.models.classifier",
+    "FineTuner": "finetune.training.module",
     "RunResult": "finetune.training.results",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "Embeddings",
+    "FineTuner",
     "InputSpec",
     "RunError",
     "RunResult",

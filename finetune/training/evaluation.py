@@ -11,7 +11,7 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.eval_outputs import SplitOutputs, Validation, sample_of
-from finetune.training.module import FineTuner
+from finetune.training.phase_module import PhaseModule
 
 # numbers of a validation's outputs that are kept in memory while training goes on
 MOST_KEPT = 4_000_000
@@ -33,7 +33,7 @@ def reusable_validation(validated: Validation | None, *, step: int, images: int)
 
 def evaluate(
     *,
-    make_module: Callable[[ActivationCache | None], FineTuner],
+    make_module: Callable[[ActivationCache | None], PhaseModule],
     make_cache: Callable[[], ActivationCache | None],
     validated: Validation | None,
     classifier: Classifier,

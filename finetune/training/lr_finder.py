@@ -21,8 +21,8 @@ from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.interruption import Interruption, leave_signals_alone
-from finetune.training.module import FineTuner
 from finetune.training.param_groups import OptimizerFactory
+from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 
 Curve = npt.NDArray[np.float64]
@@ -134,14 +134,14 @@ def valley(losses: Curve) -> int | None:
     return slope[len(slope) // 2]
 
 
-class RateSweep(FineTuner):
+class RateSweep(PhaseModule):
     """A phase whose rates rise by a constant factor a step, and which minds no loss until it diverges.
 
     Args:
         lowest: Rate of the fastest stage at the first step.
         highest: At the last.
         steps: Optimizer steps.
-        **settings: As of :class:`FineTuner`.
+        **settings: As of :class:`PhaseModule`.
     """
 
     def __init__(self, *, lowest: float, highest: float, steps: int, **settings: Any) -> None:

@@ -47,10 +47,10 @@ class Phase:
     name: str
     train: tuple[str, ...]
     stages: tuple[str, ...]
-    epochs: int
+    epochs: int = 1
     lr: float
-    batch_size: int
-    augment: str
+    batch_size: int = 32
+    augment: str = "none"
     max_steps: int | None = None
     lr_trials: tuple[float, ...] = ()
     layer_decay: float = 1.0

@@ -52,8 +52,8 @@ from finetune.training.evaluation import MOST_KEPT, evaluate, reusable_validatio
 from finetune.training.freezing import apply_phase, tensors_of
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.interruption import Interruption, leave_signals_alone
-from finetune.training.module import PREFIX, FineTuner
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
+from finetune.training.phase_module import PREFIX, PhaseModule
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult, run_results
@@ -183,7 +183,7 @@ class Run:
             return self._on_features(number, phase, before, log, cache), None
         steps, val_images = self.data.batches_per_epoch(phase.batch_size), len(self.data.source.index.rows("val"))
         offset = (sum(p["epochs"] for p in before), sum(p["steps"] for p in before))
-        module = FineTuner(
+        module = PhaseModule(
             classifier=self.classifier,
             phase=phase,
             optimizer=self.make_optimizer(phase),
@@ -423,7 +423,7 @@ class Run:
         """Validation and test metrics of the final weights, and what they say of each image."""
         number = len(self.schedule) - 1
         return evaluate(
-            make_module=lambda cache: FineTuner(
+            make_module=lambda cache: PhaseModule(
                 classifier=self.classifier,
                 phase=self.schedule[number],
                 optimizer=self.make_optimizer(self.schedule[number]),

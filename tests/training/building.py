@@ -14,7 +14,7 @@ from finetune.models.backbone import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
-from finetune.training.module import FineTuner
+from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 
 CLASSES = ("1 cat", "2 dog", "10 owl")
@@ -58,12 +58,12 @@ def fit(
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = adamw,
     callbacks: Sequence[pl.Callback] = (),
     **trainer: Any,
-) -> FineTuner:
+) -> PhaseModule:
     """Train one phase on an image folder."""
     data = ImageDataModule(source=folder_source(root=str(root)), spec=classifier.input_spec, num_workers=0)
     data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
     apply_phase(classifier, phase)
-    module = FineTuner(
+    module = PhaseModule(
         classifier=classifier,
         phase=phase,
         optimizer=optimizer,

@@ -18,8 +18,8 @@ from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
 from finetune.training.callbacks.metrics_csv import RunLog
 from finetune.training.interruption import Interruption
-from finetune.training.module import FineTuner
 from finetune.training.param_groups import build_param_groups
+from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -108,7 +108,7 @@ class PhaseCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of a step."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         if pl_module.validation_due and isinstance(data, ImageDataModule):
             data.drop_iterator()
@@ -124,7 +124,7 @@ class PhaseCheckpoints(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write inside an epoch."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         inside = batch_idx + 1 < trainer.num_training_batches
         steps_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
@@ -141,7 +141,7 @@ class PhaseCheckpoints(Checkpoint):
         """Stop before a validation."""
         if trainer.state.fn != "fit" or self._interruption is None:
             return
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         if pl_module.validation_due:
             # begun by the run that stopped: counted anew, so that a resumed run writes what the uninterrupted one does
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
@@ -158,7 +158,7 @@ class PhaseCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write at the end of an epoch: the best first, so that ``last.ckpt`` never promises one that is not there."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         if pl_module.progress.improved:
             trainer.strategy.save_checkpoint(pl_module.best_checkpoint(), self._folder / BEST)
         self._log.write(pl_module.rows)
@@ -169,7 +169,7 @@ class PhaseCheckpoints(Checkpoint):
     def _must_stop(self, trainer: Trainer) -> bool:
         return self._interruption is not None and self._interruption.agreed(trainer) > 0
 
-    def _stop(self, trainer: Trainer, module: FineTuner, when: str = "") -> None:
+    def _stop(self, trainer: Trainer, module: PhaseModule, when: str = "") -> None:
         assert self._interruption is not None
         self._interruption.where = (
             f"at step {trainer.global_step} of {module.total_steps} {self._interruption.where}{when}"
@@ -181,7 +181,7 @@ class PhaseCheckpoints(Checkpoint):
 
         A phase whose last step lies inside an epoch validates first: Lightning would go on training when it resumes there.
         """
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         ends_inside = trainer.should_stop and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if ends_inside or not self._must_stop(trainer):
             return
@@ -193,7 +193,7 @@ class PhaseCheckpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Mark the validation as begun and none of it done, which is where Lightning takes one up."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         if pl_module.validation_due:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": begun, "current": dict(begun), "is_last_batch": False}

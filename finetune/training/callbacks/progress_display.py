@@ -12,7 +12,7 @@ from rich.markup import escape
 from finetune.distributed import is_rank_zero
 from finetune.errors import shortened
 from finetune.terminal import printable, unguarded
-from finetune.training.module import FineTuner
+from finetune.training.phase_module import PhaseModule
 from finetune.training.time_left import TimeLeft, in_words
 
 
@@ -67,7 +67,7 @@ class PhaseProgressBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         module = self.trainer.lightning_module
-        assert isinstance(module, FineTuner)
+        assert isinstance(module, PhaseModule)
         phase = module.phase
         told = f"{printable(phase.name)} ({stages_in_words(phase.train, phase.stages)})"
         # a name may hold what Rich takes for a colour
@@ -75,7 +75,7 @@ class PhaseProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Rates, the last validation's accuracy, and what is left of the run."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         shown: dict[str, Any] = {"lr": current_rates(trainer)}
         if "val/acc" in trainer.callback_metrics:
             shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
@@ -96,14 +96,14 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on time is measured."""
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After each validation inside a fit."""
         if not is_rank_zero() or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        assert isinstance(pl_module, FineTuner)
+        assert isinstance(pl_module, PhaseModule)
         values = trainer.callback_metrics
         shown = [f"{name} {float(values[name]):.4f}" for name in ("val/loss", "val/acc") if name in values]
         left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
@@ -116,6 +116,6 @@ class EpochLines(Callback):
         self._say("  " + "  ".join(part for part in parts if part))
 
 
-def share_done(trainer: Trainer, module: FineTuner) -> float:
+def share_done(trainer: Trainer, module: PhaseModule) -> float:
     """Share of the phase's optimizer steps that have been made."""
     return min(trainer.global_step / max(module.total_steps, 1), 1.0)

@@ -1,0 +1,69 @@
+"""What every module that trains stages shares: the optimizer's named groups, and the rate of each at every step."""
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from finetune.models.classifier import Classifier
+from finetune.training.lr_schedules import scale
+from finetune.training.param_groups import OptimizerFactory, build_param_groups, check_cover
+from finetune.training.phases import Phase
+
+
+class StagedModule(pl.LightningModule):
+    """Trains the stages that a phase names, each at its own rate; subclasses add the steps.
+
+    Args:
+        classifier: Network whose stages train.
+        phase: Stages to train, their rates and the learning-rate schedule.
+        optimizer: Function that makes the optimizer from named groups.
+        loss: Training loss, from logits (B, K) and targets.
+        total_steps: Optimizer steps of the fit; 0 where only the Trainer will know.
+        warmup_steps: Optimizer steps of the linear rise at the start.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        phase: Phase,
+        *,
+        optimizer: OptimizerFactory,
+        loss: nn.Module,
+        total_steps: int = 0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.phase = phase
+        self.loss = loss
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self._make_optimizer = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimizer of the trainable parameters, in named groups that cover them exactly."""
+        groups = build_param_groups(self.classifier, rates=self.phase.rates(), weight_decay=self.phase.weight_decay)
+        optimizer = self._make_optimizer(groups)
+        check_cover(optimizer, self.classifier)
+        return optimizer
+
+    def plateau_factor(self) -> float:
+        """Return the factor by which ``plateau`` has reduced the rates so far."""
+        return 1.0
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """Return the learning rate of each stage at an optimizer step of this fit."""
+        factor = scale(
+            self.phase.lr_schedule,
+            step=step,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            plateau_factor=self.plateau_factor(),
+        )
+        return {stage: rate * factor for stage, rate in self.phase.rates().items()}
+
+    def set_rates(self) -> None:
+        """Write the rates of the coming step into the optimizer's groups."""
+        rates = self.rates_at(self.trainer.global_step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rates[group["stage"]]
