@@ -43,6 +43,8 @@ def trainer(epochs: int = 1, *, callbacks: Any = (), **settings: Any) -> Iterato
             "does not have many workers",
             "have no `val_dataloader`",
             "callbacks used to create the checkpoint",
+            # torch's own deprecation, inside Lightning 2.6
+            r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         ):
             warnings.filterwarnings("ignore", message=f".*{advice}")
         yield Trainer(
