@@ -83,14 +83,14 @@ def file_error(error: BaseException, path: str | Path | None, what: str, *, afte
 
 
 def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "", after: str = "") -> str:
-    """Describe a failure for the user: the file, what could not be done, the system's reason, what to do.
+    """Describe a failure for the user: file, failed action, the system's reason, and advice.
 
     Args:
-        error: An exception with an error of the system behind it.
-        path: The file or folder.
+        error: Exception caused by a system error.
+        path: File or folder of the failure.
         what: What could not be done, such as ``cannot be made``.
-        name: How the user gave the path, such as ``run_dir='x'``; empty for the path itself.
-        after: A sentence on what is left.
+        name: Path as the user gave it, such as ``run_dir='x'``; empty for the path itself.
+        after: Sentence about the state that is left.
     """
     number = errno_of(error)
     unknown = str(error) if number is None else os.strerror(number)

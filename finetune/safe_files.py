@@ -84,9 +84,9 @@ def open_regular(path: str | Path, *, name: str | None = None, largest: int | No
 
 
 class _NamedFile(io.FileIO):
-    """Raises a message with the file's name where the disk does not give it back.
+    """A file whose read errors name the file.
 
-    A bare ``OSError`` names no file, and zipfile and NumPy take it for a damaged one.
+    A bare ``OSError`` names no file, and zipfile and NumPy report it as a damaged file.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -94,7 +94,7 @@ class _NamedFile(io.FileIO):
         self._called = name
 
     def readinto(self, buffer: Any) -> Any:
-        """Read into a buffer; the number of bytes."""
+        """Read into a buffer and return the number of bytes."""
         with self._named():
             return super().readinto(buffer)
 

@@ -14,18 +14,18 @@ HELP = "import and build the classes of your own that RUN names; this runs their
 
 
 def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> "dict[str, nn.Module]":
-    """Build the modules that a run or bundle needs beside finetune's, from the nodes that a configuration named.
+    """Build the user's own modules that a run or bundle needs, from the nodes that a configuration named.
 
     Args:
-        run: A run folder or a bundle folder.
+        run: Run folder or bundle folder.
         trust: Whether the user typed ``--trust``.
-        given: Parts that the user has modules of already.
+        given: Parts for which the user already has modules.
 
     Returns:
-        Modules by part; empty for a model of finetune's own parts.
+        Modules by part; empty for a model that consists of finetune's own parts.
 
     Raises:
-        UserError: There is no whole bundle, it needs classes and is not trusted, or a class cannot be built.
+        UserError: There is no complete bundle, it needs classes but is not trusted, or a class cannot be built.
     """
     from finetune.bundle import find_bundle, needs_classes, read_model_json
     from finetune.models.own_modules import own_classes, own_targets

@@ -125,7 +125,10 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
     queries = reader.read(reader.names(given.queries))
     if given.radius is not None:
         pairs = within(embeddings.features, queries.features, given.radius, metric=given.metric)
-        hits = [(rows[rows != own], apart[rows != own]) for own, (rows, apart) in zip(queries.rows, pairs, strict=True)]
+        hits = [
+            (rows[rows != own], distances[rows != own])
+            for own, (rows, distances) in zip(queries.rows, pairs, strict=True)
+        ]
     elif given.engine == "faiss":
         if given.index != EXACT:
             print(f"--index {given.index}: is not exact; neighbours may be missing")
@@ -138,7 +141,7 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
         )
         hits = list(zip(neighbours.rows, neighbours.distances, strict=True))
     named = zip(queries.paths, hits, strict=True)
-    return queries, [row for query, (rows, apart) in named for row in _found(embeddings, query, rows, apart)]
+    return queries, [row for query, (rows, distances) in named for row in _found(embeddings, query, rows, distances)]
 
 
 def _duplicates(given: argparse.Namespace, embeddings: "Embeddings") -> "list[SearchHit]":

@@ -158,13 +158,13 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
 
 
 def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **offered: Any) -> dict[str, Any]:
-    """Return the node of a module of the user's: its class, its arguments, and those offered that the class takes.
+    """Return the node of a user's module: its class, its arguments, and those offered arguments that the class takes.
 
     Args:
         target: Dotted name of the class, or of a function that builds the module.
-        arguments: Its arguments as the user gave them.
-        trusted: Whether the user typed it, or trusts the run that it comes from.
-        **offered: Arguments of finetune's own, such as ``num_features``; one that the class does not take is left out.
+        arguments: Arguments as the user gave them.
+        trusted: Whether the user typed the target, or trusts the run that it comes from.
+        **offered: Arguments from finetune, such as ``num_features``; those that the class does not take are left out.
 
     Raises:
         UserError: The target is not trusted, or cannot be imported.
@@ -188,7 +188,7 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
 
 
 def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.Module":
-    """Build a module of the user's.
+    """Build a user's own module.
 
     Args:
         node: ``_target_`` and its arguments.
@@ -271,32 +271,32 @@ def _resolve(target: str) -> type:
     assert package is not None, "checked before"
     home, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(package), name, None)
+        value = getattr(importlib.import_module(package), name, None)
     except ImportError as error:
         raise UserError(
             f"_target_={target!r}: cannot be imported. {error}. Install the package that holds it."
         ) from error
     # torch's optimizers may be re-exported by timm's package
     homes = OPTIMIZERS if package in OPTIMIZERS else (package.partition(".")[0],)
-    place = getattr(found, "__module__", "")
+    place = getattr(value, "__module__", "")
     itself = (
-        isinstance(found, type)
-        and found.__qualname__ == name
+        isinstance(value, type)
+        and value.__qualname__ == name
         and any(place == allowed or place.startswith(f"{allowed}.") for allowed in homes)
-        and getattr(sys.modules.get(place), name, None) is found
+        and getattr(sys.modules.get(place), name, None) is value
         and home in (package, place)
     )
     if package in OPTIMIZERS and itself:
         import torch
 
-        assert isinstance(found, type)
-        itself = issubclass(found, torch.optim.Optimizer)
+        assert isinstance(value, type)
+        itself = issubclass(value, torch.optim.Optimizer)
     if not itself:
         raise UserError(
-            f"_target_={target!r}: not on the list of what data may build. Here the name stands for {printable(repr(found))}."
+            f"_target_={target!r}: not on the list of what data may build. Here the name stands for {printable(repr(value))}."
         )
-    assert isinstance(found, type)
-    return found
+    assert isinstance(value, type)
+    return value
 
 
 def _targets(value: Any) -> Iterator[str]:

@@ -121,13 +121,13 @@ def cluster(
     nearest, own, second = _distances(embeddings.features, centres, metric, of_row)
     of_row = nearest if method == "kmeans" else of_row
     of_row, centres = _by_size(of_row, centres)
-    apart = np.maximum(np.maximum(own, second), np.finfo(np.float32).tiny)
+    farther = np.maximum(np.maximum(own, second), np.finfo(np.float32).tiny)
     return Clusters(
         method=method,
         of_row=of_row,
         centres=centres,
         distances=own,
-        margins=((second - own) / apart).astype(np.float32),
+        margins=((second - own) / farther).astype(np.float32),
         silhouette_by_count=tried,
     )
 

@@ -96,18 +96,18 @@ def hand_over(
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
-    made = work / target.name
+    staged = work / target.name
     try:
         if wanted.form in FOLDERS:
-            made.mkdir(parents=True)
+            staged.mkdir(parents=True)
         else:
             work.mkdir()
-        _write(classifier, wanted, made, images, card)
+        _write(classifier, wanted, staged, images, card)
         reference = make_reference(
             classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
         )
         # ONNX Runtime opens the model of a web page here, not a browser
-        opened = ("onnx", made / "model.onnx") if wanted.form == "web" else (wanted.form, made)
+        opened = ("onnx", staged / "model.onnx") if wanted.form == "web" else (wanted.form, staged)
         (answer,) = ask_clients([(*opened, reference)])
         report = compare(wanted.form, answer, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
@@ -121,10 +121,10 @@ def hand_over(
             from finetune.export.speed import measure_speed
 
             full = {"fp32": work / _FULL} if wanted.precision == "int8" else {}
-            report["speed"] = measure_speed(classifier, {**full, wanted.precision: made}, layout=wanted.layout)
+            report["speed"] = measure_speed(classifier, {**full, wanted.precision: staged}, layout=wanted.layout)
         if wanted.form in FOLDERS:
-            write_json(made / PARITY, report)
-        _put(made, target)
+            write_json(staged / PARITY, report)
+        _put(staged, target)
         if wanted.form not in FOLDERS:
             write_json(report_path, report)
     finally:

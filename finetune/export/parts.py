@@ -45,16 +45,16 @@ def hand_over_part(classifier: Classifier, form: str, target: Path, images: Chec
     work.mkdir()
     report_path = target.with_name(f"{target.name}.parity.json")
     try:
-        made = work / target.name
-        {"head": export_head, "backbone": export_backbone}[form](classifier, made)
-        report = check_part(classifier, form, made, images)
+        staged = work / target.name
+        {"head": export_head, "backbone": export_backbone}[form](classifier, staged)
+        report = check_part(classifier, form, staged, images)
         write_json(report_path, report)
         if not report["passed"]:
             raise RunError(
                 f"--format {form}: the file does not compute what it does in the trained model, so it was not kept. "
                 f"{'. '.join(report['problems'])}. All figures: {report_path}"
             )
-        os.replace(made, target)
+        os.replace(staged, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report

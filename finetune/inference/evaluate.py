@@ -65,16 +65,16 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
     data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=num_workers)
     _check_labels(classifier, source)
     metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
-    seen = torch.zeros(len(classifier.classes), dtype=torch.int64)
+    class_counts = torch.zeros(len(classifier.classes), dtype=torch.int64)
     net = fast_logits(classifier)
     for batch in data.rows_dataloader(rows):
         if classifier.multi_label:
-            targets = torch.zeros(len(batch.targets), len(seen), dtype=torch.int64)
+            targets = torch.zeros(len(batch.targets), len(class_counts), dtype=torch.int64)
             targets[:, positions] = batch.targets.long()
-            seen += targets.sum(0)
+            class_counts += targets.sum(0)
         else:
             targets = positions[batch.targets]
-            seen += torch.bincount(targets, minlength=len(seen))
+            class_counts += torch.bincount(targets, minlength=len(class_counts))
         update_metrics(metrics, logits=run_in_chunks(net, batch.images), targets=targets)
-    missing = [name for name, count in zip(classifier.classes, seen.tolist(), strict=True) if count == 0]
+    missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]
     return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}

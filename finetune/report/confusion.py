@@ -52,9 +52,9 @@ def clustered_order(confusion_KK: Counts) -> list[int]:
 
     support = np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
     rates = counts / support
-    apart = 1 - np.clip((rates + rates.T) / 2, 0, 1)
-    np.fill_diagonal(apart, 0.0)
-    return [int(k) for k in leaves_list(linkage(squareform(apart, checks=False), "average", optimal_ordering=True))]
+    distances = 1 - np.clip((rates + rates.T) / 2, 0, 1)
+    np.fill_diagonal(distances, 0.0)
+    return [int(k) for k in leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
 def confused_pairs(
