@@ -27,12 +27,14 @@ class EmbeddedImages:
 
     def __call__(self, path: str) -> "Tensor | None":
         """Return the image, uint8 of one or three channels; None if it is not available."""
-        from finetune.data.decode import UnreadableImage, decode_image
+        from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+        from finetune.data.image_file import UnreadableImage
         from finetune.report.thumbnails import SIDE_PX
 
         try:
             if Path(path).is_file():
-                return decode_image(path, channels=3, at_least=SIDE_PX, **self._reading)
+                options = DecodeOptions(channels=3, **self._reading)
+                return to_tensor(decode_file(path, options, at_least=SIDE_PX))
             row = self._rows.get(path)
             return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
         except (UnreadableImage, TypeError):  # TypeError: the embeddings file names settings that do not exist

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.data.describe import KINDS, MODES
 from finetune.data.duplicates import alike_across, identical
-from finetune.data.formats import FORMAT_OF_SUFFIX
+from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.data.image_folder import UNREAD_SUFFIXES
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index
+from finetune.data.scan import KINDS, MODES
 
 Severity = Literal["error", "warning", "note"]
 

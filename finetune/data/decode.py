@@ -1,176 +1,234 @@
-"""Decodes an image file to a ``uint8 (C, H, W)`` tensor: what a viewer shows, in one or three channels.
+"""Decodes image files to 8-bit pixels: what a viewer shows, upright, in one or three channels.
 
-The first bytes of the file decide its format, not its name. Plain JPEG and WebP go to torchvision's decoders; Pillow
-decodes a JPEG file at least twice as large as needed at a half, a quarter or an eighth (the format's own scaled
-decoding); everything else goes to Pillow and :mod:`finetune.data.color`. Where torchvision fails, Pillow tries.
-Animations and files of several pages give their first picture.
+The first bytes of a file decide its format, not its name. Pillow reads the header and decodes; its modes become 8 bits by
+the rules of :mod:`finetune.data.color`. A JPEG at least twice as large as needed is decoded at a half, a quarter or an
+eighth of its size (the format's own scaled decoding). Animations and files of several pages give their first picture.
+
+Plain JPEG and lossy WebP have a fast path by torchvision, in processes that have loaded torch: a fifth to a quarter
+faster, with equal pixels. Without torch the same files give the same pixels.
 """
 
-import io
+import sys
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from finetune.data import fast_decoders
-from finetune.data.color import HighDepth, is_srgb, to_pixels
-from finetune.data.formats import sniff, what_instead
-from finetune.data.image_file import MAX_PIXELS as MAX_PIXELS
-from finetune.data.image_file import Refused, read_image_file
-from finetune.data.jpeg_header import JpegHeader, read_jpeg_header
-from finetune.data.openers import OPENERS
-from finetune.data.orientation import orientation_of_exif, orientation_of_image, upright
-from finetune.errors import UserError
+from finetune.data.color import HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
+from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
+
+if TYPE_CHECKING:  # the ONNX engine decodes without torch
+    from torch import Tensor
 
 # Pillow warns about damaged metadata; damaged pixels raise. Set once, because a filter per call is not thread-safe.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+# Pillow's classes are called directly: `Image.open` would apply its own pixel limit, a global of the whole process, and
+# would try every plugin on a file that is not an image.
+_OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
 
-class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the message does)
-    """A file that cannot be read as an image.
+_END_OF_JPEG = b"\xff\xd9"
+_LOSSY_WEBP = b"VP8 "
+_ORIENTATION_TAG = 0x0112
+# orientation: whether rows and columns are swapped, and which axes of (H, W) are then reversed (CIPA DC-008)
+_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """How image files become pixels.
 
     Args:
-        path: Path of the file.
-        reason: Reason, as a sentence for the user.
+        channels: Number of channels, 1 for grey, 3 for colour.
+        max_pixels: Largest number of pixels; larger images are refused before they are decoded.
+        high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
+
+    Raises:
+        UserError: There is no such rule.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"{path}: cannot be read as an image. {reason}")
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    high_depth: HighDepth = "full"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # unpickling an exception from a worker process rebuilds it from its arguments, not from its message
-        return type(self), (self.path, self.reason)
+    def __post_init__(self) -> None:
+        check_high_depth(self.high_depth)
 
 
-def decode_image(
-    path: str,
-    *,
-    channels: int,
-    at_least: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    high_depth: HighDepth = "full",
-) -> Tensor:
+def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:
     """Read and decode an image file.
 
     Args:
         path: Path of the file.
-        channels: Number of channels, 1 for grey, 3 for colour.
-        at_least: Fewest pixels of the shorter side; the image may be decoded smaller than it is, down to this. None
-            decodes the full size.
-        max_pixels: Largest number of pixels; larger images are refused before they are decoded.
-        high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
+        options: Channels, limits and rules.
+        at_least: Fewest pixels of the shorter side; a JPEG may be decoded smaller than it is, down to this. None decodes
+            the full size.
 
     Returns:
-        uint8 (channels, H, W), upright. It may be laid out channels last.
+        uint8 (H, W, channels), upright.
 
     Raises:
         UnreadableImage: The file is missing, empty, damaged, truncated, too large or not an image.
     """
-    return decode_bytes(
-        read_file(path, max_pixels=max_pixels),
-        path=path,
-        channels=channels,
-        at_least=at_least,
-        max_pixels=max_pixels,
-        high_depth=high_depth,
-    )
+    data = read_image_file(path, max_pixels=options.max_pixels)
+    return decode_bytes(data, options, path=path, at_least=at_least)
 
 
-def decode_bytes(
-    data: bytearray,
-    *,
-    path: str,
-    channels: int,
-    at_least: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    high_depth: HighDepth = "full",
-) -> Tensor:
-    """Decode the bytes of a file as :func:`decode_image` does; ``path`` appears in messages only."""
+def decode_bytes(data: bytes | bytearray, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
+    """Decode the bytes of a file as :func:`decode_file` does; ``path`` appears in messages only."""
+    return decode_opened(open_image(data, path=path), options, path=path, at_least=at_least)
+
+
+def decode_image(path: str, *, channels: int, at_least: int | None = None) -> "Tensor":
+    """Decode a file to uint8 (channels, H, W) with the default limits and rules; see :func:`decode_file`."""
+    return to_tensor(decode_file(path, DecodeOptions(channels=channels), at_least=at_least))
+
+
+def to_tensor(pixels_HWC: Pixels) -> "Tensor":
+    """Return pixels as a tensor of shape (C, H, W), as views and networks take them; the memory is shared."""
+    import torch
+
+    pixels = torch.from_numpy(pixels_HWC)
+    return pixels[..., 0].unsqueeze(0) if pixels.shape[2] == 1 else pixels.permute(2, 0, 1)
+
+
+def open_image(data: bytes | bytearray, *, path: str) -> ImageFile.ImageFile:
+    """Read the header of a file in memory; Pillow's object has its format, mode and size, but no pixels yet.
+
+    Raises:
+        UnreadableImage: The bytes are not an image, or the header is damaged.
+    """
     kind = sniff(data)
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
+    with _naming_damage(path):
+        return _OPENERS[kind](BytesIO(data))
+
+
+def decode_opened(
+    image: ImageFile.ImageFile, options: DecodeOptions, *, path: str, at_least: int | None = None
+) -> Pixels:
+    """Decode an image that :func:`open_image` opened, once, as :func:`decode_file` does."""
+    _check_size(path, image.width, image.height, options.max_pixels)
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        _check_end(path, _file_of(image))
+    scale = _scale_of(image, at_least)
+    with _naming_damage(path):
+        pixels = _decode_with_torchvision(image, options.channels) if scale == 1 else None
+        if pixels is None:
+            pixels = _decode_with_pillow(image, options, scale)
+        # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
+        return _upright(pixels, orientation_of(image))
+
+
+def orientation_of(image: ImageFile.ImageFile) -> int:
+    """Return the Exif orientation that an opened file states, 1 to 8; 1 where it is missing or damaged."""
     try:
-        if kind == "JPEG":
-            return _decode_jpeg(path, data, channels, at_least, max_pixels)
-        if kind == "WebP" and channels == 3 and data[12:16] == b"VP8 ":
-            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-            _check_size(path, width, height, max_pixels)
-            simple = fast_decoders.webp(data)
-            if simple is not None:
-                return simple
-        return _decode_with_pillow(path, kind, data, channels, at_least, max_pixels, high_depth, exif=None)
-    except UnreadableImage:
-        raise
-    except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
-        raise UnreadableImage(path, f"It is damaged or cut short: {_words(error)}.") from error
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            # Pillow's own reading would take the tag from XMP, which viewers of JPEG files ignore
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        else:
+            exif = image.getexif()
+        value = exif.get(_ORIENTATION_TAG)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    except Exception:  # damaged metadata of any kind is no reason to lose the pixels
+        return 1
 
 
-def read_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
-    """Return the bytes of a file that starts like an image.
+def _scale_of(image: ImageFile.ImageFile, at_least: int | None) -> int:
+    """Return the largest of 8, 4, 2 and 1 that divides a JPEG's size so that the shorter side keeps ``at_least`` pixels."""
+    if at_least is None or not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 1
+    return next((scale for scale in (8, 4, 2) if min(image.size) >= scale * at_least), 1)
 
-    Raises:
-        UnreadableImage: As :func:`finetune.data.image_file.read_image_file` refuses it.
+
+def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions, scale: int) -> Pixels:
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        size = (max(1, image.width // scale), max(1, image.height // scale))
+        grey = options.channels == 1 and not image.info.get("icc_profile")
+        image.draft("L" if grey else image.mode, size)
+        # pass all bytes at once: fed in blocks, the JPEG decoder would restart the row at the end of each block
+        image.decodermaxblock = max(_file_of(image).getbuffer().nbytes, image.decodermaxblock)
+    image.load()
+    pixels = to_pixels(image, channels=options.channels, high_depth=options.high_depth)
+    return pixels[..., None] if options.channels == 1 else pixels
+
+
+def _decode_with_torchvision(image: ImageFile.ImageFile, channels: int) -> Pixels | None:
+    """Decode plain JPEG and lossy WebP at full size; return None for all else, and where it fails.
+
+    torchvision 0.29 deprecated its public functions, which warn at every call; the operators that they wrap are called
+    here while these exist.
     """
+    if "torch" not in sys.modules or not (_is_plain_jpeg(image) or (channels == 3 and _is_lossy_webp(image))):
+        return None
+    import torch
+    from torchvision.io import ImageReadMode  # registers the operators
+
+    mode = (ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB).value
+    data = torch.frombuffer(_file_of(image).getbuffer(), dtype=torch.uint8)
+    operators = torch.ops.image
     try:
-        return read_image_file(path, max_pixels=max_pixels)
-    except Refused as error:
-        raise UnreadableImage(path, error.reason) from None
+        is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+        pixels_CHW: Tensor = operators.decode_jpeg(data, mode) if is_jpeg else operators.decode_webp(data, mode)
+    except (AttributeError, RuntimeError):
+        return None
+    pixels: Pixels = pixels_CHW.permute(1, 2, 0).numpy()
+    return pixels
 
 
-def _decode_jpeg(path: str, data: bytearray, channels: int, at_least: int | None, max_pixels: int) -> Tensor:
-    header = read_jpeg_header(data)
-    if header is None:
-        return _decode_with_pillow(path, "JPEG", data, channels, at_least, max_pixels, "full", exif=None)
-    _check_size(path, header.width, header.height, max_pixels)
-    if not header.complete and not any(data[-64:]):
-        raise UnreadableImage(path, "Its end is filled with zero bytes, as after an interrupted download or copy.")
-    if not _shrinks(header, at_least) and _is_plain(header):
-        image = fast_decoders.jpeg(data, channels=channels)
-        if image is not None:
-            return upright(image, orientation_of_exif(header.exif))
-    return _decode_with_pillow(path, "JPEG", data, channels, at_least, max_pixels, "full", exif=header.exif)
+def _is_plain_jpeg(image: ImageFile.ImageFile) -> bool:
+    """Tell whether torchvision's decoder gives the right colours: grey or YCbCr, no profile to apply."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return False
+    ycbcr = image.layers == 3 and image.info.get("adobe_transform") in (None, 1)
+    profile = image.info.get("icc_profile")
+    return (image.layers == 1 or ycbcr) and (not profile or is_srgb(profile))
 
 
-def _shrinks(header: JpegHeader, at_least: int | None) -> bool:
-    return at_least is not None and min(header.width, header.height) >= 2 * at_least
+def _is_lossy_webp(image: ImageFile.ImageFile) -> bool:
+    """Tell whether a WebP file is a single picture without transparency, profile or other metadata."""
+    return isinstance(image, WebPImagePlugin.WebPImageFile) and _file_of(image).getbuffer()[12:16] == _LOSSY_WEBP
 
 
-def _is_plain(header: JpegHeader) -> bool:
-    """Tell whether torchvision's decoder gives the right colours: 8 bits, grey or YCbCr, no profile to apply."""
-    return (
-        header.precision == 8
-        and (header.components == 1 or (header.components == 3 and header.adobe_transform in (None, 1)))
-        and (not header.icc or is_srgb(header.icc))
-    )
-
-
-def _decode_with_pillow(
-    path: str,
-    kind: str,
-    data: bytearray,
-    channels: int,
-    at_least: int | None,
-    max_pixels: int,
-    high_depth: HighDepth,
-    exif: bytes | None,
-) -> Tensor:
-    with io.BytesIO(data) as file:
-        image = OPENERS[kind](file)
-        _check_size(path, *image.size, max_pixels)
-        if kind == "JPEG":
-            smallest = min(image.size)
-            scale = next((s for s in (8, 4, 2) if at_least is not None and smallest >= s * at_least), 1)
-            size = (max(1, image.width // scale), max(1, image.height // scale))
-            image.draft("L" if channels == 1 and not image.info.get("icc_profile") else image.mode, size)
-            # pass all bytes at once: fed in blocks, the JPEG decoder would restart the row at the end of each block
-            image.decodermaxblock = max(len(data), image.decodermaxblock)
-        image.load()
-        orientation = orientation_of_exif(exif) if exif is not None else orientation_of_image(image)
-        pixels = torch.from_numpy(to_pixels(image, channels=channels, high_depth=high_depth))
-    return upright(pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1), orientation)
+def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
+    """Turn the pixels as stored into the picture as the photographer saw it."""
+    if orientation == 1:
+        return pixels_HWC
+    swapped, reversed_axes = _TURNS[orientation]
+    if swapped:
+        pixels_HWC = pixels_HWC.swapaxes(0, 1)
+    return np.ascontiguousarray(np.flip(pixels_HWC, reversed_axes))
 
 
 def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
@@ -180,10 +238,28 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
             f"It claims {width} x {height} pixels, more than data.max_pixels={max_pixels}. "
             "Raise the limit if the file is meant to be so large.",
         )
-    if width * height == 0:
-        raise UnreadableImage(path, f"It claims {width} x {height} pixels.")
 
 
-def _words(error: Exception) -> str:
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return text.splitlines()[0]
+def _check_end(path: str, jpeg: BytesIO) -> None:
+    """Refuse a JPEG, read up to its first scan, whose rest was never written: decoders show it grey, some silently."""
+    with jpeg.getbuffer() as data:
+        if any(data[-64:]):
+            return
+    if jpeg.getvalue().rfind(_END_OF_JPEG, jpeg.tell()) < 0:
+        raise UnreadableImage(path, "Its end is filled with zero bytes, as after an interrupted download or copy.")
+
+
+def _file_of(image: ImageFile.ImageFile) -> BytesIO:
+    assert isinstance(image.fp, BytesIO), "opened from memory"
+    return image.fp
+
+
+@contextmanager
+def _naming_damage(path: str) -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
+        words = (str(error).strip().rstrip(".") or type(error).__name__).splitlines()[0]
+        raise UnreadableImage(path, f"It is damaged or cut short: {words}.") from error

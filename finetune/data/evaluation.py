@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.data.assign_splits import leave_out_unreadable
 from finetune.data.color import check_high_depth
-from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.image_folder import list_folders
 from finetune.data.image_source import FileSource
 from finetune.data.index import SPLITS, Index

@@ -13,7 +13,8 @@ import torch
 
 from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
 from finetune.data.color import HighDepth, check_high_depth
-from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes, read_file
+from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
+from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
@@ -65,14 +66,9 @@ class TableSource:
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Decode the bytes of one row."""
         table, place = self.places[row]
-        return decode_bytes(
-            image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.max_pixels),
-            path=self.index.path(row),
-            channels=self.channels,
-            at_least=at_least,
-            max_pixels=self.max_pixels,
-            high_depth=self.high_depth,
-        )
+        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.max_pixels)
+        options = DecodeOptions(channels=self.channels, max_pixels=self.max_pixels, high_depth=self.high_depth)
+        return to_tensor(decode_bytes(data, options, path=self.index.path(row), at_least=at_least))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""
@@ -162,13 +158,13 @@ def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) ->
     """Return the bytes of an undecoded image cell, which holds them or names a file.
 
     Raises:
-        UnreadableImage: The cell is empty, or :func:`finetune.data.decode.read_file` refuses the file.
+        UnreadableImage: The cell is empty, or :func:`finetune.data.image_file.read_image_file` refuses the file.
     """
     if cell is not None and cell.get("bytes") is not None:
         return bytearray(cell["bytes"])
     if cell is None or cell.get("path") is None:
         raise UnreadableImage("", "The image is missing.")
-    return read_file(cell["path"], max_pixels=max_pixels)
+    return read_image_file(cell["path"], max_pixels=max_pixels)
 
 
 def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 
 from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
 from finetune.data.color import HighDepth, check_high_depth
-from finetune.data.decode import MAX_PIXELS, decode_image
+from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.index import Index
 from finetune.data.listing import UNASSIGNED, Listing
 from finetune.data.path_table import path_table
@@ -83,13 +84,8 @@ class FileSource:
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Decode the file of one row."""
-        return decode_image(
-            self.index.path(row),
-            channels=self.channels,
-            at_least=at_least,
-            max_pixels=self.max_pixels,
-            high_depth=self.high_depth,
-        )
+        options = DecodeOptions(channels=self.channels, max_pixels=self.max_pixels, high_depth=self.high_depth)
+        return to_tensor(decode_file(self.index.path(row), options, at_least=at_least))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""

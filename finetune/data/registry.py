@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from finetune.data.assign_splits import SplitPlan
-from finetune.data.decode import MAX_PIXELS
 from finetune.data.huggingface_datasets import huggingface_source
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.image_folder import scan_folders
 from finetune.data.image_source import ArraySource, FileSource, arrays_source, files_source
 from finetune.data.image_source import Source as Source  # the name under which other rooms know it

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import ImageFile
 
-from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import MAX_PIXELS, UnreadableImage, decode_bytes, read_file
-from finetune.data.describe import KINDS, MODES, describe
+from finetune.data.color import is_srgb
+from finetune.data.decode import DecodeOptions, decode_opened, open_image, orientation_of
+from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
 from finetune.data.progress import Progress
+
+# a table of facts stores positions in these tuples
+KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")
+MODES = (
+    *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
+    *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
+)
 
 # `problem` is 0 where the file was read
 FACT_TYPE = np.dtype(
@@ -114,7 +122,7 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
     table = np.zeros(len(images), FACT_TYPE)
     for row, image in zip(table, images, strict=True):
         grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
-        row["content"] = content_of_bytes(repr(image.shape).encode() + image.tobytes())
+        row["content"] = content_hash(repr(image.shape).encode() + image.tobytes())
         row["height"], row["width"] = image.shape[:2]
         row["mode"] = MODES.index("L" if image.ndim == 2 else "RGB")
         row["orientation"] = 1
@@ -125,10 +133,10 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
 def _fill(row: Table, path: str, max_pixels: int) -> str:
     """Write one file's facts into a one-row view of the table; return the reason if it is unreadable, else empty."""
     try:
-        data = read_file(path, max_pixels=max_pixels)
+        data = read_image_file(path, max_pixels=max_pixels)
     except UnreadableImage as error:
         # files that cannot be opened have no content, so their hash is that of the path, which is unique
-        row["content"] = content_of_bytes(b"unreadable\0" + os.fsencode(path))
+        row["content"] = content_hash(b"unreadable\0" + os.fsencode(path))
         return error.reason
     try:
         facts_of_bytes(data, row, path=path, max_pixels=max_pixels)
@@ -143,10 +151,25 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     Raises:
         UnreadableImage: The bytes are not an image; the facts found so far are written all the same.
     """
-    row["content"] = content_of_bytes(data)
-    about = describe(data)
-    row["kind"], row["mode"] = about.kind, about.mode
-    row["width"], row["height"], row["orientation"] = about.width, about.height, about.orientation
-    row["several"], row["profile"] = about.several, about.profile
-    grey = decode_bytes(data, path=path, channels=1, at_least=_LOOK_AT, max_pixels=max_pixels)[0].numpy()
+    row["content"] = content_hash(data)
+    row["kind"] = KINDS.index(sniff(data) or "")
+    image = open_image(data, path=path)
+    row["mode"] = MODES.index(image.mode) if image.mode in MODES else 0
+    row["width"], row["height"] = image.width, image.height
+    # a PNG may state its orientation behind its pixels; Pillow turns a TIFF upright as it loads it, and takes the tag away
+    stated_behind = image.format == "PNG"
+    row["orientation"] = 1 if stated_behind else orientation_of(image)
+    row["profile"] = not is_srgb(image.info.get("icc_profile") or b"")
+    options = DecodeOptions(channels=1, max_pixels=max_pixels)
+    grey = decode_opened(image, options, path=path, at_least=_LOOK_AT)[..., 0]
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
+    if stated_behind:
+        row["orientation"] = orientation_of(image)
+    row["several"] = _holds_several(image)
+
+
+def _holds_several(image: ImageFile.ImageFile) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second picture is no reason to lose the first
+        return False

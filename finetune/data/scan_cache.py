@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from finetune.atomic_files import atomic_path
 from finetune.cache_dir import cache_folder
-from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.path_table import PathTable
 from finetune.data.scan import FACT_TYPE, Facts, gather
 from finetune.errors import FileError

@@ -15,7 +15,7 @@ from PIL import Image
 
 from finetune.data.assign_splits import SplitPlan
 from finetune.data.color import to_pixels
-from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.image_source import Source, arrays_source, files_source
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, merge

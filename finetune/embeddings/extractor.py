@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
-from finetune.data.decode import MAX_PIXELS, decode_bytes
+from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.reading import reading_of
@@ -106,8 +107,8 @@ class FeatureExtractor(nn.Module):
         Raises:
             UnreadableImage: The image cannot be read.
         """
-        channels = self.spec.channels
-        return self.view(decode_bytes(data, path=path, channels=channels, at_least=self.view.at_least, **self.reading))
+        options = DecodeOptions(channels=self.spec.channels, **self.reading)
+        return self.view(to_tensor(decode_bytes(data, options, path=path, at_least=self.view.at_least)))
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:

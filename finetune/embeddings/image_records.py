@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import read_file
+from finetune.data.image_file import content_hash, read_image_file
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS
 from finetune.embeddings.embeddings import SEPARATOR
@@ -86,8 +85,8 @@ class FileRecords:
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """Read the file, and decode it only if its content is new."""
-        data = read_file(sample.path, max_pixels=extractor.reading["max_pixels"])
-        content = content_of_bytes(data).tobytes()
+        data = read_image_file(sample.path, max_pixels=extractor.reading["max_pixels"])
+        content = content_hash(data).tobytes()
         return content, None if is_known(content) else extractor.read(data, sample.path)
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import read_file
+from finetune.data.image_file import content_hash, read_image_file
 from finetune.embeddings.embeddings import Embeddings, collect
 from finetune.embeddings.extractor import FeatureExtractor, extractor_from_classifier, extractor_from_run
 from finetune.embeddings.files import Block
@@ -78,8 +77,8 @@ def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, b
     if not isinstance(images, Tensor):
         several = [images] if isinstance(images, str | Path) else images
         for path in find_images(several):
-            data = read_file(path, max_pixels=extractor.reading["max_pixels"])
-            yield str(Path(path).absolute()), content_of_bytes(data).tobytes(), extractor.read(data, path)
+            data = read_image_file(path, max_pixels=extractor.reading["max_pixels"])
+            yield str(Path(path).absolute()), content_hash(data).tobytes(), extractor.read(data, path)
         return
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != extractor.spec.channels:
         raise UserError(
@@ -87,7 +86,7 @@ def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, b
             f"(B, {extractor.spec.channels}, H, W)."
         )
     for number, image in enumerate(images):
-        content = content_of_bytes(repr(tuple(image.shape)).encode() + image.numpy().tobytes())
+        content = content_hash(repr(tuple(image.shape)).encode() + image.numpy().tobytes())
         yield f"image/{number}", content.tobytes(), extractor.view(image)
 
 

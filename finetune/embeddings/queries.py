@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import UnreadableImage, read_file
+from finetune.data.image_file import UnreadableImage, content_hash, read_image_file
 from finetune.embeddings.embeddings import Embeddings, Rows
 from finetune.embeddings.files import Features
 from finetune.embeddings.lookup import MISSING, EmbeddingLookup
@@ -99,8 +98,8 @@ class QueryReader:
             return row, self._row(row)
         absolute = str(Path(name).absolute())
         row = self._known.row_of_path(absolute)
-        data = read_file(name)
-        same = self._known.row_of_content(content_of_bytes(data).tobytes())
+        data = read_image_file(name)
+        same = self._known.row_of_content(content_hash(data).tobytes())
         if same != MISSING:
             return row, self._row(same)
         return row, self._model_of().read(data, name)

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.decode import UnreadableImage, decode_image
+from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+from finetune.data.image_file import UnreadableImage
 from finetune.data.transforms import eval_view
 from finetune.errors import RunError, UserError
 from finetune.export import client
@@ -103,16 +104,17 @@ def make_reference(
         UserError: None of the files can be read.
     """
     view, channels, reading = eval_view(classifier.input_spec), classifier.input_spec.channels, dict(reading or {})
+    options = DecodeOptions(channels=channels, **reading)
     smaller: list[tuple[int, torch.Tensor]] = []
     kept: list[str] = []
     views: list[torch.Tensor] = []
     otherwise, positions = [], []
     for number, file in enumerate(files):
         try:
-            image = decode_image(file, channels=channels, **reading)
+            image = to_tensor(decode_file(file, options))
         except UnreadableImage:
             continue
-        reduced = decode_image(file, channels=channels, at_least=view.at_least, **reading)
+        reduced = to_tensor(decode_file(file, options, at_least=view.at_least))
         if reduced.shape != image.shape:
             smaller.append((len(kept), view(reduced)))
         kept.append(file)
@@ -168,8 +170,8 @@ def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str
             decoded = {}
             for at in np.flatnonzero(reference.decoded_otherwise) if form not in PREPARES_ITSELF else ():
                 decoded[int(at)] = str(Path(folder) / f"{number}-{at}.npy")
-                image = decode_image(reference.files[at], channels=reference.pixels.shape[1], **reference.reading)
-                np.save(decoded[int(at)], image.numpy())
+                options = DecodeOptions(channels=reference.pixels.shape[1], **reference.reading)
+                np.save(decoded[int(at)], decode_file(reference.files[at], options).transpose(2, 0, 1))
             jobs.append(
                 {
                     "format": form,

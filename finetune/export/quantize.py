@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.decode import UnreadableImage, decode_image
+from finetune.data.decode import DecodeOptions, decode_file
+from finetune.data.image_file import UnreadableImage
 from finetune.export.export_metadata import KEY, as_text
 from finetune.export.onnx import INPUT
 
@@ -74,12 +75,13 @@ class _Images:
     def _read(
         files: Sequence[str], channels: int, layout: str, reading: Mapping[str, Any]
     ) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
+        options = DecodeOptions(channels=channels, **reading)
         for file in files:
             try:
-                image_CHW = decode_image(file, channels=channels, **reading).numpy()
+                image_HWC = decode_file(file, options)
             except UnreadableImage:
                 continue
-            image = image_CHW if layout == "nchw" else image_CHW.transpose(1, 2, 0)
+            image = image_HWC.transpose(2, 0, 1) if layout == "nchw" else image_HWC
             yield {INPUT: np.ascontiguousarray(image)[None]}
 
     def get_next(self) -> dict[str, Any] | None:

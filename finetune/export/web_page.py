@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from finetune.atomic_files import write_json, write_text
-from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_file import MAX_PIXELS
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.export.export_metadata import KEY, provenance

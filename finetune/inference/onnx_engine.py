@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.color import HIGH_DEPTHS
+from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
+from finetune.data.image_file import MAX_PIXELS
 from finetune.errors import UserError, shortened
-from finetune.inference.decode_numpy import MAX_PIXELS, bytes_to_numpy, decode_to_numpy
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
 from finetune.safe_files import parse_json, read_bytes
@@ -68,6 +70,7 @@ class OnnxEngine:
         self.spec = InputSpec.from_dict(described["input"])
         self.at_least = sharp_side(self.spec)
         self.reading = described.get("reading", {})
+        self.options = DecodeOptions(channels=self.channels, **self.reading)
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
         self.identity |= self.reading
@@ -108,12 +111,12 @@ class OnnxEngine:
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
         """Return the evaluation view of a file, uint8 (1, H, W, C) or (1, C, H, W); see :meth:`prepare`."""
-        return self.prepare(decode_to_numpy(path, channels=self.channels, at_least=self.at_least, **self.reading))
+        return self.prepare(decode_file(path, self.options, at_least=self.at_least))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         """Return the evaluation view of an image file given as bytes; see :meth:`read`."""
-        reading = {**self.reading, "max_pixels": max_pixels}
-        return self.prepare(bytes_to_numpy(data, channels=self.channels, at_least=self.at_least, **reading))
+        options = replace(self.options, max_pixels=max_pixels)
+        return self.prepare(decode_bytes(data, options, path=name, at_least=self.at_least))
 
     def prepare(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize the image to the size that the graph would resize it to, so that the graph leaves it unchanged.

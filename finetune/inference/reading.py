@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune.bundle import MODEL_JSON, find_bundle, read_model_json
 from finetune.data.color import HIGH_DEPTHS
-from finetune.data.decode import MAX_PIXELS
+from finetune.data.image_file import MAX_PIXELS
 from finetune.errors import UserError
 
 

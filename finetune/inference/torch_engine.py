@@ -1,5 +1,6 @@
 """Prediction with the trained network in PyTorch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from finetune.bundle import find_bundle, load_bundle, read_model_json
-from finetune.data.decode import decode_bytes, decode_image
+from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
 from finetune.data.transforms import eval_view
 from finetune.inference.reading import reading_of
 from finetune.models.forward import fast_logits
@@ -31,20 +32,19 @@ class TorchEngine:
         self._logits = fast_logits(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
         self.reading = reading_of(run)
+        self.options = DecodeOptions(channels=self.classifier.input_spec.channels, **self.reading)
         weights = read_model_json(find_bundle(run))["weights_sha256"]
         self.identity: dict[str, Any] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
         self.identity |= {"multi_label": self.multi_label, **self.reading}
 
     def read(self, path: str) -> torch.Tensor:
         """Return the evaluation view of a file, uint8 (C, H, W)."""
-        channels = self.classifier.input_spec.channels
-        return self.view(decode_image(path, channels=channels, at_least=self.view.at_least, **self.reading))
+        return self.view(to_tensor(decode_file(path, self.options, at_least=self.view.at_least)))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> torch.Tensor:
         """Return the evaluation view of an image file given as bytes; ``name`` is used in messages only."""
-        reading = {**self.reading, "max_pixels": max_pixels}
-        channels, at_least = self.classifier.input_spec.channels, self.view.at_least
-        return self.view(decode_bytes(bytearray(data), path=name, channels=channels, at_least=at_least, **reading))
+        options = replace(self.options, max_pixels=max_pixels)
+        return self.view(to_tensor(decode_bytes(data, options, path=name, at_least=self.view.at_least)))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:

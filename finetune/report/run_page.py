@@ -12,7 +12,7 @@ from finetune.bundle import load_bundle
 from finetune.confidence import temperature as calibration
 from finetune.data.audit import audit
 from finetune.data.audit_text import short
-from finetune.data.decode import UnreadableImage
+from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
 from finetune.files import REPORT

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.decode import UnreadableImage
+from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
 from finetune.input_spec import InputSpec

@@ -311,7 +311,7 @@ def _unreadable_files() -> list[OddImage]:
         OddImage("jpeg_cut_progressive.jpg", saved(noise, "JPEG", progressive=True)[:6000], reason=cut),
         OddImage("jpeg_half_zeros.jpg", big[: len(big) // 2] + bytes(len(big) // 2), reason="zero bytes"),
         OddImage("jpeg_bomb.jpg", bytes(bomb), reason="60000 x 60000 pixels"),
-        OddImage("jpeg_no_rows.jpg", bytes(no_rows), reason="40 x 0 pixels"),
+        OddImage("jpeg_no_rows.jpg", bytes(no_rows), reason="damaged"),
         OddImage("png_bomb.png", png_header(30_000, 30_000, 8, 2) + png_chunk(b"IDAT", b"x") + png_chunk(b"IEND", b""),
                  reason="30000 x 30000 pixels"),
         OddImage("png_cut.png", flat_png[: len(flat_png) // 2], reason=cut),

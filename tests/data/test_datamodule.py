@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.data.datamodule import FEW_CORES, ImageDataModule, default_workers
-from finetune.data.decode import UnreadableImage
+from finetune.data.image_file import UnreadableImage
 from finetune.data.loading import Batch, views_of_rows
 from finetune.data.registry import digits_source, folder_source
 from finetune.data.transforms import train_view

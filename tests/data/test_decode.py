@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from finetune.data import color, fast_decoders
-from finetune.data.decode import UnreadableImage, decode_image
-from finetune.inference.decode_numpy import UnreadableFile, decode_to_numpy
+from finetune.data import color, decode
+from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, decode_image, to_tensor
+from finetune.data.image_file import UnreadableImage
 from tests.data.odd_images import odd_images, picture, saved, stored_for
-from tests.data.raw_formats import exif, png, tiff
+from tests.data.raw_formats import exif, icc_profile, png, tiff
 
 # Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -128,15 +128,13 @@ def test_what_is_no_file_is_refused(tmp_path, monkeypatch, make, reason):
     make(path)
     with pytest.raises(UnreadableImage, match=reason):
         decode_image(str(path), channels=3)
-    with pytest.raises(UnreadableFile, match=reason):
-        decode_to_numpy(str(path), channels=3)
 
 
 def test_the_limit_of_pixels_can_be_lowered_and_raised(tmp_path):
     path = write(tmp_path, "x.png", png(picture()))
     with pytest.raises(UnreadableImage, match=r"40 x 24 pixels, more than data.max_pixels=959"):
-        decode_image(path, channels=3, max_pixels=959)
-    assert decode_image(path, channels=3, max_pixels=960).shape == (3, 24, 40)
+        decode_file(path, DecodeOptions(max_pixels=959))
+    assert decode_file(path, DecodeOptions(max_pixels=960)).shape == (24, 40, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -151,13 +149,58 @@ def test_orientations_agree_with_pillow(tmp_path, orientation, kind):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_without_torchvisions_decoders_pillow_gives_the_same_pixels(tmp_path, monkeypatch, channels):
-    names = {"a.jpg": saved(photo(200, 150), "JPEG", quality=90), "b.webp": saved(photo(200, 150), "WebP", quality=90)}
-    paths = [write(tmp_path, name, data) for name, data in names.items()]
-    fast = [decode_image(path, channels=channels) for path in paths]
-    monkeypatch.setattr(fast_decoders, "_OPERATORS", object())
-    for path, image in zip(paths, fast, strict=True):
-        assert_close(decode_image(path, channels=channels).numpy(), image.numpy(), 0.5)
+def test_without_torchvision_pillow_gives_equal_pixels(tmp_path, monkeypatch, channels):
+    files = {file.name: file.data for file in READABLE}
+    for subsampling in (0, 1, 2):
+        for progressive in (False, True):
+            for size in ((200, 150), (37, 53)):
+                name = f"{subsampling}-{progressive}-{size}.jpg"
+                data = saved(photo(*size), "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
+                files[name] = data
+    files |= {f"{quality}.webp": saved(photo(200, 150), "WebP", quality=quality) for quality in (20, 90)}
+    options, taken = DecodeOptions(channels=channels), []
+    with_torchvision = decode._decode_with_torchvision
+
+    def counted(image, channels):
+        pixels = with_torchvision(image, channels)
+        taken.append(pixels is not None)
+        return pixels
+
+    for name, data in files.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(decode, "_decode_with_torchvision", counted)
+            fast = decode_bytes(data, options, path=name)
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, "torch")
+            assert np.array_equal(decode_bytes(data, options, path=name), fast), name
+    assert sum(taken) > 20
+
+
+def test_pixels_of_every_layout_become_a_tensor_of_the_same_memory():
+    for pixels in (np.zeros((4, 5, 1), np.uint8), np.zeros((4, 5, 3), np.uint8)):
+        tensor = to_tensor(pixels)
+        pixels[1, 2] = 7
+        assert tensor.shape == (pixels.shape[2], 4, 5)
+        assert tensor[:, 1, 2].tolist() == [7] * pixels.shape[2]
+
+
+def test_a_jpeg_with_a_whole_thumbnail_is_refused_where_its_own_rest_is_zeros():
+    thumbnail = saved(picture(), "JPEG")
+    data = saved(photo(200, 150), "JPEG", exif=exif(1) + thumbnail)
+    assert data.count(b"\xff\xd9") == 2
+    half = data[: len(data) // 2] + bytes(len(data) // 2)
+    with pytest.raises(UnreadableImage, match="filled with zero bytes"):
+        decode_bytes(half, DecodeOptions(), path="half.jpg")
+
+
+def test_a_profile_longer_than_a_segment_is_applied(tmp_path):
+    profile = icc_profile("RGB ", gamma=1)
+    long = profile + np.random.default_rng(0).bytes(150_000)
+    short, cut = (saved(picture(), "JPEG", icc_profile=one) for one in (profile, long))
+    plain = decode_bytes(saved(picture(), "JPEG"), DecodeOptions(), path="")
+    converted = decode_bytes(short, DecodeOptions(), path="")
+    assert not np.array_equal(converted, plain)
+    assert np.array_equal(decode_bytes(cut, DecodeOptions(), path=""), converted)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +245,8 @@ def test_stretching_spreads_the_few_levels_an_instrument_used(tmp_path):
     values = np.array([[[100], [150]], [[200], [300]]], np.uint16)
     path = write(tmp_path, "x.png", png(values))
     assert decode_image(path, channels=1).flatten().tolist() == [0, 1, 1, 1]
-    assert decode_image(path, channels=1, high_depth="stretch").flatten().tolist() == [0, 64, 128, 255]
+    stretched = decode_file(path, DecodeOptions(channels=1, high_depth="stretch"))
+    assert stretched.flatten().tolist() == [0, 64, 128, 255]
 
 
 def test_the_error_survives_the_way_from_a_worker_process():
@@ -215,10 +259,11 @@ def test_the_pixels_do_not_depend_on_the_tiles_they_are_converted_in(tmp_path, m
     for file in READABLE:
         path = write(tmp_path, file.name, file.data)
         for channels, depth in ((1, "full"), (3, "full"), (3, "stretch")):
-            whole = decode_image(path, channels=channels, high_depth=depth)
+            options = DecodeOptions(channels=channels, high_depth=depth)
+            whole = decode_file(path, options)
             with monkeypatch.context() as tiny:
                 tiny.setattr(color, "_TILE_PIXELS", 37)
-                assert torch.equal(decode_image(path, channels=channels, high_depth=depth), whole), file.name
+                assert np.array_equal(decode_file(path, options), whole), file.name
 
 
 def test_dark_numbers_of_16_bits_are_scaled_alike_in_either_byte_order(tmp_path):
@@ -231,7 +276,7 @@ def test_dark_numbers_of_16_bits_are_scaled_alike_in_either_byte_order(tmp_path)
 MEMORY = """
 import sys
 from pathlib import Path
-from finetune.data.decode import decode_image
+from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, decode_image, to_tensor
 from finetune.data.transforms import eval_view, train_view
 from finetune.input_spec import InputSpec
 

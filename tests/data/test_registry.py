@@ -7,7 +7,7 @@ import torch
 
 from finetune.data.audit import audit
 from finetune.data.audit_text import short
-from finetune.data.decode import UnreadableImage
+from finetune.data.image_file import UnreadableImage
 from finetune.data.manifest import write_skipped
 from finetune.data.registry import SOURCES, digits_source, folder_source, manifest_source
 from finetune.errors import UserError

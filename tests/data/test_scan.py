@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from finetune.data import scan_cache as facts_cache
-from finetune.data.content_hash import content_of_bytes
+from finetune.data.image_file import content_hash
 from finetune.data.image_folder import scan_folder
 from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
@@ -57,7 +57,7 @@ def test_facts_say_what_the_files_are(tmp_path):
     assert facts.table["several"].tolist() == [False, False, True, False, False]
     assert (facts.table["darkest"][3], facts.table["brightest"][3]) == (7, 7)
     assert facts.unreadable() == [(4, "The file is empty.")]
-    assert (facts.content[0] == content_of_bytes(files["a.png"])).all()
+    assert (facts.content[0] == content_hash(files["a.png"])).all()
 
 
 def test_the_second_time_no_file_is_opened(tmp_path, opened):
@@ -104,7 +104,7 @@ def test_a_file_changed_a_moment_ago_is_not_trusted_to_the_cache(tmp_path, opene
     data[-20] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert cached_facts(listing.root, listing.paths).content[0].tolist() == content_of_bytes(data).tolist()
+    assert cached_facts(listing.root, listing.paths).content[0].tolist() == content_hash(data).tolist()
 
 
 def test_a_damaged_cache_is_as_good_as_none(tmp_path, own_cache, opened):

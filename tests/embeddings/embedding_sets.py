@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from finetune.data.content_hash import content_of_bytes
-from finetune.data.decode import MAX_PIXELS, UnreadableImage
+from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash
 from finetune.data.path_table import path_table
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.files import Features
@@ -27,7 +26,7 @@ def embeddings_of(
         labels=np.array(labels if labels is not None else [-1] * count, np.int32),
         classes=classes,
         splits=np.array(splits if splits is not None else [-1] * count, np.int8),
-        content=np.stack([content_of_bytes(name.encode()) for name in names]),
+        content=np.stack([content_hash(name.encode()) for name in names]),
         metadata=metadata,
     )
 
@@ -64,7 +63,7 @@ class FakeExtractor:
             raise KeyboardInterrupt
         self.left -= len(views)
         self.computed += views
-        digests = [np.frombuffer(content_of_bytes(view).tobytes()[:3], np.uint8) for view in views]
+        digests = [np.frombuffer(content_hash(view).tobytes()[:3], np.uint8) for view in views]
         return np.stack(digests).astype(np.float32) * self.scale
 
 
@@ -84,5 +83,5 @@ class MemoryRecords:
         self, sample: ImageRecord, extractor: Any, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, bytes | None]:
         data = str(sample.row).encode()
-        content = content_of_bytes(data).tobytes()
+        content = content_hash(data).tobytes()
         return content, None if is_known(content) else data

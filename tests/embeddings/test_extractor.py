@@ -8,7 +8,8 @@ import torch
 
 import finetune
 from finetune.bundle import load_bundle
-from finetune.data.decode import decode_image, read_file
+from finetune.data.decode import decode_image
+from finetune.data.image_file import read_image_file
 from finetune.embeddings.extractor import (
     FeatureExtractor,
     extractor_from_backbone,
@@ -159,7 +160,7 @@ def test_from_python_images_become_embeddings_and_are_found_again(bundle: Path, 
     found = finetune.embed(bundle, tmp_path)
     assert [found.paths[row] for row in range(12)] == paths
     extractor = extractor_from_run(bundle)
-    views = [extractor.read(read_file(path), path) for path in paths]
+    views = [extractor.read(read_image_file(path), path) for path in paths]
     np.testing.assert_allclose(found.features, extractor.embed(views), atol=1e-5)
     model = finetune.load(bundle)
     pixels = decode_image(paths[2], channels=3)

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tests.golden.case import Case, Place
 from tests.golden.digests import array_digest, normalized
-
-# where the decoder is and was: the first that a revision has is taken
-DECODERS = (("finetune.data.decode", "decode_image"),)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "colour": {"channels": 3},
@@ -23,19 +23,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def decoder() -> Callable[..., Any]:
-    """The function from a path to uint8 (channels, H, W).
+def decoder() -> Callable[..., npt.NDArray[np.uint8]]:
+    """The function from a path to uint8 (channels, H, W) of whichever revision is installed.
 
     Raises:
-        LookupError: It is at none of the known places; add its new one to ``DECODERS``.
+        LookupError: It is at none of the known places; add its new one.
     """
-    for module, name in DECODERS:
-        try:
-            found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            continue
-        return found
-    raise LookupError(f"no decoder at {DECODERS}")
+    module = importlib.import_module("finetune.data.decode")
+    if hasattr(module, "DecodeOptions"):
+
+        def decode(path: str, *, at_least: int | None = None, **options: Any) -> npt.NDArray[np.uint8]:
+            pixels_HWC = module.decode_file(path, module.DecodeOptions(**options), at_least=at_least)
+            return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+
+        return decode
+    # up to revision 0d0bca8: a tensor, and the options one by one
+    if hasattr(module, "decode_image"):
+        return lambda path, **options: np.asarray(module.decode_image(path, **options).numpy())
+    raise LookupError("no decoder in finetune.data.decode")
 
 
 def _decoded(options: dict[str, Any], place: Place) -> dict[str, str]:
@@ -44,7 +49,7 @@ def _decoded(options: dict[str, Any], place: Place) -> dict[str, str]:
     warnings.simplefilter("ignore")
     for path in sorted(Path(place.work, "odd").iterdir()):
         try:
-            kept[path.name] = array_digest(decode(str(path), **options).numpy())
+            kept[path.name] = array_digest(decode(str(path), **options))
         except Exception as error:
             kept[path.name] = normalized(str(error), place.places)
     return kept

@@ -8,41 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.export.onnx import export_onnx
-from finetune.inference.decode_numpy import decode_to_numpy
 from finetune.inference.onnx_engine import OnnxEngine
 from tests.bundles import small_bundle
-from tests.data.odd_images import odd_images
 from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier
 
 # Pillow reports damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_decoding_without_torch_gives_the_pixels_of_decoding_with_it(tmp_path, channels):
-    readable = [file for file in odd_images() if file.expected is not None]
-    assert len(readable) > 60
-    for file in readable:
-        path = tmp_path / file.name
-        path.write_bytes(file.data)
-        ours = decode_image(str(path), channels=channels).permute(1, 2, 0).numpy()
-        found = decode_to_numpy(str(path), channels=channels)
-        assert found.shape == ours.shape, file.name
-        # torchvision's decoders of JPEG and WebP may round differently by one level
-        assert np.abs(found.astype(int) - ours).max() <= 1, file.name
-
-
-def test_decoding_without_torch_refuses_what_decoding_with_it_refuses(tmp_path):
-    for file in odd_images():
-        if file.expected is None:
-            (tmp_path / file.name).write_bytes(file.data)
-            with pytest.raises(UserError):
-                decode_to_numpy(str(tmp_path / file.name), channels=3)
 
 
 def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_imports_torch(tmp_path):

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from finetune.data.decode import UnreadableImage
+from finetune.data.image_file import UnreadableImage
 from finetune.errors import UserError
 from finetune.inference.job_store import file_stamp
 from finetune.inference.read_ahead import read_ahead

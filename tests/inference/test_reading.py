@@ -10,7 +10,8 @@ from PIL import Image
 
 from finetune.bundle import read_model_json
 from finetune.cli import main
-from finetune.data.decode import UnreadableImage, decode_image
+from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+from finetune.data.image_file import UnreadableImage
 from finetune.errors import UserError
 from finetune.inference.reading import reading_of
 from finetune.inference.torch_engine import TorchEngine
@@ -44,8 +45,8 @@ def test_the_bundle_says_how_images_are_read_and_prediction_follows(run_dir: Pat
     assert reading_of(run_dir) == {"max_pixels": 600, "high_depth": "stretch"}
     engine = TorchEngine(run_dir)
     path = str(microscope / "bright/0.png")
-    stretched = decode_image(path, channels=3, at_least=engine.view.at_least, high_depth="stretch")
-    assert torch.equal(engine.read(path), engine.view(stretched))
+    stretched = decode_file(path, DecodeOptions(high_depth="stretch"), at_least=engine.view.at_least)
+    assert torch.equal(engine.read(path), engine.view(to_tensor(stretched)))
     assert int(engine.read(path).max()) > 200
 
 

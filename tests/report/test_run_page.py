@@ -191,7 +191,7 @@ def test_images_of_changed_data_are_not_shown_beside_the_answers(copy: Path, one
 
 
 def test_an_image_that_has_gone_since_leaves_the_others(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.data.decode import UnreadableImage
+    from finetune.data.image_file import UnreadableImage
     from finetune.data.image_source import FileSource
 
     whole = page_of(copy).count("<img")
