@@ -4,13 +4,15 @@ import inspect
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import make_folder, sync_folder
+from finetune.build_own import own_backbone, own_head, own_loss, own_modules
 from finetune.build_schedule import build_phases as build_phases
 from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
@@ -58,8 +60,18 @@ def choose_run_dir(config: Config) -> Path:
             return folder
         _must_be_empty(folder, config)
         return folder
-    name = config.name or f"{config.data.source}-{config.backbone.name}-{config.schedule.name}"
+    name = config.name or f"{config.data.source}-{network_name(config)}-{config.schedule.name}"
     return Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name.replace('/', '_')}"
+
+
+def network_name(config: Config) -> str:
+    """Return the name of the network: the library's, or the class of a network of the user's.
+
+    >>> network_name(Config())
+    'resnet18'
+    """
+    target = config.backbone._target_
+    return config.backbone.name if target is None else target.rpartition(".")[2]
 
 
 @contextmanager
@@ -263,32 +275,51 @@ def build_source(config: Config) -> "Source":
     return SOURCES[data.source](**arguments)
 
 
-def build_pretrained(config: Config, say: Say) -> "Backbone":
+def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Backbone":
     """Build the pretrained backbone and report the origin of its weights; its stem is not adapted yet.
+
+    Args:
+        config: Checked configuration.
+        say: Function that shows a line to the user.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network of the user's is not built.
 
     Raises:
         UserError: The weights are not available, or do not fit.
     """
+    from finetune.input_spec import InputSpec
     from finetune.models.backbone import build_backbone
 
-    chosen = config.backbone
-    backbone = build_backbone(
-        source=chosen.source, name=chosen.name, weights=chosen.weights, seed=config.seed, **chosen.kwargs
-    )
-    if chosen.weights == "none":
-        say(f"weights: {chosen.name} starts from random weights (seed {config.seed}), not pretrained")
-    else:
-        say(f"weights: {chosen.name} from {chosen.weights}")
+    chosen, name = config.backbone, network_name(config)
     given = {key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     given = {
         key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
     }
+    if chosen._target_ is not None:
+        spec = InputSpec(**given, size=image_size(config.input.size) or InputSpec().size)
+        backbone = own_backbone(config, input_spec=spec, trusted=trusted)
+        start = "as its class makes them" if chosen.weights == "none" else f"from {chosen.weights}"
+        say(f"weights: {name} {start} (seed {config.seed})")
+    else:
+        backbone = build_backbone(
+            chosen.name, source=chosen.source, weights=chosen.weights, seed=config.seed, **chosen.kwargs
+        )
+        if chosen.weights == "none":
+            say(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
+        else:
+            say(f"weights: {name} from {chosen.weights}")
     backbone.input_spec = replace(backbone.input_spec, **given)
     return backbone
 
 
-def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
+def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = False) -> "Classifier":
     """Build the initial network and report the origin of its weights.
+
+    Args:
+        config: Checked configuration.
+        source: Data set of the run.
+        say: Function that shows a line to the user.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network or a head of the user's is
+            not built.
 
     Raises:
         UserError: Weights or head do not fit.
@@ -296,12 +327,12 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
     from finetune.models.classifier import adaptation_cost, build_classifier
     from finetune.models.weights import load_head, state_hash
 
-    backbone = build_pretrained(config, say)
-    head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
-    if config.head.name == "mlp":
-        head["hidden"] = config.head.hidden
+    backbone = build_pretrained(config, say, trusted=trusted)
     classes = source.index.classes
     size = image_size(config.input.size)
+    settings = {"name": config.head.name, "drop_rate": config.head.drop_rate}
+    if config.head.name == "mlp":
+        settings["hidden"] = config.head.hidden
     if config.input.adapt == "sum" and source.channels == 1:
         import torch
 
@@ -310,20 +341,27 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
         view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
         rows = source.index.rows("train")[:32]
         images = torch.stack([view(source.read(int(row))) for row in rows])
+        # a head of the user's is made for its own classes only; the stem is what is measured
+        head = settings if config.head._target_ is None else "linear"
         cost = adaptation_cost(backbone=backbone, head=head, images_BCHW=images, adapt="sum", seed=config.seed)
         say(
             f"input.adapt=sum: the logits differ by {cost:.1%} from those of the exact adaptation "
             f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
         )
+    own: nn.Module | None = None
+    node: Mapping[str, Any] | None = None
+    if config.head._target_ is not None:
+        own, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
     classifier = build_classifier(
-        backbone=backbone,
-        head=head,
+        backbone,
+        head=settings if own is None else own,
         classes=classes,
         channels=source.channels,
         size=size,
         adapt=config.input.adapt,
         seed=config.seed,
         multi_label=source.index.multi_label,
+        head_target=node,
     )
     if config.head.weights:
         classifier.head = load_head(
@@ -331,6 +369,7 @@ def build_model(config: Config, source: "Source", say: Say) -> "Classifier":
             backbone_hash=state_hash(classifier.backbone),
             classes=classes,
             multi_label=classifier.multi_label,
+            own=own,
         )
         say(f"head: from {config.head.weights}")
     return classifier
@@ -426,14 +465,23 @@ def imbalance(config: Config) -> dict[str, str]:
     """Return how a run handles classes of different size, for its plan and its results."""
     gamma = f", gamma {config.loss.focal_gamma:g}" if config.loss.name == "focal" else ""
     return {
-        "loss": f"{config.loss.name}{gamma}",
+        "loss": config.loss._target_ or f"{config.loss.name}{gamma}",
         "class_weights": config.loss.class_weights,
         "sampling": "balanced" if config.data.balanced else "each image once",
     }
 
 
-def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
-    """Return a function that builds the training loss of a phase, single-label or multi-label."""
+def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Callable[[Phase], nn.Module]":
+    """Return a function that builds the training loss of a phase, single-label or multi-label.
+
+    Args:
+        config: Checked configuration.
+        source: Data set that gives the classes.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a loss of the user's is not built.
+
+    Raises:
+        UserError: A loss of the user's cannot be built, or does not take the targets.
+    """
     import torch
 
     from finetune.data.class_weights import class_weights, positive_weights
@@ -441,6 +489,10 @@ def loss_of(config: Config, source: "Source") -> "Callable[[Phase], nn.Module]":
 
     index = source.index
     loss = MultiLabelLoss if index.multi_label else TrainingLoss
+    if config.loss._target_ is not None:
+        make = partial(own_loss, config, num_classes=len(index.classes), multi_label=index.multi_label, trusted=trusted)
+        make()
+        return lambda phase: make()
     weights = None
     if config.loss.class_weights == "balanced":
         counts = index.counts()["train"]
@@ -514,6 +566,8 @@ def assemble(
     say: Say = lambda line: None,
     description: dict[str, Any] | None = None,
     worker_init: Callable[[int], None] | None = None,
+    *,
+    trusted: bool = False,
 ) -> RunParts:
     """Build source, network, data module and schedule of a configuration.
 
@@ -523,6 +577,7 @@ def assemble(
         description: Description of the network, if its weights will be loaded from a run, so that nothing is downloaded;
             None builds the network from the configuration.
         worker_init: Function called in each loader process with its number; None for none.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no class of the user's is built.
 
     Raises:
         UserError: Parts of the configuration do not fit together.
@@ -531,15 +586,16 @@ def assemble(
     source = build_source(config)
     if description is None:
         _say_what_the_data_holds(source, say)
-        classifier = build_model(config, source, say)
+        classifier = build_model(config, source, say, trusted=trusted)
     else:
         from finetune.bundle import description_problems
         from finetune.models.classifier import classifier_from_description
 
         if problems := description_problems(description):
             raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
-        classifier = classifier_from_description(description)
-    phases = build_phases(config, stages=classifier.stages, network=config.backbone.name)
+        modules = own_modules(config, description, trusted=trusted)
+        classifier = classifier_from_description(description, modules=modules)
+    phases = build_phases(config, stages=classifier.stages, network=network_name(config))
     return RunParts(
         source=source, classifier=classifier, data=build_data(config, source, classifier, worker_init), phases=phases
     )

@@ -56,8 +56,12 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
-            if config.head.name != "linear":
+            if config.head.name != "linear" or config.head._target_ is not None:
                 problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
+            if config.loss._target_ is not None:
+                problems.append(
+                    f"{where}: needs a convex loss of finetune's. Leave loss._target_ out, or solver=gradient."
+                )
             if phase.train != ("head",):
                 problems.append(
                     f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "

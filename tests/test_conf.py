@@ -22,6 +22,9 @@ NEEDS = {
     ("backbone", "timm"): ["backbone.name=resnet10t"],
     ("backbone", "torchvision"): ["backbone.name=resnet18"],
     ("backbone", "transformers"): ["backbone.name=resnet-50"],
+    ("backbone", "own"): ["backbone._target_=torch.nn.Identity", "backbone.stages={stem: [conv1]}"],
+    ("head", "own"): ["head._target_=torch.nn.Linear"],
+    ("loss", "own"): ["loss._target_=torch.nn.CrossEntropyLoss"],
     ("input", "multispectral"): ["input.channels=5"],
 }
 
@@ -90,7 +93,7 @@ def test_many_channels_need_their_number() -> None:
     [
         ("input=gray_fold", "input='gray_fold': not a choice.*Did you mean 'gray_folded'"),
         ("input=1", "input='1': not a choice. Choices: auto, gray, gray_folded"),
-        ("loss=focl", "loss='focl': not a choice. Choices: cross_entropy, focal. Did you mean 'focal'"),
+        ("loss=focl", "loss='focl': not a choice. Choices: cross_entropy, focal, own. Did you mean 'focal'"),
         ("cache=off", "cache='off': not a choice"),
         ("input.chanels=1", "Did you mean 'input.channels'"),
     ],

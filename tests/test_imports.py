@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
 # what reads configurations and composes the rooms below
-TOP = ("config", "build", "build_schedule", "commands", "cli", "api")
+TOP = ("config", "build", "build_own", "build_schedule", "commands", "cli", "api")
 
 # room -> rooms that it must not import
 FORBIDDEN = {
@@ -28,6 +28,7 @@ FORBIDDEN = {
     "ladder": {"inference", "export", "cli", "api"},
     "config": {"data", "models", "training", "bundle", "inference", "export", "report", "build", "commands", "cli"},
     "build": {"inference", "export", "report", "commands", "cli", "api"},
+    "build_own": {"inference", "export", "report", "commands", "cli", "api"},
     "build_schedule": {"inference", "export", "report", "commands", "cli", "api"},
 }
 

@@ -20,6 +20,7 @@ from finetune.errors import RunError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
+from finetune.models.own_modules import OWN, code_digest
 from finetune.models.weights import state_hash
 from finetune.training.phases import Phase
 from finetune.versions import versions
@@ -181,7 +182,10 @@ def depends_on(
     """
     stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
+    # the code of a library's network is that of its version; the user's own may have changed since
+    own = {"code": code_digest(backbone.net)} if backbone.source == OWN else {}
     return {
+        **own,
         "weights": state_hash(state),
         "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
         "cached_stage": cached_stage,

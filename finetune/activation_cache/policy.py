@@ -157,8 +157,11 @@ def _choose(
     stage = last_frozen_stage(classifier, phase)
     if phase.cache == "off":
         return no_cache("off, as asked for")
-    if stage is None:
+    if stage is None and classifier.stages[0] in phase.train:
         return no_cache("nothing is frozen in front of what trains")
+    if stage is None:
+        ends = " or ".join(classifier.backbone.boundaries)
+        return no_cache(f"{classifier.backbone.name} can be cut only after {ends}, and not all of that is frozen")
     if phase.mixup or phase.cutmix:
         return no_cache("mixup and cutmix mix pixels, which cached activations no longer have")
     if unusable := why_unusable():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import compose
 from finetune.config.schema import Config, DataConfig
 from finetune.errors import UserError
@@ -76,6 +77,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--directions", type=int, metavar="N", help="of --whiten (default: all that images differ in)")
     parser.add_argument("--precision", default="float16", metavar="TYPE", help="float16 (default) or float32")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_intermixed_args(list(argv))
     if given.directions is not None and not given.whiten:
         parser.error(f"--directions {given.directions}: belongs to --whiten, which is not given")
@@ -93,7 +95,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size=given.batch_size,
     )
     check_settings(settings, output)
-    extractor = _extractor(line, config, given.stage)
+    extractor = _extractor(line, config, given.stage, trust=given.trust)
     samples = _samples(line, config, extractor)
     try:
         summary = embed_to_file(extractor, samples, output, settings=settings)
@@ -141,7 +143,7 @@ def _checked(line: Line, output: Path) -> Config | None:
     return config
 
 
-def _extractor(line: Line, config: Config | None, stage: str | None) -> "FeatureExtractor":
+def _extractor(line: Line, config: Config | None, stage: str | None, *, trust: bool) -> "FeatureExtractor":
     if line.run is not None:
         from finetune.bundle import find_bundle
 
@@ -149,7 +151,7 @@ def _extractor(line: Line, config: Config | None, stage: str | None) -> "Feature
 
         from finetune.embeddings.extractor import extractor_from_run
 
-        return extractor_from_run(line.run, stage=stage)
+        return extractor_from_run(line.run, stage=stage, modules=modules_of(line.run, trust=trust))
     assert config is not None, "a network that was not trained here has a configuration"
     from finetune.build import NATIVE_CHANNELS, build_pretrained, image_size
     from finetune.embeddings.extractor import DEFAULT_READING, extractor_from_backbone
@@ -157,7 +159,7 @@ def _extractor(line: Line, config: Config | None, stage: str | None) -> "Feature
     native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
     given = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
     return extractor_from_backbone(
-        build_pretrained(config, print),
+        build_pretrained(config, print, trusted=True),
         weights=config.backbone.weights,
         seed=config.seed,
         channels=config.input.channels or native,

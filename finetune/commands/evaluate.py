@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import check_overrides, compose, from_yaml, to_plain
 from finetune.config.schema import Config
 from finetune.errors import UserError
@@ -27,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
     parser.add_argument("--output", metavar="FILE", help="write the metrics as JSON")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
     config = data_config(given.run, given.overrides)
 
@@ -46,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
         if not given.overrides:
             check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
         check_paths(config, training=not given.overrides)
-    classifier = load_bundle(given.run)
+    classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     config.input.channels = classifier.input_spec.channels
     read_alike(config, given.overrides, reading_of(given.run))
     moved = _moved_data(given.run, config, given.overrides)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run(argv: Sequence[str]) -> int:
         "--images", nargs="+", metavar="PATH", help="compare on these; default: RUN's validation images"
     )
     parser.add_argument("--check", type=int, metavar="N", help="number of images to compare on (64; int8: 256)")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
     if given.check is None:
         # accuracy at eight bits is reported too, which needs more images
@@ -69,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if part and target.suffix != ".safetensors":
         raise UserError(f"--output {target}: must end in .safetensors.")
     refuse_strangers(wanted, target)
-    classifier = load_bundle(given.run)
+    classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     if classifier.multi_label and not part:
         raise UserError(
             f"--format {given.format}: holds one label an image, as a softmax. This model predicts several. Export "

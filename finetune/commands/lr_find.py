@@ -117,7 +117,7 @@ def task(config: Config, *, options: Options) -> int:
     from finetune.commands.train import decide, quiet_lightning, say
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
-    parts = assemble(config, say)
+    parts = assemble(config, say, trusted=True)
     number = choose_phase(parts.phases, options.phase)
     phase = parts.phases[number]
     from finetune.training.lr_finder import find_rate
@@ -134,7 +134,7 @@ def task(config: Config, *, options: Options) -> int:
             seed=config.seed,
             make_trainer=trainer_factory(config, folder, precision=decide(config, parts)[0].name, trusted=True),
             make_optimizer=partial(optimizer_factory, trusted=True),
-            make_loss=loss_of(config, parts.source),
+            make_loss=loss_of(config, parts.source, trusted=True),
             lowest=options.lowest,
             highest=options.highest,
             steps=options.steps,

@@ -24,7 +24,7 @@ def task(config: Config) -> int:
     from finetune.build import assemble, imbalance, optimizer_factory, trainer_factory
     from finetune.commands.train import decide, quiet_lightning
 
-    parts = assemble(config, print)
+    parts = assemble(config, print, trusted=True)
 
     from finetune.training.forecast import forecast
     from finetune.training.plan import build_plan, duration, plan_table

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
     for name in ("batch_size", "top_k"):
         if getattr(given, name) < 1:
@@ -42,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.inference.prediction_table import check_output
 
     check_output(Path(given.output).expanduser())
-    engine = choose_engine(given.run, given.runtime)
+    engine = choose_engine(given.run, given.runtime, trust=given.trust)
     try:
         rows, errors = predict_to_file(
             engine, find_images(given.images), given.output, top_k=given.top_k, batch_size=given.batch_size
@@ -53,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def choose_engine(run: str, runtime: str | None) -> "TorchEngine | OnnxEngine":
+def choose_engine(run: str, runtime: str | None, *, trust: bool = False) -> "TorchEngine | OnnxEngine":
     """Open PyTorch for a run or a bundle, and ONNX Runtime for an ONNX file.
 
     Raises:
@@ -73,4 +75,4 @@ def choose_engine(run: str, runtime: str | None) -> "TorchEngine | OnnxEngine":
 
     from finetune.inference.torch_engine import TorchEngine
 
-    return TorchEngine(run)
+    return TorchEngine(run, modules=modules_of(run, trust=trust))

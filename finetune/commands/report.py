@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.files import EVALUATION
@@ -24,22 +25,24 @@ def run(argv: Sequence[str]) -> int:
     parser.epilog = "RUN is a run folder."
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="where the data is now")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
 
     from finetune.commands.evaluate import data_config
     from finetune.report.run_files import check_run
 
     folder = check_run(given.run)
-    page = write_from_files(folder, data_config(given.run, given.overrides))
+    page = write_from_files(folder, data_config(given.run, given.overrides), trust=given.trust)
     print(f"report: {page}")
     return 0
 
 
-def write_from_files(run_dir: "Path", config: Config) -> "Path":
+def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) -> "Path":
     """Write the page, with images if the data can be read."""
     from finetune.build import build_source, check_paths
     from finetune.report.run_page import write_report
 
+    modules = modules_of(run_dir, trust=trust)
     source: Source | None = None
     why = ""
     try:
@@ -49,7 +52,7 @@ def write_from_files(run_dir: "Path", config: Config) -> "Path":
         why = f"No images are shown. {str(error).splitlines()[0]}"
         print(why)
     try:
-        return write_report(run_dir, source, why_no_images=why)
+        return write_report(run_dir, source, why_no_images=why, modules=modules)
     except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
         if isinstance(error, UserError):
             raise

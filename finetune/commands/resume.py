@@ -110,7 +110,7 @@ def resume(
         if config.report and not (run_dir / REPORT).is_file():
             from finetune.commands.report import write_from_files
 
-            say(f"report: {write_from_files(run_dir, config)}")
+            say(f"report: {write_from_files(run_dir, config, trust=trust)}")
         return
     config = _changed(config, overrides)
     then, now = _comparable(record["config"]), _comparable(to_plain(config))
@@ -155,6 +155,7 @@ def _go_on(
         say,
         description=record["model"] if begun else None,
         worker_init=release_freed_blocks if tune_process else None,
+        trusted=trusted,
     )
     index = parts.source.index
     data = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP, modules_of
 
 if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings, Rows
@@ -42,6 +43,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--engine", choices=["numpy", "faiss"], default="numpy")
     parser.add_argument("--index", default="Flat", metavar="FACTORY", help="of faiss: Flat is exact, HNSW32 is not")
     parser.add_argument("--model", metavar="RUN", help="where the run lies now, if it was moved")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--output", type=_path, metavar="FILE", help="found.csv or .json; .json for --quality")
     parser.add_argument("--sheet", type=_path, metavar="FILE", help="a page of pictures, .html")
     given = parser.parse_intermixed_args(list(argv))
@@ -119,7 +121,10 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
     def model() -> "FeatureExtractor":
         from finetune.embeddings.extractor import restore_extractor
 
-        return restore_extractor(embeddings.metadata, run=given.model)
+        recorded = embeddings.metadata.get("model")
+        place = given.model or (recorded.get("run") if isinstance(recorded, dict) else None)
+        modules = modules_of(place, trust=True) if given.trust and place is not None else None
+        return restore_extractor(embeddings.metadata, run=given.model, modules=modules)
 
     reader = QueryReader(embeddings, _path(given.embeddings), model)
     queries = reader.read(reader.names(given.queries))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
+from finetune.commands.own_modules import HELP
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
         help="a name that requests may be addressed to, beside localhost, --host and addresses in numbers; '*' for any",
     )
     parser.add_argument("--log", metavar="FILE", help="append the lines there, not to standard output")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
     for name in (
         "batch_size",
@@ -78,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.commands.predict import choose_engine
 
     with _listen(given.host, given.port) as listening:
-        return _serve(given, choose_engine(given.run, given.runtime), listening)
+        return _serve(given, choose_engine(given.run, given.runtime, trust=given.trust), listening)
 
 
 def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listening: socket.socket) -> int:

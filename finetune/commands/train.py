@@ -19,6 +19,7 @@ from finetune.build import (
     imbalance,
     loss_of,
     make_run_dir,
+    network_name,
     optimizer_factory,
     trainer_factory,
     with_absolute_paths,
@@ -85,7 +86,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
     run_dir = choose_run_dir(config)
     check_typed_places(config)
     config = with_absolute_paths(config)
-    parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None)
+    parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None, trusted=True)
     from finetune.run_folder import create_run_folder
     from finetune.training.plan import build_plan
 
@@ -163,7 +164,7 @@ def execute(
             seed=config.seed,
             make_trainer=trainer_factory(config, run_dir, precision=decided.get("precision"), trusted=trusted),
             make_optimizer=partial(optimizer_factory, trusted=trusted),
-            make_loss=loss_of(config, parts.source),
+            make_loss=loss_of(config, parts.source, trusted=trusted),
             monitor=config.monitor,
             checkpoint_every=config.checkpoint.every_n_steps,
             loggers=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()],
@@ -172,8 +173,8 @@ def execute(
             card=model_card,
             facts={
                 "backbone": {
-                    "source": config.backbone.source,
-                    "name": config.backbone.name,
+                    "source": parts.classifier.backbone.source,
+                    "name": network_name(config),
                     "weights": config.backbone.weights,
                 },
                 "schedule": config.schedule.name,
@@ -195,16 +196,17 @@ def execute(
             # the report uses its memory only once, so freed blocks need not be retained
             release_freed_blocks()
             free_memory()
-        report(run_dir, parts.source)
+        report(run_dir, parts.source, trust=trusted)
     return result
 
 
-def report(run_dir: Path, source: "Source | None") -> None:
+def report(run_dir: Path, source: "Source | None", *, trust: bool) -> None:
     """Write the page of a finished run; an error here is printed and leaves the run intact."""
+    from finetune.commands.own_modules import modules_of
     from finetune.report.run_page import write_report
 
     try:
-        say(f"report: {write_report(run_dir, source)}")
+        say(f"report: {write_report(run_dir, source, modules=modules_of(run_dir, trust=trust))}")
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(

@@ -29,7 +29,7 @@ def group_choices(extra_dirs: Sequence[Path] = ()) -> dict[str, list[str]]:
     """Return config groups and their choices, from the package and the user's folders, sorted.
 
     >>> group_choices()["head"]
-    ['cosine', 'linear', 'mlp']
+    ['cosine', 'linear', 'mlp', 'own']
     """
     choices: dict[str, set[str]] = {}
     for folder in (conf_dir(), *extra_dirs):

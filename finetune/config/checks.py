@@ -59,6 +59,33 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
         problems.append(f"{prefix}.cache={at.cache!r}: must be auto, off, features, or a number of views from 1 up.")
 
 
+def _own_modules(config: Config) -> list[str]:
+    """Settings that contradict a network, a head or a loss of the user's, or that need one."""
+    backbone, head, loss, schedule = config.backbone, config.head, config.loss, config.schedule
+    problems = []
+    if backbone._target_ is not None and not backbone.stages:
+        problems.append(
+            "backbone.stages: must be given for backbone._target_. Write 'backbone.stages={stem: [conv1], layer1: [layer1]}', "
+            "the child modules of each stage in order from the input."
+        )
+    if backbone._target_ is None and backbone.stages:
+        problems.append("backbone.stages: only for backbone._target_. The library of a network says its stages.")
+    for name, section in (("head", head), ("loss", loss)):
+        if section._target_ is None and section.kwargs:
+            problems.append(f"{name}.kwargs={section.kwargs}: only for {name}._target_, a class of your own.")
+    if head._target_ is not None and head.drop_rate:
+        problems.append(f"head.drop_rate={head.drop_rate}: not for head._target_. Give it to the class: head.kwargs.")
+    if loss._target_ is not None and loss.class_weights != "none":
+        problems.append(
+            f"loss.class_weights={loss.class_weights!r}: not for loss._target_. Give it to the class: loss.kwargs."
+        )
+    smoothed = [f"schedule.phases[{n}]" for n, phase in enumerate(schedule.phases) if phase.label_smoothing]
+    if loss._target_ is not None and (smoothed or schedule.label_smoothing):
+        where = smoothed[0] if smoothed else "schedule"
+        problems.append(f"{where}.label_smoothing: not for loss._target_. Give it to the class: loss.kwargs.")
+    return problems
+
+
 def check(config: Config) -> None:
     """Check values and their combinations, as far as this needs neither the data nor the network.
 
@@ -98,8 +125,10 @@ def check(config: Config) -> None:
     # YAML reads the bare words on and off as true and false
     compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))
     _choice(problems, "compile", compiled, ("auto", "off", "on"))
-    _choice(problems, "loss.name", config.loss.name, LOSSES)
+    if config.loss._target_ is None:
+        _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
+    problems += _own_modules(config)
     for key in ("batch_size", "eval_batch_size", "limit_per_class", "classes", "images_per_class", "image_size"):
         value = getattr(config.data, key)
         if value is not None and value < 1:

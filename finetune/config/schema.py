@@ -74,6 +74,9 @@ class BackboneConfig:
     name: str = "resnet18"
     weights: str = "imagenet"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    # a network of the user's: its class, and the child modules of each stage in order from the input (backbone=own)
+    _target_: Optional[str] = None
+    stages: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,6 +87,9 @@ class HeadConfig:
     drop_rate: float = 0.0
     hidden: int = 512
     weights: Optional[str] = None
+    # a head of the user's: its class and the arguments of its constructor (head=own)
+    _target_: Optional[str] = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -160,6 +166,9 @@ class LossConfig:
     name: str = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: str = "none"
+    # a loss of the user's: its class and the arguments of its constructor (loss=own)
+    _target_: Optional[str] = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

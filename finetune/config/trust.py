@@ -91,6 +91,10 @@ def needs_trust(config: Config) -> list[str]:
 
     plain = dataclasses.asdict(config)
     plain["trainer"] = {"_target_": TRAINER, **plain["trainer"]}
+    for section in ("backbone", "head", "loss"):
+        target, arguments = plain[section].pop("_target_"), plain[section]["kwargs"]
+        if target is not None:
+            plain[section] = {**arguments, "_target_": target}
     return list(_unlisted(plain, ""))
 
 
@@ -184,7 +188,7 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
         raise UserError(f"_target_={printable(target)!r}: cannot be imported. {why}. {_WHERE}") from error
     any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     taken = {key: value for key, value in offered.items() if key in takes or any_keyword}
-    return {"_target_": target, **taken, **arguments}
+    return {**taken, **arguments, "_target_": target}
 
 
 def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.Module":

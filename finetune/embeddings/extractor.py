@@ -184,13 +184,20 @@ def extractor_from_classifier(
     )
 
 
-def extractor_from_run(run: str | Path, *, stage: str | None = None) -> FeatureExtractor:
+def extractor_from_run(
+    run: str | Path, *, stage: str | None = None, modules: Mapping[str, nn.Module] | None = None
+) -> FeatureExtractor:
     """Build an extractor from a run or a bundle.
+
+    Args:
+        run: Run folder or bundle folder.
+        stage: See :class:`FeatureExtractor`.
+        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: There is no complete bundle, or no such stage.
     """
-    return extractor_from_classifier(load_bundle(run), stage=stage, reading=reading_of(run), run=run)
+    return extractor_from_classifier(load_bundle(run, modules=modules), stage=stage, reading=reading_of(run), run=run)
 
 
 def extractor_from_backbone(
@@ -234,12 +241,18 @@ def extractor_from_backbone(
     )
 
 
-def restore_extractor(metadata: Mapping[str, Any], *, run: str | Path | None = None) -> FeatureExtractor:
+def restore_extractor(
+    metadata: Mapping[str, Any],
+    *,
+    run: str | Path | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> FeatureExtractor:
     """Rebuild the extractor that made a file of embeddings, to embed queries the same way.
 
     Args:
         metadata: Metadata of the embeddings.
         run: Present location of the run or bundle; None takes the recorded one.
+        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: The model cannot be loaded, or has other weights now.
@@ -261,7 +274,7 @@ def restore_extractor(metadata: Mapping[str, Any], *, run: str | Path | None = N
         except UserError as error:
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
         _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
-        classifier = load_bundle(folder)
+        classifier = load_bundle(folder, modules=modules)
         return extractor_from_classifier(classifier, stage=stage, reading=reading, run=place)
     backbone = build_backbone(
         source=description["source"],

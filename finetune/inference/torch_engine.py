@@ -1,5 +1,6 @@
 """Prediction with the trained network in PyTorch."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
@@ -21,13 +23,14 @@ class TorchEngine:
 
     Args:
         run: Run folder or bundle folder.
+        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: There is no complete bundle.
     """
 
-    def __init__(self, run: str | Path) -> None:
-        self.classifier = load_bundle(run)
+    def __init__(self, run: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> None:
+        self.classifier = load_bundle(run, modules=modules)
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
         self._logits = fast_logits(self.classifier)
         self.view = eval_view(self.classifier.input_spec)

@@ -334,6 +334,11 @@ def source_module(source: str) -> ModuleType:
     Raises:
         UserError: The source is unknown, or its library is not installed.
     """
+    if source == OWN:
+        raise UserError(
+            "backbone.source='own': needs the class of the network. Give backbone._target_=my.module.Net and backbone.stages, "
+            "or in Python finetune.build_backbone(module, stages={...})."
+        )
     if source not in SOURCES:
         hint = did_you_mean(source, SOURCES)
         raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(SOURCES)}.{hint}")

@@ -1,6 +1,10 @@
 """The user's own modules in a model: their classes, and a check of each by one forward pass."""
 
+import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,8 @@ from finetune.models.modes import evaluating
 
 # in descriptions: the name of a head, and the source of a backbone, that is a module of the user's
 OWN = "own"
+# packages whose version stands for their code
+_LIBRARIES = ("builtins", "torch", "torchvision", "timm", "transformers", "finetune", "typing", "abc")
 
 
 def class_name(module: nn.Module) -> str:
@@ -22,6 +28,29 @@ def class_name(module: nn.Module) -> str:
     'torch.nn.modules.linear.Linear'
     """
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def code_digest(net: nn.Module) -> str:
+    """Return the SHA-256 of the source files that define the classes in a module, except those of torch and its kin.
+
+    Two networks with the same weights and different code compute different features.
+
+    >>> code_digest(nn.Linear(1, 1)) == code_digest(nn.ReLU())
+    True
+    """
+    classes = {base for module in net.modules() for base in type(module).__mro__}
+    own = {base for base in classes if base.__module__.partition(".")[0] not in _LIBRARIES}
+    sources = sorted({_source(base) for base in own})
+    return hashlib.sha256("\0".join(sources).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _source(kind: type) -> str:
+    """Return the text of the file that defines a class, of the class alone, or its name."""
+    with suppress(OSError, TypeError, UnicodeDecodeError):  # a class of a notebook, or of compiled code
+        return Path(inspect.getfile(kind)).read_text()
+    with suppress(OSError, TypeError):
+        return inspect.getsource(kind)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:

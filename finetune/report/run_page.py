@@ -1,11 +1,13 @@
 """``report.html``: one page with everything about a finished run, all images embedded."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from finetune.atomic_files import write_text
 from finetune.bundle import load_bundle
@@ -30,13 +32,20 @@ _LOOKED_AT = 6
 _OTHER_DATA = "The data has changed since the run (another fingerprint), so no images are shown beside its answers."
 
 
-def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: str = "") -> Path:
+def write_report(
+    run_dir: str | Path,
+    source: Source | None,
+    *,
+    why_no_images: str = "",
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Path:
     """Write the page of a finished run.
 
     Args:
         run_dir: Run folder.
         source: Images of the run; None if they are not available.
         why_no_images: Text shown in place of the images if there are none.
+        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Returns:
         The file written.
@@ -48,13 +57,19 @@ def write_report(run_dir: str | Path, source: Source | None, *, why_no_images: s
     if source is not None and source.index.fingerprint() != run.results["data"]["fingerprint"]:
         source, why_no_images = None, _OTHER_DATA
     target = run.run_dir / REPORT
-    write_text(target, run_page(run, source, why_no_images=why_no_images))
+    write_text(target, run_page(run, source, why_no_images=why_no_images, modules=modules))
     return target
 
 
-def run_page(run: RunFiles, source: Source | None, *, why_no_images: str = "") -> str:
+def run_page(
+    run: RunFiles,
+    source: Source | None,
+    *,
+    why_no_images: str = "",
+    modules: Mapping[str, nn.Module] | None = None,
+) -> str:
     """Render the page as HTML."""
-    classifier = load_bundle(run.run_dir)
+    classifier = load_bundle(run.run_dir, modules=modules)
     weights = run.weights()
     return render_page(
         "run.html",

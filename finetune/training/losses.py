@@ -9,6 +9,8 @@ import torch.nn.functional as F  # noqa: N812 (the name that torch's own pages u
 from torch import nn
 from torchvision.transforms import v2
 
+from finetune.errors import UserError
+
 Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -91,6 +93,37 @@ class MultiLabelLoss(_Loss):
         if self.class_weights is not None:
             positive_BK = positive_BK * self.class_weights
         return (positive_BK + negative_BK).mean(1)
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's as a loss of each image.
+
+    Args:
+        loss: Module from logits (B, K) and targets, (B,) or (B, K), to one number for the batch, or to losses (B,). One number
+            counts for every image, as the mean of a batch does.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return losses (B,).
+
+        Raises:
+            UserError: The loss is neither one number nor one for each image.
+        """
+        # as binary_cross_entropy_with_logits asks for; class numbers stay whole
+        targets = targets.to(logits_BK.dtype) if targets.ndim == 2 else targets
+        value: torch.Tensor = self.loss(logits_BK, targets)
+        if value.ndim == 0:
+            return value.expand(len(logits_BK))
+        if value.shape != (len(logits_BK),):
+            raise UserError(
+                f"loss: {type(self.loss).__name__} must give one number, or one for each image. For {len(logits_BK)} images "
+                f"it gave {tuple(value.shape)}. Reduce the others, for instance by reduction='mean'."
+            )
+        return value
 
 
 def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | None:

@@ -1,0 +1,122 @@
+"""From a configuration to modules of the user's: a network, a head and a loss, each named by its class."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.schema import Config
+from finetune.config.trust import build_module, module_node
+from finetune.errors import UserError
+
+if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
+    from torch import nn
+
+    from finetune.input_spec import InputSpec
+    from finetune.models.backbone import Backbone
+
+
+def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "Backbone":
+    """Build the network that ``backbone._target_`` names, and load its weights.
+
+    Args:
+        config: Checked; it has ``backbone._target_`` and ``backbone.stages``.
+        input_spec: Input that the network takes.
+        trusted: Whether the user typed the configuration, or trusts the run that it comes from.
+
+    Raises:
+        UserError: The class cannot be built, its stages do not cover its parameters, or its weights do not fit.
+    """
+    from finetune.models.backbone import load_own_weights
+    from finetune.models.sources.from_own import backbone_of
+
+    chosen = config.backbone
+    assert chosen._target_ is not None
+    node = module_node(chosen._target_, chosen.kwargs, trusted=trusted)
+    net = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
+    try:
+        backbone = backbone_of(net, stages=chosen.stages, input_spec=input_spec, target=node)
+    except UserError as error:
+        text = str(error).replace("stages", "backbone.stages")
+        advice = "give input_spec= with the size that it takes, and a mean and std for each channel"
+        text = text.replace(advice, "give input.size, and input.mean and input.std with a number for each channel")
+        raise UserError(text) from error
+    load_own_weights(backbone, chosen.weights)
+    return backbone
+
+
+def own_head(
+    config: Config, *, num_features: int, num_classes: int, trusted: bool
+) -> "tuple[nn.Module, Mapping[str, Any]]":
+    """Build the head that ``head._target_`` names, with ``num_features`` and ``num_classes`` where its class takes them.
+
+    Returns:
+        The head, and the node that builds it again.
+
+    Raises:
+        UserError: The class cannot be built.
+    """
+    assert config.head._target_ is not None
+    widths = {"num_features": num_features, "num_classes": num_classes}
+    node = module_node(config.head._target_, config.head.kwargs, trusted=trusted, **widths)
+    return _seeded(node, where="head", seed=config.seed, trusted=trusted), node
+
+
+def own_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "dict[str, nn.Module]":
+    """Build the modules of the user's for a model that is resumed, from the run's configuration.
+
+    The nodes in the description of the model are not used: a run's configuration is checked against what the user typed or
+    trusts, its description is not.
+
+    Args:
+        config: Of the run.
+        model: Description of the model, checked.
+        trusted: Whether the user typed the configuration, or trusts the run.
+
+    Raises:
+        UserError: A class cannot be built.
+    """
+    modules = {}
+    if config.backbone._target_ is not None:
+        node = module_node(config.backbone._target_, config.backbone.kwargs, trusted=trusted)
+        modules["backbone"] = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
+    if config.head._target_ is not None:
+        widths = {key: model["head"][key] for key in ("num_features", "num_classes")}
+        modules["head"], _ = own_head(config, **widths, trusted=trusted)
+    return modules
+
+
+def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bool) -> "nn.Module":
+    """Build the loss that ``loss._target_`` names, as a loss of each image, and try it on two images.
+
+    Raises:
+        UserError: The class cannot be built, or does not take logits (B, K) and targets.
+    """
+    import torch
+
+    from finetune.training.losses import OwnLoss
+
+    assert config.loss._target_ is not None
+    node = module_node(config.loss._target_, config.loss.kwargs, trusted=trusted)
+    loss = OwnLoss(build_module(node, where="loss", trusted=trusted))
+    targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            loss(torch.zeros(2, num_classes), targets)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+        raise UserError(
+            f"loss._target_={config.loss._target_!r}: must take logits (B, {num_classes}) and targets "
+            f"{tuple(targets.shape)} of {str(targets.dtype).removeprefix('torch.')}. {type(error).__name__}: {why}. "
+            "Choose a loss that does."
+        ) from error
+    return loss
+
+
+def _seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":
+    """Build a module whose random weights depend on the seed alone; leave the global random state as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_module(node, where=where, trusted=trusted)
