@@ -128,8 +128,8 @@ def _numbered(base: Path) -> Iterator[Path]:
 def _must_be_empty(folder: Path, config: Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(
-            f"run_dir='{config.run_dir}': must be new or empty. There is something in it already. "
-            f"Choose another, or go on with that run: finetune resume {config.run_dir}"
+            f"run_dir='{config.run_dir}': must be new or empty. It is not empty. "
+            f"Choose another folder, or resume that run: finetune resume {config.run_dir}"
         )
 
 
@@ -190,8 +190,8 @@ def check_data_is_there(config: Config, *, command: str) -> None:
     for place in value if isinstance(value, list) else [value]:
         if place and not Path(place).expanduser().exists():
             raise UserError(
-                f"data.{key}={str(place)!r}: not there any more. The run was made with the data at that place. If it has been "
-                f"moved, say where it is: {command} data.{key}={'DIR' if key == 'root' else 'PATH'}"
+                f"data.{key}={str(place)!r}: no longer exists. The run was trained on data at that path. If it has moved, "
+                f"give its new path: {command} data.{key}={'DIR' if key == 'root' else 'PATH'}"
             )
 
 
@@ -201,7 +201,7 @@ def _must_be_utf8(key: str, path: str) -> None:
     except UnicodeEncodeError:
         raise UserError(
             f"{key}={path.encode('utf-8', 'backslashreplace').decode('utf-8')!r}: must be a name in UTF-8. It holds bytes that "
-            "are no such text. Rename the folder, or give a link to it with another name."
+            "are not UTF-8. Rename the folder, or give a link to it with another name."
         ) from None
 
 

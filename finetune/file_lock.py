@@ -81,7 +81,7 @@ def open_lock_file(path: Path) -> int:
     descriptor = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it must be an ordinary file", str(path))
+        raise OSError(errno.EINVAL, "it must be a regular file", str(path))
     return descriptor
 
 

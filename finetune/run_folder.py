@@ -89,7 +89,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         if (run_dir / CONFIG).is_file():
             raise UserError(
-                f"RUN='{run_dir}': was stopped before its first phase began, and holds nothing to go on from. "
+                f"RUN='{run_dir}': stopped before its first phase, so there is nothing to resume. "
                 "Start it again; its configuration is in config.yaml."
             )
         raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
@@ -97,7 +97,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         stored_format = printable(str(record.get("format", "no format")))[:40]
         raise UserError(
-            f"{path}: written in format {stored_format}, which is not the one this program reads ({FORMAT})."
+            f"{path}: written in format {stored_format}. This version reads {FORMAT}."
         )
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)

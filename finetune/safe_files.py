@@ -124,7 +124,7 @@ def check_regular(path: str | Path, *, name: str | None = None, largest: int | N
 def _problem(status: os.stat_result, largest: int | None) -> str:
     if not stat.S_ISREG(status.st_mode):
         kind = next((words for is_kind, words in _KINDS.items() if is_kind(status.st_mode)), "something else")
-        return f"must be an ordinary file. It is {kind}."
+        return f"must be a regular file. It is {kind}."
     if largest is not None and status.st_size > largest:
         return f"is too large for what it should hold, {status.st_size:,} bytes. At most {largest:,} are read."
     return ""

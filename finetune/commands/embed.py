@@ -100,7 +100,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         summary = embed_to_file(extractor, samples, output, settings=settings)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
+        raise KeyboardInterrupt("\nStopped. Finished rows are kept; run the same command to continue.") from None
     parts = [f"{summary.computed} computed"]
     parts += [f"{summary.images - summary.computed} kept from before"] if summary.images > summary.computed else []
     parts += [f"{summary.changed} of them changed"] if summary.changed else []

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
             engine, find_images(given.images), given.output, top_k=given.top_k, batch_size=given.batch_size
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("\nStopped. The rows made so far are kept; the same command goes on.") from None
+        raise KeyboardInterrupt("\nStopped. Finished rows are kept; run the same command to continue.") from None
     print(f"{rows} images, {errors} of them unreadable: {given.output}" if errors else f"{rows} images: {given.output}")
     return 0
 

@@ -20,19 +20,19 @@ from finetune.process_tuning import release_freed_blocks
 USAGE = """\
 usage: finetune resume RUN [key=value ...] [--anyway] [--trust]
 
-Go on where a run stopped. Weights, metrics and predictions come out as those of the uninterrupted run.
-A run whose configuration, data or program version has changed since is refused, with the difference named;
---anyway goes on with other versions of the program or its libraries, and the result may then differ.
+Continue a stopped run. Weights, metrics and predictions are those of the uninterrupted run.
+A run whose configuration, data or program version has changed since is refused, and the difference is named;
+--anyway continues with other versions of the program or its libraries, and the result may then differ.
 
-A run folder is data: of what its configuration names, optimizers, local loggers and callbacks of torch, timm and Lightning
-are built. A run that names other classes, contacts an address or holds links out of its folder is refused with a list of
-them; --trust shows the list and goes on.
+A run folder is data: of the classes that its configuration names, only optimizers, local loggers and callbacks of torch,
+timm and Lightning are built. A run that names other classes, contacts an address or holds links out of its folder is
+refused with a list of them; --trust shows the list and continues.
 
-What the result does not depend on may be given anew, and is kept for the next time:
-  data.root=DIR, data.path=PATH      where the data lies now
+Settings that the result does not depend on can be changed, and stay changed:
+  data.root=DIR, data.path=PATH      where the data is now
   data.num_workers=4                 the result stays the same to the bit
   trainer.devices=2, trainer.num_nodes=2, trainer.accelerator=gpu, trainer.strategy=ddp
-                                     the same but for rounding, dropout and mixup"""
+                                     the same except for rounding, dropout and mixup"""
 
 # setting that may change when a run is resumed -> effect of the change on the result
 FREE = {
@@ -41,7 +41,7 @@ FREE = {
     "data.num_workers": "the result does not depend on it",
     **dict.fromkeys(
         ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),
-        "sums are taken in another order, and dropout and mixup draw anew in each process",
+        "sums are taken in another order, and each process draws its own dropout and mixup",
     ),
 }
 
@@ -106,7 +106,7 @@ def resume(
         for path in files_read_back(run_dir):
             verify(path)
     if (run_dir / "results.json").is_file():
-        say(f"This run is finished; nothing is left to do. Its results: {run_dir / 'results.json'}")
+        say(f"This run has already finished. Results: {run_dir / 'results.json'}")
         if config.report and not (run_dir / REPORT).is_file():
             from finetune.commands.report import write_from_files
 
@@ -123,7 +123,7 @@ def resume(
         return
     with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
         if (run_dir / "results.json").is_file():
-            say(f"This run has just been finished by another process. Its results: {run_dir / 'results.json'}")
+            say(f"Another process has just finished this run. Results: {run_dir / 'results.json'}")
             return
         _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
 
@@ -144,7 +144,7 @@ def _go_on(
 
     changed = differences(record["versions"], versions())
     if changed and not anyway:
-        _refuse(run_dir, "begun with other versions (--anyway goes on, and the result may differ)", changed)
+        _refuse(run_dir, "begun with other versions (--anyway continues, and the result may differ)", changed)
 
     from finetune.build import assemble
 
@@ -164,14 +164,14 @@ def _go_on(
             {k: v for k, v in record["data"].items() if k != "fingerprint"}, data | {"fingerprint": None}
         )
         detail = [line for line in detail if not line.startswith("fingerprint")]
-        _refuse(run_dir, "the data has changed", detail or ["files were renamed, or their contents are others"])
+        _refuse(run_dir, "the data has changed", detail or ["files were renamed, or their contents changed"])
 
     import torch
 
     if torch.get_num_threads() != record["threads"]:
         say(
-            f"This run was begun with {record['threads']} threads and goes on with {torch.get_num_threads()}: sums are "
-            "taken in another order, so the result cannot be exact to the bit. OMP_NUM_THREADS sets the number."
+            f"This run began with {record['threads']} threads and continues with {torch.get_num_threads()}: sums are "
+            "taken in another order, so the result will not be identical to the bit. OMP_NUM_THREADS sets the number."
         )
     if is_rank_zero():
         # so that the next resume needs no overrides
@@ -191,7 +191,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
     fixed = [word for word in overrides if word.lstrip("+").partition("=")[0] not in FREE]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: cannot be changed in a run that has begun. The result depends on it. What can: {', '.join(FREE)}. "
+            f"{fixed[0]}: cannot be changed in a run that has begun. The result depends on it. These can: {', '.join(FREE)}. "
             "For anything else start a new run."
         )
     check_overrides(overrides)
@@ -222,4 +222,4 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse(run_dir: Path, what: str, found: list[str]) -> None:
     if found:
-        raise UserError(f"RUN='{run_dir}': {what}, so it cannot go on as it began. {shortened(found)}.")
+        raise UserError(f"RUN='{run_dir}': {what}, so it cannot be resumed exactly. {shortened(found)}.")

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.
-Everything lands in one run folder: finetune resume, evaluate, predict and export take it.
+Everything is written to one run folder: finetune resume, evaluate, predict and export take it.
 
-Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP stop a run at its next step and keep it; finetune resume goes on from there, to the same bits.
-The exit status is 130, 143, 138 and 129. A second Ctrl-C ends it at once.
+Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP stop a run at its next step and save it; finetune resume continues from there
+with an identical result. The exit status is 130, 143, 138 and 129. A second Ctrl-C ends it at once.
 
 Several devices: trainer.devices=2. Several machines: on each of them, with N its number from 0,
   torchrun --nnodes 2 --node-rank N --nproc-per-node DEVICES --master-addr HOST_OF_NODE_0 --master-port 29500 \\
@@ -210,7 +210,7 @@ def report(run_dir: Path, source: "Source | None", *, trust: bool) -> None:
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(
-            f"report: could not be written ({type(error).__name__}: {first}). The run itself is whole. "
+            f"report: could not be written ({type(error).__name__}: {first}). The run itself is complete. "
             f"Try again: finetune report {shlex.quote(str(run_dir))}"
         )
 
@@ -250,8 +250,8 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
                 write_text(run_dir / "error.log", trace)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{type(error).__name__}: {first}\nThe run has failed; where is told in {run_dir / 'error.log'}. "
-            f"Once the cause is gone, go on with: finetune resume {shlex.quote(str(run_dir))}"
+            f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {run_dir / 'error.log'}. "
+            f"Fix the cause, then go on with: finetune resume {shlex.quote(str(run_dir))}"
         ) from error
 
 

@@ -107,7 +107,7 @@ def embed_to_file(
     job |= {"earlier": file_stamp(str(output)) if lookup else None}
     with JobStore(job_path(output), settings=job, batch_size=settings.batch_size) as store:
         if store.discarded:
-            log.info("an earlier attempt had other settings, data or model: begun anew")
+            log.info("an earlier attempt used other settings, data or another model; starting over")
         _compute(store, extractor, records, lookup, settings)
         summary = _summarize(store, lookup)
         if not summary.images:
@@ -213,7 +213,7 @@ def _compute(
 
     remaining, kept = store.resume(records, _path_of, is_whole=is_whole)
     if kept:
-        log.info("%d images are done from an earlier attempt", kept)
+        log.info("reusing %d images from an earlier attempt", kept)
     is_known = lookup.holds if lookup is not None else lambda content: False
 
     def read(record: ImageRecord) -> tuple[bytes, Any]:
@@ -225,8 +225,8 @@ def _compute(
             widths |= {len(np.frombuffer(row.data, settings.precision)) for row in rows if row.data}
             if len(widths) > 1:
                 raise UserError(
-                    f"{store.path}: damaged. It holds features of another number of columns. Delete it, and the job "
-                    "begins anew."
+                    f"{store.path}: damaged. Its rows differ in their number of features. Delete it to start the "
+                    "job over."
                 )
             store.append(rows)
             advance(len(batch))

@@ -89,7 +89,7 @@ class JobStore:
         if os.path.lexists(path):
             # SQLite would block on a pipe, read a device, and write to the target of a link
             if path.is_symlink():
-                raise UserError(f"{path}: must be an ordinary file, and is a link. Delete it, and the job begins anew.")
+                raise UserError(f"{path}: must be a regular file. It is a link. Delete it to start the job over.")
             check_regular(path)
         encoded = json.dumps(settings, sort_keys=True)
         try:
@@ -98,7 +98,7 @@ class JobStore:
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
                 why = "another process is writing this output. Wait for it, or give another --output."
                 raise UserError(f"{path}: {why}") from None
-            raise UserError(f"{path.parent}: nothing can be written there. {error}.") from None
+            raise UserError(f"{path.parent}: cannot be written to. {error}.") from None
         except (sqlite3.DatabaseError, _OtherTablesError):  # not a database, a damaged one, or another program's
             self.remove_files()
             self._connection = _open(path)
@@ -197,7 +197,7 @@ class JobStore:
             return
 
     def _damaged(self, error: Exception) -> UserError:
-        return UserError(f"{self.path}: damaged. {error}. Delete it, and the job begins anew.")
+        return UserError(f"{self.path}: damaged. {error}. Delete it to start the job over.")
 
     def remove(self) -> None:
         """Delete the stored rows, once the output is complete."""

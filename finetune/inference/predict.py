@@ -82,10 +82,10 @@ def predict_to_file(
     settings = {"job": "predict", **engine.identity, "top_k": top_k, "batch_size": batch_size}
     with JobStore(job_path(output), settings=settings, batch_size=batch_size) as store:
         if store.discarded:
-            log.info("an earlier attempt had other settings or another model: begun anew")
+            log.info("an earlier attempt used other settings or another model; starting over")
         remaining, kept = store.resume(paths, str, is_whole=lambda row: _is_whole(row, engine, top_k))
         if kept:
-            log.info("%d rows are there from an earlier attempt", kept)
+            log.info("reusing %d rows from an earlier attempt", kept)
         with image_progress(kept) as advance:
             for batch in read_ahead(remaining, engine.read, batch_size=batch_size, path_of=str):
                 store.append(_classify(engine, batch, top_k))

@@ -48,9 +48,9 @@ def test_a_run_whose_data_has_moved_says_what_to_give_and_goes_on_with_it(
     (finished.parent / "pets").rename(hidden)
     try:
         assert main(["resume", str(moved)]) == 2
-        assert f"say where it is: finetune resume {moved} data.root=DIR" in capsys.readouterr().err
+        assert f"give its new path: finetune resume {moved} data.root=DIR" in capsys.readouterr().err
         assert main(["evaluate", str(finished)]) == 2
-        assert f"say where it is: finetune evaluate {finished} data.root=DIR" in capsys.readouterr().err
+        assert f"give its new path: finetune evaluate {finished} data.root=DIR" in capsys.readouterr().err
         assert main(["resume", str(moved), f"data.root='{elsewhere}'"]) == 0
         assert "data.root: " in capsys.readouterr().out
         found, expected = outcome(moved), outcome(finished)

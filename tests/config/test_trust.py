@@ -374,7 +374,7 @@ def test_a_configuration_that_is_a_pipe_a_folder_or_a_device_is_not_opened(finis
     for make in (lambda: os.mkfifo(path), path.mkdir, lambda: path.symlink_to("/dev/zero")):
         path.unlink() if path.is_file() or path.is_symlink() or path.is_fifo() else path.rmdir()
         make()
-        with pytest.raises(UserError, match="must be an ordinary file"):
+        with pytest.raises(UserError, match="must be a regular file"):
             from_yaml(path)
 
 

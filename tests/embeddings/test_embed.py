@@ -92,7 +92,7 @@ def test_killed_and_resumed_the_file_is_that_of_an_uninterrupted_run(
         assert (parts.read_bytes() if parts.exists() else None) == kept, "what stood there stays until the end"
     last = FakeExtractor()
     assert embed(last, paths, parts, whiten=True) == told
-    assert "images are done from an earlier attempt" in log.text
+    assert "images from an earlier attempt" in log.text
     np.testing.assert_array_equal(Embeddings.load(parts).features, Embeddings.load(whole).features)
     assert rows_of(parts) == rows_of(whole)
     assert len(last.computed) < len(first.computed) - 20, "it began anew"

@@ -100,7 +100,7 @@ def test_batches_are_kept_whole_up_to_the_first_file_that_changed(tmp_path: Path
 
 def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.job").mkdir()
-    with pytest.raises(UserError, match=r"must be an ordinary file\. It is a folder"):
+    with pytest.raises(UserError, match=r"must be a regular file\. It is a folder"):
         store(tmp_path)
 
 

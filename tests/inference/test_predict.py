@@ -145,7 +145,7 @@ def test_a_changed_list_keeps_what_comes_before_the_change(tmp_path: Path, log: 
     predict_to_file(engine, changed, tmp_path / "p.csv", batch_size=5)
     assert [row["path"] for row in rows_of(tmp_path / "p.csv")] == changed
     assert engine.seen == changed[10:]
-    assert log.messages == ["10 rows are there from an earlier attempt"]
+    assert log.messages == ["reusing 10 rows from an earlier attempt"]
 
 
 def test_other_settings_begin_anew_and_say_so(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
@@ -153,7 +153,7 @@ def test_other_settings_begin_anew_and_say_so(tmp_path: Path, log: pytest.LogCap
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(Fake(dies_after=5), paths, tmp_path / "p.csv", batch_size=5)
     predict_to_file(Fake(), paths, tmp_path / "p.csv", batch_size=5, top_k=2)
-    assert log.messages == ["an earlier attempt had other settings or another model: begun anew"]
+    assert log.messages == ["an earlier attempt used other settings or another model; starting over"]
     assert len(rows_of(tmp_path / "p.csv")) == 10
 
 

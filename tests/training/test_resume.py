@@ -117,7 +117,7 @@ def test_another_version_is_refused_with_both_versions_named(unfinished: Path) -
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: (run / "run.json").unlink(), "stopped before its first phase began"),
+        (lambda run: (run / "run.json").unlink(), "stopped before its first phase, so there is nothing to resume"),
         (lambda run: (run / "run.json").write_text("{"), "damaged"),
         (lambda run: (run / "run.json").write_text('{"format": 99}'), "format 99"),
         (lambda run: shutil.rmtree(run), "no such folder"),
