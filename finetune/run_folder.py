@@ -96,9 +96,7 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict, remedy=_REMEDY)
     if record.get("format") != FORMAT:
         stored_format = printable(str(record.get("format", "no format")))[:40]
-        raise UserError(
-            f"{path}: written in format {stored_format}. This version reads {FORMAT}."
-        )
+        raise UserError(f"{path}: written in format {stored_format}. This version reads {FORMAT}.")
     kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
     need(record, kinds, name=str(path), remedy=_REMEDY)
     need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)

@@ -112,7 +112,9 @@ class DatasetRecords:
         self._source, self._cached = source, cached
         index = source.index
         if index.multi_label and (joined := [name for name in index.classes if SEPARATOR in name]):
-            raise UserError(f"data: class names must not hold {SEPARATOR!r}. Found: {shortened(joined)}. Rename these classes.")
+            raise UserError(
+                f"data: class names must not hold {SEPARATOR!r}. Found: {shortened(joined)}. Rename these classes."
+            )
         self.identity: dict[str, Any] = {"data": index.fingerprint()}
         self.metadata: dict[str, Any] = {
             "data": data,
