@@ -10,7 +10,8 @@ import torch
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
-from finetune.training.eval_outputs import SplitOutputs, Validation, sample_of
+from finetune.training.callbacks.output_collector import EvaluationOutputs
+from finetune.training.eval_outputs import Validation, sample_of
 from finetune.training.phase_module import PhaseModule
 
 # numbers of a validation's outputs that are kept in memory while training goes on
@@ -38,7 +39,7 @@ def evaluate(
     validated: Validation | None,
     classifier: Classifier,
     data: ImageDataModule,
-    trainer: pl.Trainer,
+    make_trainer: Callable[[list[pl.Callback]], pl.Trainer],
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """Metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
@@ -49,8 +50,8 @@ def evaluate(
         validated: What the last fit found for these weights; the validation images are not computed again then.
         classifier: With the final weights.
         data: The splits.
-        trainer: Writes nothing.
-        running: Around each call of it.
+        make_trainer: Makes a Trainer that writes nothing, from its callbacks.
+        running: Around each call of a Trainer.
     """
     evaluated: dict[str, Any] = {"gathered": {}}
     for split in ("val", "test"):
@@ -62,7 +63,8 @@ def evaluate(
         classifier.eval()
         # a map of the test images is all that embeddings are kept for
         rows = torch.from_numpy(data.source.index.rows(split))
-        module.outputs = SplitOutputs(sample_of(rows) if split == "test" else None)
+        outputs = EvaluationOutputs(sample_of(rows) if split == "test" else None)
+        trainer = make_trainer([outputs])
         if cache is not None:
             device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
             cache.prepare(device=device, context=context, trains=False)
@@ -74,5 +76,5 @@ def evaluate(
         if cache is not None:
             cache.close()
         evaluated[split] = module.evaluated
-        evaluated["gathered"][split] = module.gathered
+        evaluated["gathered"][split] = outputs.gathered
     return evaluated

@@ -163,9 +163,15 @@ class RateSweep(PhaseModule):
         factor = self.rate_at(step) / max(rates.values())
         return {stage: rate * factor for stage, rate in rates.items()}
 
-    def after_loss(self, loss: torch.Tensor, batch: Batch) -> None:
-        """Keep it."""
-        self._batch_losses.append(float(loss.detach()))
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Return none: a sweep is meant to diverge, and writes nothing."""
+        return []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Keep the loss."""
+        step = super().training_step(batch, batch_idx)
+        self._batch_losses.append(float(step["loss"].detach()))
+        return step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """At the end of an optimizer step, see whether to go on."""
@@ -180,9 +186,6 @@ class RateSweep(PhaseModule):
                 self._lowest_running = min(running, self._lowest_running)
                 self.diverged = running > _DIVERGED * self._lowest_running
         self.trainer.should_stop = self.diverged or len(self.losses) >= self.total_steps
-
-    def on_train_epoch_end(self) -> None:
-        """Nothing is logged."""
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.metrics import right_answers
 from finetune.models.classifier import Classifier
+from finetune.training.callbacks.guards import Guards
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.param_groups import OptimizerFactory
@@ -34,7 +36,8 @@ class FineTuner(StagedModule):
 
     Frozen stages have no gradient and stay in evaluation mode, so neither weights nor BatchNorm statistics can move. Each
     trainable stage has its own optimizer groups, ``<stage>/decay`` and ``<stage>/no_decay``. The module logs ``train/loss``,
-    ``val/loss`` and ``val/acc`` once an epoch (``test/...`` in a test), and ``lr/<group>``.
+    ``val/loss`` and ``val/acc`` once an epoch (``test/...`` in a test), and ``lr/<group>``. It stops a fit whose loss is not
+    finite, or in which something else changed a frozen tensor.
 
     Rates are a function of the step alone, so training resumed by ``ckpt_path`` gives the same bits wherever the batches are
     the same; their order and dropout draw from torch's own generators.
@@ -122,6 +125,10 @@ class FineTuner(StagedModule):
         logits_BK: Tensor = self.classifier(images_BCHW)
         return logits_BK
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the guards of a fit: they stop it where the loss is not finite or a frozen tensor changed."""
+        return [Guards(classifier=self.classifier, phase=self.phase)] if self.trainer.state.fn == "fit" else []
+
     def setup(self, stage: str) -> None:
         """Freeze before the optimizer is made and DDP wraps the network."""
         if stage == "fit":
@@ -156,6 +163,8 @@ class FineTuner(StagedModule):
         """Check a batch while it is on the CPU, where reading it does not wait for a device."""
         if not self.trainer.predicting:
             images, targets = _pair(batch)
+            if self.trainer.global_step == 0:
+                _check_range(images)
             self._check_targets(images, targets)
         return batch
 
@@ -236,6 +245,22 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         f"batch: must be (images, targets), two tensors. It is a {what}. Give the DataLoader a data set of such pairs, or a "
         "collate_fn that makes them."
     )
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuse float images far outside [0, 1], which somebody has normalised or left at 0 to 255.
+
+    Raises:
+        UserError: With the range found.
+    """
+    if images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        # a resize may overshoot a little
+        if low < -0.5 or high > 1.5:
+            raise UserError(
+                f"images: float from {low:.3g} to {high:.3g}. The classifier takes float in [0, 1], or uint8, and normalises "
+                "them itself. Leave Normalize out of the transforms, or divide by 255."
+            )
 
 
 def _not_one_of(name: str, value: str, choices: Sequence[str]) -> list[str]:

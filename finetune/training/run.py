@@ -34,7 +34,10 @@ from finetune.training.callbacks.checkpoint_contents import (
     check_last,
     check_rows,
     check_tensors,
+    is_finished,
     naming,
+    saved_averages,
+    saved_processes,
 )
 from finetune.training.callbacks.checkpoints import (
     BEST,
@@ -53,10 +56,11 @@ from finetune.training.freezing import apply_phase, tensors_of
 from finetune.training.head_phases import head_phase, how_it_ended, needs_no_trainer, setting_of, what_it_does
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
-from finetune.training.phase_module import PREFIX, PhaseModule
+from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 from finetune.training.predictions import predictions_csv
 from finetune.training.results import RunResult, run_results
+from finetune.training.staged_module import PREFIX
 from finetune.training.time_left import TimeLeft
 
 START, RESULT, TRIALS = "start.safetensors", "result.json", "trials.ckpt"
@@ -209,12 +213,11 @@ class Run:
         if state is not None:
             with naming(checkpoint):
                 self._check_last(state, phase, averages=module.averages)
-        if state is not None and state["finetune"]["finished"]:
-            module.progress.history = [tuple(entry) for entry in state["finetune"]["history"]]
-            module.rows = state["finetune"]["rows"]
+        if state is not None and is_finished(state):
+            module.take_results(state)
             epochs, optimizer_steps, carry = len(module.rows), int(state["global_step"]), None
         else:
-            before_world = len(state["finetune"]["sums"]) if state is not None else None
+            before_world = saved_processes(state) if state is not None else None
             del state  # as large as the network, three times
             trainer = self._trainer(phase, folder, log)
             if before_world is not None and before_world != trainer.world_size and is_rank_zero():
@@ -355,9 +358,9 @@ class Run:
         loaded, wanted = read_checkpoint(chosen), tensors_of(self.classifier, phase.train)
         with naming(chosen):
             check_best(loaded, phase=phase.name, weights={PREFIX + name: tensor for name, tensor in wanted.items()})
-            averages = loaded["finetune"].get("ema") if phase.restore == "last" and phase.ema_decay else None
+            averages = saved_averages(loaded) if phase.restore == "last" and phase.ema_decay else None
             if averages is not None:
-                check_tensors(averages, wanted, name="ema")
+                check_tensors(averages, wanted, name="averages")
         state = averages or {name.removeprefix(PREFIX): tensor for name, tensor in loaded["state_dict"].items()}
         self.classifier.load_state_dict(state, strict=False)
 
@@ -399,9 +402,10 @@ class Run:
             ],
         )
 
-    def _silent_trainer(self) -> pl.Trainer:
+    def _silent_trainer(self, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
         """For what is no fit: it writes nothing."""
         return self.make_trainer(
+            callbacks=list(callbacks),
             default_root_dir=str(self.run_dir),
             use_distributed_sampler=False,
             enable_model_summary=False,
@@ -438,7 +442,7 @@ class Run:
             validated=self._validated,
             classifier=self.classifier,
             data=self.data,
-            trainer=self._silent_trainer(),
+            make_trainer=self._silent_trainer,
             running=self._running,
         )
 

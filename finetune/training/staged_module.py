@@ -9,6 +9,9 @@ from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups, check_cover
 from finetune.training.phases import Phase
 
+# in front of the classifier's names in a module's state dict
+PREFIX = "classifier."
+
 
 class StagedModule(pl.LightningModule):
     """Trains the stages that a phase names, each at its own rate; subclasses add the steps.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import finetune
-from finetune.errors import ConfigError, UserError
+from finetune.errors import ConfigError, RunError, UserError
 from tests.training.building import CLASSES, tiny_classifier
 
 Loader = DataLoader[tuple[Tensor, ...]]
@@ -255,6 +255,11 @@ IMAGES = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
             (IMAGES, torch.zeros(4)),
             r"targets: must be class numbers of shape \(4,\).* They are torch.float32 of shape \(4,\)",
         ),
+        (
+            (IMAGES - 2.0, torch.tensor([0, 1, 2, 0])),
+            r"images: float from -2 to -2. The classifier takes float in \[0, 1\]",
+        ),
+        ((IMAGES + 255.0, torch.tensor([0, 1, 2, 0])), r"images: float from 255 to 255.* divide by 255"),
         ((IMAGES, torch.zeros(4, 5)), r"targets: must be class numbers of shape \(4, 3\)"),
         ((IMAGES,), r"batch: must be \(images, targets\), two tensors. It is a (list|tuple) of 1"),
         ({"image": IMAGES}, r"batch: must be \(images, targets\), two tensors. It is a dict"),
@@ -274,6 +279,25 @@ def test_a_loss_of_another_shape_is_refused_by_name() -> None:
         UserError, match=r"loss=ByClass: must return one number, or one for each of the 4 images.*\(4, 3\)"
     ):
         fit_on((IMAGES, torch.tensor([0, 1, 2, 0])), loss=ByClass())
+
+
+def test_a_fit_ends_where_the_loss_is_not_finite_or_something_moves_a_frozen_weight() -> None:
+    class Lost(nn.CrossEntropyLoss):
+        def forward(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(logits_BK, targets) * float("nan")
+
+    class Nudge(pl.Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            pl_module.classifier.get_parameter("backbone.net.layer2.0.conv1.weight").add_(1e-7)
+
+    with pytest.raises(
+        RunError, match=r"loss=nan: not finite at step 0 .* Lower lr, give the Trainer gradient_clip_val=1"
+    ):
+        fit_on((IMAGES, torch.tensor([0, 1, 2, 0])), loss=Lost())
+    moved = r"frozen, yet changed: backbone\.net\.layer2\.0\.conv1\.weight"
+    with pytest.raises(RunError, match=moved), trainer(callbacks=[Nudge()]) as user:
+        user.fit(finetune.FineTuner(tiny_classifier(), train=["head"]), loader())
 
 
 def test_a_schedule_without_an_end_is_refused() -> None:

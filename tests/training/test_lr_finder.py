@@ -63,17 +63,18 @@ def state_of(parts: RunParts) -> dict[str, Any]:
 def test_the_network_is_the_same_to_the_bit_afterwards(end: str, words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     rough = ["schedule.batch_norm=train", "schedule.mixup=0.4", "schedule.ema_decay=0.9", "head.drop_rate=0.3"]
     seen: dict[str, Any] = {}
-    real = RateSweep.after_loss
+    real = RateSweep.training_step
 
-    def watched(self: RateSweep, loss: torch.Tensor, batch: Any) -> None:
-        real(self, loss, batch)
+    def watched(self: RateSweep, batch: Any, batch_idx: int) -> Any:
+        step = real(self, batch, batch_idx)
         now = {n: t.detach().numpy().tobytes() for n, t in self.classifier.state_dict().items()}
         seen.setdefault("first", now)
         seen["moved"] = {name for name, value in now.items() if value != seen["first"][name]}
         if end == "interrupted" and len(self.losses) == 4:
             raise OSError("no more")
+        return step
 
-    monkeypatch.setattr(RateSweep, "after_loss", watched)
+    monkeypatch.setattr(RateSweep, "training_step", watched)
     config = compose(words(*JOB, *rough))
     parts = assemble(config)
     # as a caller may have left it: one module training, one parameter frozen
@@ -122,13 +123,13 @@ def test_it_sweeps_over_the_batches_that_the_phase_would_train_on(
     words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    real = RateSweep.after_loss
+    real = RateSweep.training_step
 
-    def watched(self: RateSweep, loss: torch.Tensor, batch: Any) -> None:
+    def watched(self: RateSweep, batch: Any, batch_idx: int) -> Any:
         seen.append(batch.rows.tolist())
-        real(self, loss, batch)
+        return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(RateSweep, "after_loss", watched)
+    monkeypatch.setattr(RateSweep, "training_step", watched)
     sweep, parts = swept(words(*JOB, "schedule.accumulate=2", "data.num_workers=2"), steps=10)
     # two batches a step; the odd one at an epoch's end is a step of its own
     batches = TrainBatches(rows=parts.source.index.rows("train"), batch_size=8, seed=0, phase="all")

@@ -180,12 +180,12 @@ def test_averaged_weights_are_validated_shipped_and_named_in_the_results(words: 
     run = train_tiny(words(*more), tmp_path / "run")
     last = torch.load(run.run_dir / "phases/0-head/last.ckpt", weights_only=True)
     final = load_file(run.run_dir / "final.safetensors")
-    averages, raw = last["finetune"]["ema"], last["state_dict"]
+    averages, raw = last["callbacks"]["StageEma"]["averages"], last["state_dict"]
     assert set(averages) == {name for name in final if name.startswith("head.")}
     assert all(torch.equal(final[name], tensor) for name, tensor in averages.items())
     assert not any(torch.equal(final[name], raw[f"classifier.{name}"]) for name in averages)
     assert run.results["phases"][0]["weights"] == "ema"
-    assert run.results["val"]["loss"] == pytest.approx(last["finetune"]["rows"][-1]["val/loss"], rel=1e-6)
+    assert run.results["val"]["loss"] == pytest.approx(last["callbacks"]["EpochLog"]["rows"][-1]["val/loss"], rel=1e-6)
 
 
 def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_path: Path) -> None:

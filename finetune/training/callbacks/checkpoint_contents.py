@@ -51,7 +51,6 @@ def check_best(state: Mapping[str, Any], *, phase: str, weights: Mapping[str, to
     if own.get("phase") != phase:
         raise ContentsError(f"Its phase is {_shown(own.get('phase'))}, and must be {phase!r}")
     check_history(own.get("history"))
-    check_rows(own.get("rows"), phase=phase)
 
 
 def check_last(
@@ -77,34 +76,51 @@ def check_last(
         ContentsError: As there.
     """
     check_best(state, phase=phase, weights=weights)
-    own = state["finetune"]
+    callbacks = _table(state.get("callbacks"), "callbacks")
+    course = _table(callbacks.get("PhaseCheckpoints"), "PhaseCheckpoints")
     for key in ("validation_due", "finished"):
-        if not isinstance(own.get(key), bool):
-            raise ContentsError(f"Its {key} is {_shown(own.get(key))}, and must be true or false")
-    if own["finished"] and not 0 < len(own["rows"]) == len(own["history"]):
+        if not isinstance(course.get(key), bool):
+            raise ContentsError(f"Its {key} is {_shown(course.get(key))}, and must be true or false")
+    log = _table(callbacks.get("EpochLog"), "EpochLog")
+    check_rows(log.get("rows"), phase=phase)
+    if course["finished"] and not 0 < len(log["rows"]) == len(state["finetune"]["history"]):
         raise ContentsError("It is of a finished phase, and has no row for each of its epochs")
-    sums = own.get("sums")
+    sums = log.get("sums")
     if not (isinstance(sums, list) and sums):
         raise ContentsError("Its sums are not a list, with an entry for each process")
     for entry in sums:
         check_sums(entry)
     if averages is not None:
-        check_tensors(own.get("ema"), averages, name="ema")
-    if (gradients := own.get("gradients")) is not None:
-        _check_gradients(_table(gradients, "gradients"))
+        check_tensors(saved_averages(state), averages, name="averages")
+    _check_gradients(_table(callbacks.get("GradientNorms"), "GradientNorms"))
     for key in ("epoch", "global_step"):
         check_count(state.get(key), key)
     version = state.get("pytorch-lightning_version")
     if not (isinstance(version, str) and _VERSION.fullmatch(version)):
         raise ContentsError(f"The version of Lightning that wrote it is {_shown(version)}")
     _check_counts(_table(state.get("loops"), "loops"), "loops")
-    _table(state.get("callbacks"), "callbacks")
     if not isinstance(state.get("lr_schedulers"), list):
         raise ContentsError("Its lr_schedulers are not a list")
     optimizers = state.get("optimizer_states")
     if not (isinstance(optimizers, list) and len(optimizers) == 1):
         raise ContentsError("It does not hold the state of one optimizer")
     check_optimizer(optimizers[0], groups=groups, make_optimizer=make_optimizer)
+
+
+def is_finished(state: Mapping[str, Any]) -> bool:
+    """Return whether a checked ``last.ckpt`` is of a phase with nothing left to train."""
+    return bool(state["callbacks"]["PhaseCheckpoints"]["finished"])
+
+
+def saved_processes(state: Mapping[str, Any]) -> int:
+    """Return the number of processes that wrote a checked ``last.ckpt``."""
+    return len(state["callbacks"]["EpochLog"]["sums"])
+
+
+def saved_averages(state: Mapping[str, Any]) -> Any:
+    """Return the averaged weights in a ``last.ckpt`` as they stand there, unchecked; None where there are none."""
+    averaging = _table(state.get("callbacks"), "callbacks").get("StageEma")
+    return None if averaging is None else _table(averaging, "StageEma").get("averages")
 
 
 def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:

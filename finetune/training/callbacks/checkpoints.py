@@ -17,6 +17,7 @@ from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
 from finetune.training.callbacks.metrics_csv import RunLog
+from finetune.training.callbacks.phase_end import PhaseEnd
 from finetune.training.interruption import Interruption
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phase_module import PhaseModule
@@ -83,7 +84,8 @@ class PhaseCheckpoints(Checkpoint):
     where neither a validation nor an epoch's end is due: Lightning leaves those out when it resumes from such a step.
 
     A run that is to stop stops here, after a step that is written. Before and during a validation the checkpoint says
-    that the validation is due, and a resumed run begins with it.
+    that the validation is due, and a resumed run begins with it. A finished phase is marked too: nothing is left to train,
+    though the Trainer's own counters may not say so.
 
     Args:
         folder: Of the phase.
@@ -105,12 +107,13 @@ class PhaseCheckpoints(Checkpoint):
         self._interruption = interruption
         # validation batches after which all processes still have another one
         self._shared_val_batches = 0
+        # in a checkpoint that is written before the validation of an epoch, because the run stops there; and resumed from it
+        self._validation_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the end of a step."""
-        assert isinstance(pl_module, PhaseModule)
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        if pl_module.validation_due and isinstance(data, ImageDataModule):
+        if self._validation_due and isinstance(data, ImageDataModule):
             data.drop_iterator()
         if self._interruption is not None:
             self._interruption.begin_training()
@@ -141,8 +144,7 @@ class PhaseCheckpoints(Checkpoint):
         """Stop before a validation."""
         if trainer.state.fn != "fit" or self._interruption is None:
             return
-        assert isinstance(pl_module, PhaseModule)
-        if pl_module.validation_due:
+        if self._validation_due:
             # begun by the run that stopped: counted anew, so that a resumed run writes what the uninterrupted one does
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
         batches = torch.tensor(float(sum(trainer.num_val_batches)), device=trainer.strategy.root_device)
@@ -155,6 +157,10 @@ class PhaseCheckpoints(Checkpoint):
         """Stop inside a validation, at a batch that every process has."""
         if trainer.state.fn == "fit" and batch_idx < self._shared_val_batches:
             self._stop_in_validation(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation is over."""
+        self._validation_due = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write at the end of an epoch: the best first, so that ``last.ckpt`` never promises one that is not there."""
@@ -185,16 +191,26 @@ class PhaseCheckpoints(Checkpoint):
         ends_inside = trainer.should_stop and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if ends_inside or not self._must_stop(trainer):
             return
-        # the raw weights, where averaged ones are being validated
-        pl_module.on_validation_end()
-        pl_module.validation_due = True
+        self._validation_due = True
         trainer.save_checkpoint(self._folder / LAST)
         self._stop(trainer, pl_module, ", before its validation")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark the validation as begun and none of it done, which is where Lightning takes one up."""
+        """Keep what is left of the phase. A validation that is due is marked as begun and none of it done.
+
+        That is where Lightning takes one up.
+        """
         assert isinstance(pl_module, PhaseModule)
-        if pl_module.validation_due:
+        over = PhaseEnd.is_over(trainer, pl_module) or pl_module.progress.stop
+        checkpoint["callbacks"][self.state_key] = {
+            "validation_due": self._validation_due,
+            "finished": over and not self._validation_due,
+        }
+        if self._validation_due:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": begun, "current": dict(begun), "is_last_batch": False}
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back whether a resumed run begins with a validation."""
+        self._validation_due = bool(state_dict["validation_due"])

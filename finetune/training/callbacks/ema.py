@@ -1,19 +1,23 @@
 """Exponential moving average of the trainable stages (Polyak averaging)."""
 
+from typing import Any
+
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import tensors_of
+from finetune.training.staged_module import PREFIX
 
 
-class StageEma:
-    """Keeps averages of what a phase trains; frozen stages are not in it, so they cannot drift.
+class StageEma(Callback):
+    """Averages what a phase trains, and validates the averages; frozen stages are not in it, so they cannot drift.
 
     Lightning's ``EMAWeightAveraging`` copies the whole module, the frozen part included; this holds only the trainable
     stages, as plain tensors that a checkpoint takes.
 
     Args:
-        classifier: The network.
+        classifier: Network at the start of the phase.
         stages: Trainable stages.
         decay: Share of the average that survives a step.
     """
@@ -21,10 +25,14 @@ class StageEma:
     def __init__(self, classifier: Classifier, *, stages: tuple[str, ...], decay: float) -> None:
         self._classifier, self._stages, self._decay = classifier, stages, decay
         self.averages = {name: tensor.clone() for name, tensor in tensors_of(classifier, stages).items()}
+        # the weights that train, while their averages are in their place
+        self._raw: dict[str, torch.Tensor] | None = None
+        # optimizer steps that are in the averages
+        self._steps = 0
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights after an optimizer step into the average; whole numbers are copied."""
+        """Take the weights after an optimizer step into the average; copy whole numbers."""
         for name, tensor in tensors_of(self._classifier, self._stages).items():
             average = self.averages[name]
             if average.device != tensor.device:
@@ -35,20 +43,53 @@ class StageEma:
                 average.copy_(tensor)
 
     @torch.no_grad()
-    def copy_to_model(self) -> None:
-        """Put the averages in the place of the weights."""
+    def swap_in(self) -> None:
+        """Put the averages in the place of the weights, which are kept for :meth:`swap_out`."""
+        self._raw = {name: tensor.clone() for name, tensor in tensors_of(self._classifier, self._stages).items()}
         for name, tensor in tensors_of(self._classifier, self._stages).items():
             tensor.copy_(self.averages[name])
 
     @torch.no_grad()
-    def swap_in(self) -> dict[str, torch.Tensor]:
-        """Averages into the network; returns the raw weights for :meth:`swap_out`."""
-        raw = {name: tensor.clone() for name, tensor in tensors_of(self._classifier, self._stages).items()}
-        self.copy_to_model()
-        return raw
+    def swap_out(self) -> None:
+        """Put the weights back, if averages are in their place."""
+        if self._raw is not None:
+            for name, tensor in tensors_of(self._classifier, self._stages).items():
+                tensor.copy_(self._raw[name])
+            self._raw = None
 
-    @torch.no_grad()
-    def swap_out(self, raw: dict[str, torch.Tensor]) -> None:
-        """The raw weights back."""
-        for name, tensor in tensors_of(self._classifier, self._stages).items():
-            tensor.copy_(raw[name])
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count steps from where the fit begins or goes on."""
+        self._steps = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Average after each optimizer step; with accumulation not every batch makes one."""
+        self._catch_up(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the averages inside a fit."""
+        if trainer.state.fn == "fit":
+            self.swap_in()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train on from the weights themselves."""
+        self.swap_out()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the averages beside the weights.
+
+        Here and not in ``state_dict``, because another callback may write a checkpoint before this one has seen the last
+        step, or while the averages are in the place of the weights.
+        """
+        self._catch_up(trainer)
+        checkpoint["callbacks"][self.state_key] = {"averages": self.averages}
+        checkpoint["state_dict"] |= {PREFIX + name: tensor for name, tensor in (self._raw or {}).items()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the averages back."""
+        saved = checkpoint["callbacks"][self.state_key]["averages"]
+        self.averages = {name: tensor.to(pl_module.device) for name, tensor in saved.items()}
+
+    def _catch_up(self, trainer: Trainer) -> None:
+        if trainer.global_step > self._steps:
+            self.update()
+            self._steps = trainer.global_step

@@ -4,12 +4,13 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn.utils import get_total_norm
 
 from finetune.models.classifier import Classifier
 
 
-class GradientNorms:
+class GradientNorms(Callback):
     """The mean Euclidean norm of each trainable stage's gradient over every ``every``-th optimizer step of an epoch.
 
     Measured before clipping. A step whose norm is not finite (the first ones of mixed precision, whose scale is still
@@ -30,6 +31,12 @@ class GradientNorms:
         # for each stage the sum of the norms and how many they are, (S, 2); None until the device is known
         self._sums: torch.Tensor | None = None
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Measure before clipping."""
+        self.before_step()
+
     def before_step(self) -> None:
         """Measure where it is due; nothing here waits for the device."""
         if self._steps % self._every == 0:
@@ -47,11 +54,10 @@ class GradientNorms:
         self._sums, self._steps = None, 0
         return {stage: total / count for stage, (total, count) in zip(self._parameters, sums, strict=False) if count}
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint inside an epoch."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint inside an epoch needs."""
         return {"steps": self._steps, "sums": None if self._sums is None else self._sums.cpu()}
 
-    def load(self, state: dict[str, Any] | None) -> None:
-        """Take a state back; None, from an older checkpoint, starts afresh."""
-        if state is not None:
-            self._steps, self._sums = int(state["steps"]), state["sums"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state back."""
+        self._steps, self._sums = int(state_dict["steps"]), state_dict["sums"]

@@ -1,42 +1,54 @@
-"""Eyes on a running phase: what a user would want to hear about at once, each said once."""
+"""Guards of a fit: what a user would want to hear about at once, each said once."""
 
 import warnings
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from finetune.data.loading import Batch
 from finetune.errors import RunError, shortened
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import tensors_of, wrong_modes
 from finetune.training.phases import Phase
 
 
-class Watchers:
-    """Checks that cost next to nothing in a step.
+class _Step(NamedTuple):
+    """Where a batch stands in its fit."""
+
+    batch: Any
+    batch_idx: int
+    epoch: int
+    global_step: int
+
+
+class Guards(Callback):
+    """Checks that cost next to nothing in a step: modes, finite losses, groups that learn, frozen tensors that stay.
 
     Args:
-        classifier: The network.
-        phase: Its phase.
-        file_of: Gives the file of a row of the index.
+        classifier: Network that trains.
+        phase: Stages that train, and those that are frozen.
+        file_of: Gives the file of a row of the index; None where batches do not hold rows.
     """
 
-    def __init__(self, *, classifier: Classifier, phase: Phase, file_of: Callable[[int], str] = str) -> None:
+    def __init__(self, *, classifier: Classifier, phase: Phase, file_of: Callable[[int], str] | None = None) -> None:
         self._classifier, self._phase, self._file_of = classifier, phase, file_of
         self._modes_checked = False
         self._frozen: dict[str, int] | None = None
         self._learning: set[str] = set()
         self._silent: set[str] = set()
         self._steps = 0
-        self._told: set[str] = set()
-        self._pending: tuple[torch.Tensor, Batch, int] | None = None
+        self._warned: set[str] = set()
+        self._step: _Step | None = None
+        self._pending: tuple[torch.Tensor, _Step] | None = None
 
-    def before_batch(self) -> None:
-        """At the first batch: modes and gradient flags are the phase's; note what the frozen stages hold.
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check at the first batch that modes and gradient flags are the phase's, and note what the frozen stages hold.
 
         Raises:
             RunError: Something switched a frozen part on, or a trainable one off.
         """
+        self._step = _Step(batch, batch_idx, trainer.current_epoch, trainer.global_step)
         if self._modes_checked:
             return
         if wrong := wrong_modes(self._classifier, self._phase):
@@ -47,30 +59,39 @@ class Watchers:
         self._modes_checked = True
         self._frozen = self._fingerprints()
 
-    def after_loss(self, loss: torch.Tensor, batch: Batch, step: int) -> None:
-        """Refuse a loss that is not a number. On a GPU the answer is read one batch later, so that nothing waits.
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Refuse a loss that is not a number. On a GPU it is read one batch later, so that nothing waits.
 
         Raises:
             RunError: Names the step and the files of its batch.
         """
+        assert self._step is not None
         if loss.device.type == "cpu":
-            self._check_finite(loss, batch, step)
+            self._check_finite(loss, self._step)
             return
-        previous, self._pending = self._pending, (loss.detach(), batch, step)
+        previous, self._pending = self._pending, (loss.detach(), self._step)
         if previous is not None:
             self._check_finite(*previous)
 
-    def _check_finite(self, loss: torch.Tensor, batch: Batch, step: int) -> None:
+    def _check_finite(self, loss: torch.Tensor, step: _Step) -> None:
         if torch.isfinite(loss):
             return
-        files = [self._file_of(row) for row in batch.rows.tolist()]
+        if self._file_of is None:
+            advice = "Lower lr, give the Trainer gradient_clip_val=1, or look at the images of this batch."
+        else:
+            files = [self._file_of(row) for row in step.batch.rows.tolist()]
+            advice = (
+                f"Its images: {shortened(files)}. The last checkpoint is good. Lower schedule.lr, set "
+                "schedule.gradient_clip=1, or look at these images."
+            )
         raise RunError(
-            f"loss={float(loss.detach())}: not finite at step {step} of phase {self._phase.name!r} (batch {batch.position.step} "
-            f"of epoch {batch.position.epoch}). Its images: {shortened(files)}. The last checkpoint is good. Lower "
-            "schedule.lr, set schedule.gradient_clip=1, or look at these images."
+            f"loss={float(loss.detach())}: not finite at step {step.global_step} of phase {self._phase.name!r} (batch "
+            f"{step.batch_idx} of epoch {step.epoch}). {advice}"
         )
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Note which groups have a gradient; a group is looked at until it has shown one."""
         self._steps += 1
         for group in optimizer.param_groups:
@@ -82,8 +103,8 @@ class Watchers:
             else:
                 self._silent.add(group["name"])
 
-    def after_epoch(self, epoch: int) -> None:
-        """Hold that frozen tensors are what they were; tell groups that learned nothing in a whole epoch.
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that frozen tensors are what they were; warn of groups that learned nothing in a whole epoch.
 
         Raises:
             RunError: A frozen tensor changed.
@@ -92,11 +113,11 @@ class Watchers:
             pending, self._pending = self._pending, None
             self._check_finite(*pending)
         # one or two steps prove nothing: a residual branch whose last gate starts at zero has no gradient at the first
-        for name in sorted(self._silent - self._told) if self._steps > 2 else ():
-            self._told.add(name)
+        for name in sorted(self._silent - self._warned) if self._steps > 2 else ():
+            self._warned.add(name)
             warnings.warn(
                 f"optimizer group {name!r} has a positive learning rate and had no gradient in the whole of epoch "
-                f"{epoch} of phase {self._phase.name!r}: its parameters do not learn.",
+                f"{trainer.current_epoch} of phase {self._phase.name!r}: its parameters do not learn.",
                 stacklevel=2,
             )
         if self._frozen is not None:
@@ -109,7 +130,7 @@ class Watchers:
                 )
 
     def _fingerprints(self) -> dict[str, int]:
-        """A number for each tensor of the frozen stages that changes when one of its bits does."""
+        """Return a number for each tensor of the frozen stages that changes when one of its bits does."""
         whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return {
             name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))

@@ -33,16 +33,20 @@ def saved(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any
     optimizer.step()
     weights = {name: tensor.detach().clone() for name, tensor in tensors_of(classifier, phase.train).items()}
     row = {"phase": "test", "epoch": 0, "step": 1, "val/acc": 0.5}
-    own = {"phase": "test", "history": [[0.5, float("nan")]], "rows": [row], "validation_due": False, "finished": True}
+    callbacks = {
+        "PhaseCheckpoints": {"validation_due": False, "finished": True},
+        "EpochLog": {"rows": [row], "sums": [[1.0, 2.0, 3]]},
+        "GradientNorms": {"steps": 0, "sums": None},
+    }
     progress = {"current": {"ready": 1, "completed": 1}, "is_last_batch": True}
     state = {
         "state_dict": weights,
-        "finetune": own | {"sums": [[1.0, 2.0, 3]], "ema": None, "gradients": {"steps": 0, "sums": None}},
+        "finetune": {"phase": "test", "history": [[0.5, float("nan")]]},
         "epoch": 0,
         "global_step": 1,
         "pytorch-lightning_version": "2.6.6",
         "loops": {"fit_loop": {"epoch_loop.batch_progress": progress, "state_dict": {}}},
-        "callbacks": {},
+        "callbacks": callbacks,
         "lr_schedulers": [],
         "optimizer_states": [optimizer.state_dict()],
     }
@@ -82,11 +86,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "another phase": (lambda s: s["finetune"].update(phase="x" * 100), "Its phase is"),
     "no record": (lambda s: s.update(finetune=None), "finetune is None"),
     "a history of texts": (lambda s: s["finetune"].update(history=["ab"]), "history"),
-    "rows of texts": (lambda s: s["finetune"]["rows"][0].update(step="=cmd"), "rows"),
-    "a row for no epoch": (lambda s: s["finetune"].update(rows=[]), "no row for each of its epochs"),
-    "sums of two": (lambda s: s["finetune"].update(sums=[[1.0, 2.0]]), "sums"),
-    "no sums": (lambda s: s["finetune"].update(sums=[]), "sums"),
-    "gradients of a text": (lambda s: s["finetune"].update(gradients="x"), "gradients"),
+    "rows of texts": (lambda s: s["callbacks"]["EpochLog"]["rows"][0].update(step="=cmd"), "rows"),
+    "a row for no epoch": (lambda s: s["callbacks"]["EpochLog"].update(rows=[]), "no row for each of its epochs"),
+    "sums of two": (lambda s: s["callbacks"]["EpochLog"].update(sums=[[1.0, 2.0]]), "sums"),
+    "no sums": (lambda s: s["callbacks"]["EpochLog"].update(sums=[]), "sums"),
+    "gradients of a text": (lambda s: s["callbacks"].update(GradientNorms="x"), "gradients"),
     "a step of a text": (lambda s: s.update(global_step="x"), "global_step is 'x'"),
     "a step of -1": (lambda s: s.update(global_step=-1), "global_step is -1"),
     "an epoch of true": (lambda s: s.update(epoch=True), "epoch is True"),
@@ -122,7 +126,7 @@ def test_what_no_run_writes_is_refused(saved: tuple[dict[str, Any], dict[str, An
 
 def test_averages_are_needed_where_the_phase_averages(saved: tuple[dict[str, Any], dict[str, Any]]) -> None:
     state, expected = saved
-    with pytest.raises(ContentsError, match="ema is None"):
+    with pytest.raises(ContentsError, match="averages is None"):
         check_last(state, **expected | {"averages": expected["weights"]})
 
 

@@ -59,7 +59,7 @@ def test_a_state_taken_back_inside_an_epoch_gives_the_same_bits() -> None:
         whole.before_step()
     for _ in range(3):
         first.before_step()
-    second.load(first.state())
+    second.load_state_dict(first.state_dict())
     for _ in range(2):
         second.before_step()
     assert second.epoch() == whole.epoch()

@@ -1,0 +1,87 @@
+"""The row of metrics of each epoch: training loss and accuracy, validation, rates and gradients."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from finetune.training.callbacks.gradient_norms import GradientNorms
+
+
+class EpochLog(Callback):
+    """Adds up what an epoch trained on, and logs a row when it ends.
+
+    Rows are in the checkpoint, and so are the sums of an epoch that has begun: one entry for each process, because adding
+    them up at a checkpoint would round otherwise than at the epoch's end.
+
+    Args:
+        phase: Name of the phase.
+        offset: Epochs and optimizer steps of the phases before, for the axes of logs.
+        accuracy: Whether to log the training accuracy; mixed images have none.
+        norms: Gradient norms of the epoch.
+    """
+
+    def __init__(self, *, phase: str, offset: tuple[int, int], accuracy: bool, norms: GradientNorms) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._phase, self._offset, self._accuracy, self._norms = phase, offset, accuracy, norms
+        # loss sum, right answers, images: of the epoch so far
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        # the same of every process, from a checkpoint, until the Trainer says which process this is
+        self._saved_sums: torch.Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take this process's sums back, and move them to the device."""
+        if (saved := self._saved_sums) is not None:
+            self._saved_sums = None
+            if len(saved) == trainer.world_size:
+                self._sums = saved[trainer.global_rank]
+            elif trainer.global_rank == 0:
+                self._sums = saved.sum(0)
+        # MPS has no double precision
+        self._sums = self._sums.to(pl_module.device if pl_module.device.type != "mps" else "cpu")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the sums of an epoch; Lightning does not call this for an epoch that is resumed inside."""
+        self._sums.zero_()
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Add a batch."""
+        losses_B, right = outputs["losses"], outputs["right"].sum()
+        self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the row and hand its numbers to the loggers."""
+        loss, right, images = self._sums_by_process().sum(0).tolist()
+        row: dict[str, Any] = {
+            "phase": self._phase,
+            "epoch": self._offset[0] + trainer.current_epoch,
+            "step": self._offset[1] + trainer.global_step,
+            "train/loss": loss / images,
+            **({"train/acc": right / images} if self._accuracy else {}),
+            **{name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
+            **{f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups},
+            **{f"grad/{stage}": norm for stage, norm in self._norms.epoch().items()},
+        }
+        self.rows.append(row)
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=row["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, and the sums of every process: Lightning calls this on all of them."""
+        return {"rows": list(self.rows), "sums": self._sums_by_process().tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take both back."""
+        self.rows = list(state_dict["rows"])
+        self._saved_sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
+
+    def _sums_by_process(self) -> torch.Tensor:
+        """Return the sums of every process (world, 3), the same everywhere."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self._sums.clone()[None]
+        gathered = [torch.zeros_like(self._sums) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, self._sums)
+        return torch.stack(gathered)
