@@ -9,16 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
-from finetune.activation_cache.policy import last_frozen_stage
 from finetune.checksums import remedy
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
 from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.models.memory_format import memory_format_for
-from finetune.models.slices import run_in_chunks
 from finetune.training.callbacks.checkpoint_contents import check_progress, naming
 from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
@@ -31,6 +27,7 @@ from finetune.training.eval_outputs import Validation
 from finetune.training.freezing import tensors_of
 from finetune.training.losses import build_mixer
 from finetune.training.param_groups import OptimizerFactory
+from finetune.training.phase_forward import PhaseForward
 from finetune.training.phases import Phase
 from finetune.training.staged_module import PREFIX, StagedModule
 
@@ -93,15 +90,7 @@ class PhaseModule(StagedModule):
         # metrics of the last test, as plain values
         self.evaluated: dict[str, Any] = {}
         self._seed, self._carried = seed, carried
-        # in a tuple, so that the modules are not registered a second time under other names
-        self._cached_stage = cached_stage or last_frozen_stage(classifier, phase)
-        self._rest = None if self._cached_stage is None else (classifier.backbone.split(self._cached_stage)[1],)
-        # cached: batches hold the prefix's output; else it is made here, in the precision of the fit
-        self._is_cached = cached_stage is not None
-        self._prefix: Prefix | None = None
-        # from images or cached activations to features, where there is a graph; in a tuple for the same reason
-        self._compiled: tuple[Callable[[torch.Tensor], torch.Tensor]] | None = None
-        self._compiles = compiled
+        self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         # between reading a checkpoint and training on
         self._restoring = False
@@ -133,7 +122,7 @@ class PhaseModule(StagedModule):
         return optimizer
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """The optimizer's state by parameter name, to be carried into the next phase."""
+        """Return the optimizer's state by parameter name, to be carried into the next phase."""
         optimizer = self.trainer.optimizers[0]
         return {n: optimizer.state[p] for n, p in self.classifier.named_parameters() if p in optimizer.state}
 
@@ -158,10 +147,10 @@ class PhaseModule(StagedModule):
 
     @contextmanager
     def restoring(self, checkpoint: Path) -> Iterator[None]:
-        """Around a fit from a checkpoint, which is named where Lightning cannot take it back.
+        """Name the checkpoint where Lightning cannot take it back; enter this around a fit.
 
         Raises:
-            UserError: It cannot.
+            UserError: Lightning cannot resume from it.
         """
         try:
             with naming(checkpoint):
@@ -177,20 +166,16 @@ class PhaseModule(StagedModule):
             ) from error
 
     def on_train_start(self) -> None:
-        """Lightning has taken everything back."""
+        """Note that Lightning has taken everything back."""
         self._restoring = False
 
     def on_fit_start(self) -> None:
-        """Move what is not a parameter to the device, and make the frozen prefix ready."""
+        """Make the frozen prefix ready, and compile what trains."""
         self._prepare_prefix()
-        if self._compiles:
-            trained = self.classifier.embed if self._rest is None else self._rest[0]
-            self._compiled = (torch.compile(trained),)
+        self._forward.compile()
 
     def _prepare_prefix(self) -> None:
-        if self._cached_stage is not None and not self._is_cached:
-            with self.trainer.precision_plugin.forward_context():
-                self._prefix = Prefix(self.classifier, self._cached_stage, fold=in_half_precision(self.device))
+        self._forward.prepare(device=self.device, context=self.trainer.precision_plugin.forward_context)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Check the position, seed the step's randomness, write the rates."""
@@ -205,30 +190,12 @@ class PhaseModule(StagedModule):
         )
         self.set_rates()
 
-    def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) of what a batch holds: images, or the cached activations of the frozen prefix."""
-        if not self._is_cached and self._prefix is None and self._compiled is None:
-            return run_in_chunks(self.classifier, images)
-        logits_BK: torch.Tensor = self.classifier.head(self.features(images))
-        return logits_BK
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) of what a batch holds."""
-        compiled = self._compiled if torch.is_grad_enabled() else None
-        if self._rest is None or not (self._is_cached or self._prefix):
-            return compiled[0](images) if compiled else run_in_chunks(self.classifier.embed, images)
-        activations = images if self._prefix is None else self._prefix(images)
-        if activations.ndim == 4:
-            activations = activations.contiguous(memory_format=memory_format_for(self.classifier.input_spec))
-        features_BD: torch.Tensor = (compiled or self._rest)[0](activations)
-        return features_BD
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Return the mean loss over the whole batch, this process's share of it, and what each image added."""
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
-        logits_BK = self.logits(images)
+        logits_BK = self._forward.logits(images)
         losses_B = self.loss(logits_BK, targets)
         # DDP takes the mean over processes, whose shares of a batch may differ by one image
         loss = losses_B.sum() * (batch.position.world / batch.position.global_size)
@@ -312,7 +279,7 @@ class PhaseModule(StagedModule):
         return self._evaluate(batch)
 
     def _evaluate(self, batch: Batch) -> dict[str, torch.Tensor]:
-        features_BD = self.features(batch.images)
+        features_BD = self._forward.features(batch.images)
         logits_BK = self.classifier.head(features_BD)
         update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
         return {"features": features_BD, "logits": logits_BK}

@@ -1,0 +1,67 @@
+"""From what the batches of a phase hold, images or cached activations, to features and logits."""
+
+# B = batch, C = input channels, H/W = image height/width, D = features, K = classes
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
+from finetune.activation_cache.policy import last_frozen_stage
+from finetune.models.classifier import Classifier
+from finetune.models.memory_format import memory_format_for
+from finetune.models.slices import run_in_chunks
+from finetune.training.phases import Phase
+
+
+class PhaseForward:
+    """Runs the frozen prefix without a graph, where the batches do not hold its output already, and then what trains.
+
+    Args:
+        classifier: Network that trains.
+        phase: Stages that train.
+        cached_stage: The stage whose cached output the batches hold; None where they hold images.
+        compiled: Compile what trains.
+    """
+
+    def __init__(self, classifier: Classifier, phase: Phase, *, cached_stage: str | None, compiled: bool) -> None:
+        self._classifier = classifier
+        self._is_cached, self._compiles = cached_stage is not None, compiled
+        self._cached_stage = cached_stage or last_frozen_stage(classifier, phase)
+        # from activations after the frozen prefix to features
+        self._rest = None if self._cached_stage is None else classifier.backbone.split(self._cached_stage)[1]
+        self._prefix: Prefix | None = None
+        # from images or activations to features, where there is a graph
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+
+    def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Make the frozen prefix ready, on its device and in the precision of the fit or test."""
+        if self._cached_stage is not None and not self._is_cached:
+            with context():
+                self._prefix = Prefix(self._classifier, self._cached_stage, fold=in_half_precision(device))
+
+    def compile(self) -> None:
+        """Compile what trains, if that is wanted."""
+        if self._compiles:
+            self._compiled = torch.compile(self._classifier.embed if self._rest is None else self._rest)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Compute the logits (B, K) of what a batch holds."""
+        if not self._is_cached and self._prefix is None and self._compiled is None:
+            return run_in_chunks(self._classifier, images)
+        logits_BK: Tensor = self._classifier.head(self.features(images))
+        return logits_BK
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute the features (B, D) of what a batch holds."""
+        compiled = self._compiled if torch.is_grad_enabled() else None
+        if self._rest is None or not (self._is_cached or self._prefix is not None):
+            return run_in_chunks(self._classifier.embed, images) if compiled is None else compiled(images)
+        activations = images if self._prefix is None else self._prefix(images)
+        if activations.ndim == 4:
+            activations = activations.contiguous(memory_format=memory_format_for(self._classifier.input_spec))
+        features_BD: Tensor = (self._rest if compiled is None else compiled)(activations)
+        return features_BD
