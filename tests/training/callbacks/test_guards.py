@@ -1,4 +1,4 @@
-"""Each watcher speaks when its fault is there, and only then."""
+"""Each guard speaks when its fault is there, and only then."""
 
 import warnings
 from pathlib import Path
