@@ -90,7 +90,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a row for no epoch": (lambda s: s["callbacks"]["EpochLog"].update(rows=[]), "no row for each of its epochs"),
     "sums of two": (lambda s: s["callbacks"]["EpochLog"].update(sums=[[1.0, 2.0]]), "sums"),
     "no sums": (lambda s: s["callbacks"]["EpochLog"].update(sums=[]), "sums"),
-    "gradients of a text": (lambda s: s["callbacks"].update(GradientNorms="x"), "GradientNorms is 'x', and must be a table"),
+    "gradients of a text": (
+        lambda s: s["callbacks"].update(GradientNorms="x"),
+        "GradientNorms is 'x', and must be a table",
+    ),
     "a step of a text": (lambda s: s.update(global_step="x"), "global_step is 'x'"),
     "a step of -1": (lambda s: s.update(global_step=-1), "global_step is -1"),
     "an epoch of true": (lambda s: s.update(epoch=True), "epoch is True"),

@@ -1,10 +1,15 @@
-"""Averages of weights, against torch's own."""
+"""Averages of weights, against torch's own, and what a checkpoint holds of them."""
 
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from finetune.training.callbacks.ema import StageEma
-from tests.training.building import tiny_classifier
+from finetune.training.freezing import tensors_of
+from tests.training.building import fit, phase_for, tiny_classifier
 
 STAGES = ("layer4", "head")
 
@@ -49,3 +54,61 @@ def test_swapping_in_and_out_leaves_every_bit_as_it_was() -> None:
     assert changed == set(STAGES)
     ema.swap_out()
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+
+
+class Saves(pl.Callback):
+    """Writes a checkpoint after each batch and inside each validation, and keeps the weights of those moments."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.steps: list[dict[str, torch.Tensor]] = []
+        self.validated: dict[str, torch.Tensor] = {}
+
+    def _save(self, trainer: pl.Trainer, module: Any, name: str) -> dict[str, torch.Tensor]:
+        trainer.save_checkpoint(self._folder / name)
+        return {n: t.detach().clone() for n, t in tensors_of(module.classifier, STAGES).items()}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.steps.append(self._save(trainer, pl_module, f"step{len(self.steps)}.ckpt"))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.validated = self._save(trainer, pl_module, "validation.ckpt")
+
+
+def test_every_checkpoint_holds_weights_and_averages_of_its_step(pets: Path, tmp_path: Path) -> None:
+    classifier = tiny_classifier()
+    averages = {name: tensor.detach().clone() for name, tensor in tensors_of(classifier, STAGES).items()}
+    # the user's callbacks come before the one that averages
+    saves = Saves(tmp_path)
+    fit(
+        classifier,
+        phase_for(classifier, STAGES, ema_decay=0.9, accumulate=2, batch_norm="train"),
+        pets,
+        callbacks=[saves],
+    )
+    before = {name: tensor.clone() for name, tensor in averages.items()}
+    for number, weights in enumerate(saves.steps):
+        # two batches make a step, and so does the odd one at the end
+        if number % 2 or number == len(saves.steps) - 1:
+            for name, average in averages.items():
+                if average.is_floating_point():
+                    average.lerp_(weights[name], 1 - 0.9)
+                else:
+                    average.copy_(weights[name])
+        saved = torch.load(tmp_path / f"step{number}.ckpt", weights_only=True)
+        assert_holds(saved, weights, averages)
+    assert not any(
+        torch.equal(averages[name], before[name]) for name in dict(classifier.head.named_parameters(prefix="head"))
+    )
+    assert_holds(torch.load(tmp_path / "validation.ckpt", weights_only=True), saves.steps[-1], averages)
+    assert all(torch.equal(saves.validated[name], average) for name, average in averages.items())
+    after = tensors_of(classifier, STAGES)
+    assert all(torch.equal(after[name], weight) for name, weight in saves.steps[-1].items())
+
+
+def assert_holds(saved: dict[str, Any], weights: dict[str, torch.Tensor], averages: dict[str, torch.Tensor]) -> None:
+    held = saved["callbacks"]["StageEma"]["averages"]
+    assert held.keys() == averages.keys()
+    assert all(torch.equal(held[name], average) for name, average in averages.items())
+    assert saved["state_dict"].keys() == {f"classifier.{name}" for name in weights}
+    assert all(torch.equal(saved["state_dict"][f"classifier.{name}"], weight) for name, weight in weights.items())
