@@ -1,4 +1,4 @@
-"""What a phase's course so far decides: the best epoch, early stopping, the plateau. Pure functions of the history."""
+"""Decide the best epoch, early stopping and the plateau, as pure functions of the epochs so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Progress:
-    """The monitored metric and the validation loss of each finished epoch, and what follows from them.
+    """Holds the monitored metric and the validation loss of each finished epoch, and what follows from them.
 
     An epoch is better than another by the metric, and where that ties (accuracy on few images often does) by the loss.
 
@@ -16,7 +16,7 @@ class Progress:
     Args:
         monitor: Name of the metric; a name that ends in ``loss`` or ``ece`` is better when smaller.
         patience: Epochs without improvement after which to stop; None never stops.
-        history: Metric and loss of each epoch.
+        history: Metric and validation loss of each epoch.
 
     >>> progress = Progress(monitor="val/acc", patience=2, history=[(0.5, 1.0), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)])
     >>> progress.best_epoch, progress.improved, progress.stop
@@ -29,20 +29,20 @@ class Progress:
 
     @property
     def smaller_is_better(self) -> bool:
-        """Whether the metric is a loss or an error."""
+        """Return whether the metric is a loss or an error."""
         return self.monitor.endswith(("loss", "ece"))
 
     def _better(self, new: tuple[float, float], old: tuple[float, float]) -> bool:
         return self._rank(new) < self._rank(old)
 
     def _rank(self, entry: tuple[float, float]) -> tuple[float, float]:
-        """Smaller is better; a value that is no number is worse than all that are."""
+        """Return what sorts epochs from the best to the worst; NaN is worse than every number."""
         value, loss = (math.inf if math.isnan(x) else x for x in entry)
         return (value if self.smaller_is_better or math.isinf(value) else -value), loss
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch that no later one beat; -1 before the first."""
+        """Return the first epoch that no later one beat; -1 before the first."""
         best = -1
         for epoch, value in enumerate(self.history):
             if best < 0 or self._better(value, self.history[best]):
@@ -51,16 +51,16 @@ class Progress:
 
     @property
     def improved(self) -> bool:
-        """Whether the last epoch is the best so far."""
+        """Return whether the last epoch is the best so far."""
         return bool(self.history) and self.best_epoch == len(self.history) - 1
 
     @property
     def stop(self) -> bool:
-        """Whether patience has run out."""
+        """Return whether patience has run out."""
         return self.patience is not None and len(self.history) - 1 - self.best_epoch >= self.patience
 
     def plateau_factor(self, *, patience: int = 2, factor: float = 0.1) -> float:
-        """Product of the reductions after each ``patience`` epochs in a row without a better value.
+        """Return the product of the reductions after each ``patience`` epochs in a row without a better value.
 
         The rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau`` with ``threshold=0``, ``cooldown=0`` and a patience
         fit for the short phases of fine-tuning. It is not that class, because Lightning leaves out one of its steps at

@@ -1,4 +1,4 @@
-"""What a network says of the images of a split: probabilities of all, embeddings of a sample, gathered over processes."""
+"""Collect a network's outputs on a split: probabilities of all images, embeddings of a sample, over all processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class SplitOutputs:
     def add(
         self, *, rows: torch.Tensor, targets: torch.Tensor, probabilities_BK: torch.Tensor, features_BD: torch.Tensor
     ) -> None:
-        """Take a batch."""
+        """Add a batch."""
         rows = rows.cpu()
         kept = torch.isin(rows, self._embedded_rows)
         self._batches.append(
@@ -43,7 +43,7 @@ class SplitOutputs:
         )
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """Everything in the order of the rows, the same on every process; call it while they are connected."""
+        """Return everything in the order of the rows, the same on every process; call it while they are connected."""
         batches = self._batches
         if dist.is_available() and dist.is_initialized():
             shares: list[Any] = [None] * dist.get_world_size()
@@ -58,12 +58,12 @@ class SplitOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What one validation of a fit found.
+    """Holds metrics and outputs of one validation of a fit.
 
     Args:
         step: Optimizer steps of the phase before it.
-        metrics: As plain values.
-        outputs: As :meth:`SplitOutputs.gather` gives them.
+        metrics: Metrics as plain values.
+        outputs: Outputs as :meth:`SplitOutputs.gather` returns them.
     """
 
     step: int
@@ -72,7 +72,7 @@ class Validation:
 
 
 def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
-    """Rows spread evenly over those given, ``most`` of them where there are more.
+    """Return rows spread evenly over those given, ``most`` of them where there are more.
 
     >>> sample_of(torch.arange(10), 4).tolist()
     [0, 3, 6, 9]
@@ -81,7 +81,7 @@ def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
 
 
 def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write what was collected; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
+    """Write the outputs of splits; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
     tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
     with checked_path(path) as part:
         write_tensors(part, tensors)

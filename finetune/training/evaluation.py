@@ -1,4 +1,4 @@
-"""What the final weights of a run say of the validation and the test images."""
+"""Evaluate the final weights of a run on the validation and the test images."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,12 +19,12 @@ MOST_KEPT = 4_000_000
 
 
 def reusable_validation(validated: Validation | None, *, step: int, images: int) -> Validation | None:
-    """What a fit found, where it found it with the weights that the phase hands on, of every image.
+    """Return the fit's last validation if it covered every image with the weights the phase hands on, else None.
 
     Args:
-        validated: What it found.
-        step: Optimizer steps of the phase behind those weights.
-        images: In the validation split.
+        validated: Validation that the fit kept.
+        step: Optimizer step of the phase that made those weights.
+        images: Number of images in the validation split.
     """
     if validated is None or validated.step != step or len(validated.outputs.get("rows", ())) != images:
         # the phase had been finished before a resume, or the Trainer was told to validate at other times, or in part
@@ -42,16 +42,16 @@ def evaluate(
     make_trainer: Callable[[list[pl.Callback]], pl.Trainer],
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
 ) -> dict[str, Any]:
-    """Metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
+    """Return the metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
 
     Args:
-        make_module: Counts batches of images, or of what a cache holds.
-        make_cache: Of the validation images, where there is one.
-        validated: What the last fit found for these weights; the validation images are not computed again then.
-        classifier: With the final weights.
-        data: The splits.
+        make_module: Makes the module that evaluates batches of images, or of what a cache holds.
+        make_cache: Makes the cache of the validation images, or None.
+        validated: Validation of these weights in the last fit, used in place of another one; or None.
+        classifier: Network with the final weights.
+        data: Batches of the splits.
         make_trainer: Makes a Trainer that writes nothing, from its callbacks.
-        running: Around each call of a Trainer.
+        running: Context around each call of a Trainer.
     """
     evaluated: dict[str, Any] = {"gathered": {}}
     for split in ("val", "test"):

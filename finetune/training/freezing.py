@@ -1,4 +1,4 @@
-"""One meaning of frozen: no gradient and evaluation mode, so that neither weights nor buffers can move.
+"""Freeze stages: no gradient and evaluation mode, so that neither weights nor buffers can move.
 
 Since Lightning 2.2 the Trainer never calls ``train()`` itself and keeps the modes that it finds, and the modes are not in
 a checkpoint. So the modes have one owner, :func:`apply_phase`, called before every fit, fresh or resumed.
@@ -34,7 +34,7 @@ from finetune.training.phases import HEAD, Phase
 
 
 def trainable_names(classifier: Classifier, *, train: Collection[str], parameters: str = "all") -> set[str]:
-    """Names of the parameters that a phase trains, as in ``classifier.named_parameters()``.
+    """Return the names of the parameters that a phase trains, as in ``classifier.named_parameters()``.
 
     Args:
         classifier: The network.
@@ -72,7 +72,7 @@ def apply_phase(classifier: Classifier, phase: Phase) -> None:
 
 
 def wrong_modes(classifier: Classifier, phase: Phase) -> list[str]:
-    """Names of modules and parameters whose mode or gradient flag is not the phase's; empty while all is well."""
+    """Return the names of modules and parameters whose mode or gradient flag is not the phase's."""
     names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
     wrong = [name for name, parameter in classifier.named_parameters() if parameter.requires_grad != (name in names)]
     by_identity = {id(module): name for name, module in classifier.named_modules()}
@@ -85,10 +85,10 @@ def wrong_modes(classifier: Classifier, phase: Phase) -> list[str]:
 
 
 def tensors_of(classifier: Classifier, stages: Collection[str]) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers of some stages, by their names in the state dict; no copies."""
+    """Return parameters and persistent buffers of some stages by their names in the state dict, without copying them."""
     return {name: tensor for name, tensor in classifier.state_dict().items() if classifier.stage_of(name) in stages}
 
 
 def module_mode_flags(module: nn.Module) -> dict[str, bool]:
-    """Training mode by module name, to be compared or restored."""
+    """Return the training mode by module name, to be compared or restored."""
     return {name: inner.training for name, inner in module.named_modules()}

@@ -1,4 +1,4 @@
-"""Training losses on logits, and mixing of images with their targets."""
+"""Compute training losses on logits, and mix images with their targets."""
 
 # B = batch, C = input channels, H/W = image height/width, K = classes
 
@@ -15,7 +15,7 @@ Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 
 class _Loss(nn.Module):
-    """The settings that both losses have."""
+    """Holds the settings that both losses have."""
 
     class_weights: torch.Tensor | None
 
@@ -35,7 +35,7 @@ class _Loss(nn.Module):
 
 
 class TrainingLoss(_Loss):
-    """Loss of each image, so that the caller can weigh processes and images rightly.
+    """Computes the loss of each image, so that the caller can weigh processes and images rightly.
 
     Args:
         name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, for several classes:
@@ -67,7 +67,7 @@ class TrainingLoss(_Loss):
 
 
 class MultiLabelLoss(_Loss):
-    """Binary cross-entropy of each image, the mean over its classes, where an image may show several classes or none.
+    """Computes the binary cross-entropy of each image, the mean over its classes, for images of several classes or none.
 
     Args:
         name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, without its alpha).
@@ -127,7 +127,7 @@ class OwnLoss(nn.Module):
 
 
 def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | None:
-    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) by torchvision; with both, one of them a batch.
+    """Make MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of torchvision; with both, one of them a batch.
 
     Args:
         mixup: Alpha of the Beta distribution; 0 turns it off.

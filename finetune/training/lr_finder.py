@@ -1,4 +1,4 @@
-"""A search for the learning rate: all groups are scaled together, so that the ratios of the schedule stay (Smith 2017).
+"""Find a learning rate: all groups are scaled together, so that the ratios of the schedule stay (Smith 2017).
 
 The range test of Smith (2017, arXiv 1506.01186, section 3.3): train for a few steps while the rate rises by a constant factor
 a step, and look where the loss falls. Afterwards the network is what it was, to the bit.
@@ -32,7 +32,7 @@ _FORGET, _DIVERGED = 0.98, 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep saw.
+    """Holds the losses that a sweep measured.
 
     Args:
         phase: The phase swept.
@@ -50,24 +50,24 @@ class Sweep:
 
     @property
     def smoothed(self) -> Curve:
-        """The losses without the noise of single batches (see :func:`smooth`)."""
+        """Return the losses without the noise of single batches (see :func:`smooth`)."""
         return smooth(self.losses)
 
     def suggestions(self) -> dict[str, float]:
-        """The rate by each rule; empty where the loss never fell."""
+        """Return the rate by each rule; empty where the loss never fell."""
         places = {"valley": valley(self.smoothed), "steepest": steepest(np.log(self.rates), self.smoothed)}
         return {name: float(self.rates[at]) for name, at in places.items() if at is not None}
 
     def stage_rates(self, rate: float) -> dict[str, float]:
-        """The rate of every trainable stage where the fastest has this one."""
+        """Return the rate of every trainable stage where the fastest has this one."""
         rates = self.phase.rates()
         return {stage: own * (rate / rates[self.stage]) for stage, own in rates.items()}
 
     def overrides(self, rate: float, number: int) -> list[str]:
-        """What sets these rates on the command line, in the terms in which the phase states its own.
+        """Return the overrides that set these rates, in the terms in which the phase states its own.
 
         Args:
-            rate: Of the fastest stage.
+            rate: Rate of the fastest stage.
             number: Position of the phase in the schedule, from 0.
         """
         factor = rate / self.phase.rates()[self.stage]
@@ -84,7 +84,7 @@ def _short(rate: float) -> str:
 
 
 def smooth(losses: Curve) -> Curve:
-    """A weighted mean around each step, with a Gaussian of a 25th of the steps.
+    """Take a weighted mean around each step, with a Gaussian of a 25th of the steps.
 
     fastai plots a running mean, which lags behind: what it shows at a rate happened at lower ones. After the sweep both
     sides are known, and nothing needs to lag. Losses above twice those at the start count as that, so that the explosion at
@@ -98,7 +98,7 @@ def smooth(losses: Curve) -> Curve:
 
 
 def steepest(log_rates: Curve, losses: Curve) -> int | None:
-    """Step at which the loss falls fastest in the logarithm of the rate, before its lowest point.
+    """Return the step at which the loss falls fastest in the logarithm of the rate, before its lowest point.
 
     >>> steepest(np.arange(6.0), np.array([3.0, 2.9, 2.0, 1.8, 1.8, 9.0]))
     2
@@ -109,7 +109,7 @@ def steepest(log_rates: Curve, losses: Curve) -> int | None:
 
 
 def valley(losses: Curve) -> int | None:
-    """The middle of the longest valley: of the longest subsequence of steps in which the loss falls (fastai's rule).
+    """Return the middle of the longest subsequence of steps in which the loss falls (fastai's valley).
 
     It looks at the whole fall and not at one place, so that a single steep step decides nothing. Unlike fastai's, it leaves
     out the first and the last twentieth of the fall: at rates that do nothing yet the loss falls a little too, for long.
@@ -135,13 +135,13 @@ def valley(losses: Curve) -> int | None:
 
 
 class RateSweep(PhaseModule):
-    """A phase whose rates rise by a constant factor a step, and which minds no loss until it diverges.
+    """Trains a phase at rates that rise by a constant factor a step, until the loss diverges.
 
     Args:
         lowest: Rate of the fastest stage at the first step.
-        highest: At the last.
-        steps: Optimizer steps.
-        **settings: As of :class:`PhaseModule`.
+        highest: Rate of that stage at the last step.
+        steps: Number of optimizer steps.
+        **settings: Arguments of :class:`PhaseModule`.
     """
 
     def __init__(self, *, lowest: float, highest: float, steps: int, **settings: Any) -> None:
@@ -154,11 +154,11 @@ class RateSweep(PhaseModule):
         self.diverged = False
 
     def rate_at(self, step: int) -> float:
-        """Of the fastest stage."""
+        """Return the rate of the fastest stage."""
         return float(self._lowest * self._growth**step)
 
     def rates_at(self, step: int) -> dict[str, float]:
-        """Learning rate of each stage: those of the phase, all times one number."""
+        """Return the learning rate of each stage: those of the phase, all times one number."""
         rates = self.phase.rates()
         factor = self.rate_at(step) / max(rates.values())
         return {stage: rate * factor for stage, rate in rates.items()}
@@ -174,7 +174,7 @@ class RateSweep(PhaseModule):
         return step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """At the end of an optimizer step, see whether to go on."""
+        """Decide at the end of an optimizer step whether to go on."""
         if self.trainer.global_step > len(self.losses):
             loss = sum(self._batch_losses) / len(self._batch_losses)
             self._batch_losses = []
@@ -190,7 +190,7 @@ class RateSweep(PhaseModule):
 
 @contextmanager
 def unchanged(classifier: Classifier) -> Iterator[None]:
-    """Whatever the block does to the network is undone: weights, buffers, modes and gradient flags, to the bit."""
+    """Undo whatever the block does to the network: weights, buffers, modes and gradient flags, to the bit."""
     tensors = dict(classifier.named_parameters()) | dict(classifier.named_buffers())
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     flags = {name: parameter.requires_grad for name, parameter in classifier.named_parameters()}
@@ -225,16 +225,16 @@ def find_rate(
     """Sweep the rates of a phase on its own first batches; the network is the same before and after.
 
     Args:
-        classifier: At the weights from which to sweep.
-        data: Batches.
-        phase: Its stages, optimizer, loss, mixing and clipping are those of the training.
-        seed: Of the run: batches and views are those that the phase would train on.
+        classifier: Network with the weights from which to sweep.
+        data: Batches of the run.
+        phase: Phase whose stages, optimizer, loss, mixing and clipping are used.
+        seed: Seed of the run; batches and views are those that the phase would train on.
         make_trainer: Makes a Trainer for one device.
-        make_optimizer: For a phase.
-        make_loss: For a phase.
+        make_optimizer: Makes the optimizer factory of a phase.
+        make_loss: Makes the loss of a phase.
         lowest: Rate of the fastest stage at the first step.
-        highest: At the last.
-        steps: Optimizer steps.
+        highest: Rate of that stage at the last step.
+        steps: Number of optimizer steps.
     """
     batches = data.batches_per_epoch(phase.batch_size)
     with unchanged(classifier):
@@ -278,7 +278,7 @@ def find_rate(
 
 
 def table(sweep: Sweep) -> list[dict[str, float]]:
-    """One row a step: the rate of every stage, the loss, the smoothed loss."""
+    """Return one row a step: the rate of every stage, the loss, the smoothed loss."""
     stages: Sequence[dict[str, float]] = [sweep.stage_rates(float(rate)) for rate in sweep.rates]
     return [
         {"step": step, "loss": float(loss), "smoothed": float(mean)} | {f"lr/{s}": rate for s, rate in rates.items()}

@@ -1,10 +1,10 @@
-"""The learning rate as a pure function of the step: nothing to restore, nothing to restore wrongly."""
+"""Compute the learning rate as a pure function of the step: nothing to restore, nothing to restore wrongly."""
 
 import math
 
 
 def scale(kind: str, *, step: int, total_steps: int, warmup_steps: int = 0, plateau_factor: float = 1.0) -> float:
-    """What a group's peak rate is multiplied with at one step of a phase.
+    """Return what a group's peak rate is multiplied with at one step of a phase.
 
     ``cosine`` falls to zero at the end (Loshchilov and Hutter 2017, without restarts); ``one_cycle`` rises from 1/25 over
     the first 30% by a cosine and falls to 1e-4 / 25 (Smith 2018, with the constants of ``torch.optim.lr_scheduler.OneCycleLR``);

@@ -1,4 +1,4 @@
-"""Optimizer groups by name, ``<stage>/decay`` and ``<stage>/no_decay``, that cover the trainable parameters exactly."""
+"""Make optimizer groups by name, ``<stage>/decay`` and ``<stage>/no_decay``, that cover the trainable parameters exactly."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to weights of two or more dimensions, not to biases, norms, gates and tokens.
+    """Return whether weight decay applies: to weights of two or more dimensions, not to biases, norms, gates and tokens.
 
     The rule of timm's ``param_groups_weight_decay``, with class tokens and position embeddings added, which timm's
     networks list in ``no_weight_decay()``.
@@ -25,12 +25,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def build_param_groups(
     classifier: Classifier, *, rates: Mapping[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for the parameters that require a gradient, in the order of the network.
+    """Make the groups of the parameters that require a gradient, in the order of the network.
 
     Args:
-        classifier: With its phase already applied.
+        classifier: Network with its phase already applied.
         rates: Peak learning rate of each trainable stage.
-        weight_decay: Of the ``decay`` groups; the others get 0.
+        weight_decay: Weight decay of the ``decay`` groups; the others get 0.
 
     Returns:
         One dictionary a group: ``params``, ``lr``, ``weight_decay``, ``name``, ``stage`` and ``peak_lr``, the rate that a
@@ -77,10 +77,10 @@ def build_param_groups(
 
 
 def check_cover(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
-    """Hold that the optimizer has every trainable parameter once and no other, by identity.
+    """Check that the optimizer has every trainable parameter once and no other, by identity.
 
     Raises:
-        UserError: With the names of parameters that are missing, doubled or not trainable.
+        UserError: Parameters are missing, doubled or not trainable; the text names them.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     wanted = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""A schedule: the ordered phases of a training, every setting resolved, every name checked against the network."""
+"""Resolve a schedule: the ordered phases of a training, every name checked against the network."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ ALIASES = ("all", "backbone", "last")
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A period of training with one fixed set of trainable stages.
+    """Describes a period of training with one fixed set of trainable stages.
 
     Args:
-        name: Names the phase's folder and its rows in the metrics.
-        train: The trainable stages in the order of the network.
+        name: Name of the phase, of its folder and of its rows in the metrics.
+        train: Trainable stages in the order of the network.
         stages: All stages of the network in order, ``head`` last.
         epochs: Passes over the training images, at most.
         max_steps: Optimizer steps, at most; None leaves it to ``epochs``.
-        lr: Rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
+        lr: Peak learning rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
         lr_trials: Rates at which heads are trained side by side on cached features, in place of one at ``lr``.
         layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``.
         lr_slice: Rates of the deepest and the last trainable stage, the ones between spaced evenly by ratio
@@ -30,12 +30,12 @@ class Phase:
         stage_lr: Explicit rates that win over the rules above.
         lr_schedule: ``cosine``, ``constant``, ``one_cycle`` or ``plateau``.
         warmup_epochs: Linear rise from zero over that many epochs.
-        weight_decay: Of the parameters that decay (weights of two or more dimensions).
+        weight_decay: Weight decay of the parameters that decay (weights of two or more dimensions).
         batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
         parameters: ``all`` of a trainable backbone stage, or only its ``norms`` or its ``gates``.
         batch_size: Images in one step over all devices.
         augment: Name of the training view.
-        optimizer: ``_target_`` node.
+        optimizer: ``_target_`` node of the optimizer.
         carry_optimizer: Keep the optimizer's moments from the phase before.
         restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
         patience: Stop after that many epochs without a better metric.
@@ -76,11 +76,11 @@ class Phase:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The stages that do not train, in order."""
+        """Return the stages that do not train, in order."""
         return tuple(stage for stage in self.stages if stage not in self.train)
 
     def rates(self) -> dict[str, float]:
-        """The peak learning rate of each trainable stage, in order from the input.
+        """Return the peak learning rate of each trainable stage, in order from the input.
 
         >>> phase = Phase(name="p", train=("layer4", "head"), stages=("stem", "layer4", "head"), epochs=1, lr=0.1,
         ...               batch_size=8, augment="none", layer_decay=0.5)
@@ -98,7 +98,7 @@ class Phase:
         return {stage: self.stage_lr.get(stage, rate) for stage, rate in rates.items()}
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values, for ``plan.json``."""
+        """Return plain JSON values, for ``plan.json``."""
         plain = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 

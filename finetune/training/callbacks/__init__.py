@@ -1,1 +1,1 @@
-"""What watches or records a fit without being loss, optimizer or step: Lightning callbacks."""
+"""Hold the Lightning callbacks: what watches, records or ends a fit without being loss, optimizer or step."""

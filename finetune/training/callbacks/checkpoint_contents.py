@@ -1,4 +1,7 @@
-"""What the checkpoints of a phase hold. Whoever wrote one wrote its checksum too, so all of it is checked before it is used."""
+"""Check what the checkpoints of a phase hold, before any of it is used.
+
+A checksum does not help here: whoever wrote a checkpoint wrote its checksum too.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +22,7 @@ _VERSION = re.compile(r"\d{1,4}(\.\w{1,20}){1,5}")
 
 
 class ContentsError(ValueError):
-    """A value that a checkpoint cannot have; the text is a clause on what is wrong."""
+    """A checkpoint holds a value that it cannot have; the text is a sentence about it."""
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def saved_averages(state: Mapping[str, Any]) -> Any:
 
 
 def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Check that saved counters of Lightning's loops are those that the Trainer has.
+    """Check that the saved counters of Lightning's loops are those that the Trainer has.
 
     Raises:
         ContentsError: One is missing or of another type.
@@ -246,7 +249,7 @@ def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerF
 def _after_a_step(
     groups: Groups, parameters: Sequence[torch.Tensor], make_optimizer: OptimizerFactory
 ) -> dict[int, tuple[torch.Size, dict[str, Any]]]:
-    """Shape and state of the smallest parameter of each number of dimensions, after a step without a gradient."""
+    """Return shape and state of the smallest parameter of each number of dimensions, after a step without a gradient."""
     smallest: dict[int, torch.Tensor] = {}
     for parameter in sorted(parameters, key=lambda one: one.numel()):
         smallest.setdefault(parameter.ndim, parameter)
@@ -284,7 +287,7 @@ def _table(value: object, name: str) -> dict[Any, Any]:
 
 
 def _alike(value: object, example: object) -> bool:
-    """Whether a value is of the example's kind: the same keys, lengths, shapes and types; texts are equal."""
+    """Return whether a value is of the example's kind: the same keys, lengths, shapes and types; texts are equal."""
     if isinstance(example, torch.Tensor):
         if example.ndim == 0 and _number(value):
             return True
@@ -311,7 +314,7 @@ def _alike(value: object, example: object) -> bool:
 
 
 def _plain(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a dense tensor of numbers in memory."""
+    """Return whether a value is a dense tensor of numbers in memory."""
     return (
         type(value) in (torch.Tensor, nn.Parameter)
         and isinstance(value, torch.Tensor)
@@ -339,7 +342,7 @@ def _numbers(value: object, length: int) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value for a message: the start of a text, a number, or else the kind of thing."""
+    """Return a value for a message: the start of a text, a number, or else the kind of thing."""
     if isinstance(value, str):
         return repr(value[:40])
     if value is None or isinstance(value, bool | float):

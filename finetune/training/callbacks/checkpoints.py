@@ -1,4 +1,4 @@
-"""Checkpoints of a phase: what is in them, when they are written, and how they are read without running foreign code."""
+"""Write the checkpoints of a phase, and read them without running foreign code."""
 
 import os
 from pathlib import Path
@@ -45,11 +45,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU.
+    """Return the contents of a checkpoint, on the CPU.
 
     Raises:
         UserError: The file is no checkpoint, is damaged, or holds objects that would run code when read.
-        FileError: The disk does not give it back.
+        FileError: The file cannot be read from the disk.
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such checkpoint.")
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def by_parameter(state: dict[str, Any], classifier: Classifier, phase: Phase) -> dict[str, Any]:
-    """The state of a phase's optimizer, as a checkpoint has it, by parameter name; the phase is applied."""
+    """Return the optimizer state of a checkpoint by parameter name; the phase must have been applied."""
     groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
@@ -88,10 +88,10 @@ class PhaseCheckpoints(Checkpoint):
     though the Trainer's own counters may not say so.
 
     Args:
-        folder: Of the phase.
-        log: Written just before ``last.ckpt``, which holds the same rows.
-        every_n_steps: Write ``last.ckpt`` inside an epoch, every so many batches; None only at the ends.
-        interruption: Knows whether the run is to stop; None never stops.
+        folder: Folder of the phase.
+        log: ``metrics.csv``, written just before ``last.ckpt``, which holds the same rows.
+        every_n_steps: Batches between checkpoints inside an epoch; None writes them only at the ends of epochs.
+        interruption: Signal that stops the run; None never stops.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PhaseCheckpoints(Checkpoint):
         self._validation_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the end of a step."""
+        """Let a signal wait for the end of a step from here on."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
         if self._validation_due and isinstance(data, ImageDataModule):
             data.drop_iterator()
@@ -119,7 +119,7 @@ class PhaseCheckpoints(Checkpoint):
             self._interruption.begin_training()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing is left to be written."""
+        """Let a signal stop the run at once from here on: nothing is left to be written."""
         if self._interruption is not None:
             self._interruption.end_training()
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of the trainable stages (Polyak averaging)."""
+"""Average the trainable stages exponentially over the steps (Polyak averaging)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The row of metrics of each epoch: training loss and accuracy, validation, rates and gradients."""
+"""Log a row of metrics for each epoch: training loss and accuracy, validation, rates and gradient norms."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How large the gradient of each stage is, at next to no cost: the norms stay on the device until an epoch is over."""
+"""Measure how large the gradient of each stage is; the norms stay on the device until an epoch is over."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,15 +11,15 @@ from finetune.models.classifier import Classifier
 
 
 class GradientNorms(Callback):
-    """The mean Euclidean norm of each trainable stage's gradient over every ``every``-th optimizer step of an epoch.
+    """Takes the mean norm of each trainable stage's gradient over every ``every``-th optimizer step of an epoch.
 
     Measured before clipping. A step whose norm is not finite (the first ones of mixed precision, whose scale is still
     being found) does not count.
 
     Args:
-        classifier: The network, its gradient flags set.
-        stages: Stages to watch.
-        every: Measure each so many steps, the first of an epoch always.
+        classifier: Network with its gradient flags set.
+        stages: Stages to measure.
+        every: Optimizer steps from one measurement to the next; the first step of an epoch is measured.
     """
 
     def __init__(self, classifier: Classifier, *, stages: Collection[str], every: int = 8) -> None:
@@ -49,7 +49,7 @@ class GradientNorms(Callback):
         self._steps += 1
 
     def epoch(self) -> dict[str, float]:
-        """The means of the epoch that is over, by stage, and a fresh start; one transfer from the device."""
+        """Return the means of the epoch that is over by stage, and start afresh; this makes one transfer from the device."""
         sums = self._sums.tolist() if self._sums is not None else []
         self._sums, self._steps = None, 0
         return {stage: total / count for stage, (total, count) in zip(self._parameters, sums, strict=False) if count}

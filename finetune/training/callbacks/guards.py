@@ -1,4 +1,4 @@
-"""Guards of a fit: what a user would want to hear about at once, each said once."""
+"""Guard a fit: tell at once, and once, what a user would want to hear."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""``metrics.csv``: one row an epoch over all phases, written whole and atomically each time."""
+"""Write ``metrics.csv``: one row an epoch over all phases, the whole file atomically each time."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ class RunLog:
     interruption do not appear twice.
 
     Args:
-        path: The CSV file.
+        path: CSV file to write.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Keeps what the network says of each image while it is evaluated."""
+"""Collect the outputs of the network for each image while it is evaluated."""
 
 from typing import Any
 

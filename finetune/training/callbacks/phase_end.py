@@ -1,4 +1,4 @@
-"""Ends a phase: at its last step, or where patience has run out."""
+"""End a phase at its last step, or where patience has run out."""
 
 from typing import Any
 

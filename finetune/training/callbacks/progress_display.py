@@ -1,4 +1,4 @@
-"""What a person sees while a phase trains: a progress bar on a terminal, a line an epoch elsewhere."""
+"""Show a phase while it trains: a progress bar on a terminal, a line an epoch elsewhere."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from finetune.training.time_left import TimeLeft, in_words
 
 
 def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
-    """Which stages train, in few words.
+    """Name the stages that train in few words.
 
     >>> stages_in_words(("layer4", "head"), ("stem", "layer3", "layer4", "head"))
     'layer4, head'
@@ -35,7 +35,7 @@ def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
 
 
 def rates_in_words(rates: Sequence[float]) -> str:
-    """One rate, or the lowest and the highest.
+    """Name one rate, or the lowest and the highest.
 
     >>> rates_in_words([0.001]), rates_in_words([0.0001, 0.002, 0.001])
     ('0.001', '0.0001 ... 0.002')
@@ -45,15 +45,15 @@ def rates_in_words(rates: Sequence[float]) -> str:
 
 
 def current_rates(trainer: Trainer) -> str:
-    """The rates of the step that was made last."""
+    """Name the rates of the last step."""
     return rates_in_words([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
 class PhaseProgressBar(RichProgressBar):
-    """Lightning's bar, which tells the phase, the stages that train, the rates, and the time left for the whole schedule.
+    """Shows phase, trainable stages, rates and the time left for the whole schedule in Lightning's bar.
 
     Args:
-        time_left: Of the run.
+        time_left: Estimate for the run.
     """
 
     def __init__(self, time_left: TimeLeft) -> None:
@@ -62,7 +62,7 @@ class PhaseProgressBar(RichProgressBar):
 
     @staticmethod
     def wanted() -> bool:
-        """Whether somebody is looking: on a terminal that can redraw a line, and not in CI, whose log keeps every one."""
+        """Return whether this is a terminal that can redraw a line, and not CI, whose log keeps every line."""
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -74,7 +74,7 @@ class PhaseProgressBar(RichProgressBar):
         return f"{escape(told)} epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Rates, the last validation's accuracy, and what is left of the run."""
+        """Return the rates, the last validation's accuracy, and what is left of the run."""
         assert isinstance(pl_module, PhaseModule)
         shown: dict[str, Any] = {"lr": current_rates(trainer)}
         if "val/acc" in trainer.callback_metrics:
@@ -84,23 +84,23 @@ class PhaseProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """One plain line an epoch, for logs and pipes.
+    """Prints one plain line an epoch, for logs and pipes.
 
     Args:
-        say: Takes a line.
-        time_left: Of the run.
+        say: Function that prints a line.
+        time_left: Estimate for the run.
     """
 
     def __init__(self, say: Callable[[str], None], time_left: TimeLeft) -> None:
         self._say, self._time_left = say, time_left
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on time is measured."""
+        """Start to measure the time."""
         assert isinstance(pl_module, PhaseModule)
         self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After each validation inside a fit."""
+        """Print the line of the epoch."""
         if not is_rank_zero() or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         assert isinstance(pl_module, PhaseModule)
@@ -117,5 +117,5 @@ class EpochLines(Callback):
 
 
 def share_done(trainer: Trainer, module: PhaseModule) -> float:
-    """Share of the phase's optimizer steps that have been made."""
+    """Return the share of the phase's optimizer steps that have been made."""
     return min(trainer.global_step / max(module.total_steps, 1), 1.0)
