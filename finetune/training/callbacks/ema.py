@@ -43,11 +43,16 @@ class StageEma(Callback):
                 average.copy_(tensor)
 
     @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Put the averages in the place of the weights for good."""
+        for name, tensor in tensors_of(self._classifier, self._stages).items():
+            tensor.copy_(self.averages[name])
+
+    @torch.no_grad()
     def swap_in(self) -> None:
         """Put the averages in the place of the weights, which are kept for :meth:`swap_out`."""
         self._raw = {name: tensor.clone() for name, tensor in tensors_of(self._classifier, self._stages).items()}
-        for name, tensor in tensors_of(self._classifier, self._stages).items():
-            tensor.copy_(self.averages[name])
+        self.copy_to_model()
 
     @torch.no_grad()
     def swap_out(self) -> None:
