@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
-class Progress:
+class EpochHistory:
     """Holds the monitored metric and the validation loss of each finished epoch, and what follows from them.
 
     An epoch is better than another by the metric, and where that ties (accuracy on few images often does) by the loss.
@@ -18,7 +18,7 @@ class Progress:
         patience: Epochs without improvement after which to stop; None never stops.
         history: Metric and validation loss of each epoch.
 
-    >>> progress = Progress(monitor="val/acc", patience=2, history=[(0.5, 1.0), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)])
+    >>> progress = EpochHistory(monitor="val/acc", patience=2, history=[(0.5, 1.0), (0.7, 0.8), (0.7, 0.9), (0.6, 0.7)])
     >>> progress.best_epoch, progress.improved, progress.stop
     (1, False, True)
     """
@@ -66,7 +66,7 @@ class Progress:
         fit for the short phases of fine-tuning. It is not that class, because Lightning leaves out one of its steps at
         each resume.
 
-        >>> Progress(monitor="val/loss", history=[(1.0, 1.0)] * 4).plateau_factor()
+        >>> EpochHistory(monitor="val/loss", history=[(1.0, 1.0)] * 4).plateau_factor()
         0.1
         """
         scale, bad, best = 1.0, 0, None

@@ -21,7 +21,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.phases import Phase
 
 # N = images, D = features, K = classes, S = strengths
@@ -194,7 +194,7 @@ def probe_phase(
         update_metrics(counted, logits=held_out @ weight_KD.T + bias_K, targets=answers)
         metrics.append({name: value for name, value in plain_metrics(counted).items() if isinstance(value, float)})
     name = monitor.removeprefix("val/")
-    best = Progress(monitor=monitor, history=[(values[name], values["loss"]) for values in metrics]).best_epoch
+    best = EpochHistory(monitor=monitor, history=[(values[name], values["loss"]) for values in metrics]).best_epoch
     with torch.no_grad():
         head.fc.weight.copy_(heads.weight_SKD[best])
         head.fc.bias.copy_(heads.bias_SK[best])

@@ -22,7 +22,7 @@ from finetune.training.callbacks.gradient_norms import GradientNorms
 from finetune.training.callbacks.guards import Guards
 from finetune.training.callbacks.output_collector import ValidationOutputs
 from finetune.training.callbacks.phase_end import PhaseEnd
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation
 from finetune.training.freezing import tensors_of
 from finetune.training.losses import build_mixer
@@ -85,7 +85,7 @@ class PhaseModule(StagedModule):
         # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
         self.strict_loading = False
         self.phase_number = phase_number
-        self.progress = Progress(monitor=monitor, patience=phase.patience)
+        self.progress = EpochHistory(monitor=monitor, patience=phase.patience)
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
         # metrics of the last test, as plain values
         self.evaluated: dict[str, Any] = {}

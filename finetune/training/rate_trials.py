@@ -37,7 +37,7 @@ from finetune.training.callbacks.checkpoint_contents import (
     naming,
 )
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
@@ -58,7 +58,7 @@ class Trial:
     rate: float
     head: nn.Module
     optimizer: torch.optim.Optimizer
-    progress: Progress
+    progress: EpochHistory
     rows: list[dict[str, Any]] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
     # loss, right answers and images of the epoch so far
@@ -115,7 +115,7 @@ class RateTrials:
             # groups are made of a classifier's parameters, by their names
             classifier.head = copy.deepcopy(first)
             groups = build_param_groups(classifier, rates={HEAD: rate}, weight_decay=phase.weight_decay)
-            progress = Progress(monitor=monitor, patience=phase.patience)
+            progress = EpochHistory(monitor=monitor, patience=phase.patience)
             self.trials.append(
                 Trial(rate=rate, head=classifier.head, optimizer=make_optimizer(groups), progress=progress)
             )
@@ -283,7 +283,7 @@ class RateTrials:
                 f"phase {self._phase.name!r}: the loss is no number at any of the rates {rates}. Lower them."
             )
         history = [trial.progress.history[trial.progress.best_epoch] for trial in whole]
-        return whole[Progress(monitor=self._monitor, history=history).best_epoch]
+        return whole[EpochHistory(monitor=self._monitor, history=history).best_epoch]
 
 
 def tried_phase(

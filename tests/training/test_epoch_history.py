@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 
 
 def test_the_plateau_is_torchs_reduce_on_plateau() -> None:
@@ -16,7 +16,7 @@ def test_the_plateau_is_torchs_reduce_on_plateau() -> None:
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, patience=2, factor=0.1, threshold=0.0, eps=0.0
         )
-        progress = Progress(monitor="val/loss")
+        progress = EpochHistory(monitor="val/loss")
         for loss in losses:
             scheduler.step(loss)
             progress.history.append((loss, loss))
@@ -24,21 +24,21 @@ def test_the_plateau_is_torchs_reduce_on_plateau() -> None:
 
 
 def test_a_tie_is_decided_by_the_loss_and_then_by_the_earlier_epoch() -> None:
-    assert Progress(monitor="val/acc", history=[(0.9, 0.5), (0.9, 0.4), (0.9, 0.4)]).best_epoch == 1
+    assert EpochHistory(monitor="val/acc", history=[(0.9, 0.5), (0.9, 0.4), (0.9, 0.4)]).best_epoch == 1
 
 
 def test_a_loss_is_better_when_smaller() -> None:
-    assert Progress(monitor="val/loss", history=[(0.5, 0.5), (0.4, 0.4), (0.6, 0.6)]).best_epoch == 1
+    assert EpochHistory(monitor="val/loss", history=[(0.5, 0.5), (0.4, 0.4), (0.6, 0.6)]).best_epoch == 1
 
 
 def test_a_value_that_is_no_number_is_never_the_best() -> None:
     nan = float("nan")
-    assert Progress(monitor="val/acc", history=[(nan, 1.0), (0.1, 1.0), (nan, 1.0)]).best_epoch == 1
-    assert Progress(monitor="val/loss", history=[(0.3, nan), (nan, nan)]).best_epoch == 0
+    assert EpochHistory(monitor="val/acc", history=[(nan, 1.0), (0.1, 1.0), (nan, 1.0)]).best_epoch == 1
+    assert EpochHistory(monitor="val/loss", history=[(0.3, nan), (nan, nan)]).best_epoch == 0
 
 
 def test_patience_counts_epochs_since_the_best() -> None:
-    progress = Progress(monitor="val/acc", patience=2)
+    progress = EpochHistory(monitor="val/acc", patience=2)
     stops = []
     for value in (0.5, 0.6, 0.5, 0.7, 0.6, 0.6):
         progress.history.append((value, 0.0))

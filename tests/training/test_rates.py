@@ -102,9 +102,9 @@ def test_a_plateau_lowers_the_rate_of_all_groups_together(words: Words, tmp_path
     ).run_dir
     with (run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    from finetune.training.epoch_history import Progress
+    from finetune.training.epoch_history import EpochHistory
 
-    progress = Progress(monitor="val/loss")
+    progress = EpochHistory(monitor="val/loss")
     for row in rows:
         factor = progress.plateau_factor()
         assert float(row["lr/head/decay"]) == 0.2 * factor

@@ -9,7 +9,7 @@ from torchmetrics import MetricCollection
 from finetune.data.loading import Batch
 from finetune.metrics import plain_metrics
 from finetune.models.classifier import Classifier
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import SplitOutputs, Validation
 from finetune.training.staged_module import StagedModule
 
@@ -55,7 +55,7 @@ class ValidationOutputs(Callback):
         restore: Whether the phase hands on the weights of its ``best`` or its ``last`` epoch.
     """
 
-    def __init__(self, progress: Progress, metrics: MetricCollection, *, restore: str) -> None:
+    def __init__(self, progress: EpochHistory, metrics: MetricCollection, *, restore: str) -> None:
         self.validated: Validation | None = None
         self._progress, self._metrics, self._restore = progress, metrics, restore
         self._outputs: SplitOutputs | None = None

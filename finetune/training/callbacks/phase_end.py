@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from finetune.training.epoch_history import Progress
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.staged_module import StagedModule
 
 
@@ -15,7 +15,7 @@ class PhaseEnd(Callback):
         progress: History of the phase, with its patience.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: EpochHistory) -> None:
         self._progress = progress
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
