@@ -136,6 +136,37 @@ def test_floats_in_0_to_1_train_as_the_same_bytes_do() -> None:
     assert changed(*results) == set()
 
 
+def with_shares(*, multi_label: bool) -> tuple[finetune.Classifier, Loader]:
+    """A classifier, and images whose targets are rows of zeros and ones."""
+    model = tiny_classifier()
+    model.multi_label = multi_label
+    images, targets = loader().dataset.tensors  # type: ignore[attr-defined]
+    return model, DataLoader(TensorDataset(images, nn.functional.one_hot(targets, len(CLASSES)).float()), batch_size=8)
+
+
+def test_a_multi_label_classifier_trains_on_zeros_and_ones_by_binary_cross_entropy() -> None:
+    model, batches = with_shares(multi_label=True)
+    images, targets = batches.dataset.tensors  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits_BK = model.eval()(images)
+    with trainer() as user:
+        (tested,) = user.test(finetune.FineTuner(model, train=["head"]), batches, verbose=False)
+        user.fit(finetune.FineTuner(model, train=["head"]), batches, batches)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits_BK, targets)
+    assert tested["test/loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(user.callback_metrics["val/loss"]) < tested["test/loss"]
+
+
+def test_class_shares_train_as_the_class_numbers_do() -> None:
+    results = []
+    for batches in (loader(), with_shares(multi_label=False)[1]):
+        model = tiny_classifier()
+        with trainer() as user:
+            user.fit(finetune.FineTuner(model, train=["head"], loss=nn.CrossEntropyLoss()), batches)
+        results.append(bits(model))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
 def test_the_users_own_head_loss_and_optimizer_train() -> None:
     class Cosines(nn.Module):
         def __init__(self, features: int) -> None:
