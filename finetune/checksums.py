@@ -28,16 +28,16 @@ _LARGEST = {".json": LARGEST_JSON, ".csv": LARGEST_TABLE}
 
 # remedy for a damaged file that can be made again without a copy
 _REMEDIES = {
-    "last.ckpt": "Delete it, and the phase begins again from its start",
-    "best.ckpt": "Delete it and last.ckpt beside it, and the phase begins again from its start",
-    "trials.ckpt": "Delete it, and the trials begin again",
-    "result.json": "Delete it, and it is made again",
-    "start.safetensors": "Delete it, and result.json of the phase before if there is one; it is made again",
-    "final.safetensors": "Delete it and result.json of the last phase; they are made again",
-    "results.json": "Delete it, and the run is tested again",
-    "evaluation.safetensors": "Delete results.json, and the run is tested again",
-    "predictions.csv": "Delete results.json, and the run is tested again",
-    "metrics.csv": "Delete results.json, and it is made again",
+    "last.ckpt": "Delete it, then repeat the phase",
+    "best.ckpt": "Delete it and last.ckpt beside it, then repeat the phase",
+    "trials.ckpt": "Delete it, then repeat the trials",
+    "result.json": "Delete it, then make it again",
+    "start.safetensors": "Delete it, and result.json of the phase before if there is one, then make it again",
+    "final.safetensors": "Delete it and result.json of the last phase, then make them again",
+    "results.json": "Delete it, then test the run again",
+    "evaluation.safetensors": "Delete results.json, then test the run again",
+    "predictions.csv": "Delete results.json, then test the run again",
+    "metrics.csv": "Delete results.json, then make it again",
 }
 
 
@@ -117,7 +117,7 @@ def verify(path: Path) -> None:
     except OSError as error:
         raise UserError(in_words(error, path, "cannot be read")) from error
     if not same:
-        raise UserError(f"{path}: damaged. Its SHA-256 is not the one kept in {CHECKSUMS}. {remedy(path)}.")
+        raise UserError(f"{path}: damaged. Its SHA-256 differs from the one in {CHECKSUMS}. {remedy(path)}.")
 
 
 def require_checksums(paths: Iterable[Path]) -> None:
@@ -129,8 +129,7 @@ def require_checksums(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_file() and path.name not in _read(path.parent):
             raise UserError(
-                f"{path}: no checksum of it in {path.parent / CHECKSUMS}, so whether it is whole cannot be told. "
-                f"{remedy(path)}."
+                f"{path}: has no checksum in {path.parent / CHECKSUMS}, so it cannot be verified. {remedy(path)}."
             )
 
 
@@ -142,7 +141,7 @@ def _read(folder: Path) -> dict[str, list[str]]:
     if not all(
         isinstance(digests, list) and all(isinstance(digest, str) for digest in digests) for digests in kept.values()
     ):
-        raise UserError(f"{path}: damaged. It does not hold lists of digests. {remedy(path)}.")
+        raise UserError(f"{path}: damaged. It must hold lists of digests. {remedy(path)}.")
     return kept
 
 
@@ -158,7 +157,7 @@ def _verify_zip(path: Path) -> None:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:
-        raise UserError(f"{path}: damaged. Its record {wrong!r} is not the one that was written. {remedy(path)}.")
+        raise UserError(f"{path}: damaged. Its record {wrong!r} has changed since it was written. {remedy(path)}.")
 
 
 def remedy(path: Path) -> str:

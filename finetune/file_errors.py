@@ -22,7 +22,7 @@ _CAUSES = {
     errno.ENOMEM: ("the system has no memory left", "Free memory."),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("too many files are open", "Raise the limit (ulimit -n).")),
     errno.ESTALE: ("the network file system has lost it", "Mount it again."),
-    errno.ENOENT: ("it is not there any more", "Put it back."),
+    errno.ENOENT: ("it no longer exists", "Put it back."),
     errno.ENOTDIR: ("a part of its path is not a folder", "Use another path."),
     errno.EISDIR: ("a folder is in its place", "Move the folder away."),
     errno.ENAMETOOLONG: ("its name is too long", "Use a shorter one."),

@@ -126,7 +126,7 @@ def _problem(status: os.stat_result, largest: int | None) -> str:
         kind = next((words for is_kind, words in _KINDS.items() if is_kind(status.st_mode)), "something else")
         return f"must be a regular file. It is {kind}."
     if largest is not None and status.st_size > largest:
-        return f"is too large for what it should hold, {status.st_size:,} bytes. At most {largest:,} are read."
+        return f"is too large for such a file, {status.st_size:,} bytes. At most {largest:,} are read."
     return ""
 
 
@@ -157,7 +157,7 @@ def read_text(path: str | Path, *, name: str | None = None, largest: int = LARGE
     try:
         return read_bytes(path, name=name, largest=largest).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name or path}: damaged. It is no text in UTF-8 (byte {error.start:,}).") from None
+        raise UserError(f"{name or path}: damaged. It is not UTF-8 text (byte {error.start:,}).") from None
 
 
 def read_json(
@@ -202,14 +202,14 @@ def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: damaged. It is no text in UTF-8 (byte {error.start:,}).{more}") from None
+        raise UserError(f"{name}: damaged. It is not UTF-8 text (byte {error.start:,}).{more}") from None
     except RecursionError:
-        raise UserError(f"{name}: damaged. Its lists and tables are nested without end.{more}") from None
+        raise UserError(f"{name}: damaged. Its lists and tables are nested too deeply.{more}") from None
     except ValueError as error:
         raise UserError(f"{name}: damaged. {_why(error)}.{more}") from None
     if not isinstance(value, kind):
         required = "an object" if kind is dict else f"a {kind.__name__}"
-        raise UserError(f"{name}: damaged. It must hold {required}, and holds a {type(value).__name__}.{more}")
+        raise UserError(f"{name}: damaged. It must hold {required}, but holds a {type(value).__name__}.{more}")
     return value
 
 
@@ -236,7 +236,7 @@ def checked_yaml(text: str, *, name: str) -> str:
     >>> checked_yaml("a: &x [1]\nb: *x", name="config.yaml")
     Traceback (most recent call last):
         ...
-    finetune.errors.UserError: config.yaml: damaged. Line 2 refers to another place of the file (*x), which no file of a run does.
+    finetune.errors.UserError: config.yaml: damaged. Line 2 refers to another place of the file (*x), which run files never do.
     """
     import yaml
 
@@ -247,11 +247,11 @@ def checked_yaml(text: str, *, name: str) -> str:
             line = event.start_mark.line + 1
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(
-                    f"{name}: damaged. Line {line} refers to another place of the file (*{event.anchor[:40]}), which no "
-                    "file of a run does."
+                    f"{name}: damaged. Line {line} refers to another place of the file (*{event.anchor[:40]}), which "
+                    "run files never do."
                 )
             if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
-                raise UserError(f"{name}: damaged. Line {line} names a type (a tag), which no file of a run does.")
+                raise UserError(f"{name}: damaged. Line {line} names a type (a tag), which run files never do.")
             values += isinstance(event, yaml.NodeEvent)
             if values > MOST_YAML_VALUES:
                 raise UserError(f"{name}: damaged. It holds more than {MOST_YAML_VALUES:,} values.")
@@ -260,8 +260,8 @@ def checked_yaml(text: str, *, name: str) -> str:
                     raise UserError(f"{name}: damaged. Line {line} holds a value of {len(event.value):,} characters.")
                 if "${" in event.value:
                     raise UserError(
-                        f"{name}: line {line}: {printable(event.value[:60])!r} refers to another value, which no file of a run "
-                        "does and which is not resolved. Write the value itself."
+                        f"{name}: line {line}: {printable(event.value[:60])!r} refers to another value, which run files "
+                        "never do and which is not resolved. Write the value itself."
                     )
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
@@ -269,7 +269,7 @@ def checked_yaml(text: str, *, name: str) -> str:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
-        raise UserError(f"{name}: cannot be read, it is no YAML{where}. {_why(error)}.") from None
+        raise UserError(f"{name}: is not valid YAML{where}. {_why(error)}.") from None
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -314,7 +314,7 @@ def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
     real, home = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     if home not in real.parents:
         raise UserError(
-            f"{path}: leads out of the {of}, to {real}. What belongs to a {of} lies in it. "
+            f"{path}: leads out of the {of}, to {real}. All files of a {of} must lie in it. "
             f"If you trust it, copy it with its contents: cp -rL {folder} NEW_FOLDER"
         )
     return path
@@ -414,7 +414,9 @@ class _ShortLines(io.RawIOBase):
         last = data.rfind(b"\n")
         self._since = self._since + len(data) if last < 0 else len(data) - last
         if self._since > LONGEST_LINE:
-            raise UserError(f"{self._name}: is no readable table. It has a line of more than {LONGEST_LINE:,} bytes.")
+            raise UserError(
+                f"{self._name}: is not a readable table. It has a line of more than {LONGEST_LINE:,} bytes."
+            )
         buffer[: len(data)] = data
         return len(data)
 
@@ -428,5 +430,7 @@ def lines(path: str | Path, *, name: str | None = None, longest: int = LONGEST_L
     with open_regular(path, name=name, largest=LARGEST_TABLE) as file:
         while line := file.readline(longest + 1):
             if len(line) > longest:
-                raise UserError(f"{name or path}: is no list of files. It has a line of more than {longest:,} bytes.")
+                raise UserError(
+                    f"{name or path}: is not a list of files. It has a line of more than {longest:,} bytes."
+                )
             yield line.rstrip(b"\r\n")

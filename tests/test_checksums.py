@@ -62,7 +62,7 @@ def test_a_file_with_other_bytes_is_refused_by_name(tmp_path: Path) -> None:
     verify(path)
     for bit in range(8 * path.stat().st_size):
         flip(path, bit)
-        with pytest.raises(UserError, match=r"result\.json: damaged\. Its SHA-256 .* Delete it, and it is made again"):
+        with pytest.raises(UserError, match=r"result\.json: damaged\. Its SHA-256 .* Delete it, then make it again"):
             verify(path)
         flip(path, bit)
     verify(path)
@@ -158,5 +158,5 @@ def test_no_flipped_bit_of_a_file_that_a_resumed_run_reads_passes(name: str, int
 
 def test_a_run_whose_checksums_are_gone_is_refused(interrupted: Path) -> None:
     (interrupted / "phases/1-all/checksums.json").unlink()
-    with pytest.raises(UserError, match=r"start.safetensors: no checksum of it"):
+    with pytest.raises(UserError, match=r"start.safetensors: has no checksum"):
         resume(interrupted)

@@ -68,7 +68,7 @@ def test_where_a_file_system_has_no_locks_the_process_written_in_the_file_counts
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"RUN='r': \.lock cannot be written in it, it is not there any more\."):
+    with pytest.raises(UserError, match=r"RUN='r': \.lock cannot be written in it, it no longer exists\."):
         FolderLock(tmp_path / "gone", name="RUN='r'")
 
 

@@ -236,7 +236,7 @@ def test_json_nested_without_end_and_json_of_vast_size(capsys, bundle, images, t
     refused(capsys, "predict", bundle, images, tmp_path, says="model.json")
     with (bundle / "model.json").open("wb") as file:
         file.truncate(2**30)  # a sparse file: nothing is written
-    refused(capsys, "predict", bundle, images, tmp_path, says="model.json: is too large for what it should hold")
+    refused(capsys, "predict", bundle, images, tmp_path, says="model.json: is too large for such a file")
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])

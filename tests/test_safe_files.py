@@ -89,7 +89,7 @@ def test_json_that_is_no_plain_object_is_refused_in_words(text):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "x.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(UserError, match=r"no text in UTF-8 \(byte 7\)"):
+    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 7\)"):
         read_json(tmp_path / "x.json", dict)
 
 
@@ -99,8 +99,8 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         ("a: &x [1]\nb: [*x, *x]", "refers to another place"),
         ("a: !!python/object/apply:os.mkdir [x]", "names a type"),
         ("[" * 1000, "nested deeper"),
-        ("a: [1", "no YAML"),
-        ("a: \x07", "no YAML"),
+        ("a: [1", "not valid YAML"),
+        ("a: \x07", "not valid YAML"),
     ],
 )
 def test_yaml_that_could_grow_or_name_types_is_refused(text, says):

@@ -120,7 +120,7 @@ class ActivationStore:
         entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
         if entry is None:
             raise RunError(
-                f"cache: {why_unusable() or f'{layout.bytes / 1e6:.0f} MB of activations find no room any more'}. This run "
+                f"cache: {why_unusable() or f'there is no longer room for {layout.bytes / 1e6:.0f} MB of activations'}. This run "
                 "began with cached activations, and its result depends on them. Make room, or point FINETUNE_CACHE at another "
                 "folder, and go on with: finetune resume RUN"
             )
@@ -268,9 +268,9 @@ class ActivationCache:
         hold = partial(DeviceRows, shape=store.shape, dtype=store.dtype, device=device if self.on_device else None)
         self._train, self._val = [hold(entry) for entry in train], hold(val)
         if trains:
-            done = f"{store.computed} activations after {self.cached_stage} computed, {store.found} found"
+            done = f"cached {self.cached_stage} activations: {store.computed} computed, {store.found} reused"
             where = f", in the memory of {device}" if self.on_device else ""
-            self._say(f"  cache: {done}; {size / 1e6:.1f} MB{where}")
+            self._say(f"  {done} ({size / 1e6:.1f} MB{where})")
 
     def _train_views(self) -> list[SplitView]:
         """Return the views of training images that are cached."""

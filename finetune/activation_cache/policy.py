@@ -93,7 +93,7 @@ def _from_plain(value: object, phase: Phase) -> CachePolicy:
         and type(value["bytes"]) is int
         and isinstance(value["why"], str)
     ):
-        raise ValueError(f"The cache of phase {phase.name!r} holds a value that none has")
+        raise ValueError(f"The cache of phase {phase.name!r} holds an invalid value")
     return CachePolicy(**value)
 
 
@@ -156,9 +156,9 @@ def _choose(
 
     stage = last_frozen_stage(classifier, phase)
     if phase.cache == "off":
-        return no_cache("off, as asked for")
+        return no_cache("off, as configured")
     if stage is None and classifier.stages[0] in phase.train:
-        return no_cache("nothing is frozen in front of what trains")
+        return no_cache("no stage before the trained ones is frozen")
     if stage is None:
         ends = " or ".join(classifier.backbone.boundaries)
         return no_cache(f"{classifier.backbone.name} can be cut only after {ends}, and not all of that is frozen")
@@ -203,7 +203,7 @@ def _describe(phase: Phase, views: int | None) -> str:
     if views is None:
         return f"the evaluation view of each image once, so augment={phase.augment} has no effect"
     if views >= phase.epochs:
-        return f"{views} views of each image, one an epoch"
+        return f"{views} views of each image, one per epoch"
     return f"{views} views of each image for {phase.epochs} epochs"
 
 

@@ -54,14 +54,14 @@ def why_unusable() -> str:
     if base is None:
         return "FINETUNE_CACHE=off"
     if fcntl is None:
-        return "this system has no locks of the kind that the cache needs"
+        return "this system lacks the file locks that the cache needs"
     at = base
     while not at.exists() and at != at.parent:
         at = at.parent
     if not at.is_dir():
         return f"{base} cannot be a folder: {at} is a file"
     if not os.access(at, os.W_OK | os.X_OK):
-        return f"{at} cannot be written; FINETUNE_CACHE=DIR names another place"
+        return f"{at} is not writable; choose another place with FINETUNE_CACHE=DIR"
     return ""
 
 
@@ -180,7 +180,7 @@ class Entry:
                     return False
             sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
         except FileError as error:
-            log.warning("warning: %s What the cache holds there is computed again.", error)
+            log.warning("warning: %s These activations are computed again.", error)
             return False
         except (OSError, ValueError):
             return False
@@ -277,14 +277,14 @@ class Entry:
             raise self._changed(error.strerror or str(error)) from error
         if length != self.layout.bytes:
             # reading past the end of a mapped file would kill the process
-            raise self._changed("its length is another")
+            raise self._changed("its length has changed")
         values: npt.NDArray[np.uint8] = self._data[rows]
         wrong = self._wrong(rows.tolist(), values)
         if wrong:
             for chunk in range(self.layout.chunks):
                 if not set(self.layout.rows_of(chunk)).isdisjoint(wrong):
                     self._written[chunk] = 0
-            raise self._changed(f"row {wrong[0]} is not what was written")
+            raise self._changed(f"row {wrong[0]} differs from what was written")
         return values
 
     def _changed(self, what: str) -> RunError:

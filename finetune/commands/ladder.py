@@ -75,7 +75,7 @@ def parse_options(argv: Sequence[str]) -> tuple[LadderOptions, list[str]]:
         elif option == "--output":
             given["output"] = value
         elif not value.isdigit() or int(value) < 1:
-            raise UserError(f"{option} {value}: must be a whole number from 1 up.")
+            raise UserError(f"{option} {value}: must be a positive whole number.")
         else:
             given[option.removeprefix("--")] = int(value)
     return LadderOptions(**given), rest

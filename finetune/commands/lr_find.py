@@ -73,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
             raise UserError(f"{option} {value}: must be a number.") from None
     options = Options(**given)
     if options.steps < 10:
-        raise UserError(f"--steps {options.steps}: must be at least 10, for a curve to look at.")
+        raise UserError(f"--steps {options.steps}: must be at least 10, to give a usable curve.")
     if not 0 < options.lowest < options.highest:
         raise UserError(
             f"--lowest {options.lowest:g} --highest {options.highest:g}: must be positive, the lowest below the highest."
@@ -141,8 +141,8 @@ def task(config: Config, *, options: Options) -> int:
         )
     if len(sweep.losses) < 3:
         raise UserError(
-            f"--lowest {options.lowest:g}: the loss was no number after {len(sweep.losses)} steps. Begin lower, or look at "
-            "the data: finetune plan shows what is trained."
+            f"--lowest {options.lowest:g}: the loss became NaN after {len(sweep.losses)} steps. Start at a lower rate, or "
+            "check the data: finetune plan shows what is trained."
         )
     if sweep.diverged:
         say(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
@@ -201,8 +201,8 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         say(f"use: {described.get('valley', next(iter(described.values())))['command']}")
     else:
         say(
-            "No suggestion: the loss fell at no rate. More steps (--steps 300), a larger data.batch_size, or a lower "
-            "--lowest may show more."
+            "No suggestion: the loss did not fall at any learning rate. More steps (--steps 300), a larger "
+            "data.batch_size, or a lower --lowest may help."
         )
     say(f"wrote: {folder / 'lr_find.svg'}, lr_find.csv and lr_find.json beside it")
 

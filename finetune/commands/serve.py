@@ -24,8 +24,8 @@ Serve a trained model over HTTP.
   GET  /info      the classes, the model's hash and the limits;  /health  whether it is ready;  /metrics  for Prometheus
   curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
   curl -F a=@one.jpg -F b=@two.png http://127.0.0.1:8000/predict
-Ctrl-C or SIGTERM stops it when what it took is answered. Each request leaves a JSON line on standard output.
-There is no login and no encryption: put it behind a proxy that has them before others can reach it.
+Ctrl-C or SIGTERM stops it once all accepted requests are answered. Each request writes a JSON line to standard output.
+There is no login and no encryption: put it behind a proxy that has them before you let others reach it.
 RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime."""
 _NEEDS = ("starlette", "uvicorn", "python_multipart")
 
@@ -34,7 +34,9 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = Arguments("serve", ABOUT)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--host", default="127.0.0.1", help="127.0.0.1; 0.0.0.0 lets other computers in")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="127.0.0.1; 0.0.0.0 accepts connections from other computers"
+    )
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0 takes a free one")
     parser.add_argument("--runtime", choices=["torch", "onnx"], help="default: by RUN")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in one forward pass (32)")
@@ -42,10 +44,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes in each answer (5)")
     parser.add_argument("--max-upload-mb", type=float, default=20.0, metavar="MB", help="of one request (20)")
     parser.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of one image (50000000)")
-    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="images taken and unanswered (256)")
+    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="images waiting for an answer (256)")
     parser.add_argument("--upload-seconds", type=float, default=30.0, metavar="S", help="for a request to arrive (30)")
     parser.add_argument("--header-seconds", type=float, default=10.0, metavar="S", help="for its headers (10)")
-    parser.add_argument("--grace", type=int, default=30, metavar="S", help="to finish what was taken at a stop (30)")
+    parser.add_argument(
+        "--grace", type=int, default=30, metavar="S", help="to finish accepted requests when stopping (30)"
+    )
     parser.add_argument(
         "--allowed-host",
         action="append",
@@ -53,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         metavar="NAME",
         help="a name that requests may be addressed to, beside localhost, --host and addresses in numbers; '*' for any",
     )
-    parser.add_argument("--log", metavar="FILE", help="append the lines there, not to standard output")
+    parser.add_argument("--log", metavar="FILE", help="append the lines to FILE, not to standard output")
     parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.parse_args(list(argv))
     for name in (
@@ -124,7 +128,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
     BoundedServer(config, grace_seconds=given.grace).run(sockets=[listening])
     if application.abandoned:
         end_now(f"stopped: {application.abandoned} requests were not answered within --grace {given.grace}")
-    print("stopped: what was taken is answered", flush=True)
+    print("stopped: all accepted requests were answered", flush=True)
     return 0
 
 

@@ -205,7 +205,10 @@ def conclude(folder: Path, *, ended: bool) -> None:
     records.sort(key=lambda record: int(record["job"]))
     for record in records:
         if record["status"] == "running":
-            record |= {"status": "failed" if ended else "stopped", "message": "its process ended without a word"}
+            record |= {
+                "status": "failed" if ended else "stopped",
+                "message": "its process exited before it reported a result",
+            }
     names, rows = table(records)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
@@ -283,11 +286,11 @@ def smaller_is_better(monitor: str) -> bool:
 def _failure(failed: Sequence[dict[str, Any]], count: int, folder: Path) -> Exception:
     """Return one error for all failed jobs, with jobs of the same message grouped."""
     if not count:
-        return RunError(f"No job of the sweep has begun. What a launcher may have said lies in {folder}.")
+        return RunError(f"No job of the sweep started. Look for the launcher's output in {folder}.")
     by_message: dict[str, list[str]] = {}
     for record in failed:
         by_message.setdefault(record["message"], []).append(str(record["job"]))
-    lines = [f"{len(failed)} of {count} jobs failed; where is told in {folder / JOBS}/<job>.log"]
+    lines = [f"{len(failed)} of {count} jobs failed; see {folder / JOBS}/<job>.log"]
     for message, jobs in by_message.items():
         lines.append(f"job {', '.join(jobs)}: {message}")
     text = "\n".join(lines)

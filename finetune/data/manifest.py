@@ -181,7 +181,7 @@ def _read_text(path: str) -> Columns:
                 for name, cell in zip(header, row, strict=True):
                     columns[name].append(cell)
     except csv.Error as error:
-        raise UserError(f"data.path={path!r}: is no readable table. {error}.") from None
+        raise UserError(f"data.path={path!r}: is not a readable table. {error}.") from None
     return columns
 
 
@@ -204,7 +204,7 @@ def _read_parquet(path: str) -> Columns:
                     cells = ["" if value is None else str(value) for value in column.to_pylist()]
                     if any(len(cell) > LONGEST_PATH for cell in cells):
                         raise UserError(
-                            f"data.path={path!r}: is no readable table. A cell of column {name!r} has more than "
+                            f"data.path={path!r}: is not a readable table. A cell of column {name!r} has more than "
                             f"{LONGEST_PATH:,} characters."
                         )
                     # equal cells share one object, because labels and splits repeat, and paths may too
@@ -214,7 +214,7 @@ def _read_parquet(path: str) -> Columns:
                     ]
     except (pa.ArrowException, OSError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"data.path={path!r}: is no readable Parquet file. {why}") from None
+        raise UserError(f"data.path={path!r}: is not a readable Parquet file. {why}") from None
     return columns
 
 

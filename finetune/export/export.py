@@ -140,9 +140,7 @@ def refuse_strangers(wanted: Wanted, target: Path) -> Path:
     """
     if wanted.form in FOLDERS:
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
-            raise UserError(
-                f"--output {target}: must be new, empty or an earlier export. There is something else in it."
-            )
+            raise UserError(f"--output {target}: must be new, empty or an earlier export. It holds other files.")
         return target / PARITY
     if target.is_dir():
         raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / wanted.filename}.")

@@ -78,7 +78,9 @@ class BoundedServer(uvicorn.Server):
         if not self.should_exit:
             # uvicorn logs a traceback for every request that it cuts off
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            timer = threading.Timer(self.grace_seconds, end_now, ["stopped: the grace is over, not all was answered"])
+            timer = threading.Timer(
+                self.grace_seconds, end_now, ["stopped: the grace period ended before all requests were answered"]
+            )
             timer.daemon = True
             timer.start()
         super().handle_exit(sig, frame)

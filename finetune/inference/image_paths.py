@@ -93,7 +93,7 @@ def _csv_column(path: Path) -> Iterator[str]:
                 if len(row) > column and row[column]:
                     yield row[column]
         except csv.Error as error:
-            raise UserError(f"IMAGES='{path}': is no readable table. Line {reader.line_num}: {error}.") from None
+            raise UserError(f"IMAGES='{path}': is not a readable table. Line {reader.line_num}: {error}.") from None
 
 
 def _parquet_column(path: Path) -> Iterator[str]:
@@ -112,14 +112,14 @@ def _parquet_column(path: Path) -> Iterator[str]:
                     raise UserError(f"IMAGES='{path}': column {column!r} must hold paths. It holds {odd!r}.")
                 if any(len(cell) > LONGEST_PATH for cell in cells if cell):
                     raise UserError(
-                        f"IMAGES='{path}': column {column!r} must hold paths. It has a cell that is longer."
+                        f"IMAGES='{path}': column {column!r} must hold paths. A cell has more than {LONGEST_PATH:,} characters."
                     )
                 yield from (name for name in cells if name)
     except UserError:
         raise
     except (ValueError, OSError, TypeError) as error:  # the errors that pyarrow raises
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"IMAGES='{path}': is no readable Parquet file. {why}") from None
+        raise UserError(f"IMAGES='{path}': is not a readable Parquet file. {why}") from None
 
 
 def _column(path: Path, names: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from finetune.ladder.strategies import LadderOptions, strategy_overrides
 from finetune.report.ladder_page import ladder_page
 from finetune.safe_files import need, read_json
 
-_DELETE = "Delete it, and it is made again."
+_DELETE = "Delete it to make it again."
 _LADDER = "ladder.json"
 
 
@@ -78,11 +78,11 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
             raise UserError(
                 f"--output {folder}: its {path.name} is of a ladder with other settings: "
                 f"{' '.join(map(str, stored['overrides']))}, --epochs {stored['epochs']}. "
-                "Choose another folder, or give the same settings to go on with it."
+                "Choose another folder, or give the same settings to continue it."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. There is something else in it.")
+        raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. It holds other files.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 

@@ -94,7 +94,7 @@ def test_auto_trains_a_head_on_the_evaluation_view_of_each_image_computed_once(
         0,
     ]
     # each training image once whatever the epochs, and the validation images
-    assert f"{36 + 6} activations after layer4 computed, 0 found" in capsys.readouterr().out
+    assert f"cached layer4 activations: {36 + 6} computed, 0 reused" in capsys.readouterr().out
     train_tiny([*given, "schedule.cache=features"], tmp_path / "features")
     train_tiny([*given, "data.augment=none"], tmp_path / "none")
     assert same_weights(tmp_path / "auto", tmp_path / "features")
@@ -117,9 +117,9 @@ def test_features_mean_the_evaluation_view_without_a_cache_too(
 def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2")
     train_tiny(given, tmp_path / "first")
-    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+    assert "cached layer4 activations: 78 computed, 0 reused" in capsys.readouterr().out
     train_tiny([*given, "schedule.lr=0.5"], tmp_path / "second")
-    assert "0 activations after layer4 computed, 78 found" in capsys.readouterr().out
+    assert "cached layer4 activations: 0 computed, 78 reused" in capsys.readouterr().out
 
 
 ONE_EACH = ["schedule=gradual", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
@@ -158,7 +158,7 @@ def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(
     train_tiny(
         words("schedule=frozen", "schedule.epochs=2", "schedule.cache=2", "data.num_workers=2"), tmp_path / "run"
     )
-    assert "78 activations after layer4 computed, 0 found" in capsys.readouterr().out
+    assert "cached layer4 activations: 78 computed, 0 reused" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["input.size=40", "data.augment=light", "seed=1", "backbone.name=resnet14t"])
@@ -172,7 +172,7 @@ def test_what_an_activation_depends_on_is_in_its_key(
     out = capsys.readouterr().out
     # the view of validation has no augmentation
     found = 6 if change == "data.augment=light" else 0
-    assert f"{78 - found} activations after layer4 computed, {found} found" in out
+    assert f"cached layer4 activations: {78 - found} computed, {found} reused" in out
 
 
 def test_a_damaged_chunk_is_computed_again(words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +186,7 @@ def test_a_damaged_chunk_is_computed_again(words: Words, tmp_path: Path, capsys:
         file.write(b"\x13")
     capsys.readouterr()
     train_tiny(given, tmp_path / "second")
-    assert "36 activations after layer4 computed, 6 found" in capsys.readouterr().out
+    assert "cached layer4 activations: 36 computed, 6 reused" in capsys.readouterr().out
     assert same_weights(tmp_path / "first", tmp_path / "second")
 
 
@@ -288,7 +288,7 @@ def test_the_limit_deletes_what_was_used_longest_ago(words: Words, tmp_path: Pat
 def test_mixing_pixels_and_unfrozen_stems_train_without_a_cache(words: Words, tmp_path: Path) -> None:
     train_tiny(words("schedule=frozen", "schedule.epochs=2", "schedule.mixup=0.2"), tmp_path / "mixed")
     train_tiny(words("schedule=full", "schedule.epochs=2"), tmp_path / "full")
-    for name, why in (("mixed", "mix pixels"), ("full", "nothing is frozen")):
+    for name, why in (("mixed", "mix pixels"), ("full", "no stage before the trained ones is frozen")):
         assert why in json.loads((tmp_path / name / "plan.json").read_text())[0]["cache"]["why"]
     assert not list(Path(os.environ["FINETUNE_CACHE"]).rglob("data.bin"))
 
@@ -300,7 +300,7 @@ def test_a_wrong_setting_is_refused(words: Words, tmp_path: Path, value: str) ->
 
 
 def test_on_and_off_are_words(words: Words, tmp_path: Path) -> None:
-    for value, expected in (("off", "off, as asked for"), ("true", "after layer4")):
+    for value, expected in (("off", "off, as configured"), ("true", "after layer4")):
         train_tiny(words("schedule=frozen", "schedule.epochs=2", f"schedule.cache={value}"), tmp_path / value)
         plan = json.loads((tmp_path / value / "plan.json").read_text())
         assert plan[0]["cache"]["why"].startswith(expected)

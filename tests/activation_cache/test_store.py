@@ -127,7 +127,7 @@ def test_a_bit_that_flips_while_the_rows_are_read_is_an_error_and_is_computed_ag
     for bit in range(8):
         damage(tmp_path / name, 10 * row_bytes + bit % row_bytes, 1 << bit)
         with pytest.raises(
-            RunError, match=rf"{DATA}: changed or damaged .* row 10 is not what was written.* resume RUN"
+            RunError, match=rf"{DATA}: changed or damaged .* row 10 differs from what was written.* resume RUN"
         ):
             entry.read(np.array([3, 10, 40]))
         damage(tmp_path / name, 10 * row_bytes + bit % row_bytes, 1 << bit)
@@ -144,7 +144,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_an_error_and_kills_nobody(tm
     fill(tmp_path)
     entry = Entry(tmp_path, layout=LAYOUT, about={})
     os.truncate(tmp_path / DATA, 100)
-    with pytest.raises(RunError, match="its length is another"):
+    with pytest.raises(RunError, match="its length has changed"):
         entry.read(np.array([3, 10, 40]))
     entry.close()
     assert fill(tmp_path) == list(range(7))
@@ -171,6 +171,6 @@ def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytes
     assert why_unusable() == ""
     # as on a disk that is mounted read-only; root may write anywhere else
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert why_unusable() == f"{tmp_path} cannot be written; FINETUNE_CACHE=DIR names another place"
+    assert why_unusable() == f"{tmp_path} is not writable; choose another place with FINETUNE_CACHE=DIR"
     monkeypatch.setattr("finetune.activation_cache.store.fcntl", None)
-    assert why_unusable() == "this system has no locks of the kind that the cache needs"
+    assert why_unusable() == "this system lacks the file locks that the cache needs"

@@ -111,7 +111,7 @@ def test_more_data_is_told_from_the_last_doubling() -> None:
         (["schedule=full"], "the ladder sets schedule itself"),
         (["seed=3"], "the ladder sets seed itself"),
         (["--rungs", "frosen"], "Did you mean 'frozen'"),
-        (["--epochs", "0"], "must be a whole number from 1 up"),
+        (["--epochs", "0"], "must be a positive whole number"),
         (["-m"], "runs one ladder"),
         (["data.root=missing"], "data.root='missing'"),
     ],
@@ -128,6 +128,6 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["ladder", *words(), "--output", str(tmp_path)]) == 2
-    assert "something else in it" in capsys.readouterr().err
+    assert "It holds other files" in capsys.readouterr().err
     assert main(["ladder", *words("data.batch_size=9"), "--epochs", "1", "--output", str(finished[0])]) == 2
-    assert "of other settings" in capsys.readouterr().err
+    assert "of a ladder with other settings" in capsys.readouterr().err

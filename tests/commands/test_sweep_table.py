@@ -94,7 +94,7 @@ def test_a_job_that_fails_is_told_of_and_the_others_run(
 
 def test_a_job_whose_process_was_killed_counts_as_failed(tmp_path: Path) -> None:
     write_jobs(tmp_path, {"status": "running"}, {"status": "finished", "val": 0.5, "monitored": 0.5})
-    with pytest.raises(RunError, match=r"1 of 2 jobs failed.*\njob 0: its process ended without a word"):
+    with pytest.raises(RunError, match=r"1 of 2 jobs failed.*\njob 0: its process exited before it reported a result"):
         conclude(tmp_path, ended=True)
     assert [row["status"] for row in rows(tmp_path)] == ["failed", "finished"]
 
@@ -111,7 +111,7 @@ def test_mistakes_of_the_users_are_told_from_failures_and_told_once(tmp_path: Pa
 
 def test_a_sweep_without_a_job_has_failed(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
-    with pytest.raises(RunError, match="No job of the sweep has begun"):
+    with pytest.raises(RunError, match="No job of the sweep started"):
         conclude(tmp_path, ended=True)
 
 

@@ -109,7 +109,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, message):
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="no readable Parquet file"):
+    with pytest.raises(UserError, match="not a readable Parquet file"):
         read_manifest(str(tmp_path / "t.parquet"))
 
 

@@ -38,7 +38,7 @@ def train(words: tuple[str, ...], place: Place, *, processes: int = 1) -> dict[s
     answer = place.run(*words, "run_dir=run", processes=processes)
     if processes > 1:
         # the processes share a cache, and which of them comes first to an image is chance
-        answer = replace(answer, out=re.sub(r"\d+ (activations after \w+) computed, \d+ found", r"\1", answer.out))
+        answer = replace(answer, out=re.sub(r"(cached \w+ activations): \d+ computed, \d+ reused", r"\1", answer.out))
     return _kept(answer, place)
 
 

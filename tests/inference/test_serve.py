@@ -306,7 +306,7 @@ def test_the_command_answers_as_the_network_does_under_load_and_stops_when_it_is
             info = ask(port, path="/info", method="GET")[1]
             assert info["classes"] == list(engine.classes)
             server.send_signal(signal.SIGTERM)
-            assert "what was taken is answered" in server.stdout.read()
+            assert "all accepted requests were answered" in server.stdout.read()
             assert server.wait(20) == 0
         finally:
             server.kill()
