@@ -421,6 +421,17 @@ class _ShortLines(io.RawIOBase):
         return len(data)
 
 
+def check_row_count(rows: int, path: str | Path, *, name: str) -> None:
+    """Check that a Parquet file can list as many different files as it has rows; equal ones take no bytes.
+
+    Raises:
+        UserError: It has more than ten rows for each of its bytes.
+    """
+    size = os.path.getsize(path)
+    if rows > 10 * size:
+        raise UserError(f"{name}: is no list of files. Its {rows:,} rows in {size:,} bytes can only repeat each other.")
+
+
 def lines(path: str | Path, *, name: str | None = None, longest: int = LONGEST_LINE) -> Iterator[bytes]:
     """Yield the lines of a regular file, without their line ends.
 

@@ -1,5 +1,6 @@
 """``finetune classify``: nearest neighbours and logistic regression on features, reported like a trained run."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +33,17 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="default: beside EMBEDDINGS, NAME-classify")
     given = parser.parse_args(list(argv))
 
-    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.embeddings import naming
     from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
+    with naming(file):
+        return _classify(given, file)
+
+
+def _classify(given: argparse.Namespace, file: Path) -> int:
+    from finetune.embeddings.embeddings import Embeddings
+
     folder = output_folder(given.output, file.with_name(f"{file.stem}-classify"))
     embeddings = Embeddings.load(file)
 

@@ -1,6 +1,8 @@
 """``finetune cluster``: group images, and list labels that look wrong."""
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments
@@ -42,11 +44,18 @@ def run(argv: Sequence[str]) -> int:
         if getattr(given, name) < least:
             parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
 
-    from finetune.commands.options import output_folder
-    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.embeddings import naming
     from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
+    with naming(file):
+        return _cluster(given, file)
+
+
+def _cluster(given: argparse.Namespace, file: Path) -> int:
+    from finetune.commands.options import output_folder
+    from finetune.embeddings.embeddings import Embeddings
+
     folder = output_folder(given.output, file.with_name(f"{file.stem}-clusters"))
     embeddings = Embeddings.load(file)
 

@@ -12,6 +12,7 @@ from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import check_overrides, compose, from_yaml, to_plain
 from finetune.config.schema import Config
 from finetune.errors import UserError
+from finetune.safe_files import inside
 
 if TYPE_CHECKING:
     from finetune.data.registry import Source
@@ -137,6 +138,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
         return compose(overrides)
     if not os.path.lexists(own):
         raise UserError(f"RUN='{run}': a bundle does not say where its data is. Give data=folder data.root=DIR.")
+    own = inside(own.parent, own.name)
     if not overrides:
         return from_yaml(own)
     check_overrides(overrides)

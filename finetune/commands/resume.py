@@ -97,10 +97,11 @@ def resume(
     """
     from finetune.checksums import require_checksums, verify
     from finetune.commands.train import say
-    from finetune.run_folder import CONFIG, differences, files_read_back, read_run_record
+    from finetune.run_folder import CONFIG, RECORD, differences, files_read_back, read_run_record
+    from finetune.safe_files import inside
 
     record = read_run_record(run_dir)
-    config = from_yaml(run_dir / CONFIG)
+    config = from_yaml(inside(run_dir, CONFIG))
     require_checksums(files_read_back(run_dir))
     if is_rank_zero():
         for path in files_read_back(run_dir):
@@ -114,7 +115,7 @@ def resume(
         return
     config = _changed(config, overrides)
     then, now = _comparable(record["config"]), _comparable(to_plain(config))
-    _refuse(run_dir, f"{CONFIG} has been edited", differences(then, now))
+    _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
     for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
         say(f"trusted: {line}")

@@ -49,12 +49,20 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(list(argv))
     _check(given, parser)
 
-    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.embeddings import naming
     from finetune.embeddings.files import check_embeddings_file
-    from finetune.embeddings.search_hits import check_hits_output, format_hits, write_hits
+    from finetune.embeddings.search_hits import check_hits_output
 
     check_hits_output(given.output)
     check_embeddings_file(given.embeddings)
+    with naming(given.embeddings):
+        return _search(given)
+
+
+def _search(given: argparse.Namespace) -> int:
+    from finetune.embeddings.embeddings import Embeddings
+    from finetune.embeddings.search_hits import format_hits, write_hits
+
     embeddings = Embeddings.load(given.embeddings)
     if given.quality:
         return _quality(given, embeddings)

@@ -20,7 +20,7 @@ from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean, shortened
-from finetune.safe_files import LONGEST_PATH, check_regular, open_table
+from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, open_table
 
 SEPARATOR = "|"
 
@@ -196,6 +196,7 @@ def _read_parquet(path: str) -> Columns:
             rows, schema = file.metadata.num_rows, file.schema_arrow
             if rows > MOST_ROWS:
                 raise UserError(f"data.path={path!r}: holds more than {MOST_ROWS:,} rows: {rows:,}. Split it.")
+            check_row_count(rows, path, name=f"data.path={path!r}")
             nested = [field.name for field in schema if pa.types.is_nested(field.type)]
             columns: Columns = {name: [] for name in schema.names if name not in nested}
             interned: dict[str, dict[str, str]] = {name: {} for name in columns}

@@ -1,6 +1,7 @@
 """Embeddings: features of images, with each image's path, label, split and content hash, and metadata of their origin."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ PRECISIONS = ("float16", "float32")
 NO_LABEL = NO_SPLIT = -1
 # joins the labels of one image, as finetune.data.manifest writes them
 SEPARATOR = "|"
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file in the messages of code that has embeddings in its hands, and does not know where they lie."""
+    try:
+        yield
+    except UserError as error:
+        if not str(error).startswith("EMBEDDINGS: "):
+            raise
+        raise UserError(f"EMBEDDINGS='{path}': {str(error).removeprefix('EMBEDDINGS: ')}") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +127,11 @@ class Embeddings:
         Raises:
             UserError: A key is missing.
         """
-        if missing := [key for key in keys if key not in self.metadata]:
+        # only the whitening may be null, which says that there is none
+        missing = [
+            key for key in keys if self.metadata.get(key) is None and (key != "whitening" or key not in self.metadata)
+        ]
+        if missing:
             raise UserError(
                 f"{what}: needs to know what made the embeddings. Their record lacks {', '.join(missing)}. Make them with "
                 "finetune embed."

@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune.data.image_folder import SUFFIXES
 from finetune.data.index import natural_order
 from finetune.errors import UserError, shortened
-from finetune.safe_files import LONGEST_PATH, check_regular, lines, open_table
+from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, lines, open_table
 
 STDIN = "-"
 MANIFESTS = (".csv", ".tsv", ".txt", ".parquet")
@@ -104,6 +104,7 @@ def _parquet_column(path: Path) -> Iterator[str]:
     check_regular(path, name=f"IMAGES='{path}'")
     try:
         with pq.ParquetFile(path) as file:
+            check_row_count(file.metadata.num_rows, path, name=f"IMAGES='{path}'")
             names = file.schema_arrow.names
             column = names[_column(path, names)]
             for batch in file.iter_batches(batch_size=_MANIFEST_BATCH, columns=[column]):

@@ -71,7 +71,7 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
     """Create the folder, or check that it belongs to this ladder."""
     settings = {"overrides": list(overrides), "epochs": options.epochs}
     path = folder / "begun.json"
-    if path.is_file():
+    if os.path.lexists(path):
         stored = read_json(path, dict)
         need(stored, {"overrides": list, "epochs": int}, name=str(path))
         if stored != settings:
@@ -157,7 +157,7 @@ def _on_features(
 ) -> tuple[list[dict[str, float]], dict[str, dict[str, float]]]:
     """Return the learning curve and the baselines, computed from the cache that the other strategies use."""
     path = folder / "features" / f"{seed}.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         from finetune.activation_cache.cache import eval_features
         from finetune.ladder.baselines import baselines, learning_curve
 

@@ -195,6 +195,11 @@ def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
         for what in ("rows", "targets", "probabilities")
         if what not in arrays.get(split, {})
     ]
+    # both or neither: a split whose images have no map keeps no embeddings
+    pair = {"embedded_rows", "embeddings"}
+    missing += [
+        f"{split}/{what}" for split in arrays if pair & set(arrays[split]) for what in sorted(pair - set(arrays[split]))
+    ]
     if missing:
         raise UserError(f"{path}: damaged. It lacks {shortened(missing)}. {_REMEDY}")
     for split in ("test", "val"):
