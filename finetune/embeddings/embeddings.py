@@ -133,7 +133,7 @@ class Embeddings:
         ]
         if missing:
             raise UserError(
-                f"{what}: needs to know what made the embeddings. Their record lacks {', '.join(missing)}. Make them with "
+                f"EMBEDDINGS: {what} needs to know what made them. Their record lacks {', '.join(missing)}. Make them with "
                 "finetune embed."
             )
 
