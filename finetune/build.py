@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic_files import make_folder, sync_folder
 from finetune.build_own import own_backbone, own_head, own_loss, own_modules
 from finetune.build_schedule import build_phases as build_phases
+from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from torch import nn
 
     from finetune.data.datamodule import ImageDataModule
+    from finetune.data.decode import DecodeOptions
     from finetune.data.registry import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
@@ -250,29 +252,44 @@ def settings_of(source: str) -> Sequence[str]:
         raise UserError(
             f"data.source={source!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(source, SOURCES)}"
         )
-    return list(inspect.signature(SOURCES[source]).parameters)
+    return SOURCES[source].settings
+
+
+def decode_options(config: Config) -> "DecodeOptions":
+    """Return how the image files of a configuration become pixels.
+
+    Raises:
+        UserError: ``data.high_depth`` names no rule.
+    """
+    from finetune.data.color import check_high_depth
+    from finetune.data.decode import DecodeOptions
+
+    channels = config.input.channels or NATIVE_CHANNELS.get(config.data.source, 3)
+    options = DecodeOptions(channels=channels, high_depth=check_high_depth(config.data.high_depth))
+    return options if config.data.max_pixels is None else replace(options, max_pixels=config.data.max_pixels)
 
 
 def build_source(config: Config) -> "Source":
-    """Build the source of the images."""
+    """Build the source of the images.
+
+    Raises:
+        UserError: There is no such source, it does not take a setting that is set, or its data cannot be used.
+    """
     from finetune.data.registry import SOURCES
 
     data = config.data
     takes = settings_of(data.source)
-    arguments: dict[str, Any] = {
-        "channels": config.input.channels or NATIVE_CHANNELS.get(data.source, 3),
-        "seed": config.seed,
-    }
     for key in fields(DataConfig):
         value = getattr(data, key.name)
-        if key.name in _OF_THE_LOADER or value is None:
-            continue
-        if key.name in takes:
-            arguments[key.name] = value
-        elif value != key.default:
-            own = ", ".join(name for name in takes if name not in ("channels", "seed"))
-            raise UserError(f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {own}.")
-    return SOURCES[data.source](**arguments)
+        if value not in (None, key.default) and key.name not in (*takes, *_OF_THE_LOADER):
+            raise UserError(
+                f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(takes)}."
+            )
+    kind = SOURCES[data.source]
+    own = {key: getattr(data, key) for key in kind.own if getattr(data, key) is not None}
+    decode = decode_options(config)
+    pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
+    return kind.build(**own, split=split_settings(config), **pixels)
 
 
 def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Backbone":
@@ -333,7 +350,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
     settings = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if config.head.name == "mlp":
         settings["hidden"] = config.head.hidden
-    if config.input.adapt == "sum" and source.channels == 1:
+    if config.input.adapt == "sum" and source.decode.channels == 1:
         import torch
 
         from finetune.data.transforms import eval_view
@@ -356,7 +373,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
         backbone,
         head=settings if own is None else own,
         classes=classes,
-        channels=source.channels,
+        channels=source.decode.channels,
         size=size,
         adapt=config.input.adapt,
         seed=config.seed,

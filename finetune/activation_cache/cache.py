@@ -14,7 +14,7 @@ from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
 from finetune.data.datamodule import ImageDataModule, ViewRequest
-from finetune.data.image_source import Source, read_by
+from finetune.data.image_source import Source
 from finetune.data.sampling import Rows
 from finetune.errors import RunError
 from finetune.input_spec import InputSpec
@@ -190,7 +190,7 @@ def depends_on(
         "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
         "cached_stage": cached_stage,
         "data": source.index.fingerprint(),
-        "reading": {**read_by(source), "channels": source.channels},
+        "reading": {**source.decode.reading(), "channels": source.decode.channels},
         "dtype": str(dtype),
         "folded": folded,
         "device": device,

@@ -1,6 +1,5 @@
 """``finetune audit``: report the contents and the problems of a data set."""
 
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,8 +44,8 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     check_paths(config)
     from finetune.data.registry import SOURCES
 
-    builder = SOURCES.get(config.data.source)
-    if builder is not None and "on_unreadable" in inspect.signature(builder).parameters:
+    kind = SOURCES.get(config.data.source)
+    if kind is not None and kind.decodes:
         # unreadable files are findings, so they must not end the audit
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
     source = build_source(config)
@@ -68,7 +67,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
             raise UserError(f"data.augment={config.data.augment!r}: must be one of {', '.join(AUGMENTS)}.")
         size = config.input.size if config.input.size is not None else 128
         pair = (size, size) if isinstance(size, int) else tuple(size)
-        spec = InputSpec(channels=source.channels, size=pair, mean=(0.5,), std=(0.5,))
+        spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))
     name = str(config.data.root or config.data.path or config.data.name or config.data.source)
     page = audit_page(result, source, name=name, view_spec=spec, augment=config.data.augment)
 

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     import numpy as np
 
     from finetune.atomic_files import write_json
-    from finetune.build import build_source, check_data_is_there, check_paths
+    from finetune.build import build_source, check_data_is_there, check_paths, decode_options
     from finetune.inference.evaluate import evaluate
     from finetune.inference.reading import reading_of
     from finetune.metrics import in_words
@@ -59,15 +59,8 @@ def run(argv: Sequence[str]) -> int:
         # another folder is all test data, unless it has split folders
         from finetune.data.evaluation import evaluation_folder
 
-        data = config.data
-        limits = {} if data.max_pixels is None else {"max_pixels": data.max_pixels}
-        source = evaluation_folder(
-            root=data.root,
-            channels=classifier.input_spec.channels,
-            on_unreadable=data.on_unreadable,
-            high_depth=data.high_depth,
-            **limits,
-        )
+        data, decode = config.data, decode_options(config)
+        source = evaluation_folder(root=data.root, decode=decode, on_unreadable=data.on_unreadable)
     else:
         with _naming_own_config(given.run, given.overrides):
             source = build_source(config)

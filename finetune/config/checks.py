@@ -1,9 +1,11 @@
 """Checks of a configuration that need neither the data nor the network."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from finetune.config.schema import Config, PhaseSettings
 from finetune.errors import ConfigError, did_you_mean, shortened
+from finetune.split_settings import SplitSettings
 
 LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")
 BATCH_NORM_MODES = ("train", "eval")
@@ -86,6 +88,16 @@ def _own_modules(config: Config) -> list[str]:
     return problems
 
 
+def split_settings(config: Config) -> SplitSettings:
+    """Return the settings of the splits, which stand under ``data`` beside the run's seed.
+
+    Raises:
+        ConfigError: Values are out of range.
+    """
+    keys = [field.name for field in fields(SplitSettings) if field.name != "seed"]
+    return SplitSettings(seed=config.seed, **{key: getattr(config.data, key) for key in keys})
+
+
 def check(config: Config) -> None:
     """Check values and their combinations, as far as this needs neither the data nor the network.
 
@@ -129,21 +141,16 @@ def check(config: Config) -> None:
         _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     problems += _own_modules(config)
-    for key in ("batch_size", "eval_batch_size", "limit_per_class", "classes", "images_per_class", "image_size"):
+    for key in ("batch_size", "eval_batch_size", "classes", "images_per_class", "image_size"):
         value = getattr(config.data, key)
         if value is not None and value < 1:
             problems.append(f"data.{key}={value}: must be at least 1.")
     if config.data.num_workers is not None and config.data.num_workers < 0:
         problems.append(f"data.num_workers={config.data.num_workers}: must not be negative.")
-    for key in ("val_fraction", "test_fraction"):
-        value = getattr(config.data, key)
-        if not 0 < value < 1:
-            problems.append(f"data.{key}={value}: must lie strictly between 0 and 1.")
-    if config.data.val_fraction + config.data.test_fraction >= 1:
-        problems.append(
-            f"data.val_fraction={config.data.val_fraction}, data.test_fraction={config.data.test_fraction}: "
-            "must leave something to train on. Together they take everything."
-        )
+    try:
+        split_settings(config)
+    except ConfigError as error:
+        problems.extend(error.problems)
     if not 0 <= config.head.drop_rate < 1:
         problems.append(f"head.drop_rate={config.head.drop_rate}: must be at least 0 and below 1.")
     if not config.cache.max_gb > 0:

@@ -25,7 +25,8 @@ class DataConfig:
     split_column: str = "split"
     label_separator: Optional[str] = None
     label_columns: Optional[list[str]] = None
-    # splits that the data does not define are created: stratified, grouped by content, seeded by the run's seed
+    # splits that the data does not define are created: stratified, grouped by content, seeded by the run's seed;
+    # ranges stand in SplitSettings
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     folds: Optional[int] = None

@@ -1,6 +1,6 @@
 """Turns a listing and the content hashes of its files into a run's index: unreadable files, splits, few-shot limit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -8,51 +8,14 @@ import numpy.typing as npt
 
 from finetune.data.index import Index
 from finetune.data.listing import Listing, check_classes, without_rows
-from finetune.data.splits import TEST, TRAIN, VAL, Rows, check_fractions, few_per_class, make_folds, make_splits
+from finetune.data.splits import TEST, TRAIN, VAL, Rows, few_per_class, make_folds, make_splits
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.split_settings import SplitSettings
 
 OnUnreadable = Literal["error", "skip"]
 
 # an error lists at most this many paths, then their count; `finetune audit` lists them all
 _LISTED = 50
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitPlan:
-    """A rule for splitting samples where the data has no splits of its own.
-
-    Args:
-        seed: Seed of the splits; another seed gives other splits.
-        val_fraction: Share of each class that goes to validation.
-        test_fraction: Share of each class that goes to the test split.
-        folds: Number of folds that all samples outside test are divided into; one of them is used for validation.
-            None for a single split.
-        fold: Fold used for validation, counted from 0.
-        limit_per_class: Most training samples per class; validation and test stay whole. None for no limit.
-
-    Raises:
-        UserError: A value is out of range.
-    """
-
-    seed: int = 0
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
-    folds: int | None = None
-    fold: int = 0
-    limit_per_class: int | None = None
-
-    def __post_init__(self) -> None:
-        check_fractions(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
-        if self.folds is not None and self.folds < 2:
-            raise UserError(f"data.folds={self.folds}: must be at least 2.")
-        if self.folds is None and self.fold:
-            raise UserError(f"data.fold={self.fold}: needs data.folds, the number of folds.")
-        if self.folds is not None and not 0 <= self.fold < self.folds:
-            raise UserError(
-                f"data.fold={self.fold}: must lie between 0 and {self.folds - 1}, as data.folds={self.folds}."
-            )
-        if self.limit_per_class is not None and self.limit_per_class < 1:
-            raise UserError(f"data.limit_per_class={self.limit_per_class}: must be at least 1.")
 
 
 def leave_out_unreadable(
@@ -94,7 +57,7 @@ def arrange(
     listing: Listing,
     *,
     content: npt.NDArray[np.uint64],
-    plan: SplitPlan,
+    split: SplitSettings,
     skipped: list[tuple[str, str]] | None = None,
 ) -> tuple[Index, Rows]:
     """Assign a split to every sample.
@@ -102,16 +65,16 @@ def arrange(
     Args:
         listing: The readable samples.
         content: Content hashes of the samples, uint64 (N, 2).
-        plan: Rule for the splits that the listing lacks.
+        split: Rule for the splits that the listing lacks.
         skipped: Paths and reasons of the files that were already dropped.
 
     Returns:
         The index, and for each of its rows the row of the listing it comes from.
 
     Raises:
-        UserError: The plan contradicts the listing, or nothing could be set aside for validation.
+        UserError: The settings contradict the listing, or nothing could be set aside for validation.
     """
-    splits = _divide(listing, content, plan)
+    splits = _divide(listing, content, split)
     check_classes(replace(listing, splits=splits))
     if not (splits == VAL).any():
         raise UserError(
@@ -130,36 +93,35 @@ def arrange(
         ignored=listing.ignored,
     )
     rows = np.arange(len(index))
-    if plan.limit_per_class is None:
+    if split.limit_per_class is None:
         return index, rows
     train = index.rows("train")
     kept = few_per_class(
-        targets=index.targets[train], content=content[train], seed=plan.seed, limit=plan.limit_per_class
+        targets=index.targets[train], content=content[train], seed=split.seed, limit=split.limit_per_class
     )
     rows = np.setdiff1d(rows, train[~kept])
     return index.take(rows), rows
 
 
-def _divide(listing: Listing, content: npt.NDArray[np.uint64], plan: SplitPlan) -> npt.NDArray[np.int8]:
+def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSettings) -> npt.NDArray[np.int8]:
     """Keep the listing's own splits and make the missing ones from the samples left for training."""
-    if plan.folds is not None and "val" in listing.given:
+    if split.folds is not None and "val" in listing.given:
         raise UserError(
-            f"data.folds={plan.folds}: folds are made from training images. {listing.origin} has a validation split "
+            f"data.folds={split.folds}: folds are made from training images. {listing.origin} has a validation split "
             "of its own. Leave data.folds out, or move those images to train."
         )
     splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
     rows = np.flatnonzero(splits == TRAIN)
-    splits[rows] = make_splits(
-        targets=listing.targets[rows],
-        content=content[rows],
-        seed=plan.seed,
-        val_fraction=0.0 if "val" in listing.given or plan.folds is not None else plan.val_fraction,
-        test_fraction=0.0 if "test" in listing.given else plan.test_fraction,
+    missing = replace(
+        split,
+        val_fraction=0.0 if "val" in listing.given or split.folds is not None else split.val_fraction,
+        test_fraction=0.0 if "test" in listing.given else split.test_fraction,
     )
-    if plan.folds is not None:
+    splits[rows] = make_splits(targets=listing.targets[rows], content=content[rows], split=missing)
+    if split.folds is not None:
         rows = np.flatnonzero(splits == TRAIN)
-        folds = make_folds(targets=listing.targets[rows], content=content[rows], seed=plan.seed, folds=plan.folds)
-        splits[rows[folds == plan.fold]] = VAL
+        folds = make_folds(targets=listing.targets[rows], content=content[rows], seed=split.seed, folds=split.folds)
+        splits[rows[folds == split.fold]] = VAL
     return splits
 
 

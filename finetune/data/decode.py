@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import (
@@ -82,6 +82,10 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         check_high_depth(self.high_depth)
+
+    def reading(self) -> dict[str, Any]:
+        """Return the options that do not depend on the network, as bundles and exports record them in JSON."""
+        return {"max_pixels": self.max_pixels, "high_depth": self.high_depth}
 
 
 def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from finetune.data.assign_splits import leave_out_unreadable
-from finetune.data.color import check_high_depth
-from finetune.data.image_file import MAX_PIXELS
+from finetune.data.decode import DecodeOptions
 from finetune.data.image_folder import list_folders
 from finetune.data.image_source import FileSource
 from finetune.data.index import SPLITS, Index
@@ -19,10 +18,8 @@ TEST = SPLITS.index("test")
 def evaluation_folder(
     *,
     root: str | Sequence[str],
-    channels: int = 3,
+    decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
-    max_pixels: int = MAX_PIXELS,
-    high_depth: str = "full",
 ) -> FileSource:
     """Build a source from an image folder whose images belong to ``test``, unless the folder names its own splits.
 
@@ -31,9 +28,8 @@ def evaluation_folder(
     Raises:
         UserError: There is no such folder, it holds no image, or an image cannot be read.
     """
-    depth = check_high_depth(high_depth)
     listing = list_folders(root)
-    facts = cached_facts(listing.root, listing.paths, max_pixels=max_pixels)
+    facts = cached_facts(listing.root, listing.paths, max_pixels=decode.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     if skipped:
         facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))
@@ -49,4 +45,4 @@ def evaluation_folder(
         skipped=skipped,
         ignored=readable.ignored,
     )
-    return FileSource(index=index, channels=channels, facts=facts, max_pixels=max_pixels, high_depth=depth)
+    return FileSource(index=index, decode=decode, facts=facts)

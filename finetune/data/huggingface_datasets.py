@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
-from finetune.data.color import HighDepth, check_high_depth
+from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index, natural_order
@@ -20,6 +19,7 @@ from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
 from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
 from finetune.errors import UserError, did_you_mean
+from finetune.split_settings import SplitSettings
 
 _SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "test"}
 
@@ -32,10 +32,8 @@ class TableSource:
         tables: Arrow data sets, their image column undecoded.
         image_column: Name of the image column.
         places: Table and table row of each row of the index, int64 (N, 2).
-        channels: Number of channels, 1 or 3.
+        decode: How the images become pixels.
         facts: Scan facts of each row; None where they are not known.
-        max_pixels: Largest number of pixels; larger images are refused.
-        high_depth: Rule that turns more than 8 bits into 8.
     """
 
     in_memory = False
@@ -49,26 +47,21 @@ class TableSource:
         tables: list[Any],
         image_column: str,
         places: npt.NDArray[np.int64],
-        channels: int,
+        decode: DecodeOptions,
         facts: Facts | None,
-        max_pixels: int,
-        high_depth: HighDepth,
     ) -> None:
         self.index = index
         self.tables = tables
         self.image_column = image_column
         self.places = places
-        self.channels = channels
+        self.decode = decode
         self.facts = facts
-        self.max_pixels = max_pixels
-        self.high_depth = high_depth
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Decode the bytes of one row."""
         table, place = self.places[row]
-        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.max_pixels)
-        options = DecodeOptions(channels=self.channels, max_pixels=self.max_pixels, high_depth=self.high_depth)
-        return to_tensor(decode_bytes(data, options, path=self.index.path(row), at_least=at_least))
+        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.decode.max_pixels)
+        return to_tensor(decode_bytes(data, self.decode, path=self.index.path(row), at_least=at_least))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""
@@ -80,16 +73,9 @@ def huggingface_source(
     path: str,
     image_column: str = "image",
     label_column: str = "label",
-    channels: int = 3,
-    seed: int = 0,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.15,
-    folds: int | None = None,
-    fold: int = 0,
-    limit_per_class: int | None = None,
+    split: SplitSettings = SplitSettings(),
+    decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
-    max_pixels: int = MAX_PIXELS,
-    high_depth: str = "full",
 ) -> TableSource:
     """Build a source from a data set on disk; its own splits are kept, the missing ones made from train.
 
@@ -97,21 +83,13 @@ def huggingface_source(
         path: Folder written by ``save_to_disk``, or one that ``load_dataset`` reads.
         image_column: Column of the images.
         label_column: Column of the class labels or strings.
-        channels: Number of channels, 1 or 3.
-        seed: Seed of the splits, as in :func:`finetune.data.registry.folder_source`, like all arguments that follow.
+        split: Rule for the splits that the data set lacks.
+        decode: How the images become pixels.
+        on_unreadable: Treatment of unreadable images, ``error`` or ``skip``.
 
     Raises:
         UserError: The library is missing, or the folder, a column or an image cannot be read.
     """
-    plan = SplitPlan(
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        folds=folds,
-        fold=fold,
-        limit_per_class=limit_per_class,
-    )
-    depth = check_high_depth(high_depth)
     parts = _open(path, image_column, label_column)
     tables = list(parts.values())
     labels = [[str(label) for label in _labels(table, label_column)] for table in tables]
@@ -126,31 +104,29 @@ def huggingface_source(
             root="",
             classes=tuple(classes),
             paths=path_table(
-                f"{split}/{row}" for split, part in zip(parts, labels, strict=True) for row in range(len(part))
+                f"{name}/{row}" for name, part in zip(parts, labels, strict=True) for row in range(len(part))
             ),
             targets=np.array([position[label] for part in labels for label in part], np.int64),
             splits=np.concatenate(
                 [
-                    np.full(len(part), SPLITS.index(split) if given else UNASSIGNED, np.int8)
-                    for split, part in zip(parts, labels, strict=True)
+                    np.full(len(part), SPLITS.index(name) if given else UNASSIGNED, np.int8)
+                    for name, part in zip(parts, labels, strict=True)
                 ]
             ),
             given=given,
         )
     )
-    facts = _facts(tables, places, image_column, max_pixels)
+    facts = _facts(tables, places, image_column, decode.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
-    index, rows = arrange(readable, content=facts.content[kept], plan=plan, skipped=skipped)
+    index, rows = arrange(readable, content=facts.content[kept], split=split, skipped=skipped)
     return TableSource(
         index=index,
         tables=tables,
         image_column=image_column,
         places=places[kept][rows],
-        channels=channels,
+        decode=decode,
         facts=facts.take(kept[rows]),
-        max_pixels=max_pixels,
-        high_depth=depth,
     )
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from finetune.data.assign_splits import SplitPlan, arrange, leave_out_unreadable
-from finetune.data.color import HighDepth, check_high_depth
+from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
-from finetune.data.image_file import MAX_PIXELS
 from finetune.data.index import Index
 from finetune.data.listing import UNASSIGNED, Listing
 from finetune.data.path_table import path_table
 from finetune.data.scan import Facts, facts_of_arrays
 from finetune.data.scan_cache import cached_facts
+from finetune.split_settings import SplitSettings
 
 # luma of ITU-R BT.601, as in finetune.data.color
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -26,11 +25,12 @@ class Source(Protocol):
     """A data set: the table of its samples, and their pixels. It can be pickled, so that workers can be spawned.
 
     ``in_memory`` states that reading costs next to nothing; ``many_threads`` that several threads may read at once and
-    are faster than one. ``facts`` has one row for each row of the index.
+    are faster than one. ``facts`` has one row for each row of the index. ``decode`` also holds for files that are
+    predicted later; images in memory have the default limits and rules.
     """
 
     index: Index
-    channels: int
+    decode: DecodeOptions
     in_memory: bool
     many_threads: bool
     facts: Facts | None
@@ -52,40 +52,24 @@ class Source(Protocol):
         ...
 
 
-def read_by(source: Source) -> dict[str, Any]:
-    """Return a source's decoding settings, as :func:`finetune.data.decode.decode_image` takes them."""
-    # images in memory have no such settings: files predicted later are read with the defaults
-    return {
-        "max_pixels": int(getattr(source, "max_pixels", MAX_PIXELS)),
-        "high_depth": str(getattr(source, "high_depth", "full")),
-    }
-
-
 class FileSource:
-    """A source of image files."""
+    """A source of image files.
+
+    Args:
+        index: The table of samples.
+        decode: How the files become pixels.
+        facts: Scan facts of each row; None where they are not known.
+    """
 
     in_memory = False
     many_threads = True
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        channels: int,
-        facts: Facts | None = None,
-        max_pixels: int = MAX_PIXELS,
-        high_depth: HighDepth = "full",
-    ) -> None:
-        self.index = index
-        self.channels = channels
-        self.facts = facts
-        self.max_pixels = max_pixels
-        self.high_depth = high_depth
+    def __init__(self, *, index: Index, decode: DecodeOptions, facts: Facts | None = None) -> None:
+        self.index, self.decode, self.facts = index, decode, facts
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Decode the file of one row."""
-        options = DecodeOptions(channels=self.channels, max_pixels=self.max_pixels, high_depth=self.high_depth)
-        return to_tensor(decode_file(self.index.path(row), options, at_least=at_least))
+        return to_tensor(decode_file(self.index.path(row), self.decode, at_least=at_least))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""
@@ -117,36 +101,39 @@ class ArraySource:
     ) -> None:
         self.index = index
         self.images = images
-        self.channels = channels
+        self.decode = DecodeOptions(channels=channels)
         self.rows = rows
         self.facts = facts
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Return a copy of one row's image."""
         image = self.images[self.rows[row]]
-        if image.ndim == 3 and self.channels == 1:
+        if image.ndim == 3 and self.decode.channels == 1:
             image = np.rint(image @ _LUMA).astype(np.uint8)
         pixels = torch.from_numpy(image.copy())
-        return pixels.permute(2, 0, 1) if image.ndim == 3 else pixels.expand(self.channels, -1, -1).contiguous()
+        return pixels.permute(2, 0, 1) if image.ndim == 3 else pixels.expand(self.decode.channels, -1, -1).contiguous()
 
 
 def files_source(
-    listing: Listing, *, plan: SplitPlan, channels: int, on_unreadable: str, max_pixels: int, high_depth: str
+    listing: Listing, *, split: SplitSettings, decode: DecodeOptions, on_unreadable: str = "error"
 ) -> FileSource:
-    """Build a source from listed files: scan them (or ask the cache), drop unreadable ones, make the splits."""
-    depth = check_high_depth(high_depth)
-    facts = cached_facts(listing.root, listing.paths, max_pixels=max_pixels)
+    """Build a source from listed files: scan them (or ask the cache), drop unreadable ones, make the splits.
+
+    Args:
+        listing: The files.
+        split: Rule for the splits that the listing lacks.
+        decode: How the files become pixels.
+        on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
+
+    Raises:
+        UserError: A file is unreadable, or the splits cannot be made; see :mod:`finetune.data.assign_splits`.
+    """
+    facts = cached_facts(listing.root, listing.paths, max_pixels=decode.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     if skipped:
         facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))
-    index, rows = arrange(readable, content=facts.content, plan=plan, skipped=skipped)
-    return FileSource(
-        index=index,
-        channels=channels,
-        facts=facts.take(rows),
-        max_pixels=max_pixels,
-        high_depth=depth,
-    )
+    index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
+    return FileSource(index=index, decode=decode, facts=facts.take(rows))
 
 
 def arrays_source(
@@ -158,7 +145,7 @@ def arrays_source(
     splits: npt.NDArray[np.int8] | None = None,
     given: Sequence[str] = (),
     channels: int,
-    plan: SplitPlan,
+    split: SplitSettings,
 ) -> ArraySource:
     """Build a source from images in memory; sample 7 is called ``name/0007``."""
     width = len(str(len(images) - 1))
@@ -172,5 +159,5 @@ def arrays_source(
         given=tuple(given),
     )
     facts = facts_of_arrays(list(images))
-    index, rows = arrange(listing, content=facts.content, plan=plan)
+    index, rows = arrange(listing, content=facts.content, split=split)
     return ArraySource(index=index, images=images, channels=channels, rows=rows, facts=facts.take(rows))

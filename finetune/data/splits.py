@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.index import SPLITS
-from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 
 TRAIN, VAL, TEST = (np.int8(SPLITS.index(name)) for name in ("train", "val", "test"))
 
@@ -39,31 +39,23 @@ def make_splits(
     *,
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
     content: npt.NDArray[np.uint64],
-    seed: int,
-    val_fraction: float,
-    test_fraction: float,
+    split: SplitSettings,
 ) -> npt.NDArray[np.int8]:
     """Assign each sample to train, val or test.
 
     Args:
         targets: Classes, int64 (N,), or zeros and ones, uint8 (N, K).
         content: Content hashes, uint64 (N, 2).
-        seed: Seed of the split; another seed gives another split.
-        val_fraction: Share of each class that goes to validation, 0 for none.
-        test_fraction: Share of each class that goes to the test split, 0 for none.
+        split: Seed and fractions; a fraction of 0 leaves its split empty.
 
     Returns:
         int8 (N,), positions in ``SPLITS``.
-
-    Raises:
-        UserError: A fraction is out of range.
     """
-    check_fractions(val_fraction=val_fraction, test_fraction=test_fraction)
-    units = _Units(targets, content, seed)
+    units = _Units(targets, content, split.seed)
     split_of_unit = np.full(len(units.sizes), TRAIN, np.int8)
     for members in units.strata():
         sizes = units.sizes[members]
-        val, test = _shares(int(sizes.sum()), val_fraction, test_fraction)
+        val, test = _shares(int(sizes.sum()), split.val_fraction, split.test_fraction)
         in_val = _take(sizes, val, reserve=2 if test else 1)
         split_of_unit[members[in_val]] = VAL
         rest = members[~in_val][::-1]
@@ -178,15 +170,3 @@ def _take(sizes: npt.NDArray[np.int64], share: int, *, reserve: int) -> npt.NDAr
         # there are only large groups of duplicates: take the smallest rather than leave the split empty
         taken[int(np.argmin(sizes))] = True
     return taken
-
-
-def check_fractions(*, val_fraction: float, test_fraction: float) -> None:
-    """Raise a UserError if the two shares leave nothing to train on."""
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 <= value < 1:
-            raise UserError(f"data.{name}={value}: must be at least 0 and below 1.")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(
-            f"data.val_fraction={val_fraction}: together with data.test_fraction={test_fraction} it must stay below 1. "
-            "Nothing would be left to train on. Lower one of them."
-        )

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from finetune.data.assign_splits import SplitPlan
 from finetune.data.color import to_pixels
-from finetune.data.image_file import MAX_PIXELS
+from finetune.data.decode import DecodeOptions
 from finetune.data.image_source import Source, arrays_source, files_source
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, merge
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean
+from finetune.split_settings import SplitSettings
 
 # split names of data sets that do not use train, val and test
 _CALLED = {
@@ -40,64 +40,41 @@ def torchvision_source(
     *,
     name: str,
     root: str = "data",
-    channels: int = 3,
-    seed: int = 0,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.15,
-    folds: int | None = None,
-    fold: int = 0,
-    limit_per_class: int | None = None,
+    split: SplitSettings = SplitSettings(),
+    decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
-    max_pixels: int = MAX_PIXELS,
-    high_depth: str = "full",
 ) -> Source:
     """Build a source from a data set of ``torchvision.datasets``; keep its splits and make missing ones from train.
 
     Args:
         name: Name of the class, such as ``OxfordIIITPet``.
         root: Folder that holds the data set, or that it is downloaded to.
-        channels: Number of channels, 1 or 3.
-        seed: Seed of the splits, as in :func:`finetune.data.registry.folder_source`, like all arguments that follow.
+        split: Rule for the splits that the data set lacks.
+        decode: How its files, where it has files, become pixels.
+        on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
 
     Raises:
         UserError: There is no such data set, it is not for classification, or it could not be downloaded.
     """
-    plan = SplitPlan(
-        seed=seed,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        folds=folds,
-        fold=fold,
-        limit_per_class=limit_per_class,
-    )
     parts = _open(name, os.path.expanduser(root))
     classes = _classes(parts)
-    labels = {split: _labels(name, part) for split, part in parts.items()}
-    files = {split: _files(part) for split, part in parts.items()}
-    if all(paths is not None and len(paths) == len(labels[split]) for split, paths in files.items()):
+    labels = {key: _labels(name, part) for key, part in parts.items()}
+    files = {key: _files(part) for key, part in parts.items()}
+    if all(paths is not None and len(paths) == len(labels[key]) for key, paths in files.items()):
         listings = [
-            _listing(name, root, classes, paths, labels[split], split)
-            for split, paths in files.items()
-            if paths is not None
+            _listing(name, root, classes, paths, labels[key], key) for key, paths in files.items() if paths is not None
         ]
-        return files_source(
-            _together(listings, tuple(parts)),
-            plan=plan,
-            channels=channels,
-            on_unreadable=on_unreadable,
-            max_pixels=max_pixels,
-            high_depth=high_depth,
-        )
-    arrays = {split: _array(part, channels) for split, part in parts.items()}
+        return files_source(_together(listings, tuple(parts)), split=split, decode=decode, on_unreadable=on_unreadable)
+    arrays = {key: _array(part, decode.channels) for key, part in parts.items()}
     return arrays_source(
         images=np.concatenate(list(arrays.values())),
         targets=np.concatenate(list(labels.values())),
         classes=classes,
         name=name,
-        splits=np.concatenate([np.full(len(labels[split]), _number(split, parts), np.int8) for split in parts]),
+        splits=np.concatenate([np.full(len(labels[key]), _number(key, parts), np.int8) for key in parts]),
         given=() if len(parts) == 1 else tuple(parts),
-        channels=channels,
-        plan=plan,
+        channels=decode.channels,
+        split=split,
     )
 
 

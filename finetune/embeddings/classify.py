@@ -13,6 +13,7 @@ from finetune.data.splits import make_folds, make_splits
 from finetune.embeddings.embeddings import Embeddings, Rows
 from finetune.embeddings.files import Features
 from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 
 # N = images, D = features, K = classes
 
@@ -55,9 +56,7 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
         splits[train] = make_splits(
             targets=targets[train],
             content=content[train],
-            seed=seed,
-            val_fraction=0.15 * missing["val"],
-            test_fraction=0.15 * missing["test"],
+            split=SplitSettings(seed=seed, val_fraction=0.15 * missing["val"], test_fraction=0.15 * missing["test"]),
         )
         created = " and ".join(name for name, is_missing in missing.items() if is_missing)
         notes.append(f"{created}: made of the training images, stratified, seed {seed}.")

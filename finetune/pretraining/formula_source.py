@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 
+from finetune.data.decode import DecodeOptions
 from finetune.data.index import SPLITS, Index
 from finetune.data.path_table import PathTableBuilder
 from finetune.data.sampling import key
@@ -12,6 +13,7 @@ from finetune.data.scan import Facts
 from finetune.errors import UserError
 from finetune.pretraining.fractals import FormulaRenderer
 from finetune.pretraining.keyed import fold
+from finetune.split_settings import SplitSettings
 
 
 class FormulaSource:
@@ -29,12 +31,13 @@ class FormulaSource:
     facts: Facts | None = None  # formula images need no scan
 
     def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:
-        self.index, self.renderer, self.image_size, self.channels = index, renderer, image_size, channels
+        self.index, self.renderer, self.image_size = index, renderer, image_size
+        self.decode = DecodeOptions(channels=channels)
 
     def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
         """Draw the image of one row, always at the size of the source."""
         image_3HW = self.renderer.render(torch.tensor([row]), size=self.image_size)[0]
-        if self.channels == 1:
+        if self.decode.channels == 1:
             return (image_3HW.float().mean(0, keepdim=True) + 0.5).to(torch.uint8)
         return image_3HW
 
@@ -42,9 +45,7 @@ class FormulaSource:
 def fractals_source(
     *,
     channels: int = 3,
-    seed: int = 0,
-    val_fraction: float = 0.02,
-    test_fraction: float = 0.02,
+    split: SplitSettings = SplitSettings(val_fraction=0.02, test_fraction=0.02),
     recipe: str = "mix",
     classes: int = 1000,
     images_per_class: int = 1000,
@@ -54,9 +55,8 @@ def fractals_source(
 
     Args:
         channels: Number of channels, 1 or 3.
-        seed: Seed of the formulas and the images.
-        val_fraction: Share of each class's images in the validation split, at least one image.
-        test_fraction: Share of each class's images in the test split, at least one image.
+        split: Seed, of the formulas and the images too, and share of each class's images in the validation and the test
+            split, at least one image each; folds and limits are not supported.
         recipe: Name of a recipe in :data:`finetune.pretraining.fractals.RECIPES`.
         classes: Number of formulas.
         images_per_class: Number of images of each formula in all splits together.
@@ -73,13 +73,13 @@ def fractals_source(
         raise UserError(f"input.channels={channels}: formula images have 1 or 3 channels.")
     if image_size < 8:
         raise UserError(f"data.image_size={image_size}: must be at least 8 pixels.")
-    held_out = [max(1, round(images_per_class * fraction)) for fraction in (val_fraction, test_fraction)]
+    held_out = [max(1, round(images_per_class * fraction)) for fraction in (split.val_fraction, split.test_fraction)]
     if images_per_class <= sum(held_out):
         raise UserError(
             f"data.images_per_class={images_per_class}: must leave something to train on. Validation and test take "
             f"{sum(held_out)} of them. Use more images a class."
         )
-    renderer = FormulaRenderer(recipe=recipe, classes=classes, seed=seed)
+    renderer = FormulaRenderer(recipe=recipe, classes=classes, seed=split.seed)
     rows = torch.arange(classes * images_per_class)
     # the renderer cycles through the classes, so a row's number within its class is a quotient
     number = (rows // classes).numpy()
@@ -87,7 +87,7 @@ def fractals_source(
     splits[number >= images_per_class - sum(held_out)] = SPLITS.index("val")
     splits[number >= images_per_class - held_out[1]] = SPLITS.index("test")
     # settings and row determine the pixels, so a 128-bit hash of both identifies the content
-    settings = ("fractals", recipe, classes, seed, image_size)
+    settings = ("fractals", recipe, classes, split.seed, image_size)
     content = torch.stack([fold(rows, key(*settings, half)) for half in (0, 1)], dim=1)
     paths = PathTableBuilder()
     paths.add_folder(os.path.join("fractals", recipe), [f"{row:08}" for row in range(len(rows))])

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.image_source import read_by
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.versions import versions
@@ -56,7 +55,7 @@ def run_results(
             "classes": list(index.classes),
             "counts": index.counts(),
             "skipped": len(index.skipped),
-            **read_by(data.source),
+            **data.source.decode.reading(),
         },
         "versions": versions(),
         **facts,

@@ -1,14 +1,21 @@
 """Settings of the data, from the command line to the index of a run."""
 
 import csv
+import inspect
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from finetune.build import build_data, build_source
+from finetune.build import build_data, build_source, decode_options
 from finetune.config import compose
-from finetune.errors import UserError
+from finetune.config.checks import split_settings
+from finetune.config.schema import Config, DataConfig
+from finetune.data.decode import DecodeOptions
+from finetune.data.registry import SOURCES
+from finetune.errors import ConfigError, UserError
 from finetune.input_spec import InputSpec
+from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder
 
 
@@ -82,3 +89,32 @@ def test_what_is_done_about_imbalance_is_in_the_plan_and_in_the_results(tmp_path
     assert "loss: focal, gamma 1.5, class weights: balanced, sampling: balanced" in capsys.readouterr().out
     results = train_tiny(words, tmp_path / "run").results
     assert results["imbalance"] == {"loss": "focal, gamma 1.5", "class_weights": "balanced", "sampling": "balanced"}
+
+
+def test_a_split_that_is_not_wanted_is_left_out_by_a_fraction_of_0(tmp_path):
+    root = write_folder(tmp_path / "data", {"a": 20, "b": 20})
+    index = source_of("data=folder", f"data.root={root}", "data.test_fraction=0").index
+    assert index.counts() == {"train": [17, 17], "val": [3, 3], "test": [0, 0]}
+    assert any("no test split" in note for note in index.notes)
+
+
+def test_settings_of_the_splits_are_refused_before_the_data_is_looked_at():
+    with pytest.raises(ConfigError) as caught:
+        compose(["data=folder", "data.root=nowhere", "data.val_fraction=1", "data.folds=1"])
+    assert caught.value.problems == (
+        "data.val_fraction=1.0: must be at least 0 and below 1.",
+        "data.folds=1: must be at least 2.",
+    )
+
+
+def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
+    keys = {field.name for field in fields(DataConfig)}
+    for name, kind in SOURCES.items():
+        assert set(kind.settings) <= keys, name
+        built = set(inspect.signature(kind.build).parameters)
+        assert built == {*kind.own, "split", *(("decode", "on_unreadable") if kind.decodes else ("channels",))}, name
+
+
+def test_the_configuration_and_python_have_the_same_defaults():
+    assert split_settings(Config()) == SplitSettings()
+    assert decode_options(Config()) == DecodeOptions()

@@ -8,6 +8,7 @@ from PIL import Image
 
 from finetune.data.huggingface_datasets import huggingface_source
 from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder
 
 
@@ -28,7 +29,7 @@ def table(count, seed):
 def test_a_saved_data_set_keeps_its_splits_and_the_order_of_its_classes(tmp_path):
     saved = datasets.DatasetDict({"validation": table(6, 1), "train": table(20, 2)})
     saved.save_to_disk(str(tmp_path / "saved"))
-    source = huggingface_source(path=str(tmp_path / "saved"), test_fraction=0.2)
+    source = huggingface_source(path=str(tmp_path / "saved"), split=SplitSettings(test_fraction=0.2))
     assert source.index.classes == ("zebra", "ant")
     assert source.index.counts() == {"train": [8, 8], "val": [3, 3], "test": [2, 2]}
     row = int(source.index.rows("val")[1])
@@ -40,7 +41,9 @@ def test_a_saved_data_set_keeps_its_splits_and_the_order_of_its_classes(tmp_path
 
 def test_a_saved_table_without_splits_is_split_here(tmp_path):
     table(40, 3).save_to_disk(str(tmp_path / "saved"))
-    counts = huggingface_source(path=str(tmp_path / "saved"), val_fraction=0.1, test_fraction=0.1).index.counts()
+    counts = huggingface_source(
+        path=str(tmp_path / "saved"), split=SplitSettings(val_fraction=0.1, test_fraction=0.1)
+    ).index.counts()
     assert counts == {"train": [16, 16], "val": [2, 2], "test": [2, 2]}
 
 

@@ -9,6 +9,7 @@ from finetune.data.index import SPLITS
 from finetune.data.manifest import read_manifest, write_manifest
 from finetune.data.registry import folder_source, manifest_source
 from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder, write_image
 
 ROWS = [("x/1.png", "cat", "train"), ("x/2.png", "dog", "train"), ("x/3.png", "cat", "val"), ("4.png", "dog", "")]
@@ -115,9 +116,9 @@ def test_a_damaged_parquet_file_is_refused(tmp_path):
 
 def test_the_splits_of_a_run_can_be_given_back_as_a_manifest(tmp_path):
     write_folder(tmp_path / "data", {"10": 9, "2, or so": 8})
-    index = folder_source(root=str(tmp_path / "data"), seed=3).index
+    index = folder_source(root=str(tmp_path / "data"), split=SplitSettings(seed=3)).index
     write_manifest(index, tmp_path / "split.csv")
-    again = manifest_source(path=str(tmp_path / "split.csv"), seed=99).index
+    again = manifest_source(path=str(tmp_path / "split.csv"), split=SplitSettings(seed=99)).index
     assert again.classes == index.classes
     assert [again.path(row) for row in range(len(again))] == [index.path(row) for row in range(len(index))]
     assert again.splits.tolist() == index.splits.tolist()

@@ -7,23 +7,27 @@ import torch
 
 from finetune.data.audit import audit
 from finetune.data.audit_text import short
+from finetune.data.decode import DecodeOptions
 from finetune.data.image_file import UnreadableImage
 from finetune.data.manifest import write_skipped
 from finetune.data.registry import SOURCES, digits_source, folder_source, manifest_source
 from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder, write_image
 
 
 def test_a_folder_gives_every_class_its_share_of_every_split(tmp_path):
-    source = folder_source(root=str(write_folder(tmp_path, {"a": 20, "b": 40})), val_fraction=0.1, test_fraction=0.2)
+    source = folder_source(
+        root=str(write_folder(tmp_path, {"a": 20, "b": 40})), split=SplitSettings(val_fraction=0.1, test_fraction=0.2)
+    )
     assert source.index.counts() == {"train": [14, 28], "val": [2, 4], "test": [4, 8]}
     assert source.read(0).shape == (3, 10, 12)
-    assert folder_source(root=str(tmp_path), channels=1).read(0).shape == (1, 10, 12)
+    assert folder_source(root=str(tmp_path), decode=DecodeOptions(channels=1)).read(0).shape == (1, 10, 12)
 
 
 def test_splits_that_the_folder_names_are_kept_and_the_missing_one_is_made_from_train(tmp_path):
     write_folder(tmp_path, {"train/a": 10, "train/b": 10, "test/a": 3, "test/b": 4})
-    index = folder_source(root=str(tmp_path), val_fraction=0.2).index
+    index = folder_source(root=str(tmp_path), split=SplitSettings(val_fraction=0.2)).index
     assert index.counts() == {"train": [8, 8], "val": [2, 2], "test": [3, 4]}
     assert all(index.path(int(row)).startswith(str(tmp_path / "test")) for row in index.rows("test"))
 
@@ -47,7 +51,7 @@ def test_nothing_is_written_into_the_users_folder(tmp_path):
 
 def test_folds_validate_every_image_once_and_test_on_the_same(tmp_path):
     write_folder(tmp_path, {"a": 13, "b": 11})
-    indexes = [folder_source(root=str(tmp_path), folds=4, fold=fold).index for fold in range(4)]
+    indexes = [folder_source(root=str(tmp_path), split=SplitSettings(folds=4, fold=fold)).index for fold in range(4)]
     tests = {tuple(index.rows("test")) for index in indexes}
     validated = np.concatenate([index.rows("val") for index in indexes])
     assert len(tests) == 1
@@ -55,32 +59,37 @@ def test_folds_validate_every_image_once_and_test_on_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("settings", "message"),
     [
         ({"folds": 1}, r"data\.folds=1: must be at least 2"),
         ({"folds": 3, "fold": 3}, r"data\.fold=3: must lie between 0 and 2"),
         ({"fold": 1}, r"data\.fold=1: needs data\.folds"),
         ({"limit_per_class": 0}, r"data\.limit_per_class=0"),
-        ({"on_unreadable": "skipp"}, r"data\.on_unreadable='skipp'.* Did you mean 'skip'\?"),
-        ({"high_depth": "ful"}, r"data\.high_depth='ful'.* Did you mean 'full'\?"),
     ],
 )
-def test_options_out_of_range_are_refused(tmp_path, options, message):
-    write_folder(tmp_path, {"a": 4, "b": 4})
+def test_split_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        folder_source(root=str(tmp_path), **options)
+        SplitSettings(**settings)
+
+
+def test_rules_that_there_are_not_are_refused(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    with pytest.raises(UserError, match=r"data\.on_unreadable='skipp'.* Did you mean 'skip'\?"):
+        folder_source(root=str(tmp_path), on_unreadable="skipp")
+    with pytest.raises(UserError, match=r"data\.high_depth='ful'.* Did you mean 'full'\?"):
+        DecodeOptions(high_depth="ful")
 
 
 def test_folds_are_refused_where_the_folder_has_a_validation_split(tmp_path):
     write_folder(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1})
     with pytest.raises(UserError, match="has a validation split of its own"):
-        folder_source(root=str(tmp_path), folds=2)
+        folder_source(root=str(tmp_path), split=SplitSettings(folds=2))
 
 
 def test_a_few_shot_limit_keeps_validation_and_test_whole_and_reads_the_right_files(tmp_path):
     write_folder(tmp_path, {"a": 20, "b": 30})
     whole = folder_source(root=str(tmp_path))
-    few = folder_source(root=str(tmp_path), limit_per_class=3)
+    few = folder_source(root=str(tmp_path), split=SplitSettings(limit_per_class=3))
     assert few.index.counts() == whole.index.counts() | {"train": [3, 3]}
     by_path = {whole.index.path(row): row for row in range(len(whole.index))}
     for row in range(len(few.index)):
@@ -197,7 +206,7 @@ def test_reading_a_row_twice_gives_a_fresh_copy():
 
 
 def test_few_digits_are_read_by_their_own_row():
-    whole, few = digits_source(), digits_source(limit_per_class=5)
+    whole, few = digits_source(), digits_source(split=SplitSettings(limit_per_class=5))
     assert few.index.counts()["train"] == [5] * 10
     for row in (0, 100, len(few.index) - 1):
         assert torch.equal(few.read(row), whole.read(int(few.index.path(row).split("/")[1])))
@@ -214,7 +223,9 @@ def test_every_source_has_a_name_and_survives_the_way_to_a_worker(tmp_path):
 
 def test_seed_and_folder_decide_the_fingerprint(tmp_path):
     write_folder(tmp_path, {"a": 9, "b": 9})
-    prints = [folder_source(root=str(tmp_path), seed=seed).index.fingerprint() for seed in (0, 0, 1)]
+    prints = [
+        folder_source(root=str(tmp_path), split=SplitSettings(seed=seed)).index.fingerprint() for seed in (0, 0, 1)
+    ]
     assert prints[0] == prints[1] != prints[2]
     write_image(tmp_path / "a" / "another.png", 77)
     assert folder_source(root=str(tmp_path)).index.fingerprint() != prints[0]

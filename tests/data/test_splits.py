@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.splits import TEST, TRAIN, VAL, few_per_class, make_folds, make_splits
-from finetune.errors import UserError
+from finetune.errors import ConfigError, UserError
+from finetune.split_settings import SplitSettings
 
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.15, 0.2, 0.34])
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -28,7 +29,9 @@ def samples(counts):
 @given(counts=COUNTS, seed=st.integers(0, 2**40), val=FRACTIONS, test=FRACTIONS)
 def test_splits_are_exhaustive_and_stratified_within_one_sample(counts, seed, val, test):
     targets, content = samples(counts)
-    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=val, test_fraction=test)
+    splits = make_splits(
+        targets=targets, content=content, split=SplitSettings(seed=seed, val_fraction=val, test_fraction=test)
+    )
     assert set(np.unique(splits)) <= {TRAIN, VAL, TEST}
     for target, count in enumerate(counts):
         mine = splits[targets == target]
@@ -44,7 +47,9 @@ def test_identical_contents_never_lie_on_both_sides(counts, seed, copies):
     sources = np.array([copy % len(targets) for copy in copies], np.int64)
     labels = np.array([copy // 7 % len(counts) for copy in copies], np.int64)
     targets, content = np.concatenate([targets, labels]), np.concatenate([content, content[sources]])
-    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    splits = make_splits(
+        targets=targets, content=content, split=SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.2)
+    )
     folds = make_folds(targets=targets, content=content, seed=seed, folds=3)
     for key in np.unique(content, axis=0):
         rows = (content == key).all(axis=1)
@@ -57,7 +62,9 @@ def test_copies_within_a_class_leave_the_shares_nearly_exact(counts, seed, copie
     targets, content = samples(counts)
     sources = np.array([copy % len(targets) for copy in copies], np.int64)
     targets, content = np.concatenate([targets, targets[sources]]), np.concatenate([content, content[sources]])
-    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    splits = make_splits(
+        targets=targets, content=content, split=SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.2)
+    )
     for target in range(len(counts)):
         mine = targets == target
         sizes = np.unique(content[mine], axis=0, return_counts=True)[1]
@@ -68,11 +75,15 @@ def test_copies_within_a_class_leave_the_shares_nearly_exact(counts, seed, copie
 @given(counts=COUNTS, seed=st.integers(0, 100), order=st.randoms(use_true_random=False))
 def test_the_order_and_the_names_of_files_do_not_matter(counts, seed, order):
     targets, content = samples(counts)
-    splits = make_splits(targets=targets, content=content, seed=seed, val_fraction=0.2, test_fraction=0.2)
+    splits = make_splits(
+        targets=targets, content=content, split=SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.2)
+    )
     shuffled = list(range(len(targets)))
     order.shuffle(shuffled)
     again = make_splits(
-        targets=targets[shuffled], content=content[shuffled], seed=seed, val_fraction=0.2, test_fraction=0.2
+        targets=targets[shuffled],
+        content=content[shuffled],
+        split=SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.2),
     )
     assert (again == splits[shuffled]).all()
 
@@ -80,11 +91,11 @@ def test_the_order_and_the_names_of_files_do_not_matter(counts, seed, order):
 @given(count=st.integers(5, 200), added=st.integers(1, 20), seed=st.integers(0, 100))
 def test_adding_files_moves_no_more_old_ones_than_were_added_and_none_between_val_and_test(count, added, seed):
     targets, content = samples([count + added])
-    settings_ = {"seed": seed, "val_fraction": 0.2, "test_fraction": 0.15}
-    before = make_splits(targets=targets[:count], content=content[:count], **settings_)
-    after = make_splits(targets=targets, content=content, **settings_)[:count]
-    for split in (VAL, TEST):
-        assert ((before == split) != (after == split)).sum() <= added
+    split = SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.15)
+    before = make_splits(targets=targets[:count], content=content[:count], split=split)
+    after = make_splits(targets=targets, content=content, split=split)[:count]
+    for part in (VAL, TEST):
+        assert ((before == part) != (after == part)).sum() <= added
     assert not ((before == VAL) & (after == TEST)).any()
     assert not ((before == TEST) & (after == VAL)).any()
 
@@ -92,24 +103,29 @@ def test_adding_files_moves_no_more_old_ones_than_were_added_and_none_between_va
 def test_adding_a_tenth_moves_few_of_the_old_files():
     targets, content = samples([1100] * 3)
     old = np.concatenate([np.arange(1000) + 1100 * target for target in range(3)])
-    arguments = {"seed": 0, "val_fraction": 0.15, "test_fraction": 0.15}
-    before = make_splits(targets=targets[old], content=content[old], **arguments)
-    after = make_splits(targets=targets, content=content, **arguments)[old]
+    split = SplitSettings()
+    before = make_splits(targets=targets[old], content=content[old], split=split)
+    after = make_splits(targets=targets, content=content, split=split)[old]
     assert (before != after).mean() < 0.02
 
 
 def test_adding_to_one_class_leaves_the_others_alone():
     targets, content = samples([30, 40])
-    arguments = {"seed": 0, "val_fraction": 0.2, "test_fraction": 0.2}
-    before = make_splits(targets=targets[:60], content=content[:60], **arguments)
-    after = make_splits(targets=targets, content=content, **arguments)
+    split = SplitSettings(val_fraction=0.2, test_fraction=0.2)
+    before = make_splits(targets=targets[:60], content=content[:60], split=split)
+    after = make_splits(targets=targets, content=content, split=split)
     assert (before[:30] == after[:30]).all()
 
 
 def test_another_seed_gives_another_split():
     targets, content = samples([100])
-    arguments = {"targets": targets, "content": content, "val_fraction": 0.2, "test_fraction": 0.2}
-    assert (make_splits(seed=0, **arguments) != make_splits(seed=1, **arguments)).mean() > 0.2
+    one, other = (
+        make_splits(
+            targets=targets, content=content, split=SplitSettings(seed=seed, val_fraction=0.2, test_fraction=0.2)
+        )
+        for seed in (0, 1)
+    )
+    assert (one != other).mean() > 0.2
 
 
 @given(counts=COUNTS, seed=st.integers(0, 100), folds=st.integers(2, 6))
@@ -142,7 +158,9 @@ def test_the_few_shot_choice_is_exact_and_nested(counts, seed, limit):
 def test_images_with_several_labels_are_split_exhaustively_and_keep_rare_labels_in_train(labels):
     targets = np.array(labels, np.uint8)
     content = content_of([str(row) for row in range(len(labels))])
-    splits = make_splits(targets=targets, content=content, seed=0, val_fraction=0.2, test_fraction=0.2)
+    splits = make_splits(
+        targets=targets, content=content, split=SplitSettings(seed=0, val_fraction=0.2, test_fraction=0.2)
+    )
     assert len(splits) == len(targets)
     present = targets.any(axis=0)
     rarest = (
@@ -156,6 +174,22 @@ def test_images_with_several_labels_are_split_exhaustively_and_keep_rare_labels_
 
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.1, 1.0), (0.6, 0.4)])
 def test_fractions_that_leave_nothing_to_train_on_are_refused(val, test):
-    targets, content = samples([10])
     with pytest.raises(UserError, match=r"data\.(val|test)_fraction="):
-        make_splits(targets=targets, content=content, seed=0, val_fraction=val, test_fraction=test)
+        SplitSettings(val_fraction=val, test_fraction=test)
+
+
+def test_fractions_of_0_leave_their_splits_empty():
+    targets, content = samples([10])
+    split = SplitSettings(val_fraction=0, test_fraction=0)
+    assert (make_splits(targets=targets, content=content, split=split) == TRAIN).all()
+
+
+def test_all_settings_out_of_range_are_named_together():
+    with pytest.raises(ConfigError) as caught:
+        SplitSettings(val_fraction=1, test_fraction=-1, folds=1, limit_per_class=0)
+    assert [problem.split("=")[0] for problem in caught.value.problems] == [
+        "data.val_fraction",
+        "data.test_fraction",
+        "data.folds",
+        "data.limit_per_class",
+    ]

@@ -8,8 +8,10 @@ import scipy.io
 import torch
 from PIL import Image
 
+from finetune.data.decode import DecodeOptions
 from finetune.data.torchvision_datasets import torchvision_source
 from finetune.errors import UserError
+from finetune.split_settings import SplitSettings
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,9 @@ def write_mnist(root):
 
 def test_a_data_set_of_arrays_is_kept_in_memory_with_its_own_test_split(tmp_path):
     write_mnist(tmp_path)
-    source = torchvision_source(name="MNIST", root=str(tmp_path), channels=1, val_fraction=0.2)
+    source = torchvision_source(
+        name="MNIST", root=str(tmp_path), split=SplitSettings(val_fraction=0.2), decode=DecodeOptions(channels=1)
+    )
     assert source.in_memory
     counts = source.index.counts()
     assert counts["test"] == [2] * 10
