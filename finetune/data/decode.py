@@ -51,15 +51,15 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 _END_OF_JPEG = b"\xff\xd9"
 _LOSSY_WEBP = b"VP8 "
 _ORIENTATION_TAG = 0x0112
-# orientation: whether rows and columns are swapped, and which axes of (H, W) are then reversed (CIPA DC-008)
-_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (1,)),
-    3: (False, (0, 1)),
-    4: (False, (0,)),
-    5: (True, ()),
-    6: (True, (1,)),
-    7: (True, (0, 1)),
-    8: (True, (0,)),
+# Exif orientation (CIPA DC-008): axes of the stored (H, W) to reverse, and whether to swap them afterwards
+_TURNS: dict[int, tuple[tuple[int, ...], bool]] = {
+    2: ((1,), False),
+    3: ((0, 1), False),
+    4: ((0,), False),
+    5: ((), True),
+    6: ((0,), True),
+    7: ((0, 1), True),
+    8: ((1,), True),
 }
 
 
@@ -98,7 +98,7 @@ def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = Non
             the full size.
 
     Returns:
-        uint8 (H, W, channels), upright.
+        uint8 (H, W, channels), upright. Where an image was turned, its memory may be laid out by columns.
 
     Raises:
         UnreadableImage: The file is missing, empty, damaged, truncated, too large or not an image.
@@ -159,8 +159,10 @@ def orientation_of(image: ImageFile.ImageFile) -> int:
     try:
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             # Pillow's own reading would take the tag from XMP, which viewers of JPEG files ignore
+            if "exif" not in image.info:
+                return 1
             exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))
+            exif.load(image.info["exif"])
         else:
             exif = image.getexif()
         value = exif.get(_ORIENTATION_TAG)
@@ -229,10 +231,21 @@ def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
     """Turn the pixels as stored into the picture as the photographer saw it."""
     if orientation == 1:
         return pixels_HWC
-    swapped, reversed_axes = _TURNS[orientation]
-    if swapped:
-        pixels_HWC = pixels_HWC.swapaxes(0, 1)
-    return np.ascontiguousarray(np.flip(pixels_HWC, reversed_axes))
+    backwards, swapped = _TURNS[orientation]
+    turned: Pixels
+    if "torch" in sys.modules:  # 20 times as fast as NumPy, which copies the bytes of a reversed row one by one
+        import torch
+
+        turned = (
+            torch.from_numpy(pixels_HWC)
+            .permute(2, 0, 1)
+            .flip([axis + 1 for axis in backwards])
+            .permute(1, 2, 0)
+            .numpy()
+        )
+    else:
+        turned = np.ascontiguousarray(np.flip(pixels_HWC, backwards))
+    return turned.swapaxes(0, 1) if swapped else turned
 
 
 def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:

@@ -158,6 +158,10 @@ def test_without_torchvision_pillow_gives_equal_pixels(tmp_path, monkeypatch, ch
                 data = saved(photo(*size), "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
                 files[name] = data
     files |= {f"{quality}.webp": saved(photo(200, 150), "WebP", quality=quality) for quality in (20, 90)}
+    files |= {
+        f"{orientation}.jpg": saved(stored_for(photo(90, 60), orientation), "JPEG", exif=exif(orientation))
+        for orientation in range(1, 9)
+    }
     options, taken = DecodeOptions(channels=channels), []
     with_torchvision = decode._decode_with_torchvision
 
