@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import make_folder, sync_folder
-from finetune.build_own import own_backbone, own_head, own_loss, own_modules
+from finetune.build_own import own_backbone, own_head, own_loss, own_modules, own_transform
 from finetune.build_schedule import build_phases as build_phases
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
 Say = Callable[[str], None]
 NATIVE_CHANNELS = {"digits": 1}
 # keys of `data` that concern loading, not the source of the images
-_OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment")
+_OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -410,7 +410,12 @@ def image_size(value: Any) -> tuple[int, int] | None:
 
 
 def build_data(
-    config: Config, source: "Source", classifier: "Classifier", worker_init: Callable[[int], None] | None = None
+    config: Config,
+    source: "Source",
+    classifier: "Classifier",
+    worker_init: Callable[[int], None] | None = None,
+    *,
+    trusted: bool = False,
 ) -> "ImageDataModule":
     """Build the data module of a run.
 
@@ -419,6 +424,10 @@ def build_data(
         source: Source of the images.
         classifier: Model that defines the input of the network.
         worker_init: Function called in each loader process with its number; None for none.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a transform of the user's is not built.
+
+    Raises:
+        UserError: The transform cannot be built.
     """
     from finetune.data.class_weights import balanced_sample_weights
     from finetune.data.datamodule import ImageDataModule
@@ -431,6 +440,7 @@ def build_data(
         eval_batch_size=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
         augment=config.data.augment,
+        transform=own_transform(config, spec=classifier.input_spec, trusted=trusted),
         sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
         worker_init=worker_init,
     )
@@ -614,5 +624,8 @@ def assemble(
         classifier = classifier_from_description(description, modules=modules)
     phases = build_phases(config, stages=classifier.stages, network=network_name(config))
     return RunParts(
-        source=source, classifier=classifier, data=build_data(config, source, classifier, worker_init), phases=phases
+        source=source,
+        classifier=classifier,
+        data=build_data(config, source, classifier, worker_init, trusted=trusted),
+        phases=phases,
     )

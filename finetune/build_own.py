@@ -1,15 +1,16 @@
-"""From a configuration to modules of the user's: a network, a head and a loss, each named by its class."""
+"""From a configuration to modules of the user's: a network, a head, a loss and a transform, each named by its class."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
-from finetune.config.trust import build_module, module_node
+from finetune.config.trust import build_module, instantiate, module_node, objects_named
 from finetune.errors import UserError
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
 
+    from finetune.data.transforms import OwnTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
 
@@ -111,6 +112,40 @@ def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bo
             "Choose a loss that does."
         ) from error
     return loss
+
+
+def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTransform | None":
+    """Build the transform that ``data.transform`` names, and try it on one view; None if it names none.
+
+    Raises:
+        UserError: It cannot be built, or does not return uint8 of the same shape.
+    """
+    node = config.data.transform
+    if not node:
+        return None
+    import torch
+
+    from finetune.data.transforms import OwnTransform
+    from finetune.models.own_modules import code_digest
+
+    code = code_digest(objects_named(node, trusted=trusted))
+    function = instantiate(node, trusted=trusted)
+    if not callable(function):
+        raise UserError(f"data.transform._target_={node['_target_']!r}: must build a function of an image. It is none.")
+    transform = OwnTransform(function=function, key={"node": dict(node), "code": code})
+    view = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            transform(view)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+        raise UserError(
+            f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}. {type(error).__name__}: {why}. "
+            "Choose a transform that does."
+        ) from error
+    return transform
 
 
 def _seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":

@@ -105,6 +105,7 @@ class ActivationStore:
         parts: dict[str, Any] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
+            parts |= {"transform": dict(own.key)} if (own := self._data.transform) is not None else {}
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
@@ -183,7 +184,7 @@ def depends_on(
     stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
     # the code of a library's network is that of its version; the user's own may have changed since
-    own = {"code": code_digest(backbone.net)} if backbone.source == OWN else {}
+    own = {"code": code_digest(type(module) for module in backbone.net.modules())} if backbone.source == OWN else {}
     return {
         **own,
         "weights": state_hash(state),

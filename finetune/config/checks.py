@@ -85,6 +85,13 @@ def _own_modules(config: Config) -> list[str]:
     if loss._target_ is not None and (smoothed or schedule.label_smoothing):
         where = smoothed[0] if smoothed else "schedule"
         problems.append(f"{where}.label_smoothing: not for loss._target_. Give it to the class: loss.kwargs.")
+    transform = config.data.transform
+    if transform and not isinstance(transform.get("_target_"), str):
+        problems.append("data.transform: must have a _target_. Write data.transform._target_=my.module.Transform.")
+    if transform and config.data.augment == "none":
+        problems.append(
+            "data.transform: follows data.augment, and data.augment=none has no training view. Choose light."
+        )
     return problems
 
 

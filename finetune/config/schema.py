@@ -46,6 +46,8 @@ class DataConfig:
     # null: none for data in memory, else one less than the number of cores of this process
     num_workers: Optional[int] = None
     augment: str = "standard"
+    # a node of the user's: applied to each training view after `augment`, uint8 (C, H, W) to the same
+    transform: dict[str, Any] = field(default_factory=dict)
     # for formula images only (data=fractals); null takes the source's default
     recipe: Optional[str] = None
     classes: Optional[int] = None

@@ -216,6 +216,24 @@ def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.M
     return module
 
 
+def objects_named(node: Mapping[str, Any], *, trusted: bool) -> list[Any]:
+    """Return the classes and functions that a node and the nodes inside it name.
+
+    Raises:
+        UserError: The node is not trusted, or one of them cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    targets = list(_targets(node))
+    for target in targets:
+        _refuse_untrusted(target, trusted=trusted)
+    try:
+        return [get_object(target) for target in targets]
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(f"_target_: cannot be imported. {why}. {_WHERE}") from error
+
+
 def _refuse_untrusted(target: str, *, trusted: bool) -> None:
     if not trusted:
         raise ConfigError([f"{printable(target)}: not on the list of what data may build."])

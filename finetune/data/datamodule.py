@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data.loading import Batch, ManyViews, Position, ViewDataset
 from finetune.data.registry import Source
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
-from finetune.data.transforms import eval_view, train_view
+from finetune.data.transforms import OwnTransform, eval_view, train_view
 from finetune.distributed import ignore_signals_to_the_group
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
@@ -138,6 +138,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Number of loader processes; None chooses it by :func:`default_workers`. With 0, threads of this
             process read.
         augment: Training view of phases that name none.
+        transform: Transform of the user's after each training view; None for none.
         sample_weights: Sampling weights, one per row of the index: training rows are drawn in proportion to them. None
             takes each row once.
         worker_init: Function called in each loader process with the worker's number; None for none.
@@ -153,11 +154,13 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: int = 64,
         num_workers: int | None = None,
         augment: str = "standard",
+        transform: OwnTransform | None = None,
         sample_weights: npt.NDArray[np.float64] | None = None,
         worker_init: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.source, self.spec, self.seed = source, spec, seed
+        self.transform = transform
         self._eval_batch_size, self._sample_weights = eval_batch_size, sample_weights
         self._num_workers, self._worker_init = num_workers, worker_init
         self.begin_phase(name="train", batch_size=batch_size, augment=augment)
@@ -259,7 +262,7 @@ class ImageDataModule(pl.LightningDataModule):
                 views=self._views,
             )
             return self._stored_loader(stored, batches, self._activations)
-        view = train_view(self.spec, augment=self._augment)
+        view = train_view(self.spec, augment=self._augment, transform=self.transform)
         images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
         return self._loader(images, batches)
 
@@ -277,7 +280,7 @@ class ImageDataModule(pl.LightningDataModule):
             (
                 ViewDataset(
                     source=self.source,
-                    view=train_view(self.spec, augment=request.augment),
+                    view=train_view(self.spec, augment=request.augment, transform=self.transform),
                     seed=self.seed,
                     phase=None if request.augment == "none" else request.phase,
                 ),

@@ -6,9 +6,9 @@ passed in, or torch's global one, whose numbers are the same for the same seed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -75,7 +75,36 @@ def eval_view(spec: InputSpec) -> View:
     return EvalView(spec)
 
 
-def train_view(spec: InputSpec, *, augment: str) -> View:
+@dataclass(frozen=True)
+class OwnTransform:
+    """A transform of the user's, applied to each training view after the augmentation.
+
+    Args:
+        function: Function from uint8 (C, H, W) to uint8 of the same shape. It may draw from torch's global generator, which is
+            seeded for each view; other generators are not.
+        key: Plain JSON values that identify the function, for the key of cached views.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    key: Mapping[str, Any]
+
+    def __call__(self, view: Tensor) -> Tensor:
+        """Transform one view.
+
+        Raises:
+            UserError: The function returns something other than uint8 of the same shape.
+        """
+        changed: object = self.function(view)
+        if isinstance(changed, Tensor) and changed.dtype == torch.uint8 and changed.shape == view.shape:
+            return changed
+        found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+        raise UserError(
+            f"data.transform: must return uint8 of the shape it is given, {tuple(view.shape)}. It returned {found}. Leave the "
+            "size to input.size and the scale of pixels to the model."
+        )
+
+
+def train_view(spec: InputSpec, *, augment: str, transform: OwnTransform | None = None) -> View:
     """Return a random view for training.
 
     Args:
@@ -84,6 +113,7 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
             rectangle with the output's proportions, never mirrored (text, digits, medical images). ``standard``: crops
             of 25 to 100 % of the area, mirrored at random. The other two add TrivialAugment (arXiv:2103.10158) or
             RandAugment (arXiv:1909.13719) to ``standard``.
+        transform: A transform of the user's after that; None for none. The evaluation view has none.
 
     Raises:
         UserError: There is no such preset.
@@ -92,7 +122,7 @@ def train_view(spec: InputSpec, *, augment: str) -> View:
         raise UserError(
             f"data.augment={augment!r}: must be one of {', '.join(AUGMENTS)}.{did_you_mean(augment, AUGMENTS)}"
         )
-    return EvalView(spec) if augment == "none" else TrainView(spec, augment)
+    return EvalView(spec) if augment == "none" else TrainView(spec, augment, transform)
 
 
 def in_words(spec: InputSpec, *, augment: str) -> str:
@@ -135,16 +165,17 @@ class EvalView:
 class TrainView:
     """A random crop resized to ``size``, perhaps mirrored, perhaps with further operations."""
 
-    def __init__(self, spec: InputSpec, augment: str) -> None:
+    def __init__(self, spec: InputSpec, augment: str, transform: OwnTransform | None = None) -> None:
         self.spec = spec
+        self._own = transform
         self._crop = _CROPS[augment]
         self._further: Callable[[Tensor], Tensor] | None = None
         if augment == "trivial_augment":
             self._further = _GreyTrivialAugment() if spec.channels == 1 else v2.TrivialAugmentWide()
         elif augment == "rand_augment":
             self._further = _GreyRandAugment() if spec.channels == 1 else v2.RandAugment()
-        # torchvision's own operations take no generator
-        self.global_randomness = self._further is not None
+        # torchvision's own operations take no generator, and a transform of the user's is not given one
+        self.global_randomness = self._further is not None or transform is not None
 
     @property
     def at_least(self) -> int:
@@ -161,7 +192,8 @@ class TrainView:
         view = _resize(image[:, top : top + height, left : left + width], self.spec.size, self.spec)
         if self._crop.mirror and float(torch.rand((), generator=generator)) < self._crop.mirror:
             view = view.flip(-1)
-        return (self._further(view) if self._further else view).contiguous()
+        view = self._further(view) if self._further else view
+        return (self._own(view) if self._own else view).contiguous()
 
     def _box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         """Draw top, left, height and width of a random crop as torchvision's RandomResizedCrop does."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,27 +30,27 @@ def class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def code_digest(net: nn.Module) -> str:
-    """Return the SHA-256 of the source files that define the classes in a module, except those of torch and its kin.
+def code_digest(things: Iterable[type | Callable[..., Any]]) -> str:
+    """Return the SHA-256 of the source files that define classes, their bases and functions, except those of libraries.
 
     Two networks with the same weights and different code compute different features.
 
-    >>> code_digest(nn.Linear(1, 1)) == code_digest(nn.ReLU())
+    >>> code_digest([nn.Linear]) == code_digest([nn.ReLU])
     True
     """
-    classes = {base for module in net.modules() for base in type(module).__mro__}
-    own = {base for base in classes if base.__module__.partition(".")[0] not in _LIBRARIES}
-    sources = sorted({_source(base) for base in own})
-    return hashlib.sha256("\0".join(sources).encode("utf-8", "surrogatepass")).hexdigest()
+    every = {base for thing in things for base in (thing.__mro__ if isinstance(thing, type) else (thing,))}
+    own = {thing for thing in every if str(thing.__module__).partition(".")[0] not in _LIBRARIES}
+    text = "\0".join(sorted({_source(thing) for thing in own}))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _source(kind: type) -> str:
-    """Return the text of the file that defines a class, of the class alone, or its name."""
-    with suppress(OSError, TypeError, UnicodeDecodeError):  # a class of a notebook, or of compiled code
-        return Path(inspect.getfile(kind)).read_text()
+def _source(thing: type | Callable[..., Any]) -> str:
+    """Return the text of the file that defines a class or a function, of it alone, or its name."""
+    with suppress(OSError, TypeError, UnicodeDecodeError):  # defined in a notebook, or compiled
+        return Path(inspect.getfile(thing)).read_text()
     with suppress(OSError, TypeError):
-        return inspect.getsource(kind)
-    return f"{kind.__module__}.{kind.__qualname__}"
+        return inspect.getsource(thing)
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:

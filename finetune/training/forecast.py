@@ -120,8 +120,8 @@ class _Machine:
     def phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         """Forecast one phase."""
         apply_phase(self._classifier, phase)
-        train, val = self._rows["train"], self._rows["val"]
-        read_s = self._read(train_view(self._classifier.input_spec, augment=policy.augment(phase)))
+        train, val, spec = self._rows["train"], self._rows["val"], self._classifier.input_spec
+        read_s = self._read(train_view(spec, augment=policy.augment(phase), transform=self._data.transform))
         cache_s = 0.0
         if policy.cached_stage is not None:
             with self._context():

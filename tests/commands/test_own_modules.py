@@ -20,7 +20,7 @@ from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.training.losses import OwnLoss
 from tests.models.own_parts import Head, Net
-from tests.runs import outcome
+from tests.runs import outcome, train_tiny
 
 STAGES = "backbone.stages={stem: [conv1, bn1], layer1: [layer1], layer2: [layer2]}"
 NET = ["backbone=own", "backbone._target_=tests.models.own_parts.Net", STAGES]
@@ -114,11 +114,15 @@ def test_what_the_record_of_a_run_says_is_never_built_even_if_the_configuration_
     assert isinstance(parts.classifier.backbone.net, Net)
 
 
-@pytest.mark.parametrize("changes", [NET, HEAD], ids=["network", "head"])
+@pytest.mark.parametrize(
+    "changes",
+    [NET, HEAD, ["data.transform._target_=tests.models.own_parts.Inverted"]],
+    ids=["network", "head", "transform"],
+)
 def test_a_configuration_that_nobody_typed_builds_no_class_of_the_user_s(
     changes: list[str], words: Callable[..., list[str]]
 ) -> None:
-    with pytest.raises(UserError, match=r"own_parts\.(Net|Head): not on the list of what data may build"):
+    with pytest.raises(UserError, match=r"own_parts\.(Net|Head|Inverted): not on the list of what data may build"):
         assemble(compose(words("backbone.weights=none", *changes)))
 
 
@@ -184,6 +188,69 @@ def test_settings_that_contradict_each_other_are_refused_at_composition(changes:
     ],
 )
 def test_a_class_that_does_not_fit_is_one_clear_error(
+    changes: list[str], message: str, words: Callable[..., list[str]]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        assemble(compose(words("backbone.weights=none", *changes)), trusted=True)
+
+
+def first_images(words: list[str]) -> torch.Tensor:
+    """Return the images of the first training batch."""
+    parts = assemble(compose(["backbone.weights=none", *words]), trusted=True)
+    batch = next(iter(parts.data.train_dataloader()))
+    images: torch.Tensor = batch.images
+    return images
+
+
+def test_a_transform_changes_each_training_view_after_the_augmentation_and_draws_the_same_again(
+    words: Callable[..., list[str]],
+) -> None:
+    plain = first_images(words())
+    inverted = ["data.transform._target_=tests.models.own_parts.Inverted"]
+    assert torch.equal(first_images(words(*inverted)), 255 - plain)
+    noisy = first_images(words(*inverted, "data.transform.noise=3"))
+    difference = (noisy ^ (255 - plain)).unique()
+    assert difference.tolist() == [0, 1, 2, 3]
+    torch.manual_seed(1)
+    assert torch.equal(first_images(words(*inverted, "data.transform.noise=3")), noisy)
+
+
+def test_cached_views_of_one_transform_are_not_those_of_another(
+    words: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    losses = []
+    for number, noise in enumerate((1, 255, 1)):
+        transform = ["data.transform._target_=tests.models.own_parts.Inverted", f"data.transform.noise={noise}"]
+        choice = ["schedule=frozen", "schedule.epochs=2", "schedule.cache=1", "backbone.weights=none"]
+        run = train_tiny(words(*transform, *choice), tmp_path / str(number))
+        losses.append(run.results["phases"][0]["rows"][0]["train/loss"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["data.transform._target_=torchvision.transforms.v2.Resize", "data.transform.size=[8,8]"],
+            r"returned torch\.uint8 \(",
+        ),
+        (
+            ["data.transform._target_=torchvision.transforms.v2.ToPILImage"],
+            r"data\.transform: must return uint8 .* returned Image",
+        ),
+        (
+            ["data.transform._target_=builtins.dict"],
+            r"data\.transform\._target_='builtins\.dict': must build a function",
+        ),
+        (["data.transform._target_=tests.models.own_parts.Head"], r"Head: does not take these arguments"),
+        (["data.transform.noise=3"], r"data\.transform: must have a _target_"),
+        (
+            ["data.transform._target_=tests.models.own_parts.Inverted", "data.augment=none"],
+            r"data\.augment=none has no training",
+        ),
+    ],
+)
+def test_a_transform_that_is_none_is_refused_before_anything_is_trained(
     changes: list[str], message: str, words: Callable[..., list[str]]
 ) -> None:
     with pytest.raises(UserError, match=message):

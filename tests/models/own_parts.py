@@ -60,3 +60,14 @@ class Squared(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         wanted = torch.nn.functional.one_hot(targets, logits.shape[1]).to(logits.dtype)
         return self.factor * (logits - wanted).square().mean()
+
+
+class Inverted:
+    """Negative pictures, with noise that torch's generator draws."""
+
+    def __init__(self, noise: int = 0) -> None:
+        self.noise = noise
+
+    def __call__(self, image: Tensor) -> Tensor:
+        inverted = 255 - image
+        return inverted ^ torch.randint(0, self.noise + 1, image.shape, dtype=torch.uint8) if self.noise else inverted
