@@ -85,8 +85,8 @@ _RESULTS: dict[str, Any] = {
     "seconds.phases.*": (NUMBER, "each phase"),
     **_under("data", _DATA),
     "versions.*": (str, "version of Python, of finetune and of the libraries that a result depends on"),
-    "backbone.source": (str, "library of the network"),
-    "backbone.name": (str, "its name there"),
+    "backbone.source": (str, "library of the network; 'own' for a class of the user's"),
+    "backbone.name": (str, "its name there, or that class"),
     "backbone.weights": (str, "where its weights came from"),
     "schedule": (str, "name of the schedule"),
     "imbalance.loss": (str, "the training loss; 'focal' with its gamma"),
@@ -232,8 +232,16 @@ REPORT = "report.html"
 
 _MODEL: dict[str, Any] = {
     "format": (int, "version of this description; a newer one is refused"),
-    "model.backbone.**": (object, "library, name and arguments of the network, and what its weights expect"),
-    "model.head.*": (object, "kind and sizes of the head, as finetune.models.heads.build_head takes them"),
+    "model.backbone.**": (
+        object,
+        "library, name and arguments of the network, and what its weights expect; of a network of the user's: 'own', its class, "
+        "its stages, and the node that built it",
+    ),
+    "model.head.**": (
+        object,
+        "kind and sizes of the head, as finetune.models.heads.build_head takes them; of a head of the user's: 'own', its class, "
+        "its sizes, and the node that built it",
+    ),
     "model.input_spec.*": (object, "fields of finetune.InputSpec: what an image must look like"),
     "model.adapt": (str, "how the image's channels became those of the network"),
     "model.classes[]": (str, "class names in the order of the logits"),

@@ -194,6 +194,13 @@ def test_a_class_that_does_not_fit_is_one_clear_error(
         assemble(compose(words("backbone.weights=none", *changes)), trusted=True)
 
 
+def test_a_network_for_one_channel_is_said_by_its_mean_and_std(words: Callable[..., list[str]]) -> None:
+    grey = ["backbone.kwargs.channels=1", "input.channels=1", "input.mean=[0.5]", "input.std=[0.25]"]
+    model = assemble(compose(words(*NET, *grey)), trusted=True).classifier
+    assert model.prepare(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)).tolist() == [[[[2.0, 2.0], [2.0, 2.0]]]]
+    assert model.backbone.net.conv1.weight.shape[1] == 1  # type: ignore[union-attr,operator]  # nn.Module's attributes
+
+
 def first_images(words: list[str]) -> torch.Tensor:
     """Return the images of the first training batch."""
     parts = assemble(compose(["backbone.weights=none", *words]), trusted=True)
@@ -222,8 +229,9 @@ def test_cached_views_of_one_transform_are_not_those_of_another(
     for number, noise in enumerate((1, 255, 1)):
         transform = ["data.transform._target_=tests.models.own_parts.Inverted", f"data.transform.noise={noise}"]
         choice = ["schedule=frozen", "schedule.epochs=2", "schedule.cache=1", "backbone.weights=none"]
-        run = train_tiny(words(*transform, *choice), tmp_path / str(number))
-        losses.append(run.results["phases"][0]["rows"][0]["train/loss"])
+        train_tiny(words(*transform, *choice), tmp_path / str(number))
+        with (tmp_path / str(number) / "metrics.csv").open() as file:
+            losses.append([row["train/loss"] for row in csv.DictReader(file)])
     assert losses[0] == losses[2] != losses[1]
 
 
