@@ -24,6 +24,9 @@ from finetune.models.classifier import Classifier
 
 WEB = Path(__file__).parent / "web"
 MODEL = "model.onnx"
+# pixels: between the two passes of its resize the graph holds so many rows of floats, 270 MB at a width of 224; where it crops,
+# it computes the rows of the crop alone
+_LONGEST_SQUASHED = 100_000
 _PAGE, _OWN = "index.html", ("style.css", "page.mjs", "pixels.mjs")
 
 
@@ -51,6 +54,7 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
             "classes": list(classifier.classes),
             "channels": spec.channels,
             "maxPixels": images.reading.get("max_pixels", MAX_PIXELS),
+            "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,
             # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
             "reducedFrom": 2 * eval_view(spec).at_least,
             "highDepth": images.reading.get("high_depth", "full"),

@@ -9,13 +9,13 @@ const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from
 export class Refused extends Error {}
 
 /** @returns {Promise<{data: Uint8Array, width: number, height: number, notes: string[]}>} height x width x channels */
-export async function readImage(file, { channels, maxPixels, highDepth, reducedFrom }) {
+export async function readImage(file, { channels, maxPixels, longestSide, highDepth, reducedFrom }) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (!bytes.length) throw new Refused("The file is empty.");
   const kind = sniff(bytes);
   if (kind === "PNG") {
     const png = readPng(bytes);
-    checkSize(png.width, png.height, maxPixels);
+    checkSize(png.width, png.height, { maxPixels, longestSide });
     // all that is asked of a profile is whether its beginning names sRGB
     const profile = png.chunks.iCCP ? await inflate([afterName(png.chunks.iCCP)], 4096) : null;
     if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
@@ -24,7 +24,7 @@ export async function readImage(file, { channels, maxPixels, highDepth, reducedF
   const notes = [];
   if (kind === "JPEG") {
     const header = readJpeg(bytes);
-    checkSize(header.width, header.height, maxPixels);
+    checkSize(header.width, header.height, { maxPixels, longestSide });
     if (header.components === 4) throw new Refused("It is a CMYK image, which browsers convert in ways of their own.");
     if (header.precision !== 8) throw new Refused(`It has ${header.precision} bits a channel; browsers read 8.`);
     if (!header.ends) throw new Refused("It is damaged or cut short.");
@@ -36,7 +36,7 @@ export async function readImage(file, { channels, maxPixels, highDepth, reducedF
     profiled = kind === "PNG" || hasProfile(kind, bytes);
   }
   if (profiled) notes.push("Its colour profile was followed by the browser: the answer may differ a little from Python's.");
-  return { ...(await fromBrowser(file, { channels, maxPixels, profiled })), notes };
+  return { ...(await fromBrowser(file, { channels, maxPixels, longestSide, profiled })), notes };
 }
 
 function sniff(bytes) {
@@ -51,10 +51,13 @@ function sniff(bytes) {
   throw new Refused("It is no image of a kind that this page reads: JPEG, PNG, WebP, GIF, BMP, AVIF.");
 }
 
-function checkSize(width, height, maxPixels) {
+function checkSize(width, height, { maxPixels, longestSide }) {
   if (!width || !height) throw new Refused(`It claims ${width} x ${height} pixels.`);
   if (width * height > maxPixels) {
     throw new Refused(`It claims ${width} x ${height} pixels, more than the ${maxPixels} that the model was trained with.`);
+  }
+  if (longestSide && Math.max(width, height) > longestSide) {
+    throw new Refused(`It claims ${width} x ${height} pixels. A side of more than ${longestSide} does not fit into a browser's memory.`);
   }
 }
 
@@ -70,7 +73,7 @@ function hasProfile(kind, bytes) {
 
 // ---- the browser's decoders
 
-async function fromBrowser(file, { channels, maxPixels, profiled }) {
+async function fromBrowser(file, { channels, maxPixels, longestSide, profiled }) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, {
@@ -82,7 +85,7 @@ async function fromBrowser(file, { channels, maxPixels, profiled }) {
     throw new Refused("It is damaged, or this browser does not read it.");
   }
   const { width, height } = bitmap;
-  checkSize(width, height, maxPixels);
+  checkSize(width, height, { maxPixels, longestSide });
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
