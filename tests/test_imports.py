@@ -3,6 +3,9 @@
 import ast
 from pathlib import Path
 
+from tests.house_figures import circles, classes_defined_twice, trees
+from tests.house_figures import imports as imports_of
+
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
 # what reads configurations and composes the rooms below
@@ -109,3 +112,15 @@ def test_what_builds_an_object_by_its_name_is_known_to_one_module() -> None:
     # from lists of ours: functions of the package, commands, sources of networks
     by_name = [name for name, path in modules() if "import_module(" in path.read_text()]
     assert sorted(by_name) == ["__init__", "cli", "config/trust", "models/backbone"]
+
+
+def test_no_module_reaches_itself_through_its_imports() -> None:
+    parsed = trees()
+    graph = {name: imports_of(tree, set(parsed), at_run_time=True) - {name} for name, tree in parsed.items()}
+    assert sum(map(len, graph.values())) > 300
+    assert circles(graph) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_a_public_class_name_means_one_thing() -> None:
+    assert classes_defined_twice(trees()) == {}

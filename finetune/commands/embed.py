@@ -32,7 +32,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 @dataclass(frozen=True)
-class Line:
+class EmbedArguments:
     """The words of the command line, sorted by kind."""
 
     run: str | None
@@ -40,7 +40,7 @@ class Line:
     overrides: list[str]
 
 
-def split_words(words: Sequence[str]) -> Line:
+def split_words(words: Sequence[str]) -> EmbedArguments:
     """Separate RUN, IMAGES and key=value; a word that names an existing file is an image even if it looks like key=value.
 
     Raises:
@@ -51,7 +51,7 @@ def split_words(words: Sequence[str]) -> Line:
     ...
     finetune.errors.UserError: finetune embed: takes images or a data set. Both are given: a.png and data=digits...
     >>> split_words(["backbone=resnet50", "photos"])
-    Line(run=None, images=['photos'], overrides=['backbone=resnet50'])
+    EmbedArguments(run=None, images=['photos'], overrides=['backbone=resnet50'])
     """
     overrides = [word for word in words if _OVERRIDE.match(word) and not os.path.exists(word)]
     others = [word for word in words if word not in overrides]
@@ -63,7 +63,7 @@ def split_words(words: Sequence[str]) -> Line:
     data = [word for word in overrides if word.startswith(("data=", "data."))]
     if others and data:
         raise UserError(f"finetune embed: takes images or a data set. Both are given: {others[0]} and {data[0]}.")
-    return Line(run, others, overrides)
+    return EmbedArguments(run, others, overrides)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -110,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _checked(line: Line, output: Path) -> Config | None:
+def _checked(line: EmbedArguments, output: Path) -> Config | None:
     """Return the configuration, or None if none is needed; report wrong paths before torch is imported."""
     from finetune.build import check_paths
     from finetune.embeddings.files import check_embeddings_path
@@ -143,7 +143,7 @@ def _checked(line: Line, output: Path) -> Config | None:
     return config
 
 
-def _extractor(line: Line, config: Config | None, stage: str | None, *, trust: bool) -> "FeatureExtractor":
+def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *, trust: bool) -> "FeatureExtractor":
     if line.run is not None:
         from finetune.bundle import find_bundle
 
@@ -170,7 +170,7 @@ def _extractor(line: Line, config: Config | None, stage: str | None, *, trust: b
     )
 
 
-def _samples(line: Line, config: Config | None, extractor: "FeatureExtractor") -> "ImageRecords":
+def _samples(line: EmbedArguments, config: Config | None, extractor: "FeatureExtractor") -> "ImageRecords":
     from finetune.embeddings.image_records import DatasetRecords, FileRecords
 
     if line.images:
@@ -189,7 +189,7 @@ def _samples(line: Line, config: Config | None, extractor: "FeatureExtractor") -
     return DatasetRecords(source, data=data, cached=cached)
 
 
-def data_set(config: Config, line: Line, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
+def data_set(config: Config, line: EmbedArguments, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
     """Return the data set of a command line, and the values that recreate it."""
     from finetune.build import build_source
     from finetune.commands.evaluate import read_alike

@@ -24,7 +24,7 @@ _FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
 
 
 @dataclass
-class Line:
+class CommandLine:
     """A parsed command line: overrides, and the options of Hydra."""
 
     overrides: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Line:
     wants_help: bool = False
 
 
-def parse_line(command: str, argv: Sequence[str]) -> Line:
+def parse_line(command: str, argv: Sequence[str]) -> CommandLine:
     """Separate overrides from options.
 
     Raises:
@@ -42,7 +42,7 @@ def parse_line(command: str, argv: Sequence[str]) -> Line:
     >>> parse_line("train", ["data=digits", "-m", "--cfg", "job"]).overrides
     ['data=digits']
     """
-    line = Line()
+    line = CommandLine()
     words = list(argv)
     while words:
         word = words.pop(0)

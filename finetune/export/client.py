@@ -207,7 +207,7 @@ def described(path: str) -> dict[str, Any]:
         return dict(json.loads(file.metadata()["finetune"]))
 
 
-class Head:
+class HeadClient:
     """``safetensors.torch.load_file(FILE)`` and a matrix product: features to logits."""
 
     def __init__(self, target: str, options: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ class Head:
         return np.asarray(functional.linear(features, weights["fc.weight"], weights["fc.bias"]))
 
 
-class Backbone:
+class BackboneClient:
     """The library's own network with ``load_state_dict(safetensors.torch.load_file(FILE))``: images to features."""
 
     classes: tuple[str, ...] = ()
@@ -268,8 +268,8 @@ class Backbone:
 
 
 CLIENTS: dict[str, Any] = {
-    "head": Head,
-    "backbone": Backbone,
+    "head": HeadClient,
+    "backbone": BackboneClient,
     "onnx": Onnx,
     "torch_export": TorchExport,
     "timm": Timm,
@@ -281,7 +281,7 @@ CLIENTS: dict[str, Any] = {
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Compute one export's probabilities from given pixels and from files, and save both to the file ``answers``."""
     client = CLIENTS[job["format"]](job["target"], job)
-    if isinstance(client, (Head, Backbone)):
+    if isinstance(client, (HeadClient, BackboneClient)):
         given = np.load(job["given"])
         np.savez(
             job["answers"], answers=np.concatenate([client.run(given[at : at + 16]) for at in range(0, len(given), 16)])
