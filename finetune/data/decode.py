@@ -156,11 +156,12 @@ def decode_opened(
 
 def orientation_of(image: ImageFile.ImageFile) -> int:
     """Return the Exif orientation that an opened file states, 1 to 8; 1 where it is missing or damaged."""
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    if is_jpeg and "exif" not in image.info:
+        return 1
     try:
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            # Pillow's own reading would take the tag from XMP, which viewers of JPEG files ignore
-            if "exif" not in image.info:
-                return 1
+        if is_jpeg and "xmp" in image.info:
+            # Pillow would take a missing tag from XMP, which viewers of JPEG files ignore
             exif = Image.Exif()
             exif.load(image.info["exif"])
         else:

@@ -197,6 +197,16 @@ def test_a_jpeg_with_a_whole_thumbnail_is_refused_where_its_own_rest_is_zeros():
         decode_bytes(half, DecodeOptions(), path="half.jpg")
 
 
+def test_an_orientation_that_only_xmp_states_is_ignored_in_jpeg_as_by_viewers():
+    described = Image.Exif()
+    described[0x010E] = "a picture"
+    for metadata in ({}, {"exif": described.tobytes()}):
+        data = saved(picture(), "JPEG", xmp=b'<x:xmpmeta tiff:Orientation="6"/>', **metadata)
+        assert decode_bytes(data, DecodeOptions(), path="").shape == (24, 40, 3)
+    turned = saved(picture(), "JPEG", xmp=b'<x:xmpmeta tiff:Orientation="3"/>', exif=exif(6))
+    assert decode_bytes(turned, DecodeOptions(), path="").shape == (40, 24, 3)
+
+
 def test_a_profile_longer_than_a_segment_is_applied(tmp_path):
     profile = icc_profile("RGB ", gamma=1)
     long = profile + np.random.default_rng(0).bytes(150_000)
