@@ -48,6 +48,8 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
 
+# messages of Pillow that say nothing to a user
+_CLEARER = {"not identified by this driver": "its header gives no size"}
 _END_OF_JPEG = b"\xff\xd9"
 _LOSSY_WEBP = b"VP8 "
 _ORIENTATION_TAG = 0x0112
@@ -131,6 +133,8 @@ def open_image(data: bytes | bytearray, *, path: str) -> ImageFile.ImageFile:
     Raises:
         UnreadableImage: The bytes are not an image, or the header is damaged.
     """
+    if not data:
+        raise UnreadableImage(path, "The file is empty.")
     kind = sniff(data)
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
@@ -280,4 +284,4 @@ def _naming_damage(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
         words = (str(error).strip().rstrip(".") or type(error).__name__).splitlines()[0]
-        raise UnreadableImage(path, f"It is damaged or cut short: {words}.") from error
+        raise UnreadableImage(path, f"It is damaged or cut short: {_CLEARER.get(words, words)}.") from error

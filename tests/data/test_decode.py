@@ -82,6 +82,9 @@ def test_a_file_that_is_no_image_is_refused_by_path_and_reason(tmp_path, file, c
     assert path in str(caught.value)
     assert file.reason in caught.value.reason
     assert caught.value.reason.endswith(".")
+    with pytest.raises(UnreadableImage) as again:
+        decode_bytes(file.data, DecodeOptions(channels=channels), path=path)
+    assert again.value.reason == caught.value.reason
 
 
 def test_no_cut_of_a_file_crashes_and_no_cut_is_silent(tmp_path):
