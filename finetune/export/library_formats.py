@@ -19,6 +19,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
+from finetune.models.own_modules import OWN
 from finetune.safetensors_writer import write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +44,8 @@ def export_timm(classifier: Classifier, folder: Path) -> None:
     net = classifier.backbone
     plain = _plain_resnet(classifier)
     if net.source != "timm" and plain is None:
-        raise _no_layout("timm", f"the network {net.name!r} comes from {net.source}")
+        origin = "is a class of the user's" if net.source == OWN else f"comes from {net.source}"
+        raise _no_layout("timm", f"the network {net.name!r} {origin}")
     state, spec = _with_linear_head(classifier, "timm"), classifier.input_spec
     name = net.name if net.source == "timm" else str(plain)
     cfg = getattr(net.net, "pretrained_cfg", None) or {}

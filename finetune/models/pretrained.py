@@ -11,9 +11,10 @@ from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone, source_module
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
+from finetune.models.own_modules import OWN
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
-from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata
+from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata, under_own_names
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def load_file(backbone: Backbone, path: Path) -> None:
         channels, adapt = metadata["adapted"]
         backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
     state = load_state_dict_file(path)
+    if backbone.source == OWN:
+        state = under_own_names(state, backbone.net)
     wants_transformers = is_transformers_layout(backbone.net.state_dict())
     if is_transformers_layout(state) and not wants_transformers:
         log.info("%s: transformers' names, read as torchvision's.", path)

@@ -120,6 +120,22 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     return state, cut
 
 
+def under_own_names(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict of plain names under the names of a network whose own names begin with a known prefix.
+
+    :func:`load_state_dict_file` removes ``net.`` and the like, which a module of the user's may call its child.
+
+    >>> net = nn.Sequential()
+    >>> net.model = nn.Linear(1, 1, bias=False)
+    >>> list(under_own_names({"weight": torch.zeros(1, 1)}, net))
+    ['model.weight']
+    """
+    own = net.state_dict()
+    plain, _ = _without_prefixes(own)
+    names = dict(zip(plain, own, strict=True))
+    return {names.get(key, key): value for key, value in state.items()}
+
+
 def fit_state_dict(
     net: nn.Module,
     state: Mapping[str, Tensor],

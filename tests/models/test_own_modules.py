@@ -13,6 +13,7 @@ import finetune
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from tests.models.own_parts import STAGES, Head, Net, chain
+from tests.training.test_library_use import loader, trainer
 
 CLASSES = ("a", "b", "c")
 SPEC = InputSpec(size=(32, 32), crop_pct=1.0)
@@ -140,6 +141,13 @@ def test_weights_of_a_module_come_from_a_file_or_stay_and_never_from_a_library(t
     torch.save(wanted.state_dict(), tmp_path / "net.pt")
     backbone = finetune.build_backbone(Net(), stages=STAGES, weights=tmp_path / "net.pt", input_spec=SPEC)
     assert all(torch.equal(value, backbone.net.state_dict()[name]) for name, value in wanted.state_dict().items())
+    # a child may have a name that files of other programs put in front of all names
+    wrapped = nn.Sequential()
+    wrapped.add_module("net", Net())
+    prefixed = {f"module.net.{name}": value for name, value in wanted.state_dict().items()}
+    torch.save({"state_dict": prefixed}, tmp_path / "net.ckpt")
+    inner = finetune.build_backbone(wrapped, stages={"stem": ["net"]}, weights=tmp_path / "net.ckpt", input_spec=SPEC)
+    assert all(torch.equal(value, inner.net.state_dict()[f"net.{name}"]) for name, value in wanted.state_dict().items())
     with pytest.raises(
         UserError, match=r"backbone.weights='imagenet': no library has weights for .*\.Net\. Give a path"
     ):
@@ -217,3 +225,19 @@ def test_a_class_of_another_name_is_loaded_and_said(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         finetune.load(tmp_path, modules={"head": Renamed(16, 3), "backbone": Net()})
     assert "head: saved with tests.models.own_parts.Head, loaded into" in caplog.text
+
+
+def test_an_own_backbone_and_head_train_by_stages_under_the_user_s_trainer_and_come_back(tmp_path: Path) -> None:
+    model = own_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    module = finetune.FineTuner(model, train=["layer2", "head"], lr=1e-2, layer_decay=0.5, loss=nn.CrossEntropyLoss())
+    with trainer(2) as user:
+        user.fit(module, loader(), loader(seed=1))
+    moved = {
+        model.stage_of(name) for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert moved == {"layer2", "head"}
+    finetune.save_bundle(model, tmp_path)
+    again = finetune.load(tmp_path, modules={"head": Head(16, 3), "backbone": Net()})
+    images, _ = next(iter(loader(seed=2)))
+    assert torch.equal(again(images), model.eval()(images))
