@@ -9,10 +9,12 @@ import torch
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
+from finetune.data.loading import Batch
+from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.training.callbacks.output_collector import EvaluationOutputs
-from finetune.training.eval_outputs import Validation, sample_of
-from finetune.training.phase_module import PhaseModule
+from finetune.training.eval_outputs import SplitOutputs, Validation, sample_of
+from finetune.training.phase_forward import PhaseForward
+from finetune.training.phases import Phase
 
 # numbers of a validation's outputs that are kept in memory while training goes on
 MOST_KEPT = 4_000_000
@@ -32,26 +34,67 @@ def reusable_validation(validated: Validation | None, *, step: int, images: int)
     return validated
 
 
+class EvaluationModule(pl.LightningModule):
+    """Evaluates a classifier on a split, and collects its outputs.
+
+    Args:
+        classifier: Network with its final weights.
+        forward: Forward pass from what the batches hold.
+        embedded_rows: Rows of the index whose embeddings are kept; None keeps none.
+    """
+
+    def __init__(
+        self, classifier: Classifier, *, forward: PhaseForward, embedded_rows: torch.Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
+        # metrics as plain values and outputs of the whole split, once it is evaluated
+        self.evaluated: dict[str, Any] = {}
+        self.gathered: dict[str, torch.Tensor] = {}
+        self._forward, self._outputs = forward, SplitOutputs(embedded_rows)
+
+    def on_test_start(self) -> None:
+        """Make the frozen prefix ready, as it is in the fit."""
+        self._forward.prepare(device=self.device, context=self.trainer.precision_plugin.forward_context)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metrics with one batch and collect its outputs."""
+        features_BD, logits_BK = self._forward.features_and_logits(batch.images)
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
+        self._outputs.add(
+            rows=batch.rows,
+            targets=batch.targets,
+            probabilities_BK=self.classifier.probabilities(logits_BK),
+            features_BD=features_BD,
+        )
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and gather while the processes are still connected."""
+        self.evaluated = plain_metrics(self.metrics)
+        self.gathered = self._outputs.gather()
+
+
 def evaluate(
     *,
-    make_module: Callable[[ActivationCache | None], PhaseModule],
+    phase: Phase,
     make_cache: Callable[[], ActivationCache | None],
     validated: Validation | None,
     classifier: Classifier,
     data: ImageDataModule,
-    make_trainer: Callable[[list[pl.Callback]], pl.Trainer],
+    trainer: pl.Trainer,
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """Return the metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
 
     Args:
-        make_module: Makes the module that evaluates batches of images, or of what a cache holds.
+        phase: Last phase, whose frozen prefix the validation images may have passed already.
         make_cache: Makes the cache of the validation images, or None.
         validated: Validation of these weights in the last fit, used in place of another one; or None.
         classifier: Network with the final weights.
         data: Batches of the splits.
-        make_trainer: Makes a Trainer that writes nothing, from its callbacks.
-        running: Context around each call of a Trainer.
+        trainer: Trainer that writes nothing.
+        running: Context around each call of the Trainer.
     """
     evaluated: dict[str, Any] = {"gathered": {}}
     for split in ("val", "test"):
@@ -59,12 +102,15 @@ def evaluate(
             evaluated["val"], evaluated["gathered"]["val"] = validated.metrics, validated.outputs
             continue
         cache = make_cache() if split == "val" else None
-        module = make_module(cache)
-        classifier.eval()
+        cached_stage = cache.cached_stage if cache is not None else None
         # a map of the test images is all that embeddings are kept for
         rows = torch.from_numpy(data.source.index.rows(split))
-        outputs = EvaluationOutputs(sample_of(rows) if split == "test" else None)
-        trainer = make_trainer([outputs])
+        module = EvaluationModule(
+            classifier,
+            forward=PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=False),
+            embedded_rows=sample_of(rows) if split == "test" else None,
+        )
+        classifier.eval()
         if cache is not None:
             device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
             cache.prepare(device=device, context=context, trains=False)
@@ -76,5 +122,5 @@ def evaluate(
         if cache is not None:
             cache.close()
         evaluated[split] = module.evaluated
-        evaluated["gathered"][split] = outputs.gathered
+        evaluated["gathered"][split] = module.gathered
     return evaluated

@@ -55,6 +55,11 @@ class PhaseForward:
         logits_BK: Tensor = self._classifier.head(self.features(images))
         return logits_BK
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the features (B, D) and the logits (B, K) of what a batch holds."""
+        features_BD = self.features(images)
+        return features_BD, self._classifier.head(features_BD)
+
     def features(self, images: Tensor) -> Tensor:
         """Compute the features (B, D) of what a batch holds."""
         compiled = self._compiled if torch.is_grad_enabled() else None

@@ -20,8 +20,8 @@ from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
 from finetune.training.callbacks.gradient_norms import GradientNorms
 from finetune.training.callbacks.guards import Guards
-from finetune.training.callbacks.output_collector import ValidationOutputs
 from finetune.training.callbacks.phase_end import PhaseEnd
+from finetune.training.callbacks.validation_outputs import ValidationOutputs
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation
 from finetune.training.freezing import tensors_of
@@ -87,8 +87,6 @@ class PhaseModule(StagedModule):
         self.phase_number = phase_number
         self.progress = EpochHistory(monitor=monitor, patience=phase.patience)
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
-        # metrics of the last test, as plain values
-        self.evaluated: dict[str, Any] = {}
         self._seed, self._carried = seed, carried
         self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
@@ -107,8 +105,6 @@ class PhaseModule(StagedModule):
 
         Lightning puts them behind the user's callbacks, which they watch, and before those that write checkpoints.
         """
-        if self.trainer.state.fn != "fit":
-            return []
         kept = [callback for callback in (self._ema, self._validation) if callback is not None]
         return [self._guards, self._norms, *kept, self._log, PhaseEnd(self.progress)]
 
@@ -171,11 +167,8 @@ class PhaseModule(StagedModule):
 
     def on_fit_start(self) -> None:
         """Make the frozen prefix ready, and compile what trains."""
-        self._prepare_prefix()
-        self._forward.compile()
-
-    def _prepare_prefix(self) -> None:
         self._forward.prepare(device=self.device, context=self.trainer.precision_plugin.forward_context)
+        self._forward.compile()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Check the position, seed the step's randomness, write the rates."""
@@ -211,18 +204,19 @@ class PhaseModule(StagedModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """Update the metrics with one batch."""
-        return self._evaluate(batch)
+        features_BD, logits_BK = self._forward.features_and_logits(batch.images)
+        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
+        return {"features": features_BD, "logits": logits_BK}
 
     def on_validation_epoch_end(self) -> None:
         """Enter the epoch's validation into the history, and log it for callbacks."""
         values = {f"val/{name}": value for name, value in plain_metrics(self.metrics).items()}
         scalars = {name: value for name, value in values.items() if isinstance(value, float)}
-        if self.trainer.state.fn == "fit":
-            if self.progress.monitor not in scalars:
-                raise UserError(
-                    f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
-                )
-            self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
+        if self.progress.monitor not in scalars:
+            raise UserError(
+                f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
+            )
+        self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
         # on every process, for callbacks of the user's: the values are those of all images already
         self.log_dict(scalars, logger=False, batch_size=1)
 
@@ -268,22 +262,3 @@ class PhaseModule(StagedModule):
 
     def _take_history(self, course: Mapping[str, Any]) -> None:
         self.progress.history[:] = [(float(value), float(loss)) for value, loss in course["history"]]
-
-    def on_test_start(self) -> None:
-        """Start the metrics, with the frozen prefix as in the fit."""
-        self.metrics.reset()
-        self._prepare_prefix()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Update the metrics with one batch."""
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: Batch) -> dict[str, torch.Tensor]:
-        features_BD = self._forward.features(batch.images)
-        logits_BK = self.classifier.head(features_BD)
-        update_metrics(self.metrics, logits=logits_BK, targets=batch.targets)
-        return {"features": features_BD, "logits": logits_BK}
-
-    def on_test_epoch_end(self) -> None:
-        """Compute the metrics while the processes are still connected."""
-        self.evaluated = plain_metrics(self.metrics)

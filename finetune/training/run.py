@@ -402,10 +402,9 @@ class Run:
             ],
         )
 
-    def _silent_trainer(self, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    def _silent_trainer(self) -> pl.Trainer:
         """For what is no fit: it writes nothing."""
         return self.make_trainer(
-            callbacks=list(callbacks),
             default_root_dir=str(self.run_dir),
             use_distributed_sampler=False,
             enable_model_summary=False,
@@ -427,22 +426,13 @@ class Run:
         """Validation and test metrics of the final weights, and what they say of each image."""
         number = len(self.schedule) - 1
         return evaluate(
-            make_module=lambda cache: PhaseModule(
-                classifier=self.classifier,
-                phase=self.schedule[number],
-                optimizer=self.make_optimizer(self.schedule[number]),
-                loss=self.make_loss(self.schedule[number]),
-                seed=self.seed,
-                monitor=self.monitor,
-                steps_per_epoch=1,
-                cached_stage=cache.cached_stage if cache is not None else None,
-            ),
+            phase=self.schedule[number],
             # validation images have passed the frozen prefix of the last phase, if it has one, already
             make_cache=lambda: self._cache(number, self.schedule[number]),
             validated=self._validated,
             classifier=self.classifier,
             data=self.data,
-            make_trainer=self._silent_trainer,
+            trainer=self._silent_trainer(),
             running=self._running,
         )
 

@@ -29,6 +29,7 @@ import finetune.training.run
 from finetune.activation_cache.store import Entry
 from finetune.commands.resume import resume
 from finetune.errors import Interrupted
+from finetune.training.evaluation import EvaluationModule
 from finetune.training.phase_module import PhaseModule
 from finetune.training.rate_trials import RateTrials
 from tests.runs import train_tiny
@@ -102,8 +103,9 @@ class Events:
 
     def install(self) -> None:
         """Put the moments into this process's code; only ever called in a forked child."""
-        for name in ("training_step", "validation_step", "test_step", "optimizer_step"):
+        for name in ("training_step", "validation_step", "optimizer_step"):
             self._wrap(PhaseModule, name)
+        self._wrap(EvaluationModule, "test_step")
         self._wrap(RateTrials, "_step")
         self._wrap(Entry, "write")
         real = finetune.atomic_files.atomic_path

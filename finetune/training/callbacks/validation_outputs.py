@@ -1,49 +1,15 @@
-"""Collect the outputs of the network for each image while it is evaluated."""
+"""Keep a validation of a fit, so that the final evaluation need not repeat it."""
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MetricCollection
 
 from finetune.data.loading import Batch
 from finetune.metrics import plain_metrics
-from finetune.models.classifier import Classifier
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import SplitOutputs, Validation
 from finetune.training.staged_module import StagedModule
-
-
-def _add(outputs: SplitOutputs, classifier: Classifier, batch: Batch, evaluated: dict[str, torch.Tensor]) -> None:
-    outputs.add(
-        rows=batch.rows,
-        targets=batch.targets,
-        probabilities_BK=classifier.probabilities(evaluated["logits"]),
-        features_BD=evaluated["features"],
-    )
-
-
-class EvaluationOutputs(Callback):
-    """Collects the outputs of a test.
-
-    Args:
-        embedded_rows: Rows of the index whose embeddings are kept; None keeps none.
-    """
-
-    def __init__(self, embedded_rows: torch.Tensor | None = None) -> None:
-        self.gathered: dict[str, torch.Tensor] = {}
-        self._outputs = SplitOutputs(embedded_rows)
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any
-    ) -> None:
-        """Collect a batch."""
-        assert isinstance(pl_module, StagedModule)
-        _add(self._outputs, pl_module.classifier, batch, outputs)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gather over processes while they are still connected."""
-        self.gathered = self._outputs.gather()
 
 
 class ValidationOutputs(Callback):
@@ -70,7 +36,12 @@ class ValidationOutputs(Callback):
         """Collect a batch."""
         assert isinstance(pl_module, StagedModule)
         if self._outputs is not None:
-            _add(self._outputs, pl_module.classifier, batch, outputs)
+            self._outputs.add(
+                rows=batch.rows,
+                targets=batch.targets,
+                probabilities_BK=pl_module.classifier.probabilities(outputs["logits"]),
+                features_BD=outputs["features"],
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep this validation if its weights may be those that the phase hands on; the history has its epoch by now."""
