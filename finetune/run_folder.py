@@ -1,7 +1,8 @@
-"""The record of a run in its folder: how it was started, and what must be unchanged when it is resumed."""
+"""The run folder: its files by name, the record of how the run was started, and what must hold when it is resumed."""
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
+from finetune.files import EVALUATION, REPORT
 from finetune.safe_files import inside, need, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
@@ -19,6 +21,122 @@ from finetune.versions import versions
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
+
+
+@dataclass(frozen=True)
+class PhaseFolder:
+    """The files of one phase, in ``phases/<number>-<name>``.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def start(self) -> Path:
+        """All weights before the first step."""
+        return self.path / "start.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the latest epoch or step."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the best epoch by the monitored metric."""
+        return self.path / "best.ckpt"
+
+    @property
+    def trials(self) -> Path:
+        """Heads of several rates, while they train."""
+        return self.path / "trials.ckpt"
+
+    @property
+    def result(self) -> Path:
+        """What the phase did; its presence says that the phase is finished."""
+        return self.path / "result.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run; :mod:`finetune.files` documents what they hold.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration, for people and for resuming."""
+        return self.path / CONFIG
+
+    @property
+    def record(self) -> Path:
+        """How the run was started."""
+        return self.path / RECORD
+
+    @property
+    def plan(self) -> Path:
+        """The phases as ``finetune plan`` shows them."""
+        return self.path / PLAN
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """One row a test image."""
+        return self.path / "predictions.csv"
+
+    @property
+    def evaluation(self) -> Path:
+        """Probabilities of validation and test images, for the report."""
+        return self.path / EVALUATION
+
+    @property
+    def results(self) -> Path:
+        """Metrics of the run; its presence says that the run is finished."""
+        return self.path / "results.json"
+
+    @property
+    def final_weights(self) -> Path:
+        """All weights after the last phase."""
+        return self.path / "final.safetensors"
+
+    @property
+    def bundle(self) -> Path:
+        """The trained model."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / REPORT
+
+    @property
+    def error_log(self) -> Path:
+        """Traceback of the latest unexpected error."""
+        return self.path / "error.log"
+
+    def phase(self, number: int, name: str) -> PhaseFolder:
+        """Return the folder of a phase.
+
+        Args:
+            number: Position in the schedule, from 0.
+            name: Name of the phase.
+        """
+        return PhaseFolder(self.path / "phases" / f"{number}-{name}")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results have been written."""
+        return self.results.is_file()
 
 
 def create_run_folder(

@@ -141,9 +141,10 @@ def execute(
     from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
-    from finetune.run_folder import RECORD, wait_for_run_record
+    from finetune.run_folder import RECORD, RunFolder, wait_for_run_record
     from finetune.training.compiling import compiles
     from finetune.training.run import Run
+    from finetune.training.run_context import Factories, RunContext, RunSettings
 
     decided = wait_for_run_record(run_dir)["decided"]
     try:
@@ -156,36 +157,41 @@ def execute(
         if not torch.cuda.is_available():
             retain_freed_blocks()
     with quiet_lightning(), failures_logged(run_dir), handed_down(run_dir):
-        result = Run(
+        context = RunContext(
             classifier=parts.classifier,
             data=parts.data,
             schedule=parts.phases,
-            run_dir=run_dir,
-            seed=config.seed,
-            make_trainer=trainer_factory(config, run_dir, precision=decided.get("precision"), trusted=trusted),
-            make_optimizer=partial(optimizer_factory, trusted=trusted),
-            make_loss=loss_of(config, parts.source, trusted=trusted),
-            monitor=config.monitor,
-            checkpoint_every=config.checkpoint.every_n_steps,
+            caches=caches,
+            folder=RunFolder(run_dir),
+            settings=RunSettings(
+                seed=config.seed,
+                monitor=config.monitor,
+                checkpoint_every=config.checkpoint.every_n_steps,
+                cache_limit_bytes=int(config.cache.max_gb * 1e9),
+                compiled=compiled,
+                facts={
+                    "backbone": {
+                        "source": parts.classifier.backbone.source,
+                        "name": network_name(config),
+                        "weights": config.backbone.weights,
+                    },
+                    "schedule": config.schedule.name,
+                    "imbalance": imbalance(config),
+                    "precision": decided["precision"],
+                    "compiled": compiled,
+                },
+            ),
+            make=Factories(
+                trainer=trainer_factory(config, run_dir, precision=decided.get("precision"), trusted=trusted),
+                optimizer=partial(optimizer_factory, trusted=trusted),
+                loss=loss_of(config, parts.source, trusted=trusted),
+            ),
             loggers=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()],
             callbacks=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()],
             say=say,
-            card=model_card,
-            facts={
-                "backbone": {
-                    "source": parts.classifier.backbone.source,
-                    "name": network_name(config),
-                    "weights": config.backbone.weights,
-                },
-                "schedule": config.schedule.name,
-                "imbalance": imbalance(config),
-                "precision": decided["precision"],
-                "compiled": compiled,
-            },
-            compiled=compiled,
-            caches=caches,
-            cache_limit_bytes=int(config.cache.max_gb * 1e9),
-            free_memory=free_memory if tune_process else gc.collect,
+        )
+        result = Run(
+            context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
         ).execute()
     test = result.results["test"]
     say(f"\n{result_table(result.results)}\n")

@@ -5,7 +5,6 @@ features ``x`` is solved by L-BFGS on the whole training split; the heads of all
 the path costs little more than one head. The first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 """
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
 from finetune.training.epoch_history import EpochHistory
+from finetune.training.phase_result import PhaseResult
 from finetune.training.phases import Phase
 
 # N = images, D = features, K = classes, S = strengths
@@ -219,13 +219,13 @@ def solved_phase(
     trainer: pl.Trainer,
     views: int | None,
     offset: tuple[int, int],
-) -> dict[str, Any]:
+) -> PhaseResult:
     """:func:`probe_phase` as a phase of a run: its result with the one row of its metrics.
 
     Args:
         classifier: With a linear head; changed in place.
         phase: Trains the head alone.
-        cache: Of the features; closed at the end.
+        cache: Cache of the features.
         data: For rows and targets.
         loss: Of training.
         monitor: Validation metric that chooses the strength.
@@ -233,7 +233,6 @@ def solved_phase(
         views: Views of each training image.
         offset: Epochs and optimizer steps of the phases before.
     """
-    began = time.monotonic()
     solved = probe_phase(
         classifier=classifier,
         phase=phase,
@@ -245,7 +244,6 @@ def solved_phase(
         context=trainer.precision_plugin.forward_context,
         views=views,
     )
-    cache.close()
     chosen = solved.metrics[solved.best]
     row = {
         "phase": phase.name,
@@ -254,18 +252,17 @@ def solved_phase(
         "train/loss": solved.train_loss,
         **{f"val/{name}": value for name, value in chosen.items()},
     }
-    return {
-        "name": phase.name,
-        "train": list(phase.train),
-        "frozen": list(phase.frozen),
-        "epochs": 1,
-        "steps": solved.iterations,
-        "restored": "best",
-        "weights": "raw",
-        "best_epoch": 0,
-        "best": {monitor: chosen[monitor.removeprefix("val/")]},
-        "rates": {},
-        "probe": solved.to_plain(),
-        "rows": [row],
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    return PhaseResult(
+        name=phase.name,
+        train=phase.train,
+        frozen=phase.frozen,
+        epochs=1,
+        steps=solved.iterations,
+        restored="best",
+        weights="raw",
+        best_epoch=0,
+        best={monitor: chosen[monitor.removeprefix("val/")]},
+        rates={},
+        probe=solved.to_plain(),
+        rows=[row],
+    )

@@ -8,7 +8,6 @@ head that is kept is the one that a run at its rate would have ended with.
 import copy
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +40,7 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
+from finetune.training.phase_result import PhaseResult
 from finetune.training.phases import HEAD, Phase
 
 
@@ -300,7 +300,7 @@ def tried_phase(
     offset: tuple[int, int],
     checkpoint: Path,
     interruption: Interruption,
-) -> dict[str, Any]:
+) -> PhaseResult:
     """Train the heads of all rates, put the best one into the classifier, and give the result of the phase.
 
     When a signal stops the run, the heads and the step are kept in ``checkpoint``, and a resumed run goes on from there.
@@ -308,7 +308,7 @@ def tried_phase(
     Args:
         classifier: As for :class:`RateTrials`; its head is changed in place.
         phase: Likewise.
-        cache: Of the features, handed to the data already; closed at the end.
+        cache: Cache of the features, which the data reads already.
         data: Gives the batches of the phase.
         loss: Of training.
         monitor: Validation metric that chooses.
@@ -323,7 +323,6 @@ def tried_phase(
         RunError: The loss of every head was no number.
         Interrupted: A signal stopped the run.
     """
-    began = time.monotonic()
     cache.prepare(device=trainer.strategy.root_device, context=trainer.precision_plugin.forward_context)
     heads = RateTrials(
         classifier=classifier,
@@ -360,21 +359,19 @@ def tried_phase(
         steps = heads.epoch(val, epoch=epoch, steps=steps, total=total, offset=offset, before_step=stop_if_asked)
         epoch += 1
     interruption.end_training()
-    cache.close()
     best = heads.chosen()
     classifier.head.load_state_dict(best.kept)
-    return {
-        "name": phase.name,
-        "train": list(phase.train),
-        "frozen": list(phase.frozen),
-        "epochs": len(best.rows),
-        "steps": best.rows[-1]["step"] - offset[1],
-        "restored": phase.restore,
-        "weights": "raw",
-        "best_epoch": best.progress.best_epoch,
-        "best": {monitor: best.progress.history[best.progress.best_epoch][0]},
-        "rates": {HEAD: best.rate},
-        "trials": [trial.to_plain() for trial in heads.trials],
-        "rows": best.rows,
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    return PhaseResult(
+        name=phase.name,
+        train=phase.train,
+        frozen=phase.frozen,
+        epochs=len(best.rows),
+        steps=best.rows[-1]["step"] - offset[1],
+        restored=phase.restore,
+        weights="raw",
+        best_epoch=best.progress.best_epoch,
+        best={monitor: best.progress.history[best.progress.best_epoch][0]},
+        rates={HEAD: best.rate},
+        trials=[trial.to_plain() for trial in heads.trials],
+        rows=best.rows,
+    )

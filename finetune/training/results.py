@@ -10,6 +10,7 @@ import torch
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
+from finetune.training.phase_result import PhaseResult
 from finetune.versions import versions
 
 
@@ -26,7 +27,7 @@ def run_results(
     *,
     classifier: Classifier,
     data: ImageDataModule,
-    phases: Sequence[Mapping[str, Any]],
+    phases: Sequence[PhaseResult],
     evaluated: Mapping[str, Any],
     facts: Mapping[str, Any],
     seed: int,
@@ -36,7 +37,7 @@ def run_results(
     Args:
         classifier: With its final weights.
         data: What it was trained on.
-        phases: Results of each phase, with their rows.
+        phases: Result of each phase.
         evaluated: Metrics of ``val`` and ``test``.
         facts: Where the weights came from and what was decided.
         seed: Of all randomness.
@@ -45,10 +46,10 @@ def run_results(
     return {
         "test": evaluated["test"],
         "val": evaluated["val"],
-        "phases": [{key: value for key, value in phase.items() if key != "rows"} for phase in phases],
+        "phases": [{key: value for key, value in phase.to_plain().items() if key != "rows"} for phase in phases],
         "seconds": {
-            "training": round(sum(phase["seconds"] for phase in phases), 3),
-            "phases": {phase["name"]: phase["seconds"] for phase in phases},
+            "training": round(sum(phase.seconds for phase in phases), 3),
+            "phases": {phase.name: phase.seconds for phase in phases},
         },
         "data": {
             "fingerprint": index.fingerprint(),

@@ -245,11 +245,11 @@ def test_the_last_validation_of_the_weights_is_the_one_that_the_results_show(
         kept.append(reusable_validation(*args, **kwargs))
         return kept[-1]
 
-    monkeypatch.setattr("finetune.training.run.reusable_validation", counted)
+    monkeypatch.setattr("finetune.training.phase_runner.reusable_validation", counted)
     once = train_tiny(words(*more), tmp_path / "once").run_dir
     assert kept[-1] is not None
     # computed again, as after a resume
-    monkeypatch.setattr("finetune.training.run.reusable_validation", lambda *args, **kwargs: None)
+    monkeypatch.setattr("finetune.training.phase_runner.reusable_validation", lambda *args, **kwargs: None)
     again = train_tiny(words(*more), tmp_path / "again").run_dir
     for name in ("val", "test"):
         assert (

@@ -1,0 +1,292 @@
+"""One phase of a run: freeze, cache, train, restore, write the result."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.activation_cache.cache import ActivationCache
+from finetune.distributed import is_rank_zero
+from finetune.errors import UserError
+from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
+from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
+from finetune.training.callbacks.progress_display import rates_in_words
+from finetune.training.eval_outputs import Validation
+from finetune.training.evaluation import MOST_KEPT, reusable_validation
+from finetune.training.freezing import apply_phase, tensors_of
+from finetune.training.linear_probe import solved_phase
+from finetune.training.param_groups import build_param_groups
+from finetune.training.phase_module import PhaseModule
+from finetune.training.phase_result import PhaseResult, read_phase_result, write_phase_result
+from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
+from finetune.training.phases import Phase
+from finetune.training.rate_trials import tried_phase
+from finetune.training.run_context import RunContext, RunSession
+from finetune.training.staged_module import PREFIX
+
+OptimizerState = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOutcome:
+    """What a phase hands on.
+
+    Args:
+        result: What it did.
+        optimizer_state: State of the optimizer by parameter name; None where this process did not fit the phase.
+        validation: Outputs of the last validation, if it saw every image with the weights that the phase hands on.
+    """
+
+    result: PhaseResult
+    optimizer_state: OptimizerState | None = None
+    validation: Validation | None = None
+
+
+class PhaseRunner:
+    """Brings one phase of a run to its end, from wherever an earlier process left it.
+
+    Args:
+        context: What the phases of the run share.
+        session: This process's signals, log and clock.
+        number: Position of the phase in the schedule, from 0.
+        before: Results of the phases before.
+    """
+
+    def __init__(
+        self, context: RunContext, session: RunSession, *, number: int, before: tuple[PhaseResult, ...]
+    ) -> None:
+        self._context, self._session, self._number = context, session, number
+        self._phase, self._policy = context.schedule[number], context.caches[number]
+        self._folder = context.phase_folder(number)
+        # epochs and optimizer steps of the phases before, for the axes of logs
+        self._offset = (sum(result.epochs for result in before), sum(result.steps for result in before))
+
+    def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
+        """Train the phase, or read its result where it is finished.
+
+        Args:
+            optimizer_state: State of the optimizer after the phase before; None where it is to be read from its checkpoint.
+        """
+        self._session.go_on(f"in phase {self._number + 1} ({self._phase.name})")
+        if os.path.lexists(self._folder.result):
+            return self._finished()
+        classifier, began = self._context.classifier, time.monotonic()
+        begin_from_start_weights(classifier, self._folder.start)
+        carried = self._carried(optimizer_state)
+        apply_phase(classifier, self._phase)
+        cache = self._context.open_cache(self._number)
+        self._hand_over_data(cache)
+        self._announce()
+        outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
+        if cache is not None:
+            cache.close()
+        result = outcome.result.with_cost(self._policy, time.monotonic() - began)
+        self._session.log.add(list(result.rows))
+        self._write(result)
+        return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
+
+    @property
+    def _needs_trainer(self) -> bool:
+        return self._phase.solver != "lbfgs" and not self._phase.lr_trials
+
+    @property
+    def _weights_after(self) -> Path:
+        """File of the weights after the phase: the start of the next one, or the run's final weights."""
+        last = self._number + 1 == len(self._context.schedule)
+        return self._context.folder.final_weights if last else self._context.phase_folder(self._number + 1).start
+
+    def _finished(self) -> PhaseOutcome:
+        """Take the result and the weights of a phase that an earlier process finished."""
+        self._folder.trials.unlink(missing_ok=True)
+        result = read_phase_result(self._folder.result, self._phase)
+        self._session.log.add(list(result.rows))
+        load_weights(self._context.classifier, self._weights_after)
+        return PhaseOutcome(result=result)
+
+    def _carried(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:
+        """Return the optimizer's state after the phase before, if this phase goes on with it."""
+        if not self._phase.carry_optimizer or self._number == 0:
+            return None
+        if optimizer_state is not None:
+            return optimizer_state
+        before, checkpoint = (
+            self._context.schedule[self._number - 1],
+            self._context.phase_folder(self._number - 1).last,
+        )
+        state = read_checkpoint(checkpoint)
+        apply_phase(self._context.classifier, before)
+        with naming(checkpoint):
+            self._check_last(state, before)
+        return by_parameter(state["optimizer_states"][0], self._context.classifier, before)
+
+    def _hand_over_data(self, cache: ActivationCache | None) -> None:
+        self._context.data.begin_phase(
+            name=self._phase.name,
+            batch_size=self._phase.batch_size,
+            augment=self._policy.augment(self._phase),
+            views=self._policy.views,
+            activations=cache,
+        )
+
+    def _announce(self) -> None:
+        phase = self._phase
+        if phase.solver == "lbfgs":
+            plan = "solving the head"
+        elif phase.lr_trials:
+            plan = f"training {len(phase.lr_trials)} heads at lr {', '.join(f'{rate:g}' for rate in phase.lr_trials)}"
+        else:
+            rates = rates_in_words(list(phase.rates().values()))
+            plan = f"training {', '.join(phase.train)}, lr {rates} {phase.lr_schedule}, {phase.epochs} epochs"
+        self._context.tell(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
+
+    def _train_head(self, cache: ActivationCache | None) -> PhaseOutcome:
+        """Train the head alone, on cached features, without a fit: solved, or at several rates side by side."""
+        context, phase, settings = self._context, self._phase, self._context.settings
+        if cache is None:
+            setting = "solver='lbfgs': solves the head" if phase.solver == "lbfgs" else "lr_trials: trains heads"
+            raise UserError(
+                f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
+                f"({self._policy.why})."
+            )
+        if phase.solver == "lbfgs":
+            result = solved_phase(
+                classifier=context.classifier,
+                phase=phase,
+                cache=cache,
+                data=context.data,
+                loss=context.make.loss(phase),
+                monitor=settings.monitor,
+                trainer=context.quiet_trainer(),
+                views=self._policy.views,
+                offset=self._offset,
+            )
+        else:
+            result = tried_phase(
+                classifier=context.classifier,
+                phase=phase,
+                cache=cache,
+                data=context.data,
+                loss=context.make.loss(phase),
+                monitor=settings.monitor,
+                make_optimizer=context.make.optimizer(phase),
+                trainer=context.quiet_trainer(),
+                seed=settings.seed,
+                offset=self._offset,
+                checkpoint=self._folder.trials,
+                interruption=self._session.interruption,
+            )
+        return PhaseOutcome(result=result)
+
+    def _fit(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseOutcome:
+        """Fit the phase from its start or its last checkpoint, and restore the weights that it hands on."""
+        module = self._module(cache, carried)
+        checkpoint = read_checkpoint(self._folder.last) if os.path.lexists(self._folder.last) else None
+        if checkpoint is not None:
+            with naming(self._folder.last):
+                self._check_last(checkpoint, self._phase, averages=module.averages)
+        optimizer_state: OptimizerState | None = None
+        if checkpoint is not None and is_finished(checkpoint):
+            module.take_results(checkpoint)
+            steps = int(checkpoint["global_step"])
+        else:
+            processes = None if checkpoint is None else saved_processes(checkpoint)
+            del checkpoint  # three times the size of the network
+            steps, optimizer_state = self._run_trainer(module, processes)
+        restore_chosen_epoch(self._context.classifier, self._phase, self._folder)
+        result = self._fitted(module, steps)
+        kept = result.best_epoch if self._phase.restore == "best" else result.epochs - 1
+        validation = reusable_validation(
+            module.validated,
+            step=module.rows[kept]["step"] - self._offset[1],
+            images=len(self._context.data.source.index.rows("val")),
+        )
+        return PhaseOutcome(result=result, optimizer_state=optimizer_state, validation=validation)
+
+    def _module(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseModule:
+        context, settings = self._context, self._context.settings
+        outputs = len(context.data.source.index.rows("val")) * len(context.classifier.classes)
+        return PhaseModule(
+            classifier=context.classifier,
+            phase=self._phase,
+            optimizer=context.make.optimizer(self._phase),
+            loss=context.make.loss(self._phase),
+            seed=settings.seed,
+            monitor=settings.monitor,
+            steps_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
+            phase_number=self._number,
+            offset=self._offset,
+            file_of=context.data.source.index.path,
+            carried=carried,
+            cached_stage=None if cache is None else cache.cached_stage,
+            compiled=settings.compiled,
+            keep_validation=self._number + 1 == len(context.schedule) and outputs <= MOST_KEPT,
+        )
+
+    def _run_trainer(self, module: PhaseModule, processes: int | None) -> tuple[int, OptimizerState]:
+        """Fit; return the optimizer steps of the phase and the optimizer's state.
+
+        Args:
+            module: The phase.
+            processes: Number of processes that wrote the checkpoint; None where there is none.
+        """
+        trainer = self._session.fit_trainer(self._context, self._number)
+        if processes not in (None, trainer.world_size):
+            self._context.tell(
+                f"  begun by {processes} processes, goes on with {trainer.world_size}: gradients are summed in another "
+                "order, and dropout and mixup draw anew in each process, so the result is not the same to the bit"
+            )
+        with self._session.running(self._context, trainer), module.restoring(self._folder.last):
+            trainer.fit(
+                module,
+                datamodule=self._context.data,
+                ckpt_path=None if processes is None else str(self._folder.last),
+                weights_only=True,
+            )
+        trainer.strategy.barrier("phase end")
+        return trainer.global_step, module.optimizer_state()
+
+    def _fitted(self, module: PhaseModule, steps: int) -> PhaseResult:
+        phase, best = self._phase, module.progress.best_epoch
+        return PhaseResult(
+            name=phase.name,
+            train=tuple(phase.train),
+            frozen=tuple(phase.frozen),
+            epochs=len(module.rows),
+            steps=steps,
+            restored=phase.restore,
+            weights="ema" if phase.ema_decay else "raw",
+            best_epoch=best,
+            best={self._context.settings.monitor: module.progress.history[best][0]},
+            rates=phase.rates(),
+            rows=module.rows,
+        )
+
+    def _check_last(
+        self, checkpoint: dict[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Compare a checkpoint with what the phase would write.
+
+        Raises:
+            ContentsError: They do not fit.
+        """
+        classifier = self._context.classifier
+        check_last(
+            checkpoint,
+            phase=phase.name,
+            weights={PREFIX + name: tensor for name, tensor in tensors_of(classifier, phase.train).items()},
+            averages=averages,
+            groups=build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay),
+            make_optimizer=self._context.make.optimizer(phase),
+        )
+
+    def _write(self, result: PhaseResult) -> None:
+        """Write the weights, then the result; from then on the phase is finished."""
+        if is_rank_zero():
+            save_weights(self._context.classifier, self._weights_after)
+            write_phase_result(self._folder.result, result)
+            self._folder.trials.unlink(missing_ok=True)
+        self._context.tell(f"  {result.in_words()}")

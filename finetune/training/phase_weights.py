@@ -1,0 +1,69 @@
+"""The weights between phases: written whole before each phase, restored from a checkpoint after it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune.checksums import checked_path, verify
+from finetune.distributed import is_rank_zero
+from finetune.errors import UserError, shortened
+from finetune.models.classifier import Classifier
+from finetune.run_folder import PhaseFolder
+from finetune.safe_files import inside, load_tensors
+from finetune.safetensors_writer import write_tensors
+from finetune.training.callbacks.checkpoint_contents import check_best, check_tensors, naming, saved_averages
+from finetune.training.callbacks.checkpoints import read_checkpoint
+from finetune.training.freezing import tensors_of
+from finetune.training.phases import Phase
+from finetune.training.staged_module import PREFIX
+
+
+def save_weights(classifier: Classifier, path: Path) -> None:
+    """Write all weights and buffers, with a checksum."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    with checked_path(path) as part:
+        write_tensors(part, state)
+
+
+def load_weights(classifier: Classifier, path: Path) -> None:
+    """Load all weights and buffers.
+
+    Raises:
+        UserError: The file is damaged, holds numbers that are not finite, or fits another network.
+    """
+    verify(path)
+    state = load_tensors(inside(path.parent, path.name))
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}.")
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit this run's network. {str(error).splitlines()[0]}") from error
+
+
+def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
+    """Load the weights that a phase starts from where it was begun before; write them where it was not."""
+    if os.path.lexists(path):
+        load_weights(classifier, path)
+    elif is_rank_zero():
+        save_weights(classifier, path)
+
+
+def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFolder) -> None:
+    """Load the weights that a phase hands on: of its best epoch or its last, averaged where it averages.
+
+    Raises:
+        UserError: The checkpoint is missing or damaged, or is of another phase.
+    """
+    chosen = folder.best if phase.restore == "best" else folder.last
+    checkpoint, own = read_checkpoint(chosen), tensors_of(classifier, phase.train)
+    averages: dict[str, Any] | None = None
+    with naming(chosen):
+        check_best(checkpoint, phase=phase.name, weights={PREFIX + name: tensor for name, tensor in own.items()})
+        if phase.restore == "last" and phase.ema_decay:
+            averages = saved_averages(checkpoint)
+        if averages is not None:
+            check_tensors(averages, own, name="averages")
+    state = averages or {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint["state_dict"].items()}
+    classifier.load_state_dict(state, strict=False)

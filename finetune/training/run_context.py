@@ -1,0 +1,210 @@
+"""What the phases of a run share, and the Trainers that they run in."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from finetune.activation_cache.cache import ActivationCache
+from finetune.activation_cache.policy import CachePolicy
+from finetune.data.datamodule import ImageDataModule
+from finetune.distributed import is_rank_zero
+from finetune.models.classifier import Classifier
+from finetune.run_folder import PhaseFolder, RunFolder
+from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
+from finetune.training.callbacks.metrics_csv import RunLog
+from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
+from finetune.training.companions import Companions, check_strategy
+from finetune.training.interruption import Interruption, leave_signals_alone
+from finetune.training.param_groups import OptimizerFactory
+from finetune.training.phases import Phase
+from finetune.training.time_left import TimeLeft
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The values that every phase of a run reads.
+
+    Args:
+        seed: Key of all randomness.
+        monitor: Metric that decides which epoch is best.
+        checkpoint_every: Batches between checkpoints inside an epoch; None for the ends of epochs only.
+        cache_limit_bytes: Size of the whole activation cache, at most.
+        compiled: Whether what trains is compiled by ``torch.compile``.
+        facts: Entries of the results: where the weights came from, the precision, what is done about rare classes.
+    """
+
+    seed: int
+    monitor: str = "val/acc"
+    checkpoint_every: int | None = None
+    cache_limit_bytes: int = 20 * 10**9
+    compiled: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factories:
+    """What each phase makes anew.
+
+    Args:
+        trainer: Makes a Trainer from the arguments that the run decides.
+        optimizer: For a phase, makes the function that turns parameter groups into an optimizer.
+        loss: Makes the training loss of a phase.
+    """
+
+    trainer: Callable[..., pl.Trainer]
+    optimizer: Callable[[Phase], OptimizerFactory]
+    loss: Callable[[Phase], nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """What the phases of a run share.
+
+    Args:
+        classifier: Network at its start; rebuilt in the same way when a run is resumed.
+        data: Batches of images, or of cached activations.
+        schedule: Phases in order.
+        caches: For each phase, whether it trains on cached activations.
+        folder: Where everything is written; exists.
+        settings: Values that every phase reads.
+        make: What each phase makes anew.
+        loggers: Loggers beside ``metrics.csv``.
+        callbacks: The user's own callbacks.
+        say: Takes lines for the user.
+    """
+
+    classifier: Classifier
+    data: ImageDataModule
+    schedule: Sequence[Phase]
+    caches: Sequence[CachePolicy]
+    folder: RunFolder
+    settings: RunSettings
+    make: Factories
+    loggers: Sequence[Logger] = ()
+    callbacks: Sequence[pl.Callback] = ()
+    say: Callable[[str], None] = print
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run."""
+        return f"finetune resume {shlex.quote(str(self.folder.path))}"
+
+    def phase_folder(self, number: int) -> PhaseFolder:
+        """Return the folder of a phase by its position in the schedule, from 0."""
+        return self.folder.phase(number, self.schedule[number].name)
+
+    def tell(self, line: str) -> None:
+        """Show the user a line, once for all processes."""
+        if is_rank_zero():
+            self.say(line)
+
+    def open_cache(self, number: int) -> ActivationCache | None:
+        """Open the activation cache of a phase; return None where the phase trains on images."""
+        policy = self.caches[number]
+        if policy.cached_stage is None:
+            return None
+        return ActivationCache(
+            classifier=self.classifier,
+            phase=self.schedule[number],
+            choice=policy,
+            data=self.data,
+            seed=self.settings.seed,
+            limit_bytes=self.settings.cache_limit_bytes,
+            say=self.say,
+        )
+
+    def quiet_trainer(self) -> pl.Trainer:
+        """Make a Trainer that writes nothing, for evaluation and for heads that need no fit."""
+        return self.make.trainer(
+            default_root_dir=str(self.folder.path),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            logger=False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSession:
+    """What belongs to one process's work on a run, from its start or resumption to its end.
+
+    Args:
+        log: Writes ``metrics.csv``.
+        interruption: Knows whether a signal asked the run to stop.
+        companions: Watches the other processes of the run.
+        time_left: Estimates the rest of the schedule.
+    """
+
+    log: RunLog
+    interruption: Interruption
+    companions: Companions
+    time_left: TimeLeft
+
+    def go_on(self, where: str) -> None:
+        """Name the point that the run has reached, and stop there if a signal asked for it.
+
+        Raises:
+            Interrupted: A signal has come.
+        """
+        self.interruption.where = where
+        self.interruption.check()
+
+    def fit_trainer(self, context: RunContext, number: int) -> pl.Trainer:
+        """Make the Trainer that fits one phase."""
+        phase = context.schedule[number]
+        bar = PhaseProgressBar.wanted()
+        display = PhaseProgressBar(self.time_left) if bar else EpochLines(context.say, self.time_left)
+        checkpoints = PhaseCheckpoints(
+            folder=context.phase_folder(number).path,
+            log=self.log,
+            every_n_steps=context.settings.checkpoint_every,
+            interruption=self.interruption,
+        )
+        return context.make.trainer(
+            max_epochs=phase.epochs,
+            accumulate_grad_batches=phase.accumulate,
+            gradient_clip_val=phase.gradient_clip,
+            default_root_dir=str(context.folder.path),
+            num_sanity_val_steps=0,
+            # our sampler places rows on processes, and Lightning's would shuffle even what is not to be shuffled
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            logger=list(context.loggers) or False,
+            log_every_n_steps=1,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[*context.callbacks, display, checkpoints],
+        )
+
+    @contextmanager
+    def running(self, context: RunContext, trainer: pl.Trainer) -> Iterator[None]:
+        """Surround a call of a Trainer, which may start further processes."""
+        check_strategy(trainer)
+        context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
+        self.companions.watch(trainer.strategy.launcher)
+        leave_signals_alone(trainer)
+        yield
+
+
+@contextmanager
+def run_session(context: RunContext) -> Iterator[RunSession]:
+    """Catch signals and watch the other processes while the block works on a run."""
+    hint = context.resume_command
+    images = len(context.data.source.index.rows("train"))
+    with (
+        Interruption(f"go on with: {hint}") as interruption,
+        Companions(resume_hint=f"Go on with: {hint}", interruption=interruption) as companions,
+    ):
+        yield RunSession(
+            log=RunLog(context.folder.metrics),
+            interruption=interruption,
+            companions=companions,
+            time_left=TimeLeft(context.schedule, images=images),
+        )
