@@ -25,7 +25,6 @@ import finetune.models.weights
 import finetune.run_folder
 import finetune.training.callbacks.checkpoints
 import finetune.training.callbacks.metrics_csv
-import finetune.training.run
 from finetune.activation_cache.store import Entry
 from finetune.commands.resume import resume
 from finetune.errors import Interrupted
@@ -39,7 +38,6 @@ HOLDERS = (
     finetune.bundle,
     finetune.checksums,
     finetune.training.callbacks.checkpoints,
-    finetune.training.run,
     finetune.models.weights,
 )
 
