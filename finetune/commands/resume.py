@@ -14,7 +14,6 @@ from finetune.config.trust import require_trust
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock
-from finetune.files import REPORT
 from finetune.process_tuning import release_freed_blocks
 
 USAGE = """\
@@ -97,7 +96,7 @@ def resume(
     """
     from finetune.checksums import require_checksums, verify
     from finetune.commands.train import say
-    from finetune.run_folder import CONFIG, RECORD, differences, files_read_back, read_run_record
+    from finetune.run_folder import CONFIG, RECORD, RunFolder, differences, files_read_back, read_run_record
     from finetune.safe_files import inside
 
     record = read_run_record(run_dir)
@@ -106,9 +105,9 @@ def resume(
     if is_rank_zero():
         for path in files_read_back(run_dir):
             verify(path)
-    if (run_dir / "results.json").is_file():
-        say(f"This run has already finished. Results: {run_dir / 'results.json'}")
-        if config.report and not (run_dir / REPORT).is_file():
+    if RunFolder(run_dir).is_finished:
+        say(f"This run has already finished. Results: {RunFolder(run_dir).results}")
+        if config.report and not RunFolder(run_dir).report.is_file():
             from finetune.commands.report import write_from_files
 
             say(f"report: {write_from_files(run_dir, config, trust=trust)}")
@@ -123,8 +122,8 @@ def resume(
         _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
         return
     with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
-        if (run_dir / "results.json").is_file():
-            say(f"Another process has just finished this run. Results: {run_dir / 'results.json'}")
+        if RunFolder(run_dir).is_finished:
+            say(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
             return
         _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
 

@@ -22,6 +22,7 @@ from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
 from finetune.file_errors import in_words
+from finetune.run_folder import RunFolder
 from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
 
@@ -174,7 +175,7 @@ class Job:
 
 def _measured(composed: Any) -> dict[str, float]:
     """Return the metrics in a run's results; empty for commands that do not train."""
-    file = Path(composed.run_dir) / "results.json"
+    file = RunFolder(Path(composed.run_dir)).results
     if not file.is_file():
         return {}
     verify(file)

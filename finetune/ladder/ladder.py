@@ -19,6 +19,7 @@ from finetune.errors import UserError
 from finetune.ladder.recommend import RULE, Rung, ladder_table, more_data, recommend
 from finetune.ladder.strategies import LadderOptions, strategy_overrides
 from finetune.report.ladder_page import ladder_page
+from finetune.run_folder import RunFolder
 from finetune.safe_files import need, read_json
 
 _DELETE = "Delete it to make it again."
@@ -97,7 +98,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
     for seed in range(options.seeds):
         run_dir = folder / "runs" / f"{rung}-{seed}"
         began = time.monotonic()
-        if not (run_dir / "results.json").is_file():
+        if not RunFolder(run_dir).is_finished:
             log = folder / "runs" / f"{rung}-{seed}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
@@ -107,13 +108,13 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                     f"run_dir={run_dir}",
                 ]
                 typed = compose([*words, "logger=none", "report=false"])
-                if (run_dir / "run.json").is_file():
+                if RunFolder(run_dir).record.is_file():
                     resume(run_dir, typed=typed)
                 else:
                     _clear_unbegun(run_dir)
                     train(typed)
-        for name in ("results.json", "plan.json"):
-            verify(run_dir / name)
+        verify(RunFolder(run_dir).results)
+        verify(RunFolder(run_dir).plan)
         results.append({"seed": seed, **_measured(run_dir)})
         say(
             f"{rung:10} seed {seed}  val {results[-1]['val']:.4f}  test {results[-1]['test']:.4f}  "
@@ -128,7 +129,7 @@ def _measured(run_dir: Path) -> dict[str, float]:
     Raises:
         UserError: A file of the run is damaged.
     """
-    results, plan = read_json(run_dir / "results.json", dict), read_json(run_dir / "plan.json", list)
+    results, plan = read_json(RunFolder(run_dir).results, dict), read_json(RunFolder(run_dir).plan, list)
     try:
         numbers = {
             "val": results["val"]["acc"],

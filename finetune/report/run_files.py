@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from finetune.checksums import verify
 from finetune.errors import UserError, shortened
-from finetune.files import EVALUATION, RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.files import RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.run_folder import RunFolder
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, need, parse_json, read_text
 
 Row = dict[str, Any]
@@ -63,8 +64,9 @@ class RunFiles:
 
     def weights(self) -> list[Path]:
         """Return the weight files before each phase and after the last; empty if files of a phase have been deleted."""
-        starts = [self.run_dir / "phases" / f"{n}-{p['name']}" / "start.safetensors" for n, p in enumerate(self.plan)]
-        files = [*starts, self.run_dir / "final.safetensors"]
+        folder = RunFolder(self.run_dir)
+        starts = [folder.phase(number, phase["name"]).start for number, phase in enumerate(self.plan)]
+        files = [*starts, folder.final_weights]
         return files if all(path.is_file() for path in files) else []
 
 
@@ -78,7 +80,7 @@ def check_run(run: str | Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"RUN='{run}': no such folder.")
     # whatever it is: opening it reports anything that is not a regular file
-    if os.path.lexists(folder / "results.json"):
+    if os.path.lexists(RunFolder(folder).results):
         return folder
     if (folder / "model.json").is_file():
         raise UserError(
@@ -95,28 +97,28 @@ def read_run(run: str | Path) -> RunFiles:
     Raises:
         UserError: The folder is not a finished run, or one of its files is missing or damaged.
     """
-    folder = check_run(run)
-    results = _json(folder / "results.json", dict)
-    _check_results(results, name=str(folder / "results.json"))
-    predictions = _table(folder / "predictions.csv", ("path",))
-    evaluation = _evaluation(folder / EVALUATION)
+    folder = RunFolder(check_run(run))
+    results = _json(folder.results, dict)
+    _check_results(results, name=str(folder.results))
+    predictions = _table(folder.predictions, ("path",))
+    evaluation = _evaluation(folder.evaluation)
     if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
-        raise UserError(f"{folder / EVALUATION}: holds other test images than predictions.csv.")
-    plan = _json(folder / "plan.json", list)
+        raise UserError(f"{folder.evaluation}: holds other test images than predictions.csv.")
+    plan = _json(folder.plan, list)
     for phase in plan:
         if not isinstance(phase, dict):
-            raise UserError(f"{folder / 'plan.json'}: damaged. An entry is a {type(phase).__name__}, not a phase.")
-        need(phase, {"name": str, "stages": dict, "train": list}, name=str(folder / "plan.json"))
+            raise UserError(f"{folder.plan}: damaged. An entry is a {type(phase).__name__}, not a phase.")
+        need(phase, {"name": str, "stages": dict, "train": list}, name=str(folder.plan))
     return RunFiles(
-        run_dir=folder,
+        run_dir=folder.path,
         results=results,
         plan=plan,
         epochs=[
             {name: _number(cell) for name, cell in row.items()}
-            for row in _table(folder / "metrics.csv", ("phase", "epoch", "step"))
+            for row in _table(folder.metrics, ("phase", "epoch", "step"))
         ],
         paths=[row["path"] for row in predictions],
-        config=_text(folder / "config.yaml"),
+        config=_text(folder.config),
         evaluation=evaluation,
     )
 
