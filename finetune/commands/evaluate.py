@@ -57,10 +57,11 @@ def run(argv: Sequence[str]) -> int:
         source: Source = moved
     elif given.overrides and config.data.source == "folder":
         # another folder is all test data, unless it has split folders
-        from finetune.data.evaluation import evaluation_folder
+        from finetune.data.image_folder import list_folders
+        from finetune.data.image_source import evaluation_source
 
         data, decode = config.data, decode_options(config)
-        source = evaluation_folder(root=data.root, decode=decode, on_unreadable=data.on_unreadable)
+        source = evaluation_source(list_folders(data.root), decode=decode, on_unreadable=data.on_unreadable)
     else:
         with _naming_own_config(given.run, given.overrides):
             source = build_source(config)

@@ -77,20 +77,15 @@ def arrange(
     splits = _divide(listing, content, split)
     check_classes(replace(listing, splits=splits))
     if not (splits == VAL).any():
-        raise UserError(
-            f"{listing.origin}: validation needs an image. None could be set aside: too few images, or all of a class "
-            "are copies of one image, which stay together. Add images, or give a validation split."
+        why = (
+            f"data.val_fraction={split.val_fraction} sets none aside. Raise it"
+            if split.val_fraction == 0 and split.folds is None
+            else "None could be set aside: too few images, or all of a class are copies of one image, which stay together. "
+            "Add images"
         )
-    index = Index(
-        classes=listing.classes,
-        root=listing.root,
-        paths=listing.paths,
-        targets=listing.targets,
-        splits=splits,
-        content=content,
-        skipped=skipped or (),
-        notes=_notes(listing, splits, skipped or []),
-        ignored=listing.ignored,
+        raise UserError(f"{listing.origin}: validation needs an image. {why}, or give a validation split.")
+    index = listing.to_index(
+        splits=splits, content=content, skipped=skipped or (), notes=_notes(listing, splits, skipped or [])
     )
     rows = np.arange(len(index))
     if split.limit_per_class is None:

@@ -10,7 +10,7 @@ import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
-from finetune.data.index import Index
+from finetune.data.index import SPLITS, Index
 from finetune.data.listing import UNASSIGNED, Listing
 from finetune.data.path_table import path_table
 from finetune.data.scan import Facts, facts_of_arrays
@@ -128,12 +128,34 @@ def files_source(
     Raises:
         UserError: A file is unreadable, or the splits cannot be made; see :mod:`finetune.data.assign_splits`.
     """
+    readable, facts, skipped = _scan(listing, decode, on_unreadable)
+    index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
+    return FileSource(index=index, decode=decode, facts=facts.take(rows))
+
+
+def evaluation_source(
+    listing: Listing, *, decode: DecodeOptions = DecodeOptions(), on_unreadable: str = "error"
+) -> FileSource:
+    """Build a source from listed files that all belong to ``test``, unless the listing has splits of its own.
+
+    It may hold a single class, or classes without a training image; see :func:`files_source` for the arguments.
+
+    Raises:
+        UserError: A file is unreadable.
+    """
+    readable, facts, skipped = _scan(listing, decode, on_unreadable)
+    splits = np.where(readable.splits == UNASSIGNED, SPLITS.index("test"), readable.splits).astype(np.int8)
+    index = readable.to_index(splits=splits, content=facts.content, skipped=skipped)
+    return FileSource(index=index, decode=decode, facts=facts)
+
+
+def _scan(listing: Listing, decode: DecodeOptions, on_unreadable: str) -> tuple[Listing, Facts, list[tuple[str, str]]]:
+    """Return the readable files with their facts, and the paths and reasons of the skipped ones."""
     facts = cached_facts(listing.root, listing.paths, max_pixels=decode.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     if skipped:
         facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))
-    index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
-    return FileSource(index=index, decode=decode, facts=facts.take(rows))
+    return readable, facts, skipped
 
 
 def arrays_source(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.index import SPLITS, natural_order
+from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.path_table import PathTable, concatenate
 from finetune.errors import UserError, shortened
 
@@ -44,6 +44,34 @@ class Listing:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def to_index(
+        self,
+        *,
+        splits: npt.NDArray[np.int8],
+        content: npt.NDArray[np.uint64],
+        skipped: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+    ) -> Index:
+        """Return the index of these samples, once their splits are assigned and their files are hashed.
+
+        Args:
+            splits: Split of each sample as a position in ``SPLITS``, int8 (N,).
+            content: Content hash of each sample, uint64 (N, 2).
+            skipped: Path and reason of each file that was dropped from the listing.
+            notes: Sentences that the user should see before training.
+        """
+        return Index(
+            classes=self.classes,
+            root=self.root,
+            paths=self.paths,
+            targets=self.targets,
+            splits=splits,
+            content=content,
+            skipped=skipped,
+            notes=notes,
+            ignored=self.ignored,
+        )
 
 
 def merge(listings: Sequence[Listing]) -> Listing:
