@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import finetune
 from finetune.errors import ConfigError, RunError, UserError
+from tests.models.own_parts import STAGES, Head, Net
 from tests.training.building import CLASSES, tiny_classifier
 
 Loader = DataLoader[tuple[Tensor, ...]]
@@ -192,6 +193,20 @@ def test_the_users_own_head_loss_and_optimizer_train() -> None:
         (trained,) = user.test(module, loader(seed=2), verbose=False)
     assert changed(before, bits(model)) == {"head.weight"}
     assert trained["test/loss"] < untrained["test/loss"]
+
+
+def test_the_users_own_network_trains_and_comes_back_from_its_bundle_to_the_bit(tmp_path: Path) -> None:
+    images, _ = next(iter(loader(seed=2)))
+    backbone = finetune.build_backbone(Net(), stages=STAGES)
+    model = finetune.build_classifier(backbone, head=Head(16, len(CLASSES)), classes=CLASSES, size=(32, 32))
+    before = bits(model)
+    module = finetune.FineTuner(model, train=["layer2", "head"], layer_decay=0.5, loss=nn.CrossEntropyLoss())
+    with trainer(2) as user:
+        user.fit(module, loader(), loader(seed=1))
+    assert {model.stage_of(name) for name in changed(before, bits(model))} == {"layer2", "head"}
+    finetune.save_bundle(model, tmp_path)
+    again = finetune.load(tmp_path, modules={"head": Head(16, len(CLASSES)), "backbone": Net()})
+    assert torch.equal(again(images), model.eval()(images))
 
 
 def test_a_fit_resumed_by_ckpt_path_ends_in_the_same_bits(tmp_path: Path) -> None:
