@@ -10,23 +10,16 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
+from finetune.export.formats import FORMATS, ExportJob, ExportRequest
 
 if TYPE_CHECKING:
     from finetune.export.images import CheckImages
     from finetune.models.classifier import Classifier
 
-PARTS = ("head", "backbone")
-FORMATS = ("onnx", "torch_export", "timm", "torchvision", "transformers", "web", *PARTS)
-ABOUT = """\
+_LINES = "\n".join(f"  {name:13} {export_format.about}" for name, export_format in FORMATS.items())
+ABOUT = f"""\
 Write the trained model, or a part of it, in a form that others open.
-  onnx          uint8 pixels of any size to probabilities, class names in the metadata: ONNX Runtime
-  torch_export  the same as a .pt2 file: torch.export.load
-  timm          a folder: timm.create_model("local-dir:FOLDER", pretrained=True)
-  torchvision   a folder: torchvision.models.NAME().load_state_dict
-  transformers  a folder: pipeline("image-classification", model=FOLDER)
-  web           a folder with one page that runs the model in a browser; serve it with: python -m http.server
-  head          safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE
-  backbone      safetensors in the layout of the library that the network comes from: backbone.weights=FILE
+{_LINES}
 Each is opened by its own client in a fresh process, where finetune cannot be imported, and compared with the trained model
 on real images before it is handed over; the figures go to parity.json, and those of onnx to the model card too."""
 
@@ -35,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--format", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("--format", required=True, choices=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--output", metavar="PATH", help="default: exports/ in RUN")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="for onnx")
     parser.add_argument(
@@ -58,21 +51,18 @@ def run(argv: Sequence[str]) -> int:
     find_bundle(given.run)  # reports a wrong path before torch is loaded
 
     from finetune.bundle import CARD, load_bundle
-    from finetune.export.export import Wanted, hand_over, refuse_strangers
+    from finetune.export.export import check_target, export_checked
     from finetune.export.parity import summary
     from finetune.inference.reading import reading_of
     from finetune.report.loading_snippets import CAUTIONS
     from finetune.safe_files import inside, read_text
 
-    part = given.format in PARTS
-    wanted = Wanted(form=given.format, precision=given.precision, layout=given.layout)
-    wanted.check()
-    target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / wanted.filename
-    if part and target.suffix != ".safetensors":
-        raise UserError(f"--output {target}: must end in .safetensors.")
-    refuse_strangers(wanted, target)
+    request = ExportRequest(form=given.format, precision=given.precision, layout=given.layout)
+    request.check()
+    target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / request.filename
+    check_target(request, target)
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
-    if classifier.multi_label and not part:
+    if classifier.multi_label and not request.format.is_part:
         raise UserError(
             f"--format {given.format}: holds one label an image, as a softmax. This model predicts several. Export "
             "--format head or backbone, or use the bundle by finetune.load."
@@ -82,14 +72,9 @@ def run(argv: Sequence[str]) -> int:
             given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
         )
         images = replace(images, reading=reading_of(given.run))
-        if part:
-            from finetune.export.parts import hand_over_part
-
-            report = hand_over_part(classifier, given.format, target, images)
-        else:
-            card = inside(find_bundle(given.run), CARD, of="bundle")
-            text = read_text(card) if os.path.lexists(card) else "There is no model card."
-            report = hand_over(classifier, wanted, target, images, card=text)
+        path = inside(find_bundle(given.run), CARD, of="bundle")
+        card = read_text(path) if os.path.lexists(path) else "There is no model card."
+        report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
     if given.format in CAUTIONS:

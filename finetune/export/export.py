@@ -1,88 +1,25 @@
 """Write an export to a temporary folder beside its target, check it, and move it into place only if it passes."""
 
-import importlib.util
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic_files import write_json, write_text
+from finetune.atomic_files import write_json
 from finetune.errors import RunError, UserError
-from finetune.export.graph import Layout
-from finetune.export.images import CheckImages
+from finetune.export.formats import FULL, ExportJob, ExportRequest
 from finetune.export.parity import ask_clients, compare, make_reference
-from finetune.models.classifier import Classifier
+from finetune.export.parts import check_part
 
 PARITY = "parity.json"
-FOLDERS = ("timm", "torchvision", "transformers", "web")
-# format -> modules that must be installed, and the extra that installs them
-NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
-    "transformers": (("transformers",), "transformers"),
-    "web": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
-}
-_FULL = "full.onnx"
-_FILE_NAMES = {
-    "onnx": "model.onnx",
-    "torch_export": "model.pt2",
-    "head": "head.safetensors",
-    "backbone": "backbone.safetensors",
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What to export.
+def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
+    """Export a model or a part of it, check the export, and move it into place.
 
     Args:
-        form: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers`` or ``web``.
-        precision: ``fp32``; for ONNX also ``fp16`` and ``int8``.
-        layout: Pixel layout that ONNX and torch_export take as input.
-    """
-
-    form: str
-    precision: str = "fp32"
-    layout: Layout = "nhwc"
-
-    def check(self) -> None:
-        """Check that the combination exists and that the libraries it needs are installed.
-
-        Raises:
-            UserError: The format has no such precision, or a library is missing.
-        """
-        if self.precision != "fp32" and self.form != "onnx":
-            raise UserError(
-                f"--precision {self.precision}: exists for --format onnx only. Given: --format {self.form}."
-            )
-        modules, extra = NEEDS.get(self.form, ((), ""))
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"--format {self.form}: needs {', '.join(modules)}. Not installed: {', '.join(missing)}. "
-                f"Install with: pip install 'stagewise-finetune[{extra}]'"
-            )
-
-    @property
-    def filename(self) -> str:
-        """Return the export's usual file or folder name."""
-        name = _FILE_NAMES.get(self.form, self.form)
-        stem, dot, suffix = name.partition(".")
-        return name if self.precision == "fp32" else f"{stem}-{self.precision}{dot}{suffix}"
-
-
-def hand_over(
-    classifier: Classifier, wanted: Wanted, target: Path, images: CheckImages, *, card: str = ""
-) -> dict[str, Any]:
-    """Export the model, check the export, and move it into place.
-
-    Args:
-        classifier: Trained model in evaluation mode.
-        wanted: Format, precision and layout.
+        job: What to export.
         target: File or folder to write. An earlier export there is replaced; anything else is refused.
-        images: Images to check the export on.
-        card: Model card in Markdown, for formats that show it.
 
     Returns:
         The parity report. It is also written to ``parity.json`` inside a folder, or to ``NAME.parity.json`` beside a file.
@@ -91,102 +28,78 @@ def hand_over(
         UserError: The format cannot hold the model, or something other than an export exists at the target.
         RunError: The export's predictions differ from the model's. The export is deleted; its report is kept.
     """
-    wanted.check()
-    report_path = refuse_strangers(wanted, target)
+    request, export_format = job.request, job.request.format
+    request.check()
+    report_path = check_target(request, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
     staged = work / target.name
     try:
-        if wanted.form in FOLDERS:
-            staged.mkdir(parents=True)
-        else:
-            work.mkdir()
-        _write(classifier, wanted, staged, images, card)
-        reference = make_reference(
-            classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
+        (staged if export_format.is_folder else work).mkdir(parents=True)
+        export_format.write(job, staged)
+        report = (
+            check_part(job.classifier, request.form, staged, job.images)
+            if export_format.is_part
+            else _check_whole(job, staged)
         )
-        # ONNX Runtime opens the model of a web page here, not a browser
-        opened = ("onnx", staged / "model.onnx") if wanted.form == "web" else (wanted.form, staged)
-        (answer,) = ask_clients([(*opened, reference)])
-        report = compare(wanted.form, answer, reference, classes=classifier.classes, precision=wanted.precision)
         if not report["passed"]:
             failed = target.with_name(f"{target.name}.parity.json")
             write_json(failed, report)
-            raise RunError(
-                f"--format {wanted.form}: the export does not predict what the trained model does, so it was not kept. "
-                f"{'. '.join(report['problems'])}. All figures: {failed}"
+            problem = (
+                "the part computes something else than in the trained model"
+                if export_format.is_part
+                else "the export's predictions differ from the trained model's"
             )
-        if wanted.form == "onnx":
-            from finetune.export.speed import measure_speed
-
-            full = {"fp32": work / _FULL} if wanted.precision == "int8" else {}
-            report["speed"] = measure_speed(classifier, {**full, wanted.precision: staged}, layout=wanted.layout)
-        if wanted.form in FOLDERS:
+            raise RunError(
+                f"--format {request.form}: {problem}, so it was deleted. {'. '.join(report['problems'])}. Details: {failed}"
+            )
+        if export_format.is_folder:
             write_json(staged / PARITY, report)
-        _put(staged, target)
-        if wanted.form not in FOLDERS:
+        _move_into_place(staged, target)
+        if not export_format.is_folder:
             write_json(report_path, report)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def refuse_strangers(wanted: Wanted, target: Path) -> Path:
+def check_target(request: ExportRequest, target: Path) -> Path:
     """Return the path for the report of an export to ``target``, after checking that the export would overwrite nothing else.
 
     Raises:
-        UserError: The target is a folder that is not one of our exports, or a folder where a file must go.
+        UserError: The target is a folder that is not one of our exports, a folder where a file must go, or a part without
+            its suffix.
     """
-    if wanted.form in FOLDERS:
+    if request.format.is_folder:
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
             raise UserError(f"--output {target}: must be new, empty or an earlier export. It holds other files.")
         return target / PARITY
+    if request.format.is_part and target.suffix != ".safetensors":
+        raise UserError(f"--output {target}: must end in .safetensors.")
     if target.is_dir():
-        raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / wanted.filename}.")
+        raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / request.filename}.")
     return target.with_name(f"{target.name}.parity.json")
 
 
-def _write(classifier: Classifier, wanted: Wanted, made: Path, images: CheckImages, card: str) -> None:
-    from finetune.export.library_formats import export_timm, export_torchvision, export_transformers
-    from finetune.report.loading_snippets import how_to_load
+def _check_whole(job: ExportJob, staged: Path) -> dict[str, Any]:
+    """Compare an export's predictions with the model's; for ONNX, measure its speed too."""
+    request, export_format, images = job.request, job.request.format, job.images
+    reference = make_reference(
+        job.classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
+    )
+    opened = export_format.opened_as or request.form, staged / export_format.opened_file
+    (answer,) = ask_clients([(*opened, reference)])
+    report = compare(request.form, answer, reference, classes=job.classifier.classes, precision=request.precision)
+    if report["passed"] and request.form == "onnx":
+        from finetune.export.speed import measure_speed
 
-    layouts: dict[str, Callable[[Classifier, Path], None]] = {
-        "timm": export_timm,
-        "torchvision": export_torchvision,
-        "transformers": export_transformers,
-    }
-    if wanted.form in layouts:
-        layouts[wanted.form](classifier, made)
-        write_text(made / "README.md", how_to_load(wanted.form, classifier.input_spec, path="."))
-    elif wanted.form == "web":
-        from finetune.export.web_page import export_web
-
-        export_web(classifier, made, images, card=card)
-    elif wanted.form == "torch_export":
-        from finetune.export.torch_export import export_torch
-
-        export_torch(classifier, made, layout=wanted.layout, reading=images.reading)
-    else:
-        from finetune.export.onnx import export_onnx
-
-        full = made.with_name(_FULL) if wanted.precision == "int8" else made
-        export_onnx(classifier, full, layout=wanted.layout, half=wanted.precision == "fp16", reading=images.reading)
-        if wanted.precision == "int8":
-            from finetune.export.quantize import quantise_onnx
-
-            channels = classifier.input_spec.channels
-            quantise_onnx(
-                full,
-                made,
-                files=images.calibration,
-                channels=channels,
-                layout=wanted.layout,
-                reading=images.reading,
-            )
+        full = {"fp32": staged.with_name(FULL)} if request.precision == "int8" else {}
+        report["speed"] = measure_speed(job.classifier, {**full, request.precision: staged}, layout=request.layout)
+    return report
 
 
-def _put(made: Path, target: Path) -> None:
+def _move_into_place(made: Path, target: Path) -> None:
     """Rename into place; move an earlier folder aside first, because a folder cannot be renamed onto a non-empty one."""
     aside = made.with_name(f"{made.name}.earlier")
     if target.is_dir():

@@ -4,8 +4,6 @@ Plain PyTorch (for a backbone, the library that its network comes from) opens th
 this package, and does its half of the work on real images; the probabilities must equal those of the whole model.
 """
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,51 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.atomic_files import write_json
-from finetune.errors import RunError
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import own_classes
 from finetune.models.weights import save_backbone, save_head, state_hash
-
-PARTS = ("head", "backbone")
-
-
-def hand_over_part(classifier: Classifier, form: str, target: Path, images: CheckImages) -> dict[str, Any]:
-    """Write a part to a temporary folder beside its target, check it, and move it into place.
-
-    Args:
-        classifier: Trained model in evaluation mode.
-        form: ``head`` or ``backbone``.
-        target: ``.safetensors`` file to write.
-        images: Images to check the part on.
-
-    Returns:
-        The parity report, which is also written to ``NAME.parity.json`` beside the file.
-
-    Raises:
-        RunError: The part does not compute what it computes in the model. The part is deleted; its report is kept.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    report_path = target.with_name(f"{target.name}.parity.json")
-    try:
-        staged = work / target.name
-        {"head": export_head, "backbone": export_backbone}[form](classifier, staged)
-        report = check_part(classifier, form, staged, images)
-        write_json(report_path, report)
-        if not report["passed"]:
-            raise RunError(
-                f"--format {form}: the file does not compute what it does in the trained model, so it was not kept. "
-                f"{'. '.join(report['problems'])}. All figures: {report_path}"
-            )
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return report
 
 
 def export_head(classifier: Classifier, path: Path) -> None:

@@ -1,18 +1,17 @@
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from finetune.cli import main
 from finetune.errors import RunError
-from finetune.export import export as hand_over_module
-from finetune.export.export import Wanted, hand_over
+from finetune.export.export import export_checked
+from finetune.export.formats import FORMATS, ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
 from finetune.files import PARITY, check_fields
-from finetune.models.classifier import Classifier
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
@@ -49,16 +48,15 @@ def test_an_export_that_predicts_something_else_is_not_left_behind(
 ) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     images = made_up_images(tmp_path, channels=3, count=4)
-    write = hand_over_module._write
+    whole = FORMATS["torch_export"]
 
-    def spoilt(classifier: Classifier, *rest: Any) -> None:
-        other = settled_classifier(name="resnet10t", size=(32, 32), seed=1)
-        write(other, *rest)
+    def spoilt(job: ExportJob, path: Path) -> None:
+        whole.write(replace(job, classifier=settled_classifier(name="resnet10t", size=(32, 32), seed=1)), path)
 
-    monkeypatch.setattr(hand_over_module, "_write", spoilt)
+    monkeypatch.setitem(FORMATS, "torch_export", replace(whole, write=spoilt))
     target = tmp_path / "out" / "model.pt2"
-    with pytest.raises(RunError, match="does not predict what the trained model does, so it was not kept"):
-        hand_over(model, Wanted(form="torch_export"), target, images)
+    with pytest.raises(RunError, match="predictions differ from the trained model's, so it was deleted"):
+        export_checked(ExportJob(classifier=model, request=ExportRequest(form="torch_export"), images=images), target)
     assert [path.name for path in target.parent.iterdir()] == ["model.pt2.parity.json"]
     assert not json.loads((target.parent / "model.pt2.parity.json").read_text())["passed"]
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import RunError
 from finetune.export import parts
+from finetune.export.export import export_checked
+from finetune.export.formats import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
-from finetune.export.parts import hand_over_part
 from finetune.files import PARITY, check_fields
 from finetune.models.classifier import Classifier
 from tests.export.trained import CLASSES, settled_classifier
@@ -33,7 +34,7 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(
     model = model_of(settings)
     images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
     target = tmp_path / "out" / f"{form}.safetensors"
-    report = hand_over_part(model, form, target, images)
+    report = export_checked(ExportJob(classifier=model, request=ExportRequest(form=form), images=images), target)
     check_fields(report, PARITY, name="parity.json")
     assert report["passed"]
     assert report["from_pixels"]["images"] == 6
@@ -61,7 +62,8 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
 
     monkeypatch.setattr(parts, "export_head", spoilt)
     target = tmp_path / "out" / "part.safetensors"
-    with pytest.raises(RunError, match="does not compute what it does in the trained model, so it was not kept"):
-        hand_over_part(model, "head", target, made_up_images(tmp_path, channels=3, count=4))
+    images = made_up_images(tmp_path, channels=3, count=4)
+    with pytest.raises(RunError, match="computes something else than in the trained model, so it was deleted"):
+        export_checked(ExportJob(classifier=model, request=ExportRequest(form="head"), images=images), target)
     assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.parity.json"]
     assert not json.loads((target.parent / "part.safetensors.parity.json").read_text())["passed"]
