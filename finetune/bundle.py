@@ -164,7 +164,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     # bundles from before it was kept have none
     if DIGEST in values and values[DIGEST] != json_sha256(values):
         raise UserError(
-            f"{path}: damaged. Its contents are not those that were written (their SHA-256 differs). Take a copy, or "
+            f"{path}: damaged. Its contents have changed since they were written (their SHA-256 differs). Take a copy, or "
             f"write it again: delete results.json of its run, then finetune resume RUN. If you changed it yourself, "
             f"remove the key {DIGEST!r}."
         )
@@ -270,7 +270,7 @@ def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]
         else ""
     )
     return (
-        f"RUN={path!r}: needs classes that are not part of finetune: {classes}. Nothing of it has been built. In Python give a "
+        f"RUN={path!r}: needs classes that are not part of finetune: {classes}. None of it has been built. In Python give a "
         f"module of each: finetune.load({path!r}, modules={{{given}}}).{trust}"
     )
 
@@ -293,7 +293,7 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
         raise UserError(needs_classes(str(path), values["model"], lacking))
     weights = inside(folder, MODEL_WEIGHTS, of="bundle")
     if not os.path.lexists(weights):
-        raise UserError(f"{weights}: missing. The bundle is not whole; write it again with: finetune resume RUN")
+        raise UserError(f"{weights}: missing. The bundle is incomplete; write it again with: finetune resume RUN")
     shapes = tensor_shapes(weights)
     if file_sha256(weights) != values["weights_sha256"]:
         raise UserError(f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs).")
@@ -323,6 +323,6 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     if broken:
         raise UserError(
             f"{weights}: {len(broken)} tensors hold numbers that are not finite: {shortened(broken)}. "
-            "Such a network answers nothing; train it again with a smaller rate."
+            "Such a network predicts nothing; train it again with a smaller rate."
         )
     return classifier.eval()

@@ -36,20 +36,20 @@ class Command:
 COMMANDS = {
     "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
     "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
-    "audit": Command("audit", "key=value ...", "what the data holds and what is wrong with it", True),
+    "audit": Command("audit", "key=value ...", "check the images and labels before training", True),
     "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
     "ladder": Command("ladder", "key=value ...", "compare the strategies on this data, and recommend one"),
-    "resume": Command("resume", "RUN", "go on where a run stopped"),
+    "resume": Command("resume", "RUN", "continue a stopped run"),
     "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
-    "cache": Command("cache", "list | clear", "the cache of what frozen stages computed"),
-    "embed": Command("embed", "RUN IMAGES... --output FILE", "features of images, also of a bare backbone=NAME"),
-    "search": Command("search", "EMBEDDINGS QUERY...", "nearest images, near-duplicates, quality of retrieval"),
+    "cache": Command("cache", "list | clear", "list or clear the activation cache"),
+    "embed": Command("embed", "RUN IMAGES... --output FILE", "compute image features with a run or backbone=NAME"),
+    "search": Command("search", "EMBEDDINGS QUERY...", "find nearest images and near-duplicates, measure retrieval"),
     "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
-    "classify": Command("classify", "EMBEDDINGS", "nearest neighbours and logistic regression on features"),
-    "report": Command("report", "RUN [key=value ...]", "write the page of a run again"),
-    "serve": Command("serve", "RUN", "an HTTP server for a trained run"),
-    "export": Command("export", "RUN --format FORMAT", "write the model in a form that others open, and check it"),
+    "classify": Command("classify", "EMBEDDINGS", "fit nearest neighbours and logistic regression on features"),
+    "report": Command("report", "RUN [key=value ...]", "write the report of a run again"),
+    "serve": Command("serve", "RUN", "serve a trained run over HTTP"),
+    "export": Command("export", "RUN --format FORMAT", "export the model to other formats, and check it"),
 }
 
 EXAMPLES = """\
@@ -73,7 +73,7 @@ def overview() -> str:
             "",
             EXAMPLES,
             "",
-            "finetune COMMAND --help says more. RUN is a run folder or a bundle folder.",
+            "Run finetune COMMAND --help for details. RUN is a run folder or a bundle folder.",
         ]
     )
 

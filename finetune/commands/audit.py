@@ -11,12 +11,12 @@ from finetune.config.schema import Config
 from finetune.errors import UserError
 
 ABOUT = """\
-Look at the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
+Check the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
 pictures that look alike across splits, constant, tiny and long ones, imbalance. Nothing is changed in your folder.
 Takes the same key=value as finetune train, and:
   output=DIR    where audit.json and audit.html are written (default: audit)
   views=true    show sixteen training views of each class on the page
-The exit status is 1 where something would make results wrong."""
+The exit status is 1 if a finding would make results wrong."""
 
 
 def run(argv: Sequence[str]) -> int:

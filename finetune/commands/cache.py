@@ -9,12 +9,12 @@ from finetune.terminal import printable
 USAGE = """\
 usage: finetune cache list | clear
 
-list   one line an entry: what it holds, its size, when it was last used
+list   one line per entry: what it holds, its size, when it was last used
 clear  delete all entries that no process is using
 
-Entries are found again by later runs, other phases and resumed runs with the same frozen weights, data and views. They lie
-in $FINETUNE_CACHE/features (else $XDG_CACHE_HOME/finetune or ~/.cache/finetune); cache.max_gb=20 is the limit of them all,
-and schedule.cache=off trains without."""
+Later runs, other phases and resumed runs with the same frozen weights, data and views reuse entries. They are stored in
+$FINETUNE_CACHE/features (else $XDG_CACHE_HOME/finetune or ~/.cache/finetune); cache.max_gb=20 limits their total size,
+and schedule.cache=off trains without a cache."""
 
 
 def run(argv: Sequence[str]) -> int:

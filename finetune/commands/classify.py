@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings
 
 ABOUT = """\
-Simple classifiers on the features of a file of finetune embed, fitted on its training images, measured on the others.
+Fit simple classifiers on the features in a file of finetune embed: on its training images, measured on the others.
 Settings (number of neighbours, strength of the penalty) are chosen by cross-validation among the training images.
 Writes a folder for each method:
 
   results.json      with the fields of a trained run, so that they can be compared
-  predictions.csv   one row a test image, likewise
+  predictions.csv   one row per test image, likewise
   classifier.json   what was tried and what was chosen
-  head.safetensors  of logistic, where the features are the network's own: head.weights=FILE puts it on the same backbone"""
+  head.safetensors  of logistic, if the features are the network's own: head.weights=FILE puts it on the same backbone"""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 ABOUT = """\
 Group the images of a file of finetune embed, and list labels that their neighbours contradict. Writes a folder:
 
-  clusters.csv    one row an image: its cluster, how typical it is, how near to another one
-  summary.json    silhouette, and agreement with labels where there are some: NMI, ARI, purity
+  clusters.csv    one row per image: its cluster, how typical it is, how near to another one
+  summary.json    silhouette, and agreement with labels, if there are any: NMI, ARI, purity
   sheet.html      the most typical and the most doubtful images of each cluster, and the labels in doubt
   doubtful.csv    images whose neighbours have another label, the most doubtful first
   manifest.csv    all labelled images; train on it as it is (column label), or with the neighbours' labels where they agree:

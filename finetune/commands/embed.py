@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from finetune.embeddings.image_records import ImageRecords
 
 ABOUT = """\
-Features of images into a file that finetune search, cluster and classify read, .npz or .parquet by the suffix of --output.
+Write features of images to a file that finetune search, cluster and classify read: .npz or .parquet by the suffix of --output.
 
   finetune embed RUN IMAGES... --output FILE              files, folders, patterns, lists, or - (as finetune predict)
   finetune embed RUN [data=... key=value] --output FILE   a data set with its labels and splits; alone, the run's own
   finetune embed backbone=resnet50 [key=value] IMAGES...  a pretrained network that was never trained here
 
-Where FILE is there already, only images whose content it does not hold are computed, and rows whose image is no longer
-named are left out. Killed, the same command goes on where it stopped. Unreadable images are left out and listed beside it."""
+If FILE exists, only images whose content it lacks are computed, and rows whose image is no longer given are removed.
+If interrupted, run the same command to continue. Unreadable images are left out and listed beside FILE."""
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
     parts = [f"{summary.computed} computed"]
     parts += [f"{summary.images - summary.computed} kept from before"] if summary.images > summary.computed else []
     parts += [f"{summary.changed} of them changed"] if summary.changed else []
-    parts += [f"{summary.gone} no longer named and left out"] if summary.gone else []
+    parts += [f"{summary.gone} removed because they are no longer given"] if summary.gone else []
     parts += [f"{len(summary.unreadable)} unreadable"] if summary.unreadable else []
     print(f"{summary.images} images ({', '.join(parts)}): {output}")
     return 0
@@ -123,11 +123,13 @@ def _checked(line: EmbedArguments, output: Path) -> Config | None:
             next(find_images([word]))
     if line.run is not None:
         if not Path(line.run).expanduser().exists():
-            raise UserError(f"RUN='{line.run}': no such folder. A network that was not trained here: backbone=NAME.")
+            raise UserError(
+                f"RUN='{line.run}': no such folder. For a network that was not trained here, give backbone=NAME."
+            )
         if line.images:
             if line.overrides:
                 raise UserError(
-                    f"{line.overrides[0]}: a run says itself how images are read. Leave it out, or give a data set "
+                    f"{line.overrides[0]}: a run decides how its images are read. Leave it out, or give a data set "
                     "instead of images."
                 )
             return None

@@ -67,14 +67,14 @@ def run(argv: Sequence[str]) -> int:
             source = build_source(config)
     rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
     if not len(rows):
-        raise UserError(f"--split {given.split}: there is no image in it. Counts: {source.index.counts()}.")
+        raise UserError(f"--split {given.split}: no image is in it. Counts: {source.index.counts()}.")
     metrics = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
     print(f"{metrics['images']} images ({given.split}): {in_words(metrics)}, calibration error {metrics['ece']:.4f}")
     width = max(len(name) for name in classifier.classes)
     for name, recall in zip(classifier.classes, metrics["recall"], strict=True):
         print(f"  {name:{width}}  recall {'-' if name in metrics['missing_classes'] else f'{recall:.4f}'}")
     if metrics["missing_classes"]:
-        print(f"without an image here: {', '.join(metrics['missing_classes'])}")
+        print(f"classes without an image: {', '.join(metrics['missing_classes'])}")
     if given.output:
         write_json(given.output, metrics)
     return 0
@@ -131,7 +131,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     if any(word.startswith("data=") for word in overrides):
         return compose(overrides)
     if not os.path.lexists(own):
-        raise UserError(f"RUN='{run}': a bundle does not say where its data is. Give data=folder data.root=DIR.")
+        raise UserError(f"RUN='{run}': a bundle does not record where its data is. Give data=folder data.root=DIR.")
     own = inside(own.parent, own.name)
     if not overrides:
         return from_yaml(own)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _LINES = "\n".join(f"  {name:13} {export_format.about}" for name, export_format in FORMATS.items())
 ABOUT = f"""\
-Write the trained model, or a part of it, in a form that others open.
+Write the trained model, or a part of it, in a format that other programs open.
 {_LINES}
-Each is opened by its own client in a fresh process, where finetune cannot be imported, and compared with the trained model
-on real images before it is handed over; the figures go to parity.json, and those of onnx to the model card too."""
+Each is opened by its own library in a fresh process, where finetune cannot be imported, and compared with the trained model
+on real images before it is put in place; the figures go to parity.json, and those of onnx to the model card too."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> int:
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     if classifier.multi_label and not request.format.is_part:
         raise UserError(
-            f"--format {given.format}: holds one label an image, as a softmax. This model predicts several. Export "
+            f"--format {given.format}: holds one label per image, as a softmax. This model predicts several. Export "
             "--format head or backbone, or use the bundle by finetune.load."
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -130,8 +130,6 @@ def choose_images(
     if validation is not None:
         return validation
     if int8:
-        raise UserError(
-            f"--precision int8: needs images like those it will see, to be calibrated on. {why} Give --images."
-        )
+        raise UserError(f"--precision int8: needs images like those it will see, for calibration. {why} Give --images.")
     print(f"compared on made-up images: {why} --images PATH compares on yours.")
     return made_up_images(folder, channels=classifier.input_spec.channels, count=count)

@@ -9,14 +9,14 @@ from finetune.ladder.strategies import STRATEGIES, LadderOptions
 
 ABOUT = """\
 Train the same network on the same data in every way, from guessing the largest class to training from scratch, over several
-seeds and at an equal budget of passes over the images; say which way to take, and write a table, a picture and a learning
-curve. Features of the frozen network are computed once for all. Takes the same key=value as finetune train (but for
+seeds and at an equal budget of passes over the images; recommend one, and write a table, a picture and a learning
+curve. Features of the frozen network are computed only once. Takes the same key=value as finetune train (except
 schedule and experiment, which the rungs set), and
 
   --seeds N           of each rung; a seed is one split and one initialisation (default: 3)
   --epochs N          passes over the training images, of every rung that trains (default: 8)
   --rungs A,B,...     only these (default: all)
-  --output DIR        a new folder, or one that an interrupted ladder left, which is gone on with (default: runs/ladder-DATA)"""
+  --output DIR        a new folder, or the folder of an interrupted ladder, which is continued (default: runs/ladder-DATA)"""
 
 # keys that the ladder sets for each strategy
 _OWN = ("schedule", "experiment", "seed", "run_dir", "name")

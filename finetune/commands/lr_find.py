@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from finetune.training.phases import Phase
 
 ABOUT = """\
-Find a learning rate: the rates of all stages rise together, their ratios kept, while a few batches are trained on; then
-the network is what it was. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
+Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then
+the network is restored. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
 lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next, and
 
   --phase N           of the schedule, counted from 0, or its name (default: 0). A later phase is swept from the weights

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 ABOUT = """\
 Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
 IMAGES are files, folders with all images below them, patterns ('photos/**/*.jpg'), lists (.csv, .tsv or .parquet with a
-column path, .txt with a path a line), or - for a list on standard input. Unreadable images become rows that say why.
-A model of several labels an image predicts all classes above 0.5, joined by ';'; probability is that of the top one.
-Killed, the same command goes on where it stopped. In CSV, a name that a spreadsheet would take for a formula gets an
+column path, .txt with one path per line), or - for a list on standard input. Unreadable images become rows with the reason.
+A multi-label model predicts all classes above 0.5, joined by ';'; probability is that of the top one.
+If interrupted, run the same command to continue. In CSV, a name that a spreadsheet would take for a formula gets an
 apostrophe before it.
 RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime, without PyTorch."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
-Images are shown where the run's data still is. Where it has moved: data.root=DIR."""
+Images are shown if the run's data is still there. If it has moved, give data.root=DIR."""
 
 
 def run(argv: Sequence[str]) -> int:

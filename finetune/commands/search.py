@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from finetune.embeddings.search_hits import SearchHit
 
 ABOUT = """\
-Images near others, in a file of finetune embed.
+Find similar images in a file of finetune embed.
 
   finetune search EMBEDDINGS QUERY... -k 5         the nearest images to files, folders, patterns, lists or stored names
   finetune search EMBEDDINGS QUERY... --radius R   all images within a distance
   finetune search EMBEDDINGS --radius R            near-duplicates among the embeddings themselves, in groups
   finetune search EMBEDDINGS --quality             recall at k and mean average precision, by the labels
 
-Distances are 1 - cosine (--metric cosine) or Euclidean (--metric l2). The search is exact. Queries that the file does not hold
+Distances are 1 - cosine (--metric cosine) or Euclidean (--metric l2). The search is exact. Queries that the file lacks
 are embedded by the model that made it, with the same transforms."""
 
 # most groups on a page
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default) or l2")
     parser.add_argument("--engine", choices=["numpy", "faiss"], default="numpy")
     parser.add_argument("--index", default="Flat", metavar="FACTORY", help="of faiss: Flat is exact, HNSW32 is not")
-    parser.add_argument("--model", metavar="RUN", help="where the run lies now, if it was moved")
+    parser.add_argument("--model", metavar="RUN", help="where the run is now, if it was moved")
     parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--output", type=_path, metavar="FILE", help="found.csv or .json; .json for --quality")
     parser.add_argument("--sheet", type=_path, metavar="FILE", help="a page of pictures, .html")
@@ -101,7 +101,7 @@ def _check(given: argparse.Namespace, parser: Arguments) -> None:
     if not given.queries and given.radius is None and not given.quality:
         parser.error("needs a QUERY, --radius for near-duplicates, or --quality")
     if given.engine == "faiss" and (given.radius is not None or given.quality):
-        parser.error("--engine faiss: finds nearest neighbours alone, without --radius or --quality")
+        parser.error("--engine faiss: finds only nearest neighbours, without --radius or --quality")
     if given.index != "Flat" and given.engine != "faiss":
         parser.error(f"--index {given.index}: belongs to --engine faiss")
 

@@ -80,8 +80,8 @@ def arrange(
         why = (
             f"data.val_fraction={split.val_fraction} sets none aside. Raise it"
             if split.val_fraction == 0 and split.folds is None
-            else "None could be set aside: too few images, or all of a class are copies of one image, which stay together. "
-            "Add images"
+            else "No image could be set aside: there are too few, or all of a class are copies of one image, which "
+            "stay together. Add images"
         )
         raise UserError(f"{listing.origin}: validation needs an image. {why}, or give a validation split.")
     index = listing.to_index(
@@ -124,7 +124,7 @@ def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[s
     """Return a sentence for each fact that the user should know before training and the audit does not report."""
     notes = []
     if not (splits == TEST).any():
-        notes.append("There is no test split: nothing is measured on images that chose nothing.")
+        notes.append("There is no test split, so no result is measured on images that the run did not use.")
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"
         notes.append(f"{len(skipped)} unreadable files are skipped, the first {first}")

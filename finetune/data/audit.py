@@ -88,7 +88,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
             which opens files again.
     """
     index, facts = source.index, source.facts
-    assert facts is not None, "an audit needs the facts of every row"
+    assert facts is not None, "an audit needs a scan of every row"
     table = facts.table
     findings = [
         *_unreadable(index),
@@ -155,7 +155,7 @@ def _duplicates(source: Source) -> Iterable[Finding]:
             kind="leakage",
             severity="error",
             text=f"in more than one split, so that what is tested was trained on: {_pictures(len(leaks))}",
-            remedy="Remove the copies, or hand over all images unsplit: splits made here never part copies.",
+            remedy="Remove the copies, or give all images without splits: splits made here never separate copies.",
             files=_named_groups(index, leaks),
             rows=tuple(leaks),
         )
@@ -185,8 +185,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="near-duplicates",
             severity="warning",
-            text=f"alike to the eye in different splits: {len(alike):,} pair{'s' * (len(alike) != 1)} of pictures",
-            remedy="Look at them; if they are one scene, put both on one side by a manifest with a split column.",
+            text=f"visually alike in different splits: {len(alike):,} pair{'s' * (len(alike) != 1)} of pictures",
+            remedy="Look at them; if a pair shows one scene, put both into one split with a manifest that has a split column.",
             files=_named_groups(index, alike),
             rows=tuple(alike),
         )
@@ -203,8 +203,8 @@ def _unlike_their_names(index: Index, table: np.ndarray[Any, Any]) -> Iterable[F
         yield Finding(
             kind="other format than the name says",
             severity="note",
-            text=f"of another format than the suffix says, read by their content: {_files(len(rows))}",
-            remedy="Nothing needs to be done here; other programs may refuse them.",
+            text=f"of another format than their suffix states, read by their content: {_files(len(rows))}",
+            remedy="No action is needed here; other programs may refuse them.",
             files=tuple(files),
             rows=tuple(rows),
         )
@@ -218,9 +218,9 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
         ("constant", "warning", table["darkest"] == table["brightest"],
          "of a single colour", "Remove them, or check how they were made."),
         ("tiny", "warning", short < TINY_SHARE * np.median(short),
-         f"tiny, the shorter side below {TINY_SHARE:.0%} of the median", "Check that they are no thumbnails."),
+         f"tiny, the shorter side below {TINY_SHARE:.0%} of the median", "Check that they are not thumbnails."),
         ("long", "warning", long > LONG * short,
-         f"more than {LONG} times as long as wide, of which the network sees only the middle",
+         f"more than {LONG} times as long as wide, so that the network sees only their middle",
          "Cut them into pieces, or use input.crop_mode=squash."),
         ("several pictures", "note", table["several"],
          "of several frames or pages, of which the first is used", "Split them if the others matter."),
@@ -281,7 +281,7 @@ def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
         yield Finding(
             kind="pictures not read",
             severity="warning",
-            text=f"pictures by their look, but not read: {_files(len(left_out))}",
+            text=f"in a format or with a suffix that is not read: {_files(len(left_out))}",
             remedy="Convert them to JPEG or PNG, and give them that suffix.",
             files=tuple((path,) for path in left_out),
         )
@@ -290,7 +290,7 @@ def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:
         yield Finding(
             kind="images outside a class folder",
             severity="warning",
-            text=f"beside the class folders, of no class: {_pictures(loose)}",
+            text=f"beside the class folders, so without a class: {_pictures(loose)}",
             remedy="Move them into the folder of their class.",
         )
     others = {

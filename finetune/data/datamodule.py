@@ -306,7 +306,7 @@ class ImageDataModule(pl.LightningDataModule):
             if images < world:
                 raise UserError(
                     f"trainer.devices: {world} processes share the {split} split, which has {images} images; each needs "
-                    "one at least. Use fewer devices."
+                    "at least one. Use fewer devices."
                 )
 
     def eval_dataloader(

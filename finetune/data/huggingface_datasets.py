@@ -158,7 +158,7 @@ def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
     try:
         loaded = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)
     except Exception as error:  # the library raises many types for folders that it cannot read
-        raise UserError(f"data.path={path!r}: is no data set that can be read. {str(error).splitlines()[0]}") from None
+        raise UserError(f"data.path={path!r}: cannot be read as a data set. {str(error).splitlines()[0]}") from None
     by_name = loaded if isinstance(loaded, dict) else {"train": loaded}
     unknown = [name for name in by_name if name not in _SPLIT_NAMES]
     if unknown or "train" not in by_name:

@@ -124,7 +124,7 @@ def _list_folder(root: str) -> Listing:
         patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         below = f"{walker.folders} folder{'s' if walker.folders != 1 else ''} below it"
         loose = walker.ignored.get("images outside a class folder", 0)
-        hint = f" {loose} images lie directly in it: put them into one folder a class." if loose else ""
+        hint = f" {loose} images lie directly in it: put them into one folder per class." if loose else ""
         raise UserError(f"data.root={root!r}: no images found. Looked for {patterns} in {below}.{hint}")
     classes = natural_order(names)
 
@@ -232,7 +232,7 @@ class _Walker:
             elif name.startswith(".") or name in _NOT_CLASSES:
                 self.ignored[f"{name}/"] += 1
             elif os.path.islink(path) and not self._leads_on(path, folder, seen):
-                self.ignored["links to a folder seen already"] += 1
+                self.ignored["links to a folder already visited"] += 1
             else:
                 folders.append(os.path.join(folder, name))
         self._count_others(others)

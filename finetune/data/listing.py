@@ -85,7 +85,7 @@ def merge(listings: Sequence[Listing]) -> Listing:
     if len({listing.given for listing in listings}) > 1:
         names_by_root = "; ".join(f"{listing.root}: {', '.join(listing.given) or 'none'}" for listing in listings)
         raise UserError(
-            f"data.root: several folders must name the same splits. Found {names_by_root}. Arrange them alike."
+            f"data.root: several folders must name the same splits. Found {names_by_root}. Give all of them the same splits."
         )
     classes = natural_order(name for listing in listings for name in listing.classes)
     position = {name: target for target, name in enumerate(classes)}
@@ -119,13 +119,13 @@ def check_classes(listing: Listing) -> Listing:
     if extra:
         raise UserError(
             f"{listing.origin}: every class needs a training image. Only in val or test: {shortened(extra)}. "
-            "Add training images, or take these classes away."
+            "Add training images, or remove these classes."
         )
     if without:
         names = shortened([listing.classes[target] for target in without])
         raise UserError(
-            f"{listing.origin}: every class needs a training image. None in {names}. "
-            "Add images, or take these classes away."
+            f"{listing.origin}: every class needs a training image. Classes without one: {names}. "
+            "Add images, or remove these classes."
         )
     if len(listing.classes) < 2:
         raise UserError(

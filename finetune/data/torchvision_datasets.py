@@ -86,7 +86,7 @@ def _open(name: str, root: str) -> dict[str, Any]:
     if name not in valid:
         raise UserError(
             f"data.name={name!r}: not a data set of torchvision.{did_you_mean(name, valid)} "
-            "All of them: https://docs.pytorch.org/vision/stable/datasets.html"
+            "All data sets: https://docs.pytorch.org/vision/stable/datasets.html"
         )
     make = getattr(datasets, name)
     parameters = inspect.signature(make).parameters
@@ -111,7 +111,7 @@ def _open(name: str, root: str) -> dict[str, Any]:
         except Exception as error:  # networks, disks and archives fail in many ways
             raise UserError(
                 f"data.name={name!r}: is not in data.root={root!r} and could not be downloaded. {_first_line(error)} "
-                "Download it where there is a network, and copy that folder here."
+                "Download it on a machine with a network, and copy that folder here."
             ) from None
     return parts
 
@@ -136,7 +136,7 @@ def _labels(name: str, part: Any) -> npt.NDArray[np.int64]:
     pairs = getattr(part, "_samples", None) or getattr(part, "samples", None)
     values = [pair[1] for pair in pairs] if pairs else [part[row][1] for row in range(len(part))]
     if not all(isinstance(value, (int, np.integer)) or getattr(value, "ndim", 1) == 0 for value in values):
-        raise UserError(f"data.name={name!r}: is no data set for classification. Its targets are no class numbers.")
+        raise UserError(f"data.name={name!r}: is not a data set for classification. Its targets are not class numbers.")
     return np.asarray([int(value) for value in values], np.int64)
 
 

@@ -139,7 +139,7 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
         parts.append("mirrored at random")
     name = {"trivial_augment": "TrivialAugment", "rand_augment": "RandAugment"}.get(augment)
     if name:
-        grey = " less its colour operation, which does nothing to one channel" if spec.channels == 1 else ""
+        grey = " without its colour operation, which has no effect on one channel" if spec.channels == 1 else ""
         parts.append(f"{name}{grey}")
     return ", ".join(parts)
 

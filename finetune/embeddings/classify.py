@@ -59,7 +59,7 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
             split=SplitSettings(seed=seed, val_fraction=0.15 * missing["val"], test_fraction=0.15 * missing["test"]),
         )
         created = " and ".join(name for name, is_missing in missing.items() if is_missing)
-        notes.append(f"{created}: made of the training images, stratified, seed {seed}.")
+        notes.append(f"{created}: split off the training images, stratified, seed {seed}.")
     index = Index(
         classes=embeddings.classes,
         root="",
@@ -122,7 +122,7 @@ def fit(method: str, features: Features, index: Index, *, metric: str = "cosine"
     train = index.rows("train")
     targets = index.targets[train].astype(np.int64)
     if len(np.unique(targets)) < 2:
-        raise UserError("EMBEDDINGS: classify needs training images of two classes at least.")
+        raise UserError("EMBEDDINGS: classify needs training images of at least two classes.")
     if method == "knn":
         return _fit_knn(features[train], targets, num_classes=len(index.classes), metric=metric)
     if method == "logistic":
@@ -192,7 +192,7 @@ def _fit_logistic(
             if len(tried) - tried.index(best) > _PATIENCE:
                 break
         if best["C"] in (STRENGTHS[0], STRENGTHS[-1]):
-            remarks.append(f"logistic: the chosen C={best['C']:g} is at the end of what was tried.")
+            remarks.append(f"logistic: the chosen C={best['C']:g} is at the edge of the values tried.")
     model.set_params(logisticregression__C=best["C"], logisticregression__tol=_SOLVED)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

@@ -95,7 +95,7 @@ def cluster(
     if metric not in METRICS:
         raise UserError(f"--metric {metric}: must be one of {', '.join(METRICS)}.")
     if count < 3:
-        raise UserError(f"EMBEDDINGS: clusters need three images at least. There are {count}.")
+        raise UserError(f"EMBEDDINGS: clusters need at least three images. There are {count}.")
     if clusters is not None and not 2 <= clusters < count:
         raise UserError(f"--clusters {clusters}: must be from 2 to one less than the number of images, {count - 1}.")
     if method == "hdbscan" and count > MOST_FOR_HDBSCAN:
@@ -111,7 +111,9 @@ def cluster(
         centres = _means(values, of_row)
     else:
         if len(sample) < count:
-            say(f"k-means: fitted on {len(sample):,} images drawn of {count:,}; the others join the nearest centre")
+            say(
+                f"k-means: fitted on {len(sample):,} of {count:,} images, drawn at random; the others join the nearest centre"
+            )
         if clusters is None:
             tried = _silhouettes(values, min(most_clusters, len(np.unique(values, axis=0)) - 1), seed)
             clusters = max(tried, key=lambda number: (tried[number], -number))
@@ -200,7 +202,7 @@ def _silhouettes(values: npt.NDArray[np.float32], most: int, seed: int) -> dict[
     from sklearn.metrics import silhouette_score
 
     if most < 2:
-        raise UserError("EMBEDDINGS: fewer than three images differ, so there is no number of clusters to choose.")
+        raise UserError("EMBEDDINGS: fewer than three images differ, so no number of clusters can be chosen.")
     silhouettes = {}
     for number in range(2, most + 1):
         labels, _ = _kmeans(values, number, starts=1, seed=seed)

@@ -160,9 +160,7 @@ def _earlier(
         stored, valid_for = load_whitening(place)
         whitening = stored if valid_for == identity else None
         if whitening is not None:
-            log.info(
-                "whitening: the one of %s, fitted on %d images; remove it to fit it anew", place.name, whitening.images
-            )
+            log.info("whitening: reusing %s, fitted on %d images; delete it to refit", place.name, whitening.images)
     if not output.exists():
         return None, whitening
     earlier = Embeddings.load(output)
@@ -290,7 +288,7 @@ def _cast(features: npt.NDArray[np.float32], precision: str) -> Features:
         cast = features.astype(precision)
     if not np.isfinite(cast).all():
         if not np.isfinite(features).all():
-            raise UserError("the network gives features that are not finite numbers. Its weights are of no use.")
+            raise UserError("the network computes features that are not finite. Its weights are unusable.")
         raise UserError(
             f"--precision {precision}: holds numbers up to {np.finfo(precision).max:g}. The features reach "
             f"{np.abs(features).max():g}. Use --precision float32."

@@ -137,7 +137,7 @@ def _check_stage(backbone: Backbone, stage: str | None) -> str:
     reachable = [name for name in backbone.stages if name in backbone.boundaries or _module_of(backbone, name)]
     if stage not in reachable:
         raise UserError(
-            f"--stage {stage}: {backbone.name!r} does not show what it is there, only {shortened(reachable)}."
+            f"--stage {stage}: {backbone.name!r} does not expose the output of this stage. Choose one of {shortened(reachable)}."
         )
     return stage
 
@@ -267,7 +267,7 @@ def restore_extractor(
     if problems:
         raise UserError(f"EMBEDDINGS: its record of the model is damaged. {shortened(problems)}.")
     if place is None and model["weights"] is None:
-        raise UserError("EMBEDDINGS: it does not say where its model lies. Give --model RUN.")
+        raise UserError("EMBEDDINGS: it does not record where its model is. Give --model RUN.")
     if place is not None:
         try:
             folder = find_bundle(place)
@@ -301,6 +301,6 @@ def restore_extractor(
 def _same_weights(found: str, wanted: str, where: str) -> None:
     if found != wanted:
         raise UserError(
-            f"{where}: holds other weights than the embeddings were made with. Make them again with finetune embed, "
+            f"{where}: holds other weights than those that made the embeddings. Make them again with finetune embed, "
             "or give --model RUN with the run that made them."
         )

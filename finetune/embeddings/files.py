@@ -160,7 +160,7 @@ def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
     ) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"EMBEDDINGS='{path}': cannot be read as embeddings of finetune. {why} Make them again with: finetune embed"
+            f"EMBEDDINGS='{path}': cannot be read as finetune embeddings. {why} Make them again with: finetune embed"
         ) from error
 
 
@@ -175,7 +175,7 @@ def _check_finite(features: Features) -> None:
 def _described(text: str | bytes, path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = parse_json(text, dict, name=f"EMBEDDINGS='{path}'")
     if type(metadata.get("format")) is not int:
-        raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
+        raise UserError(f"EMBEDDINGS='{path}': is not a file of finetune embeddings.")
     if metadata["format"] > FORMAT:
         raise UserError(
             f"EMBEDDINGS='{path}': format {metadata['format']} is newer than this program reads ({FORMAT}). Upgrade."
@@ -241,9 +241,11 @@ def _open_npz(path: Path) -> Iterator[StoredEmbeddings]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         names = {f"{name}.npy" for name in ("features", "about", *_TEXTS)}
         if missing := sorted(names - set(archive.namelist())):
-            raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune. It lacks {', '.join(missing)}.")
+            raise UserError(
+                f"EMBEDDINGS='{path}': is not a file of finetune embeddings. It lacks {', '.join(missing)}."
+            )
         if archive.getinfo("about.npy").file_size > _LARGEST_ABOUT:
-            raise ValueError("Its record is too large to be one.")
+            raise ValueError("Its record is too large.")
         with archive.open("about.npy") as member:
             _, dtype = _read_header(member, kinds="U")
             metadata = _described(str(np.frombuffer(member.read(_LARGEST_ABOUT), dtype)[0]), path)
@@ -261,7 +263,7 @@ def _read_header(file: IO[bytes], *, kinds: str) -> tuple[tuple[int, ...], np.dt
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if fortran or dtype.kind not in kinds or dtype.itemsize == 0:
-        raise ValueError(f"An array of type {dtype} is not expected there.")
+        raise ValueError(f"An array has the unexpected type {dtype}.")
     return shape, dtype
 
 
@@ -279,7 +281,7 @@ def _map_features(archive: zipfile.ZipFile, file: IO[bytes], path: Path) -> Feat
         or min(shape) < 0
         or shape[0] * shape[1] * dtype.itemsize != info.file_size - (file.tell() - begin)
     ):
-        raise ValueError("Its features are not as large as they are said to be.")
+        raise ValueError("Its features do not have the size that their header states.")
     if not shape[0] * shape[1]:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
@@ -290,7 +292,7 @@ def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str
     with archive.open(name) as member:
         shape, dtype = _read_header(member, kinds="U")
         if shape != (count,):
-            raise ValueError(f"{name} has another number of rows than the features.")
+            raise ValueError(f"{name} and the features differ in their number of rows.")
         # a huge text width in a foreign file must not fill the memory
         step = max(1, min(_ROWS, _LARGEST_READ // dtype.itemsize))
         if dtype.itemsize > _LARGEST_READ:
@@ -341,14 +343,14 @@ def _open_parquet(path: Path) -> Iterator[StoredEmbeddings]:
     with pq.ParquetFile(path, memory_map=True) as file:
         schema = file.schema_arrow
         if _METADATA not in (schema.metadata or {}):
-            raise UserError(f"EMBEDDINGS='{path}': holds no embeddings of finetune.")
+            raise UserError(f"EMBEDDINGS='{path}': is not a file of finetune embeddings.")
         metadata = _described(schema.metadata[_METADATA], path)
         kind = schema.field("features").type
         if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
-            raise ValueError(f"Its features are {kind}, and must be lists of numbers of one length.")
+            raise ValueError(f"Its features are {kind}, but must be lists of numbers of one length.")
         count, at = file.metadata.num_rows, 0
         if count * kind.list_size * kind.value_type.bit_width // 8 > _MOST_BYTES:
-            raise ValueError(f"It says that it holds {count:,} rows of {kind.list_size:,} features.")
+            raise ValueError(f"It claims to hold {count:,} rows of {kind.list_size:,} features.")
         features = scratch_array((count, kind.list_size), kind.value_type.to_pandas_dtype())
 
         def blocks() -> Iterator[Block]:

@@ -136,5 +136,5 @@ def whitening_of(embeddings: Embeddings, file: Path) -> Whitening | None:
     place = file.parent / Path(str(named.get("file"))).name
     whitening, _ = load_whitening(place)
     if digest_of(place) != named.get("sha256"):
-        raise UserError(f"{place}: is not the whitening that {file.name} went through. Make the embeddings again.")
+        raise UserError(f"{place}: is not the whitening that {file.name} was made with. Make the embeddings again.")
     return whitening

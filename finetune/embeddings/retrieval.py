@@ -69,7 +69,7 @@ def retrieval_quality(
     others = sizes[labels[queries]] - itself
     kept = queries[others > 0]
     if not len(kept):
-        raise UserError("retrieval quality: no query has another image of its class to be found.")
+        raise UserError("retrieval quality: no query has another image of its class to find.")
     itself, others = itself[others > 0], others[others > 0]
     neighbours = nearest(
         embeddings.features,

@@ -71,7 +71,7 @@ def fit_whitening(
         total += values.sum(0)
         products += values.T @ values
     if count < 2:
-        raise UserError(f"--whiten: needs two images to be fitted on. There are {count}.")
+        raise UserError(f"--whiten: needs at least two images. There are {count}.")
     centre = total / count
     covariance = (products - count * np.outer(centre, centre)) / (count - 1)
     variances, directions = np.linalg.eigh(covariance)
@@ -79,7 +79,7 @@ def fit_whitening(
     sound = int((variances > _LEAST_VARIANCE * max(variances[0], 0.0)).sum())
     if not sound or (keep is not None and keep > sound):
         raise UserError(
-            f"--whiten{f' --directions {keep}' if keep else ''}: there are {sound} directions in which {count} images differ. "
+            f"--whiten{f' --directions {keep}' if keep else ''}: {count} images differ in {sound} directions. "
             f"Keep at most as many, or embed more images."
         )
     directions, variances = directions[: keep or sound], variances[: keep or sound]
@@ -130,10 +130,10 @@ def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
     from finetune.safe_files import load_tensors, need
 
     if not os.path.lexists(path):
-        raise UserError(f"{path}: missing. It belongs to the embeddings beside it; make them again without it.")
+        raise UserError(f"{path}: missing. It belongs to the embeddings beside it. Put it back, or make them again.")
     metadata = read_metadata(path)
     if metadata is None or metadata.get("kind") != "whitening":
-        raise UserError(f"{path}: holds no whitening of finetune embed.")
+        raise UserError(f"{path}: is not a whitening file of finetune embed.")
     need(metadata, {"images": int, "split": str, "identity": dict}, name=str(path))
     state = {name: tensor.numpy() for name, tensor in load_tensors(path).items()}
     shapes = {name: state[name].shape for name in ("mean", "directions", "variances") if name in state}

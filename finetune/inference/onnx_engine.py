@@ -52,8 +52,8 @@ class OnnxEngine:
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model: {error}.") from None
         if repeats:
             raise UserError(
-                f"RUN='{path}': not an ONNX file of finetune's. It holds {', '.join(repeats)}, which no export has and "
-                "which could run without end."
+                f"RUN='{path}': not an ONNX file of finetune. It holds {', '.join(repeats)}, which no export has and "
+                "which could run forever."
             )
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4

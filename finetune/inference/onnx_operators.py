@@ -33,7 +33,7 @@ def operators(content: bytes) -> set[str]:
 
 def _operators(content: memoryview, message: str, depth: int) -> Iterator[str]:
     if depth > _DEEPEST:
-        raise ValueError("its graphs are nested without end")
+        raise ValueError("its graphs are nested too deeply")
     for number, value in _fields(content):
         inner = _INNER[message].get(number)
         if inner == "op_type":
@@ -59,7 +59,7 @@ def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind in (_FIXED32, _FIXED64):
             at += 4 if kind == _FIXED32 else 8
         else:
-            raise ValueError("it is no protobuf")
+            raise ValueError("it is not a protobuf")
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
@@ -73,4 +73,4 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-    raise ValueError("it is no protobuf")
+    raise ValueError("it is not a protobuf")

@@ -22,7 +22,7 @@ _STRENGTHS = (0.1, 0.01, 0.001)
 
 def _targets(index: Index, split: str) -> Tensor:
     if index.multi_label:
-        raise UserError("finetune ladder: compares accuracies of one label an image; this data has several.")
+        raise UserError("finetune ladder: compares accuracies of one label per image; this data has several.")
     return torch.from_numpy(index.targets[index.rows(split)])
 
 

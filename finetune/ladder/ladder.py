@@ -191,7 +191,7 @@ def _on_features(
     need(stored, {"curve": list, "baselines": dict}, name=str(path), remedy=_DELETE)
     for name, measured in stored["baselines"].items():
         if not isinstance(measured, dict):
-            raise UserError(f"{path}: damaged. The baseline {name!r} is no table. {_DELETE}")
+            raise UserError(f"{path}: damaged. The baseline {name!r} is not a table. {_DELETE}")
         need(measured, {"val": (int, float), "test": (int, float)}, name=f"{path}, {name}", remedy=_DELETE)
     for name, measured in stored["baselines"].items():
         if name in options.rungs:

@@ -161,7 +161,7 @@ class Backbone(nn.Module):
             if self.adapted != (channels, adapt):
                 raise UserError(
                     f"input.adapt={adapt!r}: these weights have a stem made for input.channels={self.adapted[0]} "
-                    f"input.adapt={self.adapted[1]}. Give these two, or weights with the stem of pretraining."
+                    f"input.adapt={self.adapted[1]}. Give these two, or weights with the pretrained stem."
                 )
             return
         mean, std = self.input_spec.mean, self.input_spec.std
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
             conv = self.net.get_submodule(name)
             if not isinstance(conv, nn.Conv2d):
                 raise UserError(
-                    f"input.adapt={adapt!r}: {self.name!r} begins with {name!r}, which is no convolution. "
+                    f"input.adapt={adapt!r}: {self.name!r} begins with {name!r}, which is not a convolution. "
                     "Use images with three channels, or another backbone."
                 )
             adapt_stem(conv, channels=channels, adapt=adapt, mean=mean, std=std, seed=seed + position)
@@ -271,7 +271,7 @@ def build_backbone(
         return backbone
     for key, value in (("stages", stages), ("input_spec", input_spec)):
         if value is not None:
-            raise UserError(f"{key}: only for a module of your own. The library of {name!r} says it. Leave it out.")
+            raise UserError(f"{key}: only for a module of your own. For {name!r} its library sets it. Leave it out.")
     backbone = _architecture(source, name, kwargs, seed=seed)
     weights = "imagenet" if weights is None else str(weights)
     if weights == "none":

@@ -40,7 +40,7 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
         except LocalEntryNotFoundError:
             continue
         except HFValidationError:
-            raise UnavailableError(f"nothing: {repo!r} is no name of the hub, which are OWNER/NAME") from None
+            raise UnavailableError(f"nothing: {repo!r} is not a name of the hub; names are OWNER/NAME") from None
     cache = f"the hub's cache {constants.HF_HUB_CACHE}"
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)

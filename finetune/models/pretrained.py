@@ -63,7 +63,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
             )
     except UnavailableError as tried:
         raise UserError(
-            f"backbone.weights={weights!r}: no weights for {backbone.name!r} can be had here. Tried {tried}. Give a "
+            f"backbone.weights={weights!r}: no weights for {backbone.name!r} are available here. Tried {tried}. Give a "
             "file or folder (backbone.weights=PATH), weights inside this package (backbone=resnet18 "
             "backbone.weights=embedded), random weights (backbone.weights=none), or a cache filled elsewhere "
             "(HF_HOME for the hub's, TORCH_HOME for torchvision's)."

@@ -250,11 +250,11 @@ def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> N
     try:
         metadata = json.loads(entry or "{}")
     except ValueError as error:
-        raise UserError(f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is no JSON. {error}.") from None
+        raise UserError(f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is not JSON. {error}.") from None
     recorded = metadata.pop(DIGEST_KEY, None) if isinstance(metadata, dict) else None
     if recorded is not None and recorded != _digest(state, metadata):
         raise UserError(
-            f"{name}: damaged. Its tensors or its metadata are not those that were written (their SHA-256 differs). "
+            f"{name}: damaged. Its tensors or its metadata have changed since they were written (their SHA-256 differs). "
             "Take a copy, or export it again."
         )
 

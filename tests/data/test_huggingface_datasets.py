@@ -70,7 +70,7 @@ def test_a_column_that_is_not_there_is_refused(tmp_path, options, message):
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is no data set that can be read"):
+    with pytest.raises(UserError, match="cannot be read as a data set"):
         huggingface_source(path=str(tmp_path / "empty"))
     with pytest.raises(UserError, match="no such folder"):
         huggingface_source(path=str(tmp_path / "missing"))

@@ -80,7 +80,7 @@ def test_links_to_files_and_folders_are_followed_but_not_round_in_circles(tmp_pa
     (tmp_path / "data/b/one.png").symlink_to(next((tmp_path / "elsewhere/x").iterdir()))
     listing = scan_folder(str(tmp_path / "data"))
     assert np.bincount(listing.targets).tolist() == [4, 2]
-    assert listing.ignored == {"links to a folder seen already": 2}
+    assert listing.ignored == {"links to a folder already visited": 2}
 
 
 def test_several_folders_are_one_data_set(tmp_path):
@@ -105,7 +105,7 @@ def test_several_folders_must_name_the_same_splits(tmp_path):
         ({}, r"no images found\. Looked for \*\.jpg, .* in 0 folders below it\."),
         ({"a/x": 0, "b": 0}, r"no images found\. Looked for .*, \*\.gif in 3 folders below it\."),
         ({"a": 2}, r"must hold at least two classes\. Found only 'a'\."),
-        ({"a": 2, "b": 1, "c": 0}, r"every class needs a training image\. None in c\."),
+        ({"a": 2, "b": 1, "c": 0}, r"every class needs a training image\. Classes without one: c\."),
         ({"train/a": 1, "train/b": 1, "val/z": 1}, r"Only in val or test: z\."),
         ({"train/a": 1, "train/b": 0, "val/b": 1}, r"Only in val or test: b\."),
         ({"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1}, r"Found val and valid\. Keep one"),
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path, counts, message
 
 def test_images_without_class_folders_are_pointed_out(tmp_path):
     write_image(tmp_path / "1.png", 1)
-    with pytest.raises(UserError, match=r"1 images lie directly in it: put them into one folder a class"):
+    with pytest.raises(UserError, match=r"1 images lie directly in it: put them into one folder per class"):
         scan_folder(str(tmp_path))
 
 

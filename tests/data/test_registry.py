@@ -145,7 +145,7 @@ def test_what_only_bears_an_images_name_is_named_or_skipped_like_a_damaged_file(
 def test_skipping_the_last_image_of_a_class_is_an_error(tmp_path):
     write_folder(tmp_path, {"a": 4, "b": 0})
     (tmp_path / "b" / "empty.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match=r"every class needs a training image\. None in b\."):
+    with pytest.raises(UserError, match=r"every class needs a training image\. Classes without one: b\."):
         folder_source(root=str(tmp_path), on_unreadable="skip")
 
 

@@ -96,11 +96,11 @@ def test_without_a_network_one_message_says_what_to_do(tmp_path):
     with pytest.raises(UserError) as caught:
         torchvision_source(name="OxfordIIITPet", root=str(tmp_path))
     assert str(caught.value).startswith(f"data.name='OxfordIIITPet': is not in data.root={str(tmp_path)!r}")
-    assert "Network is unreachable. Download it where there is a network" in str(caught.value)
+    assert "Network is unreachable. Download it on a machine with a network" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("OxfordIIIPet", "Did you mean 'OxfordIIITPet'?"), ("nonsense", "All of them")]
+    ("name", "hint"), [("OxfordIIIPet", "Did you mean 'OxfordIIITPet'?"), ("nonsense", "All data sets")]
 )
 def test_an_unknown_data_set_is_answered_with_the_nearest(name, hint):
     with pytest.raises(UserError, match=f"data.name='{name}': not a data set of torchvision") as caught:

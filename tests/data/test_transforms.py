@@ -182,7 +182,7 @@ def test_one_channel_never_draws_a_colour_operation(monkeypatch):
 
 
 def test_the_plan_says_what_is_left_out_for_one_channel():
-    assert "less its colour operation" in in_words(spec(channels=1), augment="trivial_augment")
+    assert "without its colour operation" in in_words(spec(channels=1), augment="trivial_augment")
     assert in_words(spec(), augment="trivial_augment").endswith("mirrored at random, TrivialAugment")
     assert in_words(spec(), augment="none") == "the evaluation view, no augmentation"
 

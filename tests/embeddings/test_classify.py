@@ -30,7 +30,7 @@ def test_missing_splits_are_made_and_images_without_labels_left_out(few_digits: 
     index, rows, notes = split_index(replace(few_digits, labels=labels))
     assert rows.tolist() == list(range(5, 400))
     assert notes[0] == "5 images without a label are left out."
-    assert notes[1].startswith("val and test: made of the training images")
+    assert notes[1].startswith("val and test: split off the training images")
     counts = index.images()
     assert counts["val"] + counts["test"] == pytest.approx(0.3 * 395, abs=12)
     given = replace(few_digits, splits=np.array([0, 0, 1, 2] * 100, np.int8))
@@ -116,9 +116,9 @@ def test_without_a_record_of_the_model_there_is_no_result_to_compare(
 
 
 def test_labels_and_two_classes_are_needed() -> None:
-    with pytest.raises(UserError, match="classify: needs images of two classes at least"):
+    with pytest.raises(UserError, match="classify: needs images of at least two classes"):
         split_index(embeddings_of(np.eye(4)))
-    with pytest.raises(UserError, match="needs one label an image"):
+    with pytest.raises(UserError, match="needs one label per image"):
         split_index(embeddings_of(np.eye(4), [0, 1, 0, 1], multi_label=True))
     made = embeddings_of(np.eye(4), [0, 1, 0, 1], [1, 1, 2, 2])
     with pytest.raises(UserError, match="train has none"):

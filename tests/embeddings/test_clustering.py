@@ -75,7 +75,7 @@ def test_of_many_images_some_are_drawn_and_the_others_join(monkeypatch: pytest.M
     monkeypatch.setattr(module, "MOST_FOR_HDBSCAN", 100)
     made, said = blobs(), list[str]()
     found = cluster(made, clusters=4, metric="l2", say=said.append)
-    assert said == ["k-means: fitted on 60 images drawn of 200; the others join the nearest centre"]
+    assert said == ["k-means: fitted on 60 of 200 images, drawn at random; the others join the nearest centre"]
     assert quality(made, found)["ari"] == 1
     with pytest.raises(UserError, match="takes at most 100 images"):
         cluster(made, method="hdbscan")

@@ -140,7 +140,7 @@ def test_another_model_or_setting_computes_all_again_and_says_so(
 def test_something_else_at_the_output_is_left_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", mine=np.arange(3))
     before = (tmp_path / "e.npz").read_bytes()
-    with pytest.raises(UserError, match="holds no embeddings of finetune"):
+    with pytest.raises(UserError, match="is not a file of finetune embeddings"):
         embed(FakeExtractor(), write(tmp_path / "images", "a"), tmp_path / "e.npz")
     assert (tmp_path / "e.npz").read_bytes() == before
 
@@ -182,7 +182,7 @@ def test_features_beyond_half_precision_are_refused_with_the_way_out(tmp_path: P
     paths = write(tmp_path / "images", *"abc")
     with pytest.raises(UserError, match=r"holds numbers up to 65504.*Use --precision float32"):
         embed(FakeExtractor(scale=1e4), paths, tmp_path / "e.npz")
-    with pytest.raises(UserError, match="not finite numbers"):
+    with pytest.raises(UserError, match="that are not finite"):
         embed(FakeExtractor(scale=float("nan")), paths, tmp_path / "e.npz")
     assert embed(FakeExtractor(scale=1e4), paths, tmp_path / "e.npz", precision="float32").images == 3
 
@@ -193,7 +193,7 @@ def test_features_beyond_half_precision_are_refused_with_the_way_out(tmp_path: P
         ("e.csv", {}, "Use one of .npz, .parquet"),
         ("e.npz", {"precision": "int8"}, "--precision int8: must be one of float16, float32"),
         ("e.npz", {"whiten": True, "directions": 0}, "--directions 0: must be at least 1"),
-        ("e.npz", {"whiten": True, "directions": 4}, r"--whiten --directions 4: there are \d directions"),
+        ("e.npz", {"whiten": True, "directions": 4}, r"--whiten --directions 4: \d images differ in \d directions"),
         ("e.npz", {"batch_size": 0}, "--batch-size 0: must be at least 1"),
     ],
 )

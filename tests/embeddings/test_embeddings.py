@@ -107,12 +107,12 @@ def test_other_and_damaged_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "text.parquet").write_text("no table")
     for name, message in {
-        "other.npz": "holds no embeddings of finetune. It lacks about.npy",
+        "other.npz": "is not a file of finetune embeddings. It lacks about.npy",
         "packed.npz": "Its features are compressed",
-        "short.npz": "cannot be read as embeddings of finetune",
-        "text.npz": "cannot be read as embeddings of finetune",
-        "text.parquet": "cannot be read as embeddings of finetune",
-        "other.parquet": "holds no embeddings of finetune",
+        "short.npz": "cannot be read as finetune embeddings",
+        "text.npz": "cannot be read as finetune embeddings",
+        "text.parquet": "cannot be read as finetune embeddings",
+        "other.parquet": "is not a file of finetune embeddings",
         "missing.npz": "no such file. Make one with: finetune embed",
         "x.csv": "no such file",
     }.items():
@@ -136,7 +136,7 @@ def test_a_newer_format_and_objects_are_refused(tmp_path: Path) -> None:
     arrays["about"] = np.array(json.dumps({"format": 1}))
     arrays["path"] = np.array([print] * 4, object)
     np.savez(tmp_path / "pickled.npz", **arrays)
-    with pytest.raises(UserError, match="An array of type object is not expected there"):
+    with pytest.raises(UserError, match="An array has the unexpected type object"):
         Embeddings.load(tmp_path / "pickled.npz")
 
 
@@ -160,7 +160,7 @@ def test_features_that_claim_to_be_larger_than_the_file_are_refused(tmp_path: Pa
     content = (tmp_path / "e.npz").read_bytes()
     assert content.count(b"(4, 5)") == 1
     (tmp_path / "e.npz").write_bytes(content.replace(b"(4, 5)", b"(9, 5)"))
-    with pytest.raises(UserError, match="not as large as they are said to be"):
+    with pytest.raises(UserError, match="do not have the size that their header states"):
         Embeddings.load(tmp_path / "e.npz")
     with zipfile.ZipFile(tmp_path / "e.npz") as archive, pytest.raises(zipfile.BadZipFile):
         archive.read("features.npy")

@@ -100,7 +100,7 @@ def test_a_run_can_be_had_again_also_where_it_was_moved(bundle: Path, images: to
 def test_other_weights_than_those_that_made_the_embeddings_are_refused(bundle: Path, tmp_path: Path) -> None:
     first = extractor_from_run(bundle)
     other = small_bundle(tmp_path / "other", size=(32, 32), seed=5)
-    with pytest.raises(UserError, match="holds other weights than the embeddings were made with"):
+    with pytest.raises(UserError, match="holds other weights than those that made the embeddings"):
         restore_extractor({**first.identity, "model": first.model}, run=other)
     model = bare().model
     with pytest.raises(UserError, match="holds other weights"):
@@ -134,7 +134,9 @@ def test_unknown_stages_are_told(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"--stage layer5: not a stage of 'resnet10t'.*Did you mean 'layer4'"):
         extractor_from_run(bundle, stage="layer5")
     vit = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=32)
-    with pytest.raises(UserError, match=r"--stage stem: 'vit_tiny_patch16_224' does not show what it is there, only"):
+    with pytest.raises(
+        UserError, match=r"--stage stem: 'vit_tiny_patch16_224' does not expose the output of this stage"
+    ):
         extractor_from_backbone(vit, weights="none", seed=0, stage="stem")
 
 

@@ -75,7 +75,7 @@ def test_a_chain_is_cut_after_each_stage_to_the_same_bits_and_another_module_aft
         (None, r"stages: must be given .* with parameters: conv1, bn1, layer1, layer2. Write stages="),
         ({"stem": ["conv1"], "rest": ["layer1", "layer2"]}, r"In none: bn1\.weight, bn1\.bias\. Add the modules"),
         ({**STAGES, "more": ["layer2.bn"]}, r"In two: layer2\.bn\.weight \(in layer2 and more\)"),
-        ({**STAGES, "layer3": ["layer2.relu"]}, r"stages\['layer3'\]: 'layer2.relu' is no module of .*\.Net\."),
+        ({**STAGES, "layer3": ["layer2.relu"]}, r"stages\['layer3'\]: 'layer2.relu' is not a module of .*\.Net\."),
         ({"stem": "conv1"}, r"stages\['stem'\]='conv1': must be a list of names"),
         ({"head": ["conv1", "bn1"], "b": ["layer1", "layer2"]}, r"stages\['head'\]: not a name for a stage"),
         ({**STAGES, "none": []}, r"Without any: none\. Leave them out"),
@@ -197,11 +197,11 @@ def test_a_bundle_names_the_classes_that_it_needs_and_holds_no_pickle(tmp_path: 
 def test_a_bundle_is_refused_with_the_missing_classes_named_and_the_call_that_gives_them(tmp_path: Path) -> None:
     finetune.save_bundle(own_model(), tmp_path)
     with pytest.raises(
-        UserError, match=r"parts\.Head \(head\), .*parts\.Net \(backbone\)\. Nothing .*modules=\{.head.: Head"
+        UserError, match=r"parts\.Head \(head\), .*parts\.Net \(backbone\)\. None .*modules=\{.head.: Head"
     ) as all_of:
         finetune.load(tmp_path)
     assert "--trust" not in str(all_of.value)  # they came as objects: nothing says how they are built
-    with pytest.raises(UserError, match=r"not part of finetune: tests\.models\.own_parts\.Head \(head\)\. Nothing"):
+    with pytest.raises(UserError, match=r"not part of finetune: tests\.models\.own_parts\.Head \(head\)\. None of it"):
         finetune.load(tmp_path, modules={"backbone": Net()})
     with pytest.raises(UserError, match=r"parts\.Head \(head\)"):
         finetune.load(tmp_path, modules={"backbone": Net()}, trust=True)

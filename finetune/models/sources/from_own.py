@@ -93,7 +93,7 @@ def _checked_stages(net: nn.Module, stages: Mapping[str, Sequence[str]] | None) 
         if not isinstance(stage, str) or not stage or stage in _RESERVED:
             problems.append(f"stages[{stage!r}]: not a name for a stage. {', '.join(_RESERVED)} have another meaning.")
         problems += [
-            f"stages[{stage!r}]: {member!r} is no module of {class_name(net)}.{did_you_mean(member, known)}"
+            f"stages[{stage!r}]: {member!r} is not a module of {class_name(net)}.{did_you_mean(member, known)}"
             for member in members
             if member not in known
         ]

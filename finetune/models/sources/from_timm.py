@@ -43,7 +43,7 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
         raise UserError(f"backbone.name={name!r}: timm {timm.__version__} has no such network.{hint}")
     net = _create(name, kwargs)
     if not hasattr(net, "group_matcher"):
-        raise UserError(f"backbone.name={name!r}: timm does not say what its stages are. Choose another network.")
+        raise UserError(f"backbone.name={name!r}: timm does not define its stages. Choose another network.")
     order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
     groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
     groups = _with_last_norm_merged(net, groups)
@@ -79,7 +79,7 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     net: Any = backbone.net
     cfg = net.pretrained_cfg
     if not (cfg.get("hf_hub_id") or cfg.get("url")):
-        raise UnavailableError(f"timm {timm.__version__}, which knows no weights for it")
+        raise UnavailableError(f"timm {timm.__version__}, which has no weights for it")
     overlay = None
     if cfg.get("hf_hub_id"):
         names = [cfg["hf_hub_filename"]] if cfg.get("hf_hub_filename") else ["model.safetensors", "pytorch_model.bin"]

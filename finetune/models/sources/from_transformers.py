@@ -82,7 +82,7 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     from finetune.models.pretrained import load_folder, load_hub
 
     if member is not None:
-        raise UserError(f"backbone.weights={member!r}: transformers has one set of weights for a name. Use imagenet.")
+        raise UserError(f"backbone.weights={member!r}: transformers has one set of weights per name. Use imagenet.")
     if Path(backbone.name).is_dir():
         load_folder(backbone, Path(backbone.name))
     else:
@@ -101,7 +101,7 @@ def _published_or_read(name: str) -> dict[str, Any]:
             path = hub_file(name, ["config.json"])
         except UnavailableError as tried:
             raise UserError(
-                f"backbone.name={name!r}: neither a snapshot folder nor a name whose configuration can be had. "
+                f"backbone.name={name!r}: neither a snapshot folder nor a name whose configuration is available. "
                 f"Tried {tried}. Known without a network: {', '.join(_PUBLISHED)}."
             ) from None
     config = read_json(path)
