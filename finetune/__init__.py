@@ -14,7 +14,8 @@ from finetune.input_spec import InputSpec
 if TYPE_CHECKING:
     from finetune.api import embed, fit, load, save_bundle, search
     from finetune.embeddings.embeddings import Embeddings
-    from finetune.models.backbone import Backbone, build_backbone
+    from finetune.models.backbone import Backbone
+    from finetune.models.build import build_backbone
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.training.module import FineTuner
     from finetune.training.results import RunResult
@@ -28,7 +29,7 @@ _LATER = {
     "search": "finetune.api",
     "Embeddings": "finetune.embeddings.embeddings",
     "Backbone": "finetune.models.backbone",
-    "build_backbone": "finetune.models.backbone",
+    "build_backbone": "finetune.models.build",
     "Classifier": "finetune.models.classifier",
     "build_classifier": "finetune.models.classifier",
     "FineTuner": "finetune.training.module",

@@ -304,7 +304,7 @@ def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Bac
         UserError: The weights are not available, or do not fit.
     """
     from finetune.input_spec import InputSpec
-    from finetune.models.backbone import build_backbone
+    from finetune.models.build import build_backbone
 
     chosen, name = config.backbone, network_name(config)
     given = {key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}

@@ -26,7 +26,7 @@ def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "
     Raises:
         UserError: The class cannot be built, its stages do not cover its parameters, or its weights do not fit.
     """
-    from finetune.models.backbone import load_own_weights
+    from finetune.models.build import load_own_weights
     from finetune.models.sources.from_own import backbone_of
 
     chosen = config.backbone

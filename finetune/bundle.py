@@ -20,10 +20,10 @@ from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
 from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
-from finetune.models.backbone import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.own_modules import OWN, own_classes, own_targets
 from finetune.models.size_limit import parameters_at_most
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.weights import save_head, state_hash
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
 from finetune.safetensors_writer import write_tensors

@@ -28,34 +28,21 @@ def trees() -> dict[str, ast.Module]:
     return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(tree: ast.Module, names: set[str], *, at_run_time: bool = False) -> set[str]:
+def imports(tree: ast.Module, names: set[str]) -> set[str]:
     """Modules of the package that a file imports, wherever in the file.
 
     Args:
         tree: The parsed file.
         names: All modules of the package.
-        at_run_time: Leave out what only type checkers read, and what a function imports when it is called.
     """
     found: set[str] = set()
-    nodes = list(_top_level(tree)) if at_run_time else list(ast.walk(tree))
-    for node in nodes:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             submodules = {f"{node.module}.{alias.name}" for alias in node.names} & names
             found |= submodules or {node.module}
     return found & names
-
-
-def _top_level(tree: ast.Module) -> list[ast.stmt]:
-    nodes: list[ast.stmt] = []
-    for node in tree.body:
-        if isinstance(node, ast.If):
-            if "TYPE_CHECKING" not in ast.unparse(node.test):
-                nodes += node.body
-        else:
-            nodes.append(node)
-    return nodes
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -110,12 +97,10 @@ def main() -> None:
         for name, tree in parsed.items()
     }
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py"))
-    at_start = {name: imports(tree, names, at_run_time=True) - {name} for name, tree in parsed.items()}
     print(f"lines                              {lines:6}")
     print(f"files                              {len(parsed):6}")
     print(f"files that one other imports       {len(once):6}")
-    print(f"circles of imports                 {len(circles(at_start)):6}")
-    print(f"circles, imports in functions too  {len(circles(everywhere)):6}")
+    print(f"circles of imports                 {len(circles(everywhere)):6}")
     print(f"dict[str, Any]                     {sum(untyped.values()):6}")
     print(f"class names defined twice          {len(classes_defined_twice(parsed)):6}")
     for group in circles(everywhere):

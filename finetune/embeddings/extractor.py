@@ -17,7 +17,8 @@ from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.reading import reading_of
 from finetune.input_spec import InputSpec
-from finetune.models.backbone import Backbone, build_backbone
+from finetune.models.backbone import Backbone
+from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.classifier import Classifier
 from finetune.models.forward import optimize_for_inference

@@ -1,16 +1,11 @@
 """The backbone: a pretrained network without its classifier, divided into named stages."""
 
-import importlib
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem, stem_channels
 from finetune.models.own_modules import OWN
@@ -18,16 +13,7 @@ from finetune.models.stages import StageMap
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
 
-log = logging.getLogger(__name__)
-
-SOURCES = ("timm", "torchvision", "transformers", "residual")
 PRESETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
-# keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
-FILE_KEYS = frozenset(
-    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"}
-    | {"weights_backbone", "progress", "file", "url", "hf_hub_id"}
-)
 
 
 class Backbone(nn.Module):
@@ -35,7 +21,7 @@ class Backbone(nn.Module):
 
     Args:
         net: Network of the library, with its classifier removed.
-        source: Library of the network, one of :data:`SOURCES`, or ``own`` for a module of the user's.
+        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`, or ``own`` for a module of the user's.
         name: Name of the network in that library; of a module of the user's, its class.
         kwargs: Further keywords of its constructor; plain values.
         stage_map: Stage of each parameter and module.
@@ -226,146 +212,3 @@ class _Whole(nn.Module):
     def forward(self, images_BSHW: Tensor) -> Tensor:
         features_BD: Tensor = self.backbone(images_BSHW)
         return features_BD
-
-
-def build_backbone(
-    name: str | nn.Module,
-    *,
-    weights: str | Path | None = None,
-    source: str = "timm",
-    stages: Mapping[str, Sequence[str]] | None = None,
-    input_spec: InputSpec | None = None,
-    seed: int = 0,
-    **kwargs: Any,
-) -> Backbone:
-    """Build a backbone with its weights: a network of a library by its name, or a module of your own.
-
-    Args:
-        name: Name of the network in its library: for timm with or without a tag (``resnet50.a1_in1k``), for transformers
-            a snapshot folder or a name on the hub (``microsoft/resnet-50``), for ``residual`` ``resnet50`` or
-            ``cifar_resnet56``. Or a module that maps images ``(B, S, H, W)`` to features ``(B, D)`` or maps
-            ``(B, D, h, w)``, which are averaged over their pixels.
-        weights: ``none`` (random, from ``seed``), or a value that :func:`finetune.models.pretrained.load_weights`
-            takes: ``imagenet``, a path, ... None: ``imagenet`` for a library's network; a module keeps those it has.
-        source: Library of the network, one of :data:`SOURCES`; of no meaning for a module.
-        stages: For a module: the child modules of each stage, in order from the input, for instance
-            ``{"stem": ["conv1", "bn1"], "layer1": ["layer1"]}``. Together they hold every parameter once.
-        input_spec: For a module: input that its weights expect. None: 224 x 224 pixels, three channels, ImageNet's mean
-            and standard deviation.
-        seed: Seed of random weights: the same seed gives the same weights; the global random state is left alone.
-        **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
-
-    Raises:
-        UserError: A source, name or keyword is unknown, the weights cannot be obtained or do not fit, or the stages do
-            not cover the parameters of a module exactly once; the message names the parameter.
-    """
-    from finetune.models.pretrained import load_weights  # imported here, because that module imports this one
-
-    if isinstance(name, nn.Module):
-        from finetune.models.sources.from_own import backbone_of  # imported here, because that module imports this one
-
-        if kwargs:
-            raise UserError(f"{next(iter(kwargs))}: not taken for a module of your own, which is built already.")
-        backbone = backbone_of(name, stages=stages, input_spec=input_spec)
-        load_own_weights(backbone, weights)
-        return backbone
-    for key, value in (("stages", stages), ("input_spec", input_spec)):
-        if value is not None:
-            raise UserError(f"{key}: only for a module of your own. For {name!r} its library sets it. Leave it out.")
-    backbone = _architecture(source, name, kwargs, seed=seed)
-    weights = "imagenet" if weights is None else str(weights)
-    if weights == "none":
-        log.info("backbone %s: random weights from seed %d.", name, seed)
-    else:
-        load_weights(backbone, weights)
-    return backbone
-
-
-def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
-    """Load weights into a module of the user's, which has none in a library.
-
-    Args:
-        backbone: Network of source ``own``.
-        weights: A path; ``none`` or None keeps the weights that the module has.
-
-    Raises:
-        UserError: The weights are those of a library, or do not fit.
-    """
-    from finetune.models.pretrained import WORDS, load_weights  # imported here, because that module imports this one
-
-    if weights is None or str(weights) == "none":
-        return
-    if str(weights) in WORDS or str(weights).isupper():
-        raise UserError(
-            f"backbone.weights={str(weights)!r}: no library has weights for {backbone.name}. Give a path, or "
-            "backbone.weights=none to keep the weights that the module has."
-        )
-    load_weights(backbone, str(weights))
-
-
-def backbone_from_description(description: Mapping[str, Any], *, module: nn.Module | None = None) -> Backbone:
-    """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
-
-    Args:
-        description: Plain values.
-        module: The network, where it is the user's own; None for a library's.
-
-    Raises:
-        UserError: The description does not fit this version, or the module does not fit the description.
-    """
-    if missing := {"source", "name", "kwargs", "input_spec"} - set(description):
-        raise UserError(f"model description: the backbone needs the keys {sorted(missing)}.")
-    if description["source"] == OWN:
-        from finetune.models.sources.from_own import backbone_of  # imported here, because that module imports this one
-
-        if module is None:
-            raise UserError(f"backbone: {description['name']} is a class of the user's. Give a module of it.")
-        kwargs = description["kwargs"]
-        spec = InputSpec.from_dict(description["input_spec"])
-        return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
-    backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
-    backbone.input_spec = InputSpec.from_dict(description["input_spec"])
-    return backbone
-
-
-def source_module(source: str) -> ModuleType:
-    """Import the module of :mod:`finetune.models.sources` for a source, and with it the source's library.
-
-    Raises:
-        UserError: The source is unknown, or its library is not installed.
-    """
-    if source == OWN:
-        raise UserError(
-            "backbone.source='own': needs the class of the network. Give backbone._target_=my.module.Net and backbone.stages, "
-            "or in Python finetune.build_backbone(module, stages={...})."
-        )
-    if source not in SOURCES:
-        hint = did_you_mean(source, SOURCES)
-        raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(SOURCES)}.{hint}")
-    try:
-        return importlib.import_module(f"finetune.models.sources.from_{source}")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"backbone.source={source!r}: needs the package {error.name!r}, which is not installed. "
-            f"Install it: pip install {error.name}."
-        ) from None
-
-
-def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: int) -> Backbone:
-    """Build the network with seeded random weights."""
-    module = source_module(source)
-    for key in OWNED_KEYS:
-        if key in kwargs:
-            raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. Leave it out.")
-    for key in sorted(FILE_KEYS & set(kwargs)):
-        raise UserError(
-            f"backbone.kwargs.{key}={str(kwargs[key])[:200]!r}: would let {source} open a file or an address by itself, and "
-            "execute what lies there. Give weights as backbone.weights=PATH; they are read as tensors alone."
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            backbone: Backbone = module.architecture(name, dict(kwargs))
-        except TypeError as error:
-            raise UserError(f"backbone.kwargs={dict(kwargs)}: {name} cannot be built with them. {error}.") from None
-    return backbone

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
-from finetune.models.backbone import Backbone, backbone_from_description
+from finetune.models.backbone import Backbone
+from finetune.models.build import backbone_from_description
 from finetune.models.channels import InputAdapter
 from finetune.models.heads import Head, build_head
 from finetune.models.modes import evaluating

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.forward import fast_logits
 

@@ -181,7 +181,7 @@ def joined(parts: list[Path]) -> dict[str, Tensor]:
 def join(folder: Path, target: Path) -> None:
     """One file from the numbered ones."""
     # pretraining itself needs the renderers alone, on a machine that may lack what the rest of the package needs
-    from finetune.models.backbone import build_backbone
+    from finetune.models.build import build_backbone
     from finetune.models.weights import fit_state_dict, save_backbone
 
     parts = sorted(folder.glob("backbone-*-of-*.safetensors"))

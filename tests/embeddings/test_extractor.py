@@ -18,7 +18,7 @@ from finetune.embeddings.extractor import (
     restore_extractor,
 )
 from finetune.errors import UserError
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier

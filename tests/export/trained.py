@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 
 CLASSES = ("cat", "dog", "owl", "émeu", "=1+1")

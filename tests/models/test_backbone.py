@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import UserError
-from finetune.models.backbone import Backbone, backbone_from_description, build_backbone
+from finetune.models.backbone import Backbone
+from finetune.models.build import backbone_from_description, build_backbone
 from finetune.models.classifier import Classifier, build_classifier, classifier_from_description
 from finetune.models.weights import save_backbone
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune.errors import UserError
 from finetune.input_spec import IMAGENET_MEAN, IMAGENET_STD
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter, adapt_stem
 from finetune.models.classifier import adaptation_cost
 

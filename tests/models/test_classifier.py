@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from finetune.errors import UserError
-from finetune.models.backbone import Backbone, build_backbone
+from finetune.models.backbone import Backbone
+from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, adaptation_cost, build_classifier, classifier_from_description
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from finetune.errors import UserError
 from finetune.models import pretrained
-from finetune.models.backbone import Backbone, build_backbone
+from finetune.models.backbone import Backbone
+from finetune.models.build import build_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.heads import build_head
 from finetune.models.weights import save_backbone, save_head

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.stages import StageMap, group_names
 
 EXPECTED = {

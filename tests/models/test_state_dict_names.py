@@ -5,7 +5,7 @@ import torch
 import torchvision
 import transformers
 
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 
 

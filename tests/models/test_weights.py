@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.errors import UserError
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.heads import build_head
 from finetune.models.weights import (
     fit_state_dict,

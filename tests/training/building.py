@@ -10,7 +10,7 @@ import torch
 from finetune.commands.train import quiet_lightning
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.registry import folder_source
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss

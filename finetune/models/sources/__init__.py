@@ -4,3 +4,40 @@ Each module has two functions: ``architecture(name, kwargs)`` builds a :class:`~
 random weights and downloads at most a configuration; ``load_imagenet(backbone, member)`` loads the library's own
 weights into it (``member`` names one of several; None is the default).
 """
+
+import importlib
+from types import ModuleType
+
+from finetune.errors import UserError, did_you_mean
+from finetune.models.own_modules import OWN
+
+SOURCES = ("timm", "torchvision", "transformers", "residual")
+OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
+# keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
+FILE_KEYS = frozenset(
+    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"}
+    | {"weights_backbone", "progress", "file", "url", "hf_hub_id"}
+)
+
+
+def source_module(source: str) -> ModuleType:
+    """Import the module of :mod:`finetune.models.sources` for a source, and with it the source's library.
+
+    Raises:
+        UserError: The source is unknown, or its library is not installed.
+    """
+    if source == OWN:
+        raise UserError(
+            "backbone.source='own': needs the class of the network. Give backbone._target_=my.module.Net and backbone.stages, "
+            "or in Python finetune.build_backbone(module, stages={...})."
+        )
+    if source not in SOURCES:
+        hint = did_you_mean(source, SOURCES)
+        raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(SOURCES)}.{hint}")
+    try:
+        return importlib.import_module(f"finetune.models.sources.from_{source}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"backbone.source={source!r}: needs the package {error.name!r}, which is not installed. "
+            f"Install it: pip install {error.name}."
+        ) from None

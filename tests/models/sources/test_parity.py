@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetune.models.backbone import build_backbone
+from finetune.models.build import build_backbone
 from finetune.models.residual import ResidualNet
 from finetune.models.sources.from_residual import settings
 

@@ -1,0 +1,133 @@
+"""Builds backbones: by name from a library, from a module of the user's, or from a description."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune.errors import UserError
+from finetune.input_spec import InputSpec
+from finetune.models.backbone import Backbone
+from finetune.models.own_modules import OWN
+from finetune.models.pretrained import WORDS, load_weights
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, source_module
+from finetune.models.sources.from_own import backbone_of
+
+# B = batch, S = input channels of the stem, H/W = image height/width, D = features
+
+log = logging.getLogger(__name__)
+
+
+def build_backbone(
+    name: str | nn.Module,
+    *,
+    weights: str | Path | None = None,
+    source: str = "timm",
+    stages: Mapping[str, Sequence[str]] | None = None,
+    input_spec: InputSpec | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Backbone:
+    """Build a backbone with its weights: a network of a library by its name, or a module of your own.
+
+    Args:
+        name: Name of the network in its library: for timm with or without a tag (``resnet50.a1_in1k``), for transformers
+            a snapshot folder or a name on the hub (``microsoft/resnet-50``), for ``residual`` ``resnet50`` or
+            ``cifar_resnet56``. Or a module that maps images ``(B, S, H, W)`` to features ``(B, D)`` or maps
+            ``(B, D, h, w)``, which are averaged over their pixels.
+        weights: ``none`` (random, from ``seed``), or a value that :func:`finetune.models.pretrained.load_weights`
+            takes: ``imagenet``, a path, ... None: ``imagenet`` for a library's network; a module keeps those it has.
+        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`; of no meaning for a module.
+        stages: For a module: the child modules of each stage, in order from the input, for instance
+            ``{"stem": ["conv1", "bn1"], "layer1": ["layer1"]}``. Together they hold every parameter once.
+        input_spec: For a module: input that its weights expect. None: 224 x 224 pixels, three channels, ImageNet's mean
+            and standard deviation.
+        seed: Seed of random weights: the same seed gives the same weights; the global random state is left alone.
+        **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
+
+    Raises:
+        UserError: A source, name or keyword is unknown, the weights cannot be obtained or do not fit, or the stages do
+            not cover the parameters of a module exactly once; the message names the parameter.
+    """
+    if isinstance(name, nn.Module):
+        if kwargs:
+            raise UserError(f"{next(iter(kwargs))}: not taken for a module of your own, which is built already.")
+        backbone = backbone_of(name, stages=stages, input_spec=input_spec)
+        load_own_weights(backbone, weights)
+        return backbone
+    for key, value in (("stages", stages), ("input_spec", input_spec)):
+        if value is not None:
+            raise UserError(f"{key}: only for a module of your own. For {name!r} its library sets it. Leave it out.")
+    backbone = _architecture(source, name, kwargs, seed=seed)
+    weights = "imagenet" if weights is None else str(weights)
+    if weights == "none":
+        log.info("backbone %s: random weights from seed %d.", name, seed)
+    else:
+        load_weights(backbone, weights)
+    return backbone
+
+
+def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
+    """Load weights into a module of the user's, which has none in a library.
+
+    Args:
+        backbone: Network of source ``own``.
+        weights: A path; ``none`` or None keeps the weights that the module has.
+
+    Raises:
+        UserError: The weights are those of a library, or do not fit.
+    """
+    if weights is None or str(weights) == "none":
+        return
+    if str(weights) in WORDS or str(weights).isupper():
+        raise UserError(
+            f"backbone.weights={str(weights)!r}: no library has weights for {backbone.name}. Give a path, or "
+            "backbone.weights=none to keep the weights that the module has."
+        )
+    load_weights(backbone, str(weights))
+
+
+def backbone_from_description(description: Mapping[str, Any], *, module: nn.Module | None = None) -> Backbone:
+    """Build the architecture that :meth:`Backbone.describe` described, with random weights; download nothing.
+
+    Args:
+        description: Plain values.
+        module: The network, where it is the user's own; None for a library's.
+
+    Raises:
+        UserError: The description does not fit this version, or the module does not fit the description.
+    """
+    if missing := {"source", "name", "kwargs", "input_spec"} - set(description):
+        raise UserError(f"model description: the backbone needs the keys {sorted(missing)}.")
+    if description["source"] == OWN:
+        if module is None:
+            raise UserError(f"backbone: {description['name']} is a class of the user's. Give a module of it.")
+        kwargs = description["kwargs"]
+        spec = InputSpec.from_dict(description["input_spec"])
+        return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
+    backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
+    backbone.input_spec = InputSpec.from_dict(description["input_spec"])
+    return backbone
+
+
+def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: int) -> Backbone:
+    """Build the network with seeded random weights."""
+    module = source_module(source)
+    for key in OWNED_KEYS:
+        if key in kwargs:
+            raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. Leave it out.")
+    for key in sorted(FILE_KEYS & set(kwargs)):
+        raise UserError(
+            f"backbone.kwargs.{key}={str(kwargs[key])[:200]!r}: would let {source} open a file or an address by itself, and "
+            "execute what lies there. Give weights as backbone.weights=PATH; they are read as tensors alone."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            backbone: Backbone = module.architecture(name, dict(kwargs))
+        except TypeError as error:
+            raise UserError(f"backbone.kwargs={dict(kwargs)}: {name} cannot be built with them. {error}.") from None
+    return backbone
