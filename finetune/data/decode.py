@@ -10,7 +10,7 @@ faster, with equal pixels. Without torch the same files give the same pixels.
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,7 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from finetune.data.color import HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
+from finetune.data.color import HIGH_DEPTHS, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
@@ -88,6 +88,19 @@ class DecodeOptions:
     def reading(self) -> dict[str, Any]:
         """Return the options that do not depend on the network, as bundles and exports record them in JSON."""
         return {"max_pixels": self.max_pixels, "high_depth": self.high_depth}
+
+    @classmethod
+    def from_reading(cls, reading: Mapping[str, Any], *, channels: int) -> "DecodeOptions":
+        """Return the options that :meth:`reading` recorded in a file, which somebody else may have written.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value is out of range.
+        """
+        max_pixels, high_depth = reading.get("max_pixels"), reading.get("high_depth")
+        sound = type(max_pixels) is int and max_pixels > 0 and high_depth in HIGH_DEPTHS
+        if not sound or set(reading) != {"max_pixels", "high_depth"}:
+            raise ValueError("max_pixels or high_depth: out of range")
+        return cls(channels=channels, **reading)
 
 
 def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:

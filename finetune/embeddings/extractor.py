@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
-from finetune.data.image_file import MAX_PIXELS
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.reading import reading_of
@@ -28,7 +27,7 @@ from finetune.models.weights import state_hash
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
 
-DEFAULT_READING: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
+DEFAULT_READING: dict[str, Any] = DecodeOptions().reading()
 
 
 class FeatureExtractor(nn.Module):
@@ -60,6 +59,7 @@ class FeatureExtractor(nn.Module):
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
+        self.decode = DecodeOptions.from_reading(self.reading, channels=spec.channels)
         # in a tuple, so that its modules are not registered a second time
         self._backbone, self.adapt = (backbone,), adapt
         # everything that the features depend on, and where to load it from again, as plain JSON values
@@ -108,8 +108,7 @@ class FeatureExtractor(nn.Module):
         Raises:
             UnreadableImage: The image cannot be read.
         """
-        options = DecodeOptions(channels=self.spec.channels, **self.reading)
-        return self.view(to_tensor(decode_bytes(data, options, path=path, at_least=self.view.at_least)))
+        return self.view(to_tensor(decode_bytes(data, self.decode, path=path, at_least=self.view.at_least)))
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:

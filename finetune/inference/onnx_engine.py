@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.color import HIGH_DEPTHS
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
-from finetune.data.image_file import MAX_PIXELS
 from finetune.errors import UserError, shortened
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
@@ -94,9 +92,7 @@ class OnnxEngine:
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
             # files written before this entry existed lack it; they are read with the defaults
-            reading = described.get("reading", {"max_pixels": MAX_PIXELS, "high_depth": "full"})
-            whole = whole and set(reading) == {"max_pixels", "high_depth"} and reading["high_depth"] in HIGH_DEPTHS
-            whole = whole and type(reading["max_pixels"]) is int and reading["max_pixels"] > 0
+            DecodeOptions.from_reading(described.get("reading", DecodeOptions().reading()), channels=channels)
             spec = InputSpec.from_dict(described["input"])
             whole = whole and spec.channels == channels
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.bundle import MODEL_JSON, find_bundle, read_model_json
-from finetune.data.color import HIGH_DEPTHS
-from finetune.data.image_file import MAX_PIXELS
+from finetune.data.decode import DecodeOptions
 from finetune.errors import UserError
 
 
@@ -20,7 +19,7 @@ def reading_of(run: str | Path) -> dict[str, Any]:
     """
     folder = find_bundle(run)
     data = read_model_json(folder)["data"]
-    reading = {"max_pixels": data.get("max_pixels", MAX_PIXELS), "high_depth": data.get("high_depth", "full")}
+    reading = {key: data.get(key, default) for key, default in DecodeOptions().reading().items()}
     check_reading(reading, name=str(folder / MODEL_JSON))
     return reading
 
@@ -31,7 +30,7 @@ def check_reading(reading: dict[str, Any], *, name: str) -> None:
     Raises:
         UserError: A setting is unknown or out of range.
     """
-    max_pixels, high_depth = reading.get("max_pixels"), reading.get("high_depth")
-    sound = type(max_pixels) is int and max_pixels > 0 and high_depth in HIGH_DEPTHS
-    if not sound or set(reading) != {"max_pixels", "high_depth"}:
-        raise UserError(f"{name}: damaged. data.max_pixels or data.high_depth: out of range.")
+    try:
+        DecodeOptions.from_reading(reading, channels=3)
+    except ValueError:
+        raise UserError(f"{name}: damaged. data.max_pixels or data.high_depth: out of range.") from None
