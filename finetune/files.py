@@ -277,7 +277,7 @@ PARITY: dict[str, Any] = {
     "precision": (str, "'fp32', 'fp16' or 'int8'"),
     "opened_by": (str, "the client that opened the export in a process without finetune, and its version"),
     "images": (str, "what it was compared on"),
-    "passed": (bool, "the decision; what did not pass was not handed over"),
+    "passed": (bool, "the decision; an export that did not pass was deleted"),
     "problems[]": (str, "why it did not pass"),
     "remarks[]": (str, "what to know although it did"),
     "unreadable": (int, "files that were left out, because they cannot be read"),

@@ -86,7 +86,7 @@ def export_torchvision(classifier: Classifier, folder: Path) -> None:
     if name is None and classifier.backbone.source == "torchvision" and not classifier.backbone.kwargs:
         name = classifier.backbone.name
     if name is None:
-        raise _no_layout("torchvision", f"torchvision's layout of {classifier.backbone.name!r} is another one")
+        raise _no_layout("torchvision", f"torchvision has no matching layout for {classifier.backbone.name!r}")
     spec = classifier.input_spec
     if spec.crop_mode == "center" and spec.size[0] != spec.size[1]:
         raise _no_layout("torchvision", f"its Resize cannot cover a crop of {spec.size[0]} x {spec.size[1]} pixels")
@@ -295,7 +295,7 @@ def _transformers_name(key: str) -> str:
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
         return f"resnet.embedder.embedder.{kinds[match[1]]}.{match[2]}"
     match = re.fullmatch(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)", key)
-    assert match, f"{key} is no tensor of a plain ResNet"
+    assert match, f"{key} is not a tensor of a plain ResNet"
     layer = f"resnet.encoder.stages.{int(match[1]) - 1}.layers.{match[2]}"
     if match[3] == "downsample.":
         return f"{layer}.shortcut.{('convolution', 'normalization')[int(match[4])]}.{match[5]}"

@@ -209,7 +209,7 @@ def run_client(jobs: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str,
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunError(f"export: its own client cannot open it in a fresh process. {last}")
+        raise RunError(f"export: the format's own library cannot open it in a fresh process. {last}")
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -259,17 +259,17 @@ def compare(
     others = difference(reference.shares[decoded], files[decoded])
     problems, remarks = [], []
     if list(said["classes"]) != list(classes):
-        problems.append("its class names are not those of the model, or in another order")
+        problems.append("its class names differ from the model's, or their order does")
     if by_pixels["largest"] > bounds.from_pixels or by_pixels["mean"] > bounds.mean:
         problems.append(
             f"from the same pixels a probability differs by {by_pixels['largest']:.1e} (mean {by_pixels['mean']:.1e}); "
-            f"allowed are {bounds.from_pixels:.0e} (mean {bounds.mean:.0e})"
+            f"limit {bounds.from_pixels:.0e} (mean {bounds.mean:.0e})"
         )
     if by_pixels["agreement"] < bounds.agreement:
-        problems.append(f"the first class agrees in {by_pixels['agreement']:.1%}, needed are {bounds.agreement:.0%}")
+        problems.append(f"the first class agrees in {by_pixels['agreement']:.1%}, required {bounds.agreement:.0%}")
     if by_files["largest"] > bounds.from_files:
         problems.append(
-            f"from the file a probability differs by {by_files['largest']:.1e}, allowed are {bounds.from_files:.0e}"
+            f"from the file a probability differs by {by_files['largest']:.1e}, limit {bounds.from_files:.0e}"
         )
     if by_files["agreement"] < bounds.agreement:
         problems.append(f"from the file the first class agrees in {by_files['agreement']:.1%}")

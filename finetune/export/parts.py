@@ -43,7 +43,7 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
     own = own_classes(classifier.describe())
     alone = "finetune" if form == "backbone" and source == "residual" else own.get(form)
     if alone:
-        report["remarks"].append(f"its network is built by {alone} alone, so no other client can open it: not compared")
+        report["remarks"].append(f"only {alone} can build its network, so no other library can open it: not compared")
         return report | {"opened_by": "none", "unreadable": 0, "passed": True}
     reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
     pixels = torch.from_numpy(reference.pixels)
@@ -63,10 +63,10 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
     ours = classifier.probabilities(classifier.head(features)).numpy()
     measured = difference(ours, classifier.probabilities(logits).numpy())
     if form == "head" and list(answer["classes"]) != list(classifier.classes):
-        report["problems"].append("its class names are not those of the model, or in another order")
+        report["problems"].append("its class names differ from the model's, or their order does")
     if measured["largest"] > FP32.from_pixels or measured["agreement"] < FP32.agreement:
         report["problems"].append(
-            f"a probability differs by {measured['largest']:.1e}, allowed are {FP32.from_pixels:.0e}; the first class "
+            f"a probability differs by {measured['largest']:.1e}, limit {FP32.from_pixels:.0e}; the first class "
             f"agrees in {measured['agreement']:.1%}"
         )
     report |= {

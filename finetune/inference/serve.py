@@ -160,9 +160,7 @@ class Server:
         finally:
             self.reading -= 1
         if not uploads:
-            raise HTTPException(
-                400, "There is no image in the request. Send one as the body, or some as files of a form."
-            )
+            raise HTTPException(400, "The request holds no image. Send one as the body, or several as files of a form.")
         if self.taken + len(uploads) > self.limits.images:
             raise _busy()
         self.taken += len(uploads)

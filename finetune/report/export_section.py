@@ -48,7 +48,7 @@ def _report(path: Path) -> dict[str, Any] | None:
 def _section(reports: list[dict[str, Any]]) -> list[str]:
     first = reports[0]["speed"]
     lines = [
-        "## Exports that were made",
+        "## Exports",
         "",
         "| export | accuracy | of the trained model | same first class | batch 1, ms | of PyTorch | batch 32, images/s | "
         "of PyTorch |",
@@ -74,6 +74,6 @@ def _section(reports: list[dict[str, Any]]) -> list[str]:
         "",
         f"Compared on {' and '.join(sorted(compared))}. Times are from the pixels of images of {height} x {width} to "
         f"probabilities, measured once while exporting ({first['threads']} thread(s), {markdown(first['processor'])}), the "
-        "two taking turns; on another machine, or this one less busy, they are others.",
+        "two taking turns; they differ on other machines and under other load.",
     ]
     return lines

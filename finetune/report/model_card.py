@@ -35,7 +35,7 @@ def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
     # multi-label has one matrix per class, each of which counts every image
     images = sum(map(sum, test["confusion"][0])) if several else int(confusion_of(test, len(classifier.classes)).sum())
     answers = (
-        "It knows no other classes than these."
+        "It knows only these classes."
         if several
         else "It always answers with one of its classes, also for an image that shows none of them."
     )

@@ -84,7 +84,7 @@ def check_run(run: str | Path) -> Path:
         return folder
     if (folder / "model.json").is_file():
         raise UserError(
-            f"RUN='{run}': a bundle, which does not say how it was trained. A report needs the run's own folder."
+            f"RUN='{run}': a bundle, which does not record how it was trained. A report needs the run's own folder."
         )
     if (folder / "config.yaml").is_file():
         raise UserError(f"RUN='{run}': this run has not finished. Go on with: finetune resume {run}")
@@ -157,7 +157,7 @@ def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
     try:
         rows = list(reader)
     except csv.Error as error:
-        raise UserError(f"{path}: damaged. It is no table: {error}. {_REMEDY}") from error
+        raise UserError(f"{path}: damaged. It is not a table: {error}. {_REMEDY}") from error
     if not set(columns) <= set(reader.fieldnames or ()):
         raise UserError(f"{path}: damaged. It needs the columns {', '.join(columns)}. {_REMEDY}")
     # a row that is too long has extra cells under the key None; one that is too short has cells that are None
@@ -206,5 +206,5 @@ def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
         raise UserError(f"{path}: damaged. It lacks {shortened(missing)}. {_REMEDY}")
     for split in ("test", "val"):
         if len({len(arrays[split][what]) for what in ("rows", "targets", "probabilities")}) != 1:
-            raise UserError(f"{path}: damaged. The tensors of {split} are not of the same images. {_REMEDY}")
+            raise UserError(f"{path}: damaged. The tensors of {split} belong to different images. {_REMEDY}")
     return arrays

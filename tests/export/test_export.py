@@ -76,7 +76,7 @@ def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
     reference = make_reference(model, write_files(tmp_path, 4), told="files")
     said = {"opened_by": "x", "classes": CLASSES[::-1], "from_pixels": reference.shares, "from_files": reference.shares}
     report = compare("onnx", said, reference, classes=CLASSES)
-    assert report["problems"] == ["its class names are not those of the model, or in another order"]
+    assert report["problems"] == ["its class names differ from the model's, or their order does"]
 
 
 def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path: Path) -> None:

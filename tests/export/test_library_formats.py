@@ -45,7 +45,7 @@ def test_a_folded_stem_is_refused_where_no_colour_stem_computes_the_same(tmp_pat
     [
         ({"head": "cosine"}, export_timm, "this head is 'cosine'"),
         ({"head": "mlp"}, export_torchvision, "this head is 'mlp'"),
-        ({"name": "resnet10t"}, export_torchvision, "torchvision's layout of 'resnet10t' is another one"),
+        ({"name": "resnet10t"}, export_torchvision, "torchvision has no matching layout for 'resnet10t'"),
         ({"name": "resnet10t"}, export_transformers, "this network is 'resnet10t'"),
         ({"name": "resnet18", "channels": 5, "adapt": "tile"}, export_timm, "This network takes 5"),
         ({"name": "resnet18", "size": (32, 48)}, export_torchvision, "cannot cover a crop of 32 x 48 pixels"),

@@ -125,7 +125,7 @@ def test_one_image_or_many_are_answered_with_their_names_and_top_classes() -> No
     ("request_", "status", "says"),
     [
         ({"body": b"bad"}, 422, "no image"),
-        ({"body": b""}, 400, "There is no image in the request"),
+        ({"body": b""}, 400, "The request holds no image"),
         ({"body": b"a" * 20_000}, 413, "larger than"),
         ({"body": b"not a form", "kind": "multipart/form-data; boundary=B"}, 400, "Invalid multipart data"),
         ({"body": b"x", "kind": "multipart/form-data"}, 400, "oundary"),

@@ -241,7 +241,7 @@ def test_an_error_in_the_report_leaves_the_run_good(
     ("path", "message"),
     [
         ("nowhere", "no such folder"),
-        ("bundle", "a bundle, which does not say how it was trained"),
+        ("bundle", "a bundle, which does not record how it was trained"),
         ("begun", "this run has not finished"),
         ("empty", "not a run folder"),
     ],
