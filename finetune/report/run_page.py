@@ -19,6 +19,7 @@ from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
 from finetune.files import REPORT
 from finetune.models.classifier import Classifier
+from finetune.models.own_modules import own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.calibration_chart import calibration_chart
 from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart, confusion_of
@@ -71,6 +72,7 @@ def run_page(
     """Render the page as HTML."""
     classifier = load_bundle(run.run_dir, modules=modules)
     weights = run.weights()
+    own = bool(own_classes(classifier.describe()))
     return render_page(
         "run.html",
         run=run,
@@ -93,8 +95,9 @@ def run_page(
             classifier.input_spec,
             multi_label=run.multi_label,
             temperature=calibrated["temperature"] if calibrated and calibrated["helps"] else None,
+            trust=own,
         ),
-        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label),
+        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own),
         **_images(run, classifier, source),
     )
 

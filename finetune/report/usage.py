@@ -10,7 +10,7 @@ import torch
 from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 
-model = finetune.load({bundle!r})
+model = finetune.load({bundle!r}{trust})
 image = decode_image("photo.jpg", channels={channels})  # uint8 (C, H, W), any size
 with torch.inference_mode():
     logits = model(eval_view(model.input_spec)(image)[None])
@@ -21,7 +21,9 @@ _ONE = "print(model.classes[int(probabilities.argmax())], float(probabilities.ma
 _SEVERAL = "print([name for name, share in zip(model.classes, probabilities) if share > 0.5])"
 
 
-def python_snippet(run: str, spec: InputSpec, *, multi_label: bool, temperature: float | None = None) -> str:
+def python_snippet(
+    run: str, spec: InputSpec, *, multi_label: bool, temperature: float | None = None, trust: bool = False
+) -> str:
     """Return Python code that classifies one image.
 
     Args:
@@ -29,21 +31,33 @@ def python_snippet(run: str, spec: InputSpec, *, multi_label: bool, temperature:
         spec: Input of the model.
         multi_label: Whether an image may show several classes.
         temperature: Divisor of the logits; None leaves the probabilities unscaled.
+        trust: Whether the model needs classes of the user's.
     """
-    text = _PYTHON.format(bundle=f"{run}/model", channels=spec.channels, answer=_SEVERAL if multi_label else _ONE)
+    text = _PYTHON.format(
+        bundle=f"{run}/model",
+        trust=", trust=True" if trust else "",
+        channels=spec.channels,
+        answer=_SEVERAL if multi_label else _ONE,
+    )
     return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")
 
 
-def commands(run: str, *, multi_label: bool) -> list[tuple[str, str]]:
-    """Return command lines, each with what it does."""
-    name = shlex.quote(run)
+def commands(run: str, *, multi_label: bool, trust: bool = False) -> list[tuple[str, str]]:
+    """Return command lines, each with what it does.
+
+    Args:
+        run: Run folder.
+        multi_label: Whether an image may show several classes.
+        trust: Whether the model needs classes of the user's.
+    """
+    name, option = shlex.quote(run), " --trust" if trust else ""
     # the other programs' formats hold one label per image
     form = "head" if multi_label else "onnx"
     return [
-        ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv"),
-        ("test it on other data", f"finetune evaluate {name} data=folder data.root=DIR"),
+        ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
+        ("test it on other data", f"finetune evaluate {name} data=folder data.root=DIR{option}"),
         (
             "hand on the head" if multi_label else "hand it to programs without PyTorch",
-            f"finetune export {name} --format {form}",
+            f"finetune export {name} --format {form}{option}",
         ),
     ]

@@ -1,6 +1,7 @@
 """A network, a head and a loss that the configuration names by their classes: trained, resumed, loaded, and refused."""
 
 import csv
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -143,6 +144,10 @@ def test_the_commands_after_training_take_a_run_of_own_classes_with_trust_alone(
     assert main([command, str(run_dir)]) == 2
     assert "--trust" in capsys.readouterr().err
     assert main([command, str(run_dir), "--trust"]) == 0
+    if command == "report":
+        page = html.unescape((run_dir / "report.html").read_text())
+        assert f"finetune.load('{run_dir}/model', trust=True)" in page
+        assert f"finetune evaluate {run_dir} data=folder data.root=DIR --trust" in page
 
 
 @pytest.mark.parametrize(
