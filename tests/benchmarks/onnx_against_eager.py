@@ -32,7 +32,8 @@ from finetune.export.quantize import quantise_onnx
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.export.odd_files import write_files
-from tests.export.trained import picture, settled_classifier
+from tests.export.pictures import picture
+from tests.export.trained import settled_classifier
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tests.export.trained import CLASSES, picture
+from tests.export.pictures import CLASSES, picture
 
 # suffix, mode to save in, options; plain Pillow and our decoder decode these to the same pixels
 KINDS = (

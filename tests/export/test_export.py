@@ -15,7 +15,8 @@ from finetune.files import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
-from tests.export.trained import CLASSES, settled_classifier
+from tests.export.pictures import CLASSES
+from tests.export.trained import settled_classifier
 
 
 def test_the_command_hands_over_a_checked_export_and_says_so(

@@ -9,7 +9,8 @@ import torch
 from finetune.errors import UserError
 from finetune.export.library_formats import colour_stem, export_timm, export_torchvision, export_transformers
 from finetune.models.classifier import Classifier
-from tests.export.trained import CLASSES, settled_classifier
+from tests.export.pictures import CLASSES
+from tests.export.trained import settled_classifier
 
 GREY = (0.5, 0.5, 0.5)
 

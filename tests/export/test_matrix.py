@@ -10,7 +10,8 @@ from finetune.export.onnx import export_onnx, quiet_exporter, traced
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.export.torch_export import export_torch
 from tests.export.odd_files import write_files
-from tests.export.trained import CLASSES, settled_classifier
+from tests.export.pictures import CLASSES
+from tests.export.trained import settled_classifier
 
 # number of files of mixed sizes, formats and modes, each kind once or twice; few, so that all tests together stay fast. The
 # whole matrix: FINETUNE_MATRIX_FILES=200 uv run pytest -s tests/export/test_matrix.py

@@ -13,7 +13,8 @@ from finetune.export.quantize import quantise_onnx
 from finetune.export.torch_export import export_torch
 from finetune.models.classifier import Classifier
 from tests.export.odd_files import write_files
-from tests.export.trained import CLASSES, picture, settled_classifier
+from tests.export.pictures import CLASSES, picture
+from tests.export.trained import settled_classifier
 
 
 @pytest.fixture(scope="module")

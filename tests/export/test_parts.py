@@ -13,7 +13,8 @@ from finetune.export.formats import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.files import PARITY, check_fields
 from finetune.models.classifier import Classifier
-from tests.export.trained import CLASSES, settled_classifier
+from tests.export.pictures import CLASSES
+from tests.export.trained import settled_classifier
 
 CASES = [
     ("head", {"head": "mlp"}),

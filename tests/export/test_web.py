@@ -21,7 +21,8 @@ from finetune.export.web_page import page
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.data.raw_formats import png_chunk, png_header
-from tests.export.trained import picture, settled_classifier
+from tests.export.pictures import picture
+from tests.export.trained import settled_classifier
 from tests.report.browser import Browser, require_chromium
 
 # folder for screenshots that a person can check

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
+from tests.export.pictures import CLASSES, picture
 
-CLASSES = ("cat", "dog", "owl", "émeu", "=1+1")
 PER_CLASS = 12
 
 
@@ -85,12 +85,3 @@ def solve_head(fc: nn.Linear, features_ND: Tensor, targets: Tensor) -> None:
     weight_DK = centred_ND.T @ torch.linalg.solve(gram_NN + ridge * torch.eye(len(gram_NN)), wanted_NK)
     fc.weight.copy_(weight_DK.T)
     fc.bias.copy_(-(fc.weight @ mean_D))
-
-
-def picture(kind: int, *, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Draw a random smooth picture whose fineness, tint and brightness depend on its kind, uint8 (channels, *size)."""
-    grid = 2 + kind
-    coarse = torch.rand(1, channels, grid, grid, generator=generator)
-    smooth = nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)[0]
-    tint = torch.tensor([0.5 + 0.5 * ((kind + c) % 3) / 2 for c in range(channels)]).view(-1, 1, 1)
-    return (smooth * tint * 255).clamp(0, 255).to(torch.uint8)
