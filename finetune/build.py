@@ -1,4 +1,4 @@
-"""Builds the objects of a run from its configuration. This is the only module that turns config keys into arguments."""
+"""Builds the objects of a run from its configuration: source, network, batches, optimizers, losses and the Trainer."""
 
 import inspect
 import itertools
@@ -288,6 +288,11 @@ def build_source(config: Config) -> "Source":
     kind = SOURCES[data.source]
     own = {key: getattr(data, key) for key in kind.own if getattr(data, key) is not None}
     decode = decode_options(config)
+    if kind.decodes and decode.channels not in (1, 3):
+        raise UserError(
+            f"input.channels={decode.channels}: data={data.source} reads image files as 1 or 3 channels. Use one of these; "
+            "images with other channels come as arrays, under a Trainer of your own (finetune.FineTuner)."
+        )
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
     return kind.build(**own, split=split_settings(config), **pixels)
 

@@ -9,7 +9,7 @@ from finetune.data.decode import DecodeOptions
 from finetune.data.huggingface_datasets import huggingface_source
 from finetune.data.image_folder import scan_folders
 from finetune.data.image_source import ArraySource, FileSource, arrays_source, files_source
-from finetune.data.image_source import Source as Source  # the name under which other rooms know it
+from finetune.data.image_source import Source as Source  # re-exported: other packages import it from here
 from finetune.data.manifest import read_manifest
 from finetune.data.torchvision_datasets import torchvision_source
 from finetune.pretraining.formula_source import fractals_source

@@ -13,7 +13,7 @@ PIXELS = 8 * 224 * 224
 
 
 def run_in_chunks(net: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
-    """Run a network on a batch without a graph: on a CPU chunk by chunk, elsewhere at once.
+    """Run a network on a batch: chunk by chunk on a CPU where no graph is built, otherwise at once.
 
     Args:
         net: Network in evaluation mode, so that its output for an image does not depend on the other images.

@@ -111,7 +111,7 @@ class Companions:
             if (message := self._lost()) is None:
                 self._silence_lightning()
                 continue
-            # a loop that asks after each step has the time to keep it
+            # gives a training loop `patience_s` to save its step
             self._interruption.number = self._signal()
             if self._over.wait(self._patience_s):
                 return
@@ -124,7 +124,7 @@ class Companions:
             os._exit(1 if stopped is None else stopped.status)
 
     def _silence_lightning(self) -> None:
-        """Take the processes out of the hands of Lightning's observer, which would kill this one too, unheard."""
+        """Empty the process list of Lightning's observer, which would otherwise kill this process without a message."""
         for thread in threading.enumerate():
             if thread.name == "child-process-observer" and getattr(thread, "_child_processes", None):
                 thread._child_processes = []  # type: ignore[attr-defined]

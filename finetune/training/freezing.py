@@ -4,8 +4,9 @@ Since Lightning 2.2 the Trainer never calls ``train()`` itself and keeps the mod
 a checkpoint. So the modes have one owner, :func:`apply_phase`, called before every fit, fresh or resumed.
 
 ``batch_norm`` decides whether running statistics of *trainable* stages move. The default, ``eval``, was chosen by
-measurement: ResNet-18 from weights pretrained on formula images (14 minutes on one core, not those of a release), 20 labelled
-images a class, the default schedule's phases in 120 steps in all, 32 pixels, three seeds; test accuracy in % with standard error:
+measurement. ResNet-18 was pretrained on formula images for 14 minutes on one core (these weights are not in a release). It was
+fine-tuned at 32 pixels on 20 labelled images a class, through the default schedule's phases in 120 steps in all. Test accuracy
+in % over three seeds, with standard error:
 
 | data | batch | ``train`` | ``eval`` | ``eval`` - ``train``, paired |
 |---|---|---|---|---|

@@ -1,9 +1,9 @@
 """Ctrl-C and the signals of a scheduler stop a run at its next whole step, with that step in a checkpoint.
 
-While a phase trains, a signal only leaves a note. :class:`~finetune.training.callbacks.checkpoints.PhaseCheckpoints` asks for
-it after each step, agrees on it with the other processes, writes ``last.ckpt`` and raises. Everywhere else (filling a cache,
-solving a head, testing, writing the bundle) there is no step to keep, and the signal raises at once. A second Ctrl-C ends the
-process as if nobody listened: every file of a run is whole at every moment.
+While a phase trains, a signal only leaves a note. :class:`~finetune.training.callbacks.checkpoints.PhaseCheckpoints` looks
+at the note after each step, agrees with the other processes whether to stop, writes ``last.ckpt`` and raises. Everywhere else
+(filling a cache, solving a head, testing, writing the bundle) there is no step to keep, and the signal raises at once. A second
+Ctrl-C ends the process as if nobody listened: every file of a run is whole at every moment.
 """
 
 import os
@@ -20,7 +20,7 @@ from finetune.errors import Interrupted, RunError, UserError
 
 # Ctrl-C; what schedulers, service managers and kill send; what SLURM sends before the end of the time; a lost terminal
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-# torchrun and timeout pass a signal on that the whole group has had already; a hand takes longer
+# torchrun and timeout pass on a signal that the whole group has received already; a second Ctrl-C by a person comes later
 _SAME_SIGNAL_S = 0.5
 
 
@@ -93,7 +93,7 @@ class Interruption:
         self._training = True
 
     def end_training(self) -> None:
-        """From here on a signal raises at once again; one that came after the last step, at the next :meth:`check`."""
+        """Let signals raise at once again. One that came after the last step raises at the next :meth:`check`."""
         self._training = False
 
     def check(self) -> None:

@@ -18,12 +18,12 @@ from finetune.training.phases import Phase
 
 
 class PhaseForward:
-    """Runs the frozen prefix without a graph, where the batches do not hold its output already, and then what trains.
+    """Runs the trainable part; before it the frozen prefix, without a graph, unless the batch already holds its output.
 
     Args:
         classifier: Network that trains.
         phase: Stages that train.
-        cached_stage: The stage whose cached output the batches hold; None where they hold images.
+        cached_stage: Stage whose cached output the batches hold; None if they hold images.
         compiled: Compile what trains.
     """
 

@@ -1,4 +1,13 @@
-"""One phase of a run: freeze, cache, train, restore, write the result."""
+"""One phase of a run: freeze, cache, train, restore, write the result.
+
+What is written, in order, each whole or not at all, so that a kill between any two of them can be resumed from:
+
+1. ``start.safetensors`` before the first step (of a later phase: by the phase before, at its end);
+2. at the end of each epoch ``best.ckpt`` if it improved, ``metrics.csv``, ``last.ckpt``; after a signal ``last.ckpt`` alone
+   (:mod:`finetune.training.callbacks.checkpoints`);
+3. at the end of the phase the chosen epoch is loaded; ``metrics.csv``; all weights as the next phase's start, or as
+   ``final.safetensors``; last ``result.json``, which says that the phase is finished.
+"""
 
 import os
 import time

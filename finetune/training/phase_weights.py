@@ -1,4 +1,4 @@
-"""The weights between phases: written whole before each phase, restored from a checkpoint after it."""
+"""The weights between phases: all are written when a phase ends, as the start of the next; the chosen epoch is loaded first."""
 
 import os
 from pathlib import Path

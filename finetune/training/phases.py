@@ -37,6 +37,12 @@ class Phase:
         augment: Name of the training view.
         optimizer: ``_target_`` node of the optimizer.
         carry_optimizer: Keep the optimizer's moments from the phase before.
+        label_smoothing: Share of each target that is spread over all classes, from 0 up to 1.
+        mixup: Parameter of the Beta distribution of mixup's weights (Zhang et al. 2018); 0 mixes none.
+        cutmix: The same of cutmix (Yun et al. 2019).
+        ema_decay: Decay of the exponential moving average of the weights, per optimizer step; None averages none.
+        gradient_clip: Largest norm of the gradient; None clips none.
+        accumulate: Batches whose gradients are summed into one optimizer step.
         restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
         patience: Stop after that many epochs without a better metric.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each

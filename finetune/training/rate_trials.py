@@ -46,13 +46,13 @@ from finetune.training.phases import HEAD, Phase
 
 @dataclass(kw_only=True)
 class Trial:
-    """One head on its way.
+    """A head in training at one of the rates.
 
     Args:
-        rate: Its peak learning rate.
-        head: Its weights.
-        optimizer: Of these.
-        progress: Of its epochs.
+        rate: Peak learning rate.
+        head: Head that trains.
+        optimizer: Optimizer of the head's weights.
+        progress: Metrics of its epochs.
     """
 
     rate: float
@@ -316,7 +316,7 @@ def tried_phase(
         trainer: For device and precision alone.
         seed: Of the run.
         offset: Epochs and optimizer steps of the phases before.
-        checkpoint: Of the heads, where the phase was stopped.
+        checkpoint: File of the heads, written when a signal stops the phase.
         interruption: Knows whether the run is to stop.
 
     Raises:

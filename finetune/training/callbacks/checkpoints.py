@@ -107,7 +107,7 @@ class PhaseCheckpoints(Checkpoint):
         self._interruption = interruption
         # validation batches after which all processes still have another one
         self._shared_val_batches = 0
-        # in a checkpoint that is written before the validation of an epoch, because the run stops there; and resumed from it
+        # True from stopping before a validation until the resumed run has done it
         self._validation_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
