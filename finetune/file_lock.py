@@ -187,3 +187,10 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def remove_left_lock(folder: Path) -> None:
+    """Remove the lock file that a killed process left in a folder; leave one that is held, or that cannot be removed."""
+    if os.path.lexists(folder / LOCK):
+        with contextlib.suppress(UserError), FolderLock(folder, name=str(folder)):
+            pass

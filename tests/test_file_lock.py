@@ -11,7 +11,7 @@ import pytest
 from finetune.build import choose_run_dir, make_run_dir
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.file_lock import FolderLock
+from finetune.file_lock import LOCK, FolderLock, remove_left_lock
 
 FORK = multiprocessing.get_context("fork")
 
@@ -151,3 +151,14 @@ def test_of_many_processes_that_take_turns_one_has_the_folder_at_a_time(tmp_path
     for process in processes:
         process.join(30)
     assert max(found) == 1
+
+
+def test_a_lock_that_a_killed_process_left_is_removed_and_one_that_is_held_is_not(tmp_path: Path) -> None:
+    process = holder(tmp_path)
+    remove_left_lock(tmp_path)
+    assert (tmp_path / LOCK).is_file()
+    process.kill()
+    process.join()
+    assert (tmp_path / LOCK).is_file()
+    remove_left_lock(tmp_path)
+    assert not (tmp_path / LOCK).exists()

@@ -13,7 +13,7 @@ from finetune.config.schema import Config
 from finetune.config.trust import require_trust
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
-from finetune.file_lock import FolderLock
+from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
 
 USAGE = """\
@@ -106,6 +106,8 @@ def resume(
         for path in files_read_back(run_dir):
             verify(path)
     if RunFolder(run_dir).is_finished:
+        if is_rank_zero():
+            remove_left_lock(run_dir)
         say(f"This run has already finished. Results: {RunFolder(run_dir).results}")
         if config.report and not RunFolder(run_dir).report.is_file():
             from finetune.commands.report import write_from_files
