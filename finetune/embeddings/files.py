@@ -147,7 +147,7 @@ def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
     check_embeddings_file(path)
     try:
         with (_open_npz if path.suffix == ".npz" else _open_parquet)(path) as stored:
-            if 0 in stored.features.shape[1:]:
+            if len(stored.features) and 0 in stored.features.shape[1:]:
                 raise ValueError("Its features have no columns.")
             yield stored
             _check_finite(stored.features)

@@ -149,6 +149,8 @@ def forked(job: Callable[[], None], events: Events, output: Path) -> int:
                 # pytest has put objects of its own in the place of these
                 sys.stdout = sys.stderr = file
                 torch.set_num_threads(1)
+                # nohup, under which the tests may run, has this one ignored
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
                 os.setpgid(0, 0)
                 # a shell that starts the tests in the background makes them deaf to it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
