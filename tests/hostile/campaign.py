@@ -130,7 +130,9 @@ class Campaign:
         # what a command imports when it is needed would be imported by every fork again
         for module in pkgutil.walk_packages(finetune.__path__, "finetune."):
             if module.name not in ("finetune.__main__", "finetune.export.client"):
-                importlib.import_module(module.name)
+                # where an extra is not installed, a command says so itself
+                with contextlib.suppress(ModuleNotFoundError):
+                    importlib.import_module(module.name)
         torch.set_num_threads(1)
         # runs collect garbage between phases; what the libraries hold is none
         gc.collect()
