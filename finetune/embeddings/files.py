@@ -351,7 +351,7 @@ def _open_parquet(path: Path) -> Iterator[StoredEmbeddings]:
         count, at = file.metadata.num_rows, 0
         if count * kind.list_size * kind.value_type.bit_width // 8 > _MOST_BYTES:
             raise ValueError(f"It claims to hold {count:,} rows of {kind.list_size:,} features.")
-        features = scratch_array((count, kind.list_size), kind.value_type.to_pandas_dtype())
+        features = scratch_array((count, kind.list_size), np.dtype(f"float{kind.value_type.bit_width}"))
 
         def blocks() -> Iterator[Block]:
             nonlocal at
