@@ -358,6 +358,9 @@ def tried_phase(
     while steps < total and any(trial.trains for trial in heads.trials):
         steps = heads.epoch(val, epoch=epoch, steps=steps, total=total, offset=offset, before_step=stop_if_asked)
         epoch += 1
+    if is_rank_zero():
+        # a signal from here on raises at once, and must not cost the steps
+        AtomicCheckpointIO().save_checkpoint(heads.state() | {"epoch": epoch, "steps": steps}, checkpoint)
     interruption.end_training()
     best = heads.chosen()
     classifier.head.load_state_dict(best.kept)

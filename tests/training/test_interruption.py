@@ -133,3 +133,17 @@ def test_heads_tried_at_several_rates_after_another_phase_go_on_from_their_step(
     if number == signal.SIGTERM:
         assert steps_of(tmp_path / "run") == steps_of(tmp_path / "whole")
         assert "stopped at step 7 of 10 in phase 2 (all)" in (tmp_path / "run.out").read_text()
+
+
+def test_a_signal_after_the_last_step_of_heads_tried_at_several_rates_costs_no_step(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = ["schedule.phases.0.lr_trials=[1e-3,1e-2]", "schedule.phases.0.epochs=2"]
+    asked = words("schedule=frozen", *trials)
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    run_whole(asked, tmp_path / "whole")
+    strike = Strike(("write run/final.safetensors: half written", 0), signal.SIGTERM)
+    assert run_killed(asked, tmp_path / "run", kills=[strike]) == 1
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert steps_of(tmp_path / "run") == steps_of(tmp_path / "whole")
+    assert not list((tmp_path / "run").rglob("trials.ckpt*"))
