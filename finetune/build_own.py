@@ -1,6 +1,7 @@
 """From a configuration to modules of the user's: a network, a head, a loss and a transform, each named by its class."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
@@ -99,18 +100,10 @@ def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bo
     node = module_node(config.loss._target_, config.loss.kwargs, trusted=trusted)
     loss = OwnLoss(build_module(node, where="loss", trusted=trusted))
     targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            loss(torch.zeros(2, num_classes), targets)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(
-            f"loss._target_={config.loss._target_!r}: must take logits (B, {num_classes}) and targets "
-            f"{tuple(targets.shape)} of {str(targets.dtype).removeprefix('torch.')}. {type(error).__name__}: {why}. "
-            "Choose a loss that does."
-        ) from error
+    dtype = str(targets.dtype).removeprefix("torch.")
+    rule = f"must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {dtype}"
+    with _trying(f"loss._target_={config.loss._target_!r}: {rule}", advice="Choose a loss that does."):
+        loss(torch.zeros(2, num_classes), targets)
     return loss
 
 
@@ -134,18 +127,29 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
         raise UserError(f"data.transform._target_={node['_target_']!r}: must build a function of an image. It is none.")
     transform = OwnTransform(function=function, key={"node": dict(node), "code": code})
     view = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
+    rule = f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}"
+    with _trying(rule, advice="Choose a transform that does."):
+        transform(view)
+    return transform
+
+
+@contextmanager
+def _trying(rule: str, *, advice: str) -> Iterator[None]:
+    """Try code of the user's without a graph; leave the global random state alone.
+
+    Raises:
+        UserError: It raises an error; the message has the rule, the error and the advice.
+    """
+    import torch
+
     try:
-        with torch.random.fork_rng(devices=[]):
-            transform(view)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
         why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(
-            f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}. {type(error).__name__}: {why}. "
-            "Choose a transform that does."
-        ) from error
-    return transform
+        raise UserError(f"{rule}. {type(error).__name__}: {why}. {advice}") from error
 
 
 def _seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":

@@ -225,13 +225,13 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("case", DESCRIPTIONS)
-def test_a_description_that_lies(capsys, bundle, images, tmp_path, case):
+def test_a_description_that_lies_is_refused(capsys, bundle, images, tmp_path, case):
     how, says = DESCRIPTIONS[case]
     change(bundle, how)
     refused(capsys, "predict", bundle, images, tmp_path, says=says)
 
 
-def test_json_nested_without_end_and_json_of_vast_size(capsys, bundle, images, tmp_path):
+def test_json_nested_without_end_and_json_of_vast_size_are_refused(capsys, bundle, images, tmp_path):
     (bundle / "model.json").write_text("[" * 200_000)
     refused(capsys, "predict", bundle, images, tmp_path, says="model.json")
     with (bundle / "model.json").open("wb") as file:
@@ -240,7 +240,7 @@ def test_json_nested_without_end_and_json_of_vast_size(capsys, bundle, images, t
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
-def test_links_that_lead_out_of_the_bundle(capsys, bundle, images, tmp_path, name):
+def test_links_that_lead_out_of_the_bundle_are_refused(capsys, bundle, images, tmp_path, name):
     outside = tmp_path / "outside"
     shutil.move(bundle / name, outside)
     (bundle / name).symlink_to(outside)
@@ -248,7 +248,7 @@ def test_links_that_lead_out_of_the_bundle(capsys, bundle, images, tmp_path, nam
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_weights_that_are_not_finite(capsys, bundle, images, tmp_path, command):
+def test_weights_that_are_not_finite_are_refused(capsys, bundle, images, tmp_path, command):
     from finetune.bundle import file_sha256
 
     state = load_file(bundle / "model.safetensors")

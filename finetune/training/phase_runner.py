@@ -88,7 +88,7 @@ class PhaseRunner:
         carried = self._carried(optimizer_state)
         apply_phase(classifier, self._phase)
         cache = self._context.open_cache(self._number)
-        self._hand_over_data(cache)
+        self._begin_data(cache)
         self._announce()
         outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
         if cache is not None:
@@ -132,7 +132,7 @@ class PhaseRunner:
             self._check_last(state, before)
         return by_parameter(state["optimizer_states"][0], self._context.classifier, before)
 
-    def _hand_over_data(self, cache: ActivationCache | None) -> None:
+    def _begin_data(self, cache: ActivationCache | None) -> None:
         self._context.data.begin_phase(
             name=self._phase.name,
             batch_size=self._phase.batch_size,
@@ -150,7 +150,7 @@ class PhaseRunner:
         else:
             rates = rates_in_words(list(phase.rates().values()))
             plan = f"training {', '.join(phase.train)}, lr {rates} {phase.lr_schedule}, {phase.epochs} epochs"
-        self._context.tell(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
+        self._context.show(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
 
     def _train_head(self, cache: ActivationCache | None) -> PhaseOutcome:
         """Train the head alone, on cached features, without a fit: solved, or at several rates side by side."""
@@ -244,7 +244,7 @@ class PhaseRunner:
         """
         trainer = self._session.fit_trainer(self._context, self._number)
         if processes not in (None, trainer.world_size):
-            self._context.tell(
+            self._context.show(
                 f"  begun by {processes} processes, goes on with {trainer.world_size}: gradients are summed in another "
                 "order, and dropout and mixup draw anew in each process, so the result is not the same to the bit"
             )
@@ -298,4 +298,4 @@ class PhaseRunner:
             save_weights(self._context.classifier, self._weights_after)
             write_phase_result(self._folder.result, result)
             self._folder.trials.unlink(missing_ok=True)
-        self._context.tell(f"  {result.in_words()}")
+        self._context.show(f"  {result.in_words()}")

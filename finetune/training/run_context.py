@@ -99,7 +99,7 @@ class RunContext:
         """Return the folder of a phase by its position in the schedule, from 0."""
         return self.folder.phase(number, self.schedule[number].name)
 
-    def tell(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Show the user a line, once for all processes."""
         if is_rank_zero():
             self.say(line)
