@@ -12,7 +12,7 @@ from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
-from finetune.files import EVALUATION, REPORT
+from finetune.file_schema import EVALUATION, REPORT
 from finetune.safe_files import inside, need, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
@@ -61,7 +61,7 @@ class PhaseFolder:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run; :mod:`finetune.files` documents what they hold.
+    """The files of a run; :mod:`finetune.file_schema` documents what they hold.
 
     Args:
         path: The folder.

@@ -9,7 +9,7 @@ from tests.house_figures import imports as imports_of
 PACKAGE = Path(__file__).parent.parent / "finetune"
 
 # what reads configurations and composes the rooms below
-TOP = ("config", "build", "build_own", "build_schedule", "commands", "cli", "api")
+TOP = ("config", "build", "commands", "cli", "api")
 
 # room -> rooms that it must not import
 FORBIDDEN = {
@@ -31,8 +31,6 @@ FORBIDDEN = {
     "ladder": {"inference", "export", "cli", "api"},
     "config": {"data", "models", "training", "bundle", "inference", "export", "report", "build", "commands", "cli"},
     "build": {"inference", "export", "report", "commands", "cli", "api"},
-    "build_own": {"inference", "export", "report", "commands", "cli", "api"},
-    "build_schedule": {"inference", "export", "report", "commands", "cli", "api"},
 }
 
 # library -> where it may be imported, as prefixes of module paths

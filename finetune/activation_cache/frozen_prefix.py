@@ -6,10 +6,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.forward import folded
 from finetune.models.memory_format import memory_format_for
-from finetune.models.slices import run_in_chunks
 
 
 class Prefix:

@@ -110,7 +110,7 @@ def _in_words(summary: dict[str, Any]) -> str:
 def _sheet(
     embeddings: "Embeddings", clusters: "Clusters", doubts: "LabelErrors | None", summary: dict[str, Any], *, name: str
 ) -> str:
-    from finetune.commands.embedded_images import EmbeddedImages
+    from finetune.commands.image_lookup import ImageLookup
     from finetune.embeddings.clustering import label_shares
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
@@ -141,5 +141,5 @@ def _sheet(
     facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
     return contact_sheet(
-        title=f"Clusters of {name}", facts=facts, groups=groups, pictures=EmbeddedImages(embeddings.metadata)
+        title=f"Clusters of {name}", facts=facts, groups=groups, pictures=ImageLookup(embeddings.metadata)
     )

@@ -41,8 +41,8 @@ def run(argv: Sequence[str]) -> int:
 
     from finetune.atomic_files import write_json
     from finetune.build import build_source, check_data_is_there, check_paths, decode_options
+    from finetune.inference.decode_options import reading_of
     from finetune.inference.evaluate import evaluate
-    from finetune.inference.reading import reading_of
     from finetune.metrics import in_words
 
     with _naming_own_config(given.run, given.overrides):

@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import check_target, export_checked
     from finetune.export.parity import summary
-    from finetune.inference.reading import reading_of
+    from finetune.inference.decode_options import reading_of
     from finetune.report.loading_snippets import CAUTIONS
     from finetune.safe_files import inside, read_text
 

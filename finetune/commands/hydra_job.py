@@ -97,7 +97,8 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from finetune.commands.sweep_table import Job, Refused, Watch, conclude
+    from finetune.commands.jobs import Job, Refused, SweepStart
+    from finetune.commands.sweep_table import conclude
 
     register_schema()
     program = sys.argv[0]
@@ -112,7 +113,7 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     sys.argv = [program, *line.options, *overrides]
     # makes Hydra raise errors instead of printing them in its own format
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    Watch.folder, Watch.command = None, command
+    SweepStart.folder, SweepStart.command = None, command
     try:
         hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(job)()
     except Refused as refused:
@@ -120,10 +121,10 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error)) from error
     except BaseException as error:
-        if Watch.folder is None:
+        if SweepStart.folder is None:
             raise
         # a sweeper that gives up after failures reports less than the jobs' records do; Ctrl-C leaves jobs unfinished
-        conclude(Watch.folder, ended=isinstance(error, Exception))
+        conclude(SweepStart.folder, ended=isinstance(error, Exception))
         raise
     finally:
         sys.argv = before
@@ -132,8 +133,8 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-    if Watch.folder is not None:
-        conclude(Watch.folder, ended=True)
+    if SweepStart.folder is not None:
+        conclude(SweepStart.folder, ended=True)
     elif "error" in job.outcome:
         raise job.outcome["error"]
     return int(job.outcome.get("status", 0))

@@ -7,7 +7,7 @@ from finetune.commands.options import Arguments
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.config.schema import Config
 from finetune.errors import UserError
-from finetune.files import EVALUATION
+from finetune.file_schema import EVALUATION
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -63,10 +63,10 @@ def run(argv: Sequence[str]) -> int:
         overrides=overrides,
         tune_process=True,
     )
-    if "finetune.training.companions" in sys.modules:
-        from finetune.training.companions import end_companions
+    if "finetune.training.rank_monitor" in sys.modules:
+        from finetune.training.rank_monitor import end_other_ranks
 
-        end_companions()
+        end_other_ranks()
     return 0
 
 

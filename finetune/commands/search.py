@@ -186,7 +186,7 @@ def _write_sheet(
     given: argparse.Namespace, embeddings: "Embeddings", queries: "Queries | None", rows: "Sequence[SearchHit]"
 ) -> None:
     from finetune.atomic_files import write_text
-    from finetune.commands.embedded_images import EmbeddedImages
+    from finetune.commands.image_lookup import ImageLookup
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
     most = given.k if given.radius is None else 24
@@ -215,6 +215,6 @@ def _write_sheet(
     facts = [f"{len(embeddings):,} images; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."]
     facts += [f"The first {len(groups)} of {len(by_query)} are shown."] if more else []
     title = f"Neighbours in {Path(given.embeddings).name}" if queries is not None else "Near-duplicates"
-    page = contact_sheet(title=title, facts=facts, groups=groups, pictures=EmbeddedImages(embeddings.metadata))
+    page = contact_sheet(title=title, facts=facts, groups=groups, pictures=ImageLookup(embeddings.metadata))
     write_text(given.sheet, page)
     print(f"page: {given.sheet}")

@@ -60,9 +60,9 @@ def run(argv: Sequence[str]) -> int:
 def task(config: Config) -> int:
     """Train one configuration in a command-line process."""
     train(config, tune_process=True)
-    from finetune.training.companions import end_companions
+    from finetune.training.rank_monitor import end_other_ranks
 
-    end_companions()
+    end_other_ranks()
     return 0
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from finetune.data.pillow_window import Pixels, columns_first, pillow_window
+from finetune.data.pillow_resize_numpy import Pixels, columns_first, pillow_window
 from finetune.input_spec import InputSpec
 
 FILTERS = {

@@ -59,17 +59,21 @@ def check_root(root: str) -> str:
     return path
 
 
-def scan_folders(root: str | Sequence[str]) -> Listing:
-    """List the images of one folder, or of several folders as one data set; nothing is opened.
+def list_training_folders(root: str | Sequence[str]) -> Listing:
+    """List the images of one folder, or of several folders as one data set, to train on; nothing is opened.
+
+    Args:
+        root: Path of the folder, or of each, as the user wrote it.
 
     Raises:
-        UserError: A folder is refused as by :func:`scan_folder`, or the folders do not name the same splits.
+        UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image,
+            only val or test has a class, two folders are given for one split, or the folders do not name the same splits.
     """
     return check_classes(list_folders(root))
 
 
 def list_folders(root: str | Sequence[str]) -> Listing:
-    """List images as :func:`scan_folders` does, but also accept data that cannot be trained on.
+    """List images as :func:`list_training_folders` does, but also accept data that cannot be trained on.
 
     There may be a single class, and classes that only the test split has.
 
@@ -80,19 +84,6 @@ def list_folders(root: str | Sequence[str]) -> Listing:
     if not roots:
         raise UserError("data.root=[]: must name a folder of images. Give data.root=DIR.")
     return merge([_list_folder(one) for one in roots])
-
-
-def scan_folder(root: str) -> Listing:
-    """List the images of a folder; nothing is opened.
-
-    Args:
-        root: Path of the folder, as the user wrote it.
-
-    Raises:
-        UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image,
-            only val or test has a class, or two folders are given for one split.
-    """
-    return scan_folders(root)
 
 
 def _list_folder(root: str) -> Listing:

@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.data.decode import DecodeOptions
 from finetune.data.huggingface_datasets import huggingface_source
-from finetune.data.image_folder import scan_folders
+from finetune.data.image_folder import list_training_folders
 from finetune.data.image_source import ArraySource, FileSource, arrays_source, files_source
 from finetune.data.image_source import Source as Source  # re-exported: other packages import it from here
 from finetune.data.manifest import read_manifest
@@ -58,9 +58,9 @@ def folder_source(
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
 
     Raises:
-        UserError: See :func:`finetune.data.image_folder.scan_folders` and :mod:`finetune.data.assign_splits`.
+        UserError: See :func:`finetune.data.image_folder.list_training_folders` and :mod:`finetune.data.assign_splits`.
     """
-    return files_source(scan_folders(root), split=split, decode=decode, on_unreadable=on_unreadable)
+    return files_source(list_training_folders(root), split=split, decode=decode, on_unreadable=on_unreadable)
 
 
 def manifest_source(

@@ -10,7 +10,7 @@ from finetune.atomic_files import write_text
 from finetune.embeddings.clustering import Clusters
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import LabelErrors
-from finetune.files import CLUSTERS, DOUBTFUL, MANIFEST
+from finetune.file_schema import CLUSTERS, DOUBTFUL, MANIFEST
 
 # an image is relabelled in manifest.csv if its doubt is above this
 LIKELY = 0.5

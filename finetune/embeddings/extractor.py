@@ -14,15 +14,15 @@ from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_mo
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
-from finetune.inference.reading import reading_of
+from finetune.inference.decode_options import reading_of
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
+from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.forward import optimize_for_inference
 from finetune.models.modes import evaluating
-from finetune.models.slices import run_in_chunks
 from finetune.models.weights import state_hash
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features

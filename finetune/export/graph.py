@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from finetune.data.resize import Side, resize_window
+from finetune.data.pillow_resize import Side, resize_window
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 

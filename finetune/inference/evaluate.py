@@ -11,9 +11,9 @@ from finetune.data.registry import Source
 from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.forward import fast_logits
-from finetune.models.slices import run_in_chunks
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

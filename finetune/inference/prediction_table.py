@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError
-from finetune.files import LABELS
+from finetune.file_schema import LABELS
 from finetune.terminal import csv_cell, encodable
 
 _PARQUET_ROWS = 50_000

@@ -13,9 +13,9 @@ from torch import nn
 from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
 from finetune.data.transforms import eval_view
-from finetune.inference.reading import reading_of
+from finetune.inference.decode_options import reading_of
+from finetune.models.chunks import run_in_chunks
 from finetune.models.forward import fast_logits
-from finetune.models.slices import run_in_chunks
 
 
 class TorchEngine:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.image_source import Source
-from finetune.files import labels_above_half
+from finetune.file_schema import labels_above_half
 from finetune.metrics import THRESHOLD
 from finetune.report.thumbnails import source_thumbnail
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from finetune.checksums import verify
 from finetune.errors import UserError, shortened
-from finetune.files import RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
 from finetune.run_folder import RunFolder
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, need, parse_json, read_text
 

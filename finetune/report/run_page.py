@@ -17,7 +17,7 @@ from finetune.data.audit_text import short
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
 from finetune.data.transforms import eval_view
-from finetune.files import REPORT
+from finetune.file_schema import REPORT
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage

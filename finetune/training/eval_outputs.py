@@ -81,7 +81,7 @@ def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
 
 
 def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write the outputs of splits; :data:`finetune.files.EVALUATION_TENSORS` says what each tensor is."""
+    """Write the outputs of splits; :data:`finetune.file_schema.EVALUATION_TENSORS` says what each tensor is."""
     tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
     with checked_path(path) as part:
         write_tensors(part, tensors)

@@ -22,10 +22,10 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import threads_here, views_of_rows
 from finetune.data.transforms import View, eval_view, train_view
+from finetune.models.chunks import PIXELS
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
-from finetune.models.slices import PIXELS
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
 from finetune.training.lr_finder import unchanged

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
 from finetune.activation_cache.policy import last_frozen_stage
+from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.models.slices import run_in_chunks
 from finetune.training.phases import Phase
 
 

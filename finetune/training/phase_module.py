@@ -20,7 +20,7 @@ from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
 from finetune.training.callbacks.gradient_norms import GradientNorms
 from finetune.training.callbacks.guards import Guards
-from finetune.training.callbacks.phase_end import PhaseEnd
+from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.callbacks.validation_outputs import ValidationOutputs
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation
@@ -106,7 +106,7 @@ class PhaseModule(StagedModule):
         Lightning puts them behind the user's callbacks, which they watch, and before those that write checkpoints.
         """
         kept = [callback for callback in (self._ema, self._validation) if callback is not None]
-        return [self._guards, self._norms, *kept, self._log, PhaseEnd(self.progress)]
+        return [self._guards, self._norms, *kept, self._log, PhaseStopping(self.progress)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer, with the state that the phase before hands on."""

@@ -37,7 +37,7 @@ _OPTIONAL: dict[str, Any] = {"probe": dict, "trials": list}
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseResult:
-    """What a phase did; :mod:`finetune.files` documents each field.
+    """What a phase did; :mod:`finetune.file_schema` documents each field.
 
     Args:
         name: Name of the phase.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from finetune.data.index import Index
-from finetune.files import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, labels_above_half
+from finetune.file_schema import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, labels_above_half
 from finetune.terminal import csv_cell
 
 

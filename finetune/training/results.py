@@ -1,4 +1,4 @@
-"""``results.json`` of a run; :mod:`finetune.files` documents its fields."""
+"""``results.json`` of a run; :mod:`finetune.file_schema` documents its fields."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

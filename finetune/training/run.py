@@ -12,12 +12,12 @@ from finetune.checksums import keep_checksum, write_checked_json, write_checked_
 from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.training.companions import Companions
 from finetune.training.eval_outputs import Validation, save_outputs
 from finetune.training.evaluation import evaluate
 from finetune.training.phase_result import PhaseResult
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
+from finetune.training.rank_monitor import RankMonitor
 from finetune.training.results import RunResult, run_results
 from finetune.training.run_context import RunContext, RunSession, run_session
 
@@ -46,7 +46,7 @@ class Run:
         """
         self._prepare()
         with run_session(self.context) as session:
-            with explained(session.companions):
+            with explained(session.rank_monitor):
                 phases, validation = self._train(session)
                 evaluated = self._evaluate(session, validation)
             session.interruption.where = "before its results were written"
@@ -117,12 +117,12 @@ class Run:
 
 
 @contextmanager
-def explained(companions: Companions) -> Iterator[None]:
+def explained(rank_monitor: RankMonitor) -> Iterator[None]:
     """Replace an error by its cause where another process of the run has ended."""
     try:
         yield
     except Exception as error:
-        cause = companions.explained(error)
+        cause = rank_monitor.explained(error)
         if cause is error:
             raise
         raise cause from error

@@ -17,12 +17,12 @@ from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
 from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
-from finetune.training.callbacks.metrics_csv import RunLog
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
-from finetune.training.companions import Companions, check_strategy
 from finetune.training.interruption import Interruption, leave_signals_alone
+from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase
+from finetune.training.rank_monitor import RankMonitor, check_strategy
 from finetune.training.time_left import TimeLeft
 
 
@@ -138,13 +138,13 @@ class RunSession:
     Args:
         log: Writes ``metrics.csv``.
         interruption: Knows whether a signal asked the run to stop.
-        companions: Watches the other processes of the run.
+        rank_monitor: Watches the other processes of the run.
         time_left: Estimates the rest of the schedule.
     """
 
-    log: RunLog
+    log: MetricsCsv
     interruption: Interruption
-    companions: Companions
+    rank_monitor: RankMonitor
     time_left: TimeLeft
 
     def go_on(self, where: str) -> None:
@@ -188,7 +188,7 @@ class RunSession:
         """Surround a call of a Trainer, which may start further processes."""
         check_strategy(trainer)
         context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
-        self.companions.watch(trainer.strategy.launcher)
+        self.rank_monitor.watch(trainer.strategy.launcher)
         leave_signals_alone(trainer)
         yield
 
@@ -200,11 +200,11 @@ def run_session(context: RunContext) -> Iterator[RunSession]:
     images = len(context.data.source.index.rows("train"))
     with (
         Interruption(f"go on with: {hint}") as interruption,
-        Companions(resume_hint=f"Go on with: {hint}", interruption=interruption) as companions,
+        RankMonitor(resume_hint=f"Go on with: {hint}", interruption=interruption) as rank_monitor,
     ):
         yield RunSession(
-            log=RunLog(context.folder.metrics),
+            log=MetricsCsv(context.folder.metrics),
             interruption=interruption,
-            companions=companions,
+            rank_monitor=rank_monitor,
             time_left=TimeLeft(context.schedule, images=images),
         )

@@ -23,9 +23,9 @@ PER_CLASS = 1000
 def measure(way: str, folder: str) -> None:
     """Index once and print seconds, bytes gained and the number of files."""
     if way == "ours":
-        from finetune.data.image_folder import scan_folder
+        from finetune.data.image_folder import list_training_folders
 
-        index: Callable[[str], Sized] = scan_folder
+        index: Callable[[str], Sized] = list_training_folders
     else:
         from torchvision.datasets import ImageFolder
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from finetune.build import build_model, loss_of, optimizer_factory
-from finetune.build_schedule import build_phases
+from finetune.build.phases import build_phases
 from finetune.commands.train import train
 from finetune.config import compose
 from finetune.data.image_source import ArraySource, arrays_source

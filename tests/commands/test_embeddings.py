@@ -15,7 +15,7 @@ from finetune.cli import main
 from finetune.config import compose
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.extractor import FeatureExtractor
-from finetune.files import (
+from finetune.file_schema import (
     CLASSIFIER,
     CLUSTER_SUMMARY,
     CLUSTERS,

@@ -13,7 +13,7 @@ import torch
 
 import finetune
 from finetune.build import assemble
-from finetune.build_own import own_loss
+from finetune.build.user_objects import own_loss
 from finetune.cli import main
 from finetune.commands.resume import resume
 from finetune.config import compose

@@ -7,7 +7,7 @@ from PIL import Image
 
 from finetune.data import scan_cache as facts_cache
 from finetune.data.image_file import content_hash
-from finetune.data.image_folder import scan_folder
+from finetune.data.image_folder import list_training_folders
 from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
 from finetune.data.scan import facts_of_arrays, gather
@@ -61,9 +61,9 @@ def test_facts_say_what_the_files_are(tmp_path):
 
 
 def test_the_second_time_no_file_is_opened(tmp_path, opened):
-    listing = scan_folder(str(write_folder(tmp_path, {"a": 3, "b": 2})))
+    listing = list_training_folders(str(write_folder(tmp_path, {"a": 3, "b": 2})))
     (tmp_path / "a" / "broken.png").write_bytes(b"nothing")
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     settle(tmp_path)
     first = cached_facts(listing.root, listing.paths)
     assert len(opened) == 6
@@ -77,7 +77,7 @@ def test_the_second_time_no_file_is_opened(tmp_path, opened):
 def test_only_new_changed_and_renamed_files_are_opened_again(tmp_path, opened):
     write_folder(tmp_path, {"a": 3, "b": 2})
     settle(tmp_path)
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     cached_facts(listing.root, listing.paths)
     opened.clear()
     first, second, third = sorted((tmp_path / "a").iterdir())
@@ -86,7 +86,7 @@ def test_only_new_changed_and_renamed_files_are_opened_again(tmp_path, opened):
     second.rename(tmp_path / "a" / "renamed.png")
     third.unlink()
     write_image(tmp_path / "b" / "new.png", 1000)
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     facts = cached_facts(listing.root, listing.paths)
     assert sorted(opened) == sorted([f"a/{first.name}", "a/renamed.png", "b/new.png"])
     fresh = gather(listing.root, listing.paths)
@@ -95,7 +95,7 @@ def test_only_new_changed_and_renamed_files_are_opened_again(tmp_path, opened):
 
 def test_a_file_changed_a_moment_ago_is_not_trusted_to_the_cache(tmp_path, opened):
     write_folder(tmp_path, {"a": 1, "b": 1})
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     cached_facts(listing.root, listing.paths)
     opened.clear()
     path = next((tmp_path / "a").iterdir())
@@ -110,7 +110,7 @@ def test_a_file_changed_a_moment_ago_is_not_trusted_to_the_cache(tmp_path, opene
 def test_a_damaged_cache_is_as_good_as_none(tmp_path, own_cache, opened):
     write_folder(tmp_path, {"a": 1, "b": 1})
     settle(tmp_path)
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     cached_facts(listing.root, listing.paths)
     (file,) = (own_cache / "facts").iterdir()
     for data in (b"", b"PK\x03\x04 nonsense", file.read_bytes()[:200]):
@@ -124,7 +124,7 @@ def test_the_cache_can_be_turned_off(tmp_path, own_cache, opened, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", "off")
     write_folder(tmp_path, {"a": 1, "b": 1})
     settle(tmp_path)
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     for _ in range(2):
         opened.clear()
         cached_facts(listing.root, listing.paths)
@@ -137,14 +137,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     blocked.write_bytes(b"")
     monkeypatch.setenv("FINETUNE_CACHE", str(blocked))
     write_folder(tmp_path / "data", {"a": 1, "b": 1})
-    listing = scan_folder(str(tmp_path / "data"))
+    listing = list_training_folders(str(tmp_path / "data"))
     assert len(cached_facts(listing.root, listing.paths)) == 2
 
 
 def test_a_lower_limit_of_pixels_is_not_answered_from_facts_of_a_higher_one(tmp_path):
     write_folder(tmp_path, {"a": 1, "b": 1})
     settle(tmp_path)
-    listing = scan_folder(str(tmp_path))
+    listing = list_training_folders(str(tmp_path))
     assert not cached_facts(listing.root, listing.paths).unreadable()
     assert len(cached_facts(listing.root, listing.paths, max_pixels=10).unreadable()) == 2
 
@@ -178,8 +178,8 @@ def test_looks_take_pictures_of_any_size(shape):
 
 def test_moving_a_folder_costs_one_more_look_and_gives_the_same_facts(tmp_path):
     write_folder(tmp_path / "one", {"a": 1, "b": 1})
-    listing = scan_folder(str(tmp_path / "one"))
+    listing = list_training_folders(str(tmp_path / "one"))
     before = cached_facts(listing.root, listing.paths)
     shutil.move(tmp_path / "one", tmp_path / "two")
-    listing = scan_folder(str(tmp_path / "two"))
+    listing = list_training_folders(str(tmp_path / "two"))
     assert (cached_facts(listing.root, listing.paths).table == before.table).all()

@@ -15,7 +15,7 @@ from finetune.data.path_table import path_table
 from finetune.embeddings import files as module
 from finetune.embeddings.embeddings import Embeddings
 from finetune.errors import UserError
-from finetune.files import EMBEDDINGS
+from finetune.file_schema import EMBEDDINGS
 from tests.embeddings.embedding_sets import embeddings_of
 
 

@@ -11,7 +11,7 @@ from finetune.export.export import export_checked
 from finetune.export.formats import FORMATS, ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
-from finetune.files import PARITY, check_fields
+from finetune.file_schema import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files

@@ -11,7 +11,7 @@ from finetune.export import parts
 from finetune.export.export import export_checked
 from finetune.export.formats import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
-from finetune.files import PARITY, check_fields
+from finetune.file_schema import PARITY, check_fields
 from finetune.models.classifier import Classifier
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier

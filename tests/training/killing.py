@@ -24,7 +24,7 @@ import finetune.checksums
 import finetune.models.weights
 import finetune.run_folder
 import finetune.training.callbacks.checkpoints
-import finetune.training.callbacks.metrics_csv
+import finetune.training.metrics_csv
 from finetune.activation_cache.store import Entry
 from finetune.commands.resume import resume
 from finetune.errors import Interrupted

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
-from finetune.files import EVALUATION, EVALUATION_TENSORS, METRICS_CSV
+from finetune.file_schema import EVALUATION, EVALUATION_TENSORS, METRICS_CSV
 from finetune.training.eval_outputs import SplitOutputs, sample_of
 from tests.runs import train_tiny
 

@@ -16,7 +16,7 @@ from finetune.cli import main
 from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
-from finetune.files import MODEL_MULTI_LABEL, PREDICTIONS_MULTI_LABEL, RESULTS_MULTI_LABEL, check_fields, leaves
+from finetune.file_schema import MODEL_MULTI_LABEL, PREDICTIONS_MULTI_LABEL, RESULTS_MULTI_LABEL, check_fields, leaves
 from tests.conftest import TINY
 from tests.runs import outcome, train_tiny
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
-from finetune.files import EVALUATION
+from finetune.file_schema import EVALUATION
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import reusable_validation
 from tests.runs import moved_stages, outcome, train_tiny

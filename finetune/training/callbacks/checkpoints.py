@@ -16,9 +16,9 @@ from finetune.errors import UserError
 from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
-from finetune.training.callbacks.metrics_csv import RunLog
-from finetune.training.callbacks.phase_end import PhaseEnd
+from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.interruption import Interruption
+from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import build_param_groups
 from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
@@ -98,7 +98,7 @@ class PhaseCheckpoints(Checkpoint):
         self,
         *,
         folder: Path,
-        log: RunLog,
+        log: MetricsCsv,
         every_n_steps: int | None = None,
         interruption: Interruption | None = None,
     ) -> None:
@@ -201,7 +201,7 @@ class PhaseCheckpoints(Checkpoint):
         That is where Lightning takes one up.
         """
         assert isinstance(pl_module, PhaseModule)
-        over = PhaseEnd.is_over(trainer, pl_module) or pl_module.progress.stop
+        over = PhaseStopping.is_over(trainer, pl_module) or pl_module.progress.stop
         checkpoint["callbacks"][self.state_key] = {
             "validation_due": self._validation_due,
             "finished": over and not self._validation_due,

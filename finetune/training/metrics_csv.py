@@ -9,7 +9,7 @@ from finetune.atomic_files import write_text
 from finetune.distributed import is_rank_zero
 
 
-class RunLog:
+class MetricsCsv:
     """Collects the rows of all phases.
 
     Rows live in the phase's checkpoint and are not read back from the file: epochs that are repeated after an

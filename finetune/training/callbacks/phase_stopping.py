@@ -8,7 +8,7 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.staged_module import StagedModule
 
 
-class PhaseEnd(Callback):
+class PhaseStopping(Callback):
     """Tells the Trainer to stop; it then validates and ends the epoch as usual.
 
     Args:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import make_folder, sync_folder
-from finetune.build_own import own_backbone, own_head, own_loss, own_modules, own_transform
-from finetune.build_schedule import build_phases as build_phases
+from finetune.build.user_objects import own_backbone, own_head, own_loss, own_modules, own_transform
+from finetune.build.phases import build_phases as build_phases
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
@@ -227,9 +227,9 @@ def check_paths(config: Config, *, training: bool = True) -> None:
         UserError: The folder is missing or holds no images.
     """
     if config.data.source == "folder":
-        from finetune.data.image_folder import list_folders, scan_folders
+        from finetune.data.image_folder import list_folders, list_training_folders
 
-        (scan_folders if training else list_folders)(config.data.root)
+        (list_training_folders if training else list_folders)(config.data.root)
     elif config.data.source == "manifest":
         from finetune.data.manifest import check_manifest
 

@@ -13,7 +13,7 @@ from finetune.cli import main
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
 from finetune.data.image_file import UnreadableImage
 from finetune.errors import UserError
-from finetune.inference.reading import reading_of
+from finetune.inference.decode_options import reading_of
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.conftest import TINY

@@ -29,7 +29,7 @@ _CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pip
 _started: list[subprocess.Popen[bytes]] = []
 
 
-class Companions:
+class RankMonitor:
     """Looks after the processes that this one started, or after the one that started this.
 
     Args:
@@ -47,7 +47,7 @@ class Companions:
 
     def __enter__(self) -> Self:
         os.environ[STARTED_BY] = str(os.getpid())
-        threading.Thread(target=self._watch, name="companions", daemon=True).start()
+        threading.Thread(target=self._watch, name="rank-monitor", daemon=True).start()
         return self
 
     def __exit__(
@@ -74,7 +74,7 @@ class Companions:
             return error
         # a connection breaks a moment before the system tells that the process at its other end is gone
         deadline = time.monotonic() + 2.0
-        while (message := self._lost()) is None and self._has_companions() and time.monotonic() < deadline:
+        while (message := self._lost()) is None and self._has_other_ranks() and time.monotonic() < deadline:
             time.sleep(0.05)
         if message is not None and (number := self._signal()):
             return self._interruption.stopped(number)
@@ -88,7 +88,7 @@ class Companions:
         _started.extend(process for process in found if process not in _started)
         return found
 
-    def _has_companions(self) -> bool:
+    def _has_other_ranks(self) -> bool:
         return self._parent is not None or bool(self._processes())
 
     def _lost(self) -> str | None:
@@ -146,7 +146,7 @@ def check_strategy(trainer: pl.Trainer) -> None:
         )
 
 
-def end_companions(*, patience_s: float = 60.0) -> None:
+def end_other_ranks(*, patience_s: float = 60.0) -> None:
     """Wait until the processes that this one has started are gone, and cut the connection to them."""
     deadline = time.monotonic() + patience_s
     if _started:

@@ -2,7 +2,7 @@
 
 An image a million times as long as wide would fill any memory when it is resized, and Pillow keeps the filter weights of a
 whole axis, 32 bytes a pixel of it. Here each pixel of the window is made from the pixels under it, with the fixed-point
-arithmetic of :mod:`finetune.data.resize`: the same levels, and beside the image at most 8 bytes for each pixel under one
+arithmetic of :mod:`finetune.data.pillow_resize`: the same levels, and beside the image at most 8 bytes for each pixel under one
 row or column of the window.
 """
 

@@ -16,8 +16,8 @@ import pytest
 
 from finetune.commands.resume import resume
 from finetune.distributed import STARTED_BY
-from finetune.training.companions import Companions
 from finetune.training.interruption import Interruption
+from finetune.training.rank_monitor import RankMonitor
 from tests.runs import outcome, train_tiny
 from tests.training.ranks import DIE, PATIENCE_S, SIGNAL, TWO, cluster, forked_ranks, free_port, recorded, said
 
@@ -81,10 +81,10 @@ def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message(tmp_path: P
         failing = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
         waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (tmp_path / "waiting").write_text(str(waiting.pid))
-        with Companions(
+        with RankMonitor(
             resume_hint="Go on with: finetune resume here", interruption=Interruption(""), patience_s=0.2
-        ) as companions:
-            companions.watch(SimpleNamespace(procs=[failing, waiting]))
+        ) as rank_monitor:
+            rank_monitor.watch(SimpleNamespace(procs=[failing, waiting]))
             stuck()
 
     assert forked_ranks(job, tmp_path / "out", world=1) == [1]
@@ -103,7 +103,7 @@ def test_a_process_whose_starter_was_killed_ends_though_it_waits(tmp_path: Path)
             while not (tmp_path / "watching").exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        with Companions(resume_hint="Go on.", interruption=Interruption(""), patience_s=0.2):
+        with RankMonitor(resume_hint="Go on.", interruption=Interruption(""), patience_s=0.2):
             (tmp_path / "watching").touch()
             stuck()
 

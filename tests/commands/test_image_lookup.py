@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.commands.embedded_images import EmbeddedImages
+from finetune.commands.image_lookup import ImageLookup
 from finetune.config.schema import DataConfig
 from finetune.data.decode import decode_image
 from finetune.data.registry import digits_source
@@ -14,7 +14,7 @@ from finetune.data.registry import digits_source
 
 def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: Path) -> None:
     metadata = {"data": {"seed": 3, "data": asdict(DataConfig(source="digits"))}, "reading": {"high_depth": "full"}}
-    pictures = EmbeddedImages(metadata)
+    pictures = ImageLookup(metadata)
     path = str(pets / "1 cat/1.png")
     image = pictures(path)
     assert image is not None
@@ -27,7 +27,7 @@ def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: 
 
 
 def test_what_cannot_be_had_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = EmbeddedImages({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
+    pictures = ImageLookup({"data": {"seed": 0, "data": {"source": "digits", "colour": "red"}}})
     assert pictures("digits/0001") is None
     assert pictures("digits/0002") is None
     assert capsys.readouterr().out.count("the data set that was embedded cannot be opened") == 1

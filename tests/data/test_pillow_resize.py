@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data import pillow_window as in_numpy
+from finetune.data import pillow_resize_numpy as in_numpy
 from finetune.data.evaluation_pixels import FILTERS, evaluation_pixels, pillow_resize
-from finetune.data.pillow_window import pillow_window
-from finetune.data.resize import nearest, resize_window
+from finetune.data.pillow_resize import nearest, resize_window
+from finetune.data.pillow_resize_numpy import pillow_window
 from finetune.input_spec import InputSpec
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.errors import UserError
-from finetune.files import MODEL, PREDICTIONS, RESULTS, check_fields, leaves
+from finetune.file_schema import MODEL, PREDICTIONS, RESULTS, check_fields, leaves
 from tests.runs import train_tiny
 
 

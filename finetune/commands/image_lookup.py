@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.data.registry import Source
 
 
-class EmbeddedImages:
+class ImageLookup:
     """Reads the images of embeddings.
 
     Args:

@@ -1,0 +1,191 @@
+"""A job: one run of a command on a composed configuration, alone or in a sweep, where it writes a record."""
+
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.atomic_files import write_json
+from finetune.checksums import verify
+from finetune.config import to_config
+from finetune.config.schema import Config
+from finetune.distributed import environment_restored, is_rank_zero
+from finetune.errors import RunError, UserError
+from finetune.file_errors import in_words
+from finetune.run_folder import RunFolder
+from finetune.safe_files import read_json
+from finetune.terminal import GuardedStream
+
+JOBS = "jobs"
+
+
+class Refused(BaseException):
+    """A sweep that must not start; not an ``Exception``, because Hydra turns exceptions in callbacks into warnings."""
+
+
+class SweepStart:
+    """Hydra callback that learns the folder of a sweep before its first job (named in ``conf/train.yaml``)."""
+
+    # folder and command of the sweep that this process has started
+    folder: Path | None = None
+    command: str = ""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Remember the folder, and refuse settings that would fail or mislead in every job."""
+        folder = Path(str(config.hydra.sweep.dir)).absolute()
+        if config.get("run_dir"):
+            raise Refused(
+                f"run_dir={config.run_dir}: the runs of a sweep cannot share a folder. hydra.sweep.dir=DIR chooses the "
+                "folder that holds all of them."
+            )
+        direction = config.hydra.sweeper.get("direction")
+        if direction is not None and not isinstance(direction, Sequence):
+            direction = direction.name
+        expected = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
+        if direction is not None and SweepStart.command != "train":
+            raise Refused(
+                f"finetune {SweepStart.command}: cannot be searched over: its jobs leave no figure on validation. "
+                "finetune train can."
+            )
+        if direction not in (None, expected):
+            raise Refused(
+                f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
+                f"{'less' if expected == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={expected}."
+            )
+        try:
+            # created at once: if two sweeps want the same folder, only one gets it
+            (folder / JOBS).mkdir(parents=True)
+        except FileExistsError:
+            raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.") from None
+        except OSError as error:
+            raise Refused(in_words(error, folder, "cannot be made", name=f"hydra.sweep.dir={folder}")) from error
+        SweepStart.folder = folder
+        print(f"sweep: {folder}", flush=True)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        # Hydra calls a method for every event of every callback
+        if name.startswith("on_"):
+            return lambda **_: None
+        raise AttributeError(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The function that Hydra calls: once, or in a sweep for each combination, here or in a process that a launcher starts.
+
+    Args:
+        task: Function that runs the command on a configuration and returns an exit status.
+        words: Program, command and config folders: the words that every job's command line starts with.
+        starter: Id of the process that started the sweep.
+        common: Overrides that every job has.
+        outcome: Without a sweep, the ``status`` or ``error`` of the task.
+    """
+
+    task: Callable[[Config], int]
+    words: tuple[str, ...]
+    starter: int
+    common: frozenset[str] = frozenset()
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, composed: Any) -> float | None:
+        """Run the task.
+
+        Returns:
+            In a sweep the monitored validation metric, which a sweeper may optimise; otherwise None.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        # DDP starts this program again with sys.argv, which must contain the command and, in a sweep, only this job's overrides
+        sys.argv = [*self.words, *hydra.overrides.task]
+        if hydra.mode == RunMode.MULTIRUN:
+            return self._swept(composed, hydra)
+        try:
+            with environment_restored():
+                self.outcome["status"] = self.task(to_config(composed))
+        except Exception as error:  # Hydra would add output of its own; the caller raises it again
+            self.outcome["error"] = error
+        return None
+
+    def _swept(self, composed: Any, hydra: Any) -> float | None:
+        """Run one job of a sweep; never raise, so that the other jobs run and every launcher and sweeper continues."""
+        number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
+        composed.run_dir = hydra.runtime.output_dir
+        record: dict[str, Any] = {
+            "job": number,
+            "overrides": list(hydra.overrides.task),
+            "run_dir": composed.run_dir,
+            "monitor": composed.monitor,
+            "status": "running",
+        }
+        file = folder / f"{number}.json"
+        self._write(file, record)
+        overrides = " ".join(word for word in record["overrides"] if word not in self.common)
+        print(f"\njob {number}: {overrides}", flush=True)
+        began = time.monotonic()
+        try:
+            with environment_restored(), self._output(folder / f"{number}.log"):
+                status = self.task(to_config(composed))
+            record |= {"status": "finished" if status == 0 else "failed", **_measured(composed)}
+            if status != 0:
+                record["message"] = f"ended with status {status}"
+        except Exception as error:
+            if is_rank_zero():
+                with (folder / f"{number}.log").open("a", encoding="utf-8") as log:
+                    traceback.print_exception(error, file=log)
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            mistake = isinstance(error, UserError)
+            if not mistake and not isinstance(error, RunError):
+                first = f"{type(error).__name__}: {first}"
+            record |= {"status": "failed", "message": str(error) if mistake else first, "mistake": mistake}
+        except KeyboardInterrupt:
+            self._write(file, record | {"status": "stopped"})
+            raise
+        record["seconds"] = round(time.monotonic() - began, 1)
+        self._write(file, record)
+        print(f"job {number}: {_in_words(record)}", flush=True)
+        value = record.get("monitored")
+        return value if value is not None and math.isfinite(value) else None
+
+    def _write(self, file: Path, record: dict[str, Any]) -> None:
+        if is_rank_zero():
+            write_json(file, record)
+
+    @contextmanager
+    def _output(self, log: Path) -> Iterator[None]:
+        """Send the output of a job in another process to its log, so that parallel jobs do not mix their output."""
+        if os.getpid() == self.starter:
+            yield
+            return
+        with log.open("a", encoding="utf-8") as file, redirect_stdout(GuardedStream(file, str(log))):
+            yield
+
+
+def _measured(composed: Any) -> dict[str, float]:
+    """Return the metrics in a run's results; empty for commands that do not train."""
+    file = RunFolder(Path(composed.run_dir)).results
+    if not file.is_file():
+        return {}
+    verify(file)
+    results = read_json(file, dict)
+    metrics = {split: results[split].get("acc") for split in ("val", "test")}
+    metrics["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
+    return {key: value for key, value in metrics.items() if value is not None}
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    figures = "".join(f"  {key} {record[key]:.4f}" for key in ("val", "test") if key in record)
+    why = f": {record['message'].splitlines()[0]}" if "message" in record else ""
+    return f"{record['status']}{why}{figures}  {record['seconds']:.0f} s"
+
+
+def smaller_is_better(monitor: str) -> bool:
+    """Whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch."""
+    return monitor.endswith(("loss", "ece"))
