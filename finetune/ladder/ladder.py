@@ -16,6 +16,7 @@ from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train
 from finetune.config import compose
 from finetune.errors import UserError
+from finetune.file_lock import LOCK, FolderLock
 from finetune.ladder.recommend import RULE, Rung, ladder_table, more_data, recommend
 from finetune.ladder.strategies import LadderOptions, strategy_overrides
 from finetune.report.ladder_page import ladder_page
@@ -35,6 +36,15 @@ def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, An
     base = compose(overrides)
     check_paths(base)
     folder = options.folder(base.data.source)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: must be a folder. It is a file. Choose another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder, name=f"--output {folder}"):
+        return _compare(folder, overrides, options)
+
+
+def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> dict[str, Any]:
+    """Train, compare and write, in a folder that this process holds."""
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
     simple: dict[str, list[dict[str, float]]] = {"majority": [], "knn": []}
@@ -82,9 +92,8 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
                 "Choose another folder, or give the same settings to continue it."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if any(child.name != LOCK for child in folder.iterdir()):
         raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. It holds other files.")
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 
 

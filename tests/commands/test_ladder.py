@@ -10,6 +10,7 @@ import pytest
 from finetune.cli import main
 from finetune.ladder.recommend import RULE, Rung, more_data, recommend
 from finetune.report.ladder_page import ladder_page
+from tests.test_file_lock import holder
 
 Words = Callable[..., list[str]]
 
@@ -131,3 +132,19 @@ def test_a_folder_of_something_else_is_left_alone(
     assert "It holds other files" in capsys.readouterr().err
     assert main(["ladder", *words("data.batch_size=9"), "--epochs", "1", "--output", str(finished[0])]) == 2
     assert "of a ladder with other settings" in capsys.readouterr().err
+    assert main(["ladder", *words(), "--output", str(tmp_path / "mine.txt")]) == 2
+    assert "must be a folder. It is a file." in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt"]
+
+
+def test_a_ladder_that_another_process_continues_is_refused(
+    finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, words = finished
+    other = holder(folder)
+    try:
+        assert main(words) == 2
+        assert f"in use. process {other.pid}" in capsys.readouterr().err
+    finally:
+        other.kill()
+        other.join(30)

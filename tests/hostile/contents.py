@@ -1029,12 +1029,34 @@ def _endless(model: Any) -> None:
         ]
     )
     model.graph.node.extend([helper.make_node("Loop", ["rounds", "always", "zero"], ["end"], body=body)])
+    _add_to_output(model, "end")
+
+
+def _vast_constant(model: Any) -> None:
+    """A tensor of 16 GB that some bytes describe, computed when the network runs."""
+    import onnx
+    from onnx import helper
+
+    model.graph.initializer.extend([onnx.numpy_helper.from_array(np.array([4 * 2**30], np.int64), "vast_shape")])
+    model.graph.node.extend(
+        [
+            helper.make_node("ConstantOfShape", ["vast_shape"], ["vast"]),
+            helper.make_node("ReduceSum", ["vast"], ["vast_sum"], keepdims=0),
+        ]
+    )
+    _add_to_output(model, "vast_sum")
+
+
+def _add_to_output(model: Any, scalar: str) -> None:
+    """Let the network's output depend on a tensor."""
+    from onnx import helper
+
     output = model.graph.output[0].name
     for node in model.graph.node:
         for number, name in enumerate(node.output):
             if name == output:
                 node.output[number] = "before"
-    model.graph.node.extend([helper.make_node("Add", ["before", "end"], [output])])
+    model.graph.node.extend([helper.make_node("Add", ["before", scalar], [output])])
 
 
 ONNX = [
@@ -1043,6 +1065,7 @@ ONNX = [
     content("a vast weight", _onnx(_vast_initializer)),
     content("an operator of its own", _onnx(_own_operator)),
     content("a loop without end", _onnx(_endless)),
+    content("a constant of 16 GB", _onnx(_vast_constant)),
     content("no description", _onnx(lambda m: m.metadata_props.pop() and None)),
     content("a description that is no JSON", _onnx_described(lambda d: "{")),
     content("a description of brackets", _onnx_described(lambda d: "[" * 100_000)),

@@ -1,4 +1,5 @@
 import csv
+import resource
 import subprocess
 import sys
 
@@ -132,3 +133,27 @@ def test_an_onnx_file_with_a_loop_is_refused_before_it_is_computed(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "a.onnx")
     with pytest.raises(UserError, match="It holds Loop, which no export has"):
         OnnxEngine(tmp_path / "a.onnx")
+
+
+def test_an_onnx_file_that_asks_for_memory_out_of_proportion_is_refused(tmp_path):
+    export_onnx(settled_classifier(name="resnet10t", size=(32, 32)), tmp_path / "model.onnx")
+    OnnxEngine(tmp_path / "model.onnx")
+    model = onnx.load(str(tmp_path / "model.onnx"))
+    model.graph.initializer.extend([onnx.numpy_helper.from_array(np.array([4 * 2**30], np.int64), "shape")])
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == output else name for name in node.output]
+    make = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            make("ConstantOfShape", ["shape"], ["vast"]),
+            make("ReduceSum", ["vast"], ["sum"], keepdims=0),
+            make("Add", ["before", "sum"], [output]),
+        ]
+    )
+    onnx.save(model, str(tmp_path / "bomb.onnx"))
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    with pytest.raises(UserError, match=r"bomb\.onnx': cannot be computed\. "):
+        OnnxEngine(tmp_path / "bomb.onnx")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12 * 2**20, "16 GB were never taken"
