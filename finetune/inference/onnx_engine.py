@@ -20,8 +20,8 @@ from finetune.safe_files import parse_json, read_bytes
 FORMAT = 1
 # bytes: size limit of a protobuf file
 LARGEST_FILE = 2**31 - 1
-# bytes that opening a file and its first image may take: a part for any network, a multiple of the file for its weights, and a part
-# for activations. ResNet-152 at 224 pixels takes 606 MiB, 2.7 times its file, and ResNet-18 at 32 pixels 4 times its file.
+# bytes that opening a file and its first image may take: a part for any network, a multiple of the file for its weights,
+# and a part for activations. ResNet-152 at 224 pixels takes 606 MiB, 2.7 times its file; ResNet-18 at 32 pixels 4 times.
 _MEMORY = 512 * 2**20
 _MEMORY_PER_BYTE = 6
 _MEMORY_PER_PIXEL = 8_192
