@@ -4,8 +4,11 @@ The first bytes of a file decide its format, not its name. Pillow reads the head
 the rules of :mod:`finetune.data.color`. A JPEG at least twice as large as needed is decoded at a half, a quarter or an
 eighth of its size (the format's own scaled decoding). Animations and files of several pages give their first picture.
 
-Plain JPEG and lossy WebP have a fast path by torchvision, in processes that have loaded torch: a fifth to a quarter
-faster, with equal pixels. Without torch the same files give the same pixels.
+A file whose pixels are not those that were stored is refused: where libjpeg would repair a JPEG in silence
+(:mod:`finetune.data.jpeg`), and where a checksum of a PNG is wrong (:mod:`finetune.data.png_checksums`).
+
+Lossy WebP has a fast path by torchvision, in processes that have loaded torch: a fifth to a quarter faster, with equal
+pixels.
 """
 
 import sys
@@ -30,6 +33,8 @@ from PIL import (
 
 from finetune.data.color import HIGH_DEPTHS, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
+from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
+from finetune.data.png_checksums import check_png
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
     from torch import Tensor
@@ -160,13 +165,16 @@ def decode_opened(
 ) -> Pixels:
     """Decode an image that :func:`open_image` opened, once, as :func:`decode_file` does."""
     _check_size(path, image.width, image.height, options.max_pixels)
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        _check_end(path, _file_of(image))
-    scale = _scale_of(image, at_least)
     with _naming_damage(path):
-        pixels = _decode_with_torchvision(image, options.channels) if scale == 1 else None
-        if pixels is None:
-            pixels = _decode_with_pillow(image, options, scale)
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            _check_end(path, _file_of(image))
+            pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
+        else:
+            if isinstance(image, PngImagePlugin.PngImageFile):
+                with _file_of(image).getbuffer() as data:
+                    check_png(data)
+            lossy = _decode_lossy_webp(image, options.channels)
+            pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
         return _upright(pixels, orientation_of(image))
 
@@ -189,60 +197,87 @@ def orientation_of(image: ImageFile.ImageFile) -> int:
         return 1
 
 
-def _scale_of(image: ImageFile.ImageFile, at_least: int | None) -> int:
+def _scale_of(image: JpegImagePlugin.JpegImageFile, at_least: int | None) -> int:
     """Return the largest of 8, 4, 2 and 1 that divides a JPEG's size so that the shorter side keeps ``at_least`` pixels."""
-    if at_least is None or not isinstance(image, JpegImagePlugin.JpegImageFile):
+    if at_least is None:
         return 1
     return next((scale for scale in (8, 4, 2) if min(image.size) >= scale * at_least), 1)
 
 
-def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions, scale: int) -> Pixels:
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        size = (max(1, image.width // scale), max(1, image.height // scale))
-        grey = options.channels == 1 and not image.info.get("icc_profile")
-        image.draft("L" if grey else image.mode, size)
-        # pass all bytes at once: fed in blocks, the JPEG decoder would restart the row at the end of each block
-        image.decodermaxblock = max(_file_of(image).getbuffer().nbytes, image.decodermaxblock)
+def _decode_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptions, scale: int) -> Pixels:
+    file = _file_of(image)
+    first_scan, data = file.tell(), file.getvalue()
+    profile = image.info.get("icc_profile") or b""
+    plain = image.mode in ("L", "RGB") and is_srgb(profile)
+    color_space: ColorSpace = "CMYK"
+    if image.mode in ("L", "RGB"):
+        color_space = "GRAY" if image.mode == "L" or (options.channels == 1 and not profile) else "RGB"
+    size = None if scale == 1 else (-(-image.height // scale), -(-image.width // scale))
+    try:
+        pixels = decode_jpeg(data, color_space, size=size)
+    except DamagedJpegError as error:
+        raise ValueError(f"libjpeg reports: {error}") from None
+    except UnsupportedJpegError:
+        return _decode_rare_jpeg(image, options, scale)
+    progressive = "progressive" in image.info
+    # the header of a scan is 6 bytes and 2 for each of at most 4 components
+    if not is_complete(data, first_scan=first_scan - 16, components=image.layers, progressive=progressive):
+        raise ValueError("its last scans are missing")
+    if plain and pixels.shape[2] == options.channels:
+        return pixels
+    if plain and options.channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    mode = image.mode
+    if mode == "CMYK":
+        pixels = 255 - pixels  # stored inverted, as Adobe's programs began to
+    elif mode == "L":
+        pixels = pixels[..., 0]
+    opened = Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
+    opened.info["icc_profile"] = profile
+    return _as_array(opened, options)
+
+
+def _decode_rare_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptions, scale: int) -> Pixels:
+    """Decode a JPEG that simplejpeg cannot decode, or raise Pillow's error."""
+    size = (max(1, image.width // scale), max(1, image.height // scale))
+    image.draft(image.mode, size)
+    # pass all bytes at once: fed in blocks, the JPEG decoder would restart the row at the end of each block
+    image.decodermaxblock = max(_file_of(image).getbuffer().nbytes, image.decodermaxblock)
+    return _decode_with_pillow(image, options)
+
+
+def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> Pixels:
     image.load()
+    return _as_array(image, options)
+
+
+def _as_array(image: Image.Image, options: DecodeOptions) -> Pixels:
     pixels = to_pixels(image, channels=options.channels, high_depth=options.high_depth)
     return pixels[..., None] if options.channels == 1 else pixels
 
 
-def _decode_with_torchvision(image: ImageFile.ImageFile, channels: int) -> Pixels | None:
-    """Decode plain JPEG and lossy WebP at full size; return None for all else, and where it fails.
+def _decode_lossy_webp(image: ImageFile.ImageFile, channels: int) -> Pixels | None:
+    """Decode a single lossy WebP picture without transparency, profile or other metadata; return None for all else.
 
-    torchvision 0.29 deprecated its public functions, which warn at every call; the operators that they wrap are called
-    here while these exist.
+    torchvision 0.29 deprecated its public functions, which warn at every call; the operator that one of them wraps is
+    called here while it exists.
     """
-    if "torch" not in sys.modules or not (_is_plain_jpeg(image) or (channels == 3 and _is_lossy_webp(image))):
+    if channels != 3 or "torch" not in sys.modules or not isinstance(image, WebPImagePlugin.WebPImageFile):
+        return None
+    buffer = _file_of(image).getbuffer()
+    if buffer[12:16] != _LOSSY_WEBP:
         return None
     import torch
     from torchvision.io import ImageReadMode  # registers the operators
 
-    mode = (ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB).value
-    data = torch.frombuffer(_file_of(image).getbuffer(), dtype=torch.uint8)
-    operators = torch.ops.image
     try:
-        is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
-        pixels_CHW: Tensor = operators.decode_jpeg(data, mode) if is_jpeg else operators.decode_webp(data, mode)
+        pixels_CHW: Tensor = torch.ops.image.decode_webp(
+            torch.frombuffer(buffer, dtype=torch.uint8), ImageReadMode.RGB.value
+        )
     except (AttributeError, RuntimeError):
         return None
     pixels: Pixels = pixels_CHW.permute(1, 2, 0).numpy()
     return pixels
-
-
-def _is_plain_jpeg(image: ImageFile.ImageFile) -> bool:
-    """Tell whether torchvision's decoder gives the right colours: grey or YCbCr, no profile to apply."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        return False
-    ycbcr = image.layers == 3 and image.info.get("adobe_transform") in (None, 1)
-    profile = image.info.get("icc_profile")
-    return (image.layers == 1 or ycbcr) and (not profile or is_srgb(profile))
-
-
-def _is_lossy_webp(image: ImageFile.ImageFile) -> bool:
-    """Tell whether a WebP file is a single picture without transparency, profile or other metadata."""
-    return isinstance(image, WebPImagePlugin.WebPImageFile) and _file_of(image).getbuffer()[12:16] == _LOSSY_WEBP
 
 
 def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:

@@ -87,7 +87,14 @@ def saved(image: Image.Image | np.ndarray, kind: str, **options: object) -> byte
 
 def odd_images() -> list[OddImage]:
     """The whole corpus."""
-    return [*_png_files(), *_jpeg_files(), *_webp_and_gif_files(), *_bmp_and_tiff_files(), *_unreadable_files()]
+    return [
+        *_png_files(),
+        *_jpeg_files(),
+        *_webp_and_gif_files(),
+        *_bmp_and_tiff_files(),
+        *_unreadable_files(),
+        *_damaged_files(),
+    ]
 
 
 def _png_files() -> list[OddImage]:
@@ -190,6 +197,9 @@ def _jpeg_files() -> list[OddImage]:
         jpeg("jpeg_icc_grey.jpg", saved(grey, "JPEG", quality=98, icc_profile=icc_profile("GRAY", gamma=1)),
              in_colour(srgb_from_linear(grey))),
         jpeg("jpeg_icc_damaged.jpg", saved(colour, "JPEG", quality=95, subsampling=0, icc_profile=b"x" * 200)),
+        jpeg("jpeg_newer_jfif.jpg", plain[:11] + b"\3" + plain[12:]),
+        jpeg("jpeg_filled_up.jpg", plain[:-2] + bytes(12) + plain[-2:]),
+        jpeg("jpeg_bytes_between_segments.jpg", plain[:20] + b"a few bytes" + plain[20:]),
         jpeg("jpeg_then_more_bytes.jpg", plain + b"a trailer, as some phones append one"),
         jpeg("jpeg_two_pictures.jpg", saved(upright, "MPO", quality=95, subsampling=0, save_all=True,
              append_images=[Image.fromarray(255 - colour)])),
@@ -325,6 +335,56 @@ def _unreadable_files() -> list[OddImage]:
         OddImage("tiff_cut.tif", saved(noise, "TIFF", compression="tiff_lzw")[:9000], reason=cut),
         OddImage("tiff_cut_plain.tif", bytes(bomb_tiff[: len(bomb_tiff) // 2]), reason=cut),
     ]  # fmt: skip
+
+
+def _damaged_files() -> list[OddImage]:
+    """Files whose decoders would go on after the damage, and show a picture that nobody took."""
+    random = np.random.default_rng(0)
+    noise, other = (random.integers(0, 256, (120, 160, 3), np.uint8) for _ in range(2))
+    files = []
+    for name, options in {
+        "sequential": {"subsampling": 2},
+        "restarts": {"restart_marker_blocks": 10},
+        "progressive": {"progressive": True},
+    }.items():
+        whole, second = (saved(pixels, "JPEG", quality=90, **options) for pixels in (noise, other))
+        size = len(whole)
+        files += [
+            OddImage(f"jpeg_{name}_{how}.jpg", data, reason="damaged or cut short")
+            for how, data in {
+                "cut_and_ended": whole[: size // 2] + b"\xff\xd9",
+                "cut_late_and_ended": whole[: size - 40] + b"\xff\xd9",
+                "zeros_inside": whole[: size // 2] + bytes(512) + whole[size // 2 + 512 :],
+                "zeros_to_the_end": whole[: size // 2] + bytes(size // 2 - 2) + b"\xff\xd9",
+                "hole": whole[: size // 2] + whole[size // 2 + 700 :],
+                "crossed": whole[: size // 2] + second[size // 2 :],
+                "text_mode": whole[:700] + whole[700:].replace(b"\n", b"\r\n"),
+                "latin_1_as_utf_8": whole[:700] + whole[700:].decode("latin-1").encode(),
+            }.items()
+        ]
+    scans = saved(noise, "JPEG", progressive=True).split(b"\xff\xda")
+    files += [
+        OddImage(f"jpeg_first_{count}_scans.jpg", b"\xff\xda".join(scans[: 1 + count]) + b"\xff\xd9",
+                 reason="its last scans are missing")
+        for count in (1, 3, len(scans) - 2)
+    ]  # fmt: skip
+    png_file = png(noise)
+    pixel = png_file.index(b"IDAT") + 4000
+    wrong = png_file[:pixel] + bytes([png_file[pixel] ^ 1]) + png_file[pixel + 1 :]
+    key = png_chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))
+    files += [
+        OddImage("png_one_bit.png", wrong, reason="the checksum of a chunk IDAT is wrong"),
+        OddImage("png_no_end.png", png_file[:-12], reason="its last chunk is missing"),
+        OddImage("png_text_mode.png", png_file[:60] + png_file[60:].replace(b"\n", b"\r\n"), reason="damaged"),
+        OddImage("png_key_changed.png", png(noise, key[:-1] + bytes([key[-1] ^ 1])), reason="damaged"),
+    ]
+    gif_file = saved(Image.fromarray(noise).quantize(200), "GIF")
+    web_file = saved(noise, "WebP", lossless=True)
+    return [
+        *files,
+        OddImage("gif_cut_and_ended.gif", gif_file[:9000] + b"\0;", reason="damaged"),
+        OddImage("webp_lossless_cut.webp", web_file[: len(web_file) // 2], reason="damaged"),
+    ]
 
 
 def write_corpus(folder: Path) -> list[OddImage]:

@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import socket
@@ -87,6 +88,15 @@ def test_a_file_that_is_no_image_is_refused_by_path_and_reason(tmp_path, file, c
     assert again.value.reason == caught.value.reason
 
 
+@pytest.mark.parametrize("at_least", [None, 12])
+def test_a_damaged_file_is_refused_also_where_it_is_decoded_smaller(at_least):
+    damaged = [file for file in UNREADABLE if file.name.startswith("jpeg")]
+    assert len(damaged) > 20
+    for file in damaged:
+        with pytest.raises(UnreadableImage):
+            decode_bytes(file.data, DecodeOptions(channels=1), path=file.name, at_least=at_least)
+
+
 def test_no_cut_of_a_file_crashes_and_no_cut_is_silent(tmp_path):
     whole = {kind: saved(photo(48, 40), kind) for kind in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")}
     for kind, data in whole.items():
@@ -152,21 +162,15 @@ def test_orientations_agree_with_pillow(tmp_path, orientation, kind):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_without_torchvision_pillow_gives_equal_pixels(tmp_path, monkeypatch, channels):
+def test_without_torch_the_pixels_are_equal(monkeypatch, channels):
     files = {file.name: file.data for file in READABLE}
-    for subsampling in (0, 1, 2):
-        for progressive in (False, True):
-            for size in ((200, 150), (37, 53)):
-                name = f"{subsampling}-{progressive}-{size}.jpg"
-                data = saved(photo(*size), "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
-                files[name] = data
     files |= {f"{quality}.webp": saved(photo(200, 150), "WebP", quality=quality) for quality in (20, 90)}
     files |= {
         f"{orientation}.jpg": saved(stored_for(photo(90, 60), orientation), "JPEG", exif=exif(orientation))
         for orientation in range(1, 9)
     }
     options, taken = DecodeOptions(channels=channels), []
-    with_torchvision = decode._decode_with_torchvision
+    with_torchvision = decode._decode_lossy_webp
 
     def counted(image, channels):
         pixels = with_torchvision(image, channels)
@@ -175,12 +179,27 @@ def test_without_torchvision_pillow_gives_equal_pixels(tmp_path, monkeypatch, ch
 
     for name, data in files.items():
         with monkeypatch.context() as patched:
-            patched.setattr(decode, "_decode_with_torchvision", counted)
-            fast = decode_bytes(data, options, path=name)
+            patched.setattr(decode, "_decode_lossy_webp", counted)
+            with_torch = decode_bytes(data, options, path=name)
         with monkeypatch.context() as patched:
             patched.delitem(sys.modules, "torch")
-            assert np.array_equal(decode_bytes(data, options, path=name), fast), name
-    assert sum(taken) > 20
+            assert np.array_equal(decode_bytes(data, options, path=name), with_torch), name
+    assert sum(taken) == (3 if channels == 3 else 0)
+
+
+@pytest.mark.parametrize("at_least", [None, 20, 10])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_has_the_pixels_that_pillow_gives(mode, at_least):
+    for subsampling in (0, 1, 2):
+        for progressive in (False, True):
+            for size in ((200, 150), (37, 53)):
+                image = Image.fromarray(photo(*size)).convert(mode)
+                data = saved(image, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
+                reference = Image.open(io.BytesIO(data))
+                ours = decode_bytes(data, DecodeOptions(), path="", at_least=at_least)
+                scale = round(size[0] / ours.shape[1])
+                reference.draft(mode, (size[0] // scale, size[1] // scale))
+                assert np.array_equal(ours, np.asarray(reference.convert("RGB")))
 
 
 def test_pixels_of_every_layout_become_a_tensor_of_the_same_memory():
