@@ -17,6 +17,7 @@ from finetune.models.channels import InputAdapter
 from finetune.models.heads import Head, build_head
 from finetune.models.modes import evaluating
 from finetune.models.own_modules import OWN, check_head, class_name, own_classes, own_head_settings
+from finetune.models.raw_images import at_input_size, check_layout, check_range
 from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
 
@@ -32,7 +33,7 @@ _HEAD_PREFIX = "head."
 
 
 class Classifier(nn.Module):
-    """A network from ``uint8 (B, C, H, W)``, or float in [0, 1] of the same shape, to logits ``(B, K)``.
+    """A network from ``uint8 (B, C, H, W)`` of any size, or float in [0, 1] of the same shape, to logits ``(B, K)``.
 
     Args:
         backbone: Network without classifier, its stem adapted to ``input_spec.channels``.
@@ -131,28 +132,41 @@ class Classifier(nn.Module):
         """Make the input of the backbone, ``(B, S, H, W)``: scaled to [0, 1] if uint8, normalised, channels adapted.
 
         Raises:
-            ValueError: The number of channels or dimensions is wrong, or the images are integers other than uint8.
+            UserError: The number of channels or dimensions is wrong, or the images are integers other than uint8.
         """
-        if images_BCHW.ndim != 4 or images_BCHW.shape[1] != self.input_spec.channels:
-            raise ValueError(
-                f"images of shape {tuple(images_BCHW.shape)}: this model takes (B, {self.input_spec.channels}, H, W)."
-            )
+        check_layout(images_BCHW, self.input_spec)
         if images_BCHW.dtype == torch.uint8:
             images_BCHW = images_BCHW.to(self.input.mean.dtype) / 255
-        elif not images_BCHW.is_floating_point():
-            raise ValueError(f"images of type {images_BCHW.dtype}: this model takes uint8, or float in [0, 1].")
         images_BSHW: Tensor = self.input(images_BCHW)
         return images_BSHW
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Compute the features ``(B, D)`` of raw images."""
-        features_BD: Tensor = self.backbone(self.prepare(images_BCHW))
+        """Compute the features ``(B, D)`` of raw images; see :meth:`forward`."""
+        features_BD: Tensor = self.backbone(self.prepare(self._at_input_size(images_BCHW)))
         return features_BD
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Compute the logits ``(B, K)`` of raw images."""
+        """Compute the logits ``(B, K)`` of raw images.
+
+        Images of exactly the input size are taken as they are: they are views already, such as a training gives. Images of
+        any other size are resized and cropped as ``input_spec`` says, level for level as ``finetune predict`` and an export do.
+
+        Args:
+            images_BCHW: uint8 from 0 to 255, or float in [0, 1].
+
+        Raises:
+            UserError: The channels are not in second place, or the values are not on the scale that their type has.
+        """
         logits_BK: Tensor = self.head(self.embed(images_BCHW))
         return logits_BK
+
+    def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
+        check_layout(images_BCHW, self.input_spec)
+        # a graph that is traced or compiled cannot ask for values, and a training step on a GPU would wait for them
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not traced and (images_BCHW.device.type == "cpu" or not torch.is_grad_enabled()):
+            check_range(images_BCHW)
+        return at_input_size(images_BCHW, self.input_spec)
 
     def probabilities(self, logits_BK: Tensor) -> Tensor:
         """Turn logits into probabilities ``(B, K)`` in single precision: softmax, or sigmoid if multi-label."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.metrics import right_answers
 from finetune.models.classifier import Classifier
+from finetune.models.raw_images import check_range
 from finetune.training.callbacks.guards import Guards
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
@@ -164,7 +165,7 @@ class FineTuner(StagedModule):
         if not self.trainer.predicting:
             images, targets = _pair(batch)
             if self.trainer.global_step == 0:
-                _check_range(images)
+                check_range(images)
             self._check_targets(images, targets)
         return batch
 
@@ -245,22 +246,6 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         f"batch: must be (images, targets), two tensors. It is a {what}. Give the DataLoader a data set of such pairs, or a "
         "collate_fn that makes them."
     )
-
-
-def _check_range(images: Tensor) -> None:
-    """Refuse float images far outside [0, 1], which somebody has normalised or left at 0 to 255.
-
-    Raises:
-        UserError: With the range found.
-    """
-    if images.is_floating_point() and images.numel():
-        low, high = (float(value) for value in images.aminmax())
-        # a resize may overshoot a little
-        if low < -0.5 or high > 1.5:
-            raise UserError(
-                f"images: float from {low:.3g} to {high:.3g}. The classifier takes float in [0, 1], or uint8, and normalises "
-                "them itself. Leave Normalize out of the transforms, or divide by 255."
-            )
 
 
 def _not_one_of(name: str, value: str, choices: Sequence[str]) -> list[str]:
