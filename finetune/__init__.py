@@ -8,7 +8,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import ConfigError, RunError, UserError
+from finetune.errors import ConfigError, RunError, UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
@@ -56,7 +56,15 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from finetune.versions import versions
+
+        return versions()["finetune"]
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    raise AttributeError(f"module 'finetune' has no attribute {name!r}.{did_you_mean(name, __all__)}")

@@ -1,0 +1,25 @@
+"""``import finetune``: what Tab offers, and what it costs."""
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+import finetune
+
+
+def test_tab_offers_every_public_name_and_each_of_them_is_there() -> None:
+    assert dir(finetune) == sorted([*finetune.__all__, "__version__"])
+    assert all(getattr(finetune, name) is not None for name in dir(finetune))
+    assert finetune.__version__ == metadata.version("stagewise-finetune")
+
+
+def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'laod'\. Did you mean 'load'\?"):
+        finetune.laod  # noqa: B018  # the mistake under test
+
+
+def test_the_names_are_listed_without_importing_torch() -> None:
+    code = "import sys, finetune; dir(finetune), finetune.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
