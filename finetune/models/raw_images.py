@@ -32,9 +32,7 @@ def check_layout(images_BCHW: Tensor, spec: InputSpec) -> None:
         if channels == 1:
             raise UserError(f"{rule} These have no dimension of channels. Write images[:, None].")
     if images_BCHW.ndim != 4 or shape[1] != channels:
-        raise UserError(
-            f"{rule} Convert the images, or train with input.channels={shape[1] if len(shape) > 1 else 1}."
-        )
+        raise UserError(f"{rule} Convert the images, or train with input.channels={shape[1] if len(shape) > 1 else 1}.")
     if images_BCHW.dtype != torch.uint8 and not images_BCHW.is_floating_point():
         raise UserError(
             f"images of type {images_BCHW.dtype}: this model takes uint8, or float in [0, 1]. Write images.to(torch.uint8) "

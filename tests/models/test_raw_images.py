@@ -28,7 +28,9 @@ def pictures(height: int, width: int, *, channels: int = 3, count: int = 2) -> T
     """Smooth pictures, on which a resize changes the answers."""
     generator = torch.Generator().manual_seed(height * width)
     coarse = torch.randint(0, 256, (count, channels, 9, 9), dtype=torch.uint8, generator=generator)
-    return torch.nn.functional.interpolate(coarse.float(), (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    return (
+        torch.nn.functional.interpolate(coarse.float(), (height, width), mode="bicubic").clamp(0, 255).to(torch.uint8)
+    )
 
 
 @torch.inference_mode()
