@@ -163,7 +163,7 @@ class Classifier(nn.Module):
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
         check_layout(images_BCHW, self.input_spec)
         # a graph that is traced or compiled cannot ask for values, and a training step on a GPU would wait for them
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # torch
         if not traced and (images_BCHW.device.type == "cpu" or not torch.is_grad_enabled()):
             check_range(images_BCHW)
         return at_input_size(images_BCHW, self.input_spec)
