@@ -25,6 +25,10 @@ class DataConfig:
     split_column: str = "split"
     label_separator: Optional[str] = None
     label_columns: Optional[list[str]] = None
+    # images that belong together (of one patient, plate, video) lie in one split: a column of a table, or a regular
+    # expression on the path relative to the folder, whose part (?P<group>...), or first part in parentheses, is the group
+    group_column: Optional[str] = None
+    group_pattern: Optional[str] = None
     # splits that the data does not define are created: stratified, grouped by content, seeded by the run's seed;
     # ranges stand in SplitSettings
     val_fraction: float = 0.15

@@ -6,7 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.index import Index
+from finetune.data.groups import ALONE
+from finetune.data.index import SPLITS, Index
 from finetune.data.listing import Listing, check_classes, without_rows
 from finetune.data.splits import TEST, TRAIN, VAL, Rows, few_per_class, make_folds, make_splits
 from finetune.errors import UserError, did_you_mean, shortened
@@ -75,13 +76,14 @@ def arrange(
         UserError: The settings contradict the listing, or nothing could be set aside for validation.
     """
     splits = _divide(listing, content, split)
+    groups = listing.groups
     check_classes(replace(listing, splits=splits))
     if not (splits == VAL).any():
         why = (
             f"data.val_fraction={split.val_fraction} sets none aside. Raise it"
             if split.val_fraction == 0 and split.folds is None
-            else "No image could be set aside: there are too few, or all of a class are copies of one image, which "
-            "stay together. Add images"
+            else "No image could be set aside: there are too few, or all of a class are copies of one image or belong to "
+            "one group, which stay together. Add images"
         )
         raise UserError(f"{listing.origin}: validation needs an image. {why}, or give a validation split.")
     index = listing.to_index(
@@ -92,7 +94,11 @@ def arrange(
         return index, rows
     train = index.rows("train")
     kept = few_per_class(
-        targets=index.targets[train], content=content[train], seed=split.seed, limit=split.limit_per_class
+        targets=index.targets[train],
+        content=content[train],
+        seed=split.seed,
+        limit=split.limit_per_class,
+        groups=None if groups is None else groups.numbers[train],
     )
     rows = np.setdiff1d(rows, train[~kept])
     return index.take(rows), rows
@@ -112,10 +118,22 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
         val_fraction=0.0 if "val" in listing.given or split.folds is not None else split.val_fraction,
         test_fraction=0.0 if "test" in listing.given else split.test_fraction,
     )
-    splits[rows] = make_splits(targets=listing.targets[rows], content=content[rows], split=missing)
+    numbers = None if listing.groups is None else listing.groups.numbers
+    splits[rows] = make_splits(
+        targets=listing.targets[rows],
+        content=content[rows],
+        split=missing,
+        groups=None if numbers is None else numbers[rows],
+    )
     if split.folds is not None:
         rows = np.flatnonzero(splits == TRAIN)
-        folds = make_folds(targets=listing.targets[rows], content=content[rows], seed=split.seed, folds=split.folds)
+        folds = make_folds(
+            targets=listing.targets[rows],
+            content=content[rows],
+            seed=split.seed,
+            folds=split.folds,
+            groups=None if numbers is None else numbers[rows],
+        )
         splits[rows[folds == split.fold]] = VAL
     return splits
 
@@ -128,6 +146,13 @@ def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[s
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"
         notes.append(f"{len(skipped)} unreadable files are skipped, the first {first}")
+    if listing.groups is not None:
+        counted = ", ".join(
+            f"{name} {listing.groups.count(np.flatnonzero(splits == number))}" for number, name in enumerate(SPLITS)
+        )
+        alone = int((listing.groups.numbers == ALONE).sum())
+        without = f" {alone} images have no group, so each stands alone." if alone else ""
+        notes.append(f"{listing.groups.setting}: {len(listing.groups.names)} groups; {counted}.{without}")
     if listing.ignored:
         parts = [f"{count} x {what}" for what, count in sorted(listing.ignored.items(), key=lambda item: -item[1])]
         notes.append(f"Not read: {shortened(parts, 5)}.")

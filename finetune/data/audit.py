@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.data.duplicates import alike_across, identical
+from finetune.data.groups import Groups
+from finetune.data.guess_groups import guess_groups
 from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.data.image_folder import UNREAD_SUFFIXES
 from finetune.data.image_source import Source
@@ -93,6 +95,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     findings = [
         *_unreadable(index),
         *_duplicates(source),
+        *_groups(index),
         *(_look_alikes(source) if look_alikes else ()),
         *_unlike_their_names(index, table),
         *_odd_pictures(index, table),
@@ -168,6 +171,49 @@ def _duplicates(source: Source) -> Iterable[Finding]:
             files=_named_groups(index, copies),
             rows=tuple(copies),
         )
+
+
+def _groups(index: Index) -> Iterable[Finding]:
+    if index.groups is not None:
+        parted = _parted(index, index.groups)
+        if parted:
+            yield Finding(
+                kind="groups in several splits",
+                severity="error",
+                text=f"{index.groups.setting}: in more than one split, so that what is tested was trained on: "
+                f"{len(parted):,} group{'s' * (len(parted) != 1)}",
+                remedy="Put each group into one split, or give all images without splits: splits made here keep groups whole.",
+                files=tuple(
+                    (f"{index.groups.name(rows[0])!r}", *(_named(index, row) for row in rows)) for rows in parted
+                ),
+            )
+        return
+    guess = guess_groups(index)
+    if guess is None:
+        return
+    parted = _parted(index, guess.groups)
+    yield Finding(
+        kind="likely groups",
+        severity="warning" if parted else "note",
+        text=f"by their names, {guess.words}: {len(guess.groups.names):,} groups, {len(parted):,} of them in several splits",
+        remedy=f"If they belong together, keep each in one split: data.group_pattern='{guess.pattern}'",
+        files=_named_groups(index, parted),
+        rows=tuple(parted),
+    )
+
+
+def _parted(index: Index, groups: Groups) -> list[tuple[int, ...]]:
+    """Return for each group that lies in several splits its first row in each of them."""
+    grouped = np.flatnonzero(groups.numbers >= 0)
+    pairs, first = np.unique(
+        groups.numbers[grouped] * len(SPLITS) + index.splits[grouped].astype(np.int64), return_index=True
+    )
+    group_of_pair = pairs // len(SPLITS)
+    rows = grouped[first]
+    return [
+        tuple(rows[group_of_pair == group].tolist())
+        for group in np.unique(group_of_pair[1:][np.diff(group_of_pair) == 0])
+    ]
 
 
 def _look_alikes(source: Source) -> Iterable[Finding]:

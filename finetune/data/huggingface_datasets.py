@@ -13,6 +13,7 @@ import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
+from finetune.data.groups import groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
@@ -73,6 +74,7 @@ def huggingface_source(
     path: str,
     image_column: str = "image",
     label_column: str = "label",
+    group_column: str | None = None,
     split: SplitSettings = SplitSettings(),
     decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
@@ -83,6 +85,7 @@ def huggingface_source(
         path: Folder written by ``save_to_disk``, or one that ``load_dataset`` reads.
         image_column: Column of the images.
         label_column: Column of the class labels or strings.
+        group_column: Column of the groups, which no made split parts. None for no groups.
         split: Rule for the splits that the data set lacks.
         decode: How the images become pixels.
         on_unreadable: Treatment of unreadable images, ``error`` or ``skip``.
@@ -90,7 +93,7 @@ def huggingface_source(
     Raises:
         UserError: The library is missing, or the folder, a column or an image cannot be read.
     """
-    parts = _open(path, image_column, label_column)
+    parts = _open(path, image_column, label_column, group_column)
     tables = list(parts.values())
     labels = [[str(label) for label in _labels(table, label_column)] for table in tables]
     feature = tables[0].features[label_column]
@@ -114,6 +117,12 @@ def huggingface_source(
                 ]
             ),
             given=given,
+            groups=None
+            if group_column is None
+            else groups_of_cells(
+                (cell for table in tables for cell in table[group_column]),
+                setting=f"data.group_column={group_column!r}",
+            ),
         )
     )
     facts = _facts(tables, places, image_column, decode.max_pixels)
@@ -143,7 +152,7 @@ def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) ->
     return read_image_file(cell["path"], max_pixels=max_pixels)
 
 
-def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
+def _open(path: str, image_column: str, label_column: str, group_column: str | None = None) -> dict[str, Any]:
     """Open the data set; return its tables by our split names, train first, images undecoded."""
     try:
         import datasets
@@ -168,8 +177,12 @@ def _open(path: str, image_column: str, label_column: str) -> dict[str, Any]:
     parts = {}
     for name in sorted(by_name, key=lambda name: SPLITS.index(_SPLIT_NAMES[name])):
         table = by_name[name]
-        for setting, column in (("image_column", image_column), ("label_column", label_column)):
-            if column not in table.column_names:
+        for setting, column in (
+            ("image_column", image_column),
+            ("label_column", label_column),
+            ("group_column", group_column),
+        ):
+            if column is not None and column not in table.column_names:
                 raise UserError(
                     f"data.{setting}={column!r}: not a column of {path!r}. Columns: {', '.join(table.column_names)}."
                     f"{did_you_mean(column, table.column_names)}"

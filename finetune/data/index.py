@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.groups import Groups
 from finetune.data.path_table import PathTable
 
 SPLITS = ("train", "val", "test")
@@ -42,6 +43,7 @@ class Index:
         notes: Sentences that the user should see before training.
         ignored: Kinds of files beside the images that were not read, and their numbers: ``{"*.txt": 3}``. None for
             none.
+        groups: Group of each sample; None where the data has no groups.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Index:
         skipped: Sequence[tuple[str, str]] = (),
         notes: Sequence[str] = (),
         ignored: Mapping[str, int] | None = None,
+        groups: Groups | None = None,
     ) -> None:
         assert len(paths) == len(targets) == len(splits) == len(content), "the columns must be equally long"
         assert content.shape[1:] == (2,), "content is 128 bits a sample"
@@ -68,6 +71,7 @@ class Index:
         self.skipped = tuple(skipped)
         self.notes = tuple(notes)
         self.ignored = dict(ignored or {})
+        self.groups = groups
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -97,6 +101,7 @@ class Index:
             skipped=self.skipped,
             notes=self.notes,
             ignored=self.ignored,
+            groups=self.groups and self.groups.take(rows),
         )
 
     def images(self) -> dict[str, int]:

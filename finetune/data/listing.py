@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.groups import Groups, groups_of_paths
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.path_table import PathTable, concatenate
 from finetune.errors import UserError, shortened
@@ -31,6 +32,7 @@ class Listing:
         splits: Split of each sample, int8 (N,): a position in ``SPLITS``, or ``UNASSIGNED`` where the data gives none.
         given: Splits that the data names; the others are made from its training samples.
         ignored: Kinds of files that were left out, and their numbers: ``{"*.txt": 3}``.
+        groups: Group of each sample, which no made split parts; None for no groups.
     """
 
     origin: str
@@ -41,6 +43,7 @@ class Listing:
     splits: npt.NDArray[np.int8]
     given: tuple[str, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -71,6 +74,7 @@ class Listing:
             skipped=skipped,
             notes=notes,
             ignored=self.ignored,
+            groups=self.groups,
         )
 
 
@@ -151,4 +155,19 @@ def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:
 def without_rows(listing: Listing, rows: npt.NDArray[np.int64]) -> Listing:
     """Remove some rows from a listing; the classes stay, so that no class index shifts."""
     keep = np.setdiff1d(np.arange(len(listing)), rows)
-    return replace(listing, paths=listing.paths.take(keep), targets=listing.targets[keep], splits=listing.splits[keep])
+    return replace(
+        listing,
+        paths=listing.paths.take(keep),
+        targets=listing.targets[keep],
+        splits=listing.splits[keep],
+        groups=listing.groups and listing.groups.take(keep),
+    )
+
+
+def grouped_by_path(listing: Listing, pattern: str | None) -> Listing:
+    """Return the listing with the groups that a regular expression gives by its paths; unchanged without a pattern.
+
+    Raises:
+        UserError: The pattern is not a regular expression, or matches no path.
+    """
+    return replace(listing, groups=groups_of_paths(listing.paths, pattern)) if pattern else listing

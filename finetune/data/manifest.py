@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.atomic_files import atomic_path
+from finetune.data.groups import groups_of_cells
 from finetune.data.index import SPLITS, Index, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
@@ -64,6 +65,7 @@ def read_manifest(
     split_column: str = "split",
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
+    group_column: str | None = None,
 ) -> Listing:
     """List the samples of a table; no image is opened.
 
@@ -76,6 +78,7 @@ def read_manifest(
         label_separator: Separator of several labels in one cell; an empty cell then means no label. None for one label
             per image.
         label_columns: Columns of 0 and 1, one for each class, used instead of ``label_column``.
+        group_column: Column of the groups, which no made split parts; a cell may be empty. None for no groups.
 
     Raises:
         UserError: The table, a column or a value is wrong.
@@ -104,6 +107,10 @@ def read_manifest(
             position = {name: target for target, name in enumerate(classes)}
             targets = np.array([position[label] for label in labels], np.int64)
     _no_conflicts(paths, splits, targets, where)
+    groups = None
+    if group_column:
+        named = _column(columns, group_column, "group_column", where)
+        groups = groups_of_cells(named, setting=f"data.group_column={group_column!r}")
     return check_classes(
         Listing(
             origin=where,
@@ -113,6 +120,7 @@ def read_manifest(
             targets=targets,
             splits=splits,
             given=tuple(name for number, name in enumerate(SPLITS) if (splits == number).any()),
+            groups=groups,
         )
     )
 
@@ -125,9 +133,11 @@ def write_manifest(index: Index, path: Path) -> None:
     """
     with _table(path) as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
+        groups = index.groups
+        writer.writerow(["path", "label", "split", *(["group"] if groups else [])])
         for row in range(len(index)):
-            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]]])
+            group = [groups.name(row)] if groups else []
+            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]], *group])
 
 
 def write_skipped(index: Index, path: Path) -> None:

@@ -10,8 +10,10 @@ from finetune.data.huggingface_datasets import huggingface_source
 from finetune.data.image_folder import list_training_folders
 from finetune.data.image_source import ArraySource, FileSource, arrays_source, files_source
 from finetune.data.image_source import Source as Source  # re-exported: other packages import it from here
+from finetune.data.listing import grouped_by_path
 from finetune.data.manifest import read_manifest
 from finetune.data.torchvision_datasets import torchvision_source
+from finetune.errors import UserError
 from finetune.pretraining.formula_source import fractals_source
 from finetune.split_settings import SplitSettings
 
@@ -45,6 +47,7 @@ class SourceKind:
 def folder_source(
     *,
     root: str | Sequence[str],
+    group_pattern: str | None = None,
     split: SplitSettings = SplitSettings(),
     decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
@@ -53,6 +56,8 @@ def folder_source(
 
     Args:
         root: Path of the folder, or of several folders that form one data set.
+        group_pattern: Regular expression whose match in a relative path names the group of an image, which no made split
+            parts; None for no groups.
         split: Rule for the splits that the folder lacks.
         decode: How the files become pixels; images of more than ``max_pixels`` count as unreadable.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
@@ -60,7 +65,8 @@ def folder_source(
     Raises:
         UserError: See :func:`finetune.data.image_folder.list_training_folders` and :mod:`finetune.data.assign_splits`.
     """
-    return files_source(list_training_folders(root), split=split, decode=decode, on_unreadable=on_unreadable)
+    listing = grouped_by_path(list_training_folders(root), group_pattern)
+    return files_source(listing, split=split, decode=decode, on_unreadable=on_unreadable)
 
 
 def manifest_source(
@@ -72,15 +78,25 @@ def manifest_source(
     split_column: str = "split",
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
+    group_column: str | None = None,
+    group_pattern: str | None = None,
     split: SplitSettings = SplitSettings(),
     decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
 ) -> FileSource:
     """Build a source from a manifest.
 
-    The first arguments are those of :func:`finetune.data.manifest.read_manifest`, the last three those of
+    The first arguments are those of :func:`finetune.data.manifest.read_manifest`, the last four those of
     :func:`folder_source`.
+
+    Raises:
+        UserError: The table cannot be read, or both a column and a pattern are given for the groups.
     """
+    if group_column and group_pattern:
+        raise UserError(
+            f"data.group_column={group_column!r}, data.group_pattern={group_pattern!r}: only one of them can name the groups. "
+            "Leave one out."
+        )
     listing = read_manifest(
         path,
         root=root,
@@ -89,8 +105,11 @@ def manifest_source(
         split_column=split_column,
         label_separator=label_separator,
         label_columns=label_columns,
+        group_column=group_column,
     )
-    return files_source(listing, split=split, decode=decode, on_unreadable=on_unreadable)
+    return files_source(
+        grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
+    )
 
 
 def digits_source(*, channels: int = 1, split: SplitSettings = SplitSettings()) -> ArraySource:
@@ -108,10 +127,18 @@ def digits_source(*, channels: int = 1, split: SplitSettings = SplitSettings()) 
     )
 
 
-_COLUMNS = ("path_column", "label_column", "split_column", "label_separator", "label_columns")
+_COLUMNS = (
+    "path_column",
+    "label_column",
+    "split_column",
+    "label_separator",
+    "label_columns",
+    "group_column",
+    "group_pattern",
+)
 
 SOURCES: dict[str, SourceKind] = {
-    "folder": SourceKind(build=folder_source, own=("root",), decodes=True),
+    "folder": SourceKind(build=folder_source, own=("root", "group_pattern"), decodes=True),
     "manifest": SourceKind(build=manifest_source, own=("path", "root", *_COLUMNS), decodes=True),
     "digits": SourceKind(build=digits_source),
     "fractals": SourceKind(
@@ -120,5 +147,7 @@ SOURCES: dict[str, SourceKind] = {
         splits=("val_fraction", "test_fraction"),
     ),
     "torchvision": SourceKind(build=torchvision_source, own=("name", "root"), decodes=True),
-    "huggingface": SourceKind(build=huggingface_source, own=("path", "image_column", "label_column"), decodes=True),
+    "huggingface": SourceKind(
+        build=huggingface_source, own=("path", "image_column", "label_column", "group_column"), decodes=True
+    ),
 }

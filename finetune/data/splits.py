@@ -8,11 +8,20 @@ validation takes the lower end, test the upper end, training the middle. Hence:
 - a class gets its share to the nearest sample (where duplicates and its size allow) and always keeps a training sample;
 - adding ``m`` samples to a class moves at most ``m`` of the old ones across each of the two boundaries, and none
   between validation and test. (To move none, each sample would have to be drawn by itself, and no share is then exact.)
+
+Where the data has groups, such as the images of one patient, groups move as one unit instead, together with copies of
+their images (:mod:`finetune.data.group_splits`); of these rules the first two then hold.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
 
+from finetune.data.group_splits import divide_groups
+from finetune.data.groups import ALONE
 from finetune.data.index import SPLITS
 from finetune.split_settings import SplitSettings
 
@@ -40,6 +49,7 @@ def make_splits(
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
     content: npt.NDArray[np.uint64],
     split: SplitSettings,
+    groups: Rows | None = None,
 ) -> npt.NDArray[np.int8]:
     """Assign each sample to train, val or test.
 
@@ -47,10 +57,15 @@ def make_splits(
         targets: Classes, int64 (N,), or zeros and ones, uint8 (N, K).
         content: Content hashes, uint64 (N, 2).
         split: Seed and fractions; a fraction of 0 leaves its split empty.
+        groups: Group of each sample, int64 (N,), or ``ALONE``; no group lies in two splits. None for no groups.
 
     Returns:
         int8 (N,), positions in ``SPLITS``.
     """
+    if groups is not None:
+        fractions = (1 - split.val_fraction - split.test_fraction, split.val_fraction, split.test_fraction)
+        parts = _parts_of_groups(targets, content, groups, seed=split.seed, fractions=fractions, cover=True)
+        return parts.astype(np.int8)  # parts are numbered as TRAIN, VAL and TEST are
     units = _Units(targets, content, split.seed)
     split_of_unit = np.full(len(units.sizes), TRAIN, np.int8)
     for members in units.strata():
@@ -69,8 +84,11 @@ def make_folds(
     content: npt.NDArray[np.uint64],
     seed: int,
     folds: int,
+    groups: Rows | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Assign each sample to a fold, 0 to ``folds - 1``, int64 (N,): stratified, identical contents in one fold."""
+    """Assign each sample to a fold, 0 to ``folds - 1``, int64 (N,): stratified, copies and groups in one fold."""
+    if groups is not None:
+        return _parts_of_groups(targets, content, groups, seed=seed, fractions=[1 / folds] * folds, cover=False)
     units = _Units(targets, content, seed)
     fold_of_unit = np.zeros(len(units.sizes), np.int64)
     for number, members in enumerate(units.strata()):
@@ -87,20 +105,79 @@ def few_per_class(
     content: npt.NDArray[np.uint64],
     seed: int,
     limit: int,
+    groups: Rows | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Choose at most ``limit`` samples per class to keep: bool (N,).
 
     The choice is nested: the samples kept with a limit of 5 are among those kept with 10. An image with several labels
-    counts for the rarest of them.
+    counts for the rarest of them. A second copy of a picture, or a second image of a group, comes after the first of all
+    others, so that few images show as much as they can.
     """
     units = _Units(targets, content, seed)
     keep = np.zeros(len(targets), np.bool_)
     stratum_of_row = units.stratum[units.unit_of_row]
-    order = np.lexsort((rank_keys(content, seed), stratum_of_row))
-    starts = np.flatnonzero(np.diff(stratum_of_row[order], prepend=-1))
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    keep[order] = place < limit
-    return keep
+    keys = rank_keys(content, seed)
+    turn = _places(units.unit_of_row, stratum_of_row)
+    if groups is not None:
+        apart = np.where(groups == ALONE, np.arange(len(groups)) + len(groups), groups)
+        turn = _places(keys, turn, apart, stratum_of_row, of=2)
+    return np.less(_places(keys, turn, stratum_of_row, of=1), limit, out=keep)
+
+
+def _places(*columns: npt.NDArray[np.generic], of: int | None = None) -> Rows:
+    """Return the place of each row among the rows that are equal in the last ``of`` columns, ordered by the first ones.
+
+    >>> _places(np.array([3, 1, 2]), np.array([0, 0, 1]), of=1).tolist()
+    [1, 0, 0]
+    """
+    order = np.lexsort(columns)
+    same = columns if of is None else columns[-of:]
+    new = np.zeros(len(order), np.bool_)
+    new[:1] = True
+    for column in same:
+        new[1:] |= column[order][1:] != column[order][:-1]
+    starts = np.flatnonzero(new)
+    places = np.empty(len(order), np.int64)
+    places[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return places
+
+
+def _parts_of_groups(
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
+    content: npt.NDArray[np.uint64],
+    groups: Rows,
+    *,
+    seed: int,
+    fractions: Sequence[float],
+    cover: bool,
+) -> Rows:
+    """Divide samples so that neither groups nor copies of one picture are parted: the part of each, int64 (N,)."""
+    if not len(content):
+        return np.zeros(0, np.int64)
+    _, first, picture = np.unique(content, axis=0, return_index=True, return_inverse=True)
+    pictures = len(first)
+    grouped = np.flatnonzero(groups != ALONE)
+    nodes = pictures + int(groups.max(initial=-1)) + 1
+    links = coo_array((np.ones(len(grouped)), (picture[grouped], pictures + groups[grouped])), shape=(nodes, nodes))
+    _, component = connected_components(links, directed=False)
+    # components are numbered by their smallest key, so that the order of the files means nothing
+    keys = rank_keys(content[first], seed)
+    smallest = np.full(nodes, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, component[:pictures], keys)
+    names, unit_of_picture = np.unique(component[:pictures], return_inverse=True)
+    order = np.argsort(smallest[names], kind="stable")
+    unit_of_picture = np.argsort(order)[unit_of_picture]
+    # each picture counts once, whatever the number of its copies
+    shown = targets[first]
+    rows, columns = (np.arange(pictures), shown) if shown.ndim == 1 else np.nonzero(shown)
+    width = int(targets.max(initial=0)) + 1 if targets.ndim == 1 else targets.shape[1]
+    counts = csr_array(
+        coo_array((np.ones(len(rows)), (unit_of_picture[rows], columns)), shape=(len(names), width)), dtype=np.float64
+    )
+    sizes = np.bincount(unit_of_picture, minlength=len(names))
+    parts = divide_groups(counts, sizes=sizes, keys=smallest[names][order], fractions=fractions, cover=cover)
+    divided: Rows = parts[unit_of_picture[picture]]
+    return divided
 
 
 class _Units:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.data.groups import ALONE
 from finetune.data.splits import TEST, TRAIN, VAL, few_per_class, make_folds, make_splits
 from finetune.errors import ConfigError, UserError
 from finetune.split_settings import SplitSettings
@@ -193,3 +194,89 @@ def test_all_settings_out_of_range_are_named_together():
         "data.folds",
         "data.limit_per_class",
     ]
+
+
+GROUPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.booleans()), min_size=3, max_size=40)
+
+
+def grouped(groups):
+    """Targets, contents and groups: each group of one class, or with every other image of the next class."""
+    targets = [(main + (row % 2 if mixed else 0)) % 4 for main, size, mixed in groups for row in range(size)]
+    numbers = [number for number, (_, size, _) in enumerate(groups) for _ in range(size)]
+    content = content_of([str(row) for row in range(len(targets))])
+    return np.array(targets), content, np.array(numbers)
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 50), copies=st.lists(st.integers(0, 10_000), max_size=6))
+def test_no_group_and_no_copy_is_parted(groups, seed, copies):
+    targets, content, numbers = grouped(groups)
+    for copy in copies:
+        content[copy % len(content)] = content[copy // 3 % len(content)]
+    numbers[::7] = ALONE
+    splits = make_splits(targets=targets, content=content, split=SplitSettings(seed=seed), groups=numbers)
+    folds = make_folds(targets=targets, content=content, seed=seed, folds=3, groups=numbers)
+    for part in (splits, folds):
+        assert all(len(set(part[numbers == number])) == 1 for number in set(numbers.tolist()) - {ALONE})
+        assert all(len(set(part[(content == one).all(axis=1)])) == 1 for one in content)
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 50), order=st.randoms(use_true_random=False))
+def test_splits_by_groups_do_not_depend_on_the_order_of_files_or_the_numbers_of_groups(groups, seed, order):
+    targets, content, numbers = grouped(groups)
+    split = SplitSettings(seed=seed)
+    splits = make_splits(targets=targets, content=content, split=split, groups=numbers)
+    shuffled = list(range(len(targets)))
+    order.shuffle(shuffled)
+    again = make_splits(
+        targets=targets[shuffled], content=content[shuffled], split=split, groups=99 - numbers[shuffled]
+    )
+    assert (again == splits[shuffled]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=GROUPS, seed=st.integers(0, 50))
+def test_by_groups_every_class_that_can_is_in_each_split_and_shares_are_off_by_no_more_than_groups_force(groups, seed):
+    targets, content, numbers = grouped(groups)
+    splits = make_splits(targets=targets, content=content, split=SplitSettings(seed=seed), groups=numbers)
+    for target in np.unique(targets):
+        shown = targets == target
+        assert (splits[shown] == TRAIN).any()
+        sizes = np.bincount(numbers[shown])
+        # groups of one class alone can even out what mixed ones leave
+        if all(not mixed for _, _, mixed in groups) and (sizes > 0).sum() >= 3:
+            for part, share in ((VAL, 0.15), (TEST, 0.15), (TRAIN, 0.7)):
+                assert (splits[shown] == part).any()
+                assert abs((splits[shown] == part).sum() - share * shown.sum()) <= 2 * sizes.max()
+
+
+def test_folds_by_groups_are_as_even_as_those_of_scikit_learn():
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    random = np.random.default_rng(0)
+    numbers = np.repeat(np.arange(40), random.integers(2, 30, 40))
+    targets = np.where(random.random(len(numbers)) < 0.3, random.integers(0, 3, len(numbers)), numbers % 3)
+    ours = make_folds(
+        targets=targets, content=content_of(map(str, range(len(targets)))), seed=0, folds=5, groups=numbers
+    )
+    theirs = np.empty_like(ours)
+    for fold, (_, rows) in enumerate(StratifiedGroupKFold(5).split(targets, targets, numbers)):
+        theirs[rows] = fold
+
+    def worst(folds):
+        counts = np.stack([np.bincount(targets[folds == fold], minlength=3) for fold in range(5)])
+        return np.abs(counts / counts.sum(axis=0) - 0.2).max()
+
+    assert worst(ours) <= worst(theirs)
+    assert worst(ours) < 0.02
+
+
+def test_a_few_shot_choice_takes_images_of_as_many_groups_as_it_can():
+    targets, content = samples([60])
+    numbers = np.repeat(np.arange(6), 10)
+    kept = few_per_class(targets=targets, content=content, seed=0, limit=6, groups=numbers)
+    more = few_per_class(targets=targets, content=content, seed=0, limit=13, groups=numbers)
+    assert np.bincount(numbers[kept]).tolist() == [1] * 6
+    assert sorted(np.bincount(numbers[more]).tolist()) == [2, 2, 2, 2, 2, 3]
+    assert not (kept & ~more).any()
