@@ -4,7 +4,8 @@ Every sample has a rank key made from its *content* and the seed. Within a class
 validation takes the lower end, test the upper end, training the middle. Hence:
 
 - renaming a file changes nothing, and neither does the order in which files are listed;
-- identical contents have one key and move as one unit, so they are never in two splits;
+- identical contents have one key and move as one unit, so they are never in two splits; more copies of one picture than
+  a split has room for count as one, so that the other images still give each split its share;
 - a class gets its share to the nearest sample (where duplicates and its size allow) and always keeps a training sample;
 - adding ``m`` samples to a class moves at most ``m`` of the old ones across each of the two boundaries, and none
   between validation and test. (To move none, each sample would have to be drawn by itself, and no share is then exact.)
@@ -13,7 +14,7 @@ Where the data has groups, such as the images of one patient, groups move as one
 their images (:mod:`finetune.data.group_splits`); of these rules the first two then hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,8 @@ def make_splits(
     split_of_unit = np.full(len(units.sizes), TRAIN, np.int8)
     for members in units.strata():
         sizes = units.sizes[members]
-        val, test = _shares(int(sizes.sum()), split.val_fraction, split.test_fraction)
+        total = int(_counted(sizes, lambda total: max(_shares(total, split.val_fraction, split.test_fraction))).sum())
+        val, test = _shares(total, split.val_fraction, split.test_fraction)
         in_val = _take(sizes, val, reserve=2 if test else 1)
         split_of_unit[members[in_val]] = VAL
         rest = members[~in_val][::-1]
@@ -92,7 +94,7 @@ def make_folds(
     units = _Units(targets, content, seed)
     fold_of_unit = np.zeros(len(units.sizes), np.int64)
     for number, members in enumerate(units.strata()):
-        sizes = units.sizes[members]
+        sizes = _counted(units.sizes[members], lambda total: -(-total // folds))
         middles = np.cumsum(sizes) - (sizes + 1) // 2
         # each class starts at another fold; otherwise fold 0 would get all classes smaller than the number of folds
         fold_of_unit[members] = (middles * folds // max(int(sizes.sum()), folds) + number) % folds
@@ -178,6 +180,23 @@ def _parts_of_groups(
     parts = divide_groups(counts, sizes=sizes, keys=smallest[names][order], fractions=fractions, cover=cover)
     divided: Rows = parts[unit_of_picture[picture]]
     return divided
+
+
+def _counted(sizes: npt.NDArray[np.int64], largest: Callable[[int], int]) -> npt.NDArray[np.int64]:
+    """Count as one what has more copies than a part of the whole has room for: sizes of the units, int64.
+
+    Args:
+        sizes: Number of samples of each unit.
+        largest: Function from a number of samples to the largest part of them that is set aside.
+
+    >>> _counted(np.array([1, 900, 1, 2]), lambda total: total // 4).tolist()
+    [1, 1, 1, 1]
+    """
+    while True:
+        counted = np.where(sizes > max(largest(int(sizes.sum())), 1), 1, sizes)
+        if (counted == sizes).all():
+            return counted
+        sizes = counted
 
 
 class _Units:

@@ -196,6 +196,19 @@ def test_all_settings_out_of_range_are_named_together():
     ]
 
 
+def test_many_copies_of_one_picture_leave_the_shares_of_the_others_alone():
+    targets = np.zeros(1000, np.int64)
+    content = content_of([str(min(row, 100)) for row in range(1000)])
+    splits = make_splits(targets=targets, content=content, split=SplitSettings())
+    assert [(splits == part).sum() for part in (VAL, TEST)] == [15, 15]
+    folds = make_folds(targets=targets, content=content, seed=0, folds=5)
+    assert np.sort(np.bincount(folds[:100], minlength=5)).tolist() == [20, 20, 20, 20, 20] or (
+        np.sort(np.bincount(folds[:100], minlength=5)).tolist() == [19, 20, 20, 20, 21]
+    )
+    few = few_per_class(targets=targets, content=content, seed=0, limit=10)
+    assert len(np.unique(content[few], axis=0)) == few.sum() == 10
+
+
 GROUPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.booleans()), min_size=3, max_size=40)
 
 
