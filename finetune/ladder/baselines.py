@@ -5,11 +5,12 @@ import time
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from finetune.data.index import Index
 from finetune.data.sampling import shuffled
 from finetune.errors import UserError
-from finetune.training.linear_probe import solve_heads
+from finetune.training.linear_probe import smallest, solve_heads
 from finetune.training.losses import TrainingLoss
 
 # N = images, D = features, K = classes
@@ -61,7 +62,7 @@ def _knn(features: dict[str, Tensor], targets: dict[str, Tensor], split: str, k:
 
 
 def learning_curve(features: dict[str, Tensor], index: Index, *, seed: int) -> list[dict[str, float]]:
-    """Return the test accuracy of a probe for each number of training images per class; validation chooses the strength.
+    """Return the test accuracy of a probe for each number of training images per class; validation loss chooses the strength.
 
     Args:
         features: Features (N, D) of ``train``, ``val`` and ``test``.
@@ -83,13 +84,13 @@ def learning_curve(features: dict[str, Tensor], index: Index, *, seed: int) -> l
             strengths=_STRENGTHS,
             loss=TrainingLoss(),
         )
-        accuracy = {
+        logits = {
             split: [
-                float(((features[split] @ weight.T + bias).argmax(1) == targets[split]).double().mean())
-                for weight, bias in zip(heads.weight_SKD, heads.bias_SK, strict=True)
+                features[split] @ weight.T + bias for weight, bias in zip(heads.weight_SKD, heads.bias_SK, strict=True)
             ]
             for split in ("val", "test")
         }
-        best = int(np.argmax(accuracy["val"]))
-        points.append({"per_class": per_class, "images": len(rows), "test": accuracy["test"][best]})
+        best = smallest([float(cross_entropy(found, targets["val"])) for found in logits["val"]])
+        accuracy = float((logits["test"][best].argmax(1) == targets["test"]).double().mean())
+        points.append({"per_class": per_class, "images": len(rows), "test": accuracy})
     return points

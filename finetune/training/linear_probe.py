@@ -1,17 +1,34 @@
-"""The head solved to convergence on fixed features, for all strengths of the penalty at once; validation chooses.
+"""The head solved to convergence on fixed features, for each strength of the penalty in turn; validation loss chooses.
 
 A linear probe. For each penalty ``s`` the convex problem ``mean_i loss(W x_i + b, y_i) + s/2 |W|^2`` on standardised
-features ``x`` is solved by L-BFGS on the whole training split; the heads of all strengths are one batched tensor, so that
-the path costs little more than one head. The first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
+features ``x`` is solved by L-BFGS in float64 on the whole training split, from the strongest penalty to the weakest, each
+from the solution before it. The first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
+
+The penalty of the smallest validation loss is taken, of the loss that was minimised. Frozen features of four sets of real
+pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), test accuracy in % and test
+loss by the way the penalty is chosen; *one error* is the strongest penalty within one standard error of the best accuracy:
+
+| network, pictures (test images) | iterations | by accuracy | one error | by loss |
+|---|---|---|---|---|
+| EfficientNet-Lite0, photographs (259) | 178 | 80.7, 0.606 | 79.2, 0.805 | 80.7, 0.606 |
+| EfficientNet-Lite0, solar cells (400) | 399 | 86.8, 0.319 | 86.5, 0.352 | 86.8, 0.319 |
+| EfficientNet-Lite0, drawings (748) | 246 | 63.2, 1.065 | 62.3, 1.068 | 63.2, 1.065 |
+| EfficientNet-Lite0, clothes (1,000) | 237 | 85.8, 0.592 | 84.9, 0.853 | 87.0, 0.385 |
+| embedded ResNet-18, photographs | 282 | 59.8, 1.340 | 60.6, 1.156 | 60.2, 1.216 |
+| embedded ResNet-18, solar cells | 603 | 82.0, 0.418 | 80.2, 0.527 | 83.0, 0.408 |
+| embedded ResNet-18, drawings | 384 | 55.5, 1.372 | 55.5, 1.372 | 55.2, 1.424 |
+| embedded ResNet-18, clothes | 426 | 83.9, 0.457 | 82.9, 0.594 | 83.9, 0.457 |
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +37,6 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.metrics import build_metrics, plain_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
-from finetune.training.epoch_history import EpochHistory
 from finetune.training.phase_result import PhaseResult
 from finetune.training.phases import Phase
 
@@ -29,7 +45,10 @@ from finetune.training.phases import Phase
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
 # of the gradient's largest entry, where the loss is a mean in nats; as in scikit-learn's LogisticRegression
 _TOLERANCE = 1e-4
-_MAX_ITERATIONS = 500
+# for one strength
+_MAX_ITERATIONS = 1000
+# of the median deviation: a feature that fires in one training image in hundreds deviates by a thousandth of it
+_LEAST_SCALE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +59,49 @@ class Heads:
         weight_SKD: Weights.
         bias_SK: Offsets.
         losses: Training loss of each, without the penalty.
-        iterations: Of L-BFGS, for all together.
-        gradient: Largest entry of the last gradient.
+        iterations: Iterations of L-BFGS of each.
+        gradients: Largest entry of the last gradient of each.
     """
 
     weight_SKD: Tensor
     bias_SK: Tensor
     losses: tuple[float, ...]
-    iterations: int
-    gradient: float
+    iterations: tuple[int, ...]
+    gradients: tuple[float, ...]
 
     @property
     def converged(self) -> bool:
-        """Whether the gradient has vanished."""
-        return self.gradient <= _TOLERANCE
+        """Whether the gradient has vanished for every strength."""
+        return max(self.gradients) <= _TOLERANCE
+
+
+def feature_scale(features_ND: Tensor) -> Tensor:
+    """Return what each feature is divided by: its standard deviation, with a floor; infinity where it never changes.
+
+    The floor is a tenth of the median deviation. Without it a feature that is near zero in all training images but one has
+    a tiny deviation, and an image in which it fires gets a value of a thousand.
+
+    >>> feature_scale(torch.tensor([[0.0, 0.0, 0.0, 7.0], [2.0, 4.0, 1e-3, 7.0]]))
+    tensor([1.0000, 2.0000, 0.1000,    inf])
+    """
+    deviation = features_ND.std(0, correction=0)
+    # a column of equal numbers may deviate by rounding
+    changes = deviation > 1e-12 * features_ND.abs().amax(0)
+    if not changes.any():
+        return torch.full_like(deviation, torch.inf)
+    floor = _LEAST_SCALE * deviation[changes].median()
+    return torch.where(changes, deviation.clamp_min(floor), torch.inf)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread in the block: products this small lose by a second one, and on a busy machine by a factor of 40."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def solve_heads(
@@ -71,54 +119,63 @@ def solve_heads(
         features_ND: Features of the training images.
         targets: Class numbers (N,), or zeros and ones (N, K).
         num_classes: Classes ``K``.
-        strengths: Penalties ``s`` on standardised features.
+        strengths: Penalties ``s`` on standardised features; each is solved from the solution of the one before.
         loss: From logits (N, K) and targets to losses (N,).
-        max_iterations: Of L-BFGS.
+        max_iterations: Of L-BFGS, for one strength.
     """
-    features = features_ND.double()
-    mean, scale = features.mean(0), features.std(0, correction=0)
-    # a feature that never changes tells nothing; dividing by its scale would make it noise
-    scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.inf)
-    x = ((features - mean) / scale).float()
-    penalties = torch.tensor(strengths, device=x.device)
-    count, width = len(strengths), x.shape[1]
-    packed = torch.zeros(count, num_classes, width + 1, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [packed],
-        max_iter=max_iterations,
-        max_eval=2 * max_iterations,
-        tolerance_grad=_TOLERANCE,
-        tolerance_change=1e-12,
-        history_size=20,
-        line_search_fn="strong_wolfe",
+    from scipy.optimize import minimize
+
+    # Apple's GPU has no float64
+    device = torch.device("cpu") if features_ND.device.type == "mps" else features_ND.device
+    features, targets = features_ND.to(device).double(), targets.to(device)
+    mean, scale = features.mean(0), feature_scale(features)
+    x_ND = (features - mean) / scale
+    width = x_ND.shape[1]
+
+    def mean_loss(packed: Tensor) -> Tensor:
+        return loss(x_ND @ packed[:, :width].T + packed[:, width], targets).mean()
+
+    def value_and_gradient(flat: npt.NDArray[np.float64], strength: float) -> tuple[float, npt.NDArray[np.float64]]:
+        packed = torch.tensor(flat, device=device).view(num_classes, width + 1).requires_grad_()
+        with torch.enable_grad():
+            value = mean_loss(packed) + strength / 2 * packed[:, :width].square().sum()
+        (gradient,) = torch.autograd.grad(value, packed)
+        return value.item(), gradient.flatten().cpu().numpy()
+
+    start = np.zeros(num_classes * (width + 1))
+    weights, biases, losses, iterations, gradients = [], [], [], [], []
+    with one_thread():
+        for strength in strengths:
+            solution = minimize(
+                value_and_gradient,
+                start,
+                args=(strength,),
+                jac=True,
+                method="L-BFGS-B",
+                options={
+                    "maxiter": max_iterations,
+                    "maxfun": 2 * max_iterations,
+                    "gtol": _TOLERANCE,
+                    # the gradient decides: stop on the loss only where float64 cannot lower it further
+                    "ftol": 64 * np.finfo(np.float64).eps,
+                },
+            )
+            start = solution.x
+            packed = torch.tensor(solution.x, device=device).view(num_classes, width + 1)
+            weight_KD = packed[:, :width] / scale
+            weights.append(weight_KD.float())
+            biases.append((packed[:, width] - weight_KD @ mean).float())
+            with torch.no_grad():
+                losses.append(mean_loss(packed).item())
+            iterations.append(int(solution.nit))
+            gradients.append(float(np.abs(solution.jac).max()))
+    return Heads(
+        weight_SKD=torch.stack(weights).to(features_ND.device),
+        bias_SK=torch.stack(biases).to(features_ND.device),
+        losses=tuple(losses),
+        iterations=tuple(iterations),
+        gradients=tuple(gradients),
     )
-
-    def losses() -> Tensor:
-        weight, bias = packed[..., :width], packed[..., width]
-        # one product for all strengths
-        logits = (x @ weight.reshape(-1, width).T).view(len(x), count, num_classes) + bias
-        return torch.stack([loss(logits[:, s], targets).mean() for s in range(count)])
-
-    def closure() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        total = losses().sum() + (penalties / 2 * packed[..., :width].square().sum((1, 2))).sum()
-        total.backward()  # type: ignore[no-untyped-call]  # torch's own
-        return total
-
-    with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch's own
-        closure()
-    assert packed.grad is not None
-    with torch.no_grad():
-        weight = packed[..., :width].double() / scale
-        bias = packed[..., width].double() - weight @ mean
-        return Heads(
-            weight_SKD=weight.float(),
-            bias_SK=bias.float(),
-            losses=tuple(losses().tolist()),
-            iterations=int(optimizer.state[packed]["n_iter"]),
-            gradient=float(packed.grad.abs().max()),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +185,23 @@ class Solved:
     Args:
         strengths: Penalties tried.
         metrics: Validation metrics of each that are single numbers.
-        best: Which one was chosen.
-        train_loss: Its training loss.
-        iterations: Of L-BFGS.
-        converged: Whether it did.
+        objectives: Training loss of each on the validation images; the smallest is chosen.
+        train_loss: Training loss of the chosen one.
+        iterations: Iterations of L-BFGS of each.
+        converged: Whether the gradient has vanished for every strength.
     """
 
     strengths: tuple[float, ...]
     metrics: list[dict[str, float]]
-    best: int
+    objectives: tuple[float, ...]
     train_loss: float
-    iterations: int
+    iterations: tuple[int, ...]
     converged: bool
+
+    @property
+    def best(self) -> int:
+        """Position of the chosen penalty; of equal ones the strongest."""
+        return smallest(self.objectives)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -148,8 +210,19 @@ class Solved:
             "chosen": self.strengths[self.best],
             "val_loss": [metrics["loss"] for metrics in self.metrics],
             "val_acc": [metrics["acc"] for metrics in self.metrics],
+            "val_objective": list(self.objectives),
+            "iterations": list(self.iterations),
             "converged": self.converged,
         }
+
+
+def smallest(values: Sequence[float]) -> int:
+    """Return the position of the smallest finite value, the first of equal ones.
+
+    >>> smallest([float("nan"), 2.0, 1.0, 1.0])
+    2
+    """
+    return min(range(len(values)), key=lambda at: (not math.isfinite(values[at]), values[at]))
 
 
 def probe_phase(
@@ -159,7 +232,6 @@ def probe_phase(
     cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,
-    monitor: str,
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]],
     views: int | None,
@@ -171,8 +243,7 @@ def probe_phase(
         phase: Trains the head alone.
         cache: Of the features.
         data: For rows and targets.
-        loss: Of training, (N, K) to (N,).
-        monitor: Validation metric that chooses the strength.
+        loss: Of training, (N, K) to (N,); its mean over the validation images chooses the strength.
         device: Where to compute.
         context: Makes the context of the run's precision.
         views: Views of each training image; all of them are trained on.
@@ -188,20 +259,21 @@ def probe_phase(
     targets = torch.from_numpy(index.targets[train]).repeat(views or 1, *[1] * (index.targets.ndim - 1)).to(device)
     heads = solve_heads(features, targets, num_classes=len(classifier.classes), loss=loss.to(device))
     held_out, answers = cache.val(val).float().flatten(1).to(device), torch.from_numpy(index.targets[val]).to(device)
-    metrics = []
+    metrics, objectives = [], []
     for weight_KD, bias_K in zip(heads.weight_SKD, heads.bias_SK, strict=True):
+        logits_NK = held_out @ weight_KD.T + bias_K
         counted = build_metrics(len(classifier.classes), multi_label=classifier.multi_label).to(device)
-        update_metrics(counted, logits=held_out @ weight_KD.T + bias_K, targets=answers)
+        update_metrics(counted, logits=logits_NK, targets=answers)
         metrics.append({name: value for name, value in plain_metrics(counted).items() if isinstance(value, float)})
-    name = monitor.removeprefix("val/")
-    best = EpochHistory(monitor=monitor, history=[(values[name], values["loss"]) for values in metrics]).best_epoch
+        objectives.append(float(loss(logits_NK.double(), answers).mean()))
+    best = smallest(objectives)
     with torch.no_grad():
         head.fc.weight.copy_(heads.weight_SKD[best])
         head.fc.bias.copy_(heads.bias_SK[best])
     return Solved(
         strengths=STRENGTHS,
         metrics=metrics,
-        best=best,
+        objectives=tuple(objectives),
         train_loss=heads.losses[best],
         iterations=heads.iterations,
         converged=heads.converged,
@@ -228,7 +300,7 @@ def solved_phase(
         cache: Cache of the features.
         data: For rows and targets.
         loss: Of training.
-        monitor: Validation metric that chooses the strength.
+        monitor: Validation metric that the result reports.
         trainer: For device and precision alone.
         views: Views of each training image.
         offset: Epochs and optimizer steps of the phases before.
@@ -239,7 +311,6 @@ def solved_phase(
         cache=cache,
         data=data,
         loss=loss,
-        monitor=monitor,
         device=trainer.strategy.root_device,
         context=trainer.precision_plugin.forward_context,
         views=views,
@@ -248,7 +319,7 @@ def solved_phase(
     row = {
         "phase": phase.name,
         "epoch": offset[0],
-        "step": offset[1] + solved.iterations,
+        "step": offset[1] + sum(solved.iterations),
         "train/loss": solved.train_loss,
         **{f"val/{name}": value for name, value in chosen.items()},
     }
@@ -257,7 +328,7 @@ def solved_phase(
         train=phase.train,
         frozen=phase.frozen,
         epochs=1,
-        steps=solved.iterations,
+        steps=sum(solved.iterations),
         restored="best",
         weights="raw",
         best_epoch=0,

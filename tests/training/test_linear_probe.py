@@ -1,6 +1,7 @@
-"""The head solved to convergence is the minimum that scikit-learn finds, for every strength at once."""
+"""The head solved to convergence is the minimum that scikit-learn finds, for every strength."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from finetune.errors import UserError
-from finetune.training.linear_probe import solve_heads
+from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from tests.runs import moved_stages, train_tiny
 
@@ -31,8 +32,7 @@ def test_every_strength_gives_the_heads_that_scikit_learn_finds(digits: tuple[to
     strengths = (1.0, 0.1, 0.01)
     heads = solve_heads(features, targets, num_classes=10, strengths=strengths, loss=TrainingLoss())
     assert heads.converged
-    mean, scale = features.mean(0), features.std(0, correction=0)
-    standardised = ((features - mean) / torch.where(scale > 0, scale, torch.inf)).double().numpy()
+    standardised = ((features.double() - features.double().mean(0)) / feature_scale(features.double())).numpy()
     for s, strength in enumerate(strengths):
         reference = LogisticRegression(C=1 / (strength * len(features)), tol=1e-6, max_iter=2000)
         expected = reference.fit(standardised, targets.numpy()).predict_proba(standardised)
@@ -40,12 +40,85 @@ def test_every_strength_gives_the_heads_that_scikit_learn_finds(digits: tuple[to
         assert np.abs(found - expected).max() < 2e-3
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_strength_converges_on_features_that_depend_on_each_other(seed: int) -> None:
+    # as the pooled features of a network do: few directions hold most of the variance
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(96, 96, generator=generator) * torch.logspace(0, -3, 96)
+    features = (torch.randn(200, 96, generator=generator) @ mixing.T).relu()
+    targets = torch.randint(0, 8, (200,), generator=generator)
+    heads = solve_heads(features, targets, num_classes=8, loss=TrainingLoss())
+    assert heads.converged
+    assert max(heads.iterations) < 500
+    # a weaker penalty never fits the training images worse
+    assert all(weak <= strong + 1e-6 for strong, weak in pairwise(heads.losses))
+
+
+def test_classes_of_different_weight_are_those_of_scikit_learn(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    features, targets = digits
+    weights = torch.linspace(0.3, 3.0, 10)
+    heads = solve_heads(features, targets, num_classes=10, strengths=(0.1,), loss=TrainingLoss(class_weights=weights))
+    standardised = ((features.double() - features.double().mean(0)) / feature_scale(features.double())).numpy()
+    reference = LogisticRegression(
+        C=1 / (0.1 * len(features)), tol=1e-6, max_iter=2000, class_weight=dict(enumerate(weights.tolist()))
+    )
+    expected = reference.fit(standardised, targets.numpy()).predict_proba(standardised)
+    found = (features @ heads.weight_SKD[0].T + heads.bias_SK[0]).softmax(1).numpy()
+    assert np.abs(found - expected).max() < 2e-3
+
+
+def test_a_feature_that_fired_in_one_training_image_does_not_decide_about_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 20, generator=generator)
+    features[:, 7] = 0
+    features[3, 7] = 1e-3
+    targets = (features[:, 0] > 0).long()
+    heads = solve_heads(features, targets, num_classes=2, loss=TrainingLoss())
+    image = torch.zeros(1, 20)
+    image[0, 7] = 0.1
+    for weight_KD, bias_K in zip(heads.weight_SKD, heads.bias_SK, strict=True):
+        moved = image @ weight_KD.T + bias_K - bias_K
+        assert moved.abs().max() < 1
+
+
+def test_features_that_never_change_leave_the_class_frequencies() -> None:
+    targets = torch.tensor([0, 0, 0, 1])
+    heads = solve_heads(torch.ones(4, 3), targets, num_classes=2, strengths=(0.1,), loss=TrainingLoss())
+    assert not heads.weight_SKD.any()
+    assert heads.bias_SK[0].softmax(0).tolist() == pytest.approx([0.75, 0.25], abs=1e-3)
+
+
+def test_threads_change_no_bit_and_are_as_many_afterwards(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
+    features, targets = digits
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            heads = solve_heads(features, targets, num_classes=10, strengths=(0.1,), loss=TrainingLoss())
+            assert torch.get_num_threads() == threads
+            found.append(heads.weight_SKD)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_the_penalty_of_the_smallest_validation_loss_is_taken_not_of_the_largest_accuracy() -> None:
+    solved = Solved(
+        strengths=(1.0, 0.1, 0.01),
+        metrics=[{"loss": 0.9, "acc": 0.70}, {"loss": 0.5, "acc": 0.80}, {"loss": 1.6, "acc": 0.81}],
+        objectives=(0.9, 0.5, 1.6),
+        train_loss=0.1,
+        iterations=(5, 5, 5),
+        converged=True,
+    )
+    assert solved.to_plain()["chosen"] == 0.1
+
+
 def test_several_labels_are_solved_label_by_label(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
     features, targets = digits
     labels = torch.stack([targets % 2, (targets > 4).long()], 1)
     heads = solve_heads(features, labels, num_classes=2, strengths=(0.1,), loss=MultiLabelLoss())
-    scale = features.std(0, correction=0)
-    standardised = ((features - features.mean(0)) / torch.where(scale > 0, scale, torch.inf)).double().numpy()
+    standardised = ((features.double() - features.double().mean(0)) / feature_scale(features.double())).numpy()
     for label in range(2):
         # the loss is the mean over two labels, so the penalty weighs twice
         reference = LogisticRegression(C=1 / (0.2 * len(features)), tol=1e-6, max_iter=2000)
@@ -73,6 +146,8 @@ def test_a_probe_moves_the_head_alone(words: Words, tmp_path: Path) -> None:
     told = run.results["phases"][0]["probe"]
     assert told["chosen"] in told["strengths"]
     assert len(told["val_loss"]) == len(told["strengths"]) > 5
+    assert told["val_loss"][told["strengths"].index(told["chosen"])] == pytest.approx(min(told["val_loss"]))
+    assert told["converged"]
 
 
 def test_the_probe_is_where_lp_ft_starts(words: Words, tmp_path: Path) -> None:
