@@ -5,12 +5,15 @@ torchvision drop. simplejpeg raises instead. A progressive file that ends betwee
 scan is a whole picture, only coarser; its scan headers show whether the last bits of all coefficients were sent.
 """
 
+import logging
 import re
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
+
+log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 ColorSpace = Literal["GRAY", "RGB", "CMYK"]
@@ -63,13 +66,27 @@ def decode_jpeg(data: bytes | bytearray, color_space: ColorSpace, *, size: tuple
 
 def _decode(data: bytes | bytearray, color_space: ColorSpace, size: tuple[int, int] | None, *, strict: bool) -> Pixels:
     height, width = size or (0, 0)
+    decoder = _simplejpeg()
+    if decoder is None:
+        raise UnsupportedJpegError("simplejpeg is not installed")
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, color_space, min_height=height, min_width=width, strict=strict)
+        pixels: Pixels = decoder.decode_jpeg(data, color_space, min_height=height, min_width=width, strict=strict)
         return pixels
     except ValueError as error:
         message = str(error)
         kind = DamagedJpegError if message.startswith(_DAMAGE) or "Warning" in message else UnsupportedJpegError
         raise kind(message) from None
+
+
+@cache
+def _simplejpeg() -> Any:
+    """Return the library, or None where an environment was made without it; say so once."""
+    try:
+        import simplejpeg
+    except ImportError:
+        log.warning("warning: simplejpeg is not installed: damaged JPEG files are read in silence. pip install simplejpeg")
+        return None
+    return simplejpeg
 
 
 def _is_fill(data: bytes | bytearray, message: str) -> bool:
