@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,13 +35,15 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("train", "key=value ...", "train, test, write the bundle and the report (the default)", True),
-    "plan": Command("plan", "key=value ...", "show the phases as a table, without training", True),
-    "audit": Command("audit", "key=value ...", "check the images and labels before training", True),
-    "lr-find": Command("lr_find", "key=value ...", "suggest a learning rate for all stages together", True),
-    "ladder": Command("ladder", "key=value ...", "compare the strategies on this data, and recommend one"),
+    "train": Command(
+        "train", "DIR [key=value ...]", "train, test, write the bundle and the report (the default)", True
+    ),
+    "plan": Command("plan", "DIR [key=value ...]", "show the phases as a table, without training", True),
+    "audit": Command("audit", "DIR [key=value ...]", "check the images and labels before training", True),
+    "lr-find": Command("lr_find", "DIR [key=value ...]", "suggest a learning rate for all stages together", True),
+    "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one"),
     "resume": Command("resume", "RUN", "continue a stopped run"),
-    "evaluate": Command("evaluate", "RUN [key=value ...]", "test a trained run on any data"),
+    "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
     "cache": Command("cache", "list | clear", "list or clear the activation cache"),
     "embed": Command("embed", "RUN IMAGES... --output FILE", "compute image features with a run or backbone=NAME"),
@@ -52,11 +55,25 @@ COMMANDS = {
     "export": Command("export", "RUN --format FORMAT", "export the model to other formats, and check it"),
 }
 
+# commands by the names that other tools give them
+SYNONYMS = {
+    **dict.fromkeys(("fit", "learn", "finetune", "run"), "train"),
+    **dict.fromkeys(("test", "eval", "val", "validate", "score"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "prediction"), "predict"),
+    **dict.fromkeys(("lr_find", "lrfind", "find-lr", "lr-finder"), "lr-find"),
+    **dict.fromkeys(("check", "inspect", "analyze", "analyse", "stats"), "audit"),
+    **dict.fromkeys(("convert", "save", "onnx"), "export"),
+    **dict.fromkeys(("features", "encode", "extract"), "embed"),
+    **dict.fromkeys(("continue", "restart"), "resume"),
+    **dict.fromkeys(("summary", "dry-run", "dryrun"), "plan"),
+    **dict.fromkeys(("compare", "benchmark"), "ladder"),
+}
+
 EXAMPLES = """\
 examples:
   finetune experiment=digits                              a first run, offline, on the digits inside the package
-  finetune data=folder data.root=~/pets                   your folder: DIR/<class>/*, staged from the head down
-  finetune plan data=folder data.root=~/pets freeze=[stem,layer1] schedule.phases.1.epochs=5"""
+  finetune ~/pets                                         your folder: DIR/<class>/*, staged from the head down
+  finetune plan ~/pets freeze=stem,layer1 epochs=5        what would happen, as a table"""
 
 
 def overview() -> str:
@@ -67,7 +84,7 @@ def overview() -> str:
         [
             "finetune: staged transfer learning for images",
             "",
-            "usage: finetune [COMMAND] [key=value ...] [--traceback]",
+            "usage: finetune [COMMAND] [DIR] [key=value ...] [--traceback]",
             "",
             *rows,
             "",
@@ -92,10 +109,23 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
     first = argv[0]
     if first in COMMANDS:
         return first, list(argv[1:])
-    if "=" in first or first.startswith(("-", "+", "~")):
+    follows_equals = len(argv) > 1 and argv[1].startswith("=")
+    if "=" in first or follows_equals or first.startswith(("-", "+", "~")) or os.path.exists(first):
         return "train", list(argv)
+    from finetune.config.groups import group_choices
+    from finetune.config.timm_names import is_timm_name
+
+    if any(first in choices for choices in group_choices().values()) or is_timm_name(first):
+        # answered there with the setting that it is a value of
+        return "train", list(argv)
+    if first in SYNONYMS:
+        raise UserError(
+            f"finetune {first}: no such command.\nWrite: {shlex.join(['finetune', SYNONYMS[first], *argv[1:]])}"
+        )
+    if "/" in first:
+        raise UserError(f"{first}: no such folder. finetune takes a folder of images, or a command.")
     raise UserError(
-        f"finetune {first}: no such command. Commands: {', '.join(COMMANDS)}.{did_you_mean(first, COMMANDS)}"
+        f"finetune {first}: no such command or folder. Commands: {', '.join(COMMANDS)}.{did_you_mean(first, COMMANDS)}"
     )
 
 
@@ -116,7 +146,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
-    if given[0] == "--version":
+    if given[0] in ("--version", "-V", "version"):
         from importlib.metadata import version
 
         print(version("stagewise-finetune"))
@@ -128,6 +158,9 @@ def _main(argv: Sequence[str] | None) -> int:
         name, rest = split_command(given)
         module = importlib.import_module(f"finetune.commands.{COMMANDS[name].module}")
         return int(module.run(rest))
+    except SystemExit as left:
+        # the parser has printed the help
+        return int(left.code or 0)
     except UserError as error:
         return _fail(error, status=2, show_traceback=show_traceback)
     except KeyboardInterrupt as error:

@@ -6,35 +6,43 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from finetune.commands.hydra_job import run_composed
+from finetune.commands.hydra_job import ComposingArguments, run_composed
+from finetune.commands.options import home_path
 from finetune.config.schema import Config
 from finetune.errors import UserError
 
 ABOUT = """\
 Check the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
 pictures that look alike across splits, constant, tiny and long ones, imbalance. Nothing is changed in your folder.
-Takes the same key=value as finetune train, and:
-  output=DIR    where audit.json and audit.html are written (default: audit)
-  views=true    show sixteen training views of each class on the page
-The exit status is 1 if a finding would make results wrong."""
+Takes the same key=value as finetune train. The exit status is 1 if a finding would make results wrong."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
+    parser = ComposingArguments("audit", ABOUT)
+    parser.add_argument(
+        "--output",
+        type=home_path,
+        metavar="DIR",
+        help="where audit.json and audit.html are written (audit); also output=DIR",
+    )
+    parser.add_argument(
+        "--views", action="store_true", help="show sixteen training views of each class on the page; also views=true"
+    )
+    given, line = parser.parse(argv)
     own = {"output": "audit", "views": "false"}
-    rest = []
-    for word in argv:
+    for word in given.words:
         name, _, value = word.partition("=")
         if name in own:
             own[name] = value
-        else:
-            rest.append(word)
+            line.overrides.remove(word)
     if own["views"].lower() not in ("true", "false"):
         raise UserError(f"views={own['views']!r}: must be true or false.")
-    output = Path(own["output"]).expanduser()
+    output = given.output or home_path(own["output"])
     if output.exists() and not output.is_dir():
-        raise UserError(f"output={own['output']!r}: must be a folder. It is a file.")
-    return run_composed("audit", rest, partial(task, output=output, views=own["views"].lower() == "true"), about=ABOUT)
+        raise UserError(f"output={str(output)!r}: must be a folder. It is a file.")
+    views = given.views or own["views"].lower() == "true"
+    return run_composed("audit", line, partial(task, output=output, views=views))
 
 
 def task(config: Config, *, output: Path, views: bool) -> int:

@@ -1,14 +1,14 @@
 """``finetune cache``: list or delete the cached outputs of frozen prefixes."""
 
+import argparse
 import time
 from collections.abc import Sequence
 
-from finetune.errors import UserError, did_you_mean
+from finetune.commands.options import Arguments
+from finetune.errors import did_you_mean
 from finetune.terminal import printable
 
-USAGE = """\
-usage: finetune cache list | clear
-
+ABOUT = """\
 list   one line per entry: what it holds, its size, when it was last used
 clear  delete all entries that no process is using
 
@@ -19,13 +19,13 @@ and schedule.cache=off trains without a cache."""
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    if "-h" in argv or "--help" in argv:
-        print(USAGE)
-        return 0
-    if len(argv) != 1 or argv[0] not in ("list", "clear"):
-        given = " ".join(argv) or "nothing"
-        hint = did_you_mean(argv[0], ("list", "clear")) if argv else ""
-        raise UserError(f"finetune cache: takes list or clear. Given: {given}.{hint}\n{USAGE.splitlines()[0]}")
+    parser = Arguments("cache", ABOUT, ending="")
+    parser.usage = "finetune cache list | clear"
+    parser.add_argument("words", metavar="list | clear", nargs="*", help=argparse.SUPPRESS)
+    words = parser.read(argv).words
+    if len(words) != 1 or words[0] not in ("list", "clear"):
+        hint = did_you_mean(words[0], ("list", "clear")) if words else ""
+        parser.error(f"takes list or clear. Given: {' '.join(words) or 'nothing'}.{hint}")
 
     from finetune.activation_cache.store import delete, features_folder, listed
 
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         print("FINETUNE_CACHE=off: there is no cache")
         return 0
     entries = listed()
-    if argv[0] == "list":
+    if words == ["list"]:
         for entry in entries:
             # an entry may come from another program or user
             about = {key: printable(str(value)) for key, value in entry.about.items()}

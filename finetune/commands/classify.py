@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.options import Arguments, output_folder
+from finetune.commands.options import Arguments, home_path, output_folder
 
 if TYPE_CHECKING:
     from finetune.data.index import Index
@@ -30,8 +30,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--method", choices=["knn", "logistic", "all"], default="all")
     parser.add_argument("--metric", choices=["cosine", "l2"], default="cosine", help="of knn (cosine)")
     parser.add_argument("--seed", type=int, default=0, help="of folds, and of splits that the file lacks")
-    parser.add_argument("--output", metavar="DIR", help="default: beside EMBEDDINGS, NAME-classify")
-    given = parser.parse_args(list(argv))
+    parser.add_argument("--output", type=home_path, metavar="DIR", help="default: beside EMBEDDINGS, NAME-classify")
+    given = parser.read(argv)
 
     from finetune.embeddings.embeddings import naming
     from finetune.embeddings.files import check_embeddings_file

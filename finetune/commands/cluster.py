@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path, numeric
 
 if TYPE_CHECKING:
     from finetune.embeddings.clustering import Clusters
@@ -30,19 +30,22 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("cluster", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("--method", choices=["kmeans", "hdbscan"], default="kmeans")
-    parser.add_argument("--clusters", type=int, metavar="K", help="of kmeans (default: the best silhouette)")
-    parser.add_argument("--most-clusters", type=int, default=30, metavar="K", help="the largest number tried (30)")
-    parser.add_argument("--least-members", type=int, default=5, metavar="N", help="of a cluster of hdbscan (5)")
-    parser.add_argument("--neighbours", type=int, default=10, metavar="N", help="asked about each label (10)")
-    parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default) or l2")
+    parser.add_argument("--clusters", type=numeric(int), metavar="K", help="of kmeans (default: the best silhouette)")
+    parser.add_argument(
+        "--most-clusters", type=numeric(int, least=2), default=30, metavar="K", help="the largest number tried (30)"
+    )
+    parser.add_argument(
+        "--least-members", type=numeric(int, least=2), default=5, metavar="N", help="of a cluster of hdbscan (5)"
+    )
+    parser.add_argument(
+        "--neighbours", type=numeric(int, least=1), default=10, metavar="N", help="asked about each label (10)"
+    )
+    parser.add_argument("--metric", choices=["cosine", "l2"], default="cosine", help="cosine (default) or l2")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", metavar="DIR", help="default: beside EMBEDDINGS, NAME-clusters")
-    given = parser.parse_args(list(argv))
+    parser.add_argument("--output", type=home_path, metavar="DIR", help="default: beside EMBEDDINGS, NAME-clusters")
+    given = parser.read(argv)
     if given.clusters is not None and given.method != "kmeans":
         parser.error(f"--clusters {given.clusters}: belongs to --method kmeans; hdbscan finds the number itself")
-    for name, least in (("most_clusters", 2), ("least_members", 2), ("neighbours", 1)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
 
     from finetune.embeddings.embeddings import naming
     from finetune.embeddings.files import check_embeddings_file

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import compose
 from finetune.config.schema import Config, DataConfig
@@ -69,8 +69,10 @@ def split_words(words: Sequence[str]) -> EmbedArguments:
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = Arguments("embed", ABOUT)
-    parser.add_argument("words", metavar="RUN | IMAGES | key=value", nargs="+")
-    parser.add_argument("--output", required=True, metavar="FILE", help="embeddings.npz or .parquet")
+    parser.add_argument(
+        "words", metavar="RUN | IMAGES | key=value", nargs="+", help="what is embedded, and by which model"
+    )
+    parser.add_argument("--output", required=True, type=home_path, metavar="FILE", help="embeddings.npz or .parquet")
     parser.add_argument("--stage", metavar="NAME", help="pool the output of this stage (default: the last)")
     parser.add_argument("--normalize", action="store_true", help="scale features to length one (L2)")
     parser.add_argument("--whiten", action="store_true", help="PCA whitening, fitted once and kept beside FILE")
@@ -78,11 +80,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--precision", default="float16", metavar="TYPE", help="float16 (default) or float32")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_intermixed_args(list(argv))
+    given = parser.read(argv)
     if given.directions is not None and not given.whiten:
         parser.error(f"--directions {given.directions}: belongs to --whiten, which is not given")
     line = split_words(given.words)
-    output = Path(given.output).expanduser()
+    output = given.output
     config = _checked(line, output)
 
     from finetune.embeddings.embed import Settings, check_settings, embed_to_file

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path
 from finetune.commands.own_modules import HELP, modules_of
-from finetune.config import check_overrides, compose, from_yaml, to_plain
+from finetune.config import changed, check_overrides, compose, from_yaml
+from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.safe_files import inside
@@ -19,18 +20,21 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
-Other data: data=folder data.root=DIR; classes are aligned by name."""
+Other data: its folder or table, or data=... key=value; classes are aligned by name."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = Arguments("evaluate", ABOUT)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument(
+        "overrides", metavar="DIR | key=value", nargs="*", help="other data, or a change of the run's own"
+    )
     parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
-    parser.add_argument("--output", metavar="FILE", help="write the metrics as JSON")
+    parser.add_argument("--output", type=home_path, metavar="FILE", help="write the metrics as JSON")
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_args(list(argv))
+    given = parser.read(argv)
+    given.overrides = check_overrides(given.overrides, line=TypedLine("evaluate", (given.run,)))
     config = data_config(given.run, given.overrides)
 
     from finetune.bundle import find_bundle, load_bundle
@@ -135,10 +139,5 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     own = inside(own.parent, own.name)
     if not overrides:
         return from_yaml(own)
-    check_overrides(overrides)
-    from omegaconf import OmegaConf
-
-    from finetune.config import to_config
-
-    base = OmegaConf.create(to_plain(from_yaml(own)))
-    return to_config(OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides))))
+    accepted = check_overrides(overrides)
+    return changed(from_yaml(own), accepted)

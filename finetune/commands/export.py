@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
 from finetune.export.formats import FORMATS, ExportJob, ExportRequest
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", required=True, choices=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
-    parser.add_argument("--output", metavar="PATH", help="default: exports/ in RUN")
+    parser.add_argument("--output", type=home_path, metavar="PATH", help="default: exports/ in RUN")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="for onnx")
     parser.add_argument(
         "--layout", choices=["nhwc", "nchw"], default="nhwc", help="of the pixels, onnx and torch_export"
@@ -37,14 +37,14 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--images", nargs="+", metavar="PATH", help="compare on these; default: RUN's validation images"
     )
-    parser.add_argument("--check", type=int, metavar="N", help="number of images to compare on (64; int8: 256)")
+    parser.add_argument(
+        "--check", type=numeric(int, least=1), metavar="N", help="number of images to compare on (64; int8: 256)"
+    )
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_args(list(argv))
+    given = parser.read(argv)
     if given.check is None:
         # accuracy at eight bits is reported too, which needs more images
         given.check = 256 if given.precision == "int8" else 64
-    if given.check < 1:
-        parser.error(f"--check {given.check}: must be at least 1")
 
     from finetune.bundle import find_bundle
 
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
 
     request = ExportRequest(form=given.format, precision=given.precision, layout=given.layout)
     request.check()
-    target = Path(given.output).expanduser() if given.output else Path(given.run) / "exports" / request.filename
+    target = given.output or home_path(given.run) / "exports" / request.filename
     check_target(request, target)
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     if classifier.multi_label and not request.format.is_part:
@@ -72,8 +72,8 @@ def run(argv: Sequence[str]) -> int:
             given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
         )
         images = replace(images, reading=reading_of(given.run))
-        path = inside(find_bundle(given.run), CARD, of="bundle")
-        card = read_text(path) if os.path.lexists(path) else "There is no model card."
+        card_file = inside(find_bundle(given.run), CARD, of="bundle")
+        card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
         report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
@@ -105,8 +105,8 @@ def choose_images(
     calibration = CALIBRATION_IMAGES if int8 else 0
     if paths:
         files = []
-        for path in find_images(paths):
-            files.append(path)
+        for file in find_images(paths):
+            files.append(file)
             if len(files) == count + calibration:
                 break
         spare = len(files) > 2 * count

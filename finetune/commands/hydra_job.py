@@ -1,26 +1,47 @@
 """Commands that take a run's configuration: ``key=value`` through Hydra, with our own error messages."""
 
+import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune.commands.options import Arguments
 from finetune.config import (
     as_hydra_writes,
     check_overrides,
+    command_line,
     conf_dir,
     group_choices,
     hydra_message,
     register_schema,
 )
+from finetune.config.foreign_words import FOREIGN
+from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import ConfigError, UserError, did_you_mean
 
 Task = Callable[[Config], int]
 
-_WITH_VALUE = {"--config-dir", "-cd", "--config-name", "-cn", "--cfg", "-c", "--package", "-p"}
-_FLAGS = {"--multirun", "-m", "--resolve", "--info", "-i", "--hydra-help"}
+# options of Hydra that a composed command passes on
+_WITH_VALUE = {"config_name": "--config-name", "cfg": "--cfg", "package": "--package", "info": "--info"}
+_FLAGS = {"multirun": "--multirun", "resolve": "--resolve", "hydra_help": "--hydra-help"}
+
+OFTEN_USED = """\
+often used:
+  DIR                           your folder of images: DIR/<class>/* or DIR/{train,val,test}/<class>/*; or a table (.csv)
+  epochs=5   lr=1e-3            of the whole schedule: epochs of each phase; the highest rate, the others keep their ratio
+  batch_size=8                  images in a step
+  backbone=NAME                 a choice above, or any network of timm: backbone=efficientnet_b0
+  weights=PATH                  imagenet | none | a .safetensors or .pth file
+  freeze=stem,layer1            stages that never train
+  schedule.phases.1.epochs=5    of one phase, counted from 0; also train, lr, layer_decay, stage_lr, ...
+  input.channels=1              grey images; input.adapt=expand | fold | sum | reinit
+  trainer.devices=2             and any other argument of Lightning's Trainer
+  seed=0   name=NAME   run_dir=DIR
+finetune settings lists every key with its default and its meaning; finetune settings WORD those about WORD."""
 
 
 @dataclass
@@ -30,68 +51,140 @@ class CommandLine:
     overrides: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     config_dirs: list[Path] = field(default_factory=list)
-    wants_help: bool = False
+    several: bool = False
 
 
-def parse_line(command: str, argv: Sequence[str]) -> CommandLine:
-    """Separate overrides from options.
+class ComposingArguments(Arguments):
+    """The parser of a command that takes a run's configuration as key=value.
 
-    Raises:
-        UserError: A word is neither.
-
-    >>> parse_line("train", ["data=digits", "-m", "--cfg", "job"]).overrides
-    ['data=digits']
+    Args:
+        command: Name of the command.
+        about: Help text of a few lines.
+        sweeps: Whether the command takes the options of Hydra: several values, other configurations, printing.
     """
-    line = CommandLine()
-    words = list(argv)
-    while words:
-        word = words.pop(0)
+
+    def __init__(self, command: str, about: str, *, sweeps: bool = True) -> None:
+        super().__init__(command, about)
+        self.usage = f"finetune {command} key=value ... [options]"
+        self._sweeps = sweeps
+        self.add_argument("words", metavar="key=value", nargs="*", help="settings; a folder or a table of images")
+        if not sweeps:
+            return
+        self.add_argument(
+            "-m",
+            "--multirun",
+            action="store_true",
+            help=f"every combination of comma-separated values: finetune {command} -m seed=1,2 schedule=frozen,full; "
+            "sweep=NAME takes the values, and how to run them, from conf/sweep/",
+        )
+        self.add_argument(
+            "-c", "--cfg", metavar="job", help="print the configuration, first what differs from the defaults, and stop"
+        )
+        self.add_argument(
+            "-cd",
+            "--config-dir",
+            metavar="DIR",
+            action="append",
+            default=[],
+            help="a folder with further configurations",
+        )
+        self.add_argument(
+            "-cn", "--config-name", metavar="NAME", help="another configuration in place of conf/train.yaml"
+        )
+        for flag in ("-p --package", "-i --info"):
+            self.add_argument(*flag.split(), help=argparse.SUPPRESS)
+        for flag in ("--resolve", "--hydra-help"):
+            self.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+
+    def parse(self, argv: Sequence[str]) -> tuple[argparse.Namespace, CommandLine]:
+        """Return the values of all options, and the configuration's part of the line.
+
+        Raises:
+            UserError: A word or an option is wrong.
+            SystemExit: The help was asked for, and has been printed.
+        """
+        given = self.read(argv)
+        line = CommandLine(overrides=list(given.words))
+        if not self._sweeps:
+            return given, line
+        for text in given.config_dir:
+            folder = Path(text).expanduser()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir {text}: no such folder.")
+            line.config_dirs.append(folder)
+            line.options += ["--config-dir", str(folder)]
+        for name, option in _WITH_VALUE.items():
+            if (value := getattr(given, name)) is not None:
+                line.options += [f"{option}={value}"] if option == "--info" else [option, value]
+        line.options += [option for name, option in _FLAGS.items() if getattr(given, name)]
+        line.several = given.multirun or any(word.startswith("hydra.mode=MULTIRUN") for word in line.overrides)
+        return given, line
+
+    def help_for(self, words: Sequence[str]) -> str:
+        """Return the help with the choices of ``conf/`` and of the user's folders."""
+        following = zip(words, [*words[1:], ""], strict=True)
+        named = [
+            value if word in ("--config-dir", "-cd") else word.partition("=")[2]
+            for word, value in following
+            if word.startswith(("--config-dir", "-cd"))
+        ]
+        folders = [Path(text).expanduser() for text in named]
+        groups = "\n".join(f"  {name}={' | '.join(names)}" for name, names in group_choices(folders).items())
+        self.epilog = f"choices (conf/ in the package; your own by --config-dir DIR):\n{groups}\n\n{OFTEN_USED}"
+        return super().help_for(words)
+
+    def line_for(self, word: str, argv: Sequence[str]) -> str | None:
+        """Answer a setting that is written as an option, ``--epochs 3``, with the line that sets it."""
         option, joined, value = word.partition("=")
-        if word in ("-h", "--help"):
-            line.wants_help = True
-        elif option in _WITH_VALUE and word.startswith("-"):
-            if not joined:
-                if not words:
-                    raise UserError(f"{option}: needs a value.")
-                value = words.pop(0)
-            if option in ("--config-dir", "-cd"):
-                folder = Path(value).expanduser()
-                if not folder.is_dir():
-                    raise UserError(f"--config-dir {value}: no such folder.")
-                line.config_dirs.append(folder)
-            line.options += [option, value]
-        elif word in _FLAGS or word.startswith("--info="):
-            line.options.append(word)
-        elif word.startswith("-"):
-            known = sorted(_WITH_VALUE | _FLAGS | {"--help", "--traceback"})
-            raise UserError(f"{word}: no such option. Options: {', '.join(known)}.{did_you_mean(word, known)}")
-        elif "=" in word or word.startswith("~"):
-            line.overrides.append(word)
-        else:
-            raise UserError(f"{word}: not understood. finetune {command} takes key=value, for example data=digits.")
-    return line
+        key = option.lstrip("-").replace("-", "_")
+        words = list(argv)
+        at = words.index(word)
+        if not joined:
+            value = words[at + 1] if at + 1 < len(words) and "=" not in words[at + 1] else "true"
+        setting = f"{key}={value}"
+        rest = [*words[:at], setting, *words[at + 1 + (not joined and value != "true") :]]
+        if value.endswith((".yaml", ".yml")):
+            file = Path(value)
+            named = ["--config-dir", str(file.parent), "--config-name", file.stem]
+            line = command_line(self.command, [*words[:at], *named, *words[at + 2 - bool(joined) :]])
+            return f"{option}: no such option. Write: {line}"
+        try:
+            check_overrides([setting])
+        except ConfigError as error:
+            # as a setting it is not known either
+            near = did_you_mean(option, self.flags())
+            fix = re.search(r"Did you mean '([\w.]+)'", error.problems[0])
+            if near or (fix is None and key.replace("-", "_") not in FOREIGN):
+                return None
+            raise self._refused(option, rest) from None
+        return str(self._refused(option, rest))
+
+    def _refused(self, option: str, rest: Sequence[str]) -> UserError:
+        try:
+            check_overrides([word for word in rest if not word.startswith("-")], line=TypedLine(self.command))
+        except ConfigError as error:
+            if error.problems[-1].startswith("Write: "):
+                return UserError(f"{option}: is a setting, not an option.\n{error.problems[-1]}")
+        return UserError(f"{option}: is a setting, not an option.\nWrite: {command_line(self.command, rest)}")
 
 
-def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -> int:
+def run_composed(command: str, line: CommandLine, task: Task) -> int:
     """Compose the configuration and pass it to a task, or in a sweep once for each combination.
 
     A failed job of a sweep does not stop the others; the table of all jobs and the error follow when all jobs are done.
 
     Args:
         command: Name of the command.
-        argv: Words after the command name.
+        line: The command line after the command's name.
         task: Function that runs the command on a configuration and returns an exit status.
-        about: Help text of a few lines.
 
     Raises:
         UserError: The command line or the configuration is wrong.
         RunError: Jobs of a sweep failed.
     """
-    line = parse_line(command, argv)
-    if line.wants_help:
-        print(help_text(command, about, line.config_dirs))
-        return 0
-    overrides = check_overrides(line.overrides, line.config_dirs)
+    overrides = check_overrides(
+        line.overrides, line.config_dirs, several=line.several, line=TypedLine(command, tuple(line.options))
+    )
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -103,9 +196,11 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     register_schema()
     program = sys.argv[0]
     folders = [word for folder in line.config_dirs for word in ("--config-dir", str(folder))]
+    at = line.options.index("--config-name") if "--config-name" in line.options else len(line.options)
+    named = line.options[at : at + 2]
     job = Job(
         task=task,
-        words=(program, command, *folders, *_named_config(line.options)),
+        words=(program, command, *folders, *named),
         starter=os.getpid(),
         common=frozenset(as_hydra_writes(overrides)),
     )
@@ -138,38 +233,3 @@ def run_composed(command: str, argv: Sequence[str], task: Task, *, about: str) -
     elif "error" in job.outcome:
         raise job.outcome["error"]
     return int(job.outcome.get("status", 0))
-
-
-def _named_config(options: Sequence[str]) -> list[str]:
-    """Return the option that names another primary configuration, as given."""
-    at = next((at for at, word in enumerate(options) if word in ("--config-name", "-cn")), None)
-    return [] if at is None else list(options[at : at + 2])
-
-
-def help_text(command: str, about: str, config_dirs: Sequence[Path] = ()) -> str:
-    """Return the help of a command that takes a configuration: its groups with their choices, and its keys."""
-    groups = "\n".join(f"  {name}={' | '.join(names)}" for name, names in group_choices(config_dirs).items())
-    return f"""\
-usage: finetune {command} key=value ...
-
-{about}
-
-choices (conf/ in the package; your own by --config-dir DIR):
-{groups}
-
-often used:
-  data.root=DIR                 your folder of images: DIR/<class>/* or DIR/{{train,val,test}}/<class>/*
-  freeze=[stem,layer1]          stages that never train
-  schedule.lr=1e-3              of every phase that sets none; also epochs, batch_norm, weight_decay, ...
-  schedule.phases.1.epochs=5    of one phase, counted from 0; also train, lr, layer_decay, stage_lr, ...
-  backbone.weights=PATH         imagenet | none | a .safetensors or .pth file
-  input.channels=1              grey images; input.adapt=expand | fold | sum | reinit
-  trainer.devices=2             and any other argument of Lightning's Trainer
-  seed=0   name=NAME   run_dir=DIR
-
-options:
-  -m, --multirun      every combination of comma-separated values: finetune {command} -m seed=1,2 schedule=frozen,full;
-                      sweep=NAME takes the values, and how to run them, from conf/sweep/
-  --cfg job           print the composed configuration and stop
-  --config-dir DIR    a folder with further configurations
-  --traceback         show where an error came from"""

@@ -14,6 +14,8 @@ from typing import Any
 from finetune.atomic_files import write_json
 from finetune.checksums import verify
 from finetune.config import to_config
+from finetune.config.overrides import values_of
+from finetune.config.reach import notes
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
@@ -108,8 +110,12 @@ class Job:
         if hydra.mode == RunMode.MULTIRUN:
             return self._swept(composed, hydra)
         try:
+            config = to_config(composed)
+            if is_rank_zero():
+                for line in notes(config, values_of(list(hydra.overrides.task))):
+                    print(line, flush=True)
             with environment_restored():
-                self.outcome["status"] = self.task(to_config(composed))
+                self.outcome["status"] = self.task(config)
         except Exception as error:  # Hydra would add output of its own; the caller raises it again
             self.outcome["error"] = error
         return None

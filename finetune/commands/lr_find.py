@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from finetune.commands.hydra_job import run_composed
+from finetune.commands.hydra_job import ComposingArguments, run_composed
+from finetune.commands.options import numeric
 from finetune.config.schema import Config
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, did_you_mean
@@ -21,13 +22,7 @@ if TYPE_CHECKING:
 ABOUT = """\
 Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then
 the network is restored. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
-lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next, and
-
-  --phase N           of the schedule, counted from 0, or its name (default: 0). A later phase is swept from the weights
-                      at the start: backbone.weights and head.weights can name better ones
-  --steps N           of the sweep (default: 100)
-  --lowest RATE       where the fastest stage begins (default: 1e-7)
-  --highest RATE      where it ends, unless the loss diverges before (default: 10)"""
+lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,43 +37,37 @@ class Options:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    options, rest = parse_options(argv)
-    return run_composed("lr-find", rest, partial(task, options=options), about=ABOUT)
-
-
-def parse_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
-    """Return the options of this command, and the other words.
-
-    Raises:
-        UserError: A value is missing, is not a number, or is out of range.
-
-    >>> parse_options(["data=digits", "--steps", "50"])
-    (Options(phase='0', steps=50, lowest=1e-07, highest=10.0), ['data=digits'])
-    """
-    kinds: dict[str, type] = {"--phase": str, "--steps": int, "--lowest": float, "--highest": float}
-    given: dict[str, Any] = {}
-    rest, words = [], list(argv)
-    while words:
-        word = words.pop(0)
-        option, joined, value = word.partition("=")
-        if option not in kinds:
-            rest.append(word)
-            continue
-        if not joined and not words:
-            raise UserError(f"{option}: needs a value.")
-        value = value if joined else words.pop(0)
-        try:
-            given[option.removeprefix("--")] = kinds[option](value)
-        except ValueError:
-            raise UserError(f"{option} {value}: must be a number.") from None
-    options = Options(**given)
-    if options.steps < 10:
-        raise UserError(f"--steps {options.steps}: must be at least 10, to give a usable curve.")
+    parser = ComposingArguments("lr-find", ABOUT)
+    parser.add_argument(
+        "--phase",
+        default=Options.phase,
+        metavar="N",
+        help="of the schedule, counted from 0, or its name (0). A later phase is swept from the weights at the start: "
+        "weights=PATH and head.weights=PATH can name better ones",
+    )
+    steps = numeric(int, least=10, why=", to give a usable curve")
+    parser.add_argument("--steps", type=steps, default=Options.steps, metavar="N", help="of the sweep (100)")
+    parser.add_argument(
+        "--lowest",
+        type=numeric(float),
+        default=Options.lowest,
+        metavar="RATE",
+        help="where the fastest stage begins (1e-7)",
+    )
+    parser.add_argument(
+        "--highest",
+        type=numeric(float),
+        default=Options.highest,
+        metavar="RATE",
+        help="where it ends, unless the loss diverges before (10)",
+    )
+    given, line = parser.parse(argv)
+    options = Options(phase=given.phase, steps=given.steps, lowest=given.lowest, highest=given.highest)
     if not 0 < options.lowest < options.highest:
         raise UserError(
             f"--lowest {options.lowest:g} --highest {options.highest:g}: must be positive, the lowest below the highest."
         )
-    return options, rest
+    return run_composed("lr-find", line, partial(task, options=options))
 
 
 def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:

@@ -1,36 +1,166 @@
-"""Options of commands that take a RUN: argparse, with our own error messages."""
+"""The one command-line parser: argparse, with our own error messages, for every command."""
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from finetune.errors import UserError
+from finetune.config import command_line
+from finetune.errors import UserError, did_you_mean
+
+# what Hydra's --cfg and --info print; the first is taken where the word is left out
+_PRINTED: dict[str, tuple[str, ...]] = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
+_PRINTED |= {"--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")}
+_PRINTED["-i"] = _PRINTED["--info"]
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser that raises errors as :class:`UserError`."""
+    """The parser of one command.
 
-    def __init__(self, command: str, about: str) -> None:
+    Args:
+        command: Name of the command.
+        about: Help text of a few lines.
+        ending: Help text after the options.
+    """
+
+    def __init__(self, command: str, about: str, ending: str = "RUN is a run folder or a bundle folder.") -> None:
         super().__init__(
             prog=f"finetune {command}",
             description=about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            epilog="RUN is a run folder or a bundle folder.",
+            epilog=ending,
+            add_help=False,
+        )
+        self.command = command
+        self.add_argument("-h", "--help", action="store_true", help="show this text")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse the words after the command; options and other words may be mixed.
+
+        Raises:
+            UserError: A word or an option is wrong.
+            SystemExit: The help was asked for, and has been printed.
+        """
+        words = _completed(argv)
+        if "-h" in words or "--help" in words:
+            print(self.help_for(words))
+            raise SystemExit(0)
+        for word in words[: words.index("--")] if "--" in words else words:
+            option = word.partition("=")[0]
+            if re.fullmatch(r"--[A-Za-z].*|-[A-Za-z]", option) and option not in self._option_string_actions:
+                self._refuse(word, list(argv))
+        given, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            self._refuse(unknown[0], list(argv))
+        return given
+
+    def help_for(self, words: Sequence[str]) -> str:
+        """Return the help; ``words`` are those of the command line that asks for it."""
+        return self.format_help().rstrip()
+
+    def flags(self) -> list[str]:
+        """Return the options that the command takes, the long forms."""
+        shown = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
+        return [*(action.option_strings[-1] for action in shown), "--traceback"]
+
+    def _refuse(self, word: str, argv: Sequence[str]) -> NoReturn:
+        if not word.startswith("-"):
+            raise UserError(f"{word}: not understood. {self._form()}\n{self.format_usage().strip()}")
+        if line := self.line_for(word, argv):
+            raise UserError(line)
+        known = sorted(self.flags())
+        near = re.search(r"'(.+)'", did_you_mean(word.partition("=")[0].replace("_", "-"), known))
+        if near is None:
+            raise UserError(f"{word}: no such option. Options: {', '.join(known)}.")
+        words = [near[1] + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]
+        raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Write: {command_line(self.command, words)}")
+
+    def line_for(self, word: str, argv: Sequence[str]) -> str | None:
+        """Return the message that answers an unknown option with the right line, or None where there is none."""
+        return None
+
+    def _form(self) -> str:
+        takes = [str(action.metavar) for action in self._actions if not action.option_strings]
+        return f"finetune {self.command} takes {' and '.join(takes) or 'options only'}."
+
+    def wrong(self, message: str) -> UserError:
+        """Return the error of a line as a whole, with the form that the line should have."""
+        return UserError(
+            f"{self.prog}: {message if message.endswith(('.', '?')) else message + '.'}\n{self.format_usage().strip()}"
         )
 
     def error(self, message: str) -> NoReturn:
         """Raise the error instead of printing it and exiting."""
-        raise UserError(f"{self.prog}: {message}.\n{self.format_usage().strip()}")
+        wrong = re.fullmatch(r"argument ([^:]+): (.*)", message, flags=re.DOTALL)
+        if wrong is None:
+            raise self.wrong(message)
+        option, why = wrong[1].rpartition("/")[2], wrong[2].rstrip(".")
+        if why.startswith("expected"):
+            raise UserError(f"{option}: needs a value.")
+        raise UserError(f"{option} {why}" if why.endswith("?") else f"{option} {why}.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                action, f"{value}: not a choice. Choices: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+            )
 
 
-def output_folder(given: str | None, default: Path) -> Path:
+def _completed(argv: Sequence[str]) -> list[str]:
+    """Return the words with the value that ``--cfg`` and ``--info`` take where none follows.
+
+    >>> _completed(["--cfg", "data=digits"])
+    ['--cfg=job', 'data=digits']
+    """
+    words: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        bare = word in _PRINTED and following not in _PRINTED[word]
+        words.append(
+            f"{'--cfg' if word == '-c' else '--info' if word == '-i' else word}={_PRINTED[word][0]}" if bare else word
+        )
+    return words
+
+
+def numeric(kind: type, *, least: float | None = None, why: str = "") -> Callable[[str], Any]:
+    """Return a converter of an option's value to a number.
+
+    Args:
+        kind: ``int`` or ``float``.
+        least: Smallest value; None for any.
+        why: Reason for the smallest value, as the end of a sentence.
+    """
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text}: must be a number") from None
+        if least is not None and not value >= least:
+            raise argparse.ArgumentTypeError(f"{text}: must be at least {least:g}{why}")
+        return value
+
+    return convert
+
+
+def home_path(text: str) -> Path:
+    """Return the value of an option that names a file or a folder; ``~`` is the home folder.
+
+    >>> home_path("a/b").name
+    'b'
+    """
+    return Path(text).expanduser()
+
+
+def output_folder(given: Path | None, default: Path) -> Path:
     """Return the folder into which a command writes several files.
 
     Raises:
         UserError: The path is a file.
     """
-    folder = default if given is None else Path(given).expanduser()
+    folder = default if given is None else given
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: must be a folder. It is a file.")
     return folder

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from finetune.commands.hydra_job import run_composed
+from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config.schema import Config
 
 ABOUT = """\
@@ -16,7 +16,7 @@ Takes the same key=value as finetune train. Nothing is trained and nothing is wr
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    return run_composed("plan", argv, task, about=ABOUT)
+    return run_composed("plan", ComposingArguments("plan", ABOUT).parse(argv)[1], task)
 
 
 def task(config: Config) -> int:

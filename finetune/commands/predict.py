@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
 
@@ -27,23 +27,24 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("predict", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", metavar="IMAGES", nargs="+")
-    parser.add_argument("--output", required=True, metavar="FILE", help="predictions.csv, .jsonl or .parquet")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes in each row (1)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument(
+        "--output", required=True, type=home_path, metavar="FILE", help="predictions.csv, .jsonl or .parquet"
+    )
+    parser.add_argument("--top-k", type=numeric(int, least=1), default=1, metavar="K", help="classes in each row (1)")
+    parser.add_argument(
+        "--batch-size", type=numeric(int, least=1), default=32, metavar="N", help="images in one pass (32)"
+    )
     parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_args(list(argv))
-    for name in ("batch_size", "top_k"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least 1")
+    given = parser.read(argv)
 
     from finetune.inference.image_paths import find_images
     from finetune.inference.predict import predict_to_file
     from finetune.inference.prediction_table import check_output
 
-    check_output(Path(given.output).expanduser())
+    check_output(given.output)
     engine = choose_engine(given.run, given.runtime, trust=given.trust)
     try:
         rows, errors = predict_to_file(

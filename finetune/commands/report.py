@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
 from finetune.commands.own_modules import HELP, modules_of
+from finetune.config import quoted
 from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION
@@ -16,23 +17,23 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
-Images are shown if the run's data is still there. If it has moved, give data.root=DIR."""
+Images are shown if the run's data is still there. If it has moved, give its folder."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    parser = Arguments("report", ABOUT)
-    parser.epilog = "RUN is a run folder."
+    parser = Arguments("report", ABOUT, ending="RUN is a run folder.")
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="where the data is now")
+    parser.add_argument("overrides", metavar="DIR", nargs="*", help="where the data is now; also data.root=DIR")
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_args(list(argv))
+    given = parser.read(argv)
 
     from finetune.commands.evaluate import data_config
     from finetune.report.run_files import check_run
 
     folder = check_run(given.run)
-    page = write_from_files(folder, data_config(given.run, given.overrides), trust=given.trust)
+    overrides = [word if "=" in word else f"data.root={quoted(word)}" for word in given.overrides]
+    page = write_from_files(folder, data_config(given.run, overrides), trust=given.trust)
     print(f"report: {page}")
     return 0
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune.atomic_files import write_text
 from finetune.build import check_data_is_there, with_absolute_paths
-from finetune.config import check_overrides, from_yaml, to_config, to_plain, to_yaml
+from finetune.commands.options import Arguments
+from finetune.config import changed, check_overrides, from_yaml, to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
 from finetune.distributed import is_rank_zero
@@ -16,9 +17,7 @@ from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
 
-USAGE = """\
-usage: finetune resume RUN [key=value ...] [--anyway] [--trust]
-
+ABOUT = """\
 Continue a stopped run. Weights, metrics and predictions are those of the uninterrupted run.
 A run whose configuration, data or program version has changed since is refused, and the difference is named;
 --anyway continues with other versions of the program or its libraries, and the result may then differ.
@@ -47,19 +46,22 @@ FREE = {
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    if "-h" in argv or "--help" in argv:
-        print(USAGE)
-        return 0
-    overrides = [word for word in argv[1:] if "=" in word and not word.startswith("-")]
-    words = [word for word in argv if word not in ("--anyway", "--trust", *overrides)]
-    if len(words) != 1 or words[0].startswith("-"):
-        raise UserError(
-            f"finetune resume: needs one RUN. Given: {' '.join(argv) or 'nothing'}.\n{USAGE.splitlines()[0]}"
-        )
+    parser = Arguments("resume", ABOUT, ending="RUN is a run folder.")
+    parser.add_argument(
+        "words", metavar="RUN [key=value ...]", nargs="*", help="a run folder, and settings that may change"
+    )
+    parser.add_argument(
+        "--anyway", action="store_true", help="continue with other versions of the program or its libraries"
+    )
+    parser.add_argument("--trust", action="store_true", help="build every class that the run's configuration names")
+    given = parser.read(argv)
+    overrides = [word for word in given.words[1:] if "=" in word]
+    if not given.words or len(given.words) > 1 + len(overrides):
+        raise parser.wrong(f"needs one RUN. Given: {' '.join(given.words) or 'nothing'}")
     resume(
-        Path(words[0]).expanduser(),
-        anyway="--anyway" in argv,
-        trust="--trust" in argv,
+        Path(given.words[0]).expanduser(),
+        anyway=given.anyway,
+        trust=given.trust,
         overrides=overrides,
         tune_process=True,
     )
@@ -196,11 +198,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
             f"{fixed[0]}: cannot be changed in a run that has begun. The result depends on it. These can: {', '.join(FREE)}. "
             "For anything else start a new run."
         )
-    check_overrides(overrides)
-    from omegaconf import OmegaConf
-
-    given = OmegaConf.from_dotlist([word.lstrip("+") for word in overrides])
-    return with_absolute_paths(to_config(OmegaConf.merge(OmegaConf.create(to_plain(config)), given)))
+    return with_absolute_paths(changed(config, check_overrides(overrides)))
 
 
 def _placeless(config: Config) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings, Rows
@@ -35,18 +36,18 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("search", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("queries", metavar="QUERY", nargs="*")
-    parser.add_argument("-k", type=int, default=5, metavar="K", help="neighbours of each query (5)")
-    parser.add_argument("--radius", type=float, metavar="R", help="all within this distance instead")
+    parser.add_argument("-k", type=numeric(int, least=1), default=5, metavar="K", help="neighbours of each query (5)")
+    parser.add_argument("--radius", type=numeric(float, least=0), metavar="R", help="all within this distance instead")
     parser.add_argument("--quality", action="store_true", help="how well neighbours agree with labels")
     parser.add_argument("--split", choices=["train", "val", "test"], help="queries of --quality (test)")
-    parser.add_argument("--metric", default="cosine", metavar="NAME", help="cosine (default) or l2")
+    parser.add_argument("--metric", choices=["cosine", "l2"], default="cosine", help="cosine (default) or l2")
     parser.add_argument("--engine", choices=["numpy", "faiss"], default="numpy")
     parser.add_argument("--index", default="Flat", metavar="FACTORY", help="of faiss: Flat is exact, HNSW32 is not")
     parser.add_argument("--model", metavar="RUN", help="where the run is now, if it was moved")
     parser.add_argument("--trust", action="store_true", help=HELP)
-    parser.add_argument("--output", type=_path, metavar="FILE", help="found.csv or .json; .json for --quality")
-    parser.add_argument("--sheet", type=_path, metavar="FILE", help="a page of pictures, .html")
-    given = parser.parse_intermixed_args(list(argv))
+    parser.add_argument("--output", type=home_path, metavar="FILE", help="found.csv or .json; .json for --quality")
+    parser.add_argument("--sheet", type=home_path, metavar="FILE", help="a page of pictures, .html")
+    given = parser.read(argv)
     _check(given, parser)
 
     from finetune.embeddings.embeddings import naming
@@ -81,19 +82,9 @@ def _search(given: argparse.Namespace) -> int:
     return 0
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def _check(given: argparse.Namespace, parser: Arguments) -> None:
-    if given.k < 1:
-        parser.error(f"-k {given.k}: must be at least 1")
-    if given.radius is not None and not given.radius >= 0:
-        parser.error(f"--radius {given.radius}: must be 0 or more")
-    if given.metric not in ("cosine", "l2"):
-        parser.error(f"--metric {given.metric}: must be cosine or l2")
     if given.sheet and given.sheet.suffix != ".html":
-        parser.error(f"--sheet {given.sheet}: must end in .html")
+        raise UserError(f"--sheet {given.sheet}: must end in .html.")
     if given.quality and (given.queries or given.radius is not None or given.sheet):
         parser.error("--quality takes no QUERY, --radius or --sheet")
     if given.quality and given.output and given.output.suffix != ".json":
@@ -134,7 +125,7 @@ def _neighbours(given: argparse.Namespace, embeddings: "Embeddings") -> "tuple[Q
         modules = modules_of(place, trust=True) if given.trust and place is not None else None
         return restore_extractor(embeddings.metadata, run=given.model, modules=modules)
 
-    reader = QueryReader(embeddings, _path(given.embeddings), model)
+    reader = QueryReader(embeddings, home_path(given.embeddings), model)
     queries = reader.read(reader.names(given.queries))
     if given.radius is not None:
         pairs = within(embeddings.features, queries.features, given.radius, metric=given.metric)

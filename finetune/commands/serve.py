@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments
+from finetune.commands.options import Arguments, numeric
 from finetune.commands.own_modules import HELP
 from finetune.errors import UserError
 
@@ -37,18 +37,42 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--host", default="127.0.0.1", help="127.0.0.1; 0.0.0.0 accepts connections from other computers"
     )
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="8000; 0 takes a free one")
+    parser.add_argument("--port", type=numeric(int), default=8000, metavar="N", help="8000; 0 takes a free one")
     parser.add_argument("--runtime", choices=["torch", "onnx"], help="default: by RUN")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in one forward pass (32)")
-    parser.add_argument("--wait-ms", type=float, default=5.0, metavar="MS", help="wait for others to join a batch (5)")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes in each answer (5)")
-    parser.add_argument("--max-upload-mb", type=float, default=20.0, metavar="MB", help="of one request (20)")
-    parser.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of one image (50000000)")
-    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="images waiting for an answer (256)")
-    parser.add_argument("--upload-seconds", type=float, default=30.0, metavar="S", help="for a request to arrive (30)")
-    parser.add_argument("--header-seconds", type=float, default=10.0, metavar="S", help="for its headers (10)")
     parser.add_argument(
-        "--grace", type=int, default=30, metavar="S", help="to finish accepted requests when stopping (30)"
+        "--batch-size", type=numeric(int, least=1), default=32, metavar="N", help="images in one forward pass (32)"
+    )
+    parser.add_argument(
+        "--wait-ms", type=numeric(float, least=0), default=5.0, metavar="MS", help="wait for others to join a batch (5)"
+    )
+    parser.add_argument(
+        "--top-k", type=numeric(int, least=1), default=5, metavar="K", help="classes in each answer (5)"
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=numeric(float, least=1e-3), default=20.0, metavar="MB", help="of one request (20)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=numeric(int, least=1), default=50_000_000, metavar="N", help="of one image (50000000)"
+    )
+    parser.add_argument(
+        "--max-queue", type=numeric(int, least=1), default=256, metavar="N", help="images waiting for an answer (256)"
+    )
+    parser.add_argument(
+        "--upload-seconds",
+        type=numeric(float, least=1e-3),
+        default=30.0,
+        metavar="S",
+        help="for a request to arrive (30)",
+    )
+    parser.add_argument(
+        "--header-seconds", type=numeric(float, least=1e-3), default=10.0, metavar="S", help="for its headers (10)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=numeric(int, least=1),
+        default=30,
+        metavar="S",
+        help="to finish accepted requests when stopping (30)",
     )
     parser.add_argument(
         "--allowed-host",
@@ -59,21 +83,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--log", metavar="FILE", help="append the lines to FILE, not to standard output")
     parser.add_argument("--trust", action="store_true", help=HELP)
-    given = parser.parse_args(list(argv))
-    for name in (
-        "batch_size",
-        "wait_ms",
-        "top_k",
-        "max_upload_mb",
-        "max_pixels",
-        "max_queue",
-        "upload_seconds",
-        "header_seconds",
-        "grace",
-    ):
-        least = 0 if name == "wait_ms" else 1 if isinstance(getattr(given, name), int) else 1e-3
-        if not getattr(given, name) >= least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: must be at least {least}")
+    given = parser.read(argv)
     if not 0 <= given.port <= 65535:
         parser.error(f"--port {given.port}: must be from 0 to 65535")
     if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:

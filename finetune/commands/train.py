@@ -24,7 +24,7 @@ from finetune.build import (
     trainer_factory,
     with_absolute_paths,
 )
-from finetune.commands.hydra_job import run_composed
+from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate
@@ -54,7 +54,7 @@ Several devices: trainer.devices=2. Several machines: on each of them, with N it
 
 def run(argv: Sequence[str]) -> int:
     """Run the command."""
-    return run_composed("train", argv, task, about=ABOUT)
+    return run_composed("train", ComposingArguments("train", ABOUT).parse(argv)[1], task)
 
 
 def task(config: Config) -> int:

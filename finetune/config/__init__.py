@@ -5,152 +5,26 @@ under a second.
 """
 
 import dataclasses
+import os
 import re
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.config.checks import check
+from finetune.config.groups import conf_dir as conf_dir
+from finetune.config.groups import group_choices as group_choices
+from finetune.config.keys import find_key as find_key
+from finetune.config.overrides import as_hydra_writes as as_hydra_writes
+from finetune.config.overrides import check_overrides as check_overrides
+from finetune.config.overrides import command_line as command_line
+from finetune.config.overrides import quoted as quoted
+from finetune.config.overrides import values_of
 from finetune.config.plain_yaml import read_plain_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import RUN_DIR
+from finetune.config.whole_schedule import spread
 from finetune.errors import ConfigError, UserError, did_you_mean
-
-
-def conf_dir() -> Path:
-    """Return the folder of packaged configurations: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
-
-
-def group_choices(extra_dirs: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Return config groups and their choices, from the package and the user's folders, sorted.
-
-    >>> group_choices()["head"]
-    ['cosine', 'linear', 'mlp', 'own']
-    """
-    choices: dict[str, set[str]] = {}
-    for folder in (conf_dir(), *extra_dirs):
-        for path in folder.glob("*/*.yaml"):
-            if path.parent.name != "hydra":
-                choices.setdefault(path.parent.name, set()).add(path.stem)
-    return {group: sorted(names) for group, names in sorted(choices.items())}
-
-
-def _plain(annotation: Any) -> Any:
-    """Return ``X`` for ``Optional[X]``."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(a for a in typing.get_args(annotation) if a is not type(None))
-    return annotation
-
-
-def find_key(path: str) -> tuple[str | None, bool]:
-    """Look up a dotted path in the schema.
-
-    Returns:
-        The reason why the path is not a key, or None if it is one; and whether it lies in a free-form part, such as ``trainer``.
-
-    >>> find_key("schedule.phases.1.train")
-    (None, False)
-    >>> find_key("trainer.max_time")
-    (None, True)
-    >>> find_key("backbone.wieghts")[0]
-    "no such key. Keys of backbone: source, name, weights, kwargs, _target_, stages. Did you mean 'backbone.weights'?"
-    """
-    at: Any = Config
-    walked: list[str] = []
-    for part in path.split("."):
-        at = _plain(at)
-        if dataclasses.is_dataclass(at):
-            hints = typing.get_type_hints(at)
-            if part not in hints:
-                prefix = ".".join(walked)
-                known = list(hints)
-                near = did_you_mean(part, known)
-                if near and prefix:
-                    near = near.replace("'", f"'{prefix}.", 1)
-                return f"no such key. Keys of {prefix or 'the configuration'}: {', '.join(known)}.{near}", False
-            at = hints[part]
-        elif typing.get_origin(at) is list:
-            if not part.isdigit():
-                return f"{'.'.join(walked)} is a list; its entries are numbered from 0.", False
-            at = typing.get_args(at)[0]
-        elif typing.get_origin(at) is dict or at is Any:
-            return None, True
-        else:
-            return f"{'.'.join(walked)} is a single value and has no key {part!r}.", False
-        walked.append(part)
-    return None, typing.get_origin(_plain(at)) is dict
-
-
-def check_overrides(overrides: Sequence[str], extra_dirs: Sequence[Path] = ()) -> list[str]:
-    """Refuse overrides that name no key, no group or no choice, and report all of them at once.
-
-    Returns:
-        The overrides in Hydra's form: new keys in free-form parts need its ``++``, which users need not know.
-
-    Raises:
-        ConfigError: One message for each wrong override.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    groups = group_choices(extra_dirs)
-    problems: list[str] = []
-    accepted: list[str] = []
-    parser = OverridesParser.create()
-    for text in overrides:
-        accepted.append(text)
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            why = str(error).splitlines()[0]
-            problems.append(f"{text}: not an override. {why}. Write key=value, and quote values with spaces or '='.")
-            continue
-        key = override.key_or_group.split("@")[0].lstrip("/")
-        if key.startswith("hydra") and key not in groups:
-            continue
-        if key in groups and not override.is_delete():
-            # a group whose default is an empty choice is already in the defaults list, so Hydra must not append it
-            accepted[-1] = text.removeprefix("+")
-            names = override.value() if not override.is_sweep_override() else override.sweep_string_iterator()
-            if names is None:
-                problems.append(f"{text}: not a choice. Leave it out to have none.")
-            elif not isinstance(names, (list, typing.Iterator)):
-                names = [names]
-            for name in names or []:
-                if str(name) not in groups[key]:
-                    problems.append(
-                        f"{key}={str(name)!r}: not a choice. Choices: {', '.join(groups[key])}."
-                        f"{did_you_mean(str(name), groups[key])}"
-                    )
-            continue
-        why_not, free = find_key(key)
-        if why_not:
-            problems.append(f"{text}: {why_not}")
-        elif free and not text.startswith(("+", "~")):
-            accepted[-1] = f"++{text}"
-    if problems:
-        raise ConfigError(problems)
-    return accepted
-
-
-def as_hydra_writes(overrides: Sequence[str]) -> list[str]:
-    """Return single-value overrides as the jobs of a sweep repeat them, without overrides of several values.
-
-    >>> as_hydra_writes(["report=false", "seed=1,2"])
-    ['report=False']
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [
-        f"{override.get_key_element()}={override.get_value_element_as_str()}"
-        for override in parsed
-        if not override.is_sweep_override()
-    ]
 
 
 def register_schema() -> None:
@@ -170,7 +44,7 @@ def to_config(composed: Any) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        typed = OmegaConf.merge(OmegaConf.structured(Config), _at_home(composed))
         run_dir = typed.run_dir
         typed.run_dir = RUN_DIR
         missing = sorted(OmegaConf.missing_keys(typed))
@@ -182,7 +56,34 @@ def to_config(composed: Any) -> Config:
     assert isinstance(config, Config)
     config.run_dir = run_dir
     check(config)
-    return config
+    return spread(config)
+
+
+def _at_home(values: Any) -> Any:
+    """Return a configuration with every text that begins with ``~`` as a path from the home folder."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    if isinstance(values, (DictConfig, ListConfig)):
+        values = OmegaConf.to_container(values)
+    if isinstance(values, dict):
+        return {key: _at_home(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_at_home(value) for value in values]
+    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
+
+
+def changed(config: Config, accepted: Sequence[str]) -> Config:
+    """Return a configuration that exists already with checked overrides applied.
+
+    Raises:
+        UserError: A value does not fit.
+    """
+    from omegaconf import OmegaConf
+
+    base = OmegaConf.create(to_plain(config))
+    for key, value in values_of(accepted).items():
+        OmegaConf.update(base, key, value, force_add=True)
+    return to_config(base)
 
 
 def omegaconf_message(error: Exception) -> str:
@@ -252,6 +153,9 @@ PLUGINS = {
 }
 
 
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+
+
 def hydra_message(error: BaseException) -> str:
     """Return one message from a Hydra error: its first line, and its cause if that says more.
 
@@ -267,6 +171,10 @@ def hydra_message(error: BaseException) -> str:
     several = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
     if several:
         return f"{several[1]}: several values. Add -m to run each of them; write key=[value1,value2] for a list."
+    whole = f"{str(error).strip()}: {error.__cause__}"
+    wrong_type = re.match(r"Error merging override \+*(.+?): Value .* could not be converted to (\w+)", whole)
+    if wrong_type and wrong_type[2] in _KINDS:
+        return f"{wrong_type[1]}: must be {_KINDS[wrong_type[2]]}."
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if "not a subclass of PhaseConfig" in str(error):
         return f"{lines[0].split()[-1]}: there is no phase of that number. Phases are numbered from 0."
@@ -277,14 +185,3 @@ def hydra_message(error: BaseException) -> str:
             return f"{lines[0].rstrip('.')}: {why}"
     useful = [line for line in lines if not line.startswith(("full_key", "object_type", "Set the environment"))]
     return ". ".join(line.rstrip(".") for line in useful[:2]) + "."
-
-
-def quoted(value: object) -> str:
-    """Quote a value for Hydra's override grammar, whatever characters it holds.
-
-    >>> quoted("a b=c")
-    "'a b=c'"
-    """
-    # Hydra reads backslashes literally, except a run of them before a quote
-    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
-    return f"'{text}'"

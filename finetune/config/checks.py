@@ -61,6 +61,20 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
         problems.append(f"{prefix}.cache={at.cache!r}: must be auto, off, features, or a number of views from 1 up.")
 
 
+def _optimizers(config: Config) -> list[str]:
+    """Settings of an optimizer that the phases set, and that would have no effect in its node."""
+    places = {"optimizer": config.optimizer, "schedule.optimizer": config.schedule.optimizer}
+    places |= {
+        f"schedule.phases.{number}.optimizer": phase.optimizer for number, phase in enumerate(config.schedule.phases)
+    }
+    return [
+        f"{place}.{key}: has no effect. The phases set it: schedule.{key}, schedule.phases.N.{key}."
+        for place, node in places.items()
+        for key in ("lr", "weight_decay")
+        if key in node
+    ]
+
+
 def _own_modules(config: Config) -> list[str]:
     """Settings that contradict a network, a head or a loss of the user's, or that need one."""
     backbone, head, loss, schedule = config.backbone, config.head, config.loss, config.schedule
@@ -112,6 +126,9 @@ def check(config: Config) -> None:
         ConfigError: All problems found.
     """
     problems: list[str] = []
+    for key, value in (("epochs", config.epochs), ("lr", config.lr)):
+        if value is not None and not value > 0:
+            problems.append(f"{key}={value}: must be above 0.")
     _check_settings(problems, "schedule", config.schedule)
     if not config.schedule.phases:
         problems.append("schedule.phases=[]: a schedule needs at least one phase.")
@@ -147,7 +164,7 @@ def check(config: Config) -> None:
     if config.loss._target_ is None:
         _choice(problems, "loss.name", config.loss.name, LOSSES)
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
-    problems += _own_modules(config)
+    problems += _own_modules(config) + _optimizers(config)
     for key in ("batch_size", "eval_batch_size", "classes", "images_per_class", "image_size"):
         value = getattr(config.data, key)
         if value is not None and value < 1:

@@ -201,6 +201,9 @@ class Config:
     name: Optional[str] = None
     run_dir: Optional[str] = None
     monitor: str = "val/acc"
+    # of the whole schedule: epochs of each phase; highest rate of all phases, the others in their ratios to it
+    epochs: Optional[int] = None
+    lr: Optional[float] = None
     # write report.html at the end; `finetune report RUN` writes it at any time
     report: bool = True
     # auto | off | on: whether torch.compile compiles the trainable part; auto is off

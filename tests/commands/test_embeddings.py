@@ -264,7 +264,7 @@ def test_classifiers_leave_results_like_a_run_and_a_head_for_it(
         (["cluster", "e.npz"], "EMBEDDINGS='e.npz': no such file"),
         (["cluster", "e.npz", "--method", "hdbscan", "--clusters", "3"], "belongs to --method kmeans"),
         (["classify", "e.npz"], "EMBEDDINGS='e.npz': no such file"),
-        (["classify", "e.npz", "--method", "svm"], "invalid choice: 'svm'"),
+        (["classify", "e.npz", "--method", "svm"], "--method svm: not a choice. Choices: knn, logistic, all."),
     ],
 )
 def test_mistakes_are_told_and_write_nothing(

@@ -112,7 +112,7 @@ def test_more_data_is_told_from_the_last_doubling() -> None:
         (["schedule=full"], "the ladder sets schedule itself"),
         (["seed=3"], "the ladder sets seed itself"),
         (["--rungs", "frosen"], "Did you mean 'frozen'"),
-        (["--epochs", "0"], "must be a positive whole number"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["-m"], "runs one ladder"),
         (["data.root=missing"], "data.root='missing'"),
     ],

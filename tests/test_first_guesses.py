@@ -1,0 +1,229 @@
+"""What everyone types first works, or is answered with the line to type; nothing here trains."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main, split_command
+from finetune.commands.hydra_job import ComposingArguments
+from finetune.config import check_overrides, compose
+from finetune.config.reach import notes
+from finetune.config.schema import Config
+from finetune.errors import UserError
+
+Captured = pytest.CaptureFixture[str]
+
+# line after `finetune` -> the overrides, in Hydra's form, that it stands for
+FIRST_GUESSES = {
+    "pets": ["data=folder", "data.root='pets'"],
+    "train pets": ["data=folder", "data.root='pets'"],
+    "pets/": ["data=folder", "data.root='pets'"],
+    "~/pets": ["data=folder", "data.root='HOME/pets'"],
+    "data=pets": ["data=folder", "data.root='pets'"],
+    "data.root=~/pets": ["data.root='HOME/pets'"],
+    "'data.root=[~/pets,~/more pets]'": ["data.root=['HOME/pets','HOME/more pets']"],
+    "'my pets (2)'": ["data=folder", "data.root='my pets (2)'"],
+    "'data.root=my pets (2)'": ["data.root='my pets (2)'"],
+    "'data.root=no pets (3)'": ["data.root='no pets (3)'"],
+    "data.root=pets,more": ["data.root=[pets,more]"],
+    "labels.csv": ["data=manifest", "data.path='labels.csv'"],
+    "data=labels.csv": ["data=manifest", "data.path='labels.csv'"],
+    "freeze=layer1": ["freeze=[layer1]"],
+    "freeze=stem,layer1": ["freeze=[stem,layer1]"],
+    "freeze=[stem, layer1]": ["freeze=[stem, layer1]"],
+    "schedule.phases.1.train=layer4,head": ["schedule.phases.1.train=[layer4,head]"],
+    "'schedule.phases[1].lr=1e-4'": ["schedule.phases.1.lr=1e-4"],
+    "schedule.phases.1.stage_lr=layer4:1e-4": ["++schedule.phases.1.stage_lr={layer4:1e-4}"],
+    "schedule.phases.0.lr_trials=1e-3,1e-2": ["schedule.phases.0.lr_trials=[1e-3,1e-2]"],
+    "epochs=5 lr=1e-3": ["epochs=5", "lr=1e-3"],
+    "epochs = 5": ["epochs=5"],
+    "batch_size=8": ["data.batch_size=8"],
+    "batch-size=8": ["data.batch_size=8"],
+    "weights=none": ["backbone.weights=none"],
+    "weights=None": ["backbone.weights=none"],
+    "backbone=efficientnet_b0": ["backbone=timm", "backbone.name=efficientnet_b0"],
+    "backbone=resnet50.a1_in1k": ["backbone=timm", "backbone.name=resnet50.a1_in1k"],
+    "pets logger=none run_dir=~/out": ["data=folder", "data.root='pets'", "logger=none", "run_dir='HOME/out'"],
+}
+
+# line after `finetune` -> the line that the answer gives
+MISTAKES = {
+    "pets --epochs 3": "finetune pets epochs=3",
+    "pets --lr=1e-3": "finetune pets lr=1e-3",
+    "plan pets --batch-size 8": "finetune plan pets batch_size=8",
+    "--freeze stem data=pets": "finetune freeze=stem data=pets",
+    "pets --gpus 2": "finetune pets trainer.devices=2",
+    "pets optimizer.lr=0.1": "finetune pets lr=0.1",
+    "pets trainer.max_epochs=3": "finetune pets epochs=3",
+    "pets trainer.gradient_clip_val=1": "finetune pets schedule.gradient_clip=1",
+    "pets learning_rate=1e-3": "finetune pets lr=1e-3",
+    "pets model=resnet50": "finetune pets backbone=resnet50",
+    "pets arch=efficientnet_b0": "finetune pets backbone=efficientnet_b0",
+    "pets pretrained=false": "finetune pets weights=none",
+    "pets img_size=96": "finetune pets input.size=96",
+    "pets device=cuda:1": "finetune pets trainer.accelerator=gpu 'trainer.devices=[1]'",
+    "pets patience=3": "finetune pets schedule.patience=3",
+    "pets schedule.epoch=3": "finetune pets schedule.epochs=3",
+    "pets schedule.phases.top.lr=1e-4": "finetune pets schedule.phases.1.lr=1e-4",
+    "pets epochs: 5": "finetune pets epochs=5",
+    "pets lr=0,001": "finetune pets lr=0.001",
+    "pets sed=1 head=lineer": "finetune pets seed=1 head=linear",
+    "pets backbone=resnet19": "finetune pets backbone=resnet18",
+    "digits": "finetune data=digits",
+    "plan convnext_tiny": "finetune plan backbone=convnext_tiny",
+    "fit pets": "finetune train pets",
+    "test my_run": "finetune evaluate my_run",
+    "lr_find pets": "finetune lr-find pets",
+    "--config mine/a.yaml": "finetune --config-dir mine --config-name a",
+    "predict my_run pets --out p.csv": "finetune predict my_run pets --output p.csv",
+    "predict my_run pets --output p.csv --top_k 3": "finetune predict my_run pets --output p.csv --top-k 3",
+    "ladder pets --output out --epoch 2": "finetune ladder pets --output out --epochs 2",
+    "pets max_pixels=100": "finetune pets data.max_pixels=100",
+    "evaluate my_run dta=pets": "finetune evaluate my_run data=pets",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("pets", "more", "more pets", "my pets (2)"):
+        (folder / name).mkdir()
+    (folder / "labels.csv").write_text("path,label\n")
+    return folder
+
+
+@pytest.fixture
+def composed(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """Configurations that commands were called with, in place of training on them."""
+    given: list[Config] = []
+    for command in ("train", "plan"):
+        monkeypatch.setattr(f"finetune.commands.{command}.task", lambda config: given.append(config) or 0)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    return given
+
+
+def accepted(line: str) -> list[str]:
+    """Overrides of a line after ``finetune``, in Hydra's form."""
+    command, rest = split_command([os.path.expanduser(word) for word in shlex.split(line)])
+    typed = ComposingArguments(command, "").parse(rest)[1]
+    return check_overrides(typed.overrides, several=typed.several)
+
+
+@pytest.mark.usefixtures("composed")
+@pytest.mark.parametrize("line", FIRST_GUESSES)
+def test_a_first_guess_works(line: str) -> None:
+    assert accepted(line) == [word.replace("HOME", os.environ["HOME"]) for word in FIRST_GUESSES[line]]
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_answered_with_the_line_to_type(line: str, composed: list[Config], capsys: Captured) -> None:
+    assert main(shlex.split(line)) == 2
+    said = capsys.readouterr()
+    assert said.err.rstrip().endswith(f"Write: {MISTAKES[line]}")
+    assert said.out == ""
+    assert composed == []
+
+
+@pytest.mark.usefixtures("composed")
+def test_the_lines_of_the_answers_are_accepted() -> None:
+    lines = [line for line in MISTAKES.values() if line.split()[1] in ("pets", "plan", "data=digits")]
+    assert len(lines) > 15
+    for line in lines:
+        assert accepted(line.removeprefix("finetune "))
+
+
+def test_epochs_and_rate_of_the_whole_schedule_are_those_of_each_phase() -> None:
+    each = [f"schedule.phases.{n}.{word}" for n in range(3) for word in ("epochs=5", f"lr={(2e-3, 1e-3, 6e-4)[n]}")]
+    whole = compose(["data=digits", "epochs=5", "lr=2e-3"])
+    assert whole == compose(["data=digits", *each, "schedule.epochs=5", "schedule.lr=2e-3"])
+
+
+def test_lists_in_a_sweep_are_values_of_it(composed: list[Config]) -> None:
+    assert main(["-m", "pets", "freeze=layer1,[stem,layer1]", "backbone=resnet50,resnet10t", "weights=none"]) == 0
+    seen = [(config.freeze, config.backbone.name) for config in composed]
+    assert seen == [(freeze, name) for freeze in (["layer1"], ["stem", "layer1"]) for name in ("resnet50", "resnet10t")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan nowhere", "nowhere: not understood. finetune plan takes key=value"),
+        ("~/nowhere", "/nowhere: no such folder"),
+        ("pets data=digits", "data=digits, pets: the data is given more than once"),
+        ("pets epochs=many", "epochs=many: must be a whole number."),
+        ("pets epochs=0", "epochs=0: must be above 0."),
+        ("pets schedule=probe lr=1", "lr=1.0: has no effect. schedule=probe solves its head"),
+        ("pets schedule.phases.1.lr_slice=[1e-4,1e-3] lr=1", "phase 1 (top) sets its rates by lr_slice"),
+        ("pets nonsense=1", "nonsense=1: no such key. Keys of the configuration: seed"),
+        ("export run --format onxn", "--format onxn: not a choice. Choices: onnx, torch_export"),
+    ],
+)
+def test_other_mistakes_name_the_rule(line: str, message: str, composed: list[Config], capsys: Captured) -> None:
+    assert main([word.replace("~", os.environ["HOME"]) for word in shlex.split(line)]) == 2
+    assert message in capsys.readouterr().err
+    assert composed == []
+
+
+def test_a_run_given_as_data_is_answered_with_what_runs_are_for(
+    composed: list[Config], tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    assert f"finetune evaluate {tmp_path}" in capsys.readouterr().err
+
+
+def test_home_is_expanded_in_a_file_and_from_python(
+    composed: list[Config], home: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine.yaml").write_text("source: folder\nroot: ~/pets\n")
+    (tmp_path / "all.yaml").write_text("defaults: [train, _self_]\ntrainer: {default_root_dir: ~/out}\n")
+    assert main(["--config-dir", str(tmp_path), "--config-name", "all", "data=mine", "run_dir=~/run"]) == 0
+    assert composed[0].data.root == str(home / "pets")
+    assert composed[0].trainer["default_root_dir"] == str(home / "out")
+    assert composed[0].run_dir == str(home / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["schedule.epochs=2"], "schedule.epochs=2: reaches only all. head (epochs=3), top (epochs=3) set its own."),
+        (["schedule=full", "schedule.lr=0.1"], "schedule.lr=0.1: has no effect. all (lr=0.0003) sets its own."),
+        (["schedule=probe", "schedule.epochs=2"], "schedule.epochs=2: has no effect. probe does not read it."),
+        (["schedule=frozen", "schedule.layer_decay=0.5"], "schedule.layer_decay=0.5: has no effect."),
+        (
+            ["schedule=lp_ft", "data.augment=light"],
+            "data.augment=light: reaches only all. probe (augment=none) sets its own.",
+        ),
+        (
+            ["schedule.batch_size=4", "data.batch_size=8"],
+            "data.batch_size=8: has no effect. schedule.batch_size replaces it.",
+        ),
+        (["head.hidden=3"], "head.hidden=3: has no effect. It belongs to head=mlp."),
+        (["loss.focal_gamma=1"], "loss.focal_gamma=1: has no effect. It belongs to loss=focal."),
+        (["epochs=2"], "epochs=2: of each phase (head, top, all), 6 in all"),
+        (["lr=2e-3"], "lr=0.002: head 0.002, top 0.001, all 0.0006; the ratios of the schedule are kept"),
+    ],
+)
+def test_a_setting_that_reaches_less_than_it_seems_is_named(words: list[str], line: str) -> None:
+    import yaml
+
+    typed = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words) if key != "schedule"}
+    typed |= {"lr": 2e-3} if "lr" in typed else {}
+    found = notes(compose(["data=digits", *words]), typed)
+    assert any(one.startswith(line) for one in found), found
+
+
+def test_settings_that_reach_all_they_name_are_not_mentioned() -> None:
+    words = ["data=digits", "head=mlp", "head.hidden=3", "schedule.weight_decay=0.1", "optimizer.amsgrad=true"]
+    every = ["schedule.epochs=1", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
+    typed = dict.fromkeys((word.split("=")[0] for word in [*words[2:], *every]), 1)
+    assert notes(compose([*words, *every]), typed) == []
+
+
+def test_an_optimizer_of_a_phase_with_a_rate_is_refused() -> None:
+    with pytest.raises(UserError, match=r"schedule\.phases\.1\.optimizer\.lr: has no effect"):
+        compose(["data=digits", "schedule.phases.1.optimizer={lr:0.1}"])
