@@ -171,7 +171,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     return values
 
 
-def description_problems(model: dict[str, Any]) -> list[str]:
+def description_problems(model: Mapping[str, Any]) -> list[str]:
     """What is wrong with the ``model`` entry of ``model.json``, before anything is built from it.
 
     >>> description_problems({})[0]
@@ -200,7 +200,7 @@ def description_problems(model: dict[str, Any]) -> list[str]:
     return [*problems, *backbone_problems(backbone)]
 
 
-def _own_problems(values: dict[str, Any], where: str, *, class_key: str) -> list[str]:
+def _own_problems(values: Mapping[str, Any], where: str, *, class_key: str) -> list[str]:
     """What is wrong with the description of a module of the user's, beside its shape."""
     name, target = values.get(class_key), values.get("target")
     problems = []
@@ -211,7 +211,7 @@ def _own_problems(values: dict[str, Any], where: str, *, class_key: str) -> list
     return problems
 
 
-def _spec_problems(values: dict[str, Any], where: str) -> list[str]:
+def _spec_problems(values: Mapping[str, Any], where: str) -> list[str]:
     try:
         InputSpec.from_dict(values)
     except UserError as error:
@@ -219,7 +219,7 @@ def _spec_problems(values: dict[str, Any], where: str) -> list[str]:
     return []
 
 
-def backbone_problems(backbone: dict[str, Any]) -> list[str]:
+def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
     """What is wrong with the description of a backbone that somebody else may have written.
 
     >>> backbone_problems({"source": "timm", "name": "resnet18", "kwargs": {"file": "x"}, "input_spec": {}})

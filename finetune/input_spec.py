@@ -1,6 +1,7 @@
 """The contract between data, model and export: the form of an image when it reaches the model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -104,7 +105,7 @@ class InputSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "InputSpec":
+    def from_dict(cls, values: Mapping[str, Any]) -> "InputSpec":
         """Build a specification from the values that :meth:`to_dict` returned.
 
         Raises:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -21,6 +20,8 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 from torchmetrics.utilities import dim_zero_cat
+
+from finetune.results import Matrix, SplitMetrics
 
 # B = batch, K = classes, M = cells of a confusion matrix that are not zero
 
@@ -101,14 +102,14 @@ class ConfusionCells(Metric):
         codes, images = torch.unique(dim_zero_cat(self.codes), return_counts=True)
         return torch.stack([codes // self.num_classes, codes % self.num_classes, images], dim=1)
 
-    def plain(self, cells_M3: torch.Tensor) -> dict[str, list[list[int]]]:
-        """Convert the result of :meth:`compute` for files: ``confusion``, or ``confusion_cells`` if there are many classes."""
+    def plain(self, cells_M3: torch.Tensor) -> tuple[Matrix | None, Matrix | None]:
+        """Convert the result of :meth:`compute` for files: to the whole matrix, or to the cells if there are many classes."""
         if self.num_classes > MOST_IN_MATRIX:
-            return {"confusion_cells": cells_M3.tolist()}
+            return None, cells_M3.tolist()
         true, predicted, images = cells_M3.cpu().unbind(1)
         matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
         matrix[true, predicted] = images
-        return {"confusion": matrix.tolist()}
+        return matrix.tolist(), None
 
 
 def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
@@ -193,22 +194,22 @@ def right_answers(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     return logits_BK.argmax(1) == targets
 
 
-def plain_metrics(metrics: MetricCollection) -> dict[str, Any]:
-    """Return the values as plain numbers and lists; a logger takes only the scalars."""
+def split_metrics(metrics: MetricCollection) -> SplitMetrics:
+    """Return the values of metrics from :func:`build_metrics` as plain numbers."""
     values = metrics.compute()
-    plain = {name: value.tolist() for name, value in values.items() if name != "confusion"}
     confusion = metrics["confusion"]
+    whole, cells = values["confusion"].tolist(), None
     if isinstance(confusion, ConfusionCells):
-        return plain | confusion.plain(values["confusion"])
-    return plain | {"confusion": values["confusion"].tolist()}
-
-
-def in_words(values: dict[str, Any]) -> str:
-    """Return the main values of :func:`plain_metrics` in words.
-
-    >>> in_words({"acc": 0.5, "f1_macro": 0.25, "loss": 1.0})
-    'accuracy 0.5000, macro F1 0.2500, loss 1.0000'
-    """
-    several = f", mean average precision {values['map']:.4f}" if "map" in values else ""
-    right = "exact match" if several else "accuracy"
-    return f"{right} {values['acc']:.4f}, macro F1 {values['f1_macro']:.4f}{several}, loss {values['loss']:.4f}"
+        whole, cells = confusion.plain(values["confusion"])
+    numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    return SplitMetrics(
+        acc=numbers["acc"],
+        ece=numbers["ece"],
+        f1_macro=numbers["f1_macro"],
+        f1_micro=numbers.get("f1_micro"),
+        map=numbers.get("map"),
+        recall=tuple(values["recall"].tolist()),
+        loss=numbers["loss"],
+        confusion=whole,
+        confusion_cells=cells,
+    )

@@ -2,9 +2,10 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from finetune.atomic_files import make_folder, write_text
 from finetune.checksums import verify, write_checked_json
@@ -13,14 +14,75 @@ from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION, REPORT
-from finetune.safe_files import inside, need, read_json
+from finetune.plain import Json, from_plain, to_plain
+from finetune.safe_files import inside, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # 2: includes the decisions for `auto`; 3: checksums of the run's files are kept
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedData:
+    """The data of a run, as its record holds it.
+
+    Args:
+        fingerprint: Digest of classes, paths, targets, splits and contents.
+        classes: Class names in the order of the logits.
+        counts: Images of each class, by split.
+    """
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, index: Index) -> "RecordedData":
+        """Describe an index."""
+        counts = {split: tuple(numbers) for split, numbers in index.counts().items()}
+        return cls(fingerprint=index.fingerprint(), classes=tuple(index.classes), counts=counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What was decided where the configuration says ``auto``; a resumed run uses it again.
+
+    Args:
+        precision: Precision; a word such as ``32-true``, which whoever uses it checks.
+        caches: Cache policy of each phase; :func:`finetune.activation_cache.policy.policies_from_plain` reads them.
+    """
+
+    precision: Json = None
+    caches: tuple[Json, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The contents of ``run.json``: how a run was started.
+
+    Args:
+        format: Version of the run folder.
+        config: Whole configuration.
+        model: Description of the network, from which it is rebuilt without downloads.
+        data: The data.
+        decided: Choices of the program.
+        versions: Versions of Python, of finetune and of the libraries that a result depends on.
+        threads: Threads that torch computed with.
+    """
+
+    format: int
+    config: Mapping[str, Json]
+    model: Mapping[str, Json]
+    data: RecordedData
+    decided: Decisions
+    versions: Mapping[str, Json]
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -142,12 +204,12 @@ class RunFolder:
 def create_run_folder(
     run_dir: Path,
     *,
-    config: dict[str, Any],
+    config: Mapping[str, Json],
     config_yaml: str,
-    model: dict[str, Any],
+    model: Mapping[str, Json],
     index: Index,
-    plan: list[dict[str, Any]],
-    decided: dict[str, Any],
+    plan: "Sequence[DataclassInstance]",
+    decided: Decisions,
 ) -> None:
     """Create the run folder. ``run.json`` is written last; once it exists, the run can be resumed.
 
@@ -164,26 +226,28 @@ def create_run_folder(
 
     make_folder(run_dir)
     write_text(run_dir / CONFIG, config_yaml)
-    write_checked_json(run_dir / PLAN, plan)
+    write_checked_json(run_dir / PLAN, [to_plain(phase) for phase in plan])
     # the split of every image; data=manifest data.path=RUN/split.csv gives the same splits again
     write_manifest(index, run_dir / "split.csv")
     if index.skipped:
         write_skipped(index, run_dir / "skipped.csv")
     write_checked_json(
         run_dir / RECORD,
-        {
-            "format": FORMAT,
-            "config": config,
-            "model": model,
-            "data": {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()},
-            "decided": decided,
-            "versions": versions(),
-            "threads": torch.get_num_threads(),
-        },
+        to_plain(
+            RunRecord(
+                format=FORMAT,
+                config=config,
+                model=model,
+                data=RecordedData.of(index),
+                decided=decided,
+                versions=versions(),
+                threads=torch.get_num_threads(),
+            )
+        ),
     )
 
 
-def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str, Any]:
+def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> RunRecord:
     """Return the record once the first process of the run has written it.
 
     Raises:
@@ -195,7 +259,7 @@ def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> dict[str
     return read_run_record(run_dir)
 
 
-def read_run_record(run_dir: Path) -> dict[str, Any]:
+def read_run_record(run_dir: Path) -> RunRecord:
     """Read the record of a run.
 
     Raises:
@@ -211,16 +275,13 @@ def read_run_record(run_dir: Path) -> dict[str, Any]:
                 "Start it again; its configuration is in config.yaml."
             )
         raise UserError(f"RUN='{run_dir}': not a run folder. It has no {RECORD}.")
-    record: dict[str, Any] = read_json(inside(run_dir, RECORD), dict, remedy=_REMEDY)
+    record = read_json(inside(run_dir, RECORD), dict, remedy=_REMEDY)
     if record.get("format") != FORMAT:
         stored_format = printable(str(record.get("format", "no format")))[:40]
         raise UserError(f"{path}: written in format {stored_format}. This version reads {FORMAT}.")
-    kinds = {"config": dict, "model": dict, "data": dict, "decided": dict, "versions": dict, "threads": int}
-    need(record, kinds, name=str(path), remedy=_REMEDY)
-    need(record["data"], {"fingerprint": str, "classes": list, "counts": dict}, name=f"{path}, data", remedy=_REMEDY)
-    need(record["decided"], {"caches": list}, name=f"{path}, decided", remedy=_REMEDY)
+    read = from_plain(RunRecord, record, name=str(path), remedy=_REMEDY)
     verify(path)
-    return record
+    return read
 
 
 def files_read_back(run_dir: Path) -> list[Path]:
@@ -229,7 +290,7 @@ def files_read_back(run_dir: Path) -> list[Path]:
     return [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
 
 
-def differences(then: Any, now: Any, path: str = "") -> list[str]:
+def differences(then: object, now: object, path: str = "") -> list[str]:
     """Return the differences of two nested values, as ``key: then -> now``.
 
     >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})

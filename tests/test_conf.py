@@ -114,7 +114,4 @@ def test_every_experiment_runs(experiment: str, tmp_path: Path) -> None:
         limit += ["data.classes=5", "data.images_per_class=8"]
     words = [f"experiment={experiment}", *short, *limit, "logger=none"]
     run = train_tiny(words, tmp_path / "run")
-    assert (
-        sum(run.results["data"]["counts"]["test"])
-        == len((run.run_dir / "predictions.csv").read_text().splitlines()) - 1
-    )
+    assert sum(run.results.data.counts["test"]) == len((run.run_dir / "predictions.csv").read_text().splitlines()) - 1

@@ -24,6 +24,7 @@ from tests.bundles import small_bundle
 from tests.conftest import TINY
 from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier
+from tests.imaginary_results import imaginary_results
 from tests.runs import train_tiny
 
 COMMANDS = {
@@ -297,13 +298,10 @@ def test_zip_and_pixel_bombs_as_images_become_rows_that_say_why(clean, tmp_path)
 def test_class_names_with_html_and_formulae_are_harmless_where_they_are_shown(tmp_path, images):
     names = ("<script>alert(1)</script>", "=1+1", "a|b\n# c", "[x](javascript:y)", "\x1b[31mred")
     model = settled_classifier(name="resnet10t", size=(32, 32), classes=names)
-    test = {"acc": 1.0, "f1_macro": 1.0, "ece": 0.0, "loss": 0.1, "recall": [1.0] * 5}
     # every class is taken for another once, so that each name is among the mistakes too
-    test["confusion"] = [[int(column == (row + 1) % 5) for column in range(5)] for row in range(5)]
-    counts = {"train": [1] * 5, "val": [1] * 5, "test": [1] * 5}
-    backbone = {"source": "timm", "name": "resnet10t", "weights": "none"}
-    results = {"test": test, "data": {"counts": counts}, "backbone": backbone, "schedule": "full", "seed": 0}
-    card = model_card(model, results)
+    card = model_card(
+        model, imaginary_results([[int(column == (row + 1) % 5) for column in range(5)] for row in range(5)])
+    )
     assert "<script>" not in card
     assert "\x1b" not in card
     assert "](javascript" not in card

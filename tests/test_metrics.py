@@ -5,19 +5,20 @@ import pytest
 import torch
 from sklearn import metrics as sklearn
 
-from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
+from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
+from finetune.plain import Json, to_plain
 
 RANDOM = np.random.default_rng(0)
 TARGETS = (RANDOM.random((23, 4)) < (0.2, 0.5, 0.8, 0.4)).astype(np.uint8)
 LOGITS = (RANDOM.normal(size=(23, 4)) + TARGETS).astype(np.float32)
 
 
-def counted(logits: np.ndarray, targets: np.ndarray) -> dict:
+def counted(logits: np.ndarray, targets: np.ndarray) -> dict[str, Json]:
     """In two batches, as a split is counted."""
     built = build_metrics(targets.shape[1], multi_label=True)
     for part in (slice(0, 10), slice(10, None)):
         update_metrics(built, logits=torch.from_numpy(logits[part]), targets=torch.from_numpy(targets[part]))
-    return plain_metrics(built)
+    return to_plain(split_metrics(built))
 
 
 def test_metrics_of_several_labels_are_scikit_learns() -> None:
@@ -57,11 +58,11 @@ def test_an_image_is_right_when_every_label_is() -> None:
     assert right_answers(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
 
 
-def one_label(logits: torch.Tensor, targets: torch.Tensor) -> dict:
+def one_label(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, Json]:
     built = build_metrics(logits.shape[1])
     for part in (slice(0, 10), slice(10, None)):
         update_metrics(built, logits=logits[part], targets=targets[part])
-    return plain_metrics(built)
+    return to_plain(split_metrics(built))
 
 
 @pytest.mark.parametrize("classes", [4, 40])

@@ -21,6 +21,7 @@ from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
+from finetune.results import Imbalance
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from torch import nn
@@ -30,7 +31,8 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.registry import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
-    from finetune.training.param_groups import OptimizerFactory
+    from finetune.plain import Json
+    from finetune.training.param_groups import OptimizerFactory, ParamGroups
     from finetune.training.phases import Phase
 
 Say = Callable[[str], None]
@@ -465,7 +467,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
     target = str(node.pop("_target_", DEFAULT_OPTIMIZER))
     make = optimizer_class(target, trusted=trusted)
 
-    def build(groups: list[dict[str, Any]]) -> Any:
+    def build(groups: "ParamGroups") -> Any:
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
         try:
             if _can_be_fused(make, arguments, phase):
@@ -479,7 +481,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
     return build
 
 
-def _can_be_fused(make: Callable[..., Any], arguments: dict[str, Any], phase: "Phase") -> bool:
+def _can_be_fused(make: Callable[..., Any], arguments: Mapping[str, Any], phase: "Phase") -> bool:
     """Whether to request an optimizer's fused one-pass kernel from torch.
 
     AdamW on the 11 million weights of ResNet-18 takes 5 ms with it instead of 32 ms on two cores. In mixed precision, Lightning
@@ -493,14 +495,14 @@ def _can_be_fused(make: Callable[..., Any], arguments: dict[str, Any], phase: "P
     return "fused" in takes and not chosen and phase.gradient_clip is None
 
 
-def imbalance(config: Config) -> dict[str, str]:
+def imbalance(config: Config) -> Imbalance:
     """Return how a run handles classes of different size, for its plan and its results."""
     gamma = f", gamma {config.loss.focal_gamma:g}" if config.loss.name == "focal" else ""
-    return {
-        "loss": config.loss._target_ or f"{config.loss.name}{gamma}",
-        "class_weights": config.loss.class_weights,
-        "sampling": "balanced" if config.data.balanced else "each image once",
-    }
+    return Imbalance(
+        loss=config.loss._target_ or f"{config.loss.name}{gamma}",
+        class_weights=config.loss.class_weights,
+        sampling="balanced" if config.data.balanced else "each image once",
+    )
 
 
 def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Callable[[Phase], nn.Module]":
@@ -542,7 +544,7 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
-def trainer_factory(config: Config, run_dir: Path, *, precision: str, trusted: bool) -> Callable[..., Any]:
+def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted: bool) -> Callable[..., Any]:
     """Return a function that builds a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
     Args:
@@ -596,7 +598,7 @@ def _say_what_the_data_holds(source: "Source", say: Say) -> None:
 def assemble(
     config: Config,
     say: Say = lambda line: None,
-    description: dict[str, Any] | None = None,
+    description: Mapping[str, Any] | None = None,
     worker_init: Callable[[int], None] | None = None,
     *,
     trusted: bool = False,

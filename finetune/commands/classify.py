@@ -1,16 +1,20 @@
 """``finetune classify``: nearest neighbours and logistic regression on features, reported like a trained run."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments, home_path, output_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from finetune.data.index import Index
     from finetune.embeddings.classify import ClassifierResult
     from finetune.embeddings.embeddings import Embeddings
+    from finetune.results import Results
 
 ABOUT = """\
 Fit simple classifiers on the features in a file of finetune embed: on its training images, measured on the others.
@@ -48,7 +52,6 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
     embeddings = Embeddings.load(file)
 
     from finetune.embeddings.classify import METHODS, fit_and_test, split_index
-    from finetune.metrics import in_words
 
     embeddings.require_metadata("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
     index, rows, notes = split_index(embeddings, seed=given.seed)
@@ -62,7 +65,7 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
             print(remark)
         write_result(folder / method, result, embeddings, index, seed=given.seed, made_splits=bool(notes))
         chosen = ", ".join(f"{name}={value:g}" for name, value in classifier.chosen.items())
-        print(f"{method} ({chosen}): test {in_words(result.metrics['test'])} on {len(result.test_rows)} images")
+        print(f"{method} ({chosen}): test {result.metrics['test'].in_words()} on {len(result.test_rows)} images")
     print(f"results: {folder}")
     return 0
 
@@ -74,6 +77,7 @@ def write_result(
     import torch
 
     from finetune.atomic_files import write_json, write_text
+    from finetune.plain import to_plain
     from finetune.training.predictions import predictions_csv
 
     classifier = result.classifier
@@ -87,67 +91,67 @@ def write_result(
     if classifier.method == "logistic":
         _write_head(folder / "head.safetensors", classifier.arrays, embeddings)
     results = results_of(result, embeddings, index, seed=seed, own_splits=not made_splits)
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", to_plain(results))
 
 
 def results_of(
     result: "ClassifierResult", embeddings: "Embeddings", index: "Index", *, seed: int, own_splits: bool
-) -> dict[str, Any]:
-    """Return the fields of a run's ``results.json`` for a head that was fitted instead of trained."""
+) -> "Results":
+    """Return the results of a head that was fitted instead of trained, with the fields of a run's ``results.json``."""
     import torch
 
     from finetune.models.weights import state_hash
+    from finetune.results import BackboneOrigin, DataFacts, Imbalance, PhaseResult, Results, Seconds
     from finetune.versions import versions
 
     metadata, classifier = embeddings.metadata, result.classifier
     model = metadata["model"]
     backbone = model["backbone"]
-    phase = {
-        "name": classifier.method,
-        "train": ["head"],
-        "frozen": list(metadata["stages"]),
-        "epochs": 0,
-        "steps": classifier.steps,
-        "restored": "last",
-        "weights": "raw",
-        "best_epoch": 0,
-        "best": {"val/acc": result.metrics["val"]["acc"]},
-        "rates": {},
-        "seconds": result.seconds,
-        "cached_after": metadata["stage"],
-        "views": 1,
-    }
-    return {
-        "test": result.metrics["test"],
-        "val": result.metrics["val"],
-        "phases": [phase],
-        "seconds": {"training": result.seconds, "phases": {classifier.method: result.seconds}},
-        "data": {
+    phase = PhaseResult(
+        name=classifier.method,
+        train=("head",),
+        frozen=tuple(metadata["stages"]),
+        epochs=0,
+        steps=classifier.steps,
+        restored="last",
+        weights="raw",
+        best_epoch=0,
+        best={"val/acc": result.metrics["val"].acc},
+        rates={},
+        cached_after=metadata["stage"],
+        cached_view="evaluation",
+        views=1,
+        seconds=result.seconds,
+    )
+    return Results(
+        test=result.metrics["test"],
+        val=result.metrics["val"],
+        phases=(phase,),
+        seconds=Seconds(training=result.seconds, phases={classifier.method: result.seconds}),
+        data=DataFacts(
             # the data set's own fingerprint, so that runs on the same data can be recognised
-            "fingerprint": (metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
-            "classes": list(index.classes),
-            "counts": index.counts(),
-            "skipped": int(metadata.get("skipped") or 0),
+            fingerprint=(metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
+            classes=tuple(index.classes),
+            counts={split: tuple(counts) for split, counts in index.counts().items()},
+            skipped=int(metadata.get("skipped") or 0),
             **metadata["reading"],
-        },
-        "versions": versions(),
-        "backbone": {
-            "source": backbone["source"],
-            "name": backbone["name"],
-            "weights": model["weights"] or f"run {model['run']}",
-        },
-        "schedule": f"{classifier.method} on embeddings",
+        ),
+        versions=versions(),
+        backbone=BackboneOrigin(
+            source=backbone["source"], name=backbone["name"], weights=model["weights"] or f"run {model['run']}"
+        ),
+        schedule=f"{classifier.method} on embeddings",
+        imbalance=Imbalance(loss="cross_entropy", class_weights="none", sampling="each image once"),
         # features are computed in single precision, whatever precision they are stored in
-        "precision": "32-true",
-        "compiled": False,
-        "imbalance": {"loss": "cross_entropy", "class_weights": "none", "sampling": "each image once"},
-        "seed": seed,
-        "weights_hash": state_hash({name: torch.from_numpy(array) for name, array in classifier.arrays.items()}),
-        "threads": torch.get_num_threads(),
-    }
+        precision="32-true",
+        compiled=False,
+        seed=seed,
+        weights_hash=state_hash({name: torch.from_numpy(array) for name, array in classifier.arrays.items()}),
+        threads=torch.get_num_threads(),
+    )
 
 
-def _write_head(path: Path, arrays: dict[str, Any], embeddings: "Embeddings") -> None:
+def _write_head(path: Path, arrays: "Mapping[str, NDArray[np.floating[Any]]]", embeddings: "Embeddings") -> None:
     """Write a logistic regression as a head, if it was fitted on the features that a head of the network receives."""
     metadata = embeddings.metadata
     if metadata["normalize"] or metadata["whitening"] or metadata["stage"] != metadata["stages"][-1]:

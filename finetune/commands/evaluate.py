@@ -47,7 +47,6 @@ def run(argv: Sequence[str]) -> int:
     from finetune.build import build_source, check_data_is_there, check_paths, decode_options
     from finetune.inference.decode_options import reading_of
     from finetune.inference.evaluate import evaluate
-    from finetune.metrics import in_words
 
     with _naming_own_config(given.run, given.overrides):
         if not given.overrides:
@@ -72,15 +71,16 @@ def run(argv: Sequence[str]) -> int:
     rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
     if not len(rows):
         raise UserError(f"--split {given.split}: no image is in it. Counts: {source.index.counts()}.")
-    metrics = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
-    print(f"{metrics['images']} images ({given.split}): {in_words(metrics)}, calibration error {metrics['ece']:.4f}")
+    tested = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
+    metrics = tested.metrics
+    print(f"{tested.images} images ({given.split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
     width = max(len(name) for name in classifier.classes)
-    for name, recall in zip(classifier.classes, metrics["recall"], strict=True):
-        print(f"  {name:{width}}  recall {'-' if name in metrics['missing_classes'] else f'{recall:.4f}'}")
-    if metrics["missing_classes"]:
-        print(f"classes without an image: {', '.join(metrics['missing_classes'])}")
+    for name, recall in zip(classifier.classes, metrics.recall, strict=True):
+        print(f"  {name:{width}}  recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}")
+    if tested.missing_classes:
+        print(f"classes without an image: {', '.join(tested.missing_classes)}")
     if given.output:
-        write_json(given.output, metrics)
+        write_json(given.output, tested.to_plain())
     return 0
 
 

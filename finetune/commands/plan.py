@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def task(config: Config) -> int:
 
     parts = assemble(config, print, trusted=True)
 
+    from finetune.plain import to_plain
     from finetune.training.forecast import forecast
     from finetune.training.plan import build_plan, duration, plan_table
 
@@ -35,7 +37,7 @@ def task(config: Config) -> int:
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
-    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in imbalance(config).items()))
+    print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
     print(f"precision: {precision.name} ({precision.why})")
     plan = build_plan(parts.classifier, parts.phases, parts.data, caches=caches)
     began = time.monotonic()
@@ -54,5 +56,5 @@ def task(config: Config) -> int:
     calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
     print(f"time: about {duration(sum(t.seconds for t in times))} for all phases, from an empty cache ({calibration})")
     print()
-    print(plan_table([phase | {"time": t.to_plain()} for phase, t in zip(plan, times, strict=True)]))
+    print(plan_table([replace(phase, time=t) for phase, t in zip(plan, times, strict=True)]))
     return 0

@@ -3,8 +3,9 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import write_text
 from finetune.build import check_data_is_there, with_absolute_paths
@@ -16,6 +17,10 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
+
+if TYPE_CHECKING:
+    from finetune.plain import Json
+    from finetune.run_folder import RunRecord
 
 ABOUT = """\
 Continue a stopped run. Weights, metrics and predictions are those of the uninterrupted run.
@@ -117,7 +122,7 @@ def resume(
             say(f"report: {write_from_files(run_dir, config, trust=trust)}")
         return
     config = _changed(config, overrides)
-    then, now = _comparable(record["config"]), _comparable(to_plain(config))
+    then, now = _comparable(record.config), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
     for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
@@ -133,20 +138,21 @@ def resume(
 
 
 def _go_on(
-    run_dir: Path, record: dict[str, Any], config: Config, *, anyway: bool, trusted: bool, tune_process: bool
+    run_dir: Path, record: "RunRecord", config: Config, *, anyway: bool, trusted: bool, tune_process: bool
 ) -> None:
     from finetune.commands.train import execute, say
-    from finetune.run_folder import CONFIG, differences
+    from finetune.plain import to_plain as plain_fields
+    from finetune.run_folder import CONFIG, RecordedData, differences
 
     check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
     for key, meaning in FREE.items():
-        before, after = _value(record["config"], key), _value(to_plain(config), key)
+        before, after = _value(record.config, key), _value(to_plain(config), key)
         if before != after:
             say(f"{key}: {before} -> {after} ({meaning})")
 
     from finetune.versions import versions
 
-    changed = differences(record["versions"], versions())
+    changed = differences(record.versions, versions())
     if changed and not anyway:
         _refuse(run_dir, "begun with other versions (--anyway continues, and the result may differ)", changed)
 
@@ -157,24 +163,21 @@ def _go_on(
     parts = assemble(
         config,
         say,
-        description=record["model"] if begun else None,
+        description=record.model if begun else None,
         worker_init=release_freed_blocks if tune_process else None,
         trusted=trusted,
     )
-    index = parts.source.index
-    data = {"fingerprint": index.fingerprint(), "classes": list(index.classes), "counts": index.counts()}
-    if data != record["data"]:
-        detail = differences(
-            {k: v for k, v in record["data"].items() if k != "fingerprint"}, data | {"fingerprint": None}
-        )
-        detail = [line for line in detail if not line.startswith("fingerprint")]
+    data = RecordedData.of(parts.source.index)
+    if data != record.data:
+        same_name = plain_fields(replace(data, fingerprint=record.data.fingerprint))
+        detail = differences(plain_fields(record.data), same_name)
         _refuse(run_dir, "the data has changed", detail or ["files were renamed, or their contents changed"])
 
     import torch
 
-    if torch.get_num_threads() != record["threads"]:
+    if torch.get_num_threads() != record.threads:
         say(
-            f"This run began with {record['threads']} threads and continues with {torch.get_num_threads()}: sums are "
+            f"This run began with {record.threads} threads and continues with {torch.get_num_threads()}: sums are "
             "taken in another order, so the result will not be identical to the bit. OMP_NUM_THREADS sets the number."
         )
     if is_rank_zero():
@@ -201,7 +204,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
     return with_absolute_paths(changed(config, check_overrides(overrides)))
 
 
-def _placeless(config: Config) -> dict[str, Any]:
+def _placeless(config: Config) -> "Mapping[str, Json]":
     """Return a configuration without its run folder, which may have been moved."""
     return {key: value for key, value in to_plain(config).items() if key != "run_dir"}
 
@@ -211,7 +214,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return config[section].get(name)
 
 
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(config: Mapping[str, Any]) -> "Mapping[str, Json]":
     """Return a configuration without the locations of the run and its data, and without other free settings."""
     kept = {key: dict(value) if key in ("data", "trainer") else value for key, value in config.items()}
     for key in FREE:

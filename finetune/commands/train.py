@@ -87,7 +87,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
     check_typed_places(config)
     config = with_absolute_paths(config)
     parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None, trusted=True)
-    from finetune.run_folder import create_run_folder
+    from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 
     with make_run_dir(config, run_dir) as run_dir:
@@ -100,7 +100,7 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
                 model=parts.classifier.describe(),
                 index=parts.source.index,
                 plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
-                decided={"precision": precision.name, "caches": [choice.to_plain() for choice in caches]},
+                decided=Decisions(precision=precision.name, caches=tuple(choice.to_plain() for choice in caches)),
             )
             say(f"precision: {precision.name} ({precision.why})")
         say(f"run: {run_dir}")
@@ -138,17 +138,17 @@ def execute(
     import torch
 
     from finetune.activation_cache.policy import policies_from_plain
-    from finetune.metrics import in_words
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
+    from finetune.results import BackboneOrigin, RunFacts
     from finetune.run_folder import RECORD, RunFolder, wait_for_run_record
     from finetune.training.compiling import compiles
     from finetune.training.run import Run
     from finetune.training.run_context import Factories, RunContext, RunSettings
 
-    decided = wait_for_run_record(run_dir)["decided"]
+    decided = wait_for_run_record(run_dir).decided
     try:
-        caches = policies_from_plain(decided["caches"], parts.phases)
+        caches = policies_from_plain(decided.caches, parts.phases)
     except ValueError as error:
         raise UserError(f"{run_dir / RECORD}: damaged. {error}. Start the run again.") from None
     compiled = compiles(config.compile)
@@ -169,20 +169,20 @@ def execute(
                 checkpoint_every=config.checkpoint.every_n_steps,
                 cache_limit_bytes=int(config.cache.max_gb * 1e9),
                 compiled=compiled,
-                facts={
-                    "backbone": {
-                        "source": parts.classifier.backbone.source,
-                        "name": network_name(config),
-                        "weights": config.backbone.weights,
-                    },
-                    "schedule": config.schedule.name,
-                    "imbalance": imbalance(config),
-                    "precision": decided["precision"],
-                    "compiled": compiled,
-                },
+                facts=RunFacts(
+                    backbone=BackboneOrigin(
+                        source=parts.classifier.backbone.source,
+                        name=network_name(config),
+                        weights=config.backbone.weights,
+                    ),
+                    schedule=config.schedule.name,
+                    imbalance=imbalance(config),
+                    precision=str(decided.precision),
+                    compiled=compiled,
+                ),
             ),
             make=Factories(
-                trainer=trainer_factory(config, run_dir, precision=decided.get("precision"), trusted=trusted),
+                trainer=trainer_factory(config, run_dir, precision=decided.precision, trusted=trusted),
                 optimizer=partial(optimizer_factory, trusted=trusted),
                 loss=loss_of(config, parts.source, trusted=trusted),
             ),
@@ -193,9 +193,8 @@ def execute(
         result = Run(
             context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
         ).execute()
-    test = result.results["test"]
     say(f"\n{result_table(result.results)}\n")
-    say(f"test: {in_words(test)} on {len(parts.source.index.rows('test'))} images")
+    say(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
     say(f"bundle: {result.bundle}")
     if config.report and is_rank_zero():
         if tune_process:

@@ -13,6 +13,7 @@ from finetune.data.splits import make_folds, make_splits
 from finetune.embeddings.embeddings import Embeddings, Rows
 from finetune.embeddings.files import Features
 from finetune.errors import UserError
+from finetune.results import SplitMetrics
 from finetune.split_settings import SplitSettings
 
 # N = images, D = features, K = classes
@@ -256,7 +257,7 @@ class ClassifierResult:
     """
 
     classifier: FittedClassifier
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, SplitMetrics]
     test_rows: Rows
     test_probabilities: Probabilities
     seconds: float
@@ -272,7 +273,7 @@ def fit_and_test(
     """
     import torch
 
-    from finetune.metrics import build_metrics, plain_metrics, update_metrics
+    from finetune.metrics import build_metrics, split_metrics, update_metrics
 
     began = time.monotonic()
     classifier = fit(method, features, index, metric=metric, seed=seed)
@@ -283,7 +284,7 @@ def fit_and_test(
         measured = build_metrics(len(index.classes))
         targets = torch.from_numpy(np.asarray(index.targets, np.int64)[rows])
         update_metrics(measured, logits=torch.from_numpy(np.log(probabilities)), targets=targets)
-        metrics[split] = plain_metrics(measured)
+        metrics[split] = split_metrics(measured)
     return ClassifierResult(
         classifier=classifier,
         metrics=metrics,

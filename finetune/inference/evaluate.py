@@ -1,6 +1,7 @@
 """Test a trained model on a data set, aligning classes by name."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,31 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.data.registry import Source
 from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
-from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.forward import fast_logits
+from finetune.plain import Json, to_plain
+from finetune.results import SplitMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The test of a model on a data set.
+
+    Args:
+        metrics: Metrics, as in ``results.json``.
+        images: Number of images.
+        missing_classes: Classes of the model of which the data has no image.
+    """
+
+    metrics: SplitMetrics
+    images: int
+    missing_classes: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Json]:
+        """Return the metrics as JSON values, with the counts behind them."""
+        return {**to_plain(self.metrics), "images": self.images, "missing_classes": list(self.missing_classes)}
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -45,7 +67,7 @@ def _check_labels(classifier: Classifier, source: Source) -> None:
 
 
 @torch.inference_mode()
-def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> dict[str, Any]:
+def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> Evaluation:
     """Compute metrics on the given rows of a source.
 
     Args:
@@ -55,7 +77,7 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         num_workers: Number of loader processes; None chooses automatically.
 
     Returns:
-        The same values as ``test`` in ``results.json``, plus ``images`` and the names of ``missing_classes``.
+        The metrics, the number of images, and the names of the classes without one.
 
     Raises:
         UserError: The data has a class that the model does not know, or single-label data meets a multi-label model or the
@@ -77,4 +99,4 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
             class_counts += torch.bincount(targets, minlength=len(class_counts))
         update_metrics(metrics, logits=run_in_chunks(net, batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]
-    return {**plain_metrics(metrics), "images": len(rows), "missing_classes": missing}
+    return Evaluation(metrics=split_metrics(metrics), images=len(rows), missing_classes=tuple(missing))

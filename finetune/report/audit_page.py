@@ -1,6 +1,6 @@
 """The audit as an HTML page: each finding with thumbnails of its files, and training views on request."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +15,51 @@ from finetune.report.thumbnails import data_url, source_thumbnail
 # most groups of thumbnails per finding, and views per class
 _GROUPS = 12
 _VIEWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassViews:
+    """Training views of one class.
+
+    Args:
+        name: Name of the class.
+        images: Data URLs.
+    """
+
+    name: str
+    images: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownFile:
+    """A file of a finding.
+
+    Args:
+        name: Name of the file.
+        image: Data URL of its thumbnail; None if there is none.
+    """
+
+    name: str
+    image: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownFinding:
+    """A finding with thumbnails.
+
+    Args:
+        severity: How bad it is.
+        text: What was found.
+        remedy: What to do.
+        groups: Its first groups of files.
+        more: Number of the other groups.
+    """
+
+    severity: str
+    text: str
+    remedy: str
+    groups: list[list[ShownFile]]
+    more: int
 
 
 def audit_page(
@@ -45,7 +90,7 @@ def audit_page(
     )
 
 
-def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dict[str, Any]]:
+def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[ClassViews]:
     """Return sixteen training views per class, made from the class's first training images, each as a data URL."""
     index = source.index
     view = train_view(spec, augment=augment)
@@ -59,23 +104,23 @@ def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[dic
             row = int(class_rows[number % len(class_rows)])
             torch.manual_seed(key("audit", name, number))
             images.append(data_url(view(source.read(row, at_least=view.at_least))))
-        shown.append({"name": name, "images": images})
+        shown.append(ClassViews(name=name, images=images))
     torch.set_rng_state(before)
     return shown
 
 
-def _shown(finding: Finding, source: Source) -> dict[str, Any]:
+def _shown(finding: Finding, source: Source) -> ShownFinding:
     """Return a finding with thumbnails of its first groups."""
     groups = []
     for number, files in enumerate(finding.files[:_GROUPS]):
         rows = finding.rows[number] if finding.rows else (None,) * len(files)
         groups.append(
-            [{"name": file, "image": source_thumbnail(source, row)} for file, row in zip(files, rows, strict=True)]
+            [ShownFile(name=file, image=source_thumbnail(source, row)) for file, row in zip(files, rows, strict=True)]
         )
-    return {
-        "severity": finding.severity,
-        "text": finding.text,
-        "remedy": finding.remedy,
-        "groups": groups,
-        "more": len(finding.files) - len(groups),
-    }
+    return ShownFinding(
+        severity=finding.severity,
+        text=finding.text,
+        remedy=finding.remedy,
+        groups=groups,
+        more=len(finding.files) - len(groups),
+    )

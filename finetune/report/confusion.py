@@ -1,7 +1,7 @@
 """Confusion chart with confused classes next to each other, and the most frequent confusions."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ from markupsafe import Markup
 from scipy.sparse import csr_array
 
 from finetune.report.figures import GRID, HIT, MISS, drawing, inline_svg, new_figure
+from finetune.results import SplitMetrics
 from finetune.terminal import printable
 
 # more classes cannot be read in one chart: those with the most mistakes are shown
@@ -20,12 +21,19 @@ _LABEL_LETTERS = 22
 Counts = npt.NDArray[np.int64]
 
 
-def confusion_of(metrics: dict[str, Any], classes: int) -> csr_array:
-    """Read the confusion counts, true class by predicted class, from ``results.json``: a matrix or its non-zero cells."""
-    if "confusion" in metrics:
-        return csr_array(np.array(metrics["confusion"], dtype=np.int64))
-    true, predicted, images = np.array(metrics["confusion_cells"], dtype=np.int64).reshape(-1, 3).T
+def confusion_of(metrics: SplitMetrics, classes: int) -> csr_array:
+    """Return the confusion counts, true class by predicted class, from the whole matrix or from its non-zero cells."""
+    if metrics.confusion is not None:
+        return csr_array(np.array(metrics.confusion, dtype=np.int64))
+    true, predicted, images = np.array(metrics.confusion_cells, dtype=np.int64).reshape(-1, 3).T
     return csr_array((images, (true, predicted)), shape=(classes, classes))
+
+
+def images_counted(metrics: SplitMetrics, classes: int) -> int:
+    """Return the number of images behind the metrics; multi-label has a matrix per class, each of which counts every image."""
+    if metrics.map is not None and metrics.confusion is not None:
+        return int(np.sum(metrics.confusion[0]))
+    return int(confusion_of(metrics, classes).sum())
 
 
 def mistakes(confusion_KK: csr_array) -> tuple[Counts, Counts, Counts]:
@@ -57,14 +65,29 @@ def clustered_order(confusion_KK: Counts) -> list[int]:
     return [int(k) for k in leaves_list(linkage(squareform(distances, checks=False), "average", optimal_ordering=True))]
 
 
-def confused_pairs(
-    confusion_KK: csr_array, classes: Sequence[str], most: int = 20
-) -> tuple[list[dict[str, object]], int]:
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Test images of one class that were predicted as another.
+
+    Args:
+        true: True class.
+        found: Predicted class.
+        count: Number of images.
+        share: Fraction of the images of the true class.
+    """
+
+    true: str
+    found: str
+    count: int
+    share: float
+
+
+def confused_pairs(confusion_KK: csr_array, classes: Sequence[str], most: int = 20) -> tuple[list[Mistakes], int]:
     """Return the most frequent mistakes, most frequent first, and the total number of kinds."""
     true, predicted, images = mistakes(confusion_KK)
     support = confusion_KK.sum(axis=1)
     pairs = [
-        {"true": classes[row], "found": classes[column], "count": int(count), "share": float(count / support[row])}
+        Mistakes(true=classes[row], found=classes[column], count=int(count), share=float(count / support[row]))
         for row, column, count in zip(true[:most], predicted[:most], images[:most], strict=True)
     ]
     return pairs, len(images)

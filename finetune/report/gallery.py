@@ -85,6 +85,21 @@ def _answer(
     )
 
 
-def shown(answers: Sequence[Answer], source: Source | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class ShownAnswer:
+    """A prediction with its thumbnail.
+
+    Args:
+        answer: The prediction.
+        image: Data URL of the thumbnail; None if the image is not available.
+    """
+
+    answer: Answer
+    image: str | None
+
+
+def shown(answers: Sequence[Answer], source: Source | None) -> list[ShownAnswer]:
     """Add thumbnails to the answers, where there are images."""
-    return [{"answer": answer, "image": source_thumbnail(source, answer.row) if source else None} for answer in answers]
+    return [
+        ShownAnswer(answer=answer, image=source_thumbnail(source, answer.row) if source else None) for answer in answers
+    ]

@@ -1,14 +1,13 @@
 """The model card of a bundle: what users need to know before they use the model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from finetune.bundle_card import how_to_open
 from finetune.input_spec import InputSpec
-from finetune.metrics import in_words
 from finetune.models.classifier import Classifier
-from finetune.report.confusion import confused_pairs, confusion_of
+from finetune.report.confusion import confused_pairs, confusion_of, images_counted
 from finetune.report.loading_snippets import how_to_load
+from finetune.results import Results, SplitMetrics
 from finetune.terminal import markdown
 
 _MISTAKES = 10
@@ -22,40 +21,39 @@ _EXPORTS = {
 }
 
 
-def model_card(classifier: Classifier, results: dict[str, Any]) -> str:
+def model_card(classifier: Classifier, results: Results) -> str:
     """Render the model card as Markdown.
 
     Args:
         classifier: Trained model.
-        results: Contents of ``results.json``.
+        results: Results of the run.
     """
-    spec, test, counts = classifier.input_spec, results["test"], results["data"]["counts"]
-    backbone, figures = results["backbone"], in_words(test)
+    spec, test, counts = classifier.input_spec, results.test, results.data.counts
+    backbone, figures = results.backbone, test.in_words()
     several = classifier.multi_label
-    # multi-label has one matrix per class, each of which counts every image
-    images = sum(map(sum, test["confusion"][0])) if several else int(confusion_of(test, len(classifier.classes)).sum())
+    images = images_counted(test, len(classifier.classes))
     answers = (
         "It knows only these classes."
         if several
         else "It always answers with one of its classes, also for an image that shows none of them."
     )
     lines = [
-        f"# {markdown(backbone['name'])}, {len(classifier.classes)} classes",
+        f"# {markdown(backbone.name)}, {len(classifier.classes)} classes",
         "",
-        f"Made by `finetune`. Backbone weights at the start: `{backbone['weights']}`. Schedule: "
-        f"`{results['schedule']}`, seed {results['seed']}.",
+        f"Made by `finetune`. Backbone weights at the start: `{backbone.weights}`. Schedule: "
+        f"`{results.schedule}`, seed {results.seed}.",
         "",
         *how_to_open(classifier),
         "",
         "## Test",
         "",
-        f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test['ece']:.4f} on {images} images.",
+        f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test.ece:.4f} on {images} images.",
         "",
         "| class | training images | test images | recall |",
         "|---|---|---|---|",
     ]
     for position, name in enumerate(classifier.classes):
-        recall = f"{test['recall'][position]:.3f}" if counts["test"][position] else "no image"
+        recall = f"{test.recall[position]:.3f}" if counts["test"][position] else "no image"
         lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
     if several:
         # in multi-label data no class is mistaken for another, and the other programs' formats hold one label per image
@@ -88,11 +86,11 @@ def _other_programs(spec: InputSpec) -> list[str]:
     ]
 
 
-def _confusions(classes: Sequence[str], test: dict[str, Any]) -> list[str]:
+def _confusions(classes: Sequence[str], test: SplitMetrics) -> list[str]:
     """List the most frequent mistakes; with many classes all pairs would fill pages."""
     pairs, kinds = confused_pairs(confusion_of(test, len(classes)), classes, most=_MISTAKES)
     if not pairs:
         return ["No test image was put into a wrong class.", ""]
-    rows = [f"| {markdown(str(p['true']))} | {markdown(str(p['found']))} | {p['count']} |" for p in pairs]
+    rows = [f"| {markdown(p.true)} | {markdown(p.found)} | {p.count} |" for p in pairs]
     heading = f"The {len(rows)} most frequent of {kinds} kinds of mistakes:" if kinds > len(rows) else "Mistakes:"
     return [heading, "", "| true class | predicted | test images |", "|---|---|---|", *rows, ""]

@@ -1,8 +1,8 @@
 """Summary of a run for the terminal: a table of its phases, and its metrics."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from finetune.results import Results
 from finetune.terminal import printable
 
 _FIGURES = {
@@ -15,26 +15,27 @@ _FIGURES = {
 }
 
 
-def result_table(results: dict[str, Any]) -> str:
+def result_table(results: Results) -> str:
     """Return plain text, the same for a terminal, a pipe and a log.
 
     Args:
-        results: Contents of ``results.json``.
+        results: Results of the run.
     """
     phases = [["phase", "trains", "epochs", "steps", "best", "seconds"]]
-    for phase in results["phases"]:
-        (name, value), *_ = phase["best"].items()
-        stages = phase["train"]
+    for phase in results.phases:
+        (name, value), *_ = phase.best.items()
+        stages = phase.train
         trains = ", ".join(stages) if len(stages) < 4 else f"{stages[0]} ... {stages[-1]} ({len(stages)} stages)"
-        best = f"{name} {value:.4f} (epoch {phase['best_epoch'] + 1})"
-        cells = [phase["name"], trains, str(phase["epochs"]), f"{phase['steps']:,}", best, f"{phase['seconds']:.0f}"]
+        best = f"{name} {value:.4f} (epoch {phase.best_epoch + 1})"
+        cells = [phase.name, trains, str(phase.epochs), f"{phase.steps:,}", best, f"{phase.seconds:.0f}"]
         phases.append([printable(cell) for cell in cells])
     figures = [["", "val", "test"]]
+    val, test = results.val.scalars(), results.test.scalars()
     for key, label in _FIGURES.items():
-        if key in results["test"]:
+        if key in test:
             # for multi-label, an image counts as right only if every label is right
-            label = "exact match" if key == "acc" and "map" in results["test"] else label
-            figures.append([label, f"{results['val'][key]:.4f}", f"{results['test'][key]:.4f}"])
+            label = "exact match" if key == "acc" and "map" in test else label
+            figures.append([label, f"{val[key]:.4f}", f"{test[key]:.4f}"])
     return "\n".join([*_aligned(phases, left=2), "", *_aligned(figures, left=1)])
 
 

@@ -3,10 +3,10 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,34 @@ import numpy.typing as npt
 from finetune.checksums import verify
 from finetune.errors import UserError, shortened
 from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.plain import Json, from_plain
+from finetune.results import Results
 from finetune.run_folder import RunFolder
-from finetune.safe_files import LARGEST_JSON, inside, load_tensors, need, parse_json, read_text
+from finetune.safe_files import LARGEST_JSON, inside, load_tensors, parse_json, read_text
 
-Row = dict[str, Any]
+# of metrics.csv; None for an empty cell
+Cell = float | str | None
+Kind = TypeVar("Kind")
 _REMEDY = "Put a copy of it back, if there is one; else train again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPhase:
+    """What a report needs of an entry of ``plan.json``.
+
+    Args:
+        name: Name of the phase.
+        train: Stages that train.
+        trainable: Parameters that train.
+        total: Parameters of the network.
+        stages: What happens to each stage, from the input to the head.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    trainable: int
+    total: int
+    stages: Mapping[str, Json]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +59,9 @@ class RunFiles:
     """
 
     run_dir: Path
-    results: dict[str, Any]
-    plan: list[dict[str, Any]]
-    epochs: list[Row]
+    results: Results
+    plan: list[PlannedPhase]
+    epochs: list[Mapping[str, Cell]]
     paths: list[str]
     config: str
     evaluation: dict[str, dict[str, npt.NDArray[Any]]]
@@ -46,26 +69,26 @@ class RunFiles:
     @property
     def classes(self) -> list[str]:
         """Class names in the order of the logits."""
-        return list(self.results["data"]["classes"])
+        return list(self.results.data.classes)
 
     @property
     def multi_label(self) -> bool:
         """Whether an image may show several classes."""
-        return "map" in self.results["test"]
+        return self.results.test.map is not None
 
     @property
     def stages(self) -> list[str]:
         """Stages of the network from the input to the head."""
-        return list(self.plan[0]["stages"])
+        return list(self.plan[0].stages)
 
-    def column(self, name: str) -> list[float | None]:
+    def column(self, name: str) -> list[Cell]:
         """Return one quantity for all epochs."""
         return [row.get(name) for row in self.epochs]
 
     def weights(self) -> list[Path]:
         """Return the weight files before each phase and after the last; empty if files of a phase have been deleted."""
         folder = RunFolder(self.run_dir)
-        starts = [folder.phase(number, phase["name"]).start for number, phase in enumerate(self.plan)]
+        starts = [folder.phase(number, phase.name).start for number, phase in enumerate(self.plan)]
         files = [*starts, folder.final_weights]
         return files if all(path.is_file() for path in files) else []
 
@@ -98,21 +121,15 @@ def read_run(run: str | Path) -> RunFiles:
         UserError: The folder is not a finished run, or one of its files is missing or damaged.
     """
     folder = RunFolder(check_run(run))
-    results = _json(folder.results, dict)
-    _check_results(results, name=str(folder.results))
+    results = _results(folder.results)
     predictions = _table(folder.predictions, ("path",))
     evaluation = _evaluation(folder.evaluation)
     if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
         raise UserError(f"{folder.evaluation}: holds other test images than predictions.csv.")
-    plan = _json(folder.plan, list)
-    for phase in plan:
-        if not isinstance(phase, dict):
-            raise UserError(f"{folder.plan}: damaged. An entry is a {type(phase).__name__}, not a phase.")
-        need(phase, {"name": str, "stages": dict, "train": list}, name=str(folder.plan))
     return RunFiles(
         run_dir=folder.path,
         results=results,
-        plan=plan,
+        plan=_plan(folder.plan),
         epochs=[
             {name: _number(cell) for name, cell in row.items()}
             for row in _table(folder.metrics, ("phase", "epoch", "step"))
@@ -128,27 +145,35 @@ def _text(path: Path) -> str:
     return read_text(inside(path.parent, path.name), largest=LARGEST_JSON)
 
 
-def _json(path: Path, kind: type) -> Any:
-    value: Any = parse_json(_text(path), kind, name=str(path), remedy=_REMEDY)
+def _json(path: Path, kind: type[Kind]) -> Kind:
+    value = parse_json(_text(path), kind, name=str(path), remedy=_REMEDY)
     if not value:
         raise UserError(f"{path}: damaged. It holds no {kind.__name__} with anything in it. {_REMEDY}")
     return value
 
 
-def _check_results(results: dict[str, Any], *, name: str) -> None:
-    containers = {"test": dict, "val": dict, "phases": list, "seconds": dict, "data": dict}
-    need(results, containers, name=name, remedy=_REMEDY)
-    fields = RESULTS_MULTI_LABEL if "map" in results["test"] else RESULTS
-    check_fields(results, fields, name=name, of_any_version=True)
-    need(results["data"], {"classes": list, "counts": dict}, name=f"{name}, data", remedy=_REMEDY)
-    classes = results["data"]["classes"]
-    for split in ("test", "val"):
-        if len(results[split].get("recall") or []) != len(classes):
+def _plan(path: Path) -> list[PlannedPhase]:
+    phases = _json(path, list)
+    for phase in phases:
+        if not isinstance(phase, dict):
+            raise UserError(f"{path}: damaged. An entry is a {type(phase).__name__}, not a phase.")
+    return [from_plain(PlannedPhase, phase, name=str(path)) for phase in phases]
+
+
+def _results(path: Path) -> Results:
+    name, values = str(path), _json(path, dict)
+    results = from_plain(Results, values, name=name, remedy=_REMEDY)
+    multi_label = results.test.map is not None
+    check_fields(values, RESULTS_MULTI_LABEL if multi_label else RESULTS, name=name, of_any_version=True)
+    classes = results.data.classes
+    for split, metrics in (("test", results.test), ("val", results.val)):
+        if len(metrics.recall) != len(classes):
             raise UserError(
                 f"{name}: damaged. {split}.recall is not one number for each of {len(classes)} classes. {_REMEDY}"
             )
-    if not classes or not results["phases"]:
+    if not classes or not results.phases:
         raise UserError(f"{name}: damaged. It has no classes or no phases. {_REMEDY}")
+    return results
 
 
 def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
@@ -167,7 +192,7 @@ def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
     return rows
 
 
-def _number(cell: str) -> Any:
+def _number(cell: str) -> Cell:
     """Parse a cell of metrics.csv.
 
     >>> _number("0.5"), _number(""), _number("head")

@@ -1,12 +1,13 @@
 """``report.html``: one page with everything about a finished run, all images embedded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from torch import nn
 
 from finetune.atomic_files import write_text
@@ -22,8 +23,15 @@ from finetune.models.classifier import Classifier
 from finetune.models.own_modules import own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.calibration_chart import calibration_chart
-from finetune.report.confusion import MOST_CLASSES, confused_pairs, confusion_chart, confusion_of
-from finetune.report.grad_cam import find_layer, heat_maps, overlay
+from finetune.report.confusion import (
+    MOST_CLASSES,
+    Mistakes,
+    confused_pairs,
+    confusion_chart,
+    confusion_of,
+    images_counted,
+)
+from finetune.report.grad_cam import Where, find_layer, heat_maps, overlay
 from finetune.report.movement import movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
@@ -55,7 +63,7 @@ def write_report(
         UserError: The folder is not a finished run, or one of its files is damaged.
     """
     run = read_run(run_dir)
-    if source is not None and source.index.fingerprint() != run.results["data"]["fingerprint"]:
+    if source is not None and source.index.fingerprint() != run.results.data.fingerprint:
         source, why_no_images = None, _OTHER_DATA
     target = run.run_dir / REPORT
     write_text(target, run_page(run, source, why_no_images=why_no_images, modules=modules))
@@ -94,23 +102,150 @@ def run_page(
             str(run.run_dir),
             classifier.input_spec,
             multi_label=run.multi_label,
-            temperature=calibrated["temperature"] if calibrated and calibrated["helps"] else None,
+            temperature=calibrated.temperature if calibrated and calibrated.helps else None,
             trust=own,
         ),
         commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own),
-        **_images(run, classifier, source),
+        **vars(_images(run, classifier, source)),
     )
 
 
-def _images_of(run: RunFiles) -> int:
-    """Return the number of test images; multi-label has one matrix per class, each of which counts every image."""
-    test = run.results["test"]
-    return int(np.sum(test["confusion"][0]) if run.multi_label else confusion_of(test, len(run.classes)).sum())
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The figures at the top of the page.
+
+    Args:
+        images: Number of test images.
+        intervals: Bootstrap interval of each metric; empty without the outputs of each image.
+        no_mistake: Whether every test image was correct; the page then shows another bound.
+        time: Training time, in words.
+        trainable: Trained parameters in the largest phase.
+        total: Parameters of the network.
+    """
+
+    images: int
+    intervals: Mapping[str, bootstrap.Interval]
+    no_mistake: bool
+    time: str
+    trainable: int
+    total: int
 
 
-def _headline(run: RunFiles) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """How far the weights moved.
+
+    Args:
+        chart: Stages by phases.
+        farthest: Stage that moved farthest over the whole run.
+        untouched: Stages that did not move at all.
+    """
+
+    chart: Markup
+    farthest: str
+    untouched: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Counts and scores of a class; a score is None where it is not defined.
+
+    Args:
+        name: Name of the class.
+        train: Training images.
+        test: Test images.
+        recall: Fraction of its images that were predicted as it.
+        precision: Fraction of the images predicted as it that are of it.
+        f1: F1 score.
+        missed: Images of it that were predicted as others.
+        false: Images of others that were predicted as it.
+    """
+
+    name: str
+    train: int
+    test: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+    missed: int
+    false: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusionSection:
+    """Which classes are confused.
+
+    Args:
+        chart: The confusion matrix.
+        pairs: The most frequent mistakes.
+        kinds: Number of all kinds of mistakes.
+        left_out: Classes that the chart leaves out.
+    """
+
+    chart: Markup
+    pairs: list[Mistakes]
+    kinds: int
+    left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Reliability on the test images.
+
+    Args:
+        chart: Reliability diagram.
+        temperature: Temperature fitted on the validation images.
+        before: Expected calibration error without it.
+        after: Expected calibration error with it.
+        losses: Test loss without and with it.
+        helps: Whether it lowers the test loss.
+    """
+
+    chart: Markup
+    temperature: float
+    before: float
+    after: float
+    losses: tuple[float, float]
+    helps: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """An image with the places that spoke for the predicted class.
+
+    Args:
+        answer: The prediction.
+        images: Data URLs of the image and of its overlay.
+        hit: Whether the prediction is correct.
+    """
+
+    answer: gallery.Answer
+    images: Sequence[str]
+    hit: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownImages:
+    """Test images on the page.
+
+    Args:
+        mistakes: The most confident mistakes.
+        hits: The least confident hits.
+        wrong: Number of all mistakes.
+        cams: Heat maps of a few of each.
+        cam_stage: Where the heat maps were computed; None without them.
+    """
+
+    mistakes: Sequence[gallery.ShownAnswer] = ()
+    hits: Sequence[gallery.ShownAnswer] = ()
+    wrong: int = 0
+    cams: Sequence[HeatMap] = ()
+    cam_stage: Where | None = None
+
+
+def _headline(run: RunFiles) -> Headline:
     """Return the main metrics with their intervals, the number of trained parameters, and the training time."""
-    test = run.results["test"]
+    test, images = run.results.test, images_counted(run.results.test, len(run.classes))
     evaluation = run.evaluation.get("test")
     intervals: dict[str, bootstrap.Interval] = {}
     if not run.multi_label:
@@ -118,63 +253,63 @@ def _headline(run: RunFiles) -> dict[str, Any]:
     elif evaluation:
         shown = evaluation["probabilities"] > 0.5
         intervals = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
-    seconds = run.results["seconds"]["training"]
-    return {
-        "images": _images_of(run),
-        "intervals": intervals,
+    seconds = run.results.seconds.training
+    return Headline(
+        images=images,
+        intervals=intervals,
         # resampling images that are all correct gives only correct ones: such an interval would claim too much
-        "no_mistake": test["acc"] == 1.0 and _images_of(run) >= 3,
-        "time": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
-        "trainable": max(phase["trainable"] for phase in run.plan),
-        "total": run.plan[0]["total"],
-    }
+        no_mistake=test.acc == 1.0 and images >= 3,
+        time=f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
+        trainable=max(phase.trainable for phase in run.plan),
+        total=run.plan[0].total,
+    )
 
 
-def _movement(run: RunFiles, classifier: Classifier) -> dict[str, Any]:
+def _movement(run: RunFiles, classifier: Classifier) -> Movement:
     moved = movements(classifier, run.weights())
     whole = moved[-1]
-    return {
-        "chart": training_charts.movement_chart(run, moved),
-        "farthest": max(whole, key=lambda stage: whole[stage] or 0.0),
-        "untouched": [stage for stage, value in whole.items() if value == 0.0],
-    }
+    return Movement(
+        chart=training_charts.movement_chart(run, moved),
+        farthest=max(whole, key=lambda stage: whole[stage] or 0.0),
+        untouched=[stage for stage, value in whole.items() if value == 0.0],
+    )
 
 
-def _classes(run: RunFiles) -> list[dict[str, Any]]:
+def _classes(run: RunFiles) -> list[ClassScores]:
     """Return each class with its counts and scores, lowest F1 first; classes without a test image come last."""
     if run.multi_label:
-        confusion = np.array(run.results["test"]["confusion"], dtype=np.int64)
+        confusion = np.array(run.results.test.confusion, dtype=np.int64)
         hits, support, assigned = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
     else:
-        matrix = confusion_of(run.results["test"], len(run.classes))
+        matrix = confusion_of(run.results.test, len(run.classes))
         hits, support, assigned = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     rows = [
-        {
-            "name": name,
-            "train": run.results["data"]["counts"]["train"][k],
-            "test": int(support[k]),
-            "recall": hits[k] / support[k] if support[k] else None,
-            "precision": hits[k] / assigned[k] if assigned[k] else None,
-            "f1": 2 * hits[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
-            "missed": int(support[k] - hits[k]),
-            "false": int(assigned[k] - hits[k]),
-        }
+        ClassScores(
+            name=name,
+            train=run.results.data.counts["train"][k],
+            test=int(support[k]),
+            recall=hits[k] / support[k] if support[k] else None,
+            precision=hits[k] / assigned[k] if assigned[k] else None,
+            f1=2 * hits[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
+            missed=int(support[k] - hits[k]),
+            false=int(assigned[k] - hits[k]),
+        )
         for k, name in enumerate(run.classes)
     ]
-    return sorted(rows, key=lambda row: (not row["test"], row["f1"] or 0.0))
+    return sorted(rows, key=lambda row: (not row.test, row.f1 or 0.0))
 
 
-def _confusion(run: RunFiles) -> dict[str, Any] | None:
+def _confusion(run: RunFiles) -> ConfusionSection | None:
     """Return the confusion chart and pairs; None for multi-label, where no class is mistaken for another."""
     if run.multi_label:
         return None
-    matrix = confusion_of(run.results["test"], len(run.classes))
+    matrix = confusion_of(run.results.test, len(run.classes))
     pairs, kinds = confused_pairs(matrix, run.classes)
     left_out = max(len(run.classes) - MOST_CLASSES, 0)
-    return {"chart": confusion_chart(matrix, run.classes), "pairs": pairs, "kinds": kinds, "left_out": left_out}
+    return ConfusionSection(chart=confusion_chart(matrix, run.classes), pairs=pairs, kinds=kinds, left_out=left_out)
 
 
-def _calibration(run: RunFiles) -> dict[str, Any] | None:
+def _calibration(run: RunFiles) -> Calibration | None:
     """Return reliability on the test images, and the temperature fitted on validation."""
     if not {"val", "test"} <= set(run.evaluation):
         return None
@@ -183,18 +318,18 @@ def _calibration(run: RunFiles) -> dict[str, Any] | None:
     before, loss_before = calibration.assess(test["probabilities"], test["targets"])
     after, loss_after = calibration.assess(test["probabilities"], test["targets"], temperature)
     curves = {"as trained": before, f"with temperature {temperature:.2f}": after}
-    return {
-        "chart": calibration_chart(curves, multi_label=run.multi_label),
-        "temperature": temperature,
-        "before": before.ece,
-        "after": after.ece,
-        "losses": (loss_before, loss_after),
+    return Calibration(
+        chart=calibration_chart(curves, multi_label=run.multi_label),
+        temperature=temperature,
+        before=before.ece,
+        after=after.ece,
+        losses=(loss_before, loss_after),
         # judged on test, where it was not fitted
-        "helps": loss_after < loss_before,
-    }
+        helps=loss_after < loss_before,
+    )
 
 
-def _maps(run: RunFiles) -> list[Any]:
+def _maps(run: RunFiles) -> list[Markup]:
     test = run.evaluation.get("test")
     if test is None or len(test["embedded_rows"]) < embedding_map.FEWEST:
         return []
@@ -208,13 +343,13 @@ def _maps(run: RunFiles) -> list[Any]:
     ]
 
 
-def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> dict[str, Any]:
+def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> ShownImages:
     """Return mistakes and hits with their thumbnails, and heat maps of a few of each."""
     test = run.evaluation.get("test")
     if test is None:
-        return {"mistakes": [], "hits": [], "cams": [], "cam_stage": None, "wrong": 0}
+        return ShownImages()
     mistakes, hits = gallery.choose(test, run.paths, run.classes)
-    section: dict[str, Any] = {"cams": [], "cam_stage": None}
+    cams, cam_stage = [], None
     few = [*mistakes[:_LOOKED_AT], *hits[:_LOOKED_AT]]
     if source is not None and few:
         view = eval_view(classifier.input_spec)
@@ -222,17 +357,18 @@ def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> dic
         for answer in few:
             with suppress(UnreadableImage):  # missing or damaged since the run
                 images[answer] = view(source.read(answer.row, at_least=view.at_least))
-        where = find_layer(classifier, next(iter(images.values()))) if images else None
-        if where is not None:
+        cam_stage = find_layer(classifier, next(iter(images.values()))) if images else None
+        if cam_stage is not None:
             stacked = torch.stack(list(images.values()))
-            heat = heat_maps(classifier, where, stacked, [answer.target for answer in images])
-            section["cam_stage"] = where
-            section["cams"] = [
-                {"answer": answer, "images": overlay(image, heat_HW), "hit": answer not in mistakes}
+            heat = heat_maps(classifier, cam_stage, stacked, [answer.target for answer in images])
+            cams = [
+                HeatMap(answer=answer, images=overlay(image, heat_HW), hit=answer not in mistakes)
                 for (answer, image), heat_HW in zip(images.items(), heat, strict=True)
             ]
-    return section | {
-        "mistakes": gallery.shown(mistakes, source),
-        "hits": gallery.shown(hits, source),
-        "wrong": int((~gallery.right_answers(test)).sum()),
-    }
+    return ShownImages(
+        mistakes=gallery.shown(mistakes, source),
+        hits=gallery.shown(hits, source),
+        wrong=int((~gallery.right_answers(test)).sum()),
+        cams=cams,
+        cam_stage=cam_stage,
+    )

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from finetune.report.figures import GRID, INK, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
-from finetune.report.run_files import RunFiles
+from finetune.report.run_files import Cell, RunFiles
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def plan_chart(run: RunFiles) -> Markup:
     rates: list[list[float | None]] = []
     for stage in run.stages:
         # a phase solved in closed form has no learning rate
-        rates.append([p["rates"].get(stage) if stage in p["train"] else 0.0 for p in run.results["phases"]])
+        rates.append([p.rates.get(stage) if stage in p.train else 0.0 for p in run.results.phases])
     shown = [["solved" if rate is None else f"{rate:.2g}" if rate else "frozen" for rate in row] for row in rates]
     return _grid(run, rates, shown, name="plan", says="Stages by phases with their peak learning rates")
 
@@ -55,7 +55,7 @@ def _grid(
     run: RunFiles, values: Sequence[Sequence[float | None]], shown: Sequence[Sequence[str]], *, name: str, says: str
 ) -> Markup:
     """Draw cells of stages (head on top) by phases, shaded by the logarithm of their values."""
-    epochs = [max(phase["epochs"], 1) for phase in run.results["phases"]]
+    epochs = [max(phase.epochs, 1) for phase in run.results.phases]
     # keeps every phase wide enough for its numbers
     widths = np.maximum(np.array(epochs) / sum(epochs), 0.6 / len(epochs))
     edges = np.concatenate([[0], np.cumsum(widths / widths.sum())])
@@ -76,7 +76,7 @@ def _grid(
                     left + width / 2, y, text, ha="center", va="center", color=INK if alpha else MUTED, fontsize=8
                 )
         axes.set_yticks(range(len(run.stages)), [printable(stage) for stage in run.stages])
-        names = [f"{printable(phase['name'])}\n{phase['epochs']} ep." for phase in run.results["phases"]]
+        names = [f"{printable(phase.name)}\n{phase.epochs} ep." for phase in run.results.phases]
         axes.set_xticks((edges[:-1] + edges[1:]) / 2, names)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.5, len(run.stages) - 0.5)
@@ -177,12 +177,12 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
 
 def best_epochs(run: RunFiles) -> list[int]:
     """Return the best epoch of each phase, counted from 0 over the whole run."""
-    return [start + phase["best_epoch"] for (start, _), phase in zip(_spans(run), run.results["phases"], strict=True)]
+    return [start + phase.best_epoch for (start, _), phase in zip(_spans(run), run.results.phases, strict=True)]
 
 
 def _spans(run: RunFiles) -> list[tuple[int, int]]:
     """Return the first epoch of each phase, and the epoch after its last."""
-    ends = list(itertools.accumulate(phase["epochs"] for phase in run.results["phases"]))
+    ends = list(itertools.accumulate(phase.epochs for phase in run.results.phases))
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
@@ -190,21 +190,21 @@ def _epochs(run: RunFiles) -> NDArray[np.int64]:
     return np.arange(1, len(run.epochs) + 1)
 
 
-def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
+def _numbers(values: Sequence[Cell]) -> NDArray[np.float64]:
     return np.array([value if isinstance(value, float) else np.nan for value in values])
 
 
 def _phases(axes: "Axes", run: RunFiles) -> None:
     """Draw boundaries between phases, and their names above."""
     start = 0.5
-    for number, phase in enumerate(run.results["phases"]):
-        end = start + phase["epochs"]
+    for number, phase in enumerate(run.results.phases):
+        end = start + phase.epochs
         if number:
             axes.axvline(start, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         axes.text(
             (start + end) / 2,
             1.02,
-            printable(phase["name"]),
+            printable(phase.name),
             transform=axes.get_xaxis_transform(),
             ha="center",
             color=MUTED,

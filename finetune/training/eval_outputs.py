@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from finetune.checksums import checked_path
+from finetune.results import SplitMetrics
 from finetune.safetensors_writer import write_tensors
 
 # images whose embeddings are kept: as many as a map of them can show
@@ -46,7 +46,7 @@ class SplitOutputs:
         """Return everything in the order of the rows, the same on every process; call it while they are connected."""
         batches = self._batches
         if dist.is_available() and dist.is_initialized():
-            shares: list[Any] = [None] * dist.get_world_size()
+            shares: list[list[dict[str, torch.Tensor]]] = [[]] * dist.get_world_size()
             dist.all_gather_object(shares, batches)
             batches = [batch for share in shares for batch in share]
         if not batches:
@@ -57,18 +57,27 @@ class SplitOutputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """Holds metrics and outputs of one validation of a fit.
+class SplitEvaluation:
+    """Metrics and outputs of a network on one split.
 
     Args:
-        step: Optimizer steps of the phase before it.
-        metrics: Metrics as plain values.
+        metrics: Metrics of the split.
         outputs: Outputs as :meth:`SplitOutputs.gather` returns them.
     """
 
+    metrics: SplitMetrics
+    outputs: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(SplitEvaluation):
+    """Metrics and outputs of one validation of a fit.
+
+    Args:
+        step: Optimizer steps of the phase before it.
+    """
+
     step: int
-    metrics: dict[str, Any]
-    outputs: dict[str, torch.Tensor]
 
 
 def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,9 +9,9 @@ import torch
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
-from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.training.eval_outputs import SplitOutputs, Validation, sample_of
+from finetune.training.eval_outputs import SplitEvaluation, SplitOutputs, Validation, sample_of
 from finetune.training.phase_forward import PhaseForward
 from finetune.training.phases import Phase
 
@@ -49,9 +48,8 @@ class EvaluationModule(pl.LightningModule):
         super().__init__()
         self.classifier = classifier
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
-        # metrics as plain values and outputs of the whole split, once it is evaluated
-        self.evaluated: dict[str, Any] = {}
-        self.gathered: dict[str, torch.Tensor] = {}
+        # None until the whole split is evaluated
+        self.evaluation: SplitEvaluation | None = None
         self._forward, self._outputs = forward, SplitOutputs(embedded_rows)
 
     def on_test_start(self) -> None:
@@ -71,8 +69,7 @@ class EvaluationModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute and gather while the processes are still connected."""
-        self.evaluated = plain_metrics(self.metrics)
-        self.gathered = self._outputs.gather()
+        self.evaluation = SplitEvaluation(metrics=split_metrics(self.metrics), outputs=self._outputs.gather())
 
 
 def evaluate(
@@ -84,8 +81,8 @@ def evaluate(
     data: ImageDataModule,
     trainer: pl.Trainer,
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
-) -> dict[str, Any]:
-    """Return the metrics of ``val`` and ``test``, and under ``gathered`` the outputs of each.
+) -> dict[str, SplitEvaluation]:
+    """Return metrics and outputs of ``val`` and of ``test``.
 
     Args:
         phase: Last phase, whose frozen prefix the validation images may have passed already.
@@ -96,10 +93,10 @@ def evaluate(
         trainer: Trainer that writes nothing.
         running: Context around each call of the Trainer.
     """
-    evaluated: dict[str, Any] = {"gathered": {}}
+    evaluated: dict[str, SplitEvaluation] = {}
     for split in ("val", "test"):
         if split == "val" and validated is not None:
-            evaluated["val"], evaluated["gathered"]["val"] = validated.metrics, validated.outputs
+            evaluated["val"] = validated
             continue
         cache = make_cache() if split == "val" else None
         cached_stage = cache.cached_stage if cache is not None else None
@@ -121,6 +118,6 @@ def evaluate(
             trainer.test(module, dataloaders=batches, verbose=False)
         if cache is not None:
             cache.close()
-        evaluated[split] = module.evaluated
-        evaluated["gathered"][split] = module.gathered
+        assert module.evaluation is not None
+        evaluated[split] = module.evaluation
     return evaluated

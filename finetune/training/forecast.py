@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -56,10 +56,6 @@ class Forecast:
     def seconds(self) -> float:
         """Seconds of the whole phase."""
         return self.cache_s + self.train_s
-
-    def to_plain(self) -> dict[str, float]:
-        """Return plain JSON values."""
-        return {name: round(value, 2) for name, value in asdict(self).items()}
 
 
 def fastest_of_two(call: Callable[[], object]) -> float:

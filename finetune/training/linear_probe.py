@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
-from finetune.metrics import build_metrics, plain_metrics, update_metrics
+from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads import LinearHead
-from finetune.training.phase_result import PhaseResult
+from finetune.results import EpochRow, PhaseResult, ProbeResult
 from finetune.training.phases import Phase
 
 # N = images, D = features, K = classes, S = strengths
@@ -203,17 +203,18 @@ class Solved:
         """Position of the chosen penalty; of equal ones the strongest."""
         return smallest(self.objectives)
 
-    def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "strengths": list(self.strengths),
-            "chosen": self.strengths[self.best],
-            "val_loss": [metrics["loss"] for metrics in self.metrics],
-            "val_acc": [metrics["acc"] for metrics in self.metrics],
-            "val_objective": list(self.objectives),
-            "iterations": list(self.iterations),
-            "converged": self.converged,
-        }
+    @property
+    def result(self) -> ProbeResult:
+        """What ``results.json`` keeps of it."""
+        return ProbeResult(
+            strengths=self.strengths,
+            chosen=self.strengths[self.best],
+            val_loss=tuple(metrics["loss"] for metrics in self.metrics),
+            val_acc=tuple(metrics["acc"] for metrics in self.metrics),
+            val_objective=tuple(self.objectives),
+            iterations=tuple(self.iterations),
+            converged=self.converged,
+        )
 
 
 def smallest(values: Sequence[float]) -> int:
@@ -264,7 +265,7 @@ def probe_phase(
         logits_NK = held_out @ weight_KD.T + bias_K
         counted = build_metrics(len(classifier.classes), multi_label=classifier.multi_label).to(device)
         update_metrics(counted, logits=logits_NK, targets=answers)
-        metrics.append({name: value for name, value in plain_metrics(counted).items() if isinstance(value, float)})
+        metrics.append(split_metrics(counted).scalars())
         objectives.append(float(loss(logits_NK.double(), answers).mean()))
     best = smallest(objectives)
     with torch.no_grad():
@@ -316,13 +317,12 @@ def solved_phase(
         views=views,
     )
     chosen = solved.metrics[solved.best]
-    row = {
-        "phase": phase.name,
-        "epoch": offset[0],
-        "step": offset[1] + sum(solved.iterations),
-        "train/loss": solved.train_loss,
-        **{f"val/{name}": value for name, value in chosen.items()},
-    }
+    row = EpochRow(
+        phase=phase.name,
+        epoch=offset[0],
+        step=offset[1] + sum(solved.iterations),
+        values={"train/loss": solved.train_loss, **{f"val/{name}": value for name, value in chosen.items()}},
+    )
     return PhaseResult(
         name=phase.name,
         train=phase.train,
@@ -334,6 +334,6 @@ def solved_phase(
         best_epoch=0,
         best={monitor: chosen[monitor.removeprefix("val/")]},
         rates={},
-        probe=solved.to_plain(),
-        rows=[row],
+        probe=solved.result,
+        rows=(row,),
     )

@@ -2,11 +2,12 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from finetune.atomic_files import write_text
 from finetune.distributed import is_rank_zero
+from finetune.results import EpochRow
 
 
 class MetricsCsv:
@@ -21,18 +22,18 @@ class MetricsCsv:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before: list[dict[str, Any]] = []
+        self._before: list[EpochRow] = []
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: Sequence[EpochRow]) -> None:
         """Take the rows of a phase that is over."""
         self._before += rows
         self.write([])
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
+    def write(self, rows: Sequence[EpochRow]) -> None:
         """Write the file with the rows of the current phase behind those of the phases before; the first process does."""
         if not is_rank_zero():
             return
-        everything = self._before + rows
+        everything = [row.to_plain() for row in (*self._before, *rows)]
         columns = list(dict.fromkeys(name for row in everything for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

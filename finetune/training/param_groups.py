@@ -9,7 +9,11 @@ from torch import nn
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
 
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+# what torch.optim.Optimizer takes; these have params, lr, weight_decay, name, stage and peak_lr, which a schedule scales
+ParamGroups = list[dict[str, Any]]
+OptimizerFactory = Callable[[ParamGroups], torch.optim.Optimizer]
+# state of torch's optimizers by parameter name; what it holds for a parameter is the optimizer's affair
+OptimizerState = Mapping[str, Mapping[str, Any]]
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -22,9 +26,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and leaf not in ("cls_token", "reg_token", "dist_token", "pos_embed")
 
 
-def build_param_groups(
-    classifier: Classifier, *, rates: Mapping[str, float], weight_decay: float
-) -> list[dict[str, Any]]:
+def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], weight_decay: float) -> ParamGroups:
     """Make the groups of the parameters that require a gradient, in the order of the network.
 
     Args:
@@ -33,8 +35,7 @@ def build_param_groups(
         weight_decay: Weight decay of the ``decay`` groups; the others get 0.
 
     Returns:
-        One dictionary a group: ``params``, ``lr``, ``weight_decay``, ``name``, ``stage`` and ``peak_lr``, the rate that a
-        learning-rate schedule scales.
+        The groups, as torch's optimizers take them.
 
     Raises:
         UserError: A stage with a rate has no trainable parameter, or a trainable parameter has no rate.

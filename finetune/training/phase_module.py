@@ -13,8 +13,9 @@ from finetune.checksums import remedy
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.errors import RunError, UserError
-from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
+from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.results import EpochRow
 from finetune.training.callbacks.checkpoint_contents import check_progress, naming
 from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
@@ -26,7 +27,7 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation
 from finetune.training.freezing import tensors_of
 from finetune.training.losses import build_mixer
-from finetune.training.param_groups import OptimizerFactory
+from finetune.training.param_groups import OptimizerFactory, OptimizerState
 from finetune.training.phase_forward import PhaseForward
 from finetune.training.phases import Phase
 from finetune.training.staged_module import PREFIX, StagedModule
@@ -68,7 +69,7 @@ class PhaseModule(StagedModule):
         phase_number: int = 0,
         offset: tuple[int, int] = (0, 0),
         file_of: Callable[[int], str] = str,
-        carried: dict[str, dict[str, Any]] | None = None,
+        carried: OptimizerState | None = None,
         cached_stage: str | None = None,
         compiled: bool = False,
         keep_validation: bool = False,
@@ -117,7 +118,7 @@ class PhaseModule(StagedModule):
                     optimizer.state[parameter] = self._carried[name]
         return optimizer
 
-    def optimizer_state(self) -> dict[str, dict[str, Any]]:
+    def optimizer_state(self) -> OptimizerState:
         """Return the optimizer's state by parameter name, to be carried into the next phase."""
         optimizer = self.trainer.optimizers[0]
         return {n: optimizer.state[p] for n, p in self.classifier.named_parameters() if p in optimizer.state}
@@ -132,7 +133,7 @@ class PhaseModule(StagedModule):
         return None if self._ema is None else self._ema.averages
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[EpochRow]:
         """One row of metrics for each epoch that has ended."""
         return self._log.rows
 
@@ -210,8 +211,7 @@ class PhaseModule(StagedModule):
 
     def on_validation_epoch_end(self) -> None:
         """Enter the epoch's validation into the history, and log it for callbacks."""
-        values = {f"val/{name}": value for name, value in plain_metrics(self.metrics).items()}
-        scalars = {name: value for name, value in values.items() if isinstance(value, float)}
+        scalars = {f"val/{name}": value for name, value in split_metrics(self.metrics).scalars().items()}
         if self.progress.monitor not in scalars:
             raise UserError(
                 f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."

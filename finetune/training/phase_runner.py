@@ -12,7 +12,7 @@ What is written, in order, each whole or not at all, so that a kill between any 
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from finetune.activation_cache.cache import ActivationCache
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
+from finetune.results import PhaseResult
 from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
@@ -28,16 +29,14 @@ from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase, tensors_of
 from finetune.training.linear_probe import solved_phase
-from finetune.training.param_groups import build_param_groups
+from finetune.training.param_groups import OptimizerState, build_param_groups
 from finetune.training.phase_module import PhaseModule
-from finetune.training.phase_result import PhaseResult, read_phase_result, write_phase_result
+from finetune.training.phase_result import read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
 from finetune.training.phases import Phase
 from finetune.training.rate_trials import tried_phase
 from finetune.training.run_context import RunContext, RunSession
 from finetune.training.staged_module import PREFIX
-
-OptimizerState = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +92,14 @@ class PhaseRunner:
         outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
         if cache is not None:
             cache.close()
-        result = outcome.result.with_cost(self._policy, time.monotonic() - began)
-        self._session.log.add(list(result.rows))
+        result = replace(
+            outcome.result,
+            cached_after=self._policy.cached_stage or "",
+            cached_view=self._policy.cached_view,
+            views=self._policy.views or 0,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        self._session.log.add(result.rows or ())
         self._write(result)
         return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
 
@@ -112,7 +117,7 @@ class PhaseRunner:
         """Take the result and the weights of a phase that an earlier process finished."""
         self._folder.trials.unlink(missing_ok=True)
         result = read_phase_result(self._folder.result, self._phase)
-        self._session.log.add(list(result.rows))
+        self._session.log.add(result.rows or ())
         load_weights(self._context.classifier, self._weights_after)
         return PhaseOutcome(result=result)
 
@@ -210,7 +215,7 @@ class PhaseRunner:
         kept = result.best_epoch if self._phase.restore == "best" else result.epochs - 1
         validation = reusable_validation(
             module.validated,
-            step=module.rows[kept]["step"] - self._offset[1],
+            step=module.rows[kept].step - self._offset[1],
             images=len(self._context.data.source.index.rows("val")),
         )
         return PhaseOutcome(result=result, optimizer_state=optimizer_state, validation=validation)
@@ -271,11 +276,11 @@ class PhaseRunner:
             best_epoch=best,
             best={self._context.settings.monitor: module.progress.history[best][0]},
             rates=phase.rates(),
-            rows=module.rows,
+            rows=tuple(module.rows),
         )
 
     def _check_last(
-        self, checkpoint: dict[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
+        self, checkpoint: Mapping[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         """Compare a checkpoint with what the phase would write.
 

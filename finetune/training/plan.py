@@ -1,25 +1,74 @@
 """What a schedule will do, before it does it: stages, rates, parameters and steps of each phase."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
+from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
 from finetune.training.phases import Phase
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """What a phase will do with one stage of the network.
+
+    Args:
+        mode: ``train`` or ``frozen``.
+        lr: Peak learning rate; 0 for a frozen stage.
+        weight_decay: Weight decay of its weights; 0 for a frozen stage.
+        batch_norm: ``train`` or ``eval``: whether running statistics may move.
+        parameters: Number of its parameters.
+        trainable: Number of those that train.
+    """
+
+    mode: str
+    lr: float
+    weight_decay: float
+    batch_norm: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPhase:
+    """An entry of ``plan.json``: what a phase will do.
+
+    Args:
+        name: Name of the phase.
+        train: Stages that will train, from the input to the head.
+        frozen: Stages that will not.
+        epochs: Passes over the training images, at most.
+        steps: Optimizer steps, at most.
+        images: Images seen in training, at most.
+        trainable: Parameters that will train.
+        total: Parameters of the network.
+        stages: What it will do with each stage of the network.
+        cache: Whether it will train on cached activations, of how many views, and why.
+        settings: The phase as it was resolved.
+        time: How long it will take, where that was measured.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    frozen: tuple[str, ...]
+    epochs: int
+    steps: int
+    images: int
+    trainable: int
+    total: int
+    stages: Mapping[str, PlannedStage]
+    cache: CachePolicy
+    settings: Phase
+    time: Forecast | None = None
+
+
 def build_plan(
     classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
-) -> list[dict[str, Any]]:
-    """One entry a phase, in plain JSON values; nothing is trained or changed.
-
-    Each entry has ``name``, ``train``, ``frozen``, ``epochs``, ``steps`` (optimizer steps, at most), ``images`` (seen in
-    training, at most), ``trainable`` (parameters), ``total`` (parameters), ``stages``: for each stage of the network
-    ``{"mode", "lr", "weight_decay", "batch_norm", "parameters"}``, ``cache``: whether it trains on cached activations, of how
-    many views, and why, and ``settings``: the phase as it was resolved.
-    """
+) -> list[PlannedPhase]:
+    """Return what each phase will do; nothing is trained or changed."""
     images = len(data.source.index.rows("train"))
     counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     plan = []
@@ -31,34 +80,34 @@ def build_plan(
         stages = {}
         for stage in classifier.stages:
             trains = stage in phase.train
-            stages[stage] = {
-                "mode": "train" if trains else "frozen",
-                "lr": rates[stage] if trains else 0.0,
-                "weight_decay": phase.weight_decay if trains else 0.0,
-                "batch_norm": phase.batch_norm if trains else "eval",
-                "parameters": sum(n for name, n in counts.items() if classifier.stage_of(name) == stage),
-                "trainable": sum(counts[name] for name in names if classifier.stage_of(name) == stage),
-            }
+            stages[stage] = PlannedStage(
+                mode="train" if trains else "frozen",
+                lr=rates[stage] if trains else 0.0,
+                weight_decay=phase.weight_decay if trains else 0.0,
+                batch_norm=phase.batch_norm if trains else "eval",
+                parameters=sum(n for name, n in counts.items() if classifier.stage_of(name) == stage),
+                trainable=sum(counts[name] for name in names if classifier.stage_of(name) == stage),
+            )
         plan.append(
-            {
-                "name": phase.name,
-                "train": list(phase.train),
-                "frozen": list(phase.frozen),
-                "epochs": phase.epochs,
-                "steps": steps,
-                "images": min(steps * phase.batch_size * phase.accumulate, phase.epochs * images),
-                "trainable": sum(counts[name] for name in names),
-                "total": sum(counts.values()),
-                "stages": stages,
-                "cache": cache.to_plain(),
-                "settings": phase.to_plain(),
-            }
+            PlannedPhase(
+                name=phase.name,
+                train=phase.train,
+                frozen=phase.frozen,
+                epochs=phase.epochs,
+                steps=steps,
+                images=min(steps * phase.batch_size * phase.accumulate, phase.epochs * images),
+                trainable=sum(counts[name] for name in names),
+                total=sum(counts.values()),
+                stages=stages,
+                cache=cache,
+                settings=phase,
+            )
         )
     return plan
 
 
 def duration(seconds: float) -> str:
-    """A time for a person.
+    """Return a time for a person.
 
     >>> duration(4.23), duration(48.2), duration(300), duration(9000)
     ('4.2 s', '48 s', '5.0 min', '2.5 h')
@@ -68,35 +117,34 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def plan_table(plan: Sequence[dict[str, Any]]) -> str:
-    """The plan as text: one block a phase, one line a stage."""
+def plan_table(plan: Sequence[PlannedPhase]) -> str:
+    """Return the plan as text: one block a phase, one line a stage."""
     lines = []
     for number, phase in enumerate(plan):
-        settings = phase["settings"]
-        share = phase["trainable"] / phase["total"]
-        cache = phase["cache"]
-        tried = ", ".join(f"{rate:g}" for rate in settings["lr_trials"])
-        room = f" ({cache['bytes'] / 1e6:.1f} MB)" if cache["cached_stage"] else ""
+        settings, cache = phase.settings, phase.cache
+        tried = ", ".join(f"{rate:g}" for rate in settings.lr_trials)
+        room = f" ({cache.bytes / 1e6:.1f} MB)" if cache.cached_stage else ""
         lines += [
-            f"phase {number}: {phase['name']}  {phase['epochs']} epochs, {phase['steps']} steps, {phase['images']} images, "
-            f"batch {settings['batch_size']}, {settings['lr_schedule']}, augment {settings['augment']}, "
-            f"restore {settings['restore']}",
+            f"phase {number}: {phase.name}  {phase.epochs} epochs, {phase.steps} steps, {phase.images} images, "
+            f"batch {settings.batch_size}, {settings.lr_schedule}, augment {settings.augment}, "
+            f"restore {settings.restore}",
             *([f"  heads side by side, at lr {tried}"] if tried else []),
-            f"  trains {phase['trainable']:,} of {phase['total']:,} parameters ({share:.1%})",
-            f"  cache: {'on' if cache['cached_stage'] else 'none'}, {cache['why']}{room}",
-            *([_time(phase["time"])] if "time" in phase else []),
+            f"  trains {phase.trainable:,} of {phase.total:,} parameters ({phase.trainable / phase.total:.1%})",
+            f"  cache: {'on' if cache.cached_stage else 'none'}, {cache.why}{room}",
+            *([_time(phase.time)] if phase.time is not None else []),
             f"  {'stage':12}  {'mode':6}  {'lr':>9}  {'decay':>7}  {'norm':5}  {'trainable':>11}",
         ]
-        for stage, row in phase["stages"].items():
-            rate = f"{row['lr']:.3g}" if row["mode"] == "train" else "-"
-            decay = f"{row['weight_decay']:.3g}" if row["mode"] == "train" else "-"
-            norm = row["batch_norm"] if row["mode"] == "train" else "-"
-            trainable = f"{row['trainable']:,}" if row["mode"] == "train" else "-"
-            lines.append(f"  {stage:12}  {row['mode']:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
+        for name, stage in phase.stages.items():
+            trains = stage.mode == "train"
+            rate = f"{stage.lr:.3g}" if trains else "-"
+            decay = f"{stage.weight_decay:.3g}" if trains else "-"
+            norm = stage.batch_norm if trains else "-"
+            trainable = f"{stage.trainable:,}" if trains else "-"
+            lines.append(f"  {name:12}  {stage.mode:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
         lines.append("")
     return "\n".join(lines)
 
 
-def _time(taken: dict[str, float]) -> str:
-    filling = f", of which {duration(taken['cache_s'])} fill the cache" if taken["cache_s"] else ""
-    return f"  time: about {duration(taken['cache_s'] + taken['train_s'])}{filling}"
+def _time(time: Forecast) -> str:
+    filling = f", of which {duration(time.cache_s)} fill the cache" if round(time.cache_s, 2) else ""
+    return f"  time: about {duration(time.seconds)}{filling}"

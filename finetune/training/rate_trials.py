@@ -23,8 +23,9 @@ from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
-from finetune.metrics import build_metrics, plain_metrics, right_answers, update_metrics
+from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.results import EpochRow, PhaseResult, TrialResult
 from finetune.training.callbacks.checkpoint_contents import (
     ContentsError,
     check_count,
@@ -40,7 +41,6 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
-from finetune.training.phase_result import PhaseResult
 from finetune.training.phases import HEAD, Phase
 
 
@@ -59,7 +59,7 @@ class Trial:
     head: nn.Module
     optimizer: torch.optim.Optimizer
     progress: EpochHistory
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[EpochRow] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
     # loss, right answers and images of the epoch so far
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -70,11 +70,13 @@ class Trial:
         """Whether it goes on: its loss is a number, and its patience has not run out."""
         return not self.lost and not self.progress.stop
 
-    def to_plain(self) -> dict[str, Any]:
-        """Plain JSON values; a head whose loss was no number has no best epoch."""
+    @property
+    def result(self) -> TrialResult:
+        """Its best epoch; a head whose loss became NaN has none."""
+        if self.lost:
+            return TrialResult(lr=self.rate, best=None, best_epoch=None)
         epoch = self.progress.best_epoch
-        best = None if self.lost else self.progress.history[epoch][0]
-        return {"lr": self.rate, "best": best, "best_epoch": None if self.lost else epoch}
+        return TrialResult(lr=self.rate, best=self.progress.history[epoch][0], best_epoch=epoch)
 
 
 class RateTrials:
@@ -204,18 +206,20 @@ class RateTrials:
             with self._context():
                 logits_BK = trial.head(self._rest(batch.images.to(self._device)))
             update_metrics(metrics, logits=logits_BK, targets=batch.targets.to(self._device))
-        values = {f"val/{name}": v for name, v in plain_metrics(metrics).items() if isinstance(v, float)}
+        values = {f"val/{name}": value for name, value in split_metrics(metrics).scalars().items()}
         trial.progress.history.append((values[self._monitor], values["val/loss"]))
         trial.rows.append(
-            {
-                "phase": self._phase.name,
-                "epoch": where[0],
-                "step": where[1],
-                "train/loss": loss / images,
-                "train/acc": right / images,
-                **values,
-                **{f"lr/{group['name']}": group["lr"] for group in trial.optimizer.param_groups},
-            }
+            EpochRow(
+                phase=self._phase.name,
+                epoch=where[0],
+                step=where[1],
+                values={
+                    "train/loss": loss / images,
+                    "train/acc": right / images,
+                    **values,
+                    **{f"lr/{group['name']}": group["lr"] for group in trial.optimizer.param_groups},
+                },
+            )
         )
         if self._phase.restore == "last" or trial.progress.best_epoch == epoch:
             trial.kept = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
@@ -228,7 +232,7 @@ class RateTrials:
                     "head": trial.head.state_dict(),
                     "optimizer": trial.optimizer.state_dict(),
                     "history": [list(entry) for entry in trial.progress.history],
-                    "rows": trial.rows,
+                    "rows": [row.to_plain() for row in trial.rows],
                     "kept": trial.kept,
                     "sums": trial.sums,
                     "lost": trial.lost,
@@ -251,7 +255,8 @@ class RateTrials:
             trial.head.load_state_dict(saved["head"])
             trial.optimizer.load_state_dict(saved["optimizer"])
             trial.progress.history = [(float(value), float(loss)) for value, loss in saved["history"]]
-            trial.rows, trial.sums, trial.lost = list(saved["rows"]), list(saved["sums"]), bool(saved["lost"])
+            trial.rows = [EpochRow.from_plain(row) for row in saved["rows"]]
+            trial.sums, trial.lost = list(saved["sums"]), bool(saved["lost"])
             trial.kept = {name: tensor.to(self._device) for name, tensor in saved["kept"].items()}
 
     def _check(self, trial: Trial, saved: object) -> None:
@@ -369,12 +374,12 @@ def tried_phase(
         train=phase.train,
         frozen=phase.frozen,
         epochs=len(best.rows),
-        steps=best.rows[-1]["step"] - offset[1],
+        steps=best.rows[-1].step - offset[1],
         restored=phase.restore,
         weights="raw",
         best_epoch=best.progress.best_epoch,
         best={monitor: best.progress.history[best.progress.best_epoch][0]},
         rates={HEAD: best.rate},
-        trials=[trial.to_plain() for trial in heads.trials],
-        rows=best.rows,
+        trials=tuple(trial.result for trial in heads.trials),
+        rows=tuple(best.rows),
     )

@@ -1,26 +1,31 @@
-"""``results.json`` of a run; :mod:`finetune.file_schema` documents its fields."""
+"""Gather the results of a run: what :class:`finetune.results.Results` holds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
-from finetune.training.phase_result import PhaseResult
+from finetune.results import DataFacts, PhaseResult, Results, RunFacts, Seconds, SplitMetrics
 from finetune.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run left behind."""
+    """What a finished run left behind.
+
+    Args:
+        run_dir: Run folder.
+        bundle: Folder of the trained model.
+        results: Contents of ``results.json``.
+    """
 
     run_dir: Path
     bundle: Path
-    results: dict[str, Any]
+    results: Results
 
 
 def run_results(
@@ -28,39 +33,44 @@ def run_results(
     classifier: Classifier,
     data: ImageDataModule,
     phases: Sequence[PhaseResult],
-    evaluated: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    metrics: Mapping[str, SplitMetrics],
+    facts: RunFacts,
     seed: int,
-) -> dict[str, Any]:
-    """What a run amounts to, in plain JSON values.
+) -> Results:
+    """Return the results of a run.
 
     Args:
-        classifier: With its final weights.
-        data: What it was trained on.
+        classifier: Network with its final weights.
+        data: Data that it was trained on.
         phases: Result of each phase.
-        evaluated: Metrics of ``val`` and ``test``.
-        facts: Where the weights came from and what was decided.
-        seed: Of all randomness.
+        metrics: Metrics of ``val`` and ``test``.
+        facts: What was decided before training.
+        seed: Seed of all randomness.
     """
-    index = data.source.index
-    return {
-        "test": evaluated["test"],
-        "val": evaluated["val"],
-        "phases": [{key: value for key, value in phase.to_plain().items() if key != "rows"} for phase in phases],
-        "seconds": {
-            "training": round(sum(phase.seconds for phase in phases), 3),
-            "phases": {phase.name: phase.seconds for phase in phases},
-        },
-        "data": {
-            "fingerprint": index.fingerprint(),
-            "classes": list(index.classes),
-            "counts": index.counts(),
-            "skipped": len(index.skipped),
-            **data.source.decode.reading(),
-        },
-        "versions": versions(),
-        **facts,
-        "seed": seed,
-        "weights_hash": state_hash(classifier),
-        "threads": torch.get_num_threads(),
-    }
+    index, decode = data.source.index, data.source.decode
+    return Results(
+        test=metrics["test"],
+        val=metrics["val"],
+        phases=tuple(replace(phase, rows=None) for phase in phases),
+        seconds=Seconds(
+            training=round(sum(phase.seconds for phase in phases), 3),
+            phases={phase.name: phase.seconds for phase in phases},
+        ),
+        data=DataFacts(
+            fingerprint=index.fingerprint(),
+            classes=tuple(index.classes),
+            counts={split: tuple(counts) for split, counts in index.counts().items()},
+            skipped=len(index.skipped),
+            max_pixels=decode.max_pixels,
+            high_depth=decode.high_depth,
+        ),
+        versions=versions(),
+        backbone=facts.backbone,
+        schedule=facts.schedule,
+        imbalance=facts.imbalance,
+        precision=facts.precision,
+        compiled=facts.compiled,
+        seed=seed,
+        weights_hash=state_hash(classifier),
+        threads=torch.get_num_threads(),
+    )

@@ -1,10 +1,9 @@
 """A run: its phases, then the test, the results and the bundle; interrupted, it goes on where it stopped."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
@@ -12,9 +11,10 @@ from finetune.checksums import keep_checksum, write_checked_json, write_checked_
 from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.training.eval_outputs import Validation, save_outputs
+from finetune.plain import to_plain
+from finetune.results import PhaseResult, Results
+from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate
-from finetune.training.phase_result import PhaseResult
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
 from finetune.training.rank_monitor import RankMonitor
@@ -33,7 +33,7 @@ class Run:
     """
 
     context: RunContext
-    card: Callable[[Classifier, dict[str, Any]], str] = lambda classifier, results: ""
+    card: Callable[[Classifier, Results], str] = lambda classifier, results: ""
     free_memory: Callable[[], object] = gc.collect
 
     def execute(self) -> RunResult:
@@ -71,8 +71,8 @@ class Run:
             results += (outcome.result,)
         return results, None if outcome is None else outcome.validation
 
-    def _evaluate(self, session: RunSession, validation: Validation | None) -> dict[str, Any]:
-        """Return validation and test metrics of the final weights, and their outputs for each image."""
+    def _evaluate(self, session: RunSession, validation: Validation | None) -> dict[str, SplitEvaluation]:
+        """Evaluate the final weights on the validation and the test images."""
         self.free_memory()
         session.go_on("before the test was over")
         context, last = self.context, len(self.context.schedule) - 1
@@ -87,32 +87,37 @@ class Run:
             running=lambda trainer: session.running(context, trainer),
         )
 
-    def _write(self, phases: tuple[PhaseResult, ...], evaluated: dict[str, Any]) -> RunResult:
+    def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
         """Write predictions, outputs, bundle and, last, the results: from then on the run is finished."""
         context, folder = self.context, self.context.folder
         results = run_results(
             classifier=context.classifier,
             data=context.data,
             phases=phases,
-            evaluated=evaluated,
+            metrics={split: evaluation.metrics for split, evaluation in evaluated.items()},
             facts=context.settings.facts,
             seed=context.settings.seed,
         )
         if is_rank_zero():
-            test = evaluated["gathered"]["test"]
+            outputs = {split: evaluation.outputs for split, evaluation in evaluated.items()}
+            test = outputs["test"]
             keep_checksum(folder.metrics)
             predictions = predictions_csv(context.data.source.index, test["rows"], test["probabilities"])
             write_checked_text(folder.predictions, predictions)
-            save_outputs(folder.evaluation, evaluated["gathered"])
+            save_outputs(folder.evaluation, outputs)
             save_bundle(
                 context.classifier,
                 folder.bundle,
-                metrics={"val": evaluated["val"], "test": evaluated["test"]},
-                data=results["data"],
-                training={"seed": context.settings.seed, "phases": results["phases"], **context.settings.facts},
+                metrics={"val": to_plain(results.val), "test": to_plain(results.test)},
+                data=to_plain(results.data),
+                training={
+                    "seed": context.settings.seed,
+                    "phases": [to_plain(phase) for phase in results.phases],
+                    **to_plain(context.settings.facts),
+                },
                 card=self.card(context.classifier, results),
             )
-            write_checked_json(folder.results, results)
+            write_checked_json(folder.results, to_plain(results))
         return RunResult(run_dir=folder.path, bundle=folder.bundle, results=results)
 
 

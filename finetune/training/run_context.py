@@ -1,10 +1,9 @@
 """What the phases of a run share, and the Trainers that they run in."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -15,6 +14,7 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
+from finetune.results import RunFacts
 from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
@@ -32,19 +32,19 @@ class RunSettings:
 
     Args:
         seed: Key of all randomness.
+        facts: What was decided before training, for the results.
         monitor: Metric that decides which epoch is best.
         checkpoint_every: Batches between checkpoints inside an epoch; None for the ends of epochs only.
         cache_limit_bytes: Size of the whole activation cache, at most.
         compiled: Whether what trains is compiled by ``torch.compile``.
-        facts: Entries of the results: where the weights came from, the precision, what is done about rare classes.
     """
 
     seed: int
+    facts: RunFacts
     monitor: str = "val/acc"
     checkpoint_every: int | None = None
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

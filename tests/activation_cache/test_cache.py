@@ -51,8 +51,8 @@ def test_a_cached_phase_ends_in_the_same_bits(words: Words, tmp_path: Path, trai
     )
     cached = train_tiny([*given, "schedule.cache=2"], tmp_path / "cached")
     uncached = train_tiny([*given, "schedule.cache=off"], tmp_path / "uncached")
-    assert cached.results["phases"][0]["cached_after"] in ("layer4", "layer3", "layer1")
-    assert uncached.results["phases"][0]["cached_after"] == ""
+    assert cached.results.phases[0].cached_after in ("layer4", "layer3", "layer1")
+    assert uncached.results.phases[0].cached_after == ""
     assert same_weights(tmp_path / "cached", tmp_path / "uncached")
     assert (tmp_path / "cached/metrics.csv").read_bytes() == (tmp_path / "uncached/metrics.csv").read_bytes()
 
@@ -64,8 +64,8 @@ def test_a_pool_of_views_is_the_same_pool_without_a_cache(
     train_tiny(given, tmp_path / "cached")
     monkeypatch.setenv("FINETUNE_CACHE", "off")
     uncached = train_tiny(given, tmp_path / "uncached")
-    assert uncached.results["phases"][0]["cached_after"] == ""
-    assert uncached.results["phases"][0]["views"] == 2
+    assert uncached.results.phases[0].cached_after == ""
+    assert uncached.results.phases[0].views == 2
     assert same_weights(tmp_path / "cached", tmp_path / "uncached")
 
 
@@ -88,7 +88,7 @@ def test_auto_trains_a_head_on_the_evaluation_view_of_each_image_computed_once(
 ) -> None:
     given = words("schedule=frozen", "schedule.epochs=3", "data.augment=standard")
     auto = train_tiny(given, tmp_path / "auto")
-    assert [auto.results["phases"][0][key] for key in ("cached_after", "cached_view", "views")] == [
+    assert [getattr(auto.results.phases[0], key) for key in ("cached_after", "cached_view", "views")] == [
         "layer4",
         "evaluation",
         0,
@@ -109,8 +109,8 @@ def test_features_mean_the_evaluation_view_without_a_cache_too(
     train_tiny(given, tmp_path / "cached")
     monkeypatch.setenv("FINETUNE_CACHE", "off")
     uncached = train_tiny(given, tmp_path / "uncached")
-    assert uncached.results["phases"][0]["cached_after"] == ""
-    assert uncached.results["phases"][0]["cached_view"] == "evaluation"
+    assert uncached.results.phases[0].cached_after == ""
+    assert uncached.results.phases[0].cached_view == "evaluation"
     assert same_weights(tmp_path / "cached", tmp_path / "uncached")
 
 
@@ -270,7 +270,7 @@ def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words
     run = train_tiny(words("schedule=frozen", "schedule.epochs=3", "cache.max_gb=1e-6"), tmp_path / "run")
     plan = json.loads((tmp_path / "run/plan.json").read_text())
     assert "more than cache.max_gb=1e-06" in plan[0]["cache"]["why"]
-    assert run.results["phases"][0]["cached_after"] == ""
+    assert run.results.phases[0].cached_after == ""
 
 
 def test_the_limit_deletes_what_was_used_longest_ago(words: Words, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def one_run(folder: Path, *, weights: str, batch: int, mode: str, seed: int) -> 
             seed=seed,
             overrides=words,
         )
-    return float(run.results["test"]["acc"])
+    return float(run.results.test.acc)
 
 
 def _mean_and_error(values: list[float]) -> str:

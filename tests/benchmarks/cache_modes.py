@@ -40,8 +40,8 @@ def measure(folder: Path, mode: str, seed: int, given: argparse.Namespace) -> tu
             f"seed={seed}",
             f"run_dir={scratch}/run",
         ]
-        test = train(compose(words)).results["test"]
-        return float(test["acc"]), float(test["loss"])
+        test = train(compose(words)).results.test
+        return float(test.acc), float(test.loss)
 
 
 def mean_and_error(values: Sequence[float]) -> list[float]:

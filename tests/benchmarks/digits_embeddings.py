@@ -59,7 +59,7 @@ def figures(embeddings: Embeddings) -> dict[str, float]:
     found["NMI"] = float(quality(test, cluster(test, clusters=CLASSES))["nmi"] or 0.0)
     index, rows, _ = split_index(embeddings)
     for method, name in (("knn", "kNN"), ("logistic", "logistic")):
-        found[name] = fit_and_test(method, embeddings.features[rows], index).metrics["test"]["acc"]
+        found[name] = fit_and_test(method, embeddings.features[rows], index).metrics["test"].acc
     return found
 
 
@@ -112,7 +112,7 @@ def main() -> None:
             run = train(compose([*words, f"run_dir={folder}/run-{seed}"]))
             after = embedded([str(run.run_dir)], Path(folder) / f"after-{seed}.npz")
             measured: dict[str, dict[str, Any]] = {"before": figures(before), "after": figures(after)}
-            measured["after"]["run"] = run.results["test"]["acc"]
+            measured["after"]["run"] = run.results.test.acc
             for name, values in measured.items():
                 for figure, value in values.items():
                     rows[name].setdefault(figure, []).append(value)

@@ -76,6 +76,6 @@ def fitted_accuracy(
             seed=seed,
             overrides=words,
         )
-        accuracy = float(run.results["test"]["acc"])
+        accuracy = float(run.results.test.acc)
     torch.set_num_threads(threads)
     return accuracy

@@ -79,6 +79,7 @@ def test_balanced_sampling_draws_every_class_equally_often(tmp_path):
 
 def test_what_is_done_about_imbalance_is_in_the_plan_and_in_the_results(tmp_path, capsys):
     from finetune.cli import main
+    from finetune.results import Imbalance
     from tests.conftest import TINY, make_pets
     from tests.runs import train_tiny
 
@@ -88,7 +89,7 @@ def test_what_is_done_about_imbalance_is_in_the_plan_and_in_the_results(tmp_path
     assert main(["plan", *words]) == 0
     assert "loss: focal, gamma 1.5, class weights: balanced, sampling: balanced" in capsys.readouterr().out
     results = train_tiny(words, tmp_path / "run").results
-    assert results["imbalance"] == {"loss": "focal, gamma 1.5", "class_weights": "balanced", "sampling": "balanced"}
+    assert results.imbalance == Imbalance(loss="focal, gamma 1.5", class_weights="balanced", sampling="balanced")
 
 
 def test_a_split_that_is_not_wanted_is_left_out_by_a_fraction_of_0(tmp_path):

@@ -52,7 +52,7 @@ def test_logistic_regression_is_that_of_scikit_learn_at_the_chosen_strength(few_
     probabilities = reference.predict_proba(features[test].astype(np.float64))
     np.testing.assert_allclose(result.test_probabilities, probabilities, atol=2e-3)
     right = result.test_probabilities.argmax(1) == index.targets[test]
-    assert result.metrics["test"]["acc"] == pytest.approx(right.mean())
+    assert result.metrics["test"].acc == pytest.approx(right.mean())
     # the same classifier as one linear layer on the features
     logits = features[test] @ classifier.arrays["weight"].T + classifier.arrays["bias"]
     np.testing.assert_allclose(torch.from_numpy(logits).softmax(1).numpy(), result.test_probabilities, atol=1e-4)
@@ -88,7 +88,7 @@ def test_what_is_tested_shapes_nothing(method: str, few_digits: Embeddings) -> N
     assert first.classifier.chosen == second.classifier.chosen
     for name, array in first.classifier.arrays.items():
         np.testing.assert_array_equal(array, second.classifier.arrays[name], err_msg=name)
-    assert first.metrics["test"]["acc"] > 0.9
+    assert first.metrics["test"].acc > 0.9
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,8 +101,8 @@ def test_two_classes_and_a_class_without_a_training_image_are_fine(method: str) 
     index, rows, notes = split_index(made)
     assert notes == ["without a training image, so never predicted: class 2."]
     result = fit_and_test(method, made.features[rows], index, metric="l2")
-    assert result.metrics["test"]["acc"] == pytest.approx(15 / 16)
-    assert result.metrics["test"]["recall"] == [1, 1, 0]
+    assert result.metrics["test"].acc == pytest.approx(15 / 16)
+    assert result.metrics["test"].recall == (1, 1, 0)
     np.testing.assert_allclose(result.test_probabilities.sum(1), 1)
 
 

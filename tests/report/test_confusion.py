@@ -3,7 +3,15 @@
 import numpy as np
 from scipy.sparse import csr_array
 
-from finetune.report.confusion import clustered_order, confused_pairs, confusion_chart, confusion_of, most_confused
+from finetune.report.confusion import (
+    Mistakes,
+    clustered_order,
+    confused_pairs,
+    confusion_chart,
+    confusion_of,
+    most_confused,
+)
+from tests.imaginary_results import imaginary_metrics
 
 
 def with_mistakes(classes: int, pairs: dict[tuple[int, int], int]) -> csr_array:
@@ -30,8 +38,8 @@ def test_the_most_frequent_mistakes_are_listed_first_with_their_share_of_the_tru
     matrix = with_mistakes(4, {(3, 1): 5, (0, 2): 8, (1, 0): 1})
     pairs, kinds = confused_pairs(matrix, ["a", "b", "c", "d"], most=2)
     assert pairs == [
-        {"true": "a", "found": "c", "count": 8, "share": 0.4},
-        {"true": "d", "found": "b", "count": 5, "share": 0.25},
+        Mistakes(true="a", found="c", count=8, share=0.4),
+        Mistakes(true="d", found="b", count=5, share=0.25),
     ]
     assert kinds == 3
 
@@ -53,13 +61,13 @@ def test_two_hundred_classes_are_all_named_and_nothing_in_a_name_is_mark_up() ->
 
 def test_cells_are_the_matrix_that_is_not_written_of_very_many_classes() -> None:
     cells = [[0, 0, 7], [3, 9_999, 2], [9_999, 3, 1]]
-    matrix = confusion_of({"confusion_cells": cells}, 10_000)
+    matrix = confusion_of(imaginary_metrics(confusion_cells=cells), 10_000)
     assert matrix.shape == (10_000, 10_000)
     assert matrix[3, 9_999] == 2
     assert matrix.sum() == 10
     pairs, kinds = confused_pairs(matrix, [str(k) for k in range(10_000)])
-    assert [(pair["true"], pair["found"], pair["share"]) for pair in pairs] == [("3", "9999", 1.0), ("9999", "3", 1.0)]
+    assert [(pair.true, pair.found, pair.share) for pair in pairs] == [("3", "9999", 1.0), ("9999", "3", 1.0)]
     assert kinds == 2
     assert {3, 9_999} <= set(most_confused(matrix))
     whole = np.array([[2, 1], [0, 3]])
-    assert (confusion_of({"confusion": whole.tolist()}, 2).toarray() == whole).all()
+    assert (confusion_of(imaginary_metrics(confusion=whole.tolist()), 2).toarray() == whole).all()

@@ -56,9 +56,9 @@ def test_what_trains_is_compiled_in_each_phase(
     more += [f"schedule.phases.{number}.epochs=1" for number in range(phases)]
     plain = train_tiny(words(*more), tmp_path / "plain")
     assert not asked
-    assert plain.results["compiled"] is False
+    assert plain.results.compiled is False
     run = train_tiny(words(*more, "compile=on"), tmp_path / "run")
-    assert run.results["compiled"] is True
+    assert run.results.compiled is True
     # validation and the test run without a graph, as they are
     assert asked
     assert all(graph for _, graph in asked)

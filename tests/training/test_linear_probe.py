@@ -143,11 +143,11 @@ def test_a_probe_moves_the_head_alone(words: Words, tmp_path: Path) -> None:
     assert moved_stages(tmp_path / "run/phases/0-probe/start.safetensors", tmp_path / "run/final.safetensors") == {
         "head"
     }
-    told = run.results["phases"][0]["probe"]
-    assert told["chosen"] in told["strengths"]
-    assert len(told["val_loss"]) == len(told["strengths"]) > 5
-    assert told["val_loss"][told["strengths"].index(told["chosen"])] == pytest.approx(min(told["val_loss"]))
-    assert told["converged"]
+    told = run.results.phases[0].probe
+    assert told.chosen in told.strengths
+    assert len(told.val_loss) == len(told.strengths) > 5
+    assert told.val_loss[told.strengths.index(told.chosen)] == pytest.approx(min(told.val_loss))
+    assert told.converged
 
 
 def test_the_probe_is_where_lp_ft_starts(words: Words, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.errors import ConfigError, RunError, UserError
+from finetune.results import TrialResult
 from tests.runs import moved_stages, train_tiny
 
 Words = Callable[..., list[str]]
@@ -21,34 +22,32 @@ TRIALS = [*FROZEN, "schedule.phases.0.lr_trials=[1e-4,1e-2,3e-2]"]
 )
 def test_the_head_that_is_kept_is_that_of_a_run_at_its_rate(words: Words, tmp_path: Path, more: list[str]) -> None:
     tried = train_tiny(words(*TRIALS, *more), tmp_path / "tried")
-    phase = tried.results["phases"][0]
-    rate = phase["rates"]["head"]
+    phase = tried.results.phases[0]
+    rate = phase.rates["head"]
     alone = train_tiny(words(*FROZEN, *more, f"schedule.phases.0.lr={rate}"), tmp_path / "alone")
-    expected = alone.results["phases"][0]
-    assert (phase["best_epoch"], phase["epochs"], phase["steps"]) == tuple(
-        expected[key] for key in ("best_epoch", "epochs", "steps")
-    )
+    expected = alone.results.phases[0]
+    assert (phase.best_epoch, phase.epochs, phase.steps) == (expected.best_epoch, expected.epochs, expected.steps)
     found, wanted = (load_file(tmp_path / name / "final.safetensors") for name in ("tried", "alone"))
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
-    assert tried.results["test"]["acc"] == alone.results["test"]["acc"]
+    assert tried.results.test.acc == alone.results.test.acc
 
 
 def test_the_best_of_the_rates_is_kept_and_all_are_told(words: Words, tmp_path: Path) -> None:
     run = train_tiny(words(*TRIALS), tmp_path / "run")
-    phase = run.results["phases"][0]
-    assert [trial["lr"] for trial in phase["trials"]] == [1e-4, 1e-2, 3e-2]
-    best = max(trial["best"] for trial in phase["trials"])
-    chosen = next(trial for trial in phase["trials"] if trial["lr"] == phase["rates"]["head"])
-    assert chosen["best"] == best == phase["best"]["val/acc"]
+    phase = run.results.phases[0]
+    assert [trial.lr for trial in phase.trials] == [1e-4, 1e-2, 3e-2]
+    best = max(trial.best for trial in phase.trials)
+    chosen = next(trial for trial in phase.trials if trial.lr == phase.rates["head"])
+    assert chosen.best == best == phase.best["val/acc"]
     start = tmp_path / "run/phases/0-head/start.safetensors"
     assert moved_stages(start, tmp_path / "run/final.safetensors") == {"head"}
 
 
 def test_a_rate_that_ends_in_no_number_is_told_and_left(words: Words, tmp_path: Path) -> None:
     run = train_tiny(words(*FROZEN, "schedule.phases.0.lr_trials=[1e-2,1e38]", "optimizer=sgd"), tmp_path / "run")
-    lost = run.results["phases"][0]["trials"][1]
-    assert lost == {"lr": 1e38, "best": None, "best_epoch": None}
+    lost = run.results.phases[0].trials[1]
+    assert lost == TrialResult(lr=1e38, best=None, best_epoch=None)
     with pytest.raises(RunError, match="no number at any of the rates"):
         train_tiny(words(*FROZEN, "schedule.phases.0.lr_trials=[1e38]", "optimizer=sgd"), tmp_path / "all")
 

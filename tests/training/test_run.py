@@ -109,8 +109,8 @@ def test_the_best_epoch_is_what_is_handed_on(words: Words, tmp_path: Path) -> No
     assert {name.removeprefix("classifier.") for name in best} == {name for name in final if name.startswith("head.")}
     assert all(torch.equal(final[name.removeprefix("classifier.")], tensor) for name, tensor in best.items())
     # and what the run reports for validation is that epoch's value
-    assert run.results["val"]["acc"] == pytest.approx(accuracies[expected])
-    assert run.results["val"]["loss"] == pytest.approx(losses[expected], rel=1e-5)
+    assert run.results.val.acc == pytest.approx(accuracies[expected])
+    assert run.results.val.loss == pytest.approx(losses[expected], rel=1e-5)
 
 
 def test_metrics_csv_has_one_row_an_epoch_over_all_phases(words: Words, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_moments_are_carried_into_the_next_phase_only_when_asked(
         more = ["schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=1"]
         run = train_tiny(words(*more, f"schedule.phases.1.carry_optimizer={carry}"), tmp_path / str(carry))
         monkeypatch.setattr(torch.optim.AdamW, "step", real)
-        steps = run.results["phases"][0]["steps"]
+        steps = run.results.phases[0].steps
         # what the optimizer of the second phase held just before its first step: the head's two tensors or nothing
         first_states[carry] = {str(n): value for n, value in enumerate(seen[steps].values())}
     assert first_states[False] == {}
@@ -184,8 +184,8 @@ def test_averaged_weights_are_validated_shipped_and_named_in_the_results(words: 
     assert set(averages) == {name for name in final if name.startswith("head.")}
     assert all(torch.equal(final[name], tensor) for name, tensor in averages.items())
     assert not any(torch.equal(final[name], raw[f"classifier.{name}"]) for name in averages)
-    assert run.results["phases"][0]["weights"] == "ema"
-    assert run.results["val"]["loss"] == pytest.approx(last["callbacks"]["EpochLog"]["rows"][-1]["val/loss"], rel=1e-6)
+    assert run.results.phases[0].weights == "ema"
+    assert run.results.val.loss == pytest.approx(last["callbacks"]["EpochLog"]["rows"][-1]["val/loss"], rel=1e-6)
 
 
 def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_early_stopping_ends_a_phase_and_the_next_one_begins(words: Words, tmp_p
         "schedule.phases.0.lr=1e-12",
     ]
     run = train_tiny(words(*more, "schedule.phases.1.epochs=1"), tmp_path / "run")
-    epochs = [phase["epochs"] for phase in run.results["phases"]]
+    epochs = [phase.epochs for phase in run.results.phases]
     assert epochs[0] < 10
-    assert epochs[0] - 1 - run.results["phases"][0]["best_epoch"] == 2
+    assert epochs[0] - 1 - run.results.phases[0].best_epoch == 2
     assert epochs[1] == 1
 
 
@@ -207,16 +207,16 @@ def test_a_phase_may_be_given_in_steps(words: Words, tmp_path: Path) -> None:
     run = train_tiny(
         words("schedule=frozen", "schedule.phases.0.epochs=5", "schedule.phases.0.max_steps=7"), tmp_path / "run"
     )
-    assert run.results["phases"][0]["steps"] == 7
-    assert run.results["phases"][0]["epochs"] == 2
-    assert run.results["phases"][0]["best_epoch"] in (0, 1)
+    assert run.results.phases[0].steps == 7
+    assert run.results.phases[0].epochs == 2
+    assert run.results.phases[0].best_epoch in (0, 1)
 
 
 def test_class_weights_and_the_focal_loss_change_what_is_learned(words: Words, tmp_path: Path) -> None:
     outcomes = []
     for number, more in enumerate(([], ["loss.name=focal"], ["loss.class_weights=balanced"])):
         run = train_tiny(words("schedule=frozen", "schedule.phases.0.epochs=1", *more), tmp_path / str(number))
-        outcomes.append(run.results["weights_hash"])
+        outcomes.append(run.results.weights_hash)
     # the classes are equally large here, so that balanced weights are all one
     assert outcomes[0] == outcomes[2] != outcomes[1]
 
@@ -273,4 +273,4 @@ def test_validating_at_other_times_changes_no_result(words: Words, tmp_path: Pat
     more = ["schedule=full", "schedule.phases.0.epochs=1", "schedule.restore=last", "+trainer.limit_val_batches=1"]
     run = train_tiny(words(*more, "data.eval_batch_size=2"), tmp_path / "run")
     # though the fit saw two of them
-    assert sum(map(sum, run.results["val"]["confusion"])) == len(load_file(run.run_dir / EVALUATION)["val/rows"]) > 2
+    assert sum(map(sum, run.results.val.confusion)) == len(load_file(run.run_dir / EVALUATION)["val/rows"]) > 2

@@ -1,6 +1,7 @@
 """Write the checkpoints of a phase, and read them without running foreign code."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finetune.safe_files import check_zip
 from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.interruption import Interruption
 from finetune.training.metrics_csv import MetricsCsv
-from finetune.training.param_groups import build_param_groups
+from finetune.training.param_groups import OptimizerState, build_param_groups
 from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 
@@ -69,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def by_parameter(state: dict[str, Any], classifier: Classifier, phase: Phase) -> dict[str, Any]:
+def by_parameter(state: Mapping[str, Any], classifier: Classifier, phase: Phase) -> OptimizerState:
     """Return the optimizer state of a checkpoint by parameter name; the phase must have been applied."""
     groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from finetune.results import EpochRow
 from finetune.training.callbacks.gradient_norms import GradientNorms
 
 
@@ -23,7 +24,7 @@ class EpochLog(Callback):
     """
 
     def __init__(self, *, phase: str, offset: tuple[int, int], accuracy: bool, norms: GradientNorms) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[EpochRow] = []
         self._phase, self._offset, self._accuracy, self._norms = phase, offset, accuracy, norms
         # loss sum, right answers, images: of the epoch so far
         self._sums = torch.zeros(3, dtype=torch.float64)
@@ -54,28 +55,31 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the row and hand its numbers to the loggers."""
         loss, right, images = self._sums_by_process().sum(0).tolist()
-        row: dict[str, Any] = {
-            "phase": self._phase,
-            "epoch": self._offset[0] + trainer.current_epoch,
-            "step": self._offset[1] + trainer.global_step,
+        values: dict[str, float] = {
             "train/loss": loss / images,
             **({"train/acc": right / images} if self._accuracy else {}),
             **{name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
             **{f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups},
             **{f"grad/{stage}": norm for stage, norm in self._norms.epoch().items()},
         }
+        row = EpochRow(
+            phase=self._phase,
+            epoch=self._offset[0] + trainer.current_epoch,
+            step=self._offset[1] + trainer.global_step,
+            values=values,
+        )
         self.rows.append(row)
-        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        numbers = {"epoch": row.epoch, "step": row.step, **values}
         for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=row["step"])
+            logger.log_metrics(numbers, step=row.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, and the sums of every process: Lightning calls this on all of them."""
-        return {"rows": list(self.rows), "sums": self._sums_by_process().tolist()}
+        return {"rows": [row.to_plain() for row in self.rows], "sums": self._sums_by_process().tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take both back."""
-        self.rows = list(state_dict["rows"])
+        self.rows = [EpochRow.from_plain(row) for row in state_dict["rows"]]
         self._saved_sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
 
     def _sums_by_process(self) -> torch.Tensor:

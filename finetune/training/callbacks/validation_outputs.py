@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MetricCollection
 
 from finetune.data.loading import Batch
-from finetune.metrics import plain_metrics
+from finetune.metrics import split_metrics
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import SplitOutputs, Validation
 from finetune.training.staged_module import StagedModule
@@ -47,6 +47,6 @@ class ValidationOutputs(Callback):
         """Keep this validation if its weights may be those that the phase hands on; the history has its epoch by now."""
         if self._outputs is not None and (self._progress.improved or self._restore == "last"):
             self.validated = Validation(
-                step=trainer.global_step, metrics=plain_metrics(self._metrics), outputs=self._outputs.gather()
+                step=trainer.global_step, metrics=split_metrics(self._metrics), outputs=self._outputs.gather()
             )
         self._outputs = None

@@ -44,11 +44,11 @@ def test_in_a_pipe_each_epoch_is_one_plain_line_and_the_end_a_table(
     assert re.search(r"about .* left$", epochs[1])
     start = lines.index(next(line for line in lines if line.startswith("phase  trains")))
     assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["head", "all"]
-    test = run.results["test"]
+    test = run.results.test
     rows = {line[: line.index("  ")]: line.split()[-1] for line in lines[start + 4 : start + 9] if line.strip()}
-    assert rows["accuracy"] == f"{test['acc']:.4f}"
-    assert rows["macro F1"] == f"{test['f1_macro']:.4f}"
-    assert rows["calibration error"] == f"{test['ece']:.4f}"
+    assert rows["accuracy"] == f"{test.acc:.4f}"
+    assert rows["macro F1"] == f"{test.f1_macro:.4f}"
+    assert rows["calibration error"] == f"{test.ece:.4f}"
 
 
 def test_on_a_terminal_the_bar_tells_phase_stages_rate_and_time_left(

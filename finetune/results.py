@@ -1,0 +1,309 @@
+"""What a run hands on, as dataclasses: ``results.json``, and ``result.json`` of each phase.
+
+:mod:`finetune.file_schema` documents every field; the fields here have the names and the order of the files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# classes by classes; with several labels two by two for each class
+Matrix = Sequence[Sequence[int]]
+EPOCH_TEXT = ("phase", "epoch", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitMetrics:
+    """Metrics of a split.
+
+    Args:
+        acc: Fraction of images whose most probable class is the true one; with several labels, with every class right.
+        ece: Expected calibration error.
+        f1_macro: F1 score, mean over the classes.
+        f1_micro: With several labels, F1 score over all pairs of an image and a class; else None.
+        map: With several labels, mean average precision; else None.
+        recall: Recall of each class, in the order of the classes.
+        loss: Mean cross-entropy in nats.
+        confusion: Images by true and predicted class; with several labels a 2 x 2 matrix of each class; None above 1,000 classes.
+        confusion_cells: In its place above 1,000 classes: true class, predicted class and images of each pair.
+    """
+
+    acc: float
+    ece: float
+    f1_macro: float
+    f1_micro: float | None = None
+    map: float | None = None
+    recall: tuple[float, ...]
+    loss: float
+    confusion: Matrix | Sequence[Matrix] | None = None
+    confusion_cells: Matrix | None = None
+
+    def scalars(self) -> dict[str, float]:
+        """Return the metrics that are single numbers, by name.
+
+        >>> SplitMetrics(acc=0.5, ece=0.0, f1_macro=0.25, recall=(0.5,), loss=1.0).scalars()
+        {'acc': 0.5, 'ece': 0.0, 'f1_macro': 0.25, 'loss': 1.0}
+        """
+        values = {
+            "acc": self.acc,
+            "ece": self.ece,
+            "f1_macro": self.f1_macro,
+            "f1_micro": self.f1_micro,
+            "map": self.map,
+            "loss": self.loss,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def in_words(self) -> str:
+        """Return the main metrics in words.
+
+        >>> SplitMetrics(acc=0.5, ece=0.0, f1_macro=0.25, recall=(0.5,), loss=1.0).in_words()
+        'accuracy 0.5000, macro F1 0.2500, loss 1.0000'
+        """
+        several = f", mean average precision {self.map:.4f}" if self.map is not None else ""
+        right = "exact match" if several else "accuracy"
+        return f"{right} {self.acc:.4f}, macro F1 {self.f1_macro:.4f}{several}, loss {self.loss:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """A row of ``metrics.csv``.
+
+    Args:
+        phase: Name of the phase.
+        epoch: Epochs before it, over all phases.
+        step: Optimizer steps so far, over all phases.
+        values: Its numbers by column, ``train/loss`` for example, in the order of the columns.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    values: Mapping[str, float]
+
+    def to_plain(self) -> dict[str, str | float]:
+        """Return the row by column.
+
+        >>> EpochRow(phase="head", epoch=0, step=4, values={"val/acc": 0.5}).to_plain()
+        {'phase': 'head', 'epoch': 0, 'step': 4, 'val/acc': 0.5}
+        """
+        return {"phase": self.phase, "epoch": self.epoch, "step": self.step, **self.values}
+
+    @classmethod
+    def from_plain(cls, row: Mapping[str, str | float]) -> "EpochRow":
+        """Return a row that :func:`finetune.training.callbacks.checkpoint_contents.check_rows` has checked."""
+        values = {name: float(value) for name, value in row.items() if name not in EPOCH_TEXT}
+        return cls(phase=str(row["phase"]), epoch=int(row["epoch"]), step=int(row["step"]), values=values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One of the heads that a phase trained side by side.
+
+    Args:
+        lr: Peak learning rate.
+        best: Monitored metric of its best epoch; None if its loss became NaN.
+        best_epoch: That epoch, from 0; None likewise.
+    """
+
+    lr: float
+    best: float | None
+    best_epoch: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """How a linear head was solved.
+
+    Args:
+        strengths: Penalties tried.
+        chosen: The one that validation chose.
+        val_loss: Validation loss of each.
+        val_acc: Validation accuracy of each.
+        val_objective: Validation mean of the training loss of each, by which one was chosen.
+        iterations: Iterations of the solver for each.
+        converged: Whether the solver converged for all.
+    """
+
+    strengths: tuple[float, ...]
+    chosen: float
+    val_loss: tuple[float, ...]
+    val_acc: tuple[float, ...]
+    val_objective: tuple[float, ...]
+    iterations: tuple[int, ...]
+    converged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseResult:
+    """What a phase did.
+
+    Args:
+        name: Name of the phase.
+        train: Stages that trained, from the input to the head.
+        frozen: Stages that did not.
+        epochs: Epochs that were run.
+        steps: Optimizer steps that were run.
+        restored: ``best`` or ``last``: the epoch whose weights were handed on.
+        weights: ``raw`` or ``ema``: the weights that were validated and handed on.
+        best_epoch: Best epoch, from 0.
+        best: The monitored metric of that epoch, by name.
+        rates: Peak learning rate of each stage that trained.
+        rows: Rows of ``metrics.csv``, one an epoch; None in ``results.json``, which does not repeat them.
+        probe: For a head that was solved, the penalties tried; else None.
+        trials: For heads trained side by side, each with its rate; else None.
+        cached_after: Stage whose cached output was trained on; empty where the phase trained on images.
+        cached_view: ``evaluation`` or ``training``: the view that was cached; empty without a cache.
+        views: Training views of each image that the epochs drew from; 0 for a new one every epoch.
+        seconds: Wall time in the process that finished the phase.
+    """
+
+    name: str
+    train: tuple[str, ...]
+    frozen: tuple[str, ...]
+    epochs: int
+    steps: int
+    restored: str
+    weights: str
+    best_epoch: int
+    best: Mapping[str, float]
+    rates: Mapping[str, float]
+    rows: tuple[EpochRow, ...] | None = None
+    probe: ProbeResult | None = None
+    trials: tuple[TrialResult, ...] | None = None
+    cached_after: str = ""
+    cached_view: str = ""
+    views: int = 0
+    seconds: float = 0.0
+
+    def in_words(self) -> str:
+        """Describe for the user how the phase ended."""
+        (metric, value), epoch = next(iter(self.best.items())), self.best_epoch + 1
+        if self.trials is not None:
+            how = f"with lr {self.rates['head']:g} of {len(self.trials)} tried, at epoch {epoch}"
+        elif self.probe is not None:
+            end = "" if self.probe.converged else " (not converged)"
+            tried = f"{self.probe.chosen:.1e} of {len(self.probe.strengths)} tried"
+            how = f"with weight decay {tried}, {self.steps} iterations{end}"
+        else:
+            how = f"at epoch {epoch} of {self.epochs}"
+        return f"{metric} {value:.4f} {how}, {self.seconds:.0f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall time of a run.
+
+    Args:
+        training: Sum of the phases.
+        phases: Each phase by its name.
+    """
+
+    training: float
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The data that a run was trained on.
+
+    Args:
+        fingerprint: Digest of classes, paths, targets, splits and contents.
+        classes: Class names in the order of the logits.
+        counts: Images of each class, by split.
+        skipped: Unreadable files that were left out.
+        max_pixels: Larger images count as unreadable, in prediction too.
+        high_depth: ``full`` or ``stretch``: how more than 8 bits become 8, in prediction too.
+    """
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    skipped: int
+    max_pixels: int
+    high_depth: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOrigin:
+    """Where a network came from.
+
+    Args:
+        source: Library of the network; ``own`` for a class of the user's.
+        name: Its name there, or that class.
+        weights: Where its weights came from.
+    """
+
+    source: str
+    name: str
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imbalance:
+    """How a run handles classes of different size.
+
+    Args:
+        loss: Training loss.
+        class_weights: ``balanced`` or ``none``.
+        sampling: ``balanced``, or that each image is seen once an epoch.
+    """
+
+    loss: str
+    class_weights: str
+    sampling: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What was decided before training, and goes into ``results.json`` and into the bundle.
+
+    Args:
+        backbone: Where the network came from.
+        schedule: Name of the schedule.
+        imbalance: How classes of different size are handled.
+        precision: As Lightning's Trainer takes it.
+        compiled: Whether what trains is compiled by ``torch.compile``.
+    """
+
+    backbone: BackboneOrigin
+    schedule: str
+    imbalance: Imbalance
+    precision: str
+    compiled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The contents of ``results.json``.
+
+    Args:
+        test: Metrics on the test images.
+        val: Metrics on the validation images.
+        phases: Result of each phase, without its rows.
+        seconds: Wall time.
+        data: The data that was trained on.
+        versions: Versions of Python, of finetune and of the libraries that a result depends on.
+        backbone: Where the network came from.
+        schedule: Name of the schedule.
+        imbalance: How classes of different size are handled.
+        precision: As Lightning's Trainer takes it.
+        compiled: Whether what trained was compiled.
+        seed: Seed of all randomness.
+        weights_hash: SHA-256 of the final weights.
+        threads: Threads that torch computed with.
+    """
+
+    test: SplitMetrics
+    val: SplitMetrics
+    phases: tuple[PhaseResult, ...]
+    seconds: Seconds
+    data: DataFacts
+    versions: Mapping[str, str]
+    backbone: BackboneOrigin
+    schedule: str
+    imbalance: Imbalance
+    precision: str
+    compiled: bool
+    seed: int
+    weights_hash: str
+    threads: int
