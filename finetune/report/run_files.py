@@ -26,7 +26,7 @@ _REMEDY = "Put a copy of it back, if there is one; else train again."
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedPhase:
+class PlanEntry:
     """What a report needs of an entry of ``plan.json``.
 
     Args:
@@ -60,7 +60,7 @@ class RunFiles:
 
     run_dir: Path
     results: Results
-    plan: list[PlannedPhase]
+    plan: list[PlanEntry]
     epochs: list[Mapping[str, Cell]]
     paths: list[str]
     config: str
@@ -152,12 +152,12 @@ def _json(path: Path, kind: type[Kind]) -> Kind:
     return value
 
 
-def _plan(path: Path) -> list[PlannedPhase]:
+def _plan(path: Path) -> list[PlanEntry]:
     phases = _json(path, list)
     for phase in phases:
         if not isinstance(phase, dict):
             raise UserError(f"{path}: damaged. An entry is a {type(phase).__name__}, not a phase.")
-    return [from_plain(PlannedPhase, phase, name=str(path)) for phase in phases]
+    return [from_plain(PlanEntry, phase, name=str(path)) for phase in phases]
 
 
 def _results(path: Path) -> Results:
