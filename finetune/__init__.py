@@ -14,9 +14,11 @@ from finetune.input_spec import InputSpec
 if TYPE_CHECKING:
     from finetune.api import embed, fit, load, save_bundle, search
     from finetune.embeddings.embeddings import Embeddings
+    from finetune.inference.trained_model import TrainedModel, predict
     from finetune.models.backbone import Backbone
     from finetune.models.build import build_backbone
     from finetune.models.classifier import Classifier, build_classifier
+    from finetune.table import Table
     from finetune.training.module import FineTuner
     from finetune.training.results import RunResult
 
@@ -34,6 +36,9 @@ _LATER = {
     "build_classifier": "finetune.models.classifier",
     "FineTuner": "finetune.training.module",
     "RunResult": "finetune.training.results",
+    "Table": "finetune.table",
+    "TrainedModel": "finetune.inference.trained_model",
+    "predict": "finetune.inference.trained_model",
 }
 
 __all__ = [
@@ -45,12 +50,15 @@ __all__ = [
     "InputSpec",
     "RunError",
     "RunResult",
+    "Table",
+    "TrainedModel",
     "UserError",
     "build_backbone",
     "build_classifier",
     "embed",
     "fit",
     "load",
+    "predict",
     "save_bundle",
     "search",
 ]

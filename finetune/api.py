@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings
     from finetune.embeddings.extractor import FeatureExtractor
     from finetune.embeddings.search import Neighbours
+    from finetune.inference.trained_model import TrainedModel
     from finetune.models.classifier import Classifier
     from finetune.training.results import RunResult
 
@@ -54,7 +55,7 @@ def fit(
     return train(compose([*words, *overrides]))
 
 
-def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "Classifier":
+def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "TrainedModel":
     """Load a trained model from a bundle folder or a run folder.
 
     Args:
@@ -65,18 +66,22 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
             That runs code which whoever made the bundle chose.
 
     Returns:
-        A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``.
+        A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``. Images of
+        another size than the input's are resized and cropped as the bundle says. ``model.predict(images)`` takes paths, Pillow
+        images, arrays, tensors and data frames.
 
     Raises:
         UserError: There is no whole bundle, or it needs classes of your own that were not given; the message names them.
     """
     from finetune.bundle import load_bundle
     from finetune.commands.own_modules import modules_of
+    from finetune.inference.decode_options import reading_of
+    from finetune.inference.trained_model import trained_model
 
     given = dict(modules or {})
     if trust:
         given |= modules_of(path, trust=True, given=given)
-    return load_bundle(path, modules=given)
+    return trained_model(load_bundle(path, modules=given), reading=reading_of(path))
 
 
 def save_bundle(model: "Classifier", folder: str | Path) -> Path:

@@ -1,0 +1,175 @@
+"""A trained model as :func:`finetune.load` returns it: a classifier that also takes images in any form and answers in a table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.data.decode import DecodeOptions
+from finetune.data.transforms import eval_view
+from finetune.errors import UserError
+from finetune.file_schema import LABELS
+from finetune.inference.given_images import GivenImage, given_images
+from finetune.models.classifier import Classifier
+from finetune.models.modes import evaluating
+from finetune.table import frame
+
+# N = images, K = classes
+
+# a multi-label image shows a class if its probability is above this
+HALF = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """How :func:`predict` answers.
+
+    Args:
+        uncertain_below: An answer whose margin is smaller is uncertain.
+        batch_size: Images in one forward pass.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+
+    uncertain_below: float = 0.2
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uncertain_below <= 1:
+            raise UserError(f"uncertain_below={self.uncertain_below!r}: must be from 0 to 1.")
+        if type(self.batch_size) is not int or self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size!r}: must be a whole number of at least 1.")
+
+
+class TrainedModel(Classifier):
+    """A trained network: ``uint8 (B, C, H, W)`` of any size to logits ``(B, K)``, and :meth:`predict` for everything else.
+
+    ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``reading`` how its image files were read.
+    """
+
+    reading: dict[str, Any]
+
+    def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
+        """Classify images and return a table; see :func:`finetune.predict`."""
+        return predict(self, images, uncertain_below=uncertain_below, batch_size=batch_size)
+
+
+def trained_model(classifier: Classifier, *, reading: Mapping[str, Any]) -> TrainedModel:
+    """Return a classifier as a :class:`TrainedModel` of the same modules, in evaluation mode.
+
+    Args:
+        classifier: Loaded network.
+        reading: How image files were read in training, from :func:`finetune.inference.decode_options.reading_of`.
+    """
+    model = TrainedModel(
+        backbone=classifier.backbone,
+        head=classifier.head,
+        input_spec=classifier.input_spec,
+        adapt=classifier.adapt,
+        classes=classifier.classes,
+        multi_label=classifier.multi_label,
+        head_target=classifier.head_settings.get("target"),
+    )
+    model.reading = dict(reading)
+    model.eval()
+    return model
+
+
+@torch.inference_mode()
+def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
+    """Classify images in any form, each resized and cropped as ``finetune predict`` does.
+
+        model.predict("pets")                                  # a folder; also files, patterns, lists of them
+        model.predict([Image.open("a.jpg"), array])            # Pillow images, arrays (H, W, C), tensors (C, H, W)
+        model.predict(table)                                   # a data frame with a column path
+
+    Args:
+        model: A loaded or built classifier; it may be on any device, and in either mode.
+        images: The images.
+        uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
+            probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
+        batch_size: Images in one forward pass.
+
+    Returns:
+        A pandas DataFrame where pandas is installed, else a :class:`finetune.table.Table`. A row for each image: ``image`` (its
+        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, the
+        probability of every class under its name, and ``error``, the reason why a file cannot be read.
+
+    Raises:
+        UserError: The images are in no known form, or there are none.
+    """
+    options = PredictOptions(uncertain_below=uncertain_below, batch_size=batch_size)
+    spec, reading = model.input_spec, getattr(model, "reading", DecodeOptions().reading())
+    decode = DecodeOptions.from_reading(reading, channels=spec.channels)
+    device = next(model.parameters()).device
+    answers = _Answers(classes=model.classes, multi_label=model.multi_label, options=options)
+    waiting: list[GivenImage] = []
+    with evaluating(model):
+
+        def classify() -> None:
+            pixels = [image.pixels_CHW for image in waiting if image.pixels_CHW is not None]
+            shares_NK = np.zeros((0, len(model.classes)), np.float32)
+            if pixels:
+                shares_NK = model.probabilities(model(torch.stack(pixels).to(device))).cpu().numpy()
+            rows = iter(shares_NK)
+            for image in waiting:
+                answers.add(image.name, None if image.pixels_CHW is None else next(rows), image.error)
+            waiting.clear()
+
+        for image in given_images(images, options=decode, view=eval_view(spec)):
+            waiting.append(image)
+            if len(waiting) == options.batch_size:
+                classify()
+        classify()
+    if not answers.names:
+        raise UserError("images: there are none.")
+    return frame(answers.columns())
+
+
+@dataclass(kw_only=True)
+class _Answers:
+    """The rows of the table so far."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    options: PredictOptions
+    names: list[str] = field(default_factory=list)
+    shares: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, name: str, shares_K: npt.NDArray[np.float32] | None, error: str) -> None:
+        """Add a row; ``shares_K`` is None for an image that cannot be read."""
+        self.names.append(name)
+        self.shares.append(shares_K)
+        self.errors.append(error)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table by columns; names of classes that are names of columns get ``p_`` before them."""
+        margins = [None if row is None else self._margin(row) for row in self.shares]
+        columns: dict[str, list[Any]] = {
+            "image": self.names,
+            "predicted": ["" if row is None else self._predicted(row) for row in self.shares],
+            "probability": [None if row is None else float(row.max()) for row in self.shares],
+            "margin": margins,
+            "uncertain": [margin is None or margin < self.options.uncertain_below for margin in margins],
+        }
+        for number, name in enumerate(self.classes):
+            key = f"p_{name}" if name in (*columns, "error") else name
+            columns[key] = [None if row is None else float(row[number]) for row in self.shares]
+        columns["error"] = self.errors
+        return columns
+
+    def _predicted(self, row_K: npt.NDArray[np.float32]) -> str:
+        if self.multi_label:
+            return LABELS.join(name for name, share in zip(self.classes, row_K, strict=True) if share > HALF)
+        return self.classes[int(row_K.argmax())]
+
+    def _margin(self, row_K: npt.NDArray[np.float32]) -> float:
+        if self.multi_label:
+            return float(2 * np.abs(row_K - HALF).min())
+        second, first = np.sort(row_K)[-2:]
+        return float(first - second)
