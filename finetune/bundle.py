@@ -21,6 +21,7 @@ from finetune.checksums import file_sha256 as file_sha256
 from finetune.errors import UserError, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
+from finetune.models.heads import sizes_of_heads
 from finetune.models.own_modules import OWN, own_classes, own_targets
 from finetune.models.size_limit import parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
@@ -189,7 +190,7 @@ def description_problems(model: Mapping[str, Any]) -> list[str]:
         problems.append("model.classes: must be at least two different names")
     if head.get("num_classes") != len(classes):
         problems.append(f"model.head.num_classes: must be the number of classes, {len(classes)}")
-    sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", "hidden")]
+    sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", *sizes_of_heads())]
     if not all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes):
         problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
     if not isinstance(head.get("name"), str):

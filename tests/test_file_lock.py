@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.build import choose_run_dir, make_run_dir
+from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock, remove_left_lock

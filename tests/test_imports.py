@@ -1,6 +1,8 @@
 """Imports go one way, and each foreign library is known in few places."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.house_figures import circles, classes_defined_twice, trees
@@ -35,6 +37,9 @@ FORBIDDEN = {
 
 # arithmetic of the evaluation view on arrays, which has nothing of a data set: the classifier makes the same view
 ALLOWED = {("models/raw_images", "finetune.data.evaluation_pixels")}
+# tables that a configuration is checked against; a test below holds that they load nothing heavy
+TABLES = ("finetune.data.sources",)
+ALLOWED |= {("config/checks", table) for table in TABLES}
 
 # library -> where it may be imported, as prefixes of module paths
 KNOWN_BY = {
@@ -77,6 +82,12 @@ def test_rooms_import_in_one_direction() -> None:
                 if (parts[1] in banned or "*" in banned) and not allowed:
                     wrong.append(f"{name} imports {imported}")
     assert wrong == []
+
+
+def test_the_tables_that_a_configuration_is_checked_against_load_nothing_heavy() -> None:
+    code = f"import sys, {', '.join(TABLES)}; print(sorted({{'torch', 'numpy', 'PIL', 'sklearn'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_inside_config_the_schema_knows_nothing_and_its_checks_know_the_schema_alone() -> None:

@@ -18,6 +18,7 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
     """
     from finetune.data.transforms import AUGMENTS
+    from finetune.models.heads import HEADS
     from finetune.training.phases import build_schedule
 
     shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
@@ -56,7 +57,8 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
-            if config.head.name != "linear" or config.head._target_ is not None:
+            head = HEADS.get(config.head.name)
+            if head is None or not head.is_linear or config.head._target_ is not None:
                 problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
             if config.loss._target_ is not None:
                 problems.append(

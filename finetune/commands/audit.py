@@ -47,27 +47,27 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config, *, output: Path, views: bool) -> int:
     """Audit the data of one configuration."""
-    from finetune.build import build_source, check_paths
+    from finetune.build.data import build_source
+    from finetune.build.paths import check_paths
+    from finetune.data.sources import source_kind
 
     check_paths(config)
-    from finetune.data.registry import SOURCES
-
-    kind = SOURCES.get(config.data.source)
-    if kind is not None and kind.decodes:
+    kind = source_kind(config.data.source)
+    if kind.decodes:
         # unreadable files are findings, so they must not end the audit
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
     source = build_source(config)
 
     from finetune.data.audit import audit
     from finetune.data.audit_text import as_text
-    from finetune.data.image_folder import pictures_left_out
     from finetune.data.transforms import AUGMENTS
     from finetune.input_spec import InputSpec
     from finetune.report.audit_page import audit_page
 
     if source.facts is None:
         raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
-    result = audit(source, left_out=pictures_left_out(config.data.root) if config.data.source == "folder" else ())
+    left_out = kind.left_out(**kind.own_settings(config.data)) if kind.left_out is not None else ()
+    result = audit(source, left_out=left_out)
     print(as_text(result))
     spec = None
     if views:

@@ -14,7 +14,7 @@ from finetune.config.schema import Config, DataConfig
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.registry import Source
+    from finetune.data.image_source import Source
     from finetune.embeddings.extractor import FeatureExtractor
     from finetune.embeddings.image_records import ImageRecords
 
@@ -114,7 +114,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _checked(line: EmbedArguments, output: Path) -> Config | None:
     """Return the configuration, or None if none is needed; report wrong paths before torch is imported."""
-    from finetune.build import check_paths
+    from finetune.build.paths import check_paths
     from finetune.embeddings.files import check_embeddings_path
     from finetune.inference.image_paths import STDIN, find_images
 
@@ -157,10 +157,11 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
 
         return extractor_from_run(line.run, stage=stage, modules=modules_of(line.run, trust=trust))
     assert config is not None, "a network that was not trained here has a configuration"
-    from finetune.build import NATIVE_CHANNELS, build_pretrained, image_size
+    from finetune.build.classifier import build_pretrained, image_size
+    from finetune.data.sources import source_kind
     from finetune.embeddings.extractor import DEFAULT_READING, extractor_from_backbone
 
-    native = 3 if line.images else NATIVE_CHANNELS.get(config.data.source, 3)
+    native = 3 if line.images else source_kind(config.data.source).channels
     given = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
     return extractor_from_backbone(
         build_pretrained(config, print, trusted=True),
@@ -195,7 +196,7 @@ def _samples(line: EmbedArguments, config: Config | None, extractor: "FeatureExt
 
 def data_set(config: Config, line: EmbedArguments, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
     """Return the data set of a command line, and the values that recreate it."""
-    from finetune.build import build_source
+    from finetune.build.data import build_source
     from finetune.commands.evaluate import read_alike
 
     config.input.channels = extractor.spec.channels

@@ -12,11 +12,12 @@ from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import changed, check_overrides, compose, from_yaml
 from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
+from finetune.data.sources import source_kind
 from finetune.errors import UserError
 from finetune.safe_files import inside
 
 if TYPE_CHECKING:
-    from finetune.data.registry import Source
+    from finetune.data.image_source import Source
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
@@ -44,7 +45,8 @@ def run(argv: Sequence[str]) -> int:
     import numpy as np
 
     from finetune.atomic_files import write_json
-    from finetune.build import build_source, check_data_is_there, check_paths, decode_options
+    from finetune.build.data import build_source
+    from finetune.build.paths import check_data_is_there, check_paths
     from finetune.inference.decode_options import reading_of
     from finetune.inference.evaluate import evaluate
 
@@ -58,16 +60,10 @@ def run(argv: Sequence[str]) -> int:
     moved = _moved_data(given.run, config, given.overrides)
     if moved is not None:
         source: Source = moved
-    elif given.overrides and config.data.source == "folder":
-        # another folder is all test data, unless it has split folders
-        from finetune.data.image_folder import list_folders
-        from finetune.data.image_source import evaluation_source
-
-        data, decode = config.data, decode_options(config)
-        source = evaluation_source(list_folders(data.root), decode=decode, on_unreadable=data.on_unreadable)
     else:
         with _naming_own_config(given.run, given.overrides):
-            source = build_source(config)
+            # other data is all test data, unless it has splits
+            source = build_source(config, for_evaluation=bool(given.overrides))
     rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
     if not len(rows):
         raise UserError(f"--split {given.split}: no image is in it. Counts: {source.index.counts()}.")
@@ -102,7 +98,7 @@ def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
 
 def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":
     """Return the run's own data if ``data.root`` or ``data.path`` only gives its new location, else None."""
-    from finetune.build import build_source
+    from finetune.build.data import build_source
     from finetune.bundle import find_bundle, read_model_json
 
     if not overrides or not all(word.startswith(("data.root=", "data.path=")) for word in overrides):
@@ -118,9 +114,7 @@ def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source |
 
 def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:
     """Read image files as in training, unless an override says otherwise."""
-    from finetune.build import settings_of
-
-    for key in set(reading) & set(settings_of(config.data.source)):
+    for key in set(reading) & set(source_kind(config.data.source).settings):
         if not any(word.startswith(f"data.{key}=") for word in overrides):
             setattr(config.data, key, reading[key])
 

@@ -96,7 +96,7 @@ def choose_images(
     Raises:
         UserError: There is no image at the given paths, or int8 has no real images to calibrate on.
     """
-    from finetune.build import build_source
+    from finetune.build.data import build_source
     from finetune.commands.evaluate import data_config
     from finetune.export.images import CheckImages, images_of_source, made_up_images
     from finetune.export.quantize import CALIBRATION_IMAGES

@@ -10,7 +10,7 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from finetune.data.registry import Source
+    from finetune.data.image_source import Source
 
 
 class ImageLookup:
@@ -43,7 +43,7 @@ class ImageLookup:
     @cached_property
     def _source(self) -> "Source | None":
         """The data set, if its images are not files."""
-        from finetune.build import build_source
+        from finetune.build.data import build_source
         from finetune.config.schema import Config, DataConfig
 
         if not isinstance(self._data, dict):

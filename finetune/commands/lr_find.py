@@ -95,14 +95,9 @@ def task(config: Config, *, options: Options) -> int:
     config = replace(config, trainer={**config.trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"})
     # the words of the command line as Hydra left them: program, command, rest
     words = sys.argv[2:]
-    from finetune.build import (
-        assemble,
-        choose_run_dir,
-        loss_of,
-        make_run_dir,
-        optimizer_factory,
-        trainer_factory,
-    )
+    from finetune.build import assemble
+    from finetune.build.run_dir import choose_run_dir, make_run_dir
+    from finetune.build.training import loss_of, optimizer_factory, trainer_factory
     from finetune.commands.train import decide, quiet_lightning, say
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))

@@ -22,7 +22,8 @@ def run(argv: Sequence[str]) -> int:
 
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
-    from finetune.build import assemble, imbalance, optimizer_factory, trainer_factory
+    from finetune.build import assemble
+    from finetune.build.training import imbalance, optimizer_factory, trainer_factory
     from finetune.commands.train import decide, quiet_lightning
 
     parts = assemble(config, print, trusted=True)

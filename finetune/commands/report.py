@@ -13,7 +13,7 @@ from finetune.file_schema import EVALUATION
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.data.registry import Source
+    from finetune.data.image_source import Source
 
 ABOUT = """\
 Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
@@ -40,7 +40,8 @@ def run(argv: Sequence[str]) -> int:
 
 def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) -> "Path":
     """Write the page, with images if the data can be read."""
-    from finetune.build import build_source, check_paths
+    from finetune.build.data import build_source
+    from finetune.build.paths import check_paths
     from finetune.report.run_page import write_report
 
     modules = modules_of(run_dir, trust=trust)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import write_text
-from finetune.build import check_data_is_there, with_absolute_paths
+from finetune.build.paths import check_data_is_there, with_absolute_paths
 from finetune.commands.options import Arguments
 from finetune.config import changed, check_overrides, from_yaml, to_plain, to_yaml
 from finetune.config.schema import Config

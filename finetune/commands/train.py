@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import write_text
-from finetune.build import (
-    RunParts,
-    assemble,
-    check_typed_places,
-    choose_run_dir,
-    imbalance,
-    loss_of,
-    make_run_dir,
-    network_name,
-    optimizer_factory,
-    trainer_factory,
-    with_absolute_paths,
-)
+from finetune.build import RunParts, assemble
+from finetune.build.classifier import network_name
+from finetune.build.paths import check_typed_places, with_absolute_paths
+from finetune.build.run_dir import choose_run_dir, make_run_dir
+from finetune.build.training import imbalance, loss_of, optimizer_factory, trainer_factory
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
@@ -36,7 +28,7 @@ from finetune.terminal import escape
 
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
-    from finetune.data.registry import Source
+    from finetune.data.image_source import Source
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from finetune.config.schema import Config, PhaseSettings
+from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, did_you_mean, shortened
 from finetune.split_settings import SplitSettings
 
@@ -144,15 +145,12 @@ def check(config: Config) -> None:
     for name in names:
         if not name or any(letter in name for letter in "/\\=") or name.startswith("."):
             problems.append(f"schedule.phases: {name!r} becomes a folder name and cannot contain '/', '\\' or '='.")
-    if config.data.source == "folder" and not config.data.root:
-        problems.append("data.root: must be given. Write data.root=DIR, the folder that holds your images.")
-    for source, key, what in (
-        ("manifest", "path", "FILE, a CSV, TSV or Parquet table"),
-        ("huggingface", "path", "DIR, a data set on disk"),
-        ("torchvision", "name", "NAME, such as OxfordIIITPet"),
-    ):
-        if config.data.source == source and not getattr(config.data, key):
-            problems.append(f"data.{key}: must be given. Write data.{key}={what}.")
+    if (kind := SOURCES.get(config.data.source)) is not None:
+        problems += [
+            f"data.{key}: must be given. Write data.{key}={what}."
+            for key, what in kind.needs.items()
+            if not getattr(config.data, key)
+        ]
     _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
     if config.input.adapt == "tile" and config.input.channels is None:
         problems.append(

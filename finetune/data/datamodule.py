@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ManyViews, Position, ViewDataset
-from finetune.data.registry import Source
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
 from finetune.data.transforms import OwnTransform, eval_view, train_view
 from finetune.distributed import ignore_signals_to_the_group

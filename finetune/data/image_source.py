@@ -115,19 +115,20 @@ class ArraySource:
 
 
 def files_source(
-    listing: Listing, *, split: SplitSettings, decode: DecodeOptions, on_unreadable: str = "error"
+    listing: Listing, *, split: SplitSettings, decode: DecodeOptions | None = None, on_unreadable: str = "error"
 ) -> FileSource:
     """Build a source from listed files: scan them (or ask the cache), drop unreadable ones, make the splits.
 
     Args:
         listing: The files.
         split: Rule for the splits that the listing lacks.
-        decode: How the files become pixels.
+        decode: How the files become pixels; None for the defaults.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
 
     Raises:
         UserError: A file is unreadable, or the splits cannot be made; see :mod:`finetune.data.assign_splits`.
     """
+    decode = DecodeOptions() if decode is None else decode
     readable, facts, skipped = _scan(listing, decode, on_unreadable)
     index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
     return FileSource(index=index, decode=decode, facts=facts.take(rows))

@@ -216,17 +216,15 @@ class HeadClient:
 
         self.torch, self.weights = torch, load_file(target)
         entry = described(target)
-        self.kind, self.classes = entry["head"]["name"], entry["classes"]
+        self.classes = entry["classes"]
+        code: dict[str, Any] = {}
+        exec(options["code"], code)
+        self.logits_alone = code[options["function"]]
         self.opened_by = f"safetensors, torch {torch.__version__}"
 
     def run(self, features_ND: Array) -> Array:
-        functional, weights, features = self.torch.nn.functional, self.weights, self.torch.from_numpy(features_ND)
-        if self.kind == "cosine":
-            directions = functional.normalize(weights["weight"], dim=1)
-            return np.asarray(weights["scale"] * functional.linear(functional.normalize(features, dim=1), directions))
-        if self.kind == "mlp":
-            features = functional.linear(features, weights["fc1.weight"], weights["fc1.bias"]).relu()
-        return np.asarray(functional.linear(features, weights["fc.weight"], weights["fc.bias"]))
+        logits = self.logits_alone(self.torch.from_numpy(features_ND), self.weights, self.torch.nn.functional)
+        return np.asarray(logits)
 
 
 class BackboneClient:

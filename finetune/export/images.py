@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.data.registry import Source
+from finetune.data.image_source import Source
 from finetune.inference.evaluate import class_positions
 
 

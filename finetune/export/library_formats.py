@@ -18,7 +18,7 @@ from finetune.export.export_metadata import KEY, provenance
 from finetune.input_spec import InputSpec
 from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
-from finetune.models.heads import LinearHead
+from finetune.models.heads.linear import LinearHead
 from finetune.models.own_modules import OWN
 from finetune.safetensors_writer import write_tensors
 

@@ -4,6 +4,7 @@ Plain PyTorch (for a backbone, the library that its network comes from) opens th
 this package, and does its half of the work on real images; the probabilities must equal those of the whole model.
 """
 
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
 from finetune.models.classifier import Classifier
+from finetune.models.heads import HEADS
 from finetune.models.own_modules import own_classes
 from finetune.models.weights import save_backbone, save_head, state_hash
 
@@ -56,7 +58,8 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
         job = {name: str(Path(folder) / f"{name}.npz") for name in ("answers",)}
         job |= {"given": str(Path(folder) / "given.npy"), "format": form, "target": str(path.resolve())}
         np.save(job["given"], given.contiguous().numpy())
-        (answer,) = run_client([{**job, "in_chans": prepared.shape[1]}], folder)
+        formula = _formula(classifier) if form == "head" else {}
+        (answer,) = run_client([{**job, **formula, "in_chans": prepared.shape[1]}], folder)
         with np.load(job["answers"]) as arrays:
             answers = torch.from_numpy(arrays["answers"])
     logits = answers if form == "head" else classifier.head(answers)
@@ -76,6 +79,13 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
         "passed": not report["problems"],
     }
     return report
+
+
+def _formula(classifier: Classifier) -> dict[str, str]:
+    """Return the text of the function that computes the head's logits without this package."""
+    function = HEADS[classifier.head_settings["name"]].logits_alone
+    code = f"from collections.abc import Mapping\nfrom typing import Any\n{inspect.getsource(function)}"
+    return {"code": code, "function": function.__name__}
 
 
 def _stem_channels(classifier: Classifier) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.registry import Source
+from finetune.data.image_source import Source
 from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
 from finetune.metrics import build_metrics, split_metrics, update_metrics

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import write_json, write_text
-from finetune.build import assemble, check_paths, trainer_factory
+from finetune.build import assemble
+from finetune.build.paths import check_paths
+from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.commands.resume import resume
 from finetune.commands.train import decide, quiet_lightning, say, train

@@ -14,7 +14,8 @@ from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import backbone_from_description
 from finetune.models.channels import InputAdapter
-from finetune.models.heads import Head, build_head
+from finetune.models.heads import build_head
+from finetune.models.heads.kind import Head
 from finetune.models.modes import evaluating
 from finetune.models.own_modules import OWN, check_head, class_name, own_classes, own_head_settings
 from finetune.models.raw_images import at_input_size, check_layout, check_range

@@ -36,7 +36,7 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.models.heads import LinearHead
+from finetune.models.heads.linear import LinearHead
 from finetune.results import EpochRow, PhaseResult, ProbeResult
 from finetune.training.phases import Phase
 

@@ -22,12 +22,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from finetune.build import build_model, loss_of, optimizer_factory
+from finetune.build.classifier import build_model
 from finetune.build.phases import build_phases
+from finetune.build.training import loss_of, optimizer_factory
 from finetune.commands.train import train
 from finetune.config import compose
 from finetune.data.image_source import ArraySource, arrays_source
-from finetune.data.registry import SOURCES, SourceKind
+from finetune.data.sources import SOURCES
+from finetune.data.sources.kind import SourceKind
 from finetune.split_settings import SplitSettings
 from finetune.training.freezing import apply_phase
 from finetune.training.param_groups import build_param_groups
@@ -112,7 +114,7 @@ def main() -> None:
     os.environ["FINETUNE_CACHE"] = "off"
     torch.set_num_threads(options.threads)
     source = memory_source(options.steps * options.batch)
-    SOURCES["memory"] = SourceKind(build=lambda *, channels, split: source)
+    SOURCES["memory"] = SourceKind(builder=lambda: lambda *, channels, split: source)
     words = ["data=digits", "data.source=memory", "input.channels=3", f"input.size={SIZE}", "input.crop_pct=1.0"]
     words += ["data.augment=none", f"data.batch_size={options.batch}", "backbone.weights=embedded", "report=false"]
     words += [f"schedule={options.schedule}", "schedule.phases.0.epochs=1", f"trainer.precision={options.precision}"]

@@ -50,7 +50,7 @@ def main() -> None:
         began = time.perf_counter()
         train(compose([*words, f"run_dir={run}"]))
         print(f"run without the report: {time.perf_counter() - began:.1f} s")
-        from finetune.build import build_source
+        from finetune.build.data import build_source
         from finetune.config import from_yaml
 
         source = build_source(from_yaml(run / "config.yaml"))

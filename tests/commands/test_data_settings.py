@@ -7,12 +7,12 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from finetune.build import build_data, build_source, decode_options
+from finetune.build.data import build_data, build_source, decode_options
 from finetune.config import compose
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.data.decode import DecodeOptions
-from finetune.data.registry import SOURCES
+from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, UserError
 from finetune.input_spec import InputSpec
 from finetune.split_settings import SplitSettings
@@ -112,7 +112,7 @@ def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
     keys = {field.name for field in fields(DataConfig)}
     for name, kind in SOURCES.items():
         assert set(kind.settings) <= keys, name
-        built = set(inspect.signature(kind.build).parameters)
+        built = set(inspect.signature(kind.builder()).parameters)
         assert built == {*kind.own, "split", *(("decode", "on_unreadable") if kind.decodes else ("channels",))}, name
 
 

@@ -86,7 +86,8 @@ def test_a_backbone_that_was_never_trained_here_embeds_images_and_data_sets(pets
     assert main(["embed", *BARE, "seed=7", str(pets / "1 cat"), *common]) == 0
     first = Embeddings.load(tmp_path / "e.npz")
     assert (len(first), first.metadata["stage"]) == (16, "layer2")
-    from finetune.build import build_model, build_source
+    from finetune.build.classifier import build_model
+    from finetune.build.data import build_source
 
     config = compose([*BARE, "seed=7", "data=folder", f"data.root={pets}"])
     source = build_source(config)
@@ -196,7 +197,7 @@ def test_clusters_and_doubtful_labels_are_written_and_become_training_data(
     assert summary["purity"] == pytest.approx(47 / 48)
     assert (folder / "sheet.html").read_text().count("neighbours say 1 cat") == 1
     # the manifest reproduces the data set, with the label corrected
-    from finetune.build import build_source
+    from finetune.build.data import build_source
 
     for column, first in (("label", "10 owl"), ("suggested", "1 cat")):
         words = ["data=manifest", f"data.path={folder / 'manifest.csv'}", f"data.label_column={column}"]

@@ -9,7 +9,7 @@ import torch
 from finetune.commands.image_lookup import ImageLookup
 from finetune.config.schema import DataConfig
 from finetune.data.decode import decode_image
-from finetune.data.registry import digits_source
+from finetune.data.sources.digits import digits_source
 
 
 def test_files_are_read_by_their_path_and_samples_in_memory_by_their_name(pets: Path) -> None:

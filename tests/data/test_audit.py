@@ -11,7 +11,9 @@ from PIL import Image, ImageEnhance
 from finetune.data.audit import audit
 from finetune.data.audit_text import as_text, short
 from finetune.data.image_folder import pictures_left_out
-from finetune.data.registry import digits_source, folder_source, manifest_source
+from finetune.data.sources.digits import digits_source
+from finetune.data.sources.folder import folder_source
+from finetune.data.sources.manifest import manifest_source
 from tests.data.folders import write_folder, write_image
 from tests.data.raw_formats import exif
 

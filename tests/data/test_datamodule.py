@@ -9,7 +9,8 @@ import torch
 from finetune.data.datamodule import FEW_CORES, ImageDataModule, default_workers
 from finetune.data.image_file import UnreadableImage
 from finetune.data.loading import Batch, views_of_rows
-from finetune.data.registry import digits_source, folder_source
+from finetune.data.sources.digits import digits_source
+from finetune.data.sources.folder import folder_source
 from finetune.data.transforms import train_view
 from finetune.input_spec import InputSpec
 

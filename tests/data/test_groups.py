@@ -9,7 +9,8 @@ from finetune.data.guess_groups import guess_groups
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest
 from finetune.data.path_table import path_table
-from finetune.data.registry import folder_source, manifest_source
+from finetune.data.sources.folder import folder_source
+from finetune.data.sources.manifest import manifest_source
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 from tests.data.folders import write_image

@@ -7,7 +7,8 @@ import pytest
 
 from finetune.data.index import SPLITS
 from finetune.data.manifest import read_manifest, write_manifest
-from finetune.data.registry import folder_source, manifest_source
+from finetune.data.sources.folder import folder_source
+from finetune.data.sources.manifest import manifest_source
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder, write_image

@@ -9,7 +9,7 @@ import torch
 
 from finetune.commands.train import quiet_lightning
 from finetune.data.datamodule import ImageDataModule
-from finetune.data.registry import folder_source
+from finetune.data.sources.folder import folder_source
 from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.training.freezing import apply_phase

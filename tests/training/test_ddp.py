@@ -221,7 +221,7 @@ def test_what_cannot_work_with_two_processes_is_refused_before_the_second_is_sta
 def test_processes_that_start_apart_must_be_told_the_folder(
     variables: dict[str, str], words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune.build import choose_run_dir
+    from finetune.build.run_dir import choose_run_dir
     from finetune.config import compose
 
     for name, value in variables.items():

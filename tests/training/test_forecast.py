@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.build import assemble, optimizer_factory, trainer_factory
+from finetune.build import assemble
+from finetune.build.training import optimizer_factory, trainer_factory
 from finetune.cli import main
 from finetune.commands.train import decide
 from finetune.config import compose

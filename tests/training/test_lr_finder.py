@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.build import RunParts, assemble, build_phases, loss_of, optimizer_factory, trainer_factory
+from finetune.build import RunParts, assemble
+from finetune.build.phases import build_phases
+from finetune.build.training import loss_of, optimizer_factory, trainer_factory
 from finetune.commands.train import quiet_lightning
 from finetune.config import compose
 from finetune.data.sampling import TrainBatches

@@ -10,7 +10,10 @@ from finetune.data.audit_text import short
 from finetune.data.decode import DecodeOptions
 from finetune.data.image_file import UnreadableImage
 from finetune.data.manifest import write_skipped
-from finetune.data.registry import SOURCES, digits_source, folder_source, manifest_source
+from finetune.data.sources import SOURCES
+from finetune.data.sources.digits import digits_source
+from finetune.data.sources.folder import folder_source
+from finetune.data.sources.manifest import manifest_source
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 from tests.data.folders import write_folder, write_image

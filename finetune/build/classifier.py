@@ -1,0 +1,147 @@
+"""Builds the network of a run: the pretrained backbone and the classifier on top of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.build.user_objects import own_backbone, own_head
+from finetune.config.schema import Config
+from finetune.errors import UserError
+
+if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
+    from torch import nn
+
+    from finetune.data.image_source import Source
+    from finetune.models.backbone import Backbone
+    from finetune.models.classifier import Classifier
+
+Say = Callable[[str], None]
+
+
+def network_name(config: Config) -> str:
+    """Return the name of the network: the library's, or the class of a network of the user's.
+
+    >>> network_name(Config())
+    'resnet18'
+    """
+    target = config.backbone._target_
+    return config.backbone.name if target is None else target.rpartition(".")[2]
+
+
+def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Backbone":
+    """Build the pretrained backbone and report the origin of its weights; its stem is not adapted yet.
+
+    Args:
+        config: Checked configuration.
+        say: Function that shows a line to the user.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network of the user's is not built.
+
+    Raises:
+        UserError: The weights are not available, or do not fit.
+    """
+    from finetune.input_spec import InputSpec
+    from finetune.models.build import build_backbone
+
+    chosen, name = config.backbone, network_name(config)
+    given = {key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
+    }
+    if chosen._target_ is not None:
+        spec = InputSpec(**given, size=image_size(config.input.size) or InputSpec().size)
+        backbone = own_backbone(config, input_spec=spec, trusted=trusted)
+        start = "as its class makes them" if chosen.weights == "none" else f"from {chosen.weights}"
+        say(f"weights: {name} {start} (seed {config.seed})")
+    else:
+        backbone = build_backbone(
+            chosen.name, source=chosen.source, weights=chosen.weights, seed=config.seed, **chosen.kwargs
+        )
+        if chosen.weights == "none":
+            say(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
+        else:
+            say(f"weights: {name} from {chosen.weights}")
+    backbone.input_spec = replace(backbone.input_spec, **given)
+    return backbone
+
+
+def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = False) -> "Classifier":
+    """Build the initial network and report the origin of its weights.
+
+    Args:
+        config: Checked configuration.
+        source: Data set of the run.
+        say: Function that shows a line to the user.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network or a head of the user's is
+            not built.
+
+    Raises:
+        UserError: Weights or head do not fit.
+    """
+    from finetune.models.classifier import adaptation_cost, build_classifier
+    from finetune.models.heads import HEADS
+    from finetune.models.weights import load_head, state_hash
+
+    backbone = build_pretrained(config, say, trusted=trusted)
+    classes = source.index.classes
+    size = image_size(config.input.size)
+    settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
+    if (kind := HEADS.get(config.head.name)) is not None:
+        settings |= kind.own_settings(config.head)
+    if config.input.adapt == "sum" and source.decode.channels == 1:
+        import torch
+
+        from finetune.data.transforms import eval_view
+
+        view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
+        rows = source.index.rows("train")[:32]
+        images = torch.stack([view(source.read(int(row))) for row in rows])
+        # a head of the user's is made for its own classes only; the stem is what is measured
+        head = settings if config.head._target_ is None else "linear"
+        cost = adaptation_cost(backbone=backbone, head=head, images_BCHW=images, adapt="sum", seed=config.seed)
+        say(
+            f"input.adapt=sum: the logits differ by {cost:.1%} from those of the exact adaptation "
+            f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
+        )
+    own: nn.Module | None = None
+    node: Mapping[str, Any] | None = None
+    if config.head._target_ is not None:
+        own, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
+    classifier = build_classifier(
+        backbone,
+        head=settings if own is None else own,
+        classes=classes,
+        channels=source.decode.channels,
+        size=size,
+        adapt=config.input.adapt,
+        seed=config.seed,
+        multi_label=source.index.multi_label,
+        head_target=node,
+    )
+    if config.head.weights:
+        classifier.head = load_head(
+            Path(config.head.weights).expanduser(),
+            backbone_hash=state_hash(classifier.backbone),
+            classes=classes,
+            multi_label=classifier.multi_label,
+            own=own,
+        )
+        say(f"head: from {config.head.weights}")
+    return classifier
+
+
+def image_size(value: Any) -> tuple[int, int] | None:
+    """Return ``input.size`` as height and width.
+
+    Raises:
+        UserError: The value is neither a whole number nor two of them.
+
+    >>> image_size(64)
+    (64, 64)
+    """
+    if value is None:
+        return None
+    sides = [value, value] if isinstance(value, int) else value
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise UserError(f"input.size={value!r}: must be one positive whole number, or [height, width].")
+    return sides[0], sides[1]

@@ -1,0 +1,103 @@
+"""Builds the images of a run: the source that a configuration names, and the data module that feeds the network."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from finetune.build.user_objects import own_transform
+from finetune.config.checks import split_settings
+from finetune.config.schema import Config, DataConfig
+from finetune.data.sources import source_kind
+from finetune.errors import UserError
+
+if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
+    from finetune.data.datamodule import ImageDataModule
+    from finetune.data.decode import DecodeOptions
+    from finetune.data.image_source import Source
+    from finetune.models.classifier import Classifier
+
+# keys of `data` that concern loading, not the source of the images
+_OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
+
+
+def decode_options(config: Config) -> "DecodeOptions":
+    """Return how the image files of a configuration become pixels.
+
+    Raises:
+        UserError: ``data.high_depth`` names no rule.
+    """
+    from finetune.data.color import check_high_depth
+    from finetune.data.decode import DecodeOptions
+
+    channels = config.input.channels or source_kind(config.data.source).channels
+    options = DecodeOptions(channels=channels, high_depth=check_high_depth(config.data.high_depth))
+    return options if config.data.max_pixels is None else replace(options, max_pixels=config.data.max_pixels)
+
+
+def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
+    """Build the source of the images.
+
+    Args:
+        config: Checked configuration.
+        for_evaluation: Whether the data need not be valid for training; where its kind allows that, images that are in no
+            split are test images.
+
+    Raises:
+        UserError: There is no such source, it does not take a setting that is set, or its data cannot be used.
+    """
+    data = config.data
+    kind = source_kind(data.source)
+    for key in fields(DataConfig):
+        value = getattr(data, key.name)
+        if value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
+            raise UserError(
+                f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(kind.settings)}."
+            )
+    decode = decode_options(config)
+    if kind.decodes and decode.channels not in (1, 3):
+        raise UserError(
+            f"input.channels={decode.channels}: data={data.source} reads image files as 1 or 3 channels. Use one of these; "
+            "images with other channels come as arrays, under a Trainer of your own (finetune.FineTuner)."
+        )
+    pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
+    own = kind.own_settings(data)
+    if for_evaluation and kind.evaluation_builder is not None:
+        return kind.evaluation_builder()(**own, **pixels)
+    return kind.builder()(**own, split=split_settings(config), **pixels)
+
+
+def build_data(
+    config: Config,
+    source: "Source",
+    classifier: "Classifier",
+    worker_init: Callable[[int], None] | None = None,
+    *,
+    trusted: bool = False,
+) -> "ImageDataModule":
+    """Build the data module of a run.
+
+    Args:
+        config: Checked configuration.
+        source: Source of the images.
+        classifier: Model that defines the input of the network.
+        worker_init: Function called in each loader process with its number; None for none.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise a transform of the user's is not built.
+
+    Raises:
+        UserError: The transform cannot be built.
+    """
+    from finetune.data.class_weights import balanced_sample_weights
+    from finetune.data.datamodule import ImageDataModule
+
+    return ImageDataModule(
+        source=source,
+        spec=classifier.input_spec,
+        seed=config.seed,
+        batch_size=config.data.batch_size,
+        eval_batch_size=config.data.eval_batch_size,
+        num_workers=config.data.num_workers,
+        augment=config.data.augment,
+        transform=own_transform(config, spec=classifier.input_spec, trusted=trusted),
+        sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
+        worker_init=worker_init,
+    )

@@ -1,0 +1,114 @@
+"""Paths that the user typed: they are checked before torch is loaded, and made absolute before they are written down."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finetune.config.schema import Config, DataConfig
+from finetune.data.sources import SOURCES
+from finetune.errors import UserError
+
+
+def check_typed_places(config: Config) -> None:
+    """Refuse missing data or weights with the paths that the user typed, before these are made absolute.
+
+    Raises:
+        UserError: A path does not exist.
+    """
+    data, weights = config.data, config.backbone.weights
+    places = [*_places(data), weights if _is_path(weights) else None]
+    if any(place and not Path(str(place)).expanduser().exists() for place in places):
+        check_paths(config)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the configuration with paths of data and weights that do not depend on the working directory.
+
+    A run can be resumed, tested and reported from any directory, also after its folder has been moved.
+
+    Raises:
+        UserError: A path is not valid UTF-8, so the files of a run cannot store it.
+    """
+    data, backbone, head = config.data, config.backbone, config.head
+    for key, place in (("data.root", data.root), ("data.path", data.path), ("run_dir", config.run_dir)):
+        for one in place if isinstance(place, list) else [place]:
+            _must_be_utf8(key, _absolute(str(one)) if one else "")
+    kind = SOURCES.get(data.source)
+    root = kind.defaults.get("root") if kind is not None and data.root is None else data.root
+    if isinstance(root, str) and root:
+        root = _absolute(root)
+    elif isinstance(root, list):
+        root = [_absolute(str(one)) for one in root]
+    return replace(
+        config,
+        data=replace(data, root=root, path=data.path and _absolute(data.path)),
+        backbone=replace(
+            backbone, weights=_absolute(backbone.weights) if _is_path(backbone.weights) else backbone.weights
+        ),
+        head=replace(head, weights=head.weights and _absolute(head.weights)),
+    )
+
+
+def check_data_is_there(config: Config, *, command: str) -> None:
+    """Check that the data of a run is still where it was when the run started.
+
+    Args:
+        config: Configuration of the run.
+        command: Command that takes ``data.root=`` or ``data.path=``, for the message.
+
+    Raises:
+        UserError: The data is no longer there.
+    """
+    kind = SOURCES.get(config.data.source)
+    key = kind.place if kind is not None else None
+    for place in _places(config.data):
+        if place and not Path(place).expanduser().exists():
+            raise UserError(
+                f"data.{key}={str(place)!r}: no longer exists. The run was trained on data at that path. If it has moved, "
+                f"give its new path: {command} data.{key}={'DIR' if key == 'root' else 'PATH'}"
+            )
+
+
+def _places(data: DataConfig) -> list[Any]:
+    """Return the files or folders of the user's that the data is read from; empty for data of another kind."""
+    kind = SOURCES.get(data.source)
+    value = getattr(data, kind.place) if kind is not None and kind.place is not None else []
+    return value if isinstance(value, list) else [value]
+
+
+def _must_be_utf8(key: str, path: str) -> None:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{key}={path.encode('utf-8', 'backslashreplace').decode('utf-8')!r}: must be a name in UTF-8. It holds bytes that "
+            "are not UTF-8. Rename the folder, or give a link to it with another name."
+        ) from None
+
+
+def _is_path(weights: str) -> bool:
+    looks_like_path = "/" in weights or weights.endswith((".safetensors", ".pth", ".pt", ".ckpt"))
+    return looks_like_path and not weights.startswith("hub:")
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def check_paths(config: Config, *, training: bool = True) -> None:
+    """Check the location of the data as far as possible before torch is imported, which takes seconds.
+
+    Args:
+        config: Checked configuration.
+        training: Whether every class needs a training image.
+
+    Raises:
+        UserError: The folder is missing or holds no images.
+    """
+    kind = SOURCES.get(config.data.source)
+    if kind is not None and kind.check is not None:
+        kind.check(**kind.own_settings(config.data), training=training)
+    weights = config.backbone.weights
+    if _is_path(weights) and not Path(weights).expanduser().exists():
+        raise UserError(f"backbone.weights={weights!r}: no such file or folder.")

@@ -1,0 +1,30 @@
+"""The kinds of data: ``data.source`` names one. A new one is a file like those beside this, and a line in :data:`SOURCES`."""
+
+from finetune.data.sources.digits import DIGITS
+from finetune.data.sources.folder import FOLDER
+from finetune.data.sources.fractals import FRACTALS
+from finetune.data.sources.huggingface import HUGGINGFACE
+from finetune.data.sources.kind import SourceKind
+from finetune.data.sources.manifest import MANIFEST
+from finetune.data.sources.torchvision import TORCHVISION
+from finetune.errors import UserError, did_you_mean
+
+SOURCES: dict[str, SourceKind] = {
+    "folder": FOLDER,
+    "manifest": MANIFEST,
+    "digits": DIGITS,
+    "fractals": FRACTALS,
+    "torchvision": TORCHVISION,
+    "huggingface": HUGGINGFACE,
+}
+
+
+def source_kind(name: str) -> SourceKind:
+    """Return the kind of a name.
+
+    Raises:
+        UserError: There is no such source.
+    """
+    if name not in SOURCES:
+        raise UserError(f"data.source={name!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(name, SOURCES)}")
+    return SOURCES[name]

@@ -1,0 +1,56 @@
+"""What a data source is: its settings, and every rule that holds for it alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from finetune.split_settings import SplitSettings
+
+if TYPE_CHECKING:  # a configuration is checked against this table before NumPy and torch are loaded
+    from finetune.data.image_source import Source
+
+SPLIT_KEYS = tuple(field.name for field in fields(SplitSettings) if field.name != "seed")
+FILE_KEYS = ("on_unreadable", "max_pixels", "high_depth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKind:
+    """A value of ``data.source``.
+
+    Args:
+        builder: Function that imports and returns the builder of the source. The builder takes the settings of ``own``,
+            ``split``, and for images that are decoded ``decode`` and ``on_unreadable``, else ``channels``.
+        own: Settings under ``data`` that this source alone gives a meaning.
+        needs: Own settings that must be given, each with what to write.
+        defaults: Values of own settings that were not given.
+        place: Own setting with the file or folder of the user's; None if there is none that must exist.
+        splits: Settings of the splits that it takes.
+        decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
+        channels: Number of channels of its images where the configuration does not say.
+        check: Checks the place without loading torch; takes the own settings, and ``training``: whether every class needs
+            a training image.
+        evaluation_builder: Like ``builder``, for data given to ``finetune evaluate``, which need not be valid for training;
+            its builder takes no ``split``. None if such data is built like any other.
+        left_out: Returns the files at the place that are pictures but are not read; takes the own settings.
+    """
+
+    builder: "Callable[[], Callable[..., Source]]"
+    own: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    place: str | None = None
+    splits: tuple[str, ...] = SPLIT_KEYS
+    decodes: bool = False
+    channels: int = 3
+    check: Callable[..., object] | None = None
+    evaluation_builder: "Callable[[], Callable[..., Source]] | None" = None
+    left_out: Callable[..., Sequence[str]] | None = None
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Return all settings under ``data`` that this source takes."""
+        return (*self.own, *self.splits, *(FILE_KEYS if self.decodes else ()))
+
+    def own_settings(self, data: object) -> dict[str, Any]:
+        """Return the own settings that a ``data`` section of the configuration gives."""
+        return {key: value for key in self.own if (value := getattr(data, key)) is not None}

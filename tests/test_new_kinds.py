@@ -1,0 +1,124 @@
+"""A new kind of data or head is one object in one table: a run, and what follows it, use it without another change."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor, nn
+
+import finetune
+from finetune.cli import main
+from finetune.config import compose
+from finetune.data.image_source import ArraySource, arrays_source
+from finetune.data.sources import SOURCES
+from finetune.data.sources.kind import SourceKind
+from finetune.errors import UserError
+from finetune.models.heads import HEADS, build_head
+from finetune.models.heads.kind import Head, HeadKind, HeadSetting
+from finetune.split_settings import SplitSettings
+from tests.conftest import TINY
+from tests.runs import train_tiny
+
+
+def stripes_source(*, name: str, channels: int = 1, split: SplitSettings = SplitSettings()) -> ArraySource:
+    """48 images of 16 x 16 pixels: horizontal and vertical stripes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (48, 16, 16), np.uint8)
+    images[:24, ::2] += 180
+    images[24:, :, ::2] += 180
+    return arrays_source(
+        images=images,
+        targets=np.repeat(np.arange(2), 24),
+        classes=["horizontal", "vertical"],
+        name=name,
+        channels=channels,
+        split=split,
+    )
+
+
+def check_stripes(*, name: str, training: bool) -> None:
+    if name != "stripes":
+        raise UserError(f"data.name={name!r}: not a pattern.")
+
+
+class CentredHead(Head):
+    """A linear layer on features minus a number."""
+
+    def __init__(self, *, num_features: int, num_classes: int, drop_rate: float, centre: float) -> None:
+        super().__init__()
+        sizes = {"num_features": num_features, "num_classes": num_classes}
+        self.settings = {"name": "centred", **sizes, "drop_rate": drop_rate, "centre": centre}
+        self.centre = centre
+        self.fc = nn.Linear(num_features, num_classes)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        logits_BK: Tensor = self.fc(features_BD - self.centre)
+        return logits_BK
+
+
+def logits_alone(features: Any, weights: Any, functional: Any) -> Any:
+    return functional.linear(features - 0.25, weights["fc.weight"], weights["fc.bias"])
+
+
+@pytest.fixture(scope="module")
+def kinds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        stripes = SourceKind(
+            builder=lambda: stripes_source, own=("name",), needs={"name": "PATTERN"}, channels=1, check=check_stripes
+        )
+        patch.setitem(SOURCES, "stripes", stripes)
+        in_range = HeadSetting(default=0.25, holds=lambda value: abs(value) <= 1, rule="must lie between -1 and 1")
+        centred = HeadKind(module=CentredHead, logits_alone=logits_alone, own={"centre": in_range})
+        patch.setitem(HEADS, "centred", centred)
+        yield
+
+
+WORDS = ["data=digits", "data.source=stripes", "data.name=stripes", "head.name=centred", *TINY]
+
+
+@pytest.fixture(scope="module")
+def run_dir(kinds: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds") / "run"
+    train_tiny([*WORDS, "schedule=frozen", "schedule.phases.0.epochs=1"], folder)
+    return folder
+
+
+def test_a_run_trains_on_the_new_source_with_its_channels(run_dir: Path) -> None:
+    description = json.loads((run_dir / "model" / "model.json").read_text())["model"]
+    assert description["input_spec"]["channels"] == 1
+    assert description["classes"] == ["horizontal", "vertical"]
+
+
+def test_a_run_is_evaluated_on_the_new_source(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run_dir)]) == 0
+    assert "images (test): accuracy" in capsys.readouterr().out
+
+
+def test_the_new_head_is_rebuilt_from_the_bundle(run_dir: Path) -> None:
+    head = finetune.load(run_dir).head
+    assert isinstance(head, CentredHead)
+    assert head.centre == 0.25
+
+
+def test_the_new_head_is_exported_and_compared_in_a_process_without_this_package(run_dir: Path, tmp_path: Path) -> None:
+    command = ["export", str(run_dir), "--format", "head", "--check", "4", "--output", str(tmp_path / "h.safetensors")]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "h.safetensors.parity.json").read_text())["passed"]
+
+
+@pytest.mark.usefixtures("kinds")
+def test_what_the_new_kinds_refuse_is_refused_everywhere() -> None:
+    with pytest.raises(UserError, match=r"data\.name: must be given\. Write data\.name=PATTERN\."):
+        compose(["data=digits", "data.source=stripes"])
+    from finetune.build.data import build_source
+    from finetune.build.paths import check_paths
+
+    with pytest.raises(UserError, match=r"data\.name='dots': not a pattern"):
+        check_paths(compose(["data=digits", "data.source=stripes", "data.name=dots"]))
+    with pytest.raises(UserError, match=r"data\.root='x': not a setting of data=stripes, which takes name, "):
+        build_source(compose(["data=digits", "data.source=stripes", "data.name=stripes", "data.root=x"]))
+    with pytest.raises(UserError, match=r"head\.centre=2: must lie between -1 and 1\."):
+        build_head(name="centred", num_features=4, num_classes=2, centre=2)
