@@ -1,4 +1,4 @@
-"""A new kind of data or head is one object in one table: a run, and what follows it, use it without another change."""
+"""A new kind of data, head or export is one object in one table: a run, and what follows it, use it without another change."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,9 @@ from finetune.data.image_source import ArraySource, arrays_source
 from finetune.data.sources import SOURCES
 from finetune.data.sources.kind import SourceKind
 from finetune.errors import UserError
+from finetune.export.client import Array, PartClient
+from finetune.export.formats import FORMATS
+from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.models.heads import HEADS, build_head
 from finetune.models.heads.kind import Head, HeadKind, HeadSetting
 from finetune.split_settings import SplitSettings
@@ -63,6 +66,27 @@ def logits_alone(features: Any, weights: Any, functional: Any) -> Any:
     return functional.linear(features - 0.25, weights["fc.weight"], weights["fc.bias"])
 
 
+class ArraysClient(PartClient):
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        arrays = np.load(target)
+        self.weight, self.bias, self.classes = (
+            arrays["weight"],
+            arrays["bias"],
+            [str(name) for name in arrays["classes"]],
+        )
+        self.opened_by = f"numpy {np.__version__}"
+
+    def run(self, given: Array) -> Array:
+        return np.asarray(given @ self.weight.T + self.bias)
+
+
+def write_arrays(job: ExportJob, path: Path) -> None:
+    fc = job.classifier.head.get_submodule("fc")
+    weight, bias = (value.detach().numpy() for value in fc.parameters())
+    with path.open("wb") as file:
+        np.savez(file, weight=weight, bias=bias - 0.25 * weight.sum(1), classes=np.array(job.classifier.classes))
+
+
 @pytest.fixture(scope="module")
 def kinds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -73,6 +97,17 @@ def kinds() -> Iterator[None]:
         in_range = HeadSetting(default=0.25, holds=lambda value: abs(value) <= 1, rule="must lie between -1 and 1")
         centred = HeadKind(module=CentredHead, logits_alone=logits_alone, own={"centre": in_range})
         patch.setitem(HEADS, "centred", centred)
+        arrays = ExportFormat(
+            name="arrays",
+            about="the head as NumPy arrays",
+            filename="head.npz",
+            write=write_arrays,
+            client=ArraysClient,
+            part="head",
+            caution="Only for this test.",
+            hint="open it with: numpy.load('{target}')",
+        )
+        patch.setitem(FORMATS, "arrays", arrays)
         yield
 
 
@@ -107,6 +142,19 @@ def test_the_new_head_is_exported_and_compared_in_a_process_without_this_package
     command = ["export", str(run_dir), "--format", "head", "--check", "4", "--output", str(tmp_path / "h.safetensors")]
     assert main(command) == 0
     assert json.loads((tmp_path / "h.safetensors.parity.json").read_text())["passed"]
+
+
+def test_the_new_format_is_written_checked_and_explained(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "head.npz"
+    assert main(["export", str(run_dir), "--format", "arrays", "--check", "4", "--output", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "parity: passed (numpy" in printed
+    assert f"Only for this test.\nopen it with: numpy.load('{target}')" in printed
+    assert json.loads((tmp_path / "head.npz.parity.json").read_text())["format"] == "arrays"
+    assert main(["export", str(run_dir), "--format", "arrays", "--output", str(tmp_path / "head.csv")]) == 2
+    assert "must end in .npz" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("kinds")

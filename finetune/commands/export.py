@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
-from finetune.export.formats import FORMATS, ExportJob, ExportRequest
+from finetune.export.formats import FORMATS, check_request
+from finetune.export.formats.kind import ExportJob, ExportRequest
 
 if TYPE_CHECKING:
     from finetune.export.images import CheckImages
@@ -54,15 +55,14 @@ def run(argv: Sequence[str]) -> int:
     from finetune.export.export import check_target, export_checked
     from finetune.export.parity import summary
     from finetune.inference.decode_options import reading_of
-    from finetune.report.loading_snippets import CAUTIONS
     from finetune.safe_files import inside, read_text
 
-    request = ExportRequest(form=given.format, precision=given.precision, layout=given.layout)
-    request.check()
+    request = ExportRequest(format=FORMATS[given.format], precision=given.precision, layout=given.layout)
+    check_request(request)
     target = given.output or home_path(given.run) / "exports" / request.filename
     check_target(request, target)
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
-    if classifier.multi_label and not request.format.is_part:
+    if classifier.multi_label and request.format.part is None:
         raise UserError(
             f"--format {given.format}: holds one label per image, as a softmax. This model predicts several. Export "
             "--format head or backbone, or use the bundle by finetune.load."
@@ -77,10 +77,10 @@ def run(argv: Sequence[str]) -> int:
         report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)
     print(f"{given.format}: {target}")
     print("\n".join(summary(report)))
-    if given.format in CAUTIONS:
-        print(CAUTIONS[given.format].replace("`", ""))
-    if given.format == "web":
-        print(f"open it with: python -m http.server --directory {target}")
+    if request.format.caution:
+        print(request.format.caution.replace("`", ""))
+    if request.format.hint:
+        print(request.format.hint.format(target=target))
     if "speed" in report:
         from finetune.report.export_section import tell_card
 

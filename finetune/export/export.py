@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune.atomic_files import write_json
+from finetune.atomic_files import write_json, write_text
 from finetune.errors import RunError, UserError
-from finetune.export.formats import FULL, ExportJob, ExportRequest
+from finetune.export.formats import check_request
+from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.export.parts import check_part
+from finetune.report.loading_snippets import how_to_load
 
 PARITY = "parity.json"
 
@@ -29,7 +31,7 @@ def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
         RunError: The export's predictions differ from the model's. The export is deleted; its report is kept.
     """
     request, export_format = job.request, job.request.format
-    request.check()
+    check_request(request)
     report_path = check_target(request, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -38,9 +40,11 @@ def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
     try:
         (staged if export_format.is_folder else work).mkdir(parents=True)
         export_format.write(job, staged)
+        if export_format.has_readme:
+            write_text(staged / "README.md", how_to_load(export_format.name, job.classifier.input_spec, path="."))
         report = (
-            check_part(job.classifier, request.form, staged, job.images)
-            if export_format.is_part
+            check_part(job.classifier, export_format, staged, job.images)
+            if export_format.part is not None
             else _check_whole(job, staged)
         )
         if not report["passed"]:
@@ -48,11 +52,11 @@ def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
             write_json(failed, report)
             problem = (
                 "the part computes something else than in the trained model"
-                if export_format.is_part
+                if export_format.part is not None
                 else "the export's predictions differ from the trained model's"
             )
             raise RunError(
-                f"--format {request.form}: {problem}, so it was deleted. {'. '.join(report['problems'])}. Details: {failed}"
+                f"--format {export_format.name}: {problem}, so it was deleted. {'. '.join(report['problems'])}. Details: {failed}"
             )
         if export_format.is_folder:
             write_json(staged / PARITY, report)
@@ -75,27 +79,23 @@ def check_target(request: ExportRequest, target: Path) -> Path:
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
             raise UserError(f"--output {target}: must be new, empty or an earlier export. It holds other files.")
         return target / PARITY
-    if request.format.is_part and target.suffix != ".safetensors":
-        raise UserError(f"--output {target}: must end in .safetensors.")
+    if request.format.part is not None and target.suffix != (suffix := Path(request.filename).suffix):
+        raise UserError(f"--output {target}: must end in {suffix}.")
     if target.is_dir():
         raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / request.filename}.")
     return target.with_name(f"{target.name}.parity.json")
 
 
 def _check_whole(job: ExportJob, staged: Path) -> dict[str, Any]:
-    """Compare an export's predictions with the model's; for ONNX, measure its speed too."""
+    """Compare an export's predictions with the model's; measure its speed where the format has one."""
     request, export_format, images = job.request, job.request.format, job.images
     reference = make_reference(
         job.classifier, images.files, told=images.told, targets=images.targets, reading=images.reading
     )
-    opened = export_format.opened_as or request.form, staged / export_format.opened_file
-    (answer,) = ask_clients([(*opened, reference)])
-    report = compare(request.form, answer, reference, classes=job.classifier.classes, precision=request.precision)
-    if report["passed"] and request.form == "onnx":
-        from finetune.export.speed import measure_speed
-
-        full = {"fp32": staged.with_name(FULL)} if request.precision == "int8" else {}
-        report["speed"] = measure_speed(job.classifier, {**full, request.precision: staged}, layout=request.layout)
+    (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)])
+    report = compare(export_format.name, answer, reference, classes=job.classifier.classes, precision=request.precision)
+    if report["passed"] and export_format.measure is not None:
+        report["speed"] = export_format.measure(job, staged)
     return report
 
 

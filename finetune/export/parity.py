@@ -5,6 +5,7 @@ the network can differ. *From the file*: the client does everything from the fil
 crop, network. Files that plain Pillow decodes to other pixels than our decoder are measured and reported separately.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -24,6 +25,8 @@ from finetune.data.image_file import UnreadableImage
 from finetune.data.transforms import eval_view
 from finetune.errors import RunError, UserError
 from finetune.export import client
+from finetune.export.client import GraphClient
+from finetune.export.formats.kind import ExportFormat
 from finetune.models.classifier import Classifier
 
 # K = classes, N = images
@@ -55,7 +58,6 @@ FP32 = Bounds()
 FP16 = Bounds(from_pixels=2e-2, from_files=2e-2, agreement=0.99)
 INT8 = Bounds(from_pixels=1.0, from_files=1.0, mean=0.03, agreement=0.95)
 BOUNDS = {"fp32": FP32, "fp16": FP16, "int8": INT8}
-PREPARES_ITSELF = ("timm", "torchvision", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,7 @@ def _pillow_agrees(file: str, image: torch.Tensor) -> bool:
     return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
 
 
-def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str, Any]]:
+def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list[dict[str, Any]]:
     """Open exports in one fresh process, each with its format's own library.
 
     Args:
@@ -164,17 +166,16 @@ def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str
     """
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
-        for number, (form, target, reference) in enumerate(exports):
+        for number, (chosen, target, reference) in enumerate(exports):
             pixels = Path(folder) / f"{number}.npy"
             np.save(pixels, reference.pixels)
             decoded = {}
-            for at in np.flatnonzero(reference.decoded_otherwise) if form not in PREPARES_ITSELF else ():
+            for at in np.flatnonzero(reference.decoded_otherwise) if issubclass(chosen.client, GraphClient) else ():
                 decoded[int(at)] = str(Path(folder) / f"{number}-{at}.npy")
                 options = DecodeOptions(channels=reference.pixels.shape[1], **reference.reading)
                 np.save(decoded[int(at)], decode_file(reference.files[at], options).transpose(2, 0, 1))
             jobs.append(
                 {
-                    "format": form,
                     "target": str(target.resolve()),
                     "grey": reference.pixels.shape[1] == 1,
                     "pixels": str(pixels),
@@ -183,21 +184,29 @@ def ask_clients(exports: Sequence[tuple[str, Path, Reference]]) -> list[dict[str
                     "answers": str(Path(folder) / f"{number}.npz"),
                 }
             )
-        answers = run_client(jobs, folder)
+        answers = run_client(jobs, [chosen for chosen, _, _ in exports], folder)
         for answer, job in zip(answers, jobs, strict=True):
             with np.load(str(job["answers"])) as arrays:
                 answer |= {name: arrays[name] for name in ("from_pixels", "from_files")}
     return answers
 
 
-def run_client(jobs: Sequence[Mapping[str, Any]], folder: str) -> list[dict[str, Any]]:
+def run_client(jobs: Sequence[Mapping[str, Any]], formats: Sequence[ExportFormat], folder: str) -> list[dict[str, Any]]:
     """Run :mod:`finetune.export.client` on all jobs in one fresh process that cannot import this package; return its answers.
+
+    The text of each format's client goes along, because the file that it stands in cannot be imported there.
+
+    Args:
+        jobs: What to open, and on which images.
+        formats: Format of each job.
+        folder: Folder for the files that pass between the processes.
 
     Raises:
         RunError: The client could not open or run an export.
     """
     task = Path(folder) / "task.json"
-    task.write_text(json.dumps(jobs), encoding="utf-8")
+    texts = [{"client": f.client.__name__, "client_code": inspect.getsource(f.client)} for f in formats]
+    task.write_text(json.dumps([{**job, **text} for job, text in zip(jobs, texts, strict=True)]), encoding="utf-8")
     # -I: no current folder, no PYTHON* variables; -S: no site, so no .pth file that leads to this package
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", WITHOUT_FINETUNE, client.__file__, str(task), *library_folders()],

@@ -6,17 +6,20 @@ this package, and does its half of the work on real images; the probabilities mu
 
 import inspect
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from finetune.export.formats.kind import ExportFormat
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
 from finetune.models.classifier import Classifier
 from finetune.models.heads import HEADS
 from finetune.models.own_modules import own_classes
+from finetune.models.sources import source_module
 from finetune.models.weights import save_backbone, save_head, state_hash
 
 
@@ -38,34 +41,43 @@ def export_backbone(classifier: Classifier, path: Path) -> None:
 
 
 @torch.inference_mode()
-def check_part(classifier: Classifier, form: str, path: Path, images: CheckImages) -> dict[str, Any]:
+def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages) -> dict[str, Any]:
     """Report the largest difference of a probability when a part's own client does its half of the work."""
-    source = classifier.backbone.source
-    report: dict[str, Any] = {"format": form, "precision": "fp32", "images": images.told, "problems": [], "remarks": []}
+    part = export_format.part
+    assert part is not None
+    report: dict[str, Any] = {
+        "format": export_format.name,
+        "precision": "fp32",
+        "images": images.told,
+        "problems": [],
+        "remarks": [],
+    }
     own = own_classes(classifier.describe())
-    alone = "finetune" if form == "backbone" and source == "residual" else own.get(form)
-    if alone:
-        report["remarks"].append(f"only {alone} can build its network, so no other library can open it: not compared")
+    function = None if part in own else _function_alone(classifier, part)
+    if function is None:
+        report["remarks"].append(
+            f"only {own.get(part, 'finetune')} can build its network, so no other library can open it: not compared"
+        )
         return report | {"opened_by": "none", "unreadable": 0, "passed": True}
     reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
     pixels = torch.from_numpy(reference.pixels)
-    prepared = torch.cat([classifier.prepare(part) for part in torch.split(pixels, BATCH)])
+    prepared = torch.cat([classifier.prepare(batch) for batch in torch.split(pixels, BATCH)])
     # expand normalises one channel three ways by broadcasting
     prepared = prepared.expand(-1, _stem_channels(classifier), -1, -1)
-    features = torch.cat([classifier.backbone(part) for part in torch.split(prepared, BATCH)])
-    given = features if form == "head" else prepared
+    features = torch.cat([classifier.backbone(batch) for batch in torch.split(prepared, BATCH)])
+    given = features if part == "head" else prepared
     with tempfile.TemporaryDirectory() as folder:
         job = {name: str(Path(folder) / f"{name}.npz") for name in ("answers",)}
-        job |= {"given": str(Path(folder) / "given.npy"), "format": form, "target": str(path.resolve())}
+        job |= {"given": str(Path(folder) / "given.npy"), "target": str(path.resolve())}
         np.save(job["given"], given.contiguous().numpy())
-        formula = _formula(classifier) if form == "head" else {}
-        (answer,) = run_client([{**job, **formula, "in_chans": prepared.shape[1]}], folder)
+        text = {"code": inspect.getsource(function), "function": function.__name__}
+        (answer,) = run_client([{**job, **text, "in_chans": prepared.shape[1]}], [export_format], folder)
         with np.load(job["answers"]) as arrays:
             answers = torch.from_numpy(arrays["answers"])
-    logits = answers if form == "head" else classifier.head(answers)
+    logits = answers if part == "head" else classifier.head(answers)
     ours = classifier.probabilities(classifier.head(features)).numpy()
     measured = difference(ours, classifier.probabilities(logits).numpy())
-    if form == "head" and list(answer["classes"]) != list(classifier.classes):
+    if part == "head" and list(answer["classes"]) != list(classifier.classes):
         report["problems"].append("its class names differ from the model's, or their order does")
     if measured["largest"] > FP32.from_pixels or measured["agreement"] < FP32.agreement:
         report["problems"].append(
@@ -81,11 +93,12 @@ def check_part(classifier: Classifier, form: str, path: Path, images: CheckImage
     return report
 
 
-def _formula(classifier: Classifier) -> dict[str, str]:
-    """Return the text of the function that computes the head's logits without this package."""
-    function = HEADS[classifier.head_settings["name"]].logits_alone
-    code = f"from collections.abc import Mapping\nfrom typing import Any\n{inspect.getsource(function)}"
-    return {"code": code, "function": function.__name__}
+def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | None:
+    """Return the function, of plain libraries, that does a part's half of the work; None if there is none."""
+    if part == "head":
+        return HEADS[classifier.head_settings["name"]].logits_alone
+    alone: Callable[..., Any] | None = source_module(classifier.backbone.source).network_alone
+    return alone
 
 
 def _stem_channels(classifier: Classifier) -> int:

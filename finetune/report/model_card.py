@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from finetune.bundle_card import how_to_open
+from finetune.export.formats import FORMATS
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 from finetune.report.confusion import confused_pairs, confusion_of, images_counted
@@ -11,14 +12,6 @@ from finetune.results import Results, SplitMetrics
 from finetune.terminal import markdown
 
 _MISTAKES = 10
-# default path of each format that `finetune export` writes
-_EXPORTS = {
-    "onnx": "exports/model.onnx",
-    "torch_export": "exports/model.pt2",
-    "timm": "exports/timm",
-    "torchvision": "exports/torchvision",
-    "transformers": "exports/transformers",
-}
 
 
 def model_card(classifier: Classifier, results: Results) -> str:
@@ -76,7 +69,11 @@ def model_card(classifier: Classifier, results: Results) -> str:
 
 def _other_programs(spec: InputSpec) -> list[str]:
     """Describe how to open each export, one heading level lower than in the export's own README."""
-    sections = [f"#{how_to_load(form, spec, path=path)}" for form, path in _EXPORTS.items()]
+    sections = [
+        f"#{how_to_load(name, spec, path=f'exports/{chosen.filename}')}"
+        for name, chosen in FORMATS.items()
+        if chosen.snippet
+    ]
     return [
         "## Other programs",
         "",

@@ -8,7 +8,8 @@ import torch
 from finetune.cli import main
 from finetune.errors import RunError
 from finetune.export.export import export_checked
-from finetune.export.formats import FORMATS, ExportJob, ExportRequest
+from finetune.export.formats import FORMATS
+from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.export.parity import compare, make_reference
 from finetune.file_schema import PARITY, check_fields
@@ -57,7 +58,9 @@ def test_an_export_that_predicts_something_else_is_not_left_behind(
     monkeypatch.setitem(FORMATS, "torch_export", replace(whole, write=spoilt))
     target = tmp_path / "out" / "model.pt2"
     with pytest.raises(RunError, match="predictions differ from the trained model's, so it was deleted"):
-        export_checked(ExportJob(classifier=model, request=ExportRequest(form="torch_export"), images=images), target)
+        export_checked(
+            ExportJob(classifier=model, request=ExportRequest(format=FORMATS["torch_export"]), images=images), target
+        )
     assert [path.name for path in target.parent.iterdir()] == ["model.pt2.parity.json"]
     assert not json.loads((target.parent / "model.pt2.parity.json").read_text())["passed"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.export.formats import FORMATS
 from finetune.export.library_formats import export_timm, export_torchvision, export_transformers
 from finetune.export.onnx import export_onnx, quiet_exporter, traced
 from finetune.export.parity import ask_clients, compare, make_reference
@@ -47,7 +48,7 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
             target.mkdir()
             target = target / filename
             write(model, target, **({"program": program} if form in ("onnx", "torch_export") else {}))
-            exports.append((form, Path(target), reference))
+            exports.append((FORMATS[form], Path(target), reference))
             cases.append((form, name, channels, adapt))
     answers = ask_clients(exports)
     lines = ["format        network   channels  same pixels  from file  top-1   files"]

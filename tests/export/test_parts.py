@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from finetune.errors import RunError
 from finetune.export import parts
 from finetune.export.export import export_checked
-from finetune.export.formats import ExportJob, ExportRequest
+from finetune.export.formats import FORMATS
+from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.file_schema import PARITY, check_fields
 from finetune.models.classifier import Classifier
@@ -35,7 +36,9 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(
     model = model_of(settings)
     images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
     target = tmp_path / "out" / f"{form}.safetensors"
-    report = export_checked(ExportJob(classifier=model, request=ExportRequest(form=form), images=images), target)
+    report = export_checked(
+        ExportJob(classifier=model, request=ExportRequest(format=FORMATS[form]), images=images), target
+    )
     check_fields(report, PARITY, name="parity.json")
     assert report["passed"]
     assert report["from_pixels"]["images"] == 6
@@ -65,6 +68,8 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
     target = tmp_path / "out" / "part.safetensors"
     images = made_up_images(tmp_path, channels=3, count=4)
     with pytest.raises(RunError, match="computes something else than in the trained model, so it was deleted"):
-        export_checked(ExportJob(classifier=model, request=ExportRequest(form="head"), images=images), target)
+        export_checked(
+            ExportJob(classifier=model, request=ExportRequest(format=FORMATS["head"]), images=images), target
+        )
     assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.parity.json"]
     assert not json.loads((target.parent / "part.safetensors.parity.json").read_text())["passed"]

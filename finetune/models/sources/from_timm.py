@@ -136,3 +136,10 @@ def _steps(net: Any, names: Sequence[str]) -> dict[str, list[nn.Module]] | None:
     else:
         return None
     return steps
+
+
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+    """Build the network with timm alone; an exported backbone is loaded into it where this package cannot be imported."""
+    import timm
+
+    return timm.create_model(name, num_classes=0, in_chans=channels, **kwargs)

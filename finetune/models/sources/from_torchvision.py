@@ -1,6 +1,7 @@
 """Builds torchvision's ResNet, Wide-ResNet and ResNeXt, with the weights of its enums."""
 
 import logging
+from collections.abc import Mapping
 from pickle import UnpicklingError
 from typing import Any
 
@@ -86,3 +87,17 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
         crop_pct=preset.crop_size[0] / preset.resize_size[0],
     )
     log.info("backbone %s: %s.", backbone.name, weights)
+
+
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+    """Build the network with torchvision alone; an exported backbone is loaded into it where this package cannot be imported."""
+    import torch
+    import torchvision
+
+    net = torchvision.models.get_model(name, **kwargs)
+    net.fc = torch.nn.Identity()
+    first = net.conv1
+    if first.in_channels != channels:
+        kept = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+        net.conv1 = torch.nn.Conv2d(channels, first.out_channels, bias=False, **kept)
+    return net

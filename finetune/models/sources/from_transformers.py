@@ -1,5 +1,6 @@
 """Builds ResNets of transformers from a snapshot folder or a name on the hub such as ``microsoft/resnet-50``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,10 @@ def _published_or_read(name: str) -> dict[str, Any]:
             f"backbone.name={name!r}: its config.json says model_type={config.get('model_type')!r}, not 'resnet'."
         )
     return {field: config[field] for field in _FIELDS if field in config}
+
+
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+    """Build the network with transformers alone; an exported backbone is loaded into it where this package cannot be imported."""
+    import transformers
+
+    return transformers.ResNetModel(transformers.ResNetConfig(**{**kwargs, "num_channels": channels}))

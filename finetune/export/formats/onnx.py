@@ -1,0 +1,82 @@
+"""``--format onnx``: raw pixels to probabilities, for ONNX Runtime."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.export.client import Array, GraphClient
+from finetune.export.formats.kind import ExportFormat, ExportJob
+
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+# the model at full precision that an int8 model is made of, beside it
+FULL = "full.onnx"
+
+
+class OnnxClient(GraphClient):
+    """``onnxruntime.InferenceSession(FILE).run(None, {"images": pixels})``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(target, settings, providers=["CPUExecutionProvider"])
+        described = json.loads(self.session.get_modelmeta().custom_metadata_map["finetune"])
+        self.classes = described["classes"]
+        self.layout = described["pixels"]["layout"]
+        self.grey = self.session.get_inputs()[0].shape[3 if self.layout == "nhwc" else 1] == 1
+        self.opened_by = f"onnxruntime {onnxruntime.__version__}"
+
+    def run(self, pixels: Array) -> Array:
+        return np.asarray(self.session.run(None, {"images": pixels})[0])
+
+
+_SNIPPET = """\
+import json
+import numpy as np, onnxruntime
+{image}
+session = onnxruntime.InferenceSession("{path}")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+pixels = np.asarray(image).reshape(1, image.height, image.width, -1)  # uint8, any size
+probabilities = session.run(None, {{"images": pixels}})[0][0]
+print(classes[probabilities.argmax()], probabilities.max())
+"""
+
+
+def _write(job: ExportJob, path: Path) -> None:
+    from finetune.export.onnx import export_onnx
+
+    request, reading = job.request, job.images.reading
+    full = path.with_name(FULL) if request.precision == "int8" else path
+    export_onnx(job.classifier, full, layout=request.layout, half=request.precision == "fp16", reading=reading)
+    if request.precision == "int8":
+        from finetune.export.quantize import quantise_onnx
+
+        channels = job.classifier.input_spec.channels
+        quantise_onnx(
+            full, path, files=job.images.calibration, channels=channels, layout=request.layout, reading=reading
+        )
+
+
+def _measure(job: ExportJob, path: Path) -> dict[str, Any]:
+    from finetune.export.speed import measure_speed
+
+    request = job.request
+    full = {"fp32": path.with_name(FULL)} if request.precision == "int8" else {}
+    return measure_speed(job.classifier, {**full, request.precision: path}, layout=request.layout)
+
+
+ONNX = ExportFormat(
+    name="onnx",
+    about="uint8 pixels of any size to probabilities, class names in the metadata: ONNX Runtime",
+    filename="model.onnx",
+    write=_write,
+    client=OnnxClient,
+    snippet=_SNIPPET,
+    precisions=("fp32", "fp16", "int8"),
+    needs=LIBRARIES,
+    extra="onnx",
+    measure=_measure,
+)

@@ -1,0 +1,94 @@
+"""``--format torchvision``: a folder in the layout of torchvision."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.export.client import Array, LibraryClient, pillow
+from finetune.export.formats.kind import ExportFormat, ExportJob
+
+
+class TorchvisionClient(LibraryClient):
+    """``torchvision.models.NAME(num_classes=K).load_state_dict(load_file(FOLDER/model.safetensors))``."""
+
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        import torch
+        import torchvision
+        from safetensors.torch import load_file
+        from torchvision.transforms import v2
+
+        with open(f"{target}/classes.json", encoding="utf-8") as file:
+            described = json.load(file)
+        self.torch, self.steps = torch, described["preprocessing"]
+        self.classes = described["classes"]
+        self.model = torchvision.models.get_model(described["architecture"], num_classes=len(self.classes))
+        self.model.load_state_dict(load_file(f"{target}/model.safetensors"))
+        self.model.eval()
+        resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
+        self.transform = v2.Compose(
+            [
+                # resize the Pillow image, as torchvision's own presets do; torchvision resizes tensors with coarser weights
+                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"])),
+                v2.CenterCrop(self.steps["center_crop"]),
+                v2.PILToTensor(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(self.steps["mean"], self.steps["std"]),
+            ]
+        )
+        self.grey = bool(options["grey"])
+        self.opened_by = f"torchvision {torchvision.__version__}"
+
+    def prepared(self, images_NCHW: Array) -> Array:
+        images = self.normalise(images_NCHW, self.steps["mean"], self.steps["std"])
+        with self.torch.no_grad():
+            return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
+
+    def file(self, path: str) -> Array:
+        image = self.transform(pillow(path, grey=self.grey).convert("RGB"))
+        with self.torch.no_grad():
+            return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
+
+
+_SNIPPET = """\
+import json
+import torch, torchvision
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+{image}
+with open("{path}/classes.json", encoding="utf-8") as file:
+    described = json.load(file)
+model = torchvision.models.get_model(described["architecture"], num_classes=len(described["classes"]))
+model.load_state_dict(load_file("{path}/model.safetensors"))
+model.eval()
+steps = described["preprocessing"]
+transform = v2.Compose([
+    v2.Resize(steps["resize"][:1] if steps["keep_proportions"] else steps["resize"],
+              interpolation=v2.InterpolationMode(steps["interpolation"])),
+    v2.CenterCrop(steps["center_crop"]),
+    v2.PILToTensor(),  # after the resize: a tensor is resized with coarser weights than a Pillow image
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize(steps["mean"], steps["std"]),
+])
+probabilities = model(transform(image{rgb})[None]).softmax(1)[0]
+print(described["classes"][int(probabilities.argmax())], float(probabilities.max()))
+"""
+
+
+def _write(job: ExportJob, path: Path) -> None:
+    from finetune.export.library_formats import export_torchvision
+
+    export_torchvision(job.classifier, path)
+
+
+TORCHVISION = ExportFormat(
+    name="torchvision",
+    about="a folder: torchvision.models.NAME().load_state_dict",
+    filename="torchvision",
+    write=_write,
+    client=TorchvisionClient,
+    snippet=_SNIPPET,
+    is_folder=True,
+    has_readme=True,
+)
