@@ -13,8 +13,8 @@ from finetune.activation_cache.device_rows import DeviceRows, room_on
 from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
-from finetune.data.datamodule import ImageDataModule, ViewRequest
 from finetune.data.image_source import Source
+from finetune.data.loading import ImageViews, ViewRequest
 from finetune.data.sampling import Rows
 from finetune.errors import RunError
 from finetune.input_spec import InputSpec
@@ -41,7 +41,7 @@ class ActivationStore:
 
     Args:
         classifier: Model in evaluation mode up to the cached stage.
-        data: Data module that provides the views.
+        images: Images, and a loader of their views.
         cached_stage: Stage after which activations are cached.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
@@ -54,7 +54,7 @@ class ActivationStore:
         self,
         *,
         classifier: Classifier,
-        data: ImageDataModule,
+        images: ImageViews,
         cached_stage: str,
         seed: int,
         limit_bytes: int,
@@ -62,7 +62,7 @@ class ActivationStore:
         device: torch.device,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self._classifier, self._data, self._seed = classifier.to(device), data, seed
+        self._classifier, self._images, self._seed = classifier.to(device), images, seed
         self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
         self._cached_stage = cached_stage
         spec = classifier.input_spec
@@ -82,7 +82,7 @@ class ActivationStore:
             input_spec=classifier.input_spec,
             adapt=classifier.adapt,
             cached_stage=self._cached_stage,
-            source=self._data.source,
+            source=self._images.source,
             dtype=self.dtype,
             folded=self._prefix is not None and self._prefix.folded,
             device=self._device.type,
@@ -94,7 +94,7 @@ class ActivationStore:
         Raises:
             RunError: The disk has filled up since the plan was made.
         """
-        rows = [self._data.source.index.rows(request.split) for request in wanted]
+        rows = [self._images.source.index.rows(request.split) for request in wanted]
         entries = [self._open(request, view_rows) for request, view_rows in zip(wanted, rows, strict=True)]
         computed = self._fill(entries, rows, [request.view for request in wanted])
         self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
@@ -105,7 +105,7 @@ class ActivationStore:
         parts: dict[str, Any] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
-            parts |= {"transform": dict(own.key)} if (own := self._data.transform) is not None else {}
+            parts |= {"transform": dict(own)} if (own := self._images.transform_key) is not None else {}
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
@@ -139,7 +139,7 @@ class ActivationStore:
                 for which, entry in enumerate(entries)
                 for chunk in entry.claimed(wait=wait)
             )
-            for batch in self._data.views_dataloader(views, chunks):
+            for batch in self._images.load(views, chunks):
                 assert self._prefix is not None
                 with self._context():
                     activations = self._prefix(batch.images.to(self._device, non_blocking=True))
@@ -201,13 +201,13 @@ def depends_on(
 
 
 class ActivationCache:
-    """Cached activations of one phase; the data module reads its batches from them.
+    """Cached activations of one phase, from which its batches are read in place of images.
 
     Args:
         classifier: Model with the phase applied and the prefix's weights loaded.
         phase: Phase that trains on the cache.
         choice: Cached stage and number of views.
-        data: Data module that provides missing views.
+        images: Images, and a loader of their views.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
         say: Function that shows a line to the user.
@@ -219,14 +219,14 @@ class ActivationCache:
         classifier: Classifier,
         phase: Phase,
         choice: CachePolicy,
-        data: ImageDataModule,
+        images: ImageViews,
         seed: int,
         limit_bytes: int,
         say: Callable[[str], None],
     ) -> None:
         assert choice.cached_stage is not None
         self.cached_stage = choice.cached_stage
-        self._classifier, self._phase, self._data = classifier, phase, data
+        self._classifier, self._phase, self._images = classifier, phase, images
         self._seed, self._limit, self._say = seed, limit_bytes, say
         self._training_views = choice.views
         self._train: list[DeviceRows] = []
@@ -249,7 +249,7 @@ class ActivationCache:
         self.close()
         store = ActivationStore(
             classifier=self._classifier,
-            data=self._data,
+            images=self._images,
             cached_stage=self.cached_stage,
             seed=self._seed,
             limit_bytes=self._limit,
@@ -257,7 +257,7 @@ class ActivationCache:
             device=device,
             context=context,
         )
-        index = self._data.source.index
+        index = self._images.source.index
         # position of each index row in the entry of its split
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
@@ -309,7 +309,7 @@ class ActivationCache:
 
 def eval_features(
     classifier: Classifier,
-    data: ImageDataModule,
+    images: ImageViews,
     *,
     splits: tuple[str, ...],
     limit_bytes: int,
@@ -320,7 +320,7 @@ def eval_features(
 
     Args:
         classifier: Model in evaluation mode.
-        data: Data module with the splits.
+        images: Images, and a loader of their views.
         splits: Names of the splits.
         limit_bytes: Limit of the whole cache, in bytes.
         device: Device that computes missing features.
@@ -329,7 +329,7 @@ def eval_features(
     cached_stage = classifier.backbone.stages[-1]
     store = ActivationStore(
         classifier=classifier,
-        data=data,
+        images=images,
         cached_stage=cached_stage,
         seed=0,
         limit_bytes=limit_bytes,

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from finetune.activation_cache.store import free_bytes, why_unusable
-from finetune.data.datamodule import ImageDataModule
+from finetune.data.index import Index
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.training.phases import HEAD, Phase
@@ -130,18 +130,18 @@ def pool_size(epochs: int) -> int:
 
 
 def plan_caches(
-    classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, max_gb: float, item_bytes: int
+    classifier: Classifier, phases: Sequence[Phase], index: Index, *, max_gb: float, item_bytes: int
 ) -> list[CachePolicy]:
     """Choose a policy for each phase.
 
     Args:
         classifier: Model to train.
         phases: Phases of the schedule.
-        data: Data module that gives the numbers of images.
+        index: Images of each split.
         max_gb: Limit of the whole cache, in units of 10^9 bytes.
         item_bytes: Bytes per number of an activation: 2 in half precision, else 4.
     """
-    images = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
+    images = {split: len(index.rows(split)) for split in ("train", "val")}
     return [_choose(classifier, phase, images, max_gb=max_gb, item_bytes=item_bytes) for phase in phases]
 
 

@@ -110,7 +110,7 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
         accelerator=str(config.trainer.get("accelerator", "auto")),
     )
     caches = plan_caches(
-        parts.classifier, parts.phases, parts.data, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
+        parts.classifier, parts.phases, parts.source.index, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
     )
     return precision, caches
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.image_source import Source
-from finetune.data.loading import Batch, ManyViews, Position, ViewDataset
+from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
 from finetune.data.transforms import OwnTransform, eval_view, train_view
 from finetune.distributed import ignore_signals_to_the_group
@@ -48,17 +48,6 @@ class Activations(Protocol):
     def val(self, rows: Rows) -> torch.Tensor:
         """Return activations (B, ...) of the evaluation view of validation rows."""
         ...
-
-
-class ViewRequest(NamedTuple):
-    """A request for one view of images outside training.
-
-    ``augment`` names a training view; ``none`` is the evaluation view. A random view is view ``number`` of ``phase``.
-    """
-
-    augment: str = "none"
-    phase: str = ""
-    number: int = 0
 
 
 class ActivationDataset(Dataset[Batch]):
@@ -266,7 +255,12 @@ class ImageDataModule(pl.LightningDataModule):
         images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
         return self._loader(images, batches)
 
-    def views_dataloader(
+    def image_views(self) -> ImageViews:
+        """Return what computes activations needs: the images, and a loader of any of their views for this process alone."""
+        key = None if self.transform is None else self.transform.key
+        return ImageViews(source=self.source, transform_key=key, load=self._load_views)
+
+    def _load_views(
         self, requests: Sequence[ViewRequest], chunks: Iterable[tuple[int, int, Rows]]
     ) -> DataLoader[Batch]:
         """Return the requested views of the rows of each chunk, for this process alone.

@@ -1,15 +1,16 @@
 """Batches of views, as training and evaluation steps receive them, and the data sets that make them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from finetune.data.image_source import Source
-from finetune.data.sampling import BatchKey, key, views_of
+from finetune.data.sampling import BatchKey, Rows, key, views_of
 from finetune.data.transforms import View
 
 # more threads would wait for one another where they hold Python's lock
@@ -35,6 +36,34 @@ class Batch(NamedTuple):
     rows: torch.Tensor  # int64 (B,), rows of the index
     # plain numbers instead of tensors: reading them must not wait for a device
     position: Position
+
+
+class ViewRequest(NamedTuple):
+    """A request for one view of images outside training.
+
+    ``augment`` names a training view; ``none`` is the evaluation view. A random view is view ``number`` of ``phase``.
+    """
+
+    augment: str = "none"
+    phase: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageViews:
+    """The images of a data set in any view: what activations are computed from.
+
+    Args:
+        source: Data set that gives the images.
+        transform_key: What a transform of the user's, after each random view, depends on; None without one.
+        load: Returns the batches of the requested views. It takes the requests and, for each chunk, the position of its view
+            in them, its number and its rows; the chunks are consumed one after the other. A batch's ``position`` holds the
+            position as ``epoch`` and the number as ``step``.
+    """
+
+    source: Source
+    transform_key: Mapping[str, Any] | None
+    load: Callable[[Sequence[ViewRequest], Iterable[tuple[int, int, Rows]]], Iterable[Batch]]
 
 
 def threads_here(source: Source) -> int:

@@ -184,7 +184,7 @@ def _on_features(
             parts.classifier.eval()
             features = eval_features(
                 parts.classifier,
-                parts.data,
+                parts.data.image_views(),
                 splits=("train", "val", "test"),
                 limit_bytes=int(config.cache.max_gb * 1e9),
                 device=trainer.strategy.root_device,

@@ -113,7 +113,7 @@ class RunContext:
             classifier=self.classifier,
             phase=self.schedule[number],
             choice=policy,
-            data=self.data,
+            images=self.data.image_views(),
             seed=self.settings.seed,
             limit_bytes=self.settings.cache_limit_bytes,
             say=self.say,
