@@ -54,7 +54,9 @@ def manifest_source(
         label_columns=label_columns,
         group_column=group_column,
     )
-    return files_source(grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable)
+    return files_source(
+        grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
+    )
 
 
 def _check(*, path: str, **_: Any) -> None:
