@@ -124,8 +124,10 @@ def is_complete(data: bytes | bytearray, *, first_scan: int, components: int, pr
         progressive: Whether the frame is progressive.
     """
     missing: dict[int, set[int]] = {}
+    position = data.find(_SOS, first_scan)
+    if not progressive and position >= 0 and data[position + 4] == components:
+        return True  # the usual file: one scan of everything
     end = data.find(_EOI, first_scan)
-    position = data.find(_SOS, first_scan, end)
     while position >= 0:
         number = data[position + 4]
         header = data[position + 5 : position + 8 + 2 * number]
