@@ -5,10 +5,11 @@
 - An embedded colour profile is converted to sRGB, unless it is sRGB already or damaged; CMYK without a profile is
   converted by the plain formula. Grey of more than 8 bits ignores profiles.
 - Grey from colour is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: what a JPEG file stores as Y.
-- High bit depths are scaled, never clipped. ``full`` maps the range that the type allows to 0..255. That range is
-  0..65535 for 16 bits. 32-bit integers and floating point declare no range: theirs is the smallest of 0..1 (floating
-  point only), 0..255, 0..65535 that holds all values of the image, else the image's own minimum..maximum. ``stretch``
-  always maps the image's own minimum..maximum, for instruments that use few of their 16 bits. NaN counts as minimum.
+- High bit depths are scaled by one range for the whole data set, which the scan measures
+  (:mod:`finetune.data.depth_range`). Without one, ``full`` maps the range that the type allows to 0..255: for 16 bits
+  0..65535. 32-bit integers and floating point declare no range: theirs is the smallest of 0..1 (floating point only),
+  0..255, 0..65535 that holds all values of the image, else the image's own minimum..maximum. ``stretch`` always maps the
+  image's own minimum..maximum. Values outside the range become black or white; NaN counts as minimum.
 
 An image is converted one tile at a time: the intermediate results, up to 40 bytes per pixel, exist for one tile only.
 Apart from the image that Pillow holds and the pixels returned, memory does not grow with the image.
@@ -18,7 +19,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +31,41 @@ HighDepth = Literal["full", "stretch"]
 HIGH_DEPTHS: tuple[str, ...] = get_args(HighDepth)
 
 Pixels = npt.NDArray[np.uint8]
+Range = tuple[float, float]
 
 _TILE_PIXELS = 2**20
 
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
-def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "full") -> Pixels:
+@dataclass(frozen=True, kw_only=True)
+class DepthRule:
+    """The way from numbers of more than 8 bits to 8-bit levels.
+
+    Args:
+        high_depth: ``full`` or ``stretch``.
+        integers: Numbers that become black and white, for integers of more than 8 bits under ``full``; None for the
+            range of the type.
+        floats: The same for floating point; None chooses for each image.
+    """
+
+    high_depth: HighDepth = "full"
+    integers: Range | None = None
+    floats: Range | None = None
+
+
+FULL = DepthRule()
+# numbers a hundredth outside a range are the rounding and the filters of whoever wrote them
+_TOLERANCE = 0.01
+
+
+def to_pixels(image: Image.Image, *, channels: int, rule: DepthRule = FULL) -> Pixels:
     """Convert a loaded image to 8-bit pixels.
 
     Args:
         image: Loaded image of any mode.
         channels: Number of channels to return, 1 or 3.
-        high_depth: Scaling rule for images of more than 8 bits.
+        rule: Scaling rule for images of more than 8 bits.
 
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
@@ -50,7 +73,7 @@ def to_pixels(image: Image.Image, *, channels: int, high_depth: HighDepth = "ful
     grey = channels == 1
     pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        scale = _scale_of((np.asarray(tile) for _, tile in _tiles(image)), high_depth)
+        scale = _scale_of((np.asarray(tile) for _, tile in _tiles(image)), rule)
         for place, tile in _tiles(image):
             levels = scale(np.asarray(tile))
             pixels[place] = levels if grey else levels[..., None]
@@ -85,15 +108,20 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def scale_to_bytes(values: npt.NDArray[np.generic], *, high_depth: HighDepth = "full") -> Pixels:
+def scale_to_bytes(values: npt.NDArray[Any], *, rule: DepthRule = FULL, bits: int = 16) -> Pixels:
     """Scale numbers of any range to 0..255, rounded to nearest.
+
+    Args:
+        values: Numbers.
+        rule: Scaling rule.
+        bits: Bits of an unsigned integer as the file declares them.
 
     >>> scale_to_bytes(np.array([0, 257, 65535], np.uint16)).tolist()
     [0, 1, 255]
-    >>> scale_to_bytes(np.array([100, 200, 300], np.uint16), high_depth="stretch").tolist()
+    >>> scale_to_bytes(np.array([100, 200, 300], np.uint16), rule=DepthRule(high_depth="stretch")).tolist()
     [0, 128, 255]
     """
-    return _scale_of([values], high_depth)(values)
+    return _scale_of([values], rule, bits)(values)
 
 
 @dataclass(frozen=True)
@@ -116,28 +144,43 @@ class _Scale:
         if _is_16_bits(values.dtype):
             return _levels_of_16_bits(self.black, self.white).take(values.astype(np.intp))
         numbers = np.nan_to_num(values.astype(np.float64), nan=self.low, posinf=self.high, neginf=self.low)
-        return _levels(numbers, self.black, self.white)
+        return _levels(numbers.clip(self.black, self.white), self.black, self.white)
 
 
-def _scale_of(parts: Iterable[npt.NDArray[np.generic]], high_depth: HighDepth) -> _Scale:
+def _scale_of(parts: Iterable[npt.NDArray[Any]], rule: DepthRule, bits: int = 16) -> _Scale:
     """Choose the scale for an image whose numbers come in parts."""
     low, high = np.inf, -np.inf
-    kind: np.dtype[np.generic] = np.dtype(np.float64)
+    kind: np.dtype[Any] = np.dtype(np.float64)
     for part in parts:
         kind = part.dtype
-        if high_depth == "full" and _is_16_bits(kind):
-            return _Scale(0.0, 65535.0, 0.0, 65535.0)
+        if kind.kind in "ub" and bits <= 8:
+            return _Scale(0.0, 2.0**bits - 1, 0.0, 2.0**bits - 1)
+        if rule.high_depth == "full":
+            chosen = rule.floats if kind.kind == "f" else rule.integers
+            if chosen is not None:
+                return _Scale(*chosen, *chosen)
+            if _is_16_bits(kind):
+                return _Scale(0.0, 2.0**bits - 1, 0.0, 2.0**bits - 1)
         finite = part[np.isfinite(part)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     if low > high:
         low = high = 0.0
-    black, white = low, high
-    if high_depth == "full":
-        ranges = (1.0, 255.0, 65535.0) if np.issubdtype(kind, np.floating) else (255.0, 65535.0)
-        fitting = [top for top in ranges if low >= 0 and high <= top]
-        black, white = (0.0, fitting[0]) if fitting else (low, high)
+    black, white = (low, high) if rule.high_depth == "stretch" else declared_range(low, high, floating=kind.kind == "f")
     return _Scale(black, white, low, high)
+
+
+def declared_range(low: float, high: float, *, floating: bool) -> Range:
+    """Return the smallest usual range that holds the numbers from ``low`` to ``high``, else these.
+
+    >>> declared_range(0.0, 1.0001, floating=True)
+    (0.0, 1.0)
+    """
+    slack = _TOLERANCE if floating else 0.0
+    for top in (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0):
+        if -slack * top <= low and high <= top * (1 + slack):
+            return 0.0, top
+    return low, high
 
 
 def _is_16_bits(kind: np.dtype[np.generic]) -> bool:

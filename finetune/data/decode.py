@@ -11,6 +11,7 @@ Lossy WebP has a fast path by torchvision, in processes that have loaded torch: 
 pixels.
 """
 
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,10 +32,12 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from finetune.data.color import HIGH_DEPTHS, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
+from finetune.data.array_image import ArrayImage, samples_to_pixels
+from finetune.data.color import HIGH_DEPTHS, DepthRule, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
 from finetune.data.png_checksums import check_png
+from finetune.data.tiff import check_tiff, mend_palette, open_by_tifffile, pillow_reads
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
     from torch import Tensor
@@ -52,6 +55,9 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "TIFF": TiffImagePlugin.TiffImageFile,
 }
+
+# an image file whose header was read
+Opened = ImageFile.ImageFile | ArrayImage
 
 # messages of Pillow that say nothing to a user
 _CLEARER = {"not identified by this driver": "its header gives no size"}
@@ -89,6 +95,11 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         check_high_depth(self.high_depth)
+
+    @property
+    def rule(self) -> DepthRule:
+        """Return the rule for more than 8 bits."""
+        return DepthRule(high_depth=self.high_depth)
 
     def reading(self) -> dict[str, Any]:
         """Return the options that do not depend on the network, as bundles and exports record them in JSON."""
@@ -145,8 +156,8 @@ def to_tensor(pixels_HWC: Pixels) -> "Tensor":
     return pixels[..., 0].unsqueeze(0) if pixels.shape[2] == 1 else pixels.permute(2, 0, 1)
 
 
-def open_image(data: bytes | bytearray, *, path: str) -> ImageFile.ImageFile:
-    """Read the header of a file in memory; Pillow's object has its format, mode and size, but no pixels yet.
+def open_image(data: bytes | bytearray, *, path: str) -> Opened:
+    """Read the header of a file in memory; the object has its format, mode and size, but no pixels yet.
 
     Raises:
         UnreadableImage: The bytes are not an image, or the header is damaged.
@@ -157,30 +168,46 @@ def open_image(data: bytes | bytearray, *, path: str) -> ImageFile.ImageFile:
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
     with _naming_damage(path):
-        return _OPENERS[kind](BytesIO(data))
+        return _open_tiff(data, path) if kind == "TIFF" else _OPENERS[kind](BytesIO(data))
 
 
-def decode_opened(
-    image: ImageFile.ImageFile, options: DecodeOptions, *, path: str, at_least: int | None = None
-) -> Pixels:
+def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
+    try:
+        image = TiffImagePlugin.TiffImageFile(BytesIO(data))
+    except Exception as error:
+        if importlib.util.find_spec("tifffile") or "unknown" in str(error):
+            return open_by_tifffile(data, path=path)
+        raise
+    return image if pillow_reads(image) else open_by_tifffile(data, path=path)
+
+
+def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
     """Decode an image that :func:`open_image` opened, once, as :func:`decode_file` does."""
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
+        if isinstance(image, ArrayImage):
+            profile = image.info.get("icc_profile") or b""
+            pixels = samples_to_pixels(image.load(), channels=options.channels, rule=options.rule, profile=profile)
+            pixels = pixels[..., None] if options.channels == 1 else pixels
+        elif isinstance(image, JpegImagePlugin.JpegImageFile):
             _check_end(path, _file_of(image))
             pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
         else:
             if isinstance(image, PngImagePlugin.PngImageFile):
                 with _file_of(image).getbuffer() as data:
                     check_png(data)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                check_tiff(image, len(_file_of(image).getbuffer()))
             lossy = _decode_lossy_webp(image, options.channels)
             pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
         return _upright(pixels, orientation_of(image))
 
 
-def orientation_of(image: ImageFile.ImageFile) -> int:
+def orientation_of(image: Opened) -> int:
     """Return the Exif orientation that an opened file states, 1 to 8; 1 where it is missing or damaged."""
+    if isinstance(image, ArrayImage):
+        return image.orientation
     is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
     if is_jpeg and "exif" not in image.info:
         return 1
@@ -248,11 +275,13 @@ def _decode_rare_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptio
 
 def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> Pixels:
     image.load()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        mend_palette(image)
     return _as_array(image, options)
 
 
 def _as_array(image: Image.Image, options: DecodeOptions) -> Pixels:
-    pixels = to_pixels(image, channels=options.channels, high_depth=options.high_depth)
+    pixels = to_pixels(image, channels=options.channels, rule=options.rule)
     return pixels[..., None] if options.channels == 1 else pixels
 
 

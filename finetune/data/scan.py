@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageFile
 
 from finetune.data.color import is_srgb
-from finetune.data.decode import DecodeOptions, decode_opened, open_image, orientation_of
+from finetune.data.decode import DecodeOptions, Opened, decode_opened, open_image, orientation_of
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
@@ -168,7 +167,7 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     row["several"] = _holds_several(image)
 
 
-def _holds_several(image: ImageFile.ImageFile) -> bool:
+def _holds_several(image: Opened) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # a damaged second picture is no reason to lose the first

@@ -13,13 +13,14 @@ from PIL import Image, ImageOps
 from finetune.data import color, decode
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, decode_image, to_tensor
 from finetune.data.image_file import UnreadableImage
+from tests.data.deep_tiffs import damaged_tiffs, deep_tiffs
 from tests.data.odd_images import odd_images, picture, saved, stored_for
 from tests.data.raw_formats import exif, icc_profile, png, tiff
 
 # Pillow remarks on damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-CORPUS = odd_images()
+CORPUS = [*odd_images(), *deep_tiffs(), *damaged_tiffs()]
 READABLE = [file for file in CORPUS if file.expected is not None]
 UNREADABLE = [file for file in CORPUS if file.expected is None]
 
@@ -95,6 +96,20 @@ def test_a_damaged_file_is_refused_also_where_it_is_decoded_smaller(at_least):
     for file in damaged:
         with pytest.raises(UnreadableImage):
             decode_bytes(file.data, DecodeOptions(channels=1), path=file.name, at_least=at_least)
+
+
+def test_without_tifffile_a_tiff_is_right_or_refused_with_the_way_to_read_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    reasons = []
+    for file in deep_tiffs():
+        try:
+            pixels = decode_bytes(file.data, DecodeOptions(), path=file.name)
+        except UnreadableImage as error:
+            reasons.append(error.reason)
+        else:
+            assert_close(pixels, file.expected, file.tolerance)
+    assert 0 < len(reasons) < len(deep_tiffs())
+    assert all("pip install 'stagewise-finetune[tiff]'" in reason for reason in reasons)
 
 
 def test_no_cut_of_a_file_crashes_and_no_cut_is_silent(tmp_path):

@@ -1,0 +1,95 @@
+"""Images that another library than Pillow decodes to an array of numbers, and the way from there to 8-bit pixels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from finetune.data.color import DepthRule, Pixels, scale_to_bytes, to_pixels
+
+Space = Literal["grey", "rgb", "cmyk"]
+_CHANNELS: dict[Space, int] = {"grey": 1, "rgb": 3, "cmyk": 4}
+_MODES: dict[tuple[Space, str], str] = {
+    ("grey", ""): "L",
+    ("grey", "straight"): "LA",
+    ("grey", "premultiplied"): "La",
+    ("rgb", ""): "RGB",
+    ("rgb", "straight"): "RGBA",
+    ("rgb", "premultiplied"): "RGBa",
+    ("cmyk", ""): "CMYK",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The numbers of an image and what they mean.
+
+    Args:
+        values_HWS: Numbers of any type; the colour channels, then perhaps one of opacity.
+        space: What the colour channels are.
+        bits: Bits of a number as the file declares them; 0 for floating point.
+        white_is_zero: Whether the smallest number is the brightest.
+        opacity: Whether there is a channel of opacity, and whether the colours are multiplied by it already.
+    """
+
+    values_HWS: npt.NDArray[Any]
+    space: Space
+    bits: int
+    white_is_zero: bool = False
+    opacity: Literal["", "straight", "premultiplied"] = ""
+
+    def __post_init__(self) -> None:
+        number = _CHANNELS[self.space] + bool(self.opacity)
+        assert self.values_HWS.ndim == 3, "height, width, samples"
+        assert self.values_HWS.shape[2] == number, "as many samples as the space has"
+
+
+@dataclass(kw_only=True)
+class ArrayImage:
+    """An image file whose header was read; it has the attributes of Pillow's object that the decoder uses.
+
+    Args:
+        width: Width as stored, pixels.
+        height: Height as stored, pixels.
+        mode: Pillow's name of the mode, or the nearest one.
+        format: Name of the format.
+        load: Function that decodes the numbers.
+        orientation: Exif orientation.
+        is_animated: Whether the file holds several pictures.
+        info: ``icc_profile``, where the file has one.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    load: Callable[[], Samples]
+    orientation: int = 1
+    is_animated: bool = False
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def samples_to_pixels(samples: Samples, *, channels: int, rule: DepthRule, profile: bytes = b"") -> Pixels:
+    """Convert the numbers of an image to 8-bit pixels by the rules of :mod:`finetune.data.color`.
+
+    Returns:
+        uint8 (H, W) for one channel, (H, W, 3) for three.
+    """
+    colours = _CHANNELS[samples.space]
+    values, opacity = samples.values_HWS[..., :colours], samples.values_HWS[..., colours:]
+    levels = scale_to_bytes(values, rule=rule, bits=samples.bits)
+    if samples.white_is_zero:
+        levels = 255 - levels
+    if samples.opacity:
+        levels = np.concatenate([levels, scale_to_bytes(opacity, bits=samples.bits)], axis=2)
+    mode = _MODES[samples.space, samples.opacity]
+    height, width = levels.shape[:2]
+    image = Image.frombuffer(mode, (width, height), np.ascontiguousarray(levels), "raw", mode, 0, 1)
+    if mode in ("La", "RGBa"):
+        image = image.convert("LA" if mode == "La" else "RGBA")
+    if profile and samples.space != "grey":
+        image.info["icc_profile"] = profile
+    return to_pixels(image, channels=channels)

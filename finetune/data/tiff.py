@@ -1,0 +1,157 @@
+"""Decides which TIFF files Pillow decodes rightly, and reads the others by tifffile, or says what is needed.
+
+TIFF has more kinds of numbers than Pillow has modes, and for some kinds Pillow gives other numbers without a word: planes
+apart, white stored as zero, bits packed, byte orders. Tests compare the kinds named here with tifffile; all others go to
+tifffile, which the extra ``tiff`` installs.
+"""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+from finetune.data.array_image import ArrayImage, Samples
+from finetune.data.image_file import UnreadableImage
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_STRIPS, _ORIENTATION, _SAMPLES, _STRIP_BYTES, _PLANES, _COLOR_MAP = 273, 274, 277, 279, 284, 320
+_TILES, _TILE_BYTES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 338, 339
+# values of the photometric interpretation (TIFF 6.0, section 8)
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
+_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+_NAMES = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+
+
+def pillow_reads(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Tell whether Pillow gives the numbers that a file holds."""
+    tags = image.tag_v2
+    samples, photometric = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC)
+    depths, kinds = set(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
+    if len(depths) != 1 or len(kinds) != 1 or (samples > 1 and tags.get(_PLANES, 1) != 1):
+        return False
+    bits, kind = int(depths.pop()), int(kinds.pop())
+    if bits == 8 and kind == _UNSIGNED:
+        return True
+    if bits <= 4 and kind == _UNSIGNED:
+        return bool(samples == 1)
+    plain = tags.get(_COMPRESSION, 1) == 1 and tags.prefix == b"II"
+    if samples == 1 and photometric == _BLACK_IS_ZERO:
+        return (bits, kind) == (16, _UNSIGNED) or (plain and (bits, kind) in ((32, _SIGNED), (32, _FLOAT)))
+    return bool((bits, kind, photometric, samples) == (16, _UNSIGNED, _RGB, 3))
+
+
+def mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Give a loaded palette image its colours where the map holds 8 bits in place of 16, as libtiff reads it."""
+    colors = image.tag_v2.get(_COLOR_MAP)
+    if image.mode in ("P", "PA") and colors and max(colors) < 256:
+        image.putpalette(np.array(colors, np.uint8).reshape(3, -1).T.tobytes(), "RGB")
+
+
+def check_tiff(image: TiffImagePlugin.TiffImageFile, size: int) -> None:
+    """Check that all strips or tiles of a compressed file lie inside its ``size`` bytes.
+
+    Raises:
+        ValueError: One does not.
+    """
+    tags = image.tag_v2
+    if tags.get(_COMPRESSION, 1) == 1:
+        return
+    starts, lengths = (
+        tags.get(tag) or tags.get(other) or () for tag, other in ((_STRIPS, _TILES), (_STRIP_BYTES, _TILE_BYTES))
+    )
+    if any(start + length > size for start, length in zip(starts, lengths, strict=False)):
+        raise ValueError("part of its pixels lies behind the end of the file")
+
+
+def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
+    """Read the header of a TIFF file by tifffile.
+
+    Raises:
+        UnreadableImage: tifffile is not installed, or the file holds something other than a picture.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        raise UnreadableImage(
+            path,
+            f"It is a TIFF of a kind ({_kind(data)}) that needs tifffile. Install it by: "
+            "pip install 'stagewise-finetune[tiff]', or convert the file to PNG.",
+        ) from None
+    pages = tifffile.TiffFile(BytesIO(data)).pages
+    page: Any = pages[0]
+    space_of = {0: "grey", 1: "grey", 2: "rgb", 3: "rgb", 5: "cmyk"}
+    photometric, extra = int(page.photometric), [int(value) for value in page.extrasamples]
+    colours = {"grey": 1, "rgb": 3, "cmyk": 4}.get(space_of.get(photometric, ""), 0)
+    stored = 1 if photometric == _PALETTE else colours
+    depth, number = page.bitspersample, page.samplesperpixel
+    bands = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and len(extra) > 1
+    known = colours and page.imagedepth == 1 and page.sampleformat in (_UNSIGNED, _SIGNED, _FLOAT)
+    if not known or bands or number != stored + len(extra):
+        raise UnreadableImage(
+            path,
+            f"It is a TIFF of {number} x {depth} bits ({_NAMES.get(photometric, f'photometric {photometric}')}), which is no "
+            "grey or colour picture. Convert it to one, or use the channels that matter.",
+        )
+    opacity = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if extra and photometric != _PALETTE else ""
+
+    def load() -> Samples:
+        values = page.asarray()
+        if number > 1 and page.planarconfig == 2:
+            values = np.moveaxis(values, 0, -1)
+        values = values.reshape(page.imagelength, page.imagewidth, number)
+        values, bits = values[..., : stored + bool(opacity)], depth
+        if photometric == _PALETTE:
+            table = page.colormap.T
+            values, bits = table[values[..., 0]], 8 if table.max() < 256 else 16
+        return Samples(
+            values_HWS=values.view(np.uint8) if values.dtype == np.bool_ else values,
+            space=space_of[photometric],  # type: ignore[arg-type] # a key, checked above
+            bits=0 if values.dtype.kind == "f" else bits,
+            white_is_zero=photometric == _WHITE_IS_ZERO,
+            opacity=opacity,  # type: ignore[arg-type] # a value of the table above
+        )
+
+    profile = page.iccprofile
+    return ArrayImage(
+        width=page.imagewidth,
+        height=page.imagelength,
+        mode=_mode(page, colours),
+        format="TIFF",
+        load=load,
+        orientation=_orientation(page),
+        is_animated=len(pages) > 1,
+        info={"icc_profile": profile} if isinstance(profile, bytes) else {},
+    )
+
+
+def _mode(page: Any, colours: int) -> str:
+    if colours != 1:
+        return "RGB" if colours == 3 else "CMYK"
+    if page.dtype is None or page.dtype.kind == "f":
+        return "F"
+    if page.bitspersample <= 8 and page.dtype.kind != "i":
+        return "L"
+    return "I;16" if page.dtype == np.uint16 else "I"
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(_ORIENTATION)
+    value = 1 if tag is None else tag.value
+    return int(value) if value in range(1, 9) else 1
+
+
+def _kind(data: bytes | bytearray) -> str:
+    """Describe the numbers of a file by its tags."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(bytes(data[:8]))
+        file = BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        bits, kind = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
+        numbers = {_UNSIGNED: "", _SIGNED: "signed ", _FLOAT: "floating point "}.get(kind, "")
+        planes = ", planes apart" if tags.get(_PLANES, 1) != 1 else ""
+        colour = _NAMES.get(int(tags.get(_PHOTOMETRIC, -1)), "unknown colours")
+        return f"{colour}, {tags.get(_SAMPLES, 1)} x {bits} {numbers}bits{planes}"
+    except Exception:  # a damaged header
+        return "unknown"
