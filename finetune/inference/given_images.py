@@ -110,7 +110,7 @@ def _pixels(image: Any, name: str, options: DecodeOptions) -> Tensor:
     """
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
-        pixels = to_pixels(upright, channels=options.channels, high_depth=options.high_depth)
+        pixels = to_pixels(upright, channels=options.channels, rule=options.rule)
         return to_tensor(pixels[..., None] if options.channels == 1 else pixels)
     if isinstance(image, Tensor):
         image = image.detach().cpu().permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
