@@ -25,9 +25,11 @@ WRITERS = {
     "torchvision": (export_torchvision, ""),
     "transformers": (export_transformers, ""),
 }
-MODELS = [("resnet18", 3, "expand"), ("resnet18", 1, "expand"), ("resnet18", 1, "fold")]
-# of the larger network the adaptation that changes most, but for the whole matrix
-MODELS += [(name.replace("18", "50"), channels, adapt) for name, channels, adapt in (MODELS if WHOLE else MODELS[2:])]
+ADAPTATIONS = [(3, "expand"), (1, "expand"), (1, "fold")]
+MODELS = [(name, channels, adapt) for name in FILES for channels, adapt in ADAPTATIONS]
+if not WHOLE:
+    # each network and each adaptation at least once
+    MODELS = [("resnet18", 3, "expand"), ("resnet18", 1, "fold"), ("resnet50", 1, "expand")]
 
 
 @pytest.mark.slow
