@@ -30,14 +30,16 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    features,
 )
 
 from finetune.data.array_image import ArrayImage, samples_to_pixels
 from finetune.data.color import HIGH_DEPTHS, DepthRule, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
-from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
+from finetune.data.dicom import open_dicom
+from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
 from finetune.data.png_checksums import check_png
-from finetune.data.tiff import check_tiff, mend_palette, open_by_tifffile, pillow_reads
+from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
     from torch import Tensor
@@ -47,6 +49,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Pillow's classes are called directly: `Image.open` would apply its own pixel limit, a global of the whole process, and
 # would try every plugin on a file that is not an image.
+# Those of HEIF and AVIF are in libraries that may be missing (`_box_opener`).
 _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -168,7 +171,38 @@ def open_image(data: bytes | bytearray, *, path: str) -> Opened:
     if kind is None:
         raise UnreadableImage(path, what_instead(data))
     with _naming_damage(path):
-        return _open_tiff(data, path) if kind == "TIFF" else _OPENERS[kind](BytesIO(data))
+        if kind == "TIFF":
+            return _open_tiff(data, path)
+        if kind == "DICOM":
+            return open_dicom(data, path=path)
+        opener = _OPENERS[kind] if kind in _OPENERS else _box_opener(kind, path)
+        return opener(BytesIO(data))
+
+
+def _box_opener(kind: str, path: str) -> Callable[[BytesIO], ImageFile.ImageFile]:
+    """Return what opens HEIF or AVIF.
+
+    Raises:
+        UnreadableImage: The library for it is not installed.
+    """
+    if kind == "AVIF":
+        from PIL.AvifImagePlugin import AvifImageFile
+
+        if not features.check("avif"):
+            raise UnreadableImage(
+                path, f"It is an AVIF image, and the installed Pillow was built without AVIF. {CONVERT}"
+            )
+        return AvifImageFile
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise UnreadableImage(
+            path,
+            "It is a HEIC image. Install what reads it by: pip install 'stagewise-finetune[heif]'. Or convert it with "
+            "ImageMagick (magick FILE FILE.jpg).",
+        ) from None
+    opener: Callable[[BytesIO], ImageFile.ImageFile] = HeifImageFile
+    return opener
 
 
 def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
@@ -178,6 +212,8 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
         if importlib.util.find_spec("tifffile") or "unknown" in str(error):
             return open_by_tifffile(data, path=path)
         raise
+    if is_camera_raw(image):
+        raise UnreadableImage(path, f"It is a camera's raw file, of which only a preview could be read. {CONVERT}")
     return image if pillow_reads(image) else open_by_tifffile(data, path=path)
 
 

@@ -13,7 +13,7 @@ from finetune.errors import UserError
 # the limit at which Pillow itself refuses: a file of a few kilobytes can claim to hold this many pixels
 MAX_PIXELS = 178_956_970
 # length of the start of a file from which its format is recognised
-HEAD_BYTES = 64
+HEAD_BYTES = 160
 
 # the format that each suffix promises; the audit reports files that hold another one
 FORMAT_OF_SUFFIX = {
@@ -25,6 +25,12 @@ FORMAT_OF_SUFFIX = {
     ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".jfif": "JPEG",
+    ".jpe": "JPEG",
+    ".avif": "AVIF",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
+    ".dcm": "DICOM",
 }
 
 _MAGIC = (
@@ -39,28 +45,52 @@ _MAGIC = (
     (b"MM\0+", "TIFF"),
 )
 
+# how to convert is said once, in `what_instead`
+_OTHER_IMAGES = (
+    (b"8BPS", "a Photoshop document"),
+    (b"\0\0\1\0", "an icon file"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    *(
+        (b"P%d" % number + space, "a PPM, PGM or PBM image")
+        for number in range(1, 7)
+        for space in (b"\n", b" ", b"\r", b"\t")
+    ),
+    (b"P7\n", "a PAM image"),
+    (b"PF\n", "a PFM image"),
+    (b"Pf\n", "a PFM image"),
+    (b"qoif", "a QOI image"),
+    (b"v/1\x01", "an OpenEXR image"),
+    (b"#?RADIANCE", "a Radiance HDR image"),
+    (b"DDS ", "a DDS image"),
+    (b"gimp xcf", "a GIMP document"),
+    (b"SIMPLE  =", "a FITS image"),
+    (b"<svg", "an SVG drawing"),
+)
+
 _FOREIGN = (
     (b"%PDF", "a PDF document"),
-    (b"<svg", "an SVG drawing"),
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
     (b"<?xml", "an XML document"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"8BPS", "a Photoshop document"),
-    (b"\0\0\1\0", "an icon file"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
     (b"\x1f\x8b", "a gzip archive"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x1aE\xdf\xa3", "a video"),
     (b"{", "a JSON document"),
 )
+_LFS_POINTER = b"version https://git-lfs"
 
-_BOXES = {
-    b"heic": "a HEIC",
-    b"heix": "a HEIC",
-    b"mif1": "a HEIC",
-    b"msf1": "a HEIC",
-    b"avif": "an AVIF",
-    b"avis": "an AVIF",
+# brands of files of boxes (ISO/IEC 14496-12)
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
+_VIDEO_BRANDS = (b"isom", b"iso2", b"mp41", b"mp42", b"qt  ", b"M4V ", b"avc1", b"3gp4", b"3gp5")
+_DICOM_AT = 128
 
 
 class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the message does)
@@ -82,7 +112,7 @@ class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the mess
 
 
 def sniff(head: bytes | bytearray) -> str | None:
-    """Return the image format that the first 16 bytes announce, or None.
+    """Return the image format that the first ``HEAD_BYTES`` bytes announce, or None.
 
     >>> sniff(b"GIF89a" + bytes(10))
     'GIF'
@@ -90,7 +120,13 @@ def sniff(head: bytes | bytearray) -> str | None:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    return "WebP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp" and bytes(head[8:12]) in _BRANDS:
+        # a general brand is followed by those that the file is compatible with
+        compatible = bytes(head[16 : int.from_bytes(head[:4], "big")])
+        return "AVIF" if b"avif" in compatible else _BRANDS[bytes(head[8:12])]
+    return "DICOM" if head[_DICOM_AT : _DICOM_AT + 4] == b"DICM" else None
 
 
 def what_instead(head: bytes | bytearray) -> str:
@@ -100,14 +136,33 @@ def what_instead(head: bytes | bytearray) -> str:
     'It is a web page, not an image.'
     """
     start = bytes(head[:64]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head[4:8] == b"ftyp" and bytes(head[8:12]) in _BOXES:
-        return f"It is {_BOXES[bytes(head[8:12])]} image, which is not supported: convert it to JPEG or PNG."
+    if start.startswith(_LFS_POINTER):
+        return "It is a Git LFS pointer in place of the file. Fetch the files with: git lfs pull."
     if not any(head):
         return "It holds nothing but zero bytes, as after an interrupted download or copy."
+    for magic, words in _OTHER_IMAGES:
+        if head.startswith(magic) or start.startswith(magic.lower()):
+            return f"It is {words}, which is not supported. {CONVERT}"
+    if (head[4:8] == b"ftyp" and bytes(head[8:12]) in _VIDEO_BRANDS) or head[8:12] == b"AVI ":
+        return "It is a video, not an image. Extract its frames, for example with: ffmpeg -i FILE frames/%05d.png."
     for magic, words in _FOREIGN:
-        if start.startswith(magic.lower()):
+        if head.startswith(magic) or start.startswith(magic.lower()):
             return f"It is {words}, not an image."
+    if _is_targa(head):
+        return f"It is a TGA image, which is not supported. {CONVERT}"
     return f"Its first bytes ({bytes(head[:8]).hex(' ')}) belong to no known image format."
+
+
+CONVERT = "Convert it to PNG or JPEG, for example with ImageMagick (magick FILE FILE.png)."
+
+
+def _is_targa(head: bytes | bytearray) -> bool:
+    """Tell whether the bytes fit the header of a TGA file, which has no signature."""
+    if len(head) < 18 or head[1] > 1 or head[2] not in (1, 2, 3, 9, 10, 11):
+        return False
+    sizes_set = any(head[12:14]) and any(head[14:16])
+    mapped = head[1] == 1 and head[7] in (15, 16, 24, 32)
+    return sizes_set and head[16] in (8, 15, 16, 24, 32) and head[17] & 0xC0 == 0 and (mapped or not any(head[3:8]))
 
 
 def largest_file(max_pixels: int = MAX_PIXELS) -> int:

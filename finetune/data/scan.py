@@ -21,7 +21,7 @@ from finetune.data.perceptual_hash import looks
 from finetune.data.progress import Progress
 
 # a table of facts stores positions in these tuples
-KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")
+KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEIF", "DICOM")
 MODES = (
     *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),

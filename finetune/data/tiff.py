@@ -17,6 +17,7 @@ from finetune.data.image_file import UnreadableImage
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_BYTES, _PLANES, _COLOR_MAP = 273, 274, 277, 279, 284, 320
 _TILES, _TILE_BYTES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 338, 339
+_SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
 # values of the photometric interpretation (TIFF 6.0, section 8)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -39,6 +40,14 @@ def pillow_reads(image: TiffImagePlugin.TiffImageFile) -> bool:
     if samples == 1 and photometric == _BLACK_IS_ZERO:
         return (bits, kind) == (16, _UNSIGNED) or (plain and (bits, kind) in ((32, _SIGNED), (32, _FLOAT)))
     return bool((bits, kind, photometric, samples) == (16, _UNSIGNED, _RGB, 3))
+
+
+def is_camera_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Tell whether the first picture is a camera's preview of raw numbers elsewhere in the file (DNG, NEF, CR2)."""
+    tags = image.tag_v2
+    preview = bool(tags.get(_SUBFILE_TYPE, 0) & 1) and _SUB_DIRECTORIES in tags
+    canon = isinstance(image.fp, BytesIO) and image.fp.getvalue()[8:10] == b"CR"
+    return _DNG_VERSION in tags or preview or canon
 
 
 def mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:

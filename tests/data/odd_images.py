@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms
 
 from tests.data.raw_formats import exif, icc_profile, png, png_chunk, png_few_bits, png_header, tiff
@@ -82,6 +83,13 @@ def saved(image: Image.Image | np.ndarray, kind: str, **options: object) -> byte
         image = Image.fromarray(np.ascontiguousarray(image))
     file = io.BytesIO()
     image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def heic(pixels: np.ndarray) -> bytes:
+    """The bytes that pillow-heif writes."""
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(file, quality=95)
     return file.getvalue()
 
 
@@ -228,6 +236,9 @@ def _webp_and_gif_files() -> list[OddImage]:
         OddImage("webp_turned.webp", saved(stored_for(colour, 8), "WebP", lossless=True, exif=exif(8)), colour),
         OddImage("webp_icc.webp", saved(Image.fromarray(colour), "WebP", lossless=True,
                  icc_profile=icc_profile("RGB ", gamma=1)), srgb_from_linear(colour), 1.0),
+        OddImage("avif.avif", saved(colour, "AVIF", quality=95), colour, LOSSY),
+        OddImage("avif_turned.avif", saved(stored_for(colour, 6), "AVIF", quality=95, exif=exif(6)), colour, LOSSY),
+        OddImage("heic.heic", heic(colour), colour, 3.0),
         OddImage("gif.gif", saved(palette, "GIF"), shown),
         OddImage("gif_clear.gif", saved(palette, "GIF", transparency=3), clear),
         OddImage("gif_animated.gif", saved(palette, "GIF", save_all=True, append_images=[other.quantize(16)]), shown),
@@ -311,8 +322,22 @@ def _unreadable_files() -> list[OddImage]:
         OddImage("web_page.jpg", b"\n<!DOCTYPE html><html>404</html>", reason="a web page"),
         OddImage("document.jpg", b"%PDF-1.7 ...", reason="a PDF document"),
         OddImage("archive.png", b"PK\x03\x04" + bytes(60), reason="a ZIP archive"),
-        OddImage("phone.jpg", b"\0\0\0\x18ftypheic" + bytes(60), reason="a HEIC image"),
-        OddImage("modern.jpg", b"\0\0\0\x18ftypavif" + bytes(60), reason="an AVIF image"),
+        OddImage("phone_cut.jpg", b"\0\0\0\x18ftypheic" + bytes(60), reason=cut),
+        OddImage("modern_cut.jpg", b"\0\0\0\x18ftypavif" + bytes(60), reason=cut),
+        OddImage("pointer.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", reason="git lfs pull"),
+        OddImage("next.png", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), reason="a JPEG XL image"),
+        OddImage("next_bare.png", b"\xff\x0a" + bytes(range(1, 40)), reason="a JPEG XL image"),
+        OddImage("wavelets.png", saved(colour, "JPEG2000"), reason="a JPEG 2000 image"),
+        OddImage("wavelets_bare.png", saved(colour, "JPEG2000", no_jp2=True), reason="a JPEG 2000 image"),
+        OddImage("portable.png", saved(colour, "PPM"), reason="a PPM, PGM or PBM image"),
+        OddImage("targa.png", saved(colour, "TGA"), reason="a TGA image"),
+        OddImage("targa_packed.png", saved(colour, "TGA", compression="tga_rle"), reason="a TGA image"),
+        OddImage("targa_palette.png", saved(Image.fromarray(colour).quantize(16), "TGA"), reason="a TGA image"),
+        OddImage("icon.png", saved(colour, "ICO"), reason="an icon file"),
+        OddImage("layers.png", b"8BPS\0\1" + bytes(60), reason="a Photoshop document"),
+        OddImage("film.jpg", b"\0\0\0\x18ftypmp42" + bytes(60), reason="a video"),
+        OddImage("array.png", b"\x93NUMPY\1\0" + bytes(60), reason="a NumPy array"),
+        OddImage("raw.tif", saved(colour, "TIFF", tiffinfo={50706: b"\1\4\0\0"}), reason="a camera's raw file"),
         OddImage("zeros.jpg", bytes(5000), reason="nothing but zero bytes"),
         OddImage("jpeg_only_start.jpg", b"\xff\xd8\xff", reason=cut),
         OddImage("jpeg_no_end_marker.jpg", big[:-2], reason=cut),

@@ -112,6 +112,13 @@ def test_without_tifffile_a_tiff_is_right_or_refused_with_the_way_to_read_it(mon
     assert all("pip install 'stagewise-finetune[tiff]'" in reason for reason in reasons)
 
 
+def test_without_pillow_heif_the_way_to_read_heic_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    file = next(file for file in READABLE if file.name == "heic.heic")
+    with pytest.raises(UnreadableImage, match=r"pip install 'stagewise-finetune\[heif\]'.* Or convert it"):
+        decode_bytes(file.data, DecodeOptions(), path=file.name)
+
+
 def test_no_cut_of_a_file_crashes_and_no_cut_is_silent(tmp_path):
     whole = {kind: saved(photo(48, 40), kind) for kind in ("JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF")}
     for kind, data in whole.items():

@@ -1,0 +1,87 @@
+"""Reads DICOM files by pydicom, which the extra ``dicom`` installs: the first frame, as a viewer shows it.
+
+The rescale slope or modality table is applied, then the first window that the file states (PS3.3, C.7.6.3 and C.11.2); a file
+without one keeps its numbers, which are scaled like those of other deep files. MONOCHROME1 is shown with its smallest number
+white. No text of the file is read: names and dates of patients stay where they are.
+"""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.array_image import ArrayImage, Samples
+from finetune.data.image_file import UnreadableImage
+
+
+def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
+    """Read the header of a DICOM file.
+
+    Raises:
+        UnreadableImage: pydicom is not installed, or the file holds no picture.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise UnreadableImage(
+            path,
+            "It is a DICOM file. Install pydicom by: pip install 'stagewise-finetune[dicom]', or convert it to PNG.",
+        ) from None
+    dataset = pydicom.dcmread(BytesIO(data))
+    if "PixelData" not in dataset or "Rows" not in dataset:
+        raise UnreadableImage(path, "It is a DICOM file without a picture.")
+    number, shown = int(dataset.SamplesPerPixel), str(dataset.PhotometricInterpretation)
+    return ArrayImage(
+        width=int(dataset.Columns),
+        height=int(dataset.Rows),
+        mode="RGB" if number == 3 or shown == "PALETTE COLOR" else "L" if _windowed(dataset) else "I;16",
+        format="DICOM",
+        load=lambda: _samples(dataset, number, shown),
+        is_animated=int(dataset.get("NumberOfFrames") or 1) > 1,
+    )
+
+
+def _windowed(dataset: Any) -> bool:
+    return "WindowWidth" in dataset or "VOILUTSequence" in dataset or int(dataset.BitsStored) <= 8
+
+
+def _samples(dataset: Any, number: int, shown: str) -> Samples:
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.utils import pixel_array
+
+    values: npt.NDArray[Any] = pixel_array(dataset, index=0)
+    bits = int(dataset.BitsStored)
+    if shown == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+        return Samples(values_HWS=values, space="rgb", bits=8 * values.dtype.itemsize)
+    if number == 3:
+        return Samples(values_HWS=values, space="rgb", bits=bits)
+    numbers = apply_modality_lut(values, dataset)
+    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+        numbers, bits = _window(np.asarray(apply_voi_lut(numbers, dataset, index=0), np.float64), dataset), 8
+    elif numbers.dtype.kind == "f" and (numbers == np.rint(numbers)).all():
+        numbers = numbers.astype(np.int32)  # a slope of 1 makes floating point of whole numbers
+    kept = numbers if numbers.dtype.kind != "f" else numbers.astype(np.float32)
+    return Samples(
+        values_HWS=kept[..., None],
+        space="grey",
+        bits=bits if kept.dtype.kind == "u" else 0,
+        white_is_zero=shown == "MONOCHROME1",
+    )
+
+
+def _window(numbers: npt.NDArray[np.float64], dataset: Any) -> npt.NDArray[np.uint8]:
+    """Scale what a window leaves, which spans the range of the stored or rescaled numbers, to 0..255."""
+    if "VOILUTSequence" in dataset:
+        table = dataset.VOILUTSequence[0].LUTDescriptor
+        low, high = 0.0, 2.0 ** int(table[2]) - 1
+    else:
+        signed, bits = int(dataset.PixelRepresentation) == 1, int(dataset.BitsStored)
+        low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+        if "ModalityLUTSequence" in dataset:
+            low, high = 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
+        elif "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
+            slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
+            low, high = low * slope + intercept, high * slope + intercept
+    return np.floor(((numbers - low) * (255 / (high - low))).clip(0, 255) + 0.5).astype(np.uint8)

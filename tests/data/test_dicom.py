@@ -1,0 +1,79 @@
+import io
+import sys
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+from finetune.data.decode import DecodeOptions, decode_bytes
+from finetune.data.image_file import UnreadableImage
+from tests.data.odd_images import grey_picture, picture
+
+
+def dicom(values, *, photometric="MONOCHROME2", bits=None, **tags):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=["test"])
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("x.dcm", {}, file_meta=meta, preamble=bytes(128))
+    dataset.Rows, dataset.Columns = values.shape[-2:] if photometric != "RGB" else values.shape[:2]
+    dataset.SamplesPerPixel = 3 if photometric == "RGB" else 1
+    if photometric == "RGB":
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = photometric
+    dataset.BitsAllocated = 8 * values.dtype.itemsize
+    dataset.BitsStored = bits or dataset.BitsAllocated
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == "i")
+    dataset.PixelData = values.tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def shown(data):
+    return decode_bytes(data, DecodeOptions(channels=1), path="x.dcm")[..., 0]
+
+
+def test_numbers_without_a_window_are_scaled_by_the_bits_that_the_file_declares():
+    grey = grey_picture()
+    assert np.array_equal(shown(dicom(grey)), grey)
+    twelve = grey.astype(np.uint16) * 16
+    expected = np.floor(twelve.astype(float) * 255 / 4095 + 0.5)
+    assert np.array_equal(shown(dicom(twelve, bits=12)), expected)
+    assert np.array_equal(shown(dicom(twelve, bits=12, photometric="MONOCHROME1")), 255 - expected)
+
+
+def test_a_window_is_applied_to_rescaled_numbers():
+    hounsfield = grey_picture().astype(np.int16) * 10 - 1000
+    data = dicom(
+        hounsfield + 1024, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400
+    )  # a usual abdomen window
+    # DICOM PS3.3 C.11.2.1.2.1
+    expected = ((hounsfield - (40 - 0.5)) / (400 - 1) + 0.5).clip(0, 1) * 255
+    assert np.abs(shown(data) - expected).max() <= 0.5 + 1e-9
+
+
+def test_colour_and_the_first_of_several_frames():
+    data = dicom(picture(), photometric="RGB")
+    assert np.array_equal(decode_bytes(data, DecodeOptions(), path="x.dcm"), picture())
+    frames = np.stack([grey_picture(), 255 - grey_picture()])
+    assert np.array_equal(shown(dicom(frames, NumberOfFrames=2)), grey_picture())
+
+
+def test_what_holds_no_whole_picture_is_refused():
+    whole = dicom(grey_picture())
+    with pytest.raises(UnreadableImage, match="damaged or cut short"):
+        shown(whole[:-200])
+    with pytest.raises(UnreadableImage, match="claims 40 x 24 pixels"):
+        decode_bytes(whole, DecodeOptions(max_pixels=10), path="x.dcm")
+
+
+def test_without_pydicom_the_way_to_read_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UnreadableImage, match=r"pip install 'stagewise-finetune\[dicom\]'"):
+        shown(dicom(grey_picture()))
