@@ -1,5 +1,6 @@
 """Average the trainable stages exponentially over the steps (Polyak averaging)."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,16 +11,30 @@ from finetune.training.freezing import tensors_of
 from finetune.training.staged_module import PREFIX
 
 
+def decay_at(step: int, *, most: float) -> float:
+    """Return the share of the average that survives a step: ``1 - step ** (-2 / 3)``, and at most ``most``.
+
+    The ramp of timm's ``ModelEmaV3(use_warmup=True)``: the first step is copied, as by PyTorch's ``AveragedModel``; 0.9999
+    is reached after a million steps.
+
+    >>> [round(decay_at(step, most=0.9999), 4) for step in (1, 8, 88, 1000, 10**7)]
+    [0.0, 0.75, 0.9495, 0.99, 0.9999]
+    """
+    return min(most, 1 - math.pow(step, -2 / 3))
+
+
 class StageEma(Callback):
     """Averages what a phase trains, and validates the averages; frozen stages are not in it, so they cannot drift.
 
     Lightning's ``EMAWeightAveraging`` copies the whole module, the frozen part included; this holds only the trainable
     stages, as plain tensors that a checkpoint takes.
 
+    The decay rises to its value (:func:`decay_at`), so that a short phase does not hand on the weights it began with.
+
     Args:
         classifier: Network at the start of the phase.
         stages: Trainable stages.
-        decay: Share of the average that survives a step.
+        decay: Share of the average that survives a step, once it has risen.
     """
 
     def __init__(self, classifier: Classifier, *, stages: tuple[str, ...], decay: float) -> None:
@@ -31,14 +46,19 @@ class StageEma(Callback):
         self._steps = 0
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the weights after an optimizer step into the average; copy whole numbers."""
+    def update(self, step: int) -> None:
+        """Take the weights after an optimizer step into the average; copy whole numbers.
+
+        Args:
+            step: Optimizer steps of the phase so far, from 1.
+        """
+        decay = decay_at(step, most=self._decay)
         for name, tensor in tensors_of(self._classifier, self._stages).items():
             average = self.averages[name]
             if average.device != tensor.device:
                 average = self.averages[name] = average.to(tensor.device)
             if tensor.is_floating_point():
-                average.lerp_(tensor, 1 - self._decay)
+                average.lerp_(tensor, 1 - decay)
             else:
                 average.copy_(tensor)
 
@@ -96,5 +116,5 @@ class StageEma(Callback):
 
     def _catch_up(self, trainer: Trainer) -> None:
         if trainer.global_step > self._steps:
-            self.update()
+            self.update(trainer.global_step)
             self._steps = trainer.global_step

@@ -1,42 +1,54 @@
-"""Averages of weights, against torch's own, and what a checkpoint holds of them."""
+"""Averages of weights, against timm's, and what a checkpoint holds of them."""
 
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from timm.utils import ModelEmaV3
 
-from finetune.training.callbacks.ema import StageEma
+from finetune.training.callbacks.ema import StageEma, decay_at
 from finetune.training.freezing import tensors_of
 from tests.training.building import fit, phase_for, tiny_classifier
 
 STAGES = ("layer4", "head")
 
 
-def test_averages_are_torchs_and_those_of_the_named_stages_alone() -> None:
+def test_averages_are_timms_and_those_of_the_named_stages_alone() -> None:
     classifier = tiny_classifier()
-    ours = StageEma(classifier, stages=STAGES, decay=0.9)
-    theirs = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    theirs.update_parameters(classifier)  # its first update copies
+    ours = StageEma(classifier, stages=STAGES, decay=0.5)
+    theirs = ModelEmaV3(classifier, decay=0.5, use_warmup=True)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
+    for step in range(1, 6):
         with torch.no_grad():
             for tensor in classifier.state_dict().values():
                 if tensor.is_floating_point():
                     tensor.add_(torch.randn(tensor.shape, generator=generator))
                 else:
                     tensor.add_(1)
-        ours.update()
-        theirs.update_parameters(classifier)
+        ours.update(step)
+        theirs.update(classifier, step=step)
     expected = {name: t for name, t in theirs.module.state_dict().items() if classifier.stage_of(name) in STAGES}
     assert set(ours.averages) == set(expected)
     for name, average in ours.averages.items():
         if average.is_floating_point():
             torch.testing.assert_close(average, expected[name], rtol=1e-6, atol=1e-6)
         else:
-            # torch lets its multi-average round; a count is not averaged here but copied
+            # timm averages a count too, and rounds; it is not averaged here but copied
             assert int(average) == int(classifier.state_dict()[name])
+
+
+def test_a_decay_of_many_thousand_steps_does_not_ship_the_start_of_a_short_phase() -> None:
+    classifier = tiny_classifier()
+    ema = StageEma(classifier, stages=STAGES, decay=0.9999)
+    start = {name: tensor.clone() for name, tensor in ema.averages.items()}
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(1)
+    for step in range(1, 89):
+        ema.update(step)
+    weights = dict(classifier.named_parameters())
+    assert all(torch.equal(ema.averages[name], weights[name]) for name in start if name in weights)
 
 
 def test_swapping_in_and_out_leaves_every_bit_as_it_was() -> None:
@@ -45,7 +57,7 @@ def test_swapping_in_and_out_leaves_every_bit_as_it_was() -> None:
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.mul_(1.5)
-    ema.update()
+    ema.update(8)
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     ema.swap_in()
     inside = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
@@ -87,12 +99,14 @@ def test_every_checkpoint_holds_weights_and_averages_of_its_step(pets: Path, tmp
         callbacks=[saves],
     )
     before = {name: tensor.clone() for name, tensor in averages.items()}
+    step = 0
     for number, weights in enumerate(saves.steps):
         # two batches make a step, and so does the odd one at the end
         if number % 2 or number == len(saves.steps) - 1:
+            step += 1
             for name, average in averages.items():
                 if average.is_floating_point():
-                    average.lerp_(weights[name], 1 - 0.9)
+                    average.lerp_(weights[name], 1 - decay_at(step, most=0.9))
                 else:
                     average.copy_(weights[name])
         saved = torch.load(tmp_path / f"step{number}.ckpt", weights_only=True)
