@@ -32,6 +32,7 @@ def task(config: Config) -> int:
     from finetune.training.forecast import forecast
     from finetune.training.plan import build_plan, duration, plan_table
 
+    parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
     precision, caches = decide(config, parts)
     index = parts.source.index
     images = ", ".join(f"{n} {split}" for split, n in index.images().items())

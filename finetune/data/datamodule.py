@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
-from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, views_of
+from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, batch_count, views_of
 from finetune.data.transforms import OwnTransform, eval_view, train_view
 from finetune.distributed import ignore_signals_to_the_group
 from finetune.errors import UserError
@@ -195,7 +195,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def batches_per_epoch(self, batch_size: int) -> int:
         """Return the number of training batches in an epoch."""
-        return -(-len(self.source.index.rows("train")) // batch_size)
+        return batch_count(len(self.source.index.rows("train")), batch_size)
 
     def _placement(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -297,6 +297,11 @@ class ImageDataModule(pl.LightningDataModule):
                 raise UserError(str(error)) from error
         for split in ("val", "test"):
             images = len(self.source.index.rows(split))
+            if not images:
+                raise UserError(
+                    f"data.{split}_fraction: the {split} split needs an image. The data leaves none for it: a class gives one "
+                    f"to each split from three images on. Add images, raise data.{split}_fraction, or give a {split} split."
+                )
             if images < world:
                 raise UserError(
                     f"trainer.devices: {world} processes share the {split} split, which has {images} images; each needs "

@@ -91,6 +91,17 @@ class BatchKey(NamedTuple):
     world: int
 
 
+def batch_count(rows: int, batch_size: int) -> int:
+    """Return the number of batches in an epoch: of ``batch_size`` at most, but of three where one would be left over.
+
+    >>> [batch_count(*case) for case in ((8, 4), (9, 4), (6, 2), (7, 2), (3, 2), (1, 2), (3, 1))]
+    [2, 3, 3, 3, 1, 1, 3]
+    """
+    batches = -(-rows // batch_size)
+    # equal batches are single images only where a batch holds two and the number of images is odd
+    return max(1, rows // 2) if batch_size == 2 else batches
+
+
 class TrainBatches(Sampler[BatchKey]):
     """The batches of an epoch in keyed order, nearly equal in size: none is dropped and none is a single image.
 
@@ -99,7 +110,7 @@ class TrainBatches(Sampler[BatchKey]):
 
     Args:
         rows: Rows to train on.
-        batch_size: Most images in one batch over all processes.
+        batch_size: Most images in one batch over all processes (see :func:`batch_count`).
         seed: Seed of the run.
         phase: Name of the phase.
         rank: Rank of this process.
@@ -123,7 +134,7 @@ class TrainBatches(Sampler[BatchKey]):
     ) -> None:
         self._rows, self._weights = rows, weights
         self._seed, self._phase, self._rank, self._world = seed, phase, rank, world
-        self._count = -(-len(rows) // batch_size)
+        self._count = batch_count(len(rows), batch_size)
         if len(rows) // self._count < world:
             raise ValueError(
                 f"data.batch_size={batch_size}: the smallest batch has {len(rows) // self._count} images for {world} "

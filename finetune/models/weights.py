@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,9 +61,8 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen types here, none of them its own
-            first_line = str(error).strip().split("\n")[0]
             raise UserError(
-                f"backbone.weights='{path}': cannot be read as tensors alone. {type(error).__name__}: {first_line} "
+                f"backbone.weights='{path}': cannot be read as tensors alone. {_what_is_wrong(error)} "
                 "Nothing in it was executed. Save its state dict as .safetensors and give that file."
             ) from None
     state = _recognised(content, path=path)
@@ -72,6 +72,20 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     if oversized:
         raise UserError(f"{name}: damaged. These tensors are larger than the whole file: {shortened(oversized)}.")
     return state
+
+
+def _what_is_wrong(error: Exception) -> str:
+    """Return in a sentence why torch does not read a file; its own message is advice on how to read it unsafely.
+
+    >>> _what_is_wrong(RuntimeError("Weights only load failed ... Unsupported global: GLOBAL my.Net was not an allowed"))
+    'It holds a Python object: my.Net.'
+    """
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"It holds a Python object: {printable(named[1])[:200]}."
+    if "Weights only load failed" in str(error):
+        return "It is a damaged pickle, or holds more than tensors."
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {printable(first_line)[:200].rstrip('.')}."
 
 
 def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:

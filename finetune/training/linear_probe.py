@@ -21,8 +21,8 @@ loss by the way the penalty is chosen; *one error* is the strongest penalty with
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
+from finetune.one_thread import one_thread
 from finetune.results import EpochRow, PhaseResult, ProbeResult
 from finetune.training.phases import Phase
 
@@ -93,17 +94,6 @@ def feature_scale(features_ND: Tensor) -> Tensor:
     return torch.where(changes, deviation.clamp_min(floor), torch.inf)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread in the block: products this small lose by a second one, and on a busy machine by a factor of 40."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def solve_heads(
     features_ND: Tensor,
     targets: Tensor,
@@ -144,6 +134,7 @@ def solve_heads(
 
     start = np.zeros(num_classes * (width + 1))
     weights, biases, losses, iterations, gradients = [], [], [], [], []
+    # products this small gain nothing by a second thread, and lose a factor of 40 to it on a busy machine
     with one_thread():
         for strength in strengths:
             solution = minimize(

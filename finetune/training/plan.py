@@ -8,6 +8,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
+from finetune.training.linear_probe import STRENGTHS
 from finetune.training.phases import Phase
 
 
@@ -17,8 +18,8 @@ class PlannedStage:
 
     Args:
         mode: ``train`` or ``frozen``.
-        lr: Peak learning rate; 0 for a frozen stage.
-        weight_decay: Weight decay of its weights; 0 for a frozen stage.
+        lr: Peak learning rate; 0 for a frozen stage and for a head that is solved.
+        weight_decay: Weight decay of its weights; 0 for a frozen stage and for a head that is solved.
         batch_norm: ``train`` or ``eval``: whether running statistics may move.
         parameters: Number of its parameters.
         trainable: Number of those that train.
@@ -41,7 +42,7 @@ class PlannedPhase:
         train: Stages that will train, from the input to the head.
         frozen: Stages that will not.
         epochs: Passes over the training images, at most.
-        steps: Optimizer steps, at most.
+        steps: Optimizer steps, at most; 0 for a head that is solved.
         images: Images seen in training, at most.
         trainable: Parameters that will train.
         total: Parameters of the network.
@@ -74,16 +75,18 @@ def build_plan(
     plan = []
     for phase, cache in zip(phases, caches, strict=True):
         names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
-        rates = phase.rates()
+        solved = phase.solver == "lbfgs"
+        rates = dict.fromkeys(phase.train, 0.0) if solved else phase.rates()
         per_epoch = -(-data.batches_per_epoch(phase.batch_size) // phase.accumulate)
         steps = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
+        seen = min(steps * phase.batch_size * phase.accumulate, phase.epochs * images)
         stages = {}
         for stage in classifier.stages:
             trains = stage in phase.train
             stages[stage] = PlannedStage(
                 mode="train" if trains else "frozen",
                 lr=rates[stage] if trains else 0.0,
-                weight_decay=phase.weight_decay if trains else 0.0,
+                weight_decay=phase.weight_decay if trains and not solved else 0.0,
                 batch_norm=phase.batch_norm if trains else "eval",
                 parameters=sum(n for name, n in counts.items() if classifier.stage_of(name) == stage),
                 trainable=sum(counts[name] for name in names if classifier.stage_of(name) == stage),
@@ -93,9 +96,9 @@ def build_plan(
                 name=phase.name,
                 train=phase.train,
                 frozen=phase.frozen,
-                epochs=phase.epochs,
-                steps=steps,
-                images=min(steps * phase.batch_size * phase.accumulate, phase.epochs * images),
+                epochs=1 if solved else phase.epochs,
+                steps=0 if solved else steps,
+                images=images * (cache.views or 1) if solved else seen,
                 trainable=sum(counts[name] for name in names),
                 total=sum(counts.values()),
                 stages=stages,
@@ -125,9 +128,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
         tried = ", ".join(f"{rate:g}" for rate in settings.lr_trials)
         room = f" ({cache.bytes / 1e6:.1f} MB)" if cache.cached_stage else ""
         lines += [
-            f"phase {number}: {phase.name}  {phase.epochs} epochs, {phase.steps} steps, {phase.images} images, "
-            f"batch {settings.batch_size}, {settings.lr_schedule}, augment {settings.augment}, "
-            f"restore {settings.restore}",
+            f"phase {number}: {phase.name}  {_training_in_words(phase)}",
             *([f"  heads side by side, at lr {tried}"] if tried else []),
             f"  trains {phase.trainable:,} of {phase.total:,} parameters ({phase.trainable / phase.total:.1%})",
             f"  cache: {'on' if cache.cached_stage else 'none'}, {cache.why}{room}",
@@ -136,13 +137,27 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
         ]
         for name, stage in phase.stages.items():
             trains = stage.mode == "train"
-            rate = f"{stage.lr:.3g}" if trains else "-"
-            decay = f"{stage.weight_decay:.3g}" if trains else "-"
+            descends = trains and settings.solver != "lbfgs"
+            rate = f"{stage.lr:.3g}" if descends else "-"
+            decay = f"{stage.weight_decay:.3g}" if descends else "-"
             norm = stage.batch_norm if trains else "-"
             trainable = f"{stage.trainable:,}" if trains else "-"
             lines.append(f"  {name:12}  {stage.mode:6}  {rate:>9}  {decay:>7}  {norm:5}  {trainable:>11}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _training_in_words(phase: PlannedPhase) -> str:
+    settings = phase.settings
+    if settings.solver == "lbfgs":
+        return (
+            f"solves the head on all {phase.images} images at once; validation loss chooses among {len(STRENGTHS)} penalties "
+            f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"
+        )
+    return (
+        f"{phase.epochs} epochs, {phase.steps} steps, {phase.images} images, batch {settings.batch_size}, "
+        f"{settings.lr_schedule}, augment {settings.augment}, restore {settings.restore}"
+    )
 
 
 def _time(time: Forecast) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import platform
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from finetune.checksums import CHECKSUMS, verify, write_checked_json
 from finetune.errors import FileError
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.one_thread import one_thread
 from finetune.safe_files import read_json
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ _WORTH = 1.2
 # torch 2.15's bf16 kernels on a CPU gave gradients that are not finite on images of 16 pixels, and gain nothing there
 _SMALLEST_PX = 64
 _TRIAL_S = 0.5
+# a pass that took so much longer by the clock than by the processor shared it
+_LOADED = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +69,37 @@ def choose_precision(wanted: str, classifier: Classifier, *, accelerator: str) -
     smallest = min(classifier.input_spec.size)
     if smallest < _SMALLEST_PX:
         return Precision(name=FULL, why=f"bf16 gains nothing on images of {smallest} pixels")
-    gain = _known_gain(classifier)
-    name = HALF if gain >= _WORTH else FULL
-    return Precision(name=name, why=f"a trial on this processor ran {gain:.1f} times as fast in bf16")
+    trial = _known_trial(classifier)
+    name = HALF if trial.gain >= _WORTH else FULL
+    why = f"a trial on this processor ran {trial.gain:.1f} times as fast in bf16"
+    busy = "" if trial.undisturbed else "; other programs took the processor meanwhile, so the next run tries again"
+    return Precision(name=name, why=why + busy)
 
 
 def _has_bf16_instructions() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _known_gain(classifier: Classifier) -> float:
-    """The trial's result, kept, so that every run on this machine with this network decides alike."""
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A comparison of fp32 and bf16 on this processor.
+
+    Args:
+        gain: Time of a forward pass in fp32 over that in bf16, on one thread; 0 where bf16 gives no finite numbers.
+        undisturbed: Whether the processor worked on nothing else in the fastest pass of each.
+    """
+
+    gain: float
+    undisturbed: bool
+
+
+def _known_trial(classifier: Classifier) -> Trial:
+    """Return the trial's result, kept if it was undisturbed, so that every run here with this network decides alike."""
     file = cache_folder("precision.json")
-    spec, threads = classifier.input_spec, torch.get_num_threads()
-    name = "|".join([_processor(), torch.__version__, classifier.backbone.name, str(spec.size), str(threads)])
+    # "one thread": earlier versions kept trials on all threads, which load had decided
+    name = "|".join(
+        [_processor(), torch.__version__, classifier.backbone.name, str(classifier.input_spec.size), "one thread"]
+    )
     known: dict[str, float] = {}
     if file is not None:
         try:
@@ -89,14 +110,15 @@ def _known_gain(classifier: Classifier) -> float:
             # a damaged one would be in the way of the next
             with contextlib.suppress(OSError):
                 file.with_name(CHECKSUMS).unlink(missing_ok=True)
-    if name not in known:
-        known[name] = round(_trial(classifier), 3)
-        if file is not None:
-            try:
-                write_checked_json(file, known)
-            except FileError as error:
-                log.warning("warning: %s The trial is made again next time.", error)
-    return known[name]
+    if name in known:
+        return Trial(gain=known[name], undisturbed=True)
+    trial = _trial(classifier)
+    if file is not None and trial.undisturbed:
+        try:
+            write_checked_json(file, known | {name: round(trial.gain, 3)})
+        except FileError as error:
+            log.warning("warning: %s The trial is made again next time.", error)
+    return trial
 
 
 def _processor() -> str:
@@ -113,22 +135,29 @@ def _is_clear(gain: float) -> bool:
     return not _WORTH / 1.25 < gain < _WORTH * 1.25
 
 
-def _trial(classifier: Classifier) -> float:
-    """Processor time of a forward pass in fp32 over that in bf16, the best of each; 0 where bf16 gives no numbers."""
+def _trial(classifier: Classifier) -> Trial:
+    """Time forward passes in fp32 and bf16 in turn on one thread, the fastest of each.
+
+    Threads that wait for each other burn processor time while another program holds one of them up, and the shorter passes of
+    bf16 lose more by it. One thread waits for nobody.
+    """
     spec = classifier.input_spec
     images = torch.randint(0, 256, (8, spec.channels, *spec.size), dtype=torch.uint8)
-    best = {False: float("inf"), True: float("inf")}
+    # seconds of the processor and of the clock, of the fastest pass: equal where nothing else ran
+    best = {False: (math.inf, math.inf), True: (math.inf, math.inf)}
     finite = True
     deadline = time.monotonic() + _TRIAL_S
     rounds = 0
-    with torch.inference_mode(), evaluating(classifier):
+    with torch.inference_mode(), evaluating(classifier), one_thread():
         # the first of each pays for the choice of kernels; what is clear then needs no more
-        while rounds < 2 or (time.monotonic() < deadline and not _is_clear(best[False] / best[True])):
+        while rounds < 2 or (time.monotonic() < deadline and not _is_clear(best[False][0] / best[True][0])):
             for half in (False, True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                    # of the processor, not of the clock: other programs may be at work beside this one
-                    began = time.process_time()
+                    began = time.process_time(), time.perf_counter()
                     finite &= bool(classifier(images).isfinite().all())
-                    best[half] = min(best[half], time.process_time() - began)
+                    best[half] = min(best[half], (time.process_time() - began[0], time.perf_counter() - began[1]))
             rounds += 1
-    return best[False] / best[True] if finite else 0.0
+    if not finite:
+        return Trial(gain=0.0, undisturbed=True)
+    undisturbed = all(clock <= _LOADED * processor for processor, clock in best.values())
+    return Trial(gain=best[False][0] / best[True][0], undisturbed=undisturbed)

@@ -13,7 +13,8 @@ from finetune.build.training import optimizer_factory, trainer_factory
 from finetune.cli import main
 from finetune.commands.train import decide
 from finetune.config import compose
-from finetune.training.forecast import Forecast, forecast
+from finetune.training.forecast import Forecast, fastest_of_three, forecast
+from tests.conftest import make_pets
 
 Words = Callable[..., list[str]]
 
@@ -90,6 +91,66 @@ def test_phases_that_end_early_or_solve_or_try_rates_are_told_apart(words: Words
     (three,) = forecasts(words("schedule=frozen", "schedule.phases.0.lr_trials=[0.1,0.01,0.001]"))
     assert three.cache_s == one.cache_s
     assert three.train_s > one.train_s
+
+
+@pytest.mark.parametrize(("cost_s", "calls"), [(0.01, 3), (0.5, 3), (0.6, 1), (60.0, 1)])
+def test_a_slow_call_is_timed_once(cost_s: float, calls: int) -> None:
+    passed = [0.0]
+
+    def call() -> None:
+        passed.append(passed[-1] + cost_s)
+
+    assert fastest_of_three(call, clock=lambda: passed[-1]) == pytest.approx(cost_s)
+    assert len(passed) - 1 == calls
+
+
+def test_a_slow_machine_times_few_images(words: Words) -> None:
+    def batch_sizes(image_s: float) -> set[int]:
+        seen = set()
+
+        def timer(call: Callable[[], object]) -> float:
+            call()
+            return 2 * image_s
+
+        config = compose(words("schedule=full"))
+        parts = assemble(config)
+        parts.classifier.backbone.register_forward_pre_hook(lambda module, args: seen.add(len(args[0])))
+        _, caches = decide(config, parts)
+        trainer = trainer_factory(config, Path(), precision="32-true", trusted=True)(logger=False)
+        forecast(
+            classifier=parts.classifier,
+            phases=parts.phases,
+            caches=caches,
+            data=parts.data,
+            trainer=trainer,
+            make_optimizer=partial(optimizer_factory, trusted=True),
+            timer=timer,
+        )
+        return seen
+
+    assert batch_sizes(10.0) == {2}
+    assert max(batch_sizes(0.001)) == 8
+
+
+def test_a_plan_shows_no_rate_or_epochs_for_a_head_that_is_solved(
+    words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words("schedule=probe")]) == 0
+    out = capsys.readouterr().out
+    assert "phase 0: probe  solves the head on all 36 images at once; validation loss chooses among 11 penalties" in out
+    assert "epochs" not in out
+    assert "cosine" not in out
+    (head,) = (line.split() for line in out.splitlines() if line.strip().startswith("head "))
+    assert head[1:4] == ["train", "-", "-"]
+
+
+def test_a_plan_of_too_few_images_ends_as_its_training_would(
+    tmp_path: Path, words: Words, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_pets(tmp_path / "two a class", count=2)
+    for command in ("plan", "train"):
+        assert main([command, *words(f"data.root={root}", f"run_dir={tmp_path / 'run'}")]) == 2
+        assert "data.test_fraction: the test split needs an image." in capsys.readouterr().err
 
 
 def test_a_plan_tells_the_time_of_each_phase(words: Words, capsys: pytest.CaptureFixture[str]) -> None:
