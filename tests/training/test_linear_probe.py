@@ -111,7 +111,7 @@ def test_the_penalty_of_the_smallest_validation_loss_is_taken_not_of_the_largest
         iterations=(5, 5, 5),
         converged=True,
     )
-    assert solved.to_plain()["chosen"] == 0.1
+    assert solved.result.chosen == 0.1
 
 
 def test_several_labels_are_solved_label_by_label(digits: tuple[torch.Tensor, torch.Tensor]) -> None:
