@@ -81,7 +81,7 @@ def _has_bf16_instructions() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class PrecisionTrial:
     """A comparison of fp32 and bf16 on this processor.
 
     Args:
@@ -93,7 +93,7 @@ class Trial:
     undisturbed: bool
 
 
-def _known_trial(classifier: Classifier) -> Trial:
+def _known_trial(classifier: Classifier) -> PrecisionTrial:
     """Return the trial's result, kept if it was undisturbed, so that every run here with this network decides alike."""
     file = cache_folder("precision.json")
     # "one thread": earlier versions kept trials on all threads, which load had decided
@@ -111,7 +111,7 @@ def _known_trial(classifier: Classifier) -> Trial:
             with contextlib.suppress(OSError):
                 file.with_name(CHECKSUMS).unlink(missing_ok=True)
     if name in known:
-        return Trial(gain=known[name], undisturbed=True)
+        return PrecisionTrial(gain=known[name], undisturbed=True)
     trial = _trial(classifier)
     if file is not None and trial.undisturbed:
         try:
@@ -135,7 +135,7 @@ def _is_clear(gain: float) -> bool:
     return not _WORTH / 1.25 < gain < _WORTH * 1.25
 
 
-def _trial(classifier: Classifier) -> Trial:
+def _trial(classifier: Classifier) -> PrecisionTrial:
     """Time forward passes in fp32 and bf16 in turn on one thread, the fastest of each.
 
     Threads that wait for each other burn processor time while another program holds one of them up, and the shorter passes of
@@ -158,6 +158,6 @@ def _trial(classifier: Classifier) -> Trial:
                     best[half] = min(best[half], (time.process_time() - began[0], time.perf_counter() - began[1]))
             rounds += 1
     if not finite:
-        return Trial(gain=0.0, undisturbed=True)
+        return PrecisionTrial(gain=0.0, undisturbed=True)
     undisturbed = all(clock <= _LOADED * processor for processor, clock in best.values())
-    return Trial(gain=best[False][0] / best[True][0], undisturbed=undisturbed)
+    return PrecisionTrial(gain=best[False][0] / best[True][0], undisturbed=undisturbed)

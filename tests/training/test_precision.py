@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.training import precision
-from finetune.training.precision import Trial, choose_precision
+from finetune.training.precision import PrecisionTrial, choose_precision
 from tests.training.building import tiny_classifier
 
 
@@ -19,10 +19,10 @@ def bf16_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "precision.json"
 
 
-def trials(monkeypatch: pytest.MonkeyPatch, *results: Trial) -> list[Any]:
+def trials(monkeypatch: pytest.MonkeyPatch, *results: PrecisionTrial) -> list[Any]:
     made: list[Any] = []
 
-    def trial(classifier: Any) -> Trial:
+    def trial(classifier: Any) -> PrecisionTrial:
         made.append(classifier)
         return results[len(made) - 1]
 
@@ -34,7 +34,7 @@ def test_a_trial_under_load_is_made_again_and_one_without_is_kept(
     bf16_machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = tiny_classifier()
-    made = trials(monkeypatch, Trial(gain=0.7, undisturbed=False), Trial(gain=2.0, undisturbed=True))
+    made = trials(monkeypatch, PrecisionTrial(gain=0.7, undisturbed=False), PrecisionTrial(gain=2.0, undisturbed=True))
     busy = choose_precision("auto", classifier, accelerator="cpu")
     assert busy.name == "32-true"
     assert "the next run tries again" in busy.why
@@ -67,4 +67,4 @@ def test_a_pass_that_waited_for_the_processor_is_a_disturbed_trial(monkeypatch: 
     monkeypatch.setattr(precision.time, "process_time", lambda: now[0])
     for stolen, undisturbed in ((1.0, True), (1.5, False)):
         monkeypatch.setattr(precision.time, "perf_counter", lambda stolen=stolen: stolen * now[0])
-        assert precision._trial(classifier) == Trial(gain=1.0, undisturbed=undisturbed)
+        assert precision._trial(classifier) == PrecisionTrial(gain=1.0, undisturbed=undisturbed)
