@@ -75,13 +75,13 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
     """
     from finetune.bundle import load_bundle
     from finetune.commands.own_modules import modules_of
-    from finetune.inference.decode_options import reading_of
+    from finetune.inference.decode_options import decode_options_of
     from finetune.inference.trained_model import trained_model
 
     given = dict(modules or {})
     if trust:
         given |= modules_of(path, trust=True, given=given)
-    return trained_model(load_bundle(path, modules=given), reading=reading_of(path))
+    return trained_model(load_bundle(path, modules=given), decode=decode_options_of(path))
 
 
 def save_bundle(model: "Classifier", folder: str | Path) -> Path:

@@ -191,7 +191,7 @@ def depends_on(
         "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
         "cached_stage": cached_stage,
         "data": source.index.fingerprint(),
-        "reading": {**source.decode.reading(), "channels": source.decode.channels},
+        "reading": {**source.decode.to_plain(), "channels": source.decode.channels},
         "dtype": str(dtype),
         "folded": folded,
         "device": device,

@@ -158,11 +158,11 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
         return extractor_from_run(line.run, stage=stage, modules=modules_of(line.run, trust=trust))
     assert config is not None, "a network that was not trained here has a configuration"
     from finetune.build.classifier import build_pretrained, image_size
+    from finetune.build.data import decode_options
     from finetune.data.sources import source_kind
-    from finetune.embeddings.extractor import DEFAULT_READING, extractor_from_backbone
+    from finetune.embeddings.extractor import extractor_from_backbone
 
     native = 3 if line.images else source_kind(config.data.source).channels
-    given = {"max_pixels": config.data.max_pixels, "high_depth": config.data.high_depth}
     return extractor_from_backbone(
         build_pretrained(config, print, trusted=True),
         weights=config.backbone.weights,
@@ -171,7 +171,7 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
         adapt=config.input.adapt,
         size=image_size(config.input.size),
         stage=stage,
-        reading=DEFAULT_READING | {key: value for key, value in given.items() if value is not None},
+        decode=decode_options(config),
     )
 
 
@@ -201,5 +201,5 @@ def data_set(config: Config, line: EmbedArguments, extractor: "FeatureExtractor"
 
     config.input.channels = extractor.spec.channels
     if line.run is not None:
-        read_alike(config, line.overrides, extractor.reading)
+        read_alike(config, line.overrides, extractor.decode)
     return build_source(config), {"seed": config.seed, "data": asdict(config.data)}

@@ -2,10 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path
 from finetune.commands.own_modules import HELP, modules_of
@@ -17,6 +17,7 @@ from finetune.errors import UserError
 from finetune.safe_files import inside
 
 if TYPE_CHECKING:
+    from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
 
 ABOUT = """\
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.atomic_files import write_json
     from finetune.build.data import build_source
     from finetune.build.paths import check_data_is_there, check_paths
-    from finetune.inference.decode_options import reading_of
+    from finetune.inference.decode_options import decode_options_of
     from finetune.inference.evaluate import evaluate
 
     with _naming_own_config(given.run, given.overrides):
@@ -56,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
         check_paths(config, training=not given.overrides)
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     config.input.channels = classifier.input_spec.channels
-    read_alike(config, given.overrides, reading_of(given.run))
+    read_alike(config, given.overrides, decode_options_of(given.run))
     moved = _moved_data(given.run, config, given.overrides)
     if moved is not None:
         source: Source = moved
@@ -112,11 +113,12 @@ def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source |
     return source if source.index.fingerprint() == made_with else None
 
 
-def read_alike(config: Config, overrides: Sequence[str], reading: Mapping[str, Any]) -> None:
+def read_alike(config: Config, overrides: Sequence[str], options: "DecodeOptions") -> None:
     """Read image files as in training, unless an override says otherwise."""
-    for key in set(reading) & set(source_kind(config.data.source).settings):
+    recorded = options.to_plain()
+    for key in set(recorded) & set(source_kind(config.data.source).settings):
         if not any(word.startswith(f"data.{key}=") for word in overrides):
-            setattr(config.data, key, reading[key])
+            setattr(config.data, key, recorded[key])
 
 
 def data_config(run: str, overrides: Sequence[str]) -> Config:

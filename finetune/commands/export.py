@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import check_target, export_checked
     from finetune.export.parity import summary
-    from finetune.inference.decode_options import reading_of
+    from finetune.inference.decode_options import decode_options_of
     from finetune.safe_files import inside, read_text
 
     request = ExportRequest(format=FORMATS[given.format], precision=given.precision, layout=given.layout)
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         images = choose_images(
             given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
         )
-        images = replace(images, reading=reading_of(given.run))
+        images = replace(images, decode=decode_options_of(given.run))
         card_file = inside(find_bundle(given.run), CARD, of="bundle")
         card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
         report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)

@@ -22,8 +22,8 @@ class ImageLookup:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._data = metadata.get("data")
-        reading = metadata.get("reading")
-        self._reading = dict(reading) if isinstance(reading, Mapping) else {}
+        recorded = metadata.get("reading")
+        self._recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
 
     def __call__(self, path: str) -> "Tensor | None":
         """Return the image, uint8 of one or three channels; None if it is not available."""
@@ -33,11 +33,11 @@ class ImageLookup:
 
         try:
             if Path(path).is_file():
-                options = DecodeOptions(channels=3, **self._reading)
+                options = DecodeOptions.from_plain(DecodeOptions().to_plain() | self._recorded, channels=3)
                 return to_tensor(decode_file(path, options, at_least=SIDE_PX))
             row = self._rows.get(path)
             return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
-        except (UnreadableImage, TypeError):  # TypeError: the embeddings file names settings that do not exist
+        except (UnreadableImage, ValueError):  # ValueError: the embeddings file names settings that do not exist
             return None
 
     @cached_property

@@ -110,7 +110,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
     limits = Limits(
         upload_bytes=int(given.max_upload_mb * 2**20),
-        pixels=min(given.max_pixels, engine.reading.get("max_pixels", given.max_pixels)),
+        pixels=min(given.max_pixels, engine.options.max_pixels),
         images=given.max_queue,
         upload_seconds=given.upload_seconds,
         batch_size=given.batch_size,

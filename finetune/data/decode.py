@@ -104,22 +104,22 @@ class DecodeOptions:
         """Return the rule for more than 8 bits."""
         return DepthRule(high_depth=self.high_depth)
 
-    def reading(self) -> dict[str, Any]:
-        """Return the options that do not depend on the network, as bundles and exports record them in JSON."""
+    def to_plain(self) -> dict[str, Any]:
+        """Return the options that do not depend on the network, as bundles, exports and embeddings record them in JSON."""
         return {"max_pixels": self.max_pixels, "high_depth": self.high_depth}
 
     @classmethod
-    def from_reading(cls, reading: Mapping[str, Any], *, channels: int) -> "DecodeOptions":
-        """Return the options that :meth:`reading` recorded in a file, which somebody else may have written.
+    def from_plain(cls, values: Mapping[str, Any], *, channels: int) -> "DecodeOptions":
+        """Return the options that :meth:`to_plain` recorded in a file, which somebody else may have written.
 
         Raises:
             ValueError: A key is missing or unknown, or a value is out of range.
         """
-        max_pixels, high_depth = reading.get("max_pixels"), reading.get("high_depth")
+        max_pixels, high_depth = values.get("max_pixels"), values.get("high_depth")
         sound = type(max_pixels) is int and max_pixels > 0 and high_depth in HIGH_DEPTHS
-        if not sound or set(reading) != {"max_pixels", "high_depth"}:
+        if not sound or set(values) != {"max_pixels", "high_depth"}:
             raise ValueError("max_pixels or high_depth: out of range")
-        return cls(channels=channels, **reading)
+        return cls(channels=channels, **values)
 
 
 def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:

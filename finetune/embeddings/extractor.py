@@ -14,7 +14,7 @@ from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_mo
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
-from finetune.inference.decode_options import reading_of
+from finetune.inference.decode_options import decode_options_of, recorded_options
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import build_backbone
@@ -27,8 +27,6 @@ from finetune.models.weights import state_hash
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
 
-DEFAULT_READING: dict[str, Any] = DecodeOptions().reading()
-
 
 class FeatureExtractor(nn.Module):
     """Maps ``uint8 (B, C, H, W)`` to pooled features ``(B, D)`` of the last stage, or of another.
@@ -38,7 +36,7 @@ class FeatureExtractor(nn.Module):
         spec: Input that the network expects.
         adapt: Method that adapted the images' channels to the stem.
         stage: Stage whose output is pooled; None takes the network's own features.
-        reading: Settings for decoding files, as :func:`finetune.data.decode.decode_bytes` takes them.
+        decode: How files are decoded, to the channels of ``spec``; None for the defaults.
         origin: Where the network can be loaded from again: ``run``, or ``weights`` and ``seed``.
 
     Raises:
@@ -52,14 +50,14 @@ class FeatureExtractor(nn.Module):
         spec: InputSpec,
         adapt: str,
         stage: str | None = None,
-        reading: Mapping[str, Any] = DEFAULT_READING,
+        decode: DecodeOptions | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
-        self.spec, self.reading, self.view = spec, dict(reading), eval_view(spec)
-        self.decode = DecodeOptions.from_reading(self.reading, channels=spec.channels)
+        self.spec, self.view = spec, eval_view(spec)
+        self.decode = replace(decode or DecodeOptions(), channels=spec.channels)
         # in a tuple, so that its modules are not registered a second time
         self._backbone, self.adapt = (backbone,), adapt
         # everything that the features depend on, and where to load it from again, as plain JSON values
@@ -86,7 +84,7 @@ class FeatureExtractor(nn.Module):
     def identity(self) -> dict[str, Any]:
         """Values that the features depend on: equal values mean equal features."""
         kept = {key: value for key, value in self.model.items() if key not in ("run", "weights", "seed")}
-        return {"model": kept, "stage": self.stage, "reading": self.reading}
+        return {"model": kept, "stage": self.stage, "reading": self.decode.to_plain()}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return features ``(B, D)``: maps are averaged over positions, tokens over the sequence."""
@@ -170,7 +168,7 @@ def extractor_from_classifier(
     classifier: Classifier,
     *,
     stage: str | None = None,
-    reading: Mapping[str, Any] = DEFAULT_READING,
+    decode: DecodeOptions | None = None,
     run: str | Path | None = None,
 ) -> FeatureExtractor:
     """Build an extractor of the features that a classifier's head receives, or of another stage."""
@@ -179,7 +177,7 @@ def extractor_from_classifier(
         spec=classifier.input_spec,
         adapt=classifier.adapt,
         stage=stage,
-        reading=reading,
+        decode=decode,
         origin={"run": None if run is None else str(Path(run).expanduser().absolute()), "weights": None, "seed": 0},
     )
 
@@ -197,7 +195,9 @@ def extractor_from_run(
     Raises:
         UserError: There is no complete bundle, or no such stage.
     """
-    return extractor_from_classifier(load_bundle(run, modules=modules), stage=stage, reading=reading_of(run), run=run)
+    return extractor_from_classifier(
+        load_bundle(run, modules=modules), stage=stage, decode=decode_options_of(run), run=run
+    )
 
 
 def extractor_from_backbone(
@@ -209,7 +209,7 @@ def extractor_from_backbone(
     adapt: str = "expand",
     size: tuple[int, int] | None = None,
     stage: str | None = None,
-    reading: Mapping[str, Any] = DEFAULT_READING,
+    decode: DecodeOptions | None = None,
 ) -> FeatureExtractor:
     """Build an extractor from a pretrained backbone.
 
@@ -221,7 +221,7 @@ def extractor_from_backbone(
         adapt: Method that adapts the image channels to the stem.
         size: Height and width in pixels; None takes what the weights expect.
         stage: Stage whose output is pooled; None takes the network's own features.
-        reading: Settings for decoding files.
+        decode: How files are decoded, to that many channels; None for the defaults.
 
     Raises:
         UserError: Size, channels or stage do not fit the network.
@@ -236,7 +236,7 @@ def extractor_from_backbone(
         spec=spec,
         adapt=adapt,
         stage=stage,
-        reading=reading,
+        decode=decode,
         origin={"run": None, "weights": lasting, "seed": seed},
     )
 
@@ -258,8 +258,9 @@ def restore_extractor(
         UserError: The model cannot be loaded, or has other weights now.
     """
     try:
-        model, stage, reading = metadata["model"], metadata["stage"], metadata["reading"]
+        model, stage, recorded = metadata["model"], metadata["stage"], metadata["reading"]
         description, spec = model["backbone"], InputSpec.from_dict(model["input"])
+        decode = recorded_options(recorded, channels=spec.channels, name="EMBEDDINGS")
         place = run or model["run"]
         problems = backbone_problems(description)
     except (KeyError, TypeError) as error:
@@ -275,7 +276,7 @@ def restore_extractor(
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
         _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder, modules=modules)
-        return extractor_from_classifier(classifier, stage=stage, reading=reading, run=place)
+        return extractor_from_classifier(classifier, stage=stage, decode=decode, run=place)
     backbone = build_backbone(
         source=description["source"],
         name=description["name"],
@@ -292,7 +293,7 @@ def restore_extractor(
         adapt=model["adapt"],
         size=spec.size,
         stage=stage,
-        reading=reading,
+        decode=decode,
     )
     _same_weights(extractor.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
     return extractor

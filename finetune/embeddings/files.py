@@ -187,9 +187,9 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{name}: damaged. Its classes must be different names.")
     if metadata.get("reading") is not None:
         # imports torch, so it comes after the checks that report a wrong path
-        from finetune.inference.decode_options import check_reading
+        from finetune.inference.decode_options import recorded_options
 
-        check_reading(metadata["reading"], name=name)
+        recorded_options(metadata["reading"], channels=3, name=name)
     return metadata
 
 

@@ -85,7 +85,7 @@ class FileRecords:
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """Read the file, and decode it only if its content is new."""
-        data = read_image_file(sample.path, max_pixels=extractor.reading["max_pixels"])
+        data = read_image_file(sample.path, max_pixels=extractor.decode.max_pixels)
         content = content_hash(data).tobytes()
         return content, None if is_known(content) else extractor.read(data, sample.path)
 

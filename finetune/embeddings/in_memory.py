@@ -77,7 +77,7 @@ def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, b
     if not isinstance(images, Tensor):
         several = [images] if isinstance(images, str | Path) else images
         for path in find_images(several):
-            data = read_image_file(path, max_pixels=extractor.reading["max_pixels"])
+            data = read_image_file(path, max_pixels=extractor.decode.max_pixels)
             yield str(Path(path).absolute()), content_hash(data).tobytes(), extractor.read(data, path)
         return
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != extractor.spec.channels:

@@ -1,9 +1,9 @@
 """Metadata stored in or beside every export, so that anyone can use the model and trace its origin."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
+from finetune.data.decode import DecodeOptions
 from finetune.export.graph import Layout
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
@@ -19,7 +19,7 @@ def provenance(
     *,
     layout: Layout | None = None,
     precision: str = "fp32",
-    reading: Mapping[str, Any] | None = None,
+    decode: DecodeOptions | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of an export as plain JSON values.
 
@@ -27,7 +27,7 @@ def provenance(
         classifier: Trained model.
         layout: Layout of the raw pixels that the export takes; None if it takes prepared images.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        reading: ``max_pixels`` and ``high_depth`` that the run reads image files with; None if not known.
+        decode: How the run decodes image files; None if not known.
     """
     spec = classifier.input_spec
     described: dict[str, Any] = {
@@ -40,8 +40,8 @@ def provenance(
         "weights_hash": state_hash(classifier),
         "versions": versions(),
     }
-    if reading:
-        described["reading"] = dict(reading)
+    if decode is not None:
+        described["reading"] = decode.to_plain()
     if layout is not None:
         channels = str(spec.channels)
         described["pixels"] = {

@@ -4,11 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from finetune.data.decode import DecodeOptions
 from finetune.data.image_source import Source
 from finetune.inference.evaluate import class_positions
 
@@ -22,14 +22,14 @@ class CheckImages:
         told: Where the files come from, for the report.
         targets: Index of the true class of each file; None if not known.
         calibration: Files that determine the ranges of the activations.
-        reading: ``max_pixels`` and ``high_depth`` that the run reads files with; empty for the defaults.
+        decode: How the run decodes files; None for the defaults.
     """
 
     files: list[str]
     told: str
     targets: list[int] | None = None
     calibration: list[str] = field(default_factory=list)
-    reading: dict[str, Any] = field(default_factory=dict)
+    decode: DecodeOptions | None = None
 
 
 def images_of_source(

@@ -2,13 +2,14 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune.data.decode import DecodeOptions
 from finetune.errors import UserError
 from finetune.export.export_metadata import KEY, as_text, provenance
 from finetune.export.graph import ImageGraph, Layout
@@ -26,7 +27,7 @@ def export_onnx(
     layout: Layout = "nhwc",
     half: bool = False,
     program: torch.export.ExportedProgram | None = None,
-    reading: Mapping[str, Any] | None = None,
+    decode: DecodeOptions | None = None,
 ) -> None:
     """Write one ``.onnx`` file with free batch, height and width.
 
@@ -36,7 +37,7 @@ def export_onnx(
         layout: Pixel layout of the input.
         half: Whether weights and network are in half precision.
         program: Result of :func:`traced` for the same arguments; None traces the model here.
-        reading: How the run reads files, stored for code that predicts with the export.
+        decode: How the run decodes files, stored for code that predicts with the export.
 
     Raises:
         UserError: The weights do not fit into one file.
@@ -58,7 +59,7 @@ def export_onnx(
             verbose=False,
         )
     assert written is not None
-    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", reading=reading)
+    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", decode=decode)
     written.model.metadata_props[KEY] = as_text(described)
     written.model.metadata_props["classes"] = as_text(described["classes"])
     written.save(path, external_data=False)

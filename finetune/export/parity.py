@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Reference:
             a probability that this causes.
         unreadable: Number of files left out because they cannot be read.
         targets: Index of the true class of each image; None if not known.
-        reading: How the run reads files.
+        decode: How the run decodes files.
     """
 
     files: tuple[str, ...]
@@ -82,10 +82,10 @@ class Reference:
     shares: Shares
     told: str
     decoded_otherwise: npt.NDArray[np.bool_]
+    decode: DecodeOptions
     unreadable: int = 0
     reduced: tuple[int, float] = (0, 0.0)
     targets: npt.NDArray[np.int64] | None = None
-    reading: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def make_reference(
     *,
     told: str,
     targets: Sequence[int] | None = None,
-    reading: Mapping[str, Any] | None = None,
+    decode: DecodeOptions | None = None,
 ) -> Reference:
     """Compute the trained model's probabilities as ``finetune predict`` does, but read large JPEGs at full scale.
 
@@ -105,8 +105,8 @@ def make_reference(
     Raises:
         UserError: None of the files can be read.
     """
-    view, channels, reading = eval_view(classifier.input_spec), classifier.input_spec.channels, dict(reading or {})
-    options = DecodeOptions(channels=channels, **reading)
+    view, channels = eval_view(classifier.input_spec), classifier.input_spec.channels
+    options = DecodeOptions(channels=channels) if decode is None else decode
     smaller: list[tuple[int, torch.Tensor]] = []
     kept: list[str] = []
     views: list[torch.Tensor] = []
@@ -140,7 +140,7 @@ def make_reference(
         decoded_otherwise=np.array(otherwise),
         unreadable=len(files) - len(kept),
         targets=np.array(positions) if targets is not None else None,
-        reading=reading,
+        decode=options,
     )
 
 
@@ -172,8 +172,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
             decoded = {}
             for at in np.flatnonzero(reference.decoded_otherwise) if issubclass(chosen.client, GraphClient) else ():
                 decoded[int(at)] = str(Path(folder) / f"{number}-{at}.npy")
-                options = DecodeOptions(channels=reference.pixels.shape[1], **reference.reading)
-                np.save(decoded[int(at)], decode_file(reference.files[at], options).transpose(2, 0, 1))
+                np.save(decoded[int(at)], decode_file(reference.files[at], reference.decode).transpose(2, 0, 1))
             jobs.append(
                 {
                     "target": str(target.resolve()),

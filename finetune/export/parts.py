@@ -59,7 +59,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
             f"only {own.get(part, 'finetune')} can build its network, so no other library can open it: not compared"
         )
         return report | {"opened_by": "none", "unreadable": 0, "passed": True}
-    reference = make_reference(classifier, images.files, told=images.told, reading=images.reading)
+    reference = make_reference(classifier, images.files, told=images.told, decode=images.decode)
     pixels = torch.from_numpy(reference.pixels)
     prepared = torch.cat([classifier.prepare(batch) for batch in torch.split(pixels, BATCH)])
     # expand normalises one channel three ways by broadcasting

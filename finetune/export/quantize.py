@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ def quantise_onnx(
     target: Path,
     *,
     files: Sequence[str],
-    channels: int,
     layout: str,
-    reading: Mapping[str, Any] | None = None,
+    decode: DecodeOptions,
 ) -> None:
     """Write an int8 version of an fp32 ONNX file that we exported.
 
@@ -34,9 +33,8 @@ def quantise_onnx(
         source: fp32 ONNX file.
         target: File to write.
         files: Images that determine the ranges of the activations.
-        channels: Number of image channels.
         layout: ``nhwc`` or ``nchw``, layout of the model's input.
-        reading: How the run reads files.
+        decode: How the run decodes files.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -48,7 +46,7 @@ def quantise_onnx(
         quantize_static(
             str(source),
             str(target),
-            _Images(files, channels=channels, layout=layout, reading=reading or {}),
+            _Images(files, layout=layout, decode=decode),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=QUANTISED,
@@ -68,17 +66,14 @@ def quantise_onnx(
 class _Images:
     """Raw pixels of image files, one at a time, as ONNX Runtime's calibration expects them."""
 
-    def __init__(self, files: Sequence[str], *, channels: int, layout: str, reading: Mapping[str, Any]) -> None:
-        self.images = self._read(files[:CALIBRATION_IMAGES], channels, layout, reading)
+    def __init__(self, files: Sequence[str], *, layout: str, decode: DecodeOptions) -> None:
+        self.images = self._read(files[:CALIBRATION_IMAGES], layout, decode)
 
     @staticmethod
-    def _read(
-        files: Sequence[str], channels: int, layout: str, reading: Mapping[str, Any]
-    ) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
-        options = DecodeOptions(channels=channels, **reading)
+    def _read(files: Sequence[str], layout: str, decode: DecodeOptions) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
         for file in files:
             try:
-                image_HWC = decode_file(file, options)
+                image_HWC = decode_file(file, decode)
             except UnreadableImage:
                 continue
             image = image_HWC.transpose(2, 0, 1) if layout == "nchw" else image_HWC

@@ -1,11 +1,10 @@
 """``torch.export``: the graph of the ONNX export as a ``.pt2`` file, for PyTorch without this package."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from finetune.data.decode import DecodeOptions
 from finetune.export.export_metadata import KEY, as_text, provenance
 from finetune.export.graph import Layout
 from finetune.export.onnx import quiet_exporter, traced
@@ -20,7 +19,7 @@ def export_torch(
     *,
     layout: Layout = "nhwc",
     program: torch.export.ExportedProgram | None = None,
-    reading: Mapping[str, Any] | None = None,
+    decode: DecodeOptions | None = None,
 ) -> None:
     """Write a ``.pt2`` file with free batch, height and width; its extra file ``finetune.json`` holds the class names.
 
@@ -29,12 +28,12 @@ def export_torch(
         path: File to write.
         layout: Pixel layout of the input.
         program: Result of :func:`finetune.export.onnx.traced` for the same arguments; None traces the model here.
-        reading: How the run reads files, stored for code that predicts with the export.
+        decode: How the run decodes files, stored for code that predicts with the export.
     """
     if program is None:
         with quiet_exporter():
             program = traced(classifier, layout=layout)
     # an open file, because torch insists on the suffix .pt2 for a path, and the temporary name lacks it
-    described = as_text(provenance(classifier, layout=layout, reading=reading))
+    described = as_text(provenance(classifier, layout=layout, decode=decode))
     with path.open("wb") as file, quiet_exporter():
         torch.export.save(program, file, extra_files={EXTRA_FILE: described})

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from finetune.atomic_files import write_json, write_text
-from finetune.data.image_file import MAX_PIXELS
+from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.export.export_metadata import KEY, provenance
@@ -47,17 +47,18 @@ def export_web(classifier: Classifier, folder: Path, images: CheckImages, *, car
         raise UserError(
             f"--format web: browsers read grey and colour. This model takes {spec.channels} channels. Use --format onnx."
         )
-    export_onnx(classifier, folder / MODEL, reading=images.reading)
+    decode = images.decode or DecodeOptions(channels=spec.channels)
+    export_onnx(classifier, folder / MODEL, decode=images.decode)
     write_json(
         folder / "model.json",
         {
             "classes": list(classifier.classes),
             "channels": spec.channels,
-            "maxPixels": images.reading.get("max_pixels", MAX_PIXELS),
+            "maxPixels": decode.max_pixels,
             "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,
             # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
             "reducedFrom": 2 * eval_view(spec).at_least,
-            "highDepth": images.reading.get("high_depth", "full"),
+            "highDepth": decode.high_depth,
             KEY: provenance(classifier, layout="nhwc"),
         },
     )

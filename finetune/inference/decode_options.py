@@ -1,5 +1,6 @@
-"""Settings with which the training images were read, so that other images are read the same way."""
+"""Options with which the training images were decoded, so that other images are decoded the same way."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ from finetune.data.decode import DecodeOptions
 from finetune.errors import UserError
 
 
-def reading_of(run: str | Path) -> dict[str, Any]:
-    """Return ``max_pixels`` and ``high_depth`` of a bundle, the arguments of :func:`finetune.data.decode.decode_image`.
+def decode_options_of(run: str | Path) -> DecodeOptions:
+    """Return the options of a bundle.
 
     Args:
         run: Run folder or bundle folder; a bundle without these settings was trained with the defaults.
@@ -18,19 +19,24 @@ def reading_of(run: str | Path) -> dict[str, Any]:
         UserError: There is no bundle, or a setting is out of range.
     """
     folder = find_bundle(run)
-    data = read_model_json(folder)["data"]
-    reading = {key: data.get(key, default) for key, default in DecodeOptions().reading().items()}
-    check_reading(reading, name=str(folder / MODEL_JSON))
-    return reading
+    model = read_model_json(folder)
+    values = {key: model["data"].get(key, default) for key, default in DecodeOptions().to_plain().items()}
+    channels = model["model"]["input_spec"]["channels"]
+    return recorded_options(values, channels=channels, name=str(folder / MODEL_JSON))
 
 
-def check_reading(reading: dict[str, Any], *, name: str) -> None:
-    """Check that the reading settings of a file are valid for the decoder.
+def recorded_options(values: Mapping[str, Any], *, channels: int, name: str) -> DecodeOptions:
+    """Return the options that a file records.
+
+    Args:
+        values: What the file records.
+        channels: Number of channels of the images.
+        name: Name of the file, for messages.
 
     Raises:
         UserError: A setting is unknown or out of range.
     """
     try:
-        DecodeOptions.from_reading(reading, channels=3)
+        return DecodeOptions.from_plain(values, channels=channels)
     except ValueError:
         raise UserError(f"{name}: damaged. data.max_pixels or data.high_depth: out of range.") from None

@@ -75,11 +75,12 @@ class OnnxEngine:
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
         self.at_least = sharp_side(self.spec)
-        self.reading = described.get("reading", {})
-        self.options = DecodeOptions(channels=self.channels, **self.reading)
+        # files written before this entry existed lack it; they are read with the defaults
+        recorded = described.get("reading", {})
+        self.options = DecodeOptions(channels=self.channels, **recorded)
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
-        self.identity |= self.reading
+        self.identity |= recorded
         # a graph of a few bytes can ask for any amount of memory; it shows at the first image
         height, width = resize_target(self.spec)
         with memory_limit(memory + _MEMORY_PER_PIXEL * height * width):
@@ -103,8 +104,7 @@ class OnnxEngine:
             whole = all(isinstance(name, str) for name in classes) and channels in (1, 3)
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
-            # files written before this entry existed lack it; they are read with the defaults
-            DecodeOptions.from_reading(described.get("reading", DecodeOptions().reading()), channels=channels)
+            DecodeOptions.from_plain(described.get("reading", DecodeOptions().to_plain()), channels=channels)
             spec = InputSpec.from_dict(described["input"])
             whole = whole and spec.channels == channels
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -13,7 +13,7 @@ from torch import nn
 from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
 from finetune.data.transforms import eval_view
-from finetune.inference.decode_options import reading_of
+from finetune.inference.decode_options import decode_options_of
 from finetune.models.chunks import run_in_chunks
 from finetune.models.forward import fast_logits
 
@@ -34,11 +34,10 @@ class TorchEngine:
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
         self._logits = fast_logits(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
-        self.reading = reading_of(run)
-        self.options = DecodeOptions(channels=self.classifier.input_spec.channels, **self.reading)
+        self.options: DecodeOptions = decode_options_of(run)
         weights = read_model_json(find_bundle(run))["weights_sha256"]
         self.identity: dict[str, Any] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
-        self.identity |= {"multi_label": self.multi_label, **self.reading}
+        self.identity |= {"multi_label": self.multi_label, **self.options.to_plain()}
 
     def read(self, path: str) -> torch.Tensor:
         """Return the evaluation view of a file, uint8 (C, H, W)."""

@@ -1,6 +1,5 @@
 """A trained model as :func:`finetune.load` returns it: a classifier that also takes images in any form and answers in a table."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,22 +47,23 @@ class PredictOptions:
 class TrainedModel(Classifier):
     """A trained network: ``uint8 (B, C, H, W)`` of any size to logits ``(B, K)``, and :meth:`predict` for everything else.
 
-    ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``reading`` how its image files were read.
+    ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``decode`` how its image files
+    are decoded.
     """
 
-    reading: dict[str, Any]
+    decode: DecodeOptions
 
     def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""
         return predict(self, images, uncertain_below=uncertain_below, batch_size=batch_size)
 
 
-def trained_model(classifier: Classifier, *, reading: Mapping[str, Any]) -> TrainedModel:
+def trained_model(classifier: Classifier, *, decode: DecodeOptions) -> TrainedModel:
     """Return a classifier as a :class:`TrainedModel` of the same modules, in evaluation mode.
 
     Args:
         classifier: Loaded network.
-        reading: How image files were read in training, from :func:`finetune.inference.decode_options.reading_of`.
+        decode: How image files were decoded in training, from :func:`finetune.inference.decode_options.decode_options_of`.
     """
     model = TrainedModel(
         backbone=classifier.backbone,
@@ -74,7 +74,7 @@ def trained_model(classifier: Classifier, *, reading: Mapping[str, Any]) -> Trai
         multi_label=classifier.multi_label,
         head_target=classifier.head_settings.get("target"),
     )
-    model.reading = dict(reading)
+    model.decode = decode
     model.eval()
     return model
 
@@ -103,8 +103,8 @@ def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, bat
         UserError: The images are in no known form, or there are none.
     """
     options = PredictOptions(uncertain_below=uncertain_below, batch_size=batch_size)
-    spec, reading = model.input_spec, getattr(model, "reading", DecodeOptions().reading())
-    decode = DecodeOptions.from_reading(reading, channels=spec.channels)
+    spec = model.input_spec
+    decode = model.decode if isinstance(model, TrainedModel) else DecodeOptions(channels=spec.channels)
     device = next(model.parameters()).device
     answers = _Answers(classes=model.classes, multi_label=model.multi_label, options=options)
     waiting: list[GivenImage] = []

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash
+from finetune.data.decode import DecodeOptions
+from finetune.data.image_file import UnreadableImage, content_hash
 from finetune.data.path_table import path_table
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.files import Features
@@ -45,8 +46,8 @@ class FakeExtractor:
     """Three features of a file's bytes; counts the images it computes, and can fail after a number of them."""
 
     def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
-        self.reading: dict[str, Any] = {"max_pixels": MAX_PIXELS, "high_depth": "full"}
-        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": self.reading}
+        self.decode = DecodeOptions()
+        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": self.decode.to_plain()}
         self.model: dict[str, Any] = {"hash": name, "run": None}
         self.stages = ("stem", "top")
         self.scale, self.left = scale, dies_after

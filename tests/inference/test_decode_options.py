@@ -13,7 +13,7 @@ from finetune.cli import main
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
 from finetune.data.image_file import UnreadableImage
 from finetune.errors import UserError
-from finetune.inference.decode_options import reading_of
+from finetune.inference.decode_options import decode_options_of
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.conftest import TINY
@@ -42,7 +42,7 @@ def run_dir(microscope: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_bundle_says_how_images_are_read_and_prediction_follows(run_dir: Path, microscope: Path) -> None:
-    assert reading_of(run_dir) == {"max_pixels": 600, "high_depth": "stretch"}
+    assert decode_options_of(run_dir) == DecodeOptions(max_pixels=600, high_depth="stretch", channels=3)
     engine = TorchEngine(run_dir)
     path = str(microscope / "bright/0.png")
     stretched = decode_file(path, DecodeOptions(high_depth="stretch"), at_least=engine.view.at_least)
@@ -68,7 +68,7 @@ def test_other_data_is_evaluated_as_it_was_read_in_training(run_dir: Path, micro
 
 
 def test_a_bundle_that_does_not_tell_was_read_by_the_defaults(tmp_path: Path) -> None:
-    assert reading_of(small_bundle(tmp_path / "bundle"))["high_depth"] == "full"
+    assert decode_options_of(small_bundle(tmp_path / "bundle")).high_depth == "full"
 
 
 @pytest.mark.parametrize("data", [{"high_depth": "half"}, {"max_pixels": 0}, {"max_pixels": True}])
@@ -78,7 +78,7 @@ def test_a_setting_out_of_range_is_damage(data: dict[str, object], tmp_path: Pat
     del values["sha256"]
     (folder / "model.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="out of range"):
-        reading_of(folder)
+        decode_options_of(folder)
 
 
 def test_an_onnx_export_reads_images_as_the_run_does(run_dir: Path, microscope: Path, tmp_path: Path) -> None:

@@ -48,16 +48,15 @@ print(classes[probabilities.argmax()], probabilities.max())
 def _write(job: ExportJob, path: Path) -> None:
     from finetune.export.onnx import export_onnx
 
-    request, reading = job.request, job.images.reading
+    request, decode = job.request, job.images.decode
     full = path.with_name(FULL) if request.precision == "int8" else path
-    export_onnx(job.classifier, full, layout=request.layout, half=request.precision == "fp16", reading=reading)
+    export_onnx(job.classifier, full, layout=request.layout, half=request.precision == "fp16", decode=decode)
     if request.precision == "int8":
+        from finetune.data.decode import DecodeOptions
         from finetune.export.quantize import quantise_onnx
 
-        channels = job.classifier.input_spec.channels
-        quantise_onnx(
-            full, path, files=job.images.calibration, channels=channels, layout=request.layout, reading=reading
-        )
+        decode = decode or DecodeOptions(channels=job.classifier.input_spec.channels)
+        quantise_onnx(full, path, files=job.images.calibration, layout=request.layout, decode=decode)
 
 
 def _measure(job: ExportJob, path: Path) -> dict[str, Any]:

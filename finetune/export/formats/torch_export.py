@@ -45,7 +45,7 @@ print(classes[int(probabilities.argmax())], float(probabilities.max()))
 def _write(job: ExportJob, path: Path) -> None:
     from finetune.export.torch_export import export_torch
 
-    export_torch(job.classifier, path, layout=job.request.layout, reading=job.images.reading)
+    export_torch(job.classifier, path, layout=job.request.layout, decode=job.images.decode)
 
 
 TORCH_EXPORT = ExportFormat(
