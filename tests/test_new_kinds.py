@@ -1,12 +1,14 @@
-"""A new kind of data, head or export is one object in one table: a run, and what follows it, use it without another change."""
+"""A new kind of data, head, export, loss or schedule is one object in one table: a run uses it without another change."""
 
+import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 import finetune
@@ -22,6 +24,9 @@ from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.models.heads import HEADS, build_head
 from finetune.models.heads.kind import Head, HeadKind, HeadSetting
 from finetune.split_settings import SplitSettings
+from finetune.training.loss_kinds import LOSSES, LossKind
+from finetune.training.losses import TrainingLoss
+from finetune.training.lr_schedules import LR_SCHEDULES, LRSchedule
 from tests.conftest import TINY
 from tests.runs import train_tiny
 
@@ -87,6 +92,10 @@ def write_arrays(job: ExportJob, path: Path) -> None:
         np.savez(file, weight=weight, bias=bias - 0.25 * weight.sum(1), classes=np.array(job.classifier.classes))
 
 
+def squared(distance: Tensor, settings: Mapping[str, float]) -> Tensor:
+    return distance**2
+
+
 @pytest.fixture(scope="module")
 def kinds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -108,6 +117,8 @@ def kinds() -> Iterator[None]:
             hint="open it with: numpy.load('{target}')",
         )
         patch.setitem(FORMATS, "arrays", arrays)
+        patch.setitem(LOSSES, "squared", LossKind(weigh=squared))
+        patch.setitem(LR_SCHEDULES, "halves", LRSchedule(factor=lambda step, total: 1.0 if step < total / 2 else 0.5))
         yield
 
 
@@ -117,7 +128,8 @@ WORDS = ["data=digits", "data.source=stripes", "data.name=stripes", "head.name=c
 @pytest.fixture(scope="module")
 def run_dir(kinds: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kinds") / "run"
-    train_tiny([*WORDS, "schedule=frozen", "schedule.phases.0.epochs=1"], folder)
+    words = ["schedule=frozen", "schedule.phases.0.epochs=2", "loss.name=squared", "schedule.lr_schedule=halves"]
+    train_tiny([*WORDS, *words], folder)
     return folder
 
 
@@ -125,6 +137,20 @@ def test_a_run_trains_on_the_new_source_with_its_channels(run_dir: Path) -> None
     description = json.loads((run_dir / "model" / "model.json").read_text())["model"]
     assert description["input_spec"]["channels"] == 1
     assert description["classes"] == ["horizontal", "vertical"]
+
+
+def test_the_new_schedule_sets_the_rates_and_the_new_loss_is_named(run_dir: Path) -> None:
+    with (run_dir / "metrics.csv").open() as file:
+        first, second = (float(row["lr/head/decay"]) for row in csv.DictReader(file))
+    assert first == 2 * second
+    assert json.loads((run_dir / "results.json").read_text())["imbalance"]["loss"] == "squared"
+
+
+def test_the_new_loss_is_what_it_computes(kinds: None) -> None:
+    logits, targets = torch.tensor([[1.0, -1.0], [0.0, 2.0]]), torch.tensor([0, 1])
+    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    wrong = 1 - logits.softmax(1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(TrainingLoss(name="squared")(logits, targets), plain * wrong**2)
 
 
 def test_a_run_is_evaluated_on_the_new_source(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from finetune.config.schema import Config
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
 from finetune.errors import UserError, shortened
 from finetune.results import Imbalance
+from finetune.training.loss_kinds import LOSSES
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from torch import nn
@@ -66,10 +67,10 @@ def _can_be_fused(make: Callable[..., Any], arguments: Mapping[str, Any], phase:
 
 def imbalance(config: Config) -> Imbalance:
     """Return how a run handles classes of different size, for its plan and its results."""
-    gamma = f", gamma {config.loss.focal_gamma:g}" if config.loss.name == "focal" else ""
+    loss = config.loss
     return Imbalance(
-        loss=config.loss._target_ or f"{config.loss.name}{gamma}",
-        class_weights=config.loss.class_weights,
+        loss=loss._target_ or LOSSES[loss.name].in_words(loss.name, loss),
+        class_weights=loss.class_weights,
         sampling="balanced" if config.data.balanced else "each image once",
     )
 
@@ -107,7 +108,7 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
             name=config.loss.name,
             label_smoothing=phase.label_smoothing,
             class_weights=weights,
-            focal_gamma=config.loss.focal_gamma,
+            **LOSSES[config.loss.name].own_settings(config.loss),
         )
 
     return build

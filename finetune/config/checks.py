@@ -7,12 +7,12 @@ from finetune.config.schema import Config, PhaseSettings
 from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, did_you_mean, shortened
 from finetune.split_settings import SplitSettings
+from finetune.training.loss_kinds import LOSSES
+from finetune.training.lr_schedules import LR_SCHEDULES
 
-LR_SCHEDULES = ("cosine", "constant", "one_cycle", "plateau")
 BATCH_NORM_MODES = ("train", "eval")
 PARAMETER_KINDS = ("all", "norms", "gates")
 SOLVERS = ("gradient", "lbfgs")
-LOSSES = ("cross_entropy", "focal")
 CLASS_WEIGHTS = ("none", "balanced")
 ADAPTS = ("expand", "fold", "sum", "reinit", "tile")
 
@@ -49,7 +49,7 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
             problems.append(f"{prefix}.stage_lr.{stage}={rate}: must not be negative.")
     if at.lr_slice is not None and at.stage_lr:
         problems.append(f"{prefix}.lr_slice and {prefix}.stage_lr: only one of them can set the rates.")
-    _choice(problems, f"{prefix}.lr_schedule", at.lr_schedule, LR_SCHEDULES)
+    _choice(problems, f"{prefix}.lr_schedule", at.lr_schedule, list(LR_SCHEDULES))
     _choice(problems, f"{prefix}.batch_norm", at.batch_norm, BATCH_NORM_MODES)
     _choice(problems, f"{prefix}.parameters", at.parameters, PARAMETER_KINDS)
     _choice(problems, f"{prefix}.restore", at.restore, ("best", "last"))
@@ -160,7 +160,7 @@ def check(config: Config) -> None:
     compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))
     _choice(problems, "compile", compiled, ("auto", "off", "on"))
     if config.loss._target_ is None:
-        _choice(problems, "loss.name", config.loss.name, LOSSES)
+        _choice(problems, "loss.name", config.loss.name, list(LOSSES))
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     problems += _own_modules(config) + _optimizers(config)
     for key in ("batch_size", "eval_batch_size", "classes", "images_per_class", "image_size"):

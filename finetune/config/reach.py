@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.config import whole_schedule
 from finetune.config.schema import Config, PhaseConfig, PhaseSettings
+from finetune.training.loss_kinds import LOSSES
 
 # setting of all phases -> the key by which a phase replaces it
 _SHARED = {f"schedule.{key}": key for key in PhaseSettings.__dataclass_fields__}
@@ -29,9 +30,13 @@ class _Condition:
     needs: str
 
 
+def _of_loss(name: str) -> _Condition:
+    return _Condition(lambda config: config.loss.name == name, f"loss={name}")
+
+
 _ONLY_WITH: Mapping[str, _Condition] = {
+    **{f"loss.{key}": _of_loss(name) for name, kind in LOSSES.items() for key in kind.own},
     "head.hidden": _Condition(lambda config: config.head.name == "mlp", "head=mlp"),
-    "loss.focal_gamma": _Condition(lambda config: config.loss.name == "focal", "loss=focal"),
     "cache.max_gb": _Condition(lambda config: not _is_off(config), "a schedule.cache that is not off"),
     "data.fold": _Condition(lambda config: config.data.folds is not None, "data.folds=N"),
 }

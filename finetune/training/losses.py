@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from finetune.errors import UserError
+from finetune.training.loss_kinds import LOSSES
 
 Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -25,10 +26,10 @@ class _Loss(nn.Module):
         name: str = "cross_entropy",
         label_smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
-        focal_gamma: float = 2.0,
+        **own: float,
     ) -> None:
         super().__init__()
-        self._gamma = focal_gamma if name == "focal" else 0.0
+        self._weigh, self._own = LOSSES[name].weigh, own
         self._smoothing = label_smoothing
         # plain settings, not state: they must not enter a checkpoint
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -38,13 +39,12 @@ class TrainingLoss(_Loss):
     """Computes the loss of each image, so that the caller can weigh processes and images rightly.
 
     Args:
-        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, for several classes:
-            ``-(1 - p)^gamma log p``).
+        name: A key of :data:`finetune.training.loss_kinds.LOSSES`.
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
         class_weights: One weight a class (K,), or None. The loss of an image is multiplied with its class's weight; unlike
             ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
             which classes it holds.
-        focal_gamma: Exponent of ``focal``.
+        own: Settings of that kind.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -59,8 +59,8 @@ class TrainingLoss(_Loss):
         shares_BK = shares_BK * (1 - self._smoothing) + self._smoothing / count
         logs_BK = F.log_softmax(logits_BK, dim=1)
         losses_BK = -shares_BK * logs_BK
-        if self._gamma:
-            losses_BK = losses_BK * (1 - logs_BK.exp()) ** self._gamma
+        if self._weigh is not None:
+            losses_BK = losses_BK * self._weigh(1 - logs_BK.exp(), self._own)
         if self.class_weights is not None:
             losses_BK = losses_BK * self.class_weights
         return losses_BK.sum(1)
@@ -70,11 +70,11 @@ class MultiLabelLoss(_Loss):
     """Computes the binary cross-entropy of each image, the mean over its classes, for images of several classes or none.
 
     Args:
-        name: ``cross_entropy`` or ``focal`` (Lin et al. 2017, arXiv 1708.02002, without its alpha).
+        name: A key of :data:`finetune.training.loss_kinds.LOSSES`.
         label_smoothing: Moves each target towards a half: 0 and 1 become ``s / 2`` and ``1 - s / 2``.
         class_weights: What the positive images of each class weigh (K,), as ``pos_weight`` of
             ``torch.nn.functional.binary_cross_entropy_with_logits``; or None.
-        focal_gamma: Exponent of ``focal``.
+        own: Settings of that kind.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
@@ -87,9 +87,9 @@ class MultiLabelLoss(_Loss):
         shares_BK = targets_BK.to(logits_BK.dtype) * (1 - self._smoothing) + self._smoothing / 2
         positive_BK = -shares_BK * F.logsigmoid(logits_BK)
         negative_BK = -(1 - shares_BK) * F.logsigmoid(-logits_BK)
-        if self._gamma:
-            positive_BK = positive_BK * (-logits_BK).sigmoid() ** self._gamma
-            negative_BK = negative_BK * logits_BK.sigmoid() ** self._gamma
+        if self._weigh is not None:
+            positive_BK = positive_BK * self._weigh((-logits_BK).sigmoid(), self._own)
+            negative_BK = negative_BK * self._weigh(logits_BK.sigmoid(), self._own)
         if self.class_weights is not None:
             positive_BK = positive_BK * self.class_weights
         return (positive_BK + negative_BK).mean(1)

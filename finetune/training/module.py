@@ -17,12 +17,13 @@ from finetune.models.raw_images import check_range
 from finetune.training.callbacks.guards import Guards
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
+from finetune.training.lr_schedules import LR_SCHEDULES
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase, expand_stages
 from finetune.training.staged_module import StagedModule
 
-# plateau follows the history of a run's phase, which a Trainer of the user's does not keep
-SCHEDULES = ("cosine", "constant", "one_cycle")
+# a Trainer of the user's keeps no history of validation
+SCHEDULES = tuple(name for name, schedule in LR_SCHEDULES.items() if not schedule.follows_validation)
 
 
 class FineTuner(StagedModule):

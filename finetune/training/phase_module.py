@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,27 @@ from finetune.training.phases import Phase
 from finetune.training.staged_module import PREFIX, StagedModule
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What a run decides for the fit of a phase.
+
+    Args:
+        monitor: Metric that decides which epoch was best.
+        seed: Seed of the run; part of the key of each step's randomness.
+        number: Position of the phase in the schedule, from 0.
+        offset: Epochs and optimizer steps of the phases before, for the axes of logs.
+        compiled: Whether what trains is compiled.
+        keep_validation: Whether to keep the outputs of the validation whose weights the phase hands on.
+    """
+
+    monitor: str
+    seed: int = 0
+    number: int = 0
+    offset: tuple[int, int] = (0, 0)
+    compiled: bool = False
+    keep_validation: bool = False
+
+
 class PhaseModule(StagedModule):
     """Trains the stages of one phase on the batches of a run.
 
@@ -44,16 +66,11 @@ class PhaseModule(StagedModule):
         phase: Stages to train, and how.
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
-        seed: Seed of the run; part of the key of each step's randomness.
-        monitor: Metric that decides which epoch was best.
+        settings: What the run decides.
         steps_per_epoch: Training batches in an epoch.
-        phase_number: Position in the schedule, from 0.
-        offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         file_of: Gives the file of a row, for messages.
         carried: Optimizer state by parameter name, from the phase before.
         cached_stage: The stage whose cached output the batches hold in place of images; None where they hold images.
-        compiled: Compile what trains.
-        keep_validation: Keep the outputs of the validation whose weights the phase hands on.
     """
 
     def __init__(
@@ -63,16 +80,11 @@ class PhaseModule(StagedModule):
         phase: Phase,
         optimizer: OptimizerFactory,
         loss: nn.Module,
-        seed: int,
-        monitor: str,
+        settings: FitSettings,
         steps_per_epoch: int,
-        phase_number: int = 0,
-        offset: tuple[int, int] = (0, 0),
         file_of: Callable[[int], str] = str,
         carried: OptimizerState | None = None,
         cached_stage: str | None = None,
-        compiled: bool = False,
-        keep_validation: bool = False,
     ) -> None:
         optimizer_steps = -(-steps_per_epoch // phase.accumulate)
         super().__init__(
@@ -85,20 +97,20 @@ class PhaseModule(StagedModule):
         )
         # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
         self.strict_loading = False
-        self.phase_number = phase_number
-        self.progress = EpochHistory(monitor=monitor, patience=phase.patience)
+        self.phase_number = settings.number
+        self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience)
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
-        self._seed, self._carried = seed, carried
-        self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=compiled)
+        self._seed, self._carried = settings.seed, carried
+        self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=settings.compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
         # between reading a checkpoint and training on
         self._restoring = False
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._guards = Guards(classifier=classifier, phase=phase, file_of=file_of)
         self._norms = GradientNorms(classifier, stages=phase.train)
-        self._log = EpochLog(phase=phase.name, offset=offset, accuracy=self._mixer is None, norms=self._norms)
+        self._log = EpochLog(phase=phase.name, offset=settings.offset, accuracy=self._mixer is None, norms=self._norms)
         self._validation = (
-            ValidationOutputs(self.progress, self.metrics, restore=phase.restore) if keep_validation else None
+            ValidationOutputs(self.progress, self.metrics, restore=phase.restore) if settings.keep_validation else None
         )
 
     def configure_callbacks(self) -> list[Callback]:

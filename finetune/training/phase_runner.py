@@ -30,7 +30,7 @@ from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase, tensors_of
 from finetune.training.linear_probe import solved_phase
 from finetune.training.param_groups import OptimizerState, build_param_groups
-from finetune.training.phase_module import PhaseModule
+from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phase_result import read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
 from finetune.training.phases import Phase
@@ -228,16 +228,18 @@ class PhaseRunner:
             phase=self._phase,
             optimizer=context.make.optimizer(self._phase),
             loss=context.make.loss(self._phase),
-            seed=settings.seed,
-            monitor=settings.monitor,
+            settings=FitSettings(
+                monitor=settings.monitor,
+                seed=settings.seed,
+                number=self._number,
+                offset=self._offset,
+                compiled=settings.compiled,
+                keep_validation=self._number + 1 == len(context.schedule) and outputs <= MOST_KEPT,
+            ),
             steps_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
-            phase_number=self._number,
-            offset=self._offset,
             file_of=context.data.source.index.path,
             carried=carried,
             cached_stage=None if cache is None else cache.cached_stage,
-            compiled=settings.compiled,
-            keep_validation=self._number + 1 == len(context.schedule) and outputs <= MOST_KEPT,
         )
 
     def _run_trainer(self, module: PhaseModule, processes: int | None) -> tuple[int, OptimizerState]:

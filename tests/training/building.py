@@ -14,7 +14,7 @@ from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
-from finetune.training.phase_module import PhaseModule
+from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import Phase
 
 CLASSES = ("1 cat", "2 dog", "10 owl")
@@ -68,8 +68,7 @@ def fit(
         phase=phase,
         optimizer=optimizer,
         loss=TrainingLoss(label_smoothing=phase.label_smoothing),
-        seed=0,
-        monitor="val/acc",
+        settings=FitSettings(monitor="val/acc"),
         steps_per_epoch=data.batches_per_epoch(phase.batch_size),
         file_of=data.source.index.path,
     )

@@ -1,0 +1,47 @@
+"""The losses by name, as far as they differ; :mod:`finetune.training.losses` computes them for one label and for several.
+
+Each is a cross-entropy whose terms are weighed by how far the network is from the right answer. A new one of this family is a
+function and a line in :data:`LOSSES`; any other is a module of the user's: ``loss._target_``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a configuration is checked against this table before torch is loaded
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossKind:
+    """A value of ``loss.name``.
+
+    Args:
+        weigh: Returns the weight of each term, from 1 minus the probability of the answer that the target asks for and the
+            own settings; None for no weights.
+        own: Settings under ``loss`` that this loss alone reads, each with its name in a plan.
+    """
+
+    weigh: "Callable[[Tensor, Mapping[str, float]], Tensor] | None" = None
+    own: Mapping[str, str] = field(default_factory=dict)
+
+    def own_settings(self, section: object) -> dict[str, float]:
+        """Return the own settings from the ``loss`` section of a configuration."""
+        return {key: getattr(section, key) for key in self.own}
+
+    def in_words(self, name: str, section: object) -> str:
+        """Return the loss as a plan names it: ``focal, gamma 2``."""
+        settings = self.own_settings(section)
+        return ", ".join([name, *(f"{word} {settings[key]:g}" for key, word in self.own.items())])
+
+
+def _focal(distance: "Tensor", settings: Mapping[str, float]) -> "Tensor":
+    """Weigh by ``(1 - p) ** gamma`` (Lin et al. 2017, arXiv 1708.02002, without its alpha)."""
+    weights: Tensor = distance ** settings["focal_gamma"]
+    return weights
+
+
+LOSSES: dict[str, LossKind] = {
+    "cross_entropy": LossKind(),
+    "focal": LossKind(weigh=_focal, own={"focal_gamma": "gamma"}),
+}
