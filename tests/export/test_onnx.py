@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from finetune.data.transforms import eval_view
+from finetune.export.formats.torch_export import export_torch
 from finetune.export.onnx import export_onnx
 from finetune.export.quantize import quantise_onnx
-from finetune.export.torch_export import export_torch
 from finetune.models.classifier import Classifier
 from tests.export.odd_files import write_files
 from tests.export.pictures import CLASSES, picture

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from finetune.cli import main
-from finetune.export.web_page import page
+from finetune.export.formats.web import page
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.data.raw_formats import png_chunk, png_header

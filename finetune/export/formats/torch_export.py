@@ -2,12 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune.export.client import Array, GraphClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from finetune.data.decode import DecodeOptions
+    from finetune.export.graph import Layout
+    from finetune.models.classifier import Classifier
 
 
 class TorchExportClient(GraphClient):
@@ -42,9 +49,38 @@ print(classes[int(probabilities.argmax())], float(probabilities.max()))
 """
 
 
-def _write(job: ExportJob, path: Path) -> None:
-    from finetune.export.torch_export import export_torch
+def export_torch(
+    classifier: "Classifier",
+    path: Path,
+    *,
+    layout: "Layout" = "nhwc",
+    program: "ExportedProgram | None" = None,
+    decode: "DecodeOptions | None" = None,
+) -> None:
+    """Write a ``.pt2`` file with free batch, height and width; its extra file ``finetune.json`` holds the class names.
 
+    Args:
+        classifier: Trained model in evaluation mode, on the CPU; it is not changed.
+        path: File to write.
+        layout: Pixel layout of the input.
+        program: Result of :func:`finetune.export.onnx.traced` for the same arguments; None traces the model here.
+        decode: How the run decodes files, stored for code that predicts with the export.
+    """
+    import torch
+
+    from finetune.export.export_metadata import KEY, as_text, provenance
+    from finetune.export.onnx import quiet_exporter, traced
+
+    if program is None:
+        with quiet_exporter():
+            program = traced(classifier, layout=layout)
+    # an open file, because torch insists on the suffix .pt2 for a path, and the temporary name lacks it
+    described = as_text(provenance(classifier, layout=layout, decode=decode))
+    with path.open("wb") as file, quiet_exporter():
+        torch.export.save(program, file, extra_files={f"{KEY}.json": described})
+
+
+def _write(job: ExportJob, path: Path) -> None:
     export_torch(job.classifier, path, layout=job.request.layout, decode=job.images.decode)
 
 

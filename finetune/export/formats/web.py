@@ -1,14 +1,107 @@
-"""``--format web``: a folder with one page that runs the model in a browser."""
+"""``--format web``: a folder with one page that runs the model in a browser: no Python, no network, nothing leaves the computer.
 
+``python -m http.server`` in that folder is enough to serve it. onnxruntime-web is vendored from its npm package, stored
+compressed in this package and checked by hash; the page's own files are in ``finetune/export/web``.
+"""
+
+import hashlib
+import json
+import lzma
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from finetune.atomic_files import write_json, write_text
+from finetune.errors import UserError
 from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.export.formats.onnx import LIBRARIES, OnnxClient
 
+if TYPE_CHECKING:
+    from finetune.export.images import CheckImages
+    from finetune.models.classifier import Classifier
+
+_FILES = Path(__file__).parent.parent / "web"
+MODEL = "model.onnx"
+# pixels: between the two passes of its resize the graph holds so many rows of floats, 270 MB at a width of 224; where it crops,
+# it computes the rows of the crop alone
+_LONGEST_SQUASHED = 100_000
+_PAGE, _OWN = "index.html", ("style.css", "page.mjs", "pixels.mjs")
+
+
+def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *, card: str) -> None:
+    """Write the folder.
+
+    Args:
+        classifier: Trained model in evaluation mode, on the CPU.
+        folder: Existing empty folder.
+        images: Source of the settings with which the run reads files.
+        card: Model card in Markdown.
+
+    Raises:
+        UserError: The model takes channels that browsers cannot produce.
+    """
+    from finetune.data.decode import DecodeOptions
+    from finetune.data.transforms import eval_view
+    from finetune.export.export_metadata import KEY, provenance
+    from finetune.export.onnx import export_onnx
+
+    spec = classifier.input_spec
+    if spec.channels not in (1, 3):
+        raise UserError(
+            f"--format web: browsers read grey and colour. This model takes {spec.channels} channels. Use --format onnx."
+        )
+    decode = images.decode or DecodeOptions(channels=spec.channels)
+    export_onnx(classifier, folder / MODEL, decode=images.decode)
+    write_json(
+        folder / "model.json",
+        {
+            "classes": list(classifier.classes),
+            "channels": spec.channels,
+            "maxPixels": decode.max_pixels,
+            "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,
+            # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
+            "reducedFrom": 2 * eval_view(spec).at_least,
+            "highDepth": decode.high_depth,
+            KEY: provenance(classifier, layout="nhwc"),
+        },
+    )
+    write_text(folder / _PAGE, page(classifier, card))
+    for name in _OWN:
+        write_text(folder / name, (_FILES / name).read_text(encoding="utf-8"))
+    write_vendored(folder / "vendor")
+
+
+def page(classifier: "Classifier", card: str) -> str:
+    """Render the HTML; names and card are escaped, so HTML inside the card is displayed, not interpreted."""
+    from jinja2 import Environment
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    # only the Markdown that a card uses; raw HTML, images and links could leave the page
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "autolink"])
+    template = Environment(autoescape=True).from_string((_FILES / _PAGE).read_text(encoding="utf-8"))
+    title = f"{classifier.backbone.name}, {len(classifier.classes)} classes"
+    # one level lower: the page has a heading of its own
+    body = markdown.render(card.replace("\n#", "\n##")).replace("<h1>", "<h2>").replace("</h1>", "</h2>")
+    return template.render(title=title, classes=list(classifier.classes), card=Markup(body)) + "\n"
+
+
+def write_vendored(folder: Path) -> None:
+    """Write onnxruntime-web and its licence, each file checked by its hash."""
+    folder.mkdir()
+    vendor = _FILES / "vendor"
+    vendored = json.loads((vendor / "vendored.json").read_text(encoding="utf-8"))
+    for name, digest in vendored["files"].items():
+        content = lzma.decompress((vendor / f"{name}.xz").read_bytes())
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise UserError(
+                f"{vendor / name}.xz: not the file of {vendored['package']} {vendored['version']}. Reinstall."
+            )
+        (folder / name).write_bytes(content)
+    for name in ("LICENSE", "vendored.json"):
+        write_text(folder / name, (vendor / name).read_text(encoding="utf-8"))
+
 
 def _write(job: ExportJob, path: Path) -> None:
-    from finetune.export.web_page import export_web
-
     export_web(job.classifier, path, job.images, card=job.card)
 
 
