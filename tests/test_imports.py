@@ -38,7 +38,12 @@ FORBIDDEN = {
 # arithmetic of the evaluation view on arrays, which has nothing of a data set: the classifier makes the same view
 ALLOWED = {("models/raw_images", "finetune.data.evaluation_pixels")}
 # tables that a configuration is checked against; a test below holds that they load nothing heavy
-TABLES = ("finetune.data.sources", "finetune.training.loss_kinds", "finetune.training.lr_schedules")
+TABLES = (
+    "finetune.data.sources",
+    "finetune.models.adaptations",
+    "finetune.training.loss_kinds",
+    "finetune.training.lr_schedules",
+)
 ALLOWED |= {(f"config/{name}", table) for name in ("checks", "reach") for table in TABLES}
 
 # library -> where it may be imported, as prefixes of module paths

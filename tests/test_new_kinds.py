@@ -21,6 +21,8 @@ from finetune.errors import UserError
 from finetune.export.client import Array, PartClient
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportFormat, ExportJob
+from finetune.models.adaptations import ADAPTATIONS, Adaptation
+from finetune.models.channels import InputAdapter, adapt_stem
 from finetune.models.heads import HEADS, build_head
 from finetune.models.heads.kind import Head, HeadKind, HeadSetting
 from finetune.split_settings import SplitSettings
@@ -117,6 +119,12 @@ def kinds() -> Iterator[None]:
             hint="open it with: numpy.load('{target}')",
         )
         patch.setitem(FORMATS, "arrays", arrays)
+        red = Adaptation(
+            kernel=lambda weight, channels, pretraining, seed: weight[:, :1],
+            statistics=lambda values, channels: [values[0]],
+            grey=True,
+        )
+        patch.setitem(ADAPTATIONS, "first", red)
         patch.setitem(LOSSES, "squared", LossKind(weigh=squared))
         patch.setitem(LR_SCHEDULES, "halves", LRSchedule(factor=lambda step, total: 1.0 if step < total / 2 else 0.5))
         yield
@@ -151,6 +159,19 @@ def test_the_new_loss_is_what_it_computes(kinds: None) -> None:
     plain = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     wrong = 1 - logits.softmax(1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(TrainingLoss(name="squared")(logits, targets), plain * wrong**2)
+
+
+@torch.no_grad()
+def test_a_new_adaptation_changes_the_stem_and_what_it_is_given(kinds: None) -> None:
+    conv = nn.Conv2d(3, 2, 3)
+    first = conv.weight[:, :1].clone()
+    pretrained = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.4)}
+    adapt_stem(conv, channels=1, adapt="first", seed=0, **pretrained)
+    assert torch.equal(conv.weight, first)
+    grey = torch.full((1, 1, 4, 4), 0.4)
+    assert InputAdapter(channels=1, adapt="first", **pretrained)(grey).abs().max() < 1e-6
+    with pytest.raises(UserError, match=r"not defined for input\.channels=5"):
+        InputAdapter(channels=5, adapt="first", **pretrained)
 
 
 def test_a_run_is_evaluated_on_the_new_source(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

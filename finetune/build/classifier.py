@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.build.user_objects import own_backbone, own_head
 from finetune.config.schema import Config
 from finetune.errors import UserError
+from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from torch import nn
@@ -88,7 +89,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
         settings |= kind.own_settings(config.head)
-    if config.input.adapt == "sum" and source.decode.channels == 1:
+    if not ADAPTATIONS[config.input.adapt].exact and source.decode.channels == 1:
         import torch
 
         from finetune.data.transforms import eval_view
@@ -98,9 +99,11 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
         images = torch.stack([view(source.read(int(row))) for row in rows])
         # a head of the user's is made for its own classes only; the stem is what is measured
         head = settings if config.head._target_ is None else "linear"
-        cost = adaptation_cost(backbone=backbone, head=head, images_BCHW=images, adapt="sum", seed=config.seed)
+        cost = adaptation_cost(
+            backbone=backbone, head=head, images_BCHW=images, adapt=config.input.adapt, seed=config.seed
+        )
         say(
-            f"input.adapt=sum: the logits differ by {cost:.1%} from those of the exact adaptation "
+            f"input.adapt={config.input.adapt}: the logits differ by {cost:.1%} from those of the exact adaptation "
             f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
         )
     own: nn.Module | None = None

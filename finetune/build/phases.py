@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, did_you_mean
+from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:
     from finetune.training.phases import Phase
@@ -36,9 +37,10 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
     )
     problems = []
     for position, phase in enumerate(phases):
-        if config.input.adapt == "reinit" and stages[0] in phase.frozen:
+        if ADAPTATIONS[config.input.adapt].is_new and stages[0] in phase.frozen:
             problems.append(
-                f"input.adapt='reinit': starts a new {stages[0]}, which schedule.phases[{position}] ({phase.name}) keeps "
+                f"input.adapt={config.input.adapt!r}: starts a new {stages[0]}, which "
+                f"schedule.phases[{position}] ({phase.name}) keeps "
                 f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
             )
         if phase.augment not in AUGMENTS:

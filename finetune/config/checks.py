@@ -6,6 +6,7 @@ from dataclasses import fields
 from finetune.config.schema import Config, PhaseSettings
 from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, did_you_mean, shortened
+from finetune.models.adaptations import ADAPTATIONS
 from finetune.split_settings import SplitSettings
 from finetune.training.loss_kinds import LOSSES
 from finetune.training.lr_schedules import LR_SCHEDULES
@@ -14,7 +15,6 @@ BATCH_NORM_MODES = ("train", "eval")
 PARAMETER_KINDS = ("all", "norms", "gates")
 SOLVERS = ("gradient", "lbfgs")
 CLASS_WEIGHTS = ("none", "balanced")
-ADAPTS = ("expand", "fold", "sum", "reinit", "tile")
 
 
 def _choice(problems: list[str], key: str, value: str | None, valid: Sequence[str]) -> None:
@@ -151,10 +151,11 @@ def check(config: Config) -> None:
             for key, what in kind.needs.items()
             if not getattr(config.data, key)
         ]
-    _choice(problems, "input.adapt", config.input.adapt, ADAPTS)
-    if config.input.adapt == "tile" and config.input.channels is None:
+    _choice(problems, "input.adapt", config.input.adapt, list(ADAPTATIONS))
+    adaptation = ADAPTATIONS.get(config.input.adapt)
+    if adaptation is not None and adaptation.needs_channels and config.input.channels is None:
         problems.append(
-            "input.channels: must be given for input.adapt=tile. Write input.channels=N, those of the images."
+            f"input.channels: must be given for input.adapt={config.input.adapt}. Write input.channels=N, those of the images."
         )
     # YAML reads the bare words on and off as true and false
     compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))

@@ -16,7 +16,7 @@ from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import UserError
 from finetune.export.export_metadata import KEY, provenance
 from finetune.input_spec import InputSpec
-from finetune.models.channels import PRETRAINED_CHANNELS
+from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
 from finetune.models.own_modules import OWN

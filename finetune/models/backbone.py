@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
-from finetune.models.channels import PRETRAINED_CHANNELS, adapt_stem, stem_channels
+from finetune.models.adaptations import PRETRAINED_CHANNELS, adaptation
+from finetune.models.channels import adapt_stem, stem_channels
 from finetune.models.own_modules import OWN
 from finetune.models.stages import StageMap
 
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
                 )
             adapt_stem(conv, channels=channels, adapt=adapt, mean=mean, std=std, seed=seed + position)
             self._tell_owners(name, conv.in_channels)
-        if stem_channels(channels=channels, adapt=adapt) != PRETRAINED_CHANNELS or adapt == "reinit":
+        if stem_channels(channels=channels, adapt=adapt) != PRETRAINED_CHANNELS or adaptation(adapt).is_new:
             self.adapted = (channels, adapt)
 
     def _takes_as_is(self, *, channels: int, adapt: str) -> bool:
@@ -172,14 +173,14 @@ class Backbone(nn.Module):
             UserError: It does not, and its stem cannot be changed.
         """
         native = len(self.input_spec.mean)
-        if channels == native and adapt in ("expand", "tile"):
+        if channels == native and adaptation(adapt).keeps_native:
             return True
         if native != PRETRAINED_CHANNELS:
             raise UserError(
                 f"input.channels={channels}: {self.name} takes {native} channels, by its mean and std. Give images of "
                 f"{native} channels and leave input.adapt out."
             )
-        changes = adapt == "reinit" or stem_channels(channels=channels, adapt=adapt) != native
+        changes = adaptation(adapt).is_new or stem_channels(channels=channels, adapt=adapt) != native
         if changes and not self.first_convs:
             raise UserError(f"input.adapt={adapt!r}: {self.name} has no convolution to adapt. Use input.adapt=expand.")
         return False

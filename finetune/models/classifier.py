@@ -217,7 +217,7 @@ def build_classifier(
         classes: Class names in the order of the logits.
         channels: Number of channels of the images; None for as many as the backbone takes.
         size: Height and width in pixels; None for the size the weights were trained with.
-        adapt: Channel adaptation, one of :data:`finetune.models.channels.ADAPTATIONS`.
+        adapt: Channel adaptation, one of :data:`finetune.models.adaptations.ADAPTATIONS`.
         seed: Seed of all random weights made here: those of a new stem and of the head.
         multi_label: Whether an image may show several classes or none.
         head_target: Node that built a head of your own, where a configuration named it.

@@ -8,8 +8,8 @@ from typing import Any
 
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
+from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.backbone import Backbone
-from finetune.models.channels import PRETRAINED_CHANNELS
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.own_modules import OWN
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
