@@ -45,6 +45,8 @@ TABLES = (
     "finetune.training.lr_schedules",
 )
 ALLOWED |= {(f"config/{name}", table) for name in ("checks", "reach") for table in TABLES}
+# a note on a setting of heads that was typed, just before the run loads torch
+ALLOWED |= {("config/reach", "finetune.models.heads")}
 
 # library -> where it may be imported, as prefixes of module paths
 KNOWN_BY = {

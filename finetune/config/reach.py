@@ -34,9 +34,19 @@ def _of_loss(name: str) -> _Condition:
     return _Condition(lambda config: config.loss.name == name, f"loss={name}")
 
 
+def _of_head(key: str) -> _Condition | None:
+    """Return when a setting of some kinds of heads alone is read; None for any other setting."""
+    section, _, name = key.partition(".")
+    if section != "head":
+        return None
+    from finetune.models.heads import HEADS  # loads torch, which the run needs next
+
+    kinds = [kind for kind, head in HEADS.items() if name in head.own]
+    return _Condition(lambda config: config.head.name in kinds, f"head={' or '.join(kinds)}") if kinds else None
+
+
 _ONLY_WITH: Mapping[str, _Condition] = {
     **{f"loss.{key}": _of_loss(name) for name, kind in LOSSES.items() for key in kind.own},
-    "head.hidden": _Condition(lambda config: config.head.name == "mlp", "head=mlp"),
     "cache.max_gb": _Condition(lambda config: not _is_off(config), "a schedule.cache that is not off"),
     "data.fold": _Condition(lambda config: config.data.folds is not None, "data.folds=N"),
 }
@@ -51,7 +61,7 @@ def notes(config: Config, typed: Mapping[str, Any]) -> list[str]:
     """
     lines = whole_schedule.notes(config, epochs=typed.get("epochs"), lr=typed.get("lr"))
     for key, value in typed.items():
-        condition = _ONLY_WITH.get(key)
+        condition = _ONLY_WITH.get(key) or _of_head(key)
         if condition is not None and not condition.holds(config):
             lines.append(f"{key}={value}: has no effect. It belongs to {condition.needs}.")
         shared = _SHARED.get(key) or (_SHARED["optimizer"] if key.startswith("optimizer.") else None)
