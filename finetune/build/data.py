@@ -47,6 +47,10 @@ def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
     """
     data = config.data
     kind = source_kind(data.source)
+    own = kind.own_settings(data)
+    if for_evaluation and kind.evaluation_builder is not None:
+        # the settings of a run on other data may stand beside those of this kind
+        return kind.evaluation_builder()(**own, decode=decode_options(config), on_unreadable=data.on_unreadable)
     for key in fields(DataConfig):
         value = getattr(data, key.name)
         if value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
@@ -60,9 +64,6 @@ def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
             "images with other channels come as arrays, under a Trainer of your own (finetune.FineTuner)."
         )
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
-    own = kind.own_settings(data)
-    if for_evaluation and kind.evaluation_builder is not None:
-        return kind.evaluation_builder()(**own, **pixels)
     return kind.builder()(**own, split=split_settings(config), **pixels)
 
 

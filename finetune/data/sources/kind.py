@@ -30,7 +30,7 @@ class SourceKind:
         check: Checks the place without loading torch; takes the own settings, and ``training``: whether every class needs
             a training image.
         evaluation_builder: Like ``builder``, for data given to ``finetune evaluate``, which need not be valid for training;
-            its builder takes no ``split``. None if such data is built like any other.
+            its builder takes the own settings, ``decode`` and ``on_unreadable``. None if such data is built like any other.
         left_out: Returns the files at the place that are pictures but are not read; takes the own settings.
     """
 
