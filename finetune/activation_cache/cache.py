@@ -105,6 +105,8 @@ class ActivationStore:
         parts: dict[str, Any] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
+            listed = self._images.list_keys.get(view.augment)
+            parts |= {} if listed is None else {"operations": [dict(key) for key in listed]}
             parts |= {"transform": dict(own)} if (own := self._images.transform_key) is not None else {}
         layout = Layout(
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
+from finetune.augment_settings import augment_settings
+from finetune.build.augment_lists import build_augment_lists
 from finetune.build.user_objects import own_transform
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
@@ -97,7 +99,8 @@ def build_data(
         batch_size=config.data.batch_size,
         eval_batch_size=config.data.eval_batch_size,
         num_workers=config.data.num_workers,
-        augment=config.data.augment,
+        augment=augment_settings(config.data.augment).text,
+        augment_lists=build_augment_lists(config, spec=classifier.input_spec, trusted=trusted),
         transform=own_transform(config, spec=classifier.input_spec, trusted=trusted),
         sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
         worker_init=worker_init,

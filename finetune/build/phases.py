@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from finetune.augment_settings import augment_settings
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, did_you_mean
+from finetune.errors import ConfigError
 from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
     Raises:
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
     """
-    from finetune.data.transforms import AUGMENTS
     from finetune.models.heads import HEADS
     from finetune.training.phases import build_schedule
 
@@ -29,8 +29,8 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         "optimizer": shared["optimizer"] or config.optimizer,
     }
     phases = build_schedule(
-        phases=[_with_cache_words(asdict(phase)) for phase in config.schedule.phases],
-        defaults=_with_cache_words(defaults),
+        phases=[_with_plain_words(asdict(phase)) for phase in config.schedule.phases],
+        defaults=_with_plain_words(defaults),
         freeze=config.freeze,
         stages=stages,
         network=network,
@@ -42,11 +42,6 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"input.adapt={config.input.adapt!r}: starts a new {stages[0]}, which "
                 f"schedule.phases[{position}] ({phase.name}) keeps "
                 f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
-            )
-        if phase.augment not in AUGMENTS:
-            problems.append(
-                f"schedule.phases[{position}].augment={phase.augment!r}: not known. Choices: {', '.join(AUGMENTS)}."
-                f"{did_you_mean(phase.augment, AUGMENTS)}"
             )
         before = phases[position - 1] if position > 0 else None
         if phase.carry_optimizer and before is not None and (before.solver == "lbfgs" or before.lr_trials):
@@ -101,9 +96,10 @@ def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
     return problems
 
 
-def _with_cache_words(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with ``cache`` as a word where YAML has read it as a boolean."""
+def _with_plain_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with ``cache`` as a word where YAML has read it as a boolean, and ``augment`` as one line of text."""
     words = {True: "auto", False: "off"}
-    return {
+    plain = {
         key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()
     }
+    return plain | {"augment": plain["augment"] and augment_settings(plain["augment"]).text}

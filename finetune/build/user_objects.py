@@ -102,7 +102,7 @@ def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bo
     targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
     dtype = str(targets.dtype).removeprefix("torch.")
     rule = f"must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {dtype}"
-    with _trying(f"loss._target_={config.loss._target_!r}: {rule}", advice="Choose a loss that does."):
+    with trying(f"loss._target_={config.loss._target_!r}: {rule}", advice="Choose a loss that does."):
         loss(torch.zeros(2, num_classes), targets)
     return loss
 
@@ -128,13 +128,13 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
     transform = OwnTransform(function=function, key={"node": dict(node), "code": code})
     view = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
     rule = f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}"
-    with _trying(rule, advice="Choose a transform that does."):
+    with trying(rule, advice="Choose a transform that does."):
         transform(view)
     return transform
 
 
 @contextmanager
-def _trying(rule: str, *, advice: str) -> Iterator[None]:
+def trying(rule: str, *, advice: str) -> Iterator[None]:
     """Try code of the user's without a graph; leave the global random state alone.
 
     Raises:

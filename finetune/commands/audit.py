@@ -58,9 +58,11 @@ def task(config: Config, *, output: Path, views: bool) -> int:
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
     source = build_source(config)
 
+    from finetune.augment_settings import augment_settings
+    from finetune.build.augment_lists import build_augment_lists
     from finetune.data.audit import audit
     from finetune.data.audit_text import as_text
-    from finetune.data.transforms import AUGMENTS
+    from finetune.data.transforms import in_words, train_view
     from finetune.input_spec import InputSpec
     from finetune.report.audit_page import audit_page
 
@@ -69,15 +71,16 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     left_out = kind.left_out(**kind.own_settings(config.data)) if kind.left_out is not None else ()
     result = audit(source, left_out=left_out)
     print(as_text(result))
-    spec = None
+    view, words = None, ""
     if views:
-        if config.data.augment not in AUGMENTS:
-            raise UserError(f"data.augment={config.data.augment!r}: must be one of {', '.join(AUGMENTS)}.")
         size = config.input.size if config.input.size is not None else 128
         pair = (size, size) if isinstance(size, int) else tuple(size)
         spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))
+        augment = augment_settings(config.data.augment).text
+        view = train_view(spec, augment=augment, lists=build_augment_lists(config, spec=spec, trusted=True))
+        words = in_words(spec, augment=augment)
     name = str(config.data.root or config.data.path or config.data.name or config.data.source)
-    page = audit_page(result, source, name=name, view_spec=spec, augment=config.data.augment)
+    page = audit_page(result, source, name=name, view=view, view_words=words)
 
     from finetune.atomic_files import write_text
 

@@ -11,9 +11,13 @@ from finetune.errors import UserError
 from finetune.file_schema import EVALUATION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from torch import nn
+
     from finetune.data.image_source import Source
+    from finetune.data.transforms import View
 
 ABOUT = """\
 Write report.html in a run's folder again, from the files of the run; nothing is trained or tested.
@@ -54,7 +58,8 @@ def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) ->
         why = f"No images are shown. {str(error).splitlines()[0]}"
         print(why)
     try:
-        return write_report(run_dir, source, why_no_images=why, modules=modules)
+        views = _list_views(run_dir, config, modules, trust=trust)
+        return write_report(run_dir, source, why_no_images=why, modules=modules, views=views)
     except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -63,3 +68,22 @@ def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) ->
             f"{run_dir}: its files (results.json, plan.json, metrics.csv, predictions.csv, {EVALUATION}, model) do not belong "
             f"together. {type(error).__name__}: {error}. Put copies of them back, if there are some; else train again."
         ) from error
+
+
+def _list_views(
+    run_dir: "Path", config: Config, modules: "Mapping[str, nn.Module]", *, trust: bool
+) -> "dict[str, View]":
+    """Return the training views that lists of operations make; none where they need ``--trust`` and it was not given."""
+    from finetune.build.augment_lists import build_augment_lists, named_lists
+    from finetune.bundle import load_bundle
+    from finetune.data.transforms import train_view
+
+    if not named_lists(config):
+        return {}
+    spec = load_bundle(run_dir, modules=modules).input_spec
+    try:
+        lists = build_augment_lists(config, spec=spec, trusted=trust)
+    except UserError as error:
+        print(f"No training views are shown. {str(error).splitlines()[0]}")
+        return {}
+    return {text: train_view(spec, augment=text, lists=lists) for text in lists}

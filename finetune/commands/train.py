@@ -4,7 +4,7 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from finetune.terminal import escape
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
     from finetune.data.image_source import Source
+    from finetune.data.transforms import View
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -193,17 +194,18 @@ def execute(
             # the report uses its memory only once, so freed blocks need not be retained
             release_freed_blocks()
             free_memory()
-        report(run_dir, parts.source, trust=trusted)
+        views = {text: parts.data.view(text) for text in parts.data.augment_lists}
+        report(run_dir, parts.source, trust=trusted, views=views)
     return result
 
 
-def report(run_dir: Path, source: "Source | None", *, trust: bool) -> None:
+def report(run_dir: Path, source: "Source | None", *, trust: bool, views: "Mapping[str, View] | None" = None) -> None:
     """Write the page of a finished run; an error here is printed and leaves the run intact."""
     from finetune.commands.own_modules import modules_of
     from finetune.report.run_page import write_report
 
     try:
-        say(f"report: {write_report(run_dir, source, modules=modules_of(run_dir, trust=trust))}")
+        say(f"report: {write_report(run_dir, source, modules=modules_of(run_dir, trust=trust), views=views)}")
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(

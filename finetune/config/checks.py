@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
+from finetune.augment_settings import augment_settings
 from finetune.config.schema import Config, PhaseSettings
 from finetune.data.sources import SOURCES
-from finetune.errors import ConfigError, did_you_mean, shortened
+from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.models.adaptations import ADAPTATIONS
 from finetune.split_settings import SplitSettings
 from finetune.training.loss_kinds import LOSSES
@@ -110,6 +111,19 @@ def _own_modules(config: Config) -> list[str]:
     return problems
 
 
+def _augments(config: Config) -> list[str]:
+    """Settings of training views that name none."""
+    places = {"data.augment": config.data.augment, "schedule.augment": config.schedule.augment}
+    places |= {f"schedule.phases[{n}].augment": phase.augment for n, phase in enumerate(config.schedule.phases)}
+    problems = []
+    for setting, value in places.items():
+        try:
+            augment_settings("none" if value is None else value, setting=setting)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
 def split_settings(config: Config) -> SplitSettings:
     """Return the settings of the splits, which stand under ``data`` beside the run's seed.
 
@@ -163,7 +177,7 @@ def check(config: Config) -> None:
     if config.loss._target_ is None:
         _choice(problems, "loss.name", config.loss.name, list(LOSSES))
     _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
-    problems += _own_modules(config) + _optimizers(config)
+    problems += _own_modules(config) + _optimizers(config) + _augments(config)
     for key in ("batch_size", "eval_batch_size", "classes", "images_per_class", "image_size"):
         value = getattr(config.data, key)
         if value is not None and value < 1:

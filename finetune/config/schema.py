@@ -49,7 +49,8 @@ class DataConfig:
     eval_batch_size: int = 64
     # null: none for data in memory, else one less than the number of cores of this process
     num_workers: Optional[int] = None
-    augment: str = "standard"
+    # the name of a training view, or a list of operations of torchvision.transforms.v2 (`conf/augment/`)
+    augment: Any = "standard"
     # a node of the user's: applied to each training view after `augment`, uint8 (C, H, W) to the same
     transform: dict[str, Any] = field(default_factory=dict)
     # for formula images only (data=fractals); null takes the source's default
@@ -117,7 +118,7 @@ class PhaseSettings:
     batch_norm: Optional[str] = None
     parameters: Optional[str] = None
     batch_size: Optional[int] = None
-    augment: Optional[str] = None
+    augment: Any = None
     optimizer: dict[str, Any] = field(default_factory=dict)
     carry_optimizer: Optional[bool] = None
     restore: Optional[str] = None

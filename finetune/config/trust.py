@@ -58,6 +58,19 @@ LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "lightning.pytorch.callbacks.progress.rich_progress": {"RichProgressBarTheme": ()},
     "datetime": {"timedelta": ()},
+    # operations of `data.augment`; not Lambda, which calls what it is given
+    "torchvision.transforms.v2": dict.fromkeys(
+        (
+            *("AugMix", "AutoAugment", "RandAugment", "TrivialAugmentWide", "ColorJitter", "ElasticTransform", "Pad"),
+            *("GaussianBlur", "GaussianNoise", "Grayscale", "JPEG", "RandomAdjustSharpness", "RandomAffine"),
+            *("RandomApply", "RandomAutocontrast", "RandomChannelPermutation", "RandomChoice", "RandomCrop"),
+            *("RandomEqualize", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip", "RandomInvert"),
+            *("RandomOrder", "RandomPerspective", "RandomPhotometricDistort", "RandomPosterize", "RandomResizedCrop"),
+            *("RandomRotation", "RandomSolarize", "RandomVerticalFlip", "RandomZoomOut", "CenterCrop", "Resize", "RGB"),
+            *("Compose", "Identity"),
+        ),
+        (),
+    ),
 }
 # packages whose optimizers are all listed
 OPTIMIZERS = ("torch.optim", "timm.optim")

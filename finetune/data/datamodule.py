@@ -1,7 +1,7 @@
 """The LightningDataModule: batches made from a source, a view, and the sample order of one phase."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, batch_count, views_of
-from finetune.data.transforms import OwnTransform, eval_view, train_view
+from finetune.data.transforms import AugmentList, OwnTransform, View, eval_view, train_view
 from finetune.distributed import ignore_signals_to_the_group
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
@@ -128,6 +128,7 @@ class ImageDataModule(pl.LightningDataModule):
             process read.
         augment: Training view of phases that name none.
         transform: Transform of the user's after each training view; None for none.
+        augment_lists: Lists of operations that phases may name in place of a training view; None for none.
         sample_weights: Sampling weights, one per row of the index: training rows are drawn in proportion to them. None
             takes each row once.
         worker_init: Function called in each loader process with the worker's number; None for none.
@@ -144,12 +145,14 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         augment: str = "standard",
         transform: OwnTransform | None = None,
+        augment_lists: Mapping[str, AugmentList] | None = None,
         sample_weights: npt.NDArray[np.float64] | None = None,
         worker_init: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.source, self.spec, self.seed = source, spec, seed
         self.transform = transform
+        self.augment_lists = dict(augment_lists or {})
         self._eval_batch_size, self._sample_weights = eval_batch_size, sample_weights
         self._num_workers, self._worker_init = num_workers, worker_init
         self.begin_phase(name="train", batch_size=batch_size, augment=augment)
@@ -163,6 +166,10 @@ class ImageDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             on_cpu = self.trainer.strategy.root_device.type == "cpu"
         return default_workers(self.source, on_cpu=on_cpu)
+
+    def view(self, augment: str) -> View:
+        """Return the training view of a name, or of a list of operations by its text."""
+        return train_view(self.spec, augment=augment, transform=self.transform, lists=self.augment_lists)
 
     def begin_phase(
         self,
@@ -251,14 +258,15 @@ class ImageDataModule(pl.LightningDataModule):
                 views=self._views,
             )
             return self._stored_loader(stored, batches, self._activations)
-        view = train_view(self.spec, augment=self._augment, transform=self.transform)
+        view = self.view(self._augment)
         images = ViewDataset(source=self.source, view=view, seed=self.seed, phase=self._phase, views=self._views)
         return self._loader(images, batches)
 
     def image_views(self) -> ImageViews:
         """Return what computes activations needs: the images, and a loader of any of their views for this process alone."""
         key = None if self.transform is None else self.transform.key
-        return ImageViews(source=self.source, transform_key=key, load=self._load_views)
+        lists = {text: [own.key for own in listed.operations] for text, listed in self.augment_lists.items()}
+        return ImageViews(source=self.source, transform_key=key, list_keys=lists, load=self._load_views)
 
     def _load_views(
         self, requests: Sequence[ViewRequest], chunks: Iterable[tuple[int, int, Rows]]
@@ -274,7 +282,7 @@ class ImageDataModule(pl.LightningDataModule):
             (
                 ViewDataset(
                     source=self.source,
-                    view=train_view(self.spec, augment=request.augment, transform=self.transform),
+                    view=self.view(request.augment),
                     seed=self.seed,
                     phase=None if request.augment == "none" else request.phase,
                 ),

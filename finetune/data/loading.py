@@ -56,6 +56,7 @@ class ImageViews:
     Args:
         source: Data set that gives the images.
         transform_key: What a transform of the user's, after each random view, depends on; None without one.
+        list_keys: What the operations of each list of operations depend on, by the name of its view.
         load: Returns the batches of the requested views. It takes the requests and, for each chunk, the position of its view
             in them, its number and its rows; the chunks are consumed one after the other. A batch's ``position`` holds the
             position as ``epoch`` and the number as ``step``.
@@ -63,6 +64,7 @@ class ImageViews:
 
     source: Source
     transform_key: Mapping[str, Any] | None
+    list_keys: Mapping[str, Sequence[Mapping[str, Any]]]
     load: Callable[[Sequence[ViewRequest], Iterable[tuple[int, int, Rows]]], Iterable[Batch]]
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name that torchvision's own pages use)
 
+from finetune.augment_settings import AUGMENTS
 from finetune.data.evaluation_pixels import evaluation_pixels, sharp_side
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
-
-AUGMENTS = ("none", "light", "standard", "trivial_augment", "rand_augment")
 
 
 class View(Protocol):
@@ -83,10 +82,12 @@ class OwnTransform:
         function: Function from uint8 (C, H, W) to uint8 of the same shape. It may draw from torch's global generator, which is
             seeded for each view; other generators are not.
         key: Plain JSON values that identify the function, for the key of cached views.
+        setting: Setting that names the function, for messages.
     """
 
     function: Callable[[Tensor], Tensor]
     key: Mapping[str, Any]
+    setting: str = "data.transform"
 
     def __call__(self, view: Tensor) -> Tensor:
         """Transform one view.
@@ -99,12 +100,31 @@ class OwnTransform:
             return changed
         found = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
         raise UserError(
-            f"data.transform: must return uint8 of the shape it is given, {tuple(view.shape)}. It returned {found}. Leave the "
+            f"{self.setting}: must return uint8 of the shape it is given, {tuple(view.shape)}. It returned {found}. Leave the "
             "size to input.size and the scale of pixels to the model."
         )
 
 
-def train_view(spec: InputSpec, *, augment: str, transform: OwnTransform | None = None) -> View:
+@dataclass(frozen=True, kw_only=True)
+class AugmentList:
+    """A list of operations in place of a training view.
+
+    Args:
+        base: View of ``AUGMENTS`` that the operations follow.
+        operations: Operations on a view, in order.
+    """
+
+    base: str
+    operations: tuple[OwnTransform, ...]
+
+
+def train_view(
+    spec: InputSpec,
+    *,
+    augment: str,
+    transform: OwnTransform | None = None,
+    lists: Mapping[str, AugmentList] | None = None,
+) -> View:
     """Return a random view for training.
 
     Args:
@@ -114,10 +134,14 @@ def train_view(spec: InputSpec, *, augment: str, transform: OwnTransform | None 
             of 25 to 100 % of the area, mirrored at random. The other two add TrivialAugment (arXiv:2103.10158) or
             RandAugment (arXiv:1909.13719) to ``standard``.
         transform: A transform of the user's after that; None for none. The evaluation view has none.
+        lists: Lists of operations by the text that ``augment`` may give instead of a preset; None for none.
 
     Raises:
         UserError: There is no such preset.
     """
+    if lists and augment in lists:
+        base = train_view(spec, augment=lists[augment].base)
+        return ListView(base, (*lists[augment].operations, *([transform] if transform else [])))
     if augment not in AUGMENTS:
         raise UserError(
             f"data.augment={augment!r}: must be one of {', '.join(AUGMENTS)}.{did_you_mean(augment, AUGMENTS)}"
@@ -131,6 +155,8 @@ def in_words(spec: InputSpec, *, augment: str) -> str:
     >>> in_words(InputSpec(channels=1), augment="light")
     'random crops of 80 to 100 % of the area'
     """
+    if augment not in AUGMENTS:  # a list of operations, which its text describes
+        return augment
     if augment == "none":
         return "the evaluation view, no augmentation"
     crop = _CROPS[augment]
@@ -213,6 +239,27 @@ class TrainView:
         crop_width = max(1, min(width, round(height / self._crop.ratio)))
         crop_height = max(1, min(height, round(width / self._crop.ratio)))
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+@dataclass(frozen=True)
+class ListView:
+    """A view followed by operations, which draw from torch's global generator."""
+
+    base: View
+    operations: tuple[OwnTransform, ...]
+    global_randomness: ClassVar[bool] = True
+
+    @property
+    def at_least(self) -> int:
+        """Return the length of the shorter side that the view needs, in pixels."""
+        return self.base.at_least
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
+        view = self.base(image, generator)
+        for operation in self.operations:
+            view = operation(view)
+        return view.contiguous()
 
 
 class _GreyTrivialAugment(v2.TrivialAugmentWide):  # type: ignore[misc] # torchvision publishes no types

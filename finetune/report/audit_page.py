@@ -7,8 +7,7 @@ import torch
 from finetune.data.audit import Audit, Finding
 from finetune.data.image_source import Source
 from finetune.data.sampling import key
-from finetune.data.transforms import in_words, train_view
-from finetune.input_spec import InputSpec
+from finetune.data.transforms import View
 from finetune.report.pages import render_page
 from finetune.report.thumbnails import data_url, source_thumbnail
 
@@ -62,17 +61,15 @@ class ShownFinding:
     more: int
 
 
-def audit_page(
-    audit: Audit, source: Source, *, name: str, view_spec: InputSpec | None = None, augment: str = "standard"
-) -> str:
+def audit_page(audit: Audit, source: Source, *, name: str, view: View | None = None, view_words: str = "") -> str:
     """Render the audit as HTML with its images embedded.
 
     Args:
         audit: Findings and class counts to show.
         source: Source that the images are read from.
         name: Name of the audited data, for the title.
-        view_spec: Input for which to show training views; None shows none.
-        augment: Augmentation preset of the training views.
+        view: Training view to show; None shows none.
+        view_words: Description of the view.
     """
     most = max(1, *(sum(numbers) for numbers in zip(*audit.counts.values(), strict=True)))
     classes = [
@@ -85,22 +82,30 @@ def audit_page(
         audit=audit,
         findings=[_shown(finding, source) for finding in audit.findings],
         classes=classes,
-        views=training_views(source, view_spec, augment=augment) if view_spec else [],
-        view_words=in_words(view_spec, augment=augment) if view_spec else "",
+        views=training_views(source, view) if view else [],
+        view_words=view_words,
     )
 
 
-def training_views(source: Source, spec: InputSpec, *, augment: str) -> list[ClassViews]:
-    """Return sixteen training views per class, made from the class's first training images, each as a data URL."""
+def training_views(
+    source: Source, view: View, *, most_classes: int | None = None, views: int = _VIEWS
+) -> list[ClassViews]:
+    """Return training views of each class, made from its first training images.
+
+    Args:
+        source: Data set that gives the images.
+        view: Training view.
+        most_classes: Number of classes to show, from the first on; None shows all.
+        views: Number of views of each class.
+    """
     index = source.index
-    view = train_view(spec, augment=augment)
     rows = index.rows("train")
     shown = []
     before = torch.get_rng_state()
-    for target, name in enumerate(index.classes):
+    for target, name in enumerate(index.classes[:most_classes]):
         class_rows = rows[index.targets[rows, target] > 0] if index.multi_label else rows[index.targets[rows] == target]
         images = []
-        for number in range(_VIEWS if len(class_rows) else 0):
+        for number in range(views if len(class_rows) else 0):
             row = int(class_rows[number % len(class_rows)])
             torch.manual_seed(key("audit", name, number))
             images.append(data_url(view(source.read(row, at_least=view.at_least))))

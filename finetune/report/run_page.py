@@ -17,11 +17,12 @@ from finetune.data.audit import audit
 from finetune.data.audit_text import short
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
-from finetune.data.transforms import eval_view
+from finetune.data.transforms import View, eval_view
 from finetune.file_schema import REPORT
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
+from finetune.report.audit_page import training_views
 from finetune.report.calibration_chart import calibration_chart
 from finetune.report.confusion import (
     MOST_CLASSES,
@@ -38,6 +39,9 @@ from finetune.report.run_files import RunFiles, read_run
 
 # most images with a heat map, among the mistakes and among the hits
 _LOOKED_AT = 6
+# training views are shown of this many classes, of each this many
+_VIEWED_CLASSES = 4
+_VIEWS = 4
 _OTHER_DATA = "The data has changed since the run (another fingerprint), so no images are shown beside its answers."
 
 
@@ -47,6 +51,7 @@ def write_report(
     *,
     why_no_images: str = "",
     modules: Mapping[str, nn.Module] | None = None,
+    views: Mapping[str, View] | None = None,
 ) -> Path:
     """Write the page of a finished run.
 
@@ -55,6 +60,7 @@ def write_report(
         source: Images of the run; None if they are not available.
         why_no_images: Text shown in place of the images if there are none.
         modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
+        views: Lists of operations that training views were made by, to be shown in pictures; None for none.
 
     Returns:
         The file written.
@@ -66,7 +72,7 @@ def write_report(
     if source is not None and source.index.fingerprint() != run.results.data.fingerprint:
         source, why_no_images = None, _OTHER_DATA
     target = run.run_dir / REPORT
-    write_text(target, run_page(run, source, why_no_images=why_no_images, modules=modules))
+    write_text(target, run_page(run, source, why_no_images=why_no_images, modules=modules, views=views))
     return target
 
 
@@ -76,6 +82,7 @@ def run_page(
     *,
     why_no_images: str = "",
     modules: Mapping[str, nn.Module] | None = None,
+    views: Mapping[str, View] | None = None,
 ) -> str:
     """Render the page as HTML."""
     classifier = load_bundle(run.run_dir, modules=modules)
@@ -95,6 +102,7 @@ def run_page(
         movement=_movement(run, classifier) if weights else None,
         classes=_classes(run),
         confusion=_confusion(run),
+        views=_views(source, views),
         calibrated=(calibrated := _calibration(run)),
         maps=_maps(run),
         audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
@@ -108,6 +116,18 @@ def run_page(
         commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own),
         **vars(_images(run, classifier, source)),
     )
+
+
+def _views(source: Source | None, views: Mapping[str, View] | None) -> dict[str, list[str]]:
+    """Return a few pictures of each list of operations, as data URLs."""
+    shown: dict[str, list[str]] = {}
+    if source is None or views is None:
+        return shown
+    for text, view in views.items():
+        with suppress(UnreadableImage):  # missing or damaged since the run
+            classes = training_views(source, view, most_classes=_VIEWED_CLASSES, views=_VIEWS)
+            shown[text] = [image for one in classes for image in one.images]
+    return shown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import threads_here, views_of_rows
 from finetune.data.sampling import batch_count
-from finetune.data.transforms import View, eval_view, train_view
+from finetune.data.transforms import View, eval_view
 from finetune.models.chunks import PIXELS
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
@@ -127,8 +127,8 @@ class _Machine:
     def phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         """Forecast one phase."""
         apply_phase(self._classifier, phase)
-        train, val, spec = self._rows["train"], self._rows["val"], self._classifier.input_spec
-        read_s = self._read(train_view(spec, augment=policy.augment(phase), transform=self._data.transform))
+        train, val = self._rows["train"], self._rows["val"]
+        read_s = self._read(self._data.view(policy.augment(phase)))
         cache_s = 0.0
         if policy.cached_stage is not None:
             prefix_s = self._prefix(policy.cached_stage)
