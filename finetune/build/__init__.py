@@ -60,8 +60,7 @@ def assemble(
     Raises:
         UserError: Parts of the configuration do not fit together.
     """
-    check_paths(config)
-    source = build_source(config)
+    source = build_source(config, listing=check_paths(config))
     if description is None:
         _say_what_the_data_holds(source, say)
         classifier = build_model(config, source, say, trusted=trusted)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
+    from finetune.data.listing import Listing, Use
     from finetune.models.classifier import Classifier
 
 # keys of `data` that concern loading, not the source of the images
@@ -36,13 +37,13 @@ def decode_options(config: Config) -> "DecodeOptions":
     return options if config.data.max_pixels is None else replace(options, max_pixels=config.data.max_pixels)
 
 
-def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
+def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | None" = None) -> "Source":
     """Build the source of the images.
 
     Args:
         config: Checked configuration.
-        for_evaluation: Whether the data need not be valid for training; where its kind allows that, images that are in no
-            split are test images.
+        use: What the data is for; data to test on need not be valid for training.
+        listing: Listing from :func:`finetune.build.paths.check_paths`, so that the data is not listed again.
 
     Raises:
         UserError: There is no such source, it does not take a setting that is set, or its data cannot be used.
@@ -50,12 +51,10 @@ def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
     data = config.data
     kind = source_kind(data.source)
     own = kind.own_settings(data)
-    if for_evaluation and kind.evaluation_builder is not None:
-        # the settings of a run on other data may stand beside those of this kind
-        return kind.evaluation_builder()(**own, decode=decode_options(config), on_unreadable=data.on_unreadable)
     for key in fields(DataConfig):
+        # beside other data to test on, the settings of the run's own may stand
         value = getattr(data, key.name)
-        if value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
+        if use != "test" and value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
             raise UserError(
                 f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(kind.settings)}."
             )
@@ -66,7 +65,9 @@ def build_source(config: Config, *, for_evaluation: bool = False) -> "Source":
             "images with other channels come as arrays, under a Trainer of your own (finetune.FineTuner)."
         )
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
-    return kind.builder()(**own, split=split_settings(config), **pixels)
+    meant = {"use": use} if kind.decodes else {}
+    known = {"listing": listing} if listing is not None else {}
+    return kind.builder()(**own, split=split_settings(config), **pixels, **meant, **known)
 
 
 def build_data(

@@ -3,11 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config, DataConfig
 from finetune.data.sources import SOURCES
 from finetune.errors import UserError
+
+if TYPE_CHECKING:  # a wrong path is reported before NumPy is loaded
+    from finetune.data.listing import Listing, Use
 
 
 def check_typed_places(config: Config) -> None:
@@ -96,19 +99,24 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def check_paths(config: Config, *, training: bool = True) -> None:
+def check_paths(config: Config, *, use: "Use" = "train") -> "Listing | None":
     """Check the location of the data as far as possible before torch is imported, which takes seconds.
 
     Args:
         config: Checked configuration.
-        training: Whether every class needs a training image.
+        use: What the data is for.
+
+    Returns:
+        The listing of the data, for :func:`finetune.build.data.build_source`, if its kind lists it; else None.
 
     Raises:
-        UserError: The folder is missing or holds no images.
+        UserError: The folder is missing, holds no images, or does not suit its use.
     """
     kind = SOURCES.get(config.data.source)
+    listing = None
     if kind is not None and kind.check is not None:
-        kind.check(**kind.own_settings(config.data), training=training)
+        listing = kind.check(**kind.own_settings(config.data), use=use)
     weights = config.backbone.weights
     if _is_path(weights) and not Path(weights).expanduser().exists():
         raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
+    return listing

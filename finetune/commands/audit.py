@@ -51,12 +51,12 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     from finetune.build.paths import check_paths
     from finetune.data.sources import source_kind
 
-    check_paths(config)
+    listing = check_paths(config, use="audit")
     kind = source_kind(config.data.source)
     if kind.decodes:
         # unreadable files are findings, so they must not end the audit
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
-    source = build_source(config)
+    source = build_source(config, use="audit", listing=listing)
 
     from finetune.augment_settings import augment_settings
     from finetune.build.augment_lists import build_augment_lists

@@ -143,7 +143,7 @@ def _checked(line: EmbedArguments, output: Path) -> Config | None:
             raise UserError("finetune embed: needs images, or a data set as data=folder data.root=DIR.")
         # the configuration's data is not used if images are named
         config = compose([*line.overrides, *(["data=digits"] if line.images else [])])
-    check_paths(config if own_data else replace(config, data=DataConfig(source="digits")), training=False)
+    check_paths(config if own_data else replace(config, data=DataConfig(source="digits")), use="test")
     return config
 
 

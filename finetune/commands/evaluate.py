@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
 
+# settings that name other data than the run's own
+_PLACES = ("data=", "data.root=", "data.path=", "data.name=")
+
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
-Other data: its folder or table, or data=... key=value; classes are aligned by name."""
+Other data: its folder or table, or data=... key=value; classes are aligned by name. If it has splits of its own, its test
+split is tested, otherwise all of it."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,7 +36,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "overrides", metavar="DIR | key=value", nargs="*", help="other data, or a change of the run's own"
     )
-    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="test")
+    parser.add_argument(
+        "--split",
+        choices=["train", "val", "test", "all"],
+        help="default: test; all of data that has no splits of its own",
+    )
     parser.add_argument("--output", type=home_path, metavar="FILE", help="write the metrics as JSON")
     parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.read(argv)
@@ -51,26 +59,26 @@ def run(argv: Sequence[str]) -> int:
     from finetune.inference.decode_options import decode_options_of
     from finetune.inference.evaluate import evaluate
 
+    other_data = any(word.startswith(_PLACES) for word in given.overrides)
     with _naming_own_config(given.run, given.overrides):
-        if not given.overrides:
+        if not other_data:
             check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
-        check_paths(config, training=not given.overrides)
+        listing = check_paths(config, use="test" if other_data else "train")
     classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
     config.input.channels = classifier.input_spec.channels
     read_alike(config, given.overrides, decode_options_of(given.run))
-    moved = _moved_data(given.run, config, given.overrides)
-    if moved is not None:
-        source: Source = moved
-    else:
+    source = _moved_data(given.run, config, given.overrides)
+    if source is None:
         with _naming_own_config(given.run, given.overrides):
-            # other data is all test data, unless it has splits
-            source = build_source(config, for_evaluation=bool(given.overrides))
-    rows = np.arange(len(source.index)) if given.split == "all" else source.index.rows(given.split)
+            # other data is all tested, unless it has splits of its own
+            source = build_source(config, use="test" if other_data else "train", listing=listing)
+    split = given.split or _default_split(source, other_data=other_data)
+    rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
-        raise UserError(f"--split {given.split}: no image is in it. Counts: {source.index.counts()}.")
+        raise UserError(f"--split {split}: no image is in it. Counts: {source.index.images()}.")
     tested = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
     metrics = tested.metrics
-    print(f"{tested.images} images ({given.split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
+    print(f"{tested.images} images ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
     width = max(len(name) for name in classifier.classes)
     for name, recall in zip(classifier.classes, metrics.recall, strict=True):
         print(f"  {name:{width}}  recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}")
@@ -79,6 +87,12 @@ def run(argv: Sequence[str]) -> int:
     if given.output:
         write_json(given.output, tested.to_plain())
     return 0
+
+
+def _default_split(source: "Source", *, other_data: bool) -> str:
+    """Return ``test``, or ``all`` for other data that is all in one split, such as one with no training part."""
+    filled = [split for split, images in source.index.images().items() if images]
+    return "all" if other_data and len(filled) == 1 else "test"
 
 
 @contextmanager

@@ -14,6 +14,8 @@ class DataConfig:
     source: str = "folder"
     # a folder, or a list of folders that together are one data set
     root: Any = None
+    # auto | classes (each folder of root is a class) | splits (its folders are splits that hold the classes)
+    layout: str = "auto"
     # file of a table (data=manifest), or folder of a data set on disk (data=huggingface)
     path: Optional[str] = None
     # name of a torchvision data set (data=torchvision)

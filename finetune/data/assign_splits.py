@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from finetune.data.groups import ALONE
 from finetune.data.index import SPLITS, Index
-from finetune.data.listing import Listing, check_classes, without_rows
+from finetune.data.listing import UNASSIGNED, Listing, check_classes, without_rows
 from finetune.data.splits import TEST, TRAIN, VAL, Rows, few_per_class, make_folds, make_splits
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.split_settings import SplitSettings
@@ -75,10 +75,14 @@ def arrange(
     Raises:
         UserError: The settings contradict the listing, or nothing could be set aside for validation.
     """
-    splits = _divide(listing, content, split)
     groups = listing.groups
-    check_classes(replace(listing, splits=splits))
-    if not (splits == VAL).any():
+    if listing.use == "test":
+        listing = replace(listing, splits=np.where(listing.splits == UNASSIGNED, TEST, listing.splits).astype(np.int8))
+        splits = listing.splits
+    else:
+        splits = _divide(listing, content, split)
+        listing = check_classes(replace(listing, splits=splits))
+    if listing.use == "train" and not (splits == VAL).any():
         why = (
             f"data.val_fraction={split.val_fraction} sets none aside. Raise it"
             if split.val_fraction == 0 and split.folds is None
@@ -90,7 +94,7 @@ def arrange(
         splits=splits, content=content, skipped=skipped or (), notes=_notes(listing, splits, skipped or [])
     )
     rows = np.arange(len(index))
-    if split.limit_per_class is None:
+    if split.limit_per_class is None or listing.use == "test":
         return index, rows
     train = index.rows("train")
     kept = few_per_class(
@@ -112,6 +116,8 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
             "of its own. Leave data.folds out, or move those images to train."
         )
     splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
+    if not len(splits):  # an audit of files that are all unreadable
+        return splits
     rows = np.flatnonzero(splits == TRAIN)
     missing = replace(
         split,
@@ -141,7 +147,7 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
 def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[str, str]]) -> list[str]:
     """Return a sentence for each fact that the user should know before training and the audit does not report."""
     notes = []
-    if not (splits == TEST).any():
+    if listing.use == "train" and not (splits == TEST).any():
         notes.append("There is no test split, so no result is measured on images that the run did not use.")
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"

@@ -4,20 +4,18 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from finetune.data.duplicates import alike_across, identical
+from finetune.data.folder_walk import UNREAD_SUFFIXES
 from finetune.data.groups import Groups
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_file import FORMAT_OF_SUFFIX
-from finetune.data.image_folder import UNREAD_SUFFIXES
 from finetune.data.image_source import Source
-from finetune.data.index import SPLITS, Index
+from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.scan import KINDS, MODES
-
-Severity = Literal["error", "warning", "note"]
 
 # a data set is imbalanced when its largest class has this many times the images of the smallest
 IMBALANCED = 10
@@ -92,16 +90,17 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     index, facts = source.index, source.facts
     assert facts is not None, "an audit needs a scan of every row"
     table = facts.table
-    findings = [
-        *_unreadable(index),
-        *_duplicates(source),
-        *_groups(index),
-        *(_look_alikes(source) if look_alikes else ()),
-        *_unlike_their_names(index, table),
-        *_odd_pictures(index, table),
-        *_classes(index),
-        *_left_out(index, left_out),
-    ]
+    findings = [*_listed(index), *_unreadable(index)]
+    if len(index):
+        findings += [
+            *_duplicates(source),
+            *_groups(index),
+            *(_look_alikes(source) if look_alikes else ()),
+            *_unlike_their_names(index, table),
+            *_odd_pictures(index, table),
+            *_classes(index),
+        ]
+    findings += _left_out(index, left_out)
     order = ("error", "warning", "note")
     turned = table["orientation"] >= 5
     sides = {
@@ -114,10 +113,25 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
         classes=index.classes,
         split_images=index.images(),
         counts=index.counts(),
-        sizes={name: [int(side.min()), int(np.median(side)), int(side.max())] for name, side in sides.items()},
+        sizes={name: _range(side) for name, side in sides.items()},
         modes={f"{KINDS[kind]} {MODES[mode]}".strip(): count for (kind, mode), count in modes.most_common()},
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
     )
+
+
+def _range(side: np.ndarray[Any, Any]) -> list[int]:
+    return [int(side.min()), int(np.median(side)), int(side.max())] if len(side) else [0, 0, 0]
+
+
+def _listed(index: Index) -> Iterable[Finding]:
+    for problem in index.problems:
+        yield Finding(
+            kind=problem.kind,
+            severity=problem.severity,
+            text=problem.text,
+            remedy=problem.remedy,
+            files=tuple((name,) for name in problem.files),
+        )
 
 
 def _unreadable(index: Index) -> Iterable[Finding]:

@@ -16,13 +16,12 @@ from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.groups import groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, check_classes
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
 from finetune.data.path_table import path_table
 from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
+from finetune.data.split_names import split_names
 from finetune.errors import UserError, did_you_mean
 from finetune.split_settings import SplitSettings
-
-_SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val", "test": "test"}
 
 
 class TableSource:
@@ -78,6 +77,7 @@ def huggingface_source(
     split: SplitSettings = SplitSettings(),
     decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
+    use: Use = "train",
 ) -> TableSource:
     """Build a source from a data set on disk; its own splits are kept, the missing ones made from train.
 
@@ -89,18 +89,19 @@ def huggingface_source(
         split: Rule for the splits that the data set lacks.
         decode: How the images become pixels.
         on_unreadable: Treatment of unreadable images, ``error`` or ``skip``.
+        use: What the data set is for.
 
     Raises:
         UserError: The library is missing, or the folder, a column or an image cannot be read.
     """
-    parts = _open(path, image_column, label_column, group_column)
+    parts = _open(path, image_column, label_column, group_column, use=use)
     tables = list(parts.values())
     labels = [[str(label) for label in _labels(table, label_column)] for table in tables]
     feature = tables[0].features[label_column]
     classes = list(getattr(feature, "names", None) or natural_order(label for part in labels for label in part))
     position = {name: target for target, name in enumerate(classes)}
     places = np.array([(number, row) for number, part in enumerate(labels) for row in range(len(part))], np.int64)
-    given = tuple(parts) if len(parts) > 1 else ()
+    given = tuple(parts) if len(parts) > 1 or "train" not in parts else ()
     listing = check_classes(
         Listing(
             origin=f"data.path={path!r}",
@@ -123,6 +124,7 @@ def huggingface_source(
                 (cell for table in tables for cell in table[group_column]),
                 setting=f"data.group_column={group_column!r}",
             ),
+            use=use,
         )
     )
     facts = _facts(tables, places, image_column, decode.max_pixels)
@@ -152,7 +154,9 @@ def image_bytes(cell: dict[str, Any] | None, *, max_pixels: int = MAX_PIXELS) ->
     return read_image_file(cell["path"], max_pixels=max_pixels)
 
 
-def _open(path: str, image_column: str, label_column: str, group_column: str | None = None) -> dict[str, Any]:
+def _open(
+    path: str, image_column: str, label_column: str, group_column: str | None = None, *, use: Use = "train"
+) -> dict[str, Any]:
     """Open the data set; return its tables by our split names, train first, images undecoded."""
     try:
         import datasets
@@ -169,13 +173,14 @@ def _open(path: str, image_column: str, label_column: str, group_column: str | N
     except Exception as error:  # the library raises many types for folders that it cannot read
         raise UserError(f"data.path={path!r}: cannot be read as a data set. {str(error).splitlines()[0]}") from None
     by_name = loaded if isinstance(loaded, dict) else {"train": loaded}
-    unknown = [name for name in by_name if name not in _SPLIT_NAMES]
-    if unknown or "train" not in by_name:
+    names = split_names(by_name) if isinstance(loaded, dict) else {"train": "train"}
+    several = len(set(names.values())) < len(names)
+    if len(names) < len(by_name) or several or (use == "train" and "train" not in names.values()):
         raise UserError(
             f"data.path={path!r}: must have a split train, and may have validation and test. Found {list(by_name)}."
         )
     parts = {}
-    for name in sorted(by_name, key=lambda name: SPLITS.index(_SPLIT_NAMES[name])):
+    for name in sorted(by_name, key=lambda name: SPLITS.index(names[name])):
         table = by_name[name]
         for setting, column in (
             ("image_column", image_column),
@@ -187,7 +192,7 @@ def _open(path: str, image_column: str, label_column: str, group_column: str | N
                     f"data.{setting}={column!r}: not a column of {path!r}. Columns: {', '.join(table.column_names)}."
                     f"{did_you_mean(column, table.column_names)}"
                 )
-        parts[_SPLIT_NAMES[name]] = table.cast_column(image_column, datasets.Image(decode=False))
+        parts[names[name]] = table.cast_column(image_column, datasets.Image(decode=False))
     return parts
 
 

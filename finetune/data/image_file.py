@@ -15,22 +15,17 @@ MAX_PIXELS = 178_956_970
 # length of the start of a file from which its format is recognised
 HEAD_BYTES = 160
 
-# the format that each suffix promises; the audit reports files that hold another one
+# the files that are read as images, and the format that each suffix promises; the audit reports files that hold another one
 FORMAT_OF_SUFFIX = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".gif": "GIF",
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
     ".webp": "WebP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".jfif": "JPEG",
-    ".jpe": "JPEG",
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff", ".btf", ".tf8"), "TIFF"),
+    ".gif": "GIF",
     ".avif": "AVIF",
-    ".heic": "HEIF",
-    ".heif": "HEIF",
-    ".dcm": "DICOM",
+    **dict.fromkeys((".heic", ".heif"), "HEIF"),
+    **dict.fromkeys((".dcm", ".dicom"), "DICOM"),
 }
 
 _MAGIC = (

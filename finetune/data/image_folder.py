@@ -1,43 +1,65 @@
 """Lists an image folder in its usual layouts, without importing anything heavy.
 
-The layouts are ``DIR/<class>/*`` and ``DIR/{train,val|valid|validation,test}/<class>/*``; folders nested below a class
-belong to it.
+The layouts are ``DIR/<class>/*``, ``DIR/<split>/<class>/*`` and ``DIR/<class>/<split>/*``, with the splits in any of the
+spellings of :mod:`finetune.data.split_names`; folders nested below a class belong to it. A folder that can be read in two
+ways is refused, with the setting for each.
 """
 
 import os
 import unicodedata
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from itertools import product
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
+from finetune.data.folder_walk import (
+    SUFFIXES,
+    UNREAD_SUFFIXES,
+    FolderContents,
+    Links,
+    first_look,
+    in_words,
+    kind_of_file,
+    read_folder,
+)
 from finetune.data.image_file import read_head
-from finetune.data.index import SPLITS, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, check_classes, merge
+from finetune.data.index import SPLITS, DataProblem, natural_order
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, merge
 from finetune.data.path_table import PathTableBuilder
 from finetune.data.progress import Progress
-from finetune.errors import UserError
-from finetune.file_errors import in_words
+from finetune.data.split_names import says_nothing, split_names
+from finetune.errors import UserError, did_you_mean, shortened
+from finetune.file_errors import in_words as error_in_words
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
-# all upper- and lower-case spellings of each suffix, because changing the case of a million names takes time
-_ENDINGS = frozenset(
-    "".join(letters) for suffix in SUFFIXES for letters in product(*((c, c.upper()) for c in suffix[1:]))
-)
-
-# picture formats that are not supported; the audit reports files that were left out for it
-UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jfif", ".jp2", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef")
+# how the folders of a data set are read: `auto` decides by their names and contents, and refuses what fits two ways
+Layout = Literal["auto", "classes", "splits"]
 
 # first bytes of JPEG, PNG, GIF and TIFF; the two letters of BMP would match too many text files
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# folders beside `train` that hold images without labels; they are left out with a warning
+_WITHOUT_LABELS = (
+    "unlabel",
+    "unlabeled",
+    "unlabelled",
+    "unsup",
+    "unsupervised",
+    "pred",
+    "predict",
+    "prediction",
+    "inference",
+)
 
-# system folders that are not classes
-_NOT_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
+@dataclass(frozen=True)
+class _ClassFolder:
+    """A folder whose images are of one class."""
+
+    folder: str
+    name: str
+    split: int = UNASSIGNED
 
 
 def check_root(root: str) -> str:
@@ -59,91 +81,56 @@ def check_root(root: str) -> str:
     return path
 
 
-def list_training_folders(root: str | Sequence[str]) -> Listing:
-    """List the images of one folder, or of several folders as one data set, to train on; nothing is opened.
+def list_training_folders(root: str | Sequence[str], *, layout: str = "auto") -> Listing:
+    """List the images of one folder, or of several folders as one data set; nothing is opened.
 
     Args:
-        root: Path of the folder, or of each, as the user wrote it.
+        root: Path of the folder, or of several folders.
+        layout: How the folders are read: ``classes``, ``splits``, or ``auto``, which refuses what fits two ways.
 
     Raises:
-        UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image,
-            only val or test has a class, two folders are given for one split, or the folders do not name the same splits.
+        UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image, only
+            val or test has a class, two folders are given for one split, several folders do not name the same splits, or
+            the folders can be read in two ways.
     """
-    return check_classes(list_folders(root))
+    return list_folders(root, layout=layout, use="train")
 
 
-def list_folders(root: str | Sequence[str]) -> Listing:
-    """List images as :func:`list_training_folders` does, but also accept data that cannot be trained on.
-
-    There may be a single class, and classes that only the test split has.
+def list_folders(root: str | Sequence[str], *, layout: str = "auto", use: Use = "test") -> Listing:
+    """List images as :func:`list_training_folders` does; unless they are for training, they need not be fit for it.
 
     Raises:
-        UserError: There is no such folder, it holds no image, or two folders are given for one split.
+        UserError: There is no such folder, it holds no image, two folders are given for one split, or it can be read in two
+            ways.
     """
+    if layout not in get_args(Layout):
+        choices = get_args(Layout)
+        raise UserError(
+            f"data.layout={layout!r}: must be one of {', '.join(choices)}.{did_you_mean(str(layout), choices)}"
+        )
     roots = [root] if isinstance(root, str) else list(root)
     if not roots:
         raise UserError("data.root=[]: must name a folder of images. Give data.root=DIR.")
-    return merge([_list_folder(one) for one in roots])
-
-
-def _list_folder(root: str) -> Listing:
-    top = check_root(root)
-    walker = _Walker(top)
-    visible = walker.subfolders("")
-    layout = {name: SPLIT_FOLDERS[name.lower()] for name in visible if name.lower() in SPLIT_FOLDERS}
-    train = next((name for name, split in layout.items() if split == "train"), None)
-    groups = [("", UNASSIGNED)]
-    if train is not None and walker.subfolders(train):
-        groups = _split_groups(root, layout)
-        walker.ignored.update({f"{name}/ (not a split)": 1 for name in visible if name not in layout})
-    elif visible and len(layout) == len(visible):
-        # without this check the folders train and val would become two classes
-        found_in = f"{train}/ holds no class folder" if train else f"found only {', '.join(sorted(layout))}"
-        raise UserError(
-            f"data.root={root!r}: must hold train/<class>/* or <class>/*. {found_in}. Add the class folders."
-        )
-
-    names: dict[str, int] = {}  # class name -> number, in order of discovery
-    class_folders: list[tuple[int, int, int]] = []  # split, class number, images
-    for folder, split in groups:
-        for class_folder in walker.subfolders(folder) if folder else visible:
-            number = names.setdefault(unicodedata.normalize("NFC", class_folder), len(names))
-            class_folders.append((split, number, walker.add(os.path.join(folder, class_folder))))
-
-    walker.progress.close()
-    if not sum(images for _, _, images in class_folders):
-        patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-        below = f"{walker.folders} folder{'s' if walker.folders != 1 else ''} below it"
-        loose = walker.ignored.get("images outside a class folder", 0)
-        hint = f" {loose} images lie directly in it: put them into one folder per class." if loose else ""
-        raise UserError(f"data.root={root!r}: no images found. Looked for {patterns} in {below}.{hint}")
-    classes = natural_order(names)
-
-    position = {names[name]: target for target, name in enumerate(classes)}
-    lengths = [images for _, _, images in class_folders]
-    return Listing(
-        origin=f"data.root={root!r}",
-        root=top,
-        classes=tuple(classes),
-        paths=walker.builder.build(),
-        targets=np.repeat(np.asarray([position[number] for _, number, _ in class_folders], np.int64), lengths),
-        splits=np.repeat(np.asarray([split for split, _, _ in class_folders], np.int8), lengths),
-        given=tuple(name for name in SPLITS if name in layout.values()) if groups[0][0] else (),
-        ignored={what: count for what, count in walker.ignored.items() if count},
-    )
+    return check_classes(merge([_FolderReader(one, layout, use).listing() for one in roots]))
 
 
 def pictures_left_out(root: str | Sequence[str]) -> list[str]:
     """Return the files below a folder that are pictures by suffix or first bytes but are not read."""
     pictures = []
     for top in [root] if isinstance(root, str) else root:
-        for parent, folders, names in os.walk(check_root(top)):
-            folders[:] = sorted(name for name in folders if name[0] != "." and name not in _NOT_CLASSES)
-            for name in sorted(names):
-                if name[0] == "." or name.rpartition(".")[2] in _ENDINGS:
-                    continue
-                path = os.path.join(parent, name)
-                if name.lower().endswith(UNREAD_SUFFIXES) or _starts_like_a_picture(path):
+        links = Links(check_root(top))
+        waiting = [check_root(top)]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                contents = read_folder(folder)
+            except OSError:  # the listing has reported it
+                continue
+            below = (os.path.join(folder, name) for name in sorted(contents.folders, reverse=True))
+            waiting += [path for path in below if links.leads_on(path)]
+            for name in sorted(contents.others):
+                path = os.path.join(folder, name)
+                if name[0] != "." and (name.lower().endswith(UNREAD_SUFFIXES) or _starts_like_a_picture(path)):
                     pictures.append(path)
     return pictures
 
@@ -153,101 +140,362 @@ def _starts_like_a_picture(path: str) -> bool:
     return head.startswith(_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def _split_groups(root: str, layout: dict[str, str]) -> list[tuple[str, int]]:
-    """Return each split folder and its position in ``SPLITS``, train first."""
-    repeated = [split for split, times in Counter(layout.values()).items() if times > 1]
-    if repeated:
-        both = " and ".join(sorted(name for name, split in layout.items() if split == repeated[0]))
-        raise UserError(f"data.root={root!r}: one folder for each split. Found {both}. Keep one of them.")
-    return sorted(((name, SPLITS.index(split)) for name, split in layout.items()), key=lambda group: group[1])
+class _FolderReader:
+    """Reads one root folder into a listing.
 
+    Args:
+        root: Path of the folder, as the user wrote it.
+        layout: How the folders are read.
+        use: What the data set is for.
 
-class _Walker:
-    """A walk through folders that collects image names and counts what it leaves out."""
+    Raises:
+        UserError: There is no such folder.
+    """
 
-    def __init__(self, top: str) -> None:
-        self.top = top
+    def __init__(self, root: str, layout: str, use: Use) -> None:
+        self.name = f"data.root={root!r}"
+        self.root, self.layout, self.use = root, layout, use
+        self.top = check_root(root)
         self.builder = PathTableBuilder()
         self.ignored: Counter[str] = Counter()
+        self.problems: list[DataProblem] = []
         self.folders = 0
         self.progress = Progress("listing images")
 
-    def subfolders(self, folder: str) -> list[str]:
-        """Return the names of the folders in ``folder`` that can be classes or splits; count its loose files."""
-        names, files = [], []
-        for name in self._names(folder):
-            if not os.path.isdir(os.path.join(self.top, folder, name)):
-                files.append(name)
-            elif name.startswith(".") or name in _NOT_CLASSES:
-                self.ignored[f"{name}/"] += 1
-            else:
-                names.append(name)
-        loose = [name for name in files if name.rpartition(".")[2] in _ENDINGS and name[0] != "."]
-        if loose:
-            self.ignored["images outside a class folder"] += len(loose)
-        self._count_others(sorted(set(files) - set(loose)))
-        return natural_order(names)
+    def listing(self) -> Listing:
+        """List the images.
 
-    def add(self, class_folder: str) -> int:
-        """Append all images below a class folder and return their number.
-
-        Only names are examined: listing a million files takes a second because none of them is opened or examined.
-        Anything that has an image's name but is not an image, such as a folder, is found when the images are scanned.
+        Raises:
+            UserError: See :func:`list_folders`.
         """
-        total, waiting = 0, [class_folder]
-        visited: set[str] = set()
+        class_folders = self._class_folders()
+        names: dict[str, int] = {}  # class name -> number, in order of discovery
+        numbers = [names.setdefault(one.name, len(names)) for one in class_folders]
+        below, instead, lengths, example = 0, dict[str, str](), list[int](), ""
+        for one in class_folders:
+            before = self.ignored.copy()
+            images, deeper, first = self._add(one.folder)
+            lengths.append(images)
+            below += deeper
+            example = example or first
+            if not images:
+                instead[one.name] = in_words((self.ignored - before).items(), 3)
+        self.progress.close()
+        self.ignored = +self.ignored
+        if not sum(lengths):
+            raise self._no_images()
+        if below:
+            self._note_images_below(below, example, sum(lengths))
+        for one, images in zip(class_folders, lengths, strict=True):
+            if images:
+                instead.pop(one.name, None)  # another split has images of this class
+
+        classes = natural_order(names)
+        position = {names[name]: target for target, name in enumerate(classes)}
+        filled = {one.split for one, images in zip(class_folders, lengths, strict=True) if images}
+        return Listing(
+            origin=self.name,
+            root=self.top,
+            classes=tuple(classes),
+            paths=self.builder.build(),
+            targets=np.repeat(np.asarray([position[number] for number in numbers], np.int64), lengths),
+            splits=np.repeat(np.asarray([one.split for one in class_folders], np.int8), lengths),
+            given=tuple(name for number, name in enumerate(SPLITS) if number in filled),
+            ignored=dict(self.ignored),
+            problems=tuple(self.problems),
+            instead=instead,
+            use=self.use,
+        )
+
+    def _class_folders(self) -> list[_ClassFolder]:
+        """Decide how the folders are read; return the folders of all classes, by split."""
+        names = self._subfolders("")
+        splits = {} if self.layout == "classes" else split_names(names)
+        if splits and self._splits_hold_classes(names, splits):
+            return self._split_folders(names, splits)
+        if self.layout == "splits":
+            raise UserError(
+                f"{self.name}: with data.layout=splits it must hold train/<class>/* and may hold val and test. "
+                f"It holds {shortened(names) if names else 'no folder'}. Rename the folders, or leave data.layout out."
+            )
+        looks = {name: self._first_look(name) for name in names}
+        if self.layout == "auto" and len(names) == 1:
+            self._report_lone_folder(names[0], looks[names[0]][1])
+        elif self.layout == "auto":
+            if by_class := self._splits_below_classes(looks):
+                return by_class
+            self._refuse_two_readings("", looks)
+        return [_ClassFolder(name, _class_name(name)) for name in names]
+
+    def _splits_hold_classes(self, names: list[str], splits: dict[str, str]) -> bool:
+        """Tell whether the folders with the names of splits are splits, and not classes.
+
+        Raises:
+            UserError: Both fit, or all folders are splits and hold no classes to train on.
+        """
+        with_classes = {name for name in splits if self._first_look(name)[1]}
+        trains = [name for name, split in splits.items() if split == "train"]
+        beside = [name for name in names if name not in splits]
+        if with_classes & set(trains):
+            if self.layout == "splits" or set(splits.values()) != {"train"}:
+                return True
+            others = shortened(
+                [name for name in beside if name.casefold() not in _WITHOUT_LABELS and self._images_below(name)]
+            )
+            if others:
+                train = " and ".join(trains)
+                raise UserError(
+                    f"{self.name}: can be read in two ways. {train}/ holds folders, as a training split does, but {others} "
+                    f"beside it hold images, as classes do. If {train} is a class, set data.layout=classes. If it is the "
+                    f"training split, set data.layout=splits, which leaves {others} out."
+                )
+            return True
+        if self.use != "train" and with_classes and not beside:
+            return True  # a test set need not have a training split
+        if not beside or self.layout == "splits":
+            # without this check the folders train and val would become two classes
+            why = f"{trains[0]}/ holds no class folder" if trains else f"found only {', '.join(sorted(splits))}"
+            raise UserError(
+                f"{self.name}: must hold train/<class>/* or <class>/*. {why}. Add the class folders, or set "
+                "data.layout=classes if these are the names of classes."
+            )
+        return False
+
+    def _split_folders(self, names: list[str], splits: dict[str, str]) -> list[_ClassFolder]:
+        """Return the class folders of all splits, train first."""
+        repeated = [split for split, times in Counter(splits.values()).items() if times > 1]
+        if repeated:
+            both = " and ".join(sorted(name for name, split in splits.items() if split == repeated[0]))
+            raise UserError(f"{self.name}: one folder for each split. Found {both}. Keep one of them.")
+        self._report_beside([name for name in names if name not in splits])
+        class_folders = []
+        for split in SPLITS:
+            folder = next((name for name, its in splits.items() if its == split), None)
+            if folder is None:
+                continue
+            if folder.lower() not in (*SPLITS, "valid", "validation"):
+                self._note("split names", f"{folder}/ is read as the {split} split", "Nothing to do.")
+            loose = self.ignored["images outside a class folder"]
+            folder, inside = self._unwrapped(folder)
+            loose = self.ignored["images outside a class folder"] - loose
+            looks = {name: self._first_look(os.path.join(folder, name)) for name in inside}
+            if split == "train" and self.layout == "auto":
+                self._refuse_two_readings(folder, looks)
+            if not inside:
+                self.problems.append(
+                    DataProblem(
+                        kind="split without classes",
+                        severity="warning" if loose else "note",
+                        text=f"{folder}/ holds no class folder, so it is not used; {loose:,} images without a class lie in it",
+                        remedy="Put its images into one folder per class; finetune predict takes images without a class.",
+                    )
+                )
+            number = SPLITS.index(split)
+            class_folders += [_ClassFolder(os.path.join(folder, name), _class_name(name), number) for name in inside]
+        return class_folders
+
+    def _unwrapped(self, folder: str) -> tuple[str, list[str]]:
+        """Return a split folder and the folders in it; ``train/train/<class>`` and ``train/images/<class>`` lose a level."""
+        inside = self._subfolders(folder)
+        while len(inside) == 1 and (
+            inside[0].casefold() == os.path.basename(folder).casefold() or says_nothing(inside[0])
+        ):
+            below = os.path.join(folder, inside[0])
+            if self._first_look(below)[0]:
+                break
+            folder, inside = below, self._subfolders(below)
+        return folder, inside
+
+    def _splits_below_classes(self, looks: dict[str, tuple[bool, list[str]]]) -> list[_ClassFolder]:
+        """Return the class folders of ``<class>/<split>/*``, train first; none if the folders are not laid out so."""
+        class_folders = []
+        for name, (holds_images, inside) in looks.items():
+            splits = split_names(inside)
+            if holds_images or not inside or len(splits) < len(inside):
+                return []
+            if len(set(splits.values())) < len(splits):
+                return []
+            for folder, split in splits.items():
+                path = os.path.join(name, folder)
+                if not self._first_look(path)[0]:
+                    return []
+                class_folders.append(_ClassFolder(path, _class_name(name), SPLITS.index(split)))
+        if len(looks) < 2 or not any(one.split == SPLITS.index("train") for one in class_folders):
+            return []
+        self._note(
+            "splits below classes",
+            "each class folder holds its own split folders, which are followed",
+            "Nothing to do.",
+        )
+        return sorted(class_folders, key=lambda one: one.split)
+
+    def _report_lone_folder(self, name: str, inside: list[str]) -> None:
+        """Point out that the only folder holds folders that may be the classes.
+
+        Raises:
+            UserError: The data set is for training.
+        """
+        if len(inside) < 2 or self.use == "test":
+            return
+        text = f"must hold at least two classes. Found only {name!r}, which holds {shortened(natural_order(inside))}"
+        remedy = f"If these are the classes or the splits, give the folder above them: data.root={self.root}/{name}."
+        if self.use == "train":
+            raise UserError(f"{self.name}: {text}. {remedy}")
+        self.problems.append(DataProblem(kind="one folder too high", severity="error", text=text, remedy=remedy))
+
+    def _refuse_two_readings(self, parent: str, looks: dict[str, tuple[bool, list[str]]]) -> None:
+        """Refuse folders that hold no image and share sub-folders: either may be the classes.
+
+        Raises:
+            UserError: The folders are so.
+        """
+        nested = {name: inside for name, (holds_images, inside) in looks.items() if not holds_images and inside}
+        times = Counter(folder for inside in nested.values() for folder in inside)
+        shared = natural_order(folder for folder, count in times.items() if count > 1)
+        where = f"{parent}/" if parent else ""
+        if shared and len(times) > 1:
+            upper = [name for name in natural_order(nested) if set(nested[name]) & set(shared)]
+            folders = ",".join(os.path.join(self.root, name) for name in upper[:3]) + ("" if len(upper) < 4 else ",...")
+            lower = (
+                f"move them up into {parent}/"
+                if parent
+                else f"give the folders above them, data.root=[{folders}], or name these after splits: train, val, test"
+            )
+            raise UserError(
+                f"{self.name}: can be read in two ways. {where}{shortened(upper)} hold no image, and share the folders "
+                f"{shortened(shared)}. If {shortened(shared)} are the classes, {lower}. If {shortened(upper)} are the classes, "
+                f"set data.layout={'splits' if parent else 'classes'}."
+            )
+        if len(nested) == len(looks) and nested and all(len(inside) > 1 for inside in nested.values()):
+            first = next(iter(nested))
+            folders = ",".join(os.path.join(self.root, parent, name) for name in list(nested)[:3])
+            folders += "" if len(nested) < 4 else ",..."
+            self.problems.append(
+                DataProblem(
+                    kind="one folder too high",
+                    severity="warning",
+                    text=f"all images lie two folders down: {where}{first}/{nested[first][0]} counts for the class {first!r}",
+                    remedy=f"If the classes are {shortened(natural_order(times))}, give the folders above them: "
+                    f"data.root=[{folders}].",
+                )
+            )
+
+    def _report_beside(self, names: list[str]) -> None:
+        """Warn of folders with images beside the splits, and count the others."""
+        holding = {}
+        for name in names:
+            images = self._images_below(name)
+            if images:
+                holding[name] = images
+            else:
+                self.ignored[f"{name}/ (not a split)"] += 1
+        if holding:
+            many = f"{len(holding)} folders" if len(holding) > 1 else f"{next(iter(holding))}/"
+            self.problems.append(
+                DataProblem(
+                    kind="folders beside the splits",
+                    severity="warning",
+                    text=f"beside the splits, so not used: {many} with {sum(holding.values()):,} images",
+                    remedy="Move them into train, val or test; if all these folders are classes, set data.layout=classes.",
+                    files=tuple(f"{name}/: {images:,} images" for name, images in holding.items()),
+                )
+            )
+
+    def _images_below(self, folder: str) -> int:
+        links, waiting, images = Links(self.top), [os.path.join(self.top, folder)], 0
+        while waiting:
+            try:
+                path = waiting.pop()
+                contents = read_folder(path)
+            except OSError:
+                continue
+            images += len(contents.images)
+            waiting += [below for name in contents.folders if links.leads_on(below := os.path.join(path, name))]
+        return images
+
+    def _no_images(self) -> UserError:
+        patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+        below = f"{self.folders} folder{'s' if self.folders != 1 else ''} below it"
+        loose = self.ignored["images outside a class folder"]
+        others = [(what, count) for what, count in self.ignored.items() if what != "images outside a class folder"]
+        hint = f" {loose} images lie directly in it: put them into one folder per class." if loose else ""
+        there = f" It holds {in_words(others)}." if others else ""
+        return UserError(f"{self.name}: no images found. Looked for {patterns} in {below}.{there}{hint}")
+
+    def _note_images_below(self, below: int, example: str, images: int) -> None:
+        share = "all images" if below == images else f"{below:,} images"
+        text = f"{share} lie in folders below those of their classes, such as {example}, and count for these"
+        self._note("images below class folders", text, "Nothing to do if the upper folders are the classes.")
+
+    def _note(self, kind: str, text: str, remedy: str) -> None:
+        self.problems.append(DataProblem(kind=kind, severity="note", text=text, remedy=remedy))
+
+    def _first_look(self, folder: str) -> tuple[bool, list[str]]:
+        try:
+            return first_look(os.path.join(self.top, folder))
+        except OSError:  # _names reports it when the folder is listed
+            return False, []
+
+    def _subfolders(self, folder: str) -> list[str]:
+        """Return the names of the folders in ``folder`` that can be classes or splits; count its loose files."""
+        contents = self._contents(folder)
+        names = []
+        for name in natural_order(contents.folders):
+            if Links(self.top).leads_on(os.path.join(self.top, folder, name)):
+                names.append(name)
+            else:
+                self.ignored["links to a folder already visited"] += 1
+        if contents.images:
+            self.ignored["images outside a class folder"] += len(contents.images)
+        self._count(contents)
+        return names
+
+    def _add(self, class_folder: str) -> tuple[int, int, str]:
+        """Append all images below a class folder; return their number, how many lie deeper, and a deeper folder.
+
+        Only names are examined: listing a million files takes a second or two because none of them is opened.
+        """
+        total = deeper = 0
+        example = ""
+        waiting, links = [class_folder], Links(self.top)
         while waiting:
             folder = waiting.pop()
             self.folders += 1
-            names = self._names(folder)
-            images = sorted(name for name in names if name.rpartition(".")[2] in _ENDINGS)
-            # in sorted order the hidden files are adjacent: "/" follows "." and is in no name
-            hidden = slice(bisect_left(images, "."), bisect_left(images, "/"))
-            self.ignored["hidden files"] += hidden.stop - hidden.start
-            del images[hidden]
+            contents = self._contents(folder)
+            images = sorted(contents.images)
             self.builder.add_folder(folder, images)
             total += len(images)
+            if folder != class_folder and images:
+                deeper += len(images)
+                example = example or folder
             self.progress.advance(len(images))
-            if len(images) < len(names):
-                others = [name for name in names if name.rpartition(".")[2] not in _ENDINGS]
-                waiting += self._enter(folder, others, visited)
-        return total
+            self._count(contents)
+            for name in sorted(contents.folders):
+                if links.leads_on(os.path.join(self.top, folder, name)):
+                    waiting.append(os.path.join(folder, name))
+                else:
+                    self.ignored["links to a folder already visited"] += 1
+        return total, deeper, example
 
-    def _enter(self, folder: str, names: list[str], seen: set[str]) -> list[str]:
-        """Return the folders among some names that the walk enters; count the rest."""
-        folders, others = [], []
-        for name in sorted(names):
-            path = os.path.join(self.top, folder, name)
-            if not os.path.isdir(path):
-                others.append(name)
-            elif name.startswith(".") or name in _NOT_CLASSES:
-                self.ignored[f"{name}/"] += 1
-            elif os.path.islink(path) and not self._leads_on(path, folder, seen):
-                self.ignored["links to a folder already visited"] += 1
-            else:
-                folders.append(os.path.join(folder, name))
-        self._count_others(others)
-        return folders
-
-    def _leads_on(self, link: str, folder: str, seen: set[str]) -> bool:
-        """Tell whether a link to a folder leads neither upwards nor to a place that another link led to."""
-        real = os.path.realpath(link)
-        here = os.path.realpath(os.path.join(self.top, folder))
-        if real in seen or os.path.commonpath([real, here]) == real:
-            return False
-        seen.add(real)
-        return True
-
-    def _names(self, folder: str) -> list[str]:
+    def _contents(self, folder: str) -> FolderContents:
         path = os.path.join(self.top, folder)
         try:
-            return os.listdir(path)
+            return read_folder(path)
         except OSError as error:
-            raise UserError(
-                in_words(error, path, f"{path!r} cannot be listed", name=f"data.root={self.top!r}")
-            ) from None
+            text = error_in_words(error, path, f"{path!r} cannot be listed", name=self.name)
+            if self.use != "audit":
+                raise UserError(text) from None
+            self.problems.append(
+                DataProblem(kind="folder not listed", severity="error", text=text.rstrip("."), remedy="", files=(path,))
+            )
+            return FolderContents()
 
-    def _count_others(self, names: list[str]) -> None:
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            self.ignored["hidden files" if name[0] == "." else f"*{suffix.lower()}" if suffix else stem] += 1
+    def _count(self, contents: FolderContents) -> None:
+        for name in contents.left_out:
+            self.ignored[f"{name}/"] += 1
+        for name in contents.others:
+            self.ignored[kind_of_file(name)] += 1
+
+
+def _class_name(folder: str) -> str:
+    return unicodedata.normalize("NFC", folder)

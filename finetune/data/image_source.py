@@ -10,8 +10,8 @@ import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
-from finetune.data.index import SPLITS, Index
-from finetune.data.listing import UNASSIGNED, Listing
+from finetune.data.index import Index
+from finetune.data.listing import UNASSIGNED, Listing, Use
 from finetune.data.path_table import path_table
 from finetune.data.scan import Facts, facts_of_arrays
 from finetune.data.scan_cache import cached_facts
@@ -134,22 +134,6 @@ def files_source(
     return FileSource(index=index, decode=decode, facts=facts.take(rows))
 
 
-def evaluation_source(
-    listing: Listing, *, decode: DecodeOptions = DecodeOptions(), on_unreadable: str = "error"
-) -> FileSource:
-    """Build a source from listed files that all belong to ``test``, unless the listing has splits of its own.
-
-    It may hold a single class, or classes without a training image; see :func:`files_source` for the arguments.
-
-    Raises:
-        UserError: A file is unreadable.
-    """
-    readable, facts, skipped = _scan(listing, decode, on_unreadable)
-    splits = np.where(readable.splits == UNASSIGNED, SPLITS.index("test"), readable.splits).astype(np.int8)
-    index = readable.to_index(splits=splits, content=facts.content, skipped=skipped)
-    return FileSource(index=index, decode=decode, facts=facts)
-
-
 def _scan(listing: Listing, decode: DecodeOptions, on_unreadable: str) -> tuple[Listing, Facts, list[tuple[str, str]]]:
     """Return the readable files with their facts, and the paths and reasons of the skipped ones."""
     facts = cached_facts(listing.root, listing.paths, max_pixels=decode.max_pixels)
@@ -169,6 +153,7 @@ def arrays_source(
     given: Sequence[str] = (),
     channels: int,
     split: SplitSettings,
+    use: Use = "train",
 ) -> ArraySource:
     """Build a source from images in memory; sample 7 is called ``name/0007``."""
     width = len(str(len(images) - 1))
@@ -180,6 +165,7 @@ def arrays_source(
         targets=targets,
         splits=np.full(len(images), UNASSIGNED, np.int8) if splits is None else splits,
         given=tuple(given),
+        use=use,
     )
     facts = facts_of_arrays(list(images))
     index, rows = arrange(listing, content=facts.content, split=split)

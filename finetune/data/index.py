@@ -5,6 +5,8 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,27 @@ from finetune.data.groups import Groups
 from finetune.data.path_table import PathTable
 
 SPLITS = ("train", "val", "test")
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataProblem:
+    """Something about a data set, noticed as it was listed, that the user should know.
+
+    Args:
+        kind: Stable name, such as ``folders beside the splits``.
+        severity: ``error`` forbids training; ``warning`` may make results wrong; ``note`` is for information.
+        text: Description, a clause without a full stop.
+        remedy: What to do about it, one or more sentences.
+        files: Files or names concerned.
+    """
+
+    kind: str
+    severity: Severity
+    text: str
+    remedy: str
+    files: tuple[str, ...] = ()
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -44,6 +67,7 @@ class Index:
         ignored: Kinds of files beside the images that were not read, and their numbers: ``{"*.txt": 3}``. None for
             none.
         groups: Group of each sample; None where the data has no groups.
+        problems: What was noticed as the data was listed.
     """
 
     def __init__(
@@ -59,6 +83,7 @@ class Index:
         notes: Sequence[str] = (),
         ignored: Mapping[str, int] | None = None,
         groups: Groups | None = None,
+        problems: Sequence[DataProblem] = (),
     ) -> None:
         assert len(paths) == len(targets) == len(splits) == len(content), "the columns must be equally long"
         assert content.shape[1:] == (2,), "content is 128 bits a sample"
@@ -72,6 +97,7 @@ class Index:
         self.notes = tuple(notes)
         self.ignored = dict(ignored or {})
         self.groups = groups
+        self.problems = tuple(problems)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -102,6 +128,7 @@ class Index:
             notes=self.notes,
             ignored=self.ignored,
             groups=self.groups and self.groups.take(rows),
+            problems=self.problems,
         )
 
     def images(self) -> dict[str, int]:

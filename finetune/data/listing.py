@@ -2,18 +2,23 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.data.groups import Groups, groups_of_paths
-from finetune.data.index import SPLITS, Index, natural_order
+from finetune.data.index import SPLITS, DataProblem, Index, natural_order
 from finetune.data.path_table import PathTable, concatenate
 from finetune.errors import UserError, shortened
 
 UNASSIGNED = -1
+
+# what a data set is for: `train` refuses one that cannot be trained on; `audit` reports why it cannot; `test` makes no
+# splits, and everything that the data puts in no split is tested
+Use = Literal["train", "audit", "test"]
 
 # rows per part: a million targets are examined in parts, so that the check needs almost no memory
 _CHUNK = 1 << 16
@@ -33,6 +38,9 @@ class Listing:
         given: Splits that the data names; the others are made from its training samples.
         ignored: Kinds of files that were left out, and their numbers: ``{"*.txt": 3}``.
         groups: Group of each sample, which no made split parts; None for no groups.
+        problems: What was noticed as the data was listed.
+        instead: What lies in the folders of classes that have no image: ``{"owl": "3 x *.heic"}``.
+        use: What the data set is for.
     """
 
     origin: str
@@ -44,6 +52,9 @@ class Listing:
     given: tuple[str, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
     groups: Groups | None = None
+    problems: tuple[DataProblem, ...] = ()
+    instead: dict[str, str] = field(default_factory=dict)
+    use: Use = "train"
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,6 +86,7 @@ class Listing:
             notes=notes,
             ignored=self.ignored,
             groups=self.groups,
+            problems=self.problems,
         )
 
 
@@ -107,36 +119,57 @@ def merge(listings: Sequence[Listing]) -> Listing:
         splits=np.concatenate([listing.splits for listing in listings]),
         given=listings[0].given,
         ignored=dict(ignored),
+        problems=tuple(problem for listing in listings for problem in listing.problems),
+        instead={name: what for listing in listings for name, what in listing.instead.items()},
+        use=listings[0].use,
     )
 
 
 def check_classes(listing: Listing) -> Listing:
-    """Return the listing itself if a model can be trained on it.
+    """Return the listing if a model can be trained on it; one that is for an audit is returned with what forbids it.
 
     Raises:
-        UserError: There are fewer than two classes, a class has no training image, or only val or test has a class.
+        UserError: The listing is for training, and there are fewer than two classes, a class has no training image, or only
+            val or test has a class.
     """
+    problems = [] if listing.use == "test" else list(_class_problems(listing))
+    if problems and listing.use == "train":
+        raise UserError(f"{listing.origin}: {problems[0].text}. {problems[0].remedy}")
+    kinds = {problem.kind for problem in problems}
+    kept = [problem for problem in listing.problems if problem.kind not in kinds]
+    return replace(listing, problems=(*kept, *problems)) if problems else listing
+
+
+def _class_problems(listing: Listing) -> Iterator[DataProblem]:
     in_train = _shown(listing, train=True)
     elsewhere = _shown(listing, train=False)
     without = [target for target in range(len(listing.classes)) if not in_train[target]]
     extra = [listing.classes[target] for target in without if elsewhere[target]]
+    empty = [listing.classes[target] for target in without if not elsewhere[target]]
     if extra:
-        raise UserError(
-            f"{listing.origin}: every class needs a training image. Only in val or test: {shortened(extra)}. "
-            "Add training images, or remove these classes."
+        yield DataProblem(
+            kind="classes without a training image",
+            severity="error",
+            text=f"every class needs a training image. Only in val or test: {shortened(extra)}",
+            remedy="Add training images, or remove these classes.",
+            files=tuple(extra),
         )
-    if without:
-        names = shortened([listing.classes[target] for target in without])
-        raise UserError(
-            f"{listing.origin}: every class needs a training image. Classes without one: {names}. "
-            "Add images, or remove these classes."
+    if empty:
+        named = [f"{name} (holds {listing.instead[name]})" if listing.instead.get(name) else name for name in empty]
+        yield DataProblem(
+            kind="empty classes",
+            severity="error",
+            text=f"every class needs a training image. Classes without one: {shortened(named)}",
+            remedy="Add images, or remove these classes.",
+            files=tuple(named),
         )
     if len(listing.classes) < 2:
-        raise UserError(
-            f"{listing.origin}: must hold at least two classes. Found only {listing.classes[0]!r}. "
-            "Give the folder above the classes, or add a class."
+        yield DataProblem(
+            kind="one class",
+            severity="error",
+            text=f"must hold at least two classes. Found only {listing.classes[0]!r}",
+            remedy="Give the folder above the classes, or add a class.",
         )
-    return listing
 
 
 def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from finetune.atomic_files import atomic_path
 from finetune.data.groups import groups_of_cells
 from finetune.data.index import SPLITS, Index, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, check_classes
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, open_table
@@ -66,6 +66,7 @@ def read_manifest(
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
     group_column: str | None = None,
+    use: Use = "train",
 ) -> Listing:
     """List the samples of a table; no image is opened.
 
@@ -79,6 +80,7 @@ def read_manifest(
             per image.
         label_columns: Columns of 0 and 1, one for each class, used instead of ``label_column``.
         group_column: Column of the groups, which no made split parts; a cell may be empty. None for no groups.
+        use: What the data set is for.
 
     Raises:
         UserError: The table, a column or a value is wrong.
@@ -121,6 +123,7 @@ def read_manifest(
             splits=splits,
             given=tuple(name for number, name in enumerate(SPLITS) if (splits == number).any()),
             groups=groups,
+            use=use,
         )
     )
 

@@ -7,6 +7,7 @@ that torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) stay in memory; 
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from finetune.data.color import to_pixels
 from finetune.data.decode import DecodeOptions
 from finetune.data.image_source import Source, arrays_source, files_source
 from finetune.data.index import SPLITS, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, merge
+from finetune.data.listing import UNASSIGNED, Listing, Use, merge
 from finetune.data.path_table import path_table
 from finetune.errors import UserError, did_you_mean
 from finetune.split_settings import SplitSettings
@@ -43,6 +44,7 @@ def torchvision_source(
     split: SplitSettings = SplitSettings(),
     decode: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
+    use: Use = "train",
 ) -> Source:
     """Build a source from a data set of ``torchvision.datasets``; keep its splits and make missing ones from train.
 
@@ -52,6 +54,7 @@ def torchvision_source(
         split: Rule for the splits that the data set lacks.
         decode: How its files, where it has files, become pixels.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
+        use: What the data set is for.
 
     Raises:
         UserError: There is no such data set, it is not for classification, or it could not be downloaded.
@@ -64,7 +67,8 @@ def torchvision_source(
         listings = [
             _listing(name, root, classes, paths, labels[key], key) for key, paths in files.items() if paths is not None
         ]
-        return files_source(_together(listings, tuple(parts)), split=split, decode=decode, on_unreadable=on_unreadable)
+        listing = replace(_together(listings, tuple(parts)), use=use)
+        return files_source(listing, split=split, decode=decode, on_unreadable=on_unreadable)
     arrays = {key: _array(part, decode.channels) for key, part in parts.items()}
     return arrays_source(
         images=np.concatenate(list(arrays.values())),
@@ -75,6 +79,7 @@ def torchvision_source(
         given=() if len(parts) == 1 else tuple(parts),
         channels=decode.channels,
         split=split,
+        use=use,
     )
 
 

@@ -4,12 +4,14 @@ import csv
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from finetune.data.image_folder import SUFFIXES
+from finetune.data.folder_walk import SUFFIXES, Links, in_words, is_image_name, kind_of_file, read_folder
 from finetune.data.index import natural_order
 from finetune.errors import UserError, shortened
+from finetune.file_errors import in_words as error_in_words
 from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, lines, open_table
 
 STDIN = "-"
@@ -53,19 +55,29 @@ def _lines_of_stdin() -> Iterator[str]:
 
 
 def _below(folder: Path, given: str) -> Iterator[str]:
-    found = False
-    for place, names, files in os.walk(folder):
-        names[:] = natural_order(name for name in names if not name.startswith("."))
-        for name in natural_order(f for f in files if f.lower().endswith(SUFFIXES) and not f.startswith(".")):
+    """Yield the images below a folder; the same folders are entered, and the same files are images, as in training."""
+    found, others = False, Counter[str]()
+    waiting, links = [str(folder)], Links(str(folder))
+    while waiting:
+        place = waiting.pop()
+        try:
+            contents = read_folder(place)
+        except OSError as error:
+            raise UserError(error_in_words(error, place, "cannot be listed")) from None
+        others.update(kind_of_file(name) for name in contents.others)
+        for name in natural_order(contents.images):
             found = True
             yield os.path.join(place, name)
+        below = [os.path.join(place, name) for name in reversed(natural_order(contents.folders))]
+        waiting += [path for path in below if links.leads_on(path)]
     if not found:
         patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-        raise UserError(f"IMAGES='{given}': no images found. Looked for {patterns} below it.")
+        there = f" It holds {in_words(others.items())}." if others else ""
+        raise UserError(f"IMAGES='{given}': no images found. Looked for {patterns} below it.{there}")
 
 
 def _matching(pattern: str, given: str) -> Iterator[str]:
-    files = natural_order(f for f in glob.iglob(pattern, recursive=True) if f.lower().endswith(SUFFIXES))
+    files = natural_order(f for f in glob.iglob(pattern, recursive=True) if is_image_name(os.path.basename(f)))
     if not files:
         raise UserError(f"IMAGES='{given}': no image matches this pattern.")
     yield from files

@@ -62,3 +62,19 @@ def test_a_class_that_the_model_does_not_know_is_named(
 def test_a_bundle_alone_needs_to_be_told_its_data(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_dir / "model")]) == 2
     assert "Give data=folder data.root=DIR" in capsys.readouterr().err
+
+
+def test_a_table_without_splits_is_all_tested(run_dir: Path, pets: Path, tmp_path: Path) -> None:
+    table = tmp_path / "new.csv"
+    rows = [f"{path},{path.parent.name}" for path in sorted(pets.glob("*/*"))[:10]]
+    table.write_text("\n".join(["path,label", *rows]))
+    words = ["data=manifest", f"data.path={table}"]
+    assert evaluated(str(run_dir), *words, tmp_path=tmp_path)["images"] == 10
+    table.write_text("\n".join(["path,label,split", *(f"{row},validation" for row in rows)]))
+    assert evaluated(str(run_dir), *words, tmp_path=tmp_path)["images"] == 10
+
+
+def test_settings_that_name_no_other_data_leave_the_runs_own_test_split(run_dir: Path, tmp_path: Path) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    metrics = evaluated(str(run_dir), "data.num_workers=0", tmp_path=tmp_path)
+    assert metrics["confusion"] == results["test"]["confusion"]

@@ -62,7 +62,7 @@ def data_with_faults(root: Path) -> dict[str, set[str]]:
     # 9 another format than the name says
     scene(80).save(path(80), "PNG")
     # 10 pictures that are not read
-    (root / "train" / CLASSES[1] / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (root / "train" / CLASSES[1] / "phone.psd").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     scene(90_000).save(root / "train" / CLASSES[1] / "no suffix", "JPEG")
     # 11 one class far smaller than the others
     for file in sorted((root / "train" / CLASSES[9]).iterdir())[:130]:
@@ -86,7 +86,7 @@ def data_with_faults(root: Path) -> dict[str, set[str]]:
         "long": {named("train", first, "00070.bmp")},
         "other format than the name says": {named("train", first, "00080.bmp")},
         "pictures not read": {
-            str(root / "train" / CLASSES[1] / "phone.heic"),
+            str(root / "train" / CLASSES[1] / "phone.psd"),
             str(root / "train" / CLASSES[1] / "no suffix"),
         },
         "imbalance": set(),
@@ -218,3 +218,26 @@ def test_an_image_of_several_classes_is_counted_once(tmp_path):
     found = audit(manifest_source(path=str(tmp_path / "t.csv"), label_separator="|"), look_alikes=False)
     assert sum(found.split_images.values()) == found.images == 12
     assert as_text(found).splitlines()[3].split() == ["all", *map(str, found.split_images.values()), "12"]
+
+
+def test_what_forbids_training_is_reported_with_everything_else(tmp_path):
+    write_folder(tmp_path, {"a": 6, "b": 6, "empty": 0, "damaged": 0, "phone": 0, "lost+found": 0})
+    (tmp_path / "damaged" / "1.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "phone" / "1.psd").write_bytes(b"x")
+    (tmp_path / "b" / "copy.png").write_bytes(next((tmp_path / "a").iterdir()).read_bytes())
+    source = folder_source(root=str(tmp_path), on_unreadable="skip", use="audit")
+    result = audit(source, left_out=pictures_left_out(str(tmp_path)))
+    found = {finding.kind: [file for group in finding.files for file in group] for finding in result.findings}
+    assert found["empty classes"] == ["damaged", "empty", "phone (holds 1 x *.psd)"]
+    assert found["pictures not read"] == [str(tmp_path / "phone" / "1.psd")]
+    assert found["unreadable"][0].startswith("damaged/1.jpg: ")
+    assert len(found["conflicting labels"]) == 2
+    assert result.wrong
+
+
+def test_a_data_set_of_which_nothing_can_be_read_is_audited(tmp_path):
+    write_folder(tmp_path, {"a": 0, "b": 0})
+    for name in "ab":
+        (tmp_path / name / "1.jpg").write_bytes(b"\xff\xd8\xff")
+    result = audit(folder_source(root=str(tmp_path), on_unreadable="skip", use="audit"))
+    assert (result.images, {finding.kind for finding in result.findings}) == (0, {"unreadable", "empty classes"})

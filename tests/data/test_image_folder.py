@@ -54,7 +54,7 @@ def test_names_composed_and_decomposed_are_one_class(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path):
     write_folder(tmp_path, {"a": 2, "b": 1, ".git": 1, "__MACOSX": 1})
-    for name in ("a/Thumbs.db", "a/notes.txt", "a/photo.HEIC", "a/._1.png", "b/.DS_Store", "README"):
+    for name in ("a/Thumbs.db", "a/notes.txt", "a/photo.PSD", "a/._1.png", "b/.DS_Store", "README"):
         (tmp_path / name).write_bytes(b"x")
     write_image(tmp_path / "loose.png", 1)
     listing = list_training_folders(str(tmp_path))
@@ -64,7 +64,7 @@ def test_what_is_left_out_is_counted(tmp_path):
         "__MACOSX/": 1,
         "*.db": 1,
         "*.txt": 1,
-        "*.heic": 1,
+        "*.psd": 1,
         "hidden files": 2,
         "README": 1,
         "images outside a class folder": 1,

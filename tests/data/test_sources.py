@@ -129,7 +129,7 @@ def test_what_only_bears_an_images_name_is_named_or_skipped_like_a_damaged_file(
     write_folder(tmp_path, {"a": 4, "b": 4})
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     (tmp_path / "a" / "zero.png").symlink_to("/dev/zero")
-    (tmp_path / "b" / "folder.jpg").mkdir()
+    (tmp_path / "b" / "folder.jpg").symlink_to(tmp_path)
     (tmp_path / "b" / "sparse.jpg").write_bytes(b"\xff\xd8\xff")
     os.truncate(tmp_path / "b" / "sparse.jpg", 100 * 2**30)
     with pytest.raises(UserError) as caught:

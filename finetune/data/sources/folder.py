@@ -9,55 +9,50 @@ from finetune.split_settings import SplitSettings
 if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import FileSource
+    from finetune.data.listing import Listing, Use
 
 
 def folder_source(
     *,
     root: str | Sequence[str],
+    layout: str = "auto",
     group_pattern: str | None = None,
     split: SplitSettings = SplitSettings(),
     decode: "DecodeOptions | None" = None,
     on_unreadable: str = "error",
+    use: "Use" = "train",
+    listing: "Listing | None" = None,
 ) -> "FileSource":
     """Build a source from image folders, ``DIR/<class>/*`` or ``DIR/{train,val,test}/<class>/*``; make missing splits.
 
     Args:
         root: Path of the folder, or of several folders that form one data set.
+        layout: How the folders are read, ``auto``, ``classes`` or ``splits``.
         group_pattern: Regular expression whose match in a relative path names the group of an image, which no made split
             parts; None for no groups.
         split: Rule for the splits that the folder lacks.
         decode: How the files become pixels; images of more than ``max_pixels`` count as unreadable. None for the defaults.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
+        use: What the data set is for.
+        listing: Listing of the folders, if it is known, so that they are not listed again.
 
     Raises:
         UserError: See :func:`finetune.data.image_folder.list_training_folders` and :mod:`finetune.data.assign_splits`.
     """
-    from finetune.data.image_folder import list_training_folders
+    from finetune.data.image_folder import list_folders
     from finetune.data.image_source import files_source
     from finetune.data.listing import grouped_by_path
 
-    listing = grouped_by_path(list_training_folders(root), group_pattern)
-    return files_source(listing, split=split, decode=decode, on_unreadable=on_unreadable)
+    listing = list_folders(root, layout=layout, use=use) if listing is None else listing
+    return files_source(
+        grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
+    )
 
 
-def _test_folder_source(
-    *,
-    root: str | Sequence[str],
-    group_pattern: str | None = None,
-    decode: "DecodeOptions",
-    on_unreadable: str = "error",
-) -> "FileSource":
-    """Build a source from another folder, all of it test data unless it has split folders."""
+def _check(*, root: str | Sequence[str], layout: str = "auto", use: "Use", **_: Any) -> "Listing":
     from finetune.data.image_folder import list_folders
-    from finetune.data.image_source import evaluation_source
 
-    return evaluation_source(list_folders(root), decode=decode, on_unreadable=on_unreadable)
-
-
-def _check(*, root: str | Sequence[str], training: bool, **_: Any) -> None:
-    from finetune.data.image_folder import list_folders, list_training_folders
-
-    (list_training_folders if training else list_folders)(root)
+    return list_folders(root, layout=layout, use=use)
 
 
 def _left_out(*, root: str | Sequence[str], **_: Any) -> Sequence[str]:
@@ -68,11 +63,10 @@ def _left_out(*, root: str | Sequence[str], **_: Any) -> Sequence[str]:
 
 FOLDER = SourceKind(
     builder=lambda: folder_source,
-    own=("root", "group_pattern"),
+    own=("root", "layout", "group_pattern"),
     needs={"root": "DIR, the folder that holds your images"},
     place="root",
     decodes=True,
     check=_check,
-    evaluation_builder=lambda: _test_folder_source,
     left_out=_left_out,
 )

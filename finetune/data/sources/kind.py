@@ -8,6 +8,7 @@ from finetune.split_settings import SplitSettings
 
 if TYPE_CHECKING:  # a configuration is checked against this table before NumPy and torch are loaded
     from finetune.data.image_source import Source
+    from finetune.data.listing import Listing
 
 SPLIT_KEYS = tuple(field.name for field in fields(SplitSettings) if field.name != "seed")
 FILE_KEYS = ("on_unreadable", "max_pixels", "high_depth")
@@ -19,7 +20,8 @@ class SourceKind:
 
     Args:
         builder: Function that imports and returns the builder of the source. The builder takes the settings of ``own``,
-            ``split``, and for images that are decoded ``decode`` and ``on_unreadable``, else ``channels``.
+            ``split``, and for images that are decoded ``decode``, ``on_unreadable`` and ``use``, else ``channels``; and
+            ``listing`` if ``check`` returns one.
         own: Settings under ``data`` that this source alone gives a meaning.
         needs: Own settings that must be given, each with what to write.
         defaults: Values of own settings that were not given.
@@ -27,10 +29,8 @@ class SourceKind:
         splits: Settings of the splits that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         channels: Number of channels of its images where the configuration does not say.
-        check: Checks the place without loading torch; takes the own settings, and ``training``: whether every class needs
-            a training image.
-        evaluation_builder: Like ``builder``, for data given to ``finetune evaluate``, which need not be valid for training;
-            its builder takes the own settings, ``decode`` and ``on_unreadable``. None if such data is built like any other.
+        check: Checks the place without loading torch; takes the own settings, and ``use``: what the data is for. It may
+            return the listing of the data.
         left_out: Returns the files at the place that are pictures but are not read; takes the own settings.
     """
 
@@ -42,8 +42,7 @@ class SourceKind:
     splits: tuple[str, ...] = SPLIT_KEYS
     decodes: bool = False
     channels: int = 3
-    check: Callable[..., object] | None = None
-    evaluation_builder: "Callable[[], Callable[..., Source]] | None" = None
+    check: "Callable[..., Listing | None] | None" = None
     left_out: Callable[..., Sequence[str]] | None = None
 
     @property

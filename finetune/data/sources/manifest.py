@@ -10,6 +10,7 @@ from finetune.split_settings import SplitSettings
 if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import FileSource
+    from finetune.data.listing import Use
 
 
 def manifest_source(
@@ -26,10 +27,11 @@ def manifest_source(
     split: SplitSettings = SplitSettings(),
     decode: "DecodeOptions | None" = None,
     on_unreadable: str = "error",
+    use: "Use" = "train",
 ) -> "FileSource":
     """Build a source from a manifest.
 
-    The first arguments are those of :func:`finetune.data.manifest.read_manifest`, the last four those of
+    The first arguments are those of :func:`finetune.data.manifest.read_manifest`, the others those of
     :func:`finetune.data.sources.folder.folder_source`.
 
     Raises:
@@ -53,6 +55,7 @@ def manifest_source(
         label_separator=label_separator,
         label_columns=label_columns,
         group_column=group_column,
+        use=use,
     )
     return files_source(
         grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
