@@ -53,7 +53,6 @@ def run(argv: Sequence[str]) -> int:
 
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import check_target, export_checked
-    from finetune.export.parity import summary
     from finetune.inference.decode_options import decode_options_of
     from finetune.safe_files import inside, read_text
 
@@ -76,12 +75,12 @@ def run(argv: Sequence[str]) -> int:
         card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
         report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)
     print(f"{given.format}: {target}")
-    print("\n".join(summary(report)))
+    print("\n".join(report.summary()))
     if request.format.caution:
         print(request.format.caution.replace("`", ""))
     if request.format.hint:
         print(request.format.hint.format(target=target))
-    if "speed" in report:
+    if report.speed is not None:
         from finetune.report.export_section import tell_card
 
         tell_card(find_bundle(given.run) / CARD, target.parent)

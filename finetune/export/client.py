@@ -9,7 +9,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,54 @@ def pixels_of(image: Image.Image, layout: str) -> Array:
     return np.ascontiguousarray(array if layout == "nhwc" else array.transpose(2, 0, 1))[None]
 
 
+class Job(TypedDict, total=False):
+    """An export to open, as the file of jobs holds it; a part has other keys than a whole model."""
+
+    target: str  # file or folder
+    client: str  # name of the class that opens it
+    client_code: str  # text of that class
+    answers: str  # .npz file to write
+    # of a whole model
+    grey: bool  # whether images have one channel
+    pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
+    decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
+    files: list[str]
+    # of a part
+    given: str  # .npy file of what the part takes
+    in_chans: int
+    code: str  # text of the function that does the part's work
+    function: str  # its name
+
+
+class Opened(TypedDict):
+    """What a job prints."""
+
+    opened_by: str
+    classes: list[str]
+
+
+class HeadMetadata(TypedDict):
+    """The description of a head in its file, as far as it is needed here."""
+
+    name: str
+
+
+class BackboneMetadata(TypedDict):
+    """The description of a backbone in its file, as far as it is needed here."""
+
+    source: str
+    name: str
+    kwargs: Mapping[str, Any]  # arguments of the library's constructor
+
+
+class PartMetadata(TypedDict, total=False):
+    """The metadata of the file of a part: of a head, or of a backbone."""
+
+    classes: list[str]
+    head: HeadMetadata
+    backbone: BackboneMetadata
+
+
 class Client(ABC):
     """What opens one format.
 
@@ -49,7 +97,7 @@ class Client(ABC):
     opened_by: str
 
     @abstractmethod
-    def __init__(self, target: str, options: dict[str, Any]) -> None: ...
+    def __init__(self, target: str, options: Job) -> None: ...
 
 
 class GraphClient(Client):
@@ -94,22 +142,23 @@ class PartClient(Client):
     def run(self, given: Array) -> Array: ...
 
 
-def described(path: str) -> dict[str, Any]:
+def described(path: str) -> PartMetadata:
     """Return the JSON entry ``finetune`` from the metadata of a safetensors file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return dict(json.loads(file.metadata()["finetune"]))
+        metadata: PartMetadata = json.loads(file.metadata()["finetune"])
+    return metadata
 
 
-def function_of(options: dict[str, Any]) -> Any:
+def function_of(options: Job) -> Any:
     """Return the function that came as text with a job: a head's formula, or the builder of a network."""
     code: dict[str, Any] = {"Any": Any, "Mapping": Mapping}
     exec(options["code"], code)
     return code[options["function"]]
 
 
-def answer(job: dict[str, Any]) -> dict[str, Any]:
+def answer(job: Job) -> Opened:
     """Compute one export's probabilities from given pixels and from files, and save both to the file ``answers``."""
     # text of this package, which it cannot import here: see `finetune.export.parity.run_client`
     exec(job["client_code"], globals())
@@ -131,7 +180,7 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
         parts = [client.prepared(images_NCHW[at : at + 16]) for at in range(0, len(images_NCHW), 16)]
         from_pixels = np.concatenate(parts)
     np.savez(job["answers"], from_pixels=from_pixels, from_files=from_files)
-    return {"opened_by": client.opened_by, "classes": client.classes}
+    return {"opened_by": client.opened_by, "classes": list(client.classes)}
 
 
 def main() -> None:

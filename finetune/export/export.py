@@ -2,21 +2,23 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from finetune.atomic_files import write_json, write_text
 from finetune.errors import RunError, UserError
 from finetune.export.formats import check_request
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.parity import ask_clients, compare, make_reference
+from finetune.export.parity_report import ParityReport
 from finetune.export.parts import check_part
+from finetune.plain import to_plain
 from finetune.report.loading_snippets import how_to_load
 
 PARITY = "parity.json"
 
 
-def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
+def export_checked(job: ExportJob, target: Path) -> ParityReport:
     """Export a model or a part of it, check the export, and move it into place.
 
     Args:
@@ -47,22 +49,22 @@ def export_checked(job: ExportJob, target: Path) -> dict[str, Any]:
             if export_format.part is not None
             else _check_whole(job, staged)
         )
-        if not report["passed"]:
+        if not report.passed:
             failed = target.with_name(f"{target.name}.parity.json")
-            write_json(failed, report)
+            write_json(failed, to_plain(report))
             problem = (
                 "the part computes something else than in the trained model"
                 if export_format.part is not None
                 else "the export's predictions differ from the trained model's"
             )
             raise RunError(
-                f"--format {export_format.name}: {problem}, so it was deleted. {'. '.join(report['problems'])}. Details: {failed}"
+                f"--format {export_format.name}: {problem}, so it was deleted. {'. '.join(report.problems)}. Details: {failed}"
             )
         if export_format.is_folder:
-            write_json(staged / PARITY, report)
+            write_json(staged / PARITY, to_plain(report))
         _move_into_place(staged, target)
         if not export_format.is_folder:
-            write_json(report_path, report)
+            write_json(report_path, to_plain(report))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report
@@ -86,7 +88,7 @@ def check_target(request: ExportRequest, target: Path) -> Path:
     return target.with_name(f"{target.name}.parity.json")
 
 
-def _check_whole(job: ExportJob, staged: Path) -> dict[str, Any]:
+def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
     """Compare an export's predictions with the model's; measure its speed where the format has one."""
     request, export_format, images = job.request, job.request.format, job.images
     reference = make_reference(
@@ -94,8 +96,8 @@ def _check_whole(job: ExportJob, staged: Path) -> dict[str, Any]:
     )
     (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)])
     report = compare(export_format.name, answer, reference, classes=job.classifier.classes, precision=request.precision)
-    if report["passed"] and export_format.measure is not None:
-        report["speed"] = export_format.measure(job, staged)
+    if report.passed and export_format.measure is not None:
+        return replace(report, speed=export_format.measure(job, staged))
     return report
 
 

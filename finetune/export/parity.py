@@ -11,10 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,29 +26,13 @@ from finetune.errors import RunError, UserError
 from finetune.export import client
 from finetune.export.client import GraphClient
 from finetune.export.formats.kind import ExportFormat
+from finetune.export.parity_report import Accuracies, Bounds, Difference, ParityReport
 from finetune.models.classifier import Classifier
 
 # K = classes, N = images
 
 Shares = npt.NDArray[np.float32]
 BATCH = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """The largest differences that an export may show.
-
-    Args:
-        from_pixels: Largest allowed difference of a probability from the same pixels.
-        from_files: Largest allowed difference of a probability from the file.
-        mean: Largest allowed mean difference of a probability from the same pixels.
-        agreement: Smallest fraction of images, in [0, 1], with the same top class.
-    """
-
-    from_pixels: float = 1e-4
-    from_files: float = 1e-3
-    mean: float = 1.0
-    agreement: float = 1.0
 
 
 FP32 = Bounds()
@@ -152,27 +135,41 @@ def _pillow_agrees(file: str, image: torch.Tensor) -> bool:
     return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
 
 
-def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class ClientAnswer:
+    """What a format's own library computed.
+
+    Args:
+        opened_by: The library and its version.
+        classes: Class names that the export holds.
+        from_pixels: Probabilities (N, K) for pixels that we prepared.
+        from_files: Probabilities (N, K) for the files.
+    """
+
+    opened_by: str
+    classes: Sequence[str]
+    from_pixels: npt.NDArray[np.generic]
+    from_files: npt.NDArray[np.generic]
+
+
+def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list[ClientAnswer]:
     """Open exports in one fresh process, each with its format's own library.
 
     Args:
         exports: Format, file or folder, and reference images of each export.
 
-    Returns:
-        For each export the client's ``opened_by`` and ``classes``, and its ``from_pixels`` and ``from_files``, (N, K).
-
     Raises:
         RunError: The client could not open or run an export.
     """
     with tempfile.TemporaryDirectory() as folder:
-        jobs = []
+        jobs: list[client.Job] = []
         for number, (chosen, target, reference) in enumerate(exports):
             pixels = Path(folder) / f"{number}.npy"
             np.save(pixels, reference.pixels)
             decoded = {}
             for at in np.flatnonzero(reference.decoded_otherwise) if issubclass(chosen.client, GraphClient) else ():
-                decoded[int(at)] = str(Path(folder) / f"{number}-{at}.npy")
-                np.save(decoded[int(at)], decode_file(reference.files[at], reference.decode).transpose(2, 0, 1))
+                decoded[str(at)] = str(Path(folder) / f"{number}-{at}.npy")
+                np.save(decoded[str(at)], decode_file(reference.files[at], reference.decode).transpose(2, 0, 1))
             jobs.append(
                 {
                     "target": str(target.resolve()),
@@ -183,14 +180,21 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                     "answers": str(Path(folder) / f"{number}.npz"),
                 }
             )
-        answers = run_client(jobs, [chosen for chosen, _, _ in exports], folder)
-        for answer, job in zip(answers, jobs, strict=True):
-            with np.load(str(job["answers"])) as arrays:
-                answer |= {name: arrays[name] for name in ("from_pixels", "from_files")}
+        answers = []
+        for opened, job in zip(run_client(jobs, [chosen for chosen, _, _ in exports], folder), jobs, strict=True):
+            with np.load(job["answers"]) as arrays:
+                answers.append(
+                    ClientAnswer(
+                        opened_by=opened["opened_by"],
+                        classes=opened["classes"],
+                        from_pixels=arrays["from_pixels"],
+                        from_files=arrays["from_files"],
+                    )
+                )
     return answers
 
 
-def run_client(jobs: Sequence[Mapping[str, Any]], formats: Sequence[ExportFormat], folder: str) -> list[dict[str, Any]]:
+def run_client(jobs: Sequence[client.Job], formats: Sequence[ExportFormat], folder: str) -> list[client.Opened]:
     """Run :mod:`finetune.export.client` on all jobs in one fresh process that cannot import this package; return its answers.
 
     The text of each format's client goes along, because the file that it stands in cannot be imported there.
@@ -244,112 +248,80 @@ def library_folders() -> list[str]:
 
 
 def compare(
-    form: str, said: Mapping[str, Any], reference: Reference, *, classes: Sequence[str], precision: str = "fp32"
-) -> dict[str, Any]:
+    form: str, answer: ClientAnswer, reference: Reference, *, classes: Sequence[str], precision: str = "fp32"
+) -> ParityReport:
     """Build the report that is written to ``parity.json``.
 
     Args:
         form: Name of the format.
-        said: One entry of the list that :func:`ask_clients` returns.
+        answer: What the format's own library computed.
         reference: Predictions of the trained model.
         classes: Class names of the trained model.
         precision: ``fp32``, ``fp16`` or ``int8``; selects the bounds.
-
-    Returns:
-        Plain JSON values. ``passed`` is the decision, ``problems`` the reasons for a failure, ``remarks`` what users should know.
     """
     bounds = BOUNDS[precision]
-    pixels, files = np.asarray(said["from_pixels"]), np.asarray(said["from_files"])
+    pixels, files = np.asarray(answer.from_pixels), np.asarray(answer.from_files)
     decoded = reference.decoded_otherwise
     same = ~decoded
     by_pixels = difference(reference.shares, pixels)
     by_files = difference(reference.shares[same], files[same])
     others = difference(reference.shares[decoded], files[decoded])
     problems, remarks = [], []
-    if list(said["classes"]) != list(classes):
+    if list(answer.classes) != list(classes):
         problems.append("its class names differ from the model's, or their order does")
-    if by_pixels["largest"] > bounds.from_pixels or by_pixels["mean"] > bounds.mean:
+    if by_pixels.largest > bounds.from_pixels or by_pixels.mean > bounds.mean:
         problems.append(
-            f"from the same pixels a probability differs by {by_pixels['largest']:.1e} (mean {by_pixels['mean']:.1e}); "
+            f"from the same pixels a probability differs by {by_pixels.largest:.1e} (mean {by_pixels.mean:.1e}); "
             f"limit {bounds.from_pixels:.0e} (mean {bounds.mean:.0e})"
         )
-    if by_pixels["agreement"] < bounds.agreement:
-        problems.append(f"the first class agrees in {by_pixels['agreement']:.1%}, required {bounds.agreement:.0%}")
-    if by_files["largest"] > bounds.from_files:
-        problems.append(
-            f"from the file a probability differs by {by_files['largest']:.1e}, limit {bounds.from_files:.0e}"
-        )
-    if by_files["agreement"] < bounds.agreement:
-        problems.append(f"from the file the first class agrees in {by_files['agreement']:.1%}")
-    if others["images"]:
+    if by_pixels.agreement < bounds.agreement:
+        problems.append(f"the first class agrees in {by_pixels.agreement:.1%}, required {bounds.agreement:.0%}")
+    if by_files.largest > bounds.from_files:
+        problems.append(f"from the file a probability differs by {by_files.largest:.1e}, limit {bounds.from_files:.0e}")
+    if by_files.agreement < bounds.agreement:
+        problems.append(f"from the file the first class agrees in {by_files.agreement:.1%}")
+    if others.images:
         remarks.append(
-            f"{others['images']} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
-            f"depths); probabilities differ by up to {others['largest']:.1e} there, agreement {others['agreement']:.1%}"
+            f"{others.images} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
+            f"depths); probabilities differ by up to {others.largest:.1e} there, agreement {others.agreement:.1%}"
         )
     if reference.reduced[0]:
         remarks.append(
             f"{reference.reduced[0]} large JPEG files are read by finetune at a reduced scale, here in full; that alone "
             f"changes its own probabilities by up to {reference.reduced[1]:.1e}"
         )
-    report = {
-        "format": form,
-        "precision": precision,
-        "opened_by": said["opened_by"],
-        "images": reference.told,
-        "unreadable": reference.unreadable,
-        "bounds": {name: getattr(bounds, name) for name in ("from_pixels", "from_files", "mean", "agreement")},
-        "from_pixels": by_pixels,
-        "from_files": by_files,
-        "decoded_otherwise": others,
-        "passed": not problems,
-        "problems": problems,
-        "remarks": remarks,
-    }
+    accuracy = None
     if reference.targets is not None:
-        report["accuracy"] = {
-            "trained": float((reference.shares.argmax(1) == reference.targets).mean()),
-            "exported": float((pixels.argmax(1) == reference.targets).mean()),
-        }
-    return report
+        accuracy = Accuracies(
+            trained=float((reference.shares.argmax(1) == reference.targets).mean()),
+            exported=float((pixels.argmax(1) == reference.targets).mean()),
+        )
+    return ParityReport(
+        format=form,
+        precision=precision,
+        opened_by=answer.opened_by,
+        images=reference.told,
+        unreadable=reference.unreadable,
+        bounds=bounds,
+        from_pixels=by_pixels,
+        from_files=by_files,
+        decoded_otherwise=others,
+        passed=not problems,
+        problems=tuple(problems),
+        remarks=tuple(remarks),
+        accuracy=accuracy,
+    )
 
 
-def difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> dict[str, Any]:
+def difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> Difference:
     """Return the largest and the mean difference of a probability, and the fraction of images with the same top class."""
     if not len(ours):
-        return {"images": 0, "largest": 0.0, "mean": 0.0, "agreement": 1.0}
+        return Difference(images=0, largest=0.0, mean=0.0, agreement=1.0)
     deviation = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     deviation = np.where(np.isnan(deviation), np.inf, deviation)
-    return {
-        "images": len(ours),
-        "largest": float(min(deviation.max(), 1e9)),
-        "mean": float(min(deviation.mean(), 1e9)),
-        "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
-    }
-
-
-def summary(report: Mapping[str, Any]) -> list[str]:
-    """Return the report's lines for the terminal."""
-    images = (
-        f"{report['opened_by']}, {report['from_pixels']['images']} images: {report['images']}"
-        if "from_pixels" in report
-        else ""
+    return Difference(
+        images=len(ours),
+        largest=float(min(deviation.max(), 1e9)),
+        mean=float(min(deviation.mean(), 1e9)),
+        agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
     )
-    lines = [f"parity: {'passed' if report['passed'] else 'FAILED'} ({images})"] if images else []
-    for name, words in (("from_pixels", "same pixels: "), ("from_files", "from files:  ")):
-        if name in report:
-            measured = report[name]
-            lines.append(
-                f"  {words}largest difference {measured['largest']:.1e}, top-1 agreement {measured['agreement']:.1%}"
-            )
-    if "accuracy" in report:
-        lines.append(
-            f"  accuracy:    {report['accuracy']['exported']:.4f}, trained model {report['accuracy']['trained']:.4f}"
-        )
-    if "speed" in report:
-        lines += [
-            f"  {way:12} {times['batch_1_ms']:.1f} ms for one image, {times['images_per_second']:.1f} images a second in "
-            "batches of 32"
-            for way, times in report["speed"]["ways"].items()
-        ]
-        lines.append("  (measured now, on this machine, from pixels to probabilities)")
-    return lines + [f"  {text}" for text in (*report["problems"], *report["remarks"])]

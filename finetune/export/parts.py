@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.export.client import Job
 from finetune.export.formats.kind import ExportFormat
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
+from finetune.export.parity_report import ParityReport
 from finetune.models.classifier import Classifier
 from finetune.models.heads import HEADS
 from finetune.models.own_modules import own_classes
@@ -41,24 +43,24 @@ def export_backbone(classifier: Classifier, path: Path) -> None:
 
 
 @torch.inference_mode()
-def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages) -> dict[str, Any]:
+def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages) -> ParityReport:
     """Report the largest difference of a probability when a part's own client does its half of the work."""
     part = export_format.part
     assert part is not None
-    report: dict[str, Any] = {
-        "format": export_format.name,
-        "precision": "fp32",
-        "images": images.told,
-        "problems": [],
-        "remarks": [],
-    }
     own = own_classes(classifier.describe())
     function = None if part in own else _function_alone(classifier, part)
     if function is None:
-        report["remarks"].append(
-            f"only {own.get(part, 'finetune')} can build its network, so no other library can open it: not compared"
+        alone = own.get(part, "finetune")
+        remark = f"only {alone} can build its network, so no other library can open it: not compared"
+        return ParityReport(
+            format=export_format.name,
+            precision="fp32",
+            opened_by="none",
+            images=images.told,
+            unreadable=0,
+            passed=True,
+            remarks=(remark,),
         )
-        return report | {"opened_by": "none", "unreadable": 0, "passed": True}
     reference = make_reference(classifier, images.files, told=images.told, decode=images.decode)
     pixels = torch.from_numpy(reference.pixels)
     prepared = torch.cat([classifier.prepare(batch) for batch in torch.split(pixels, BATCH)])
@@ -67,30 +69,39 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
     features = torch.cat([classifier.backbone(batch) for batch in torch.split(prepared, BATCH)])
     given = features if part == "head" else prepared
     with tempfile.TemporaryDirectory() as folder:
-        job = {name: str(Path(folder) / f"{name}.npz") for name in ("answers",)}
-        job |= {"given": str(Path(folder) / "given.npy"), "target": str(path.resolve())}
+        job: Job = {
+            "target": str(path.resolve()),
+            "given": str(Path(folder) / "given.npy"),
+            "in_chans": prepared.shape[1],
+            "code": inspect.getsource(function),
+            "function": function.__name__,
+            "answers": str(Path(folder) / "answers.npz"),
+        }
         np.save(job["given"], given.contiguous().numpy())
-        text = {"code": inspect.getsource(function), "function": function.__name__}
-        (answer,) = run_client([{**job, **text, "in_chans": prepared.shape[1]}], [export_format], folder)
+        (opened,) = run_client([job], [export_format], folder)
         with np.load(job["answers"]) as arrays:
             answers = torch.from_numpy(arrays["answers"])
     logits = answers if part == "head" else classifier.head(answers)
     ours = classifier.probabilities(classifier.head(features)).numpy()
     measured = difference(ours, classifier.probabilities(logits).numpy())
-    if part == "head" and list(answer["classes"]) != list(classifier.classes):
-        report["problems"].append("its class names differ from the model's, or their order does")
-    if measured["largest"] > FP32.from_pixels or measured["agreement"] < FP32.agreement:
-        report["problems"].append(
-            f"a probability differs by {measured['largest']:.1e}, limit {FP32.from_pixels:.0e}; the first class "
-            f"agrees in {measured['agreement']:.1%}"
+    problems = []
+    if part == "head" and list(opened["classes"]) != list(classifier.classes):
+        problems.append("its class names differ from the model's, or their order does")
+    if measured.largest > FP32.from_pixels or measured.agreement < FP32.agreement:
+        problems.append(
+            f"a probability differs by {measured.largest:.1e}, limit {FP32.from_pixels:.0e}; the first class "
+            f"agrees in {measured.agreement:.1%}"
         )
-    report |= {
-        "unreadable": reference.unreadable,
-        "opened_by": answer["opened_by"],
-        "from_pixels": measured,
-        "passed": not report["problems"],
-    }
-    return report
+    return ParityReport(
+        format=export_format.name,
+        precision="fp32",
+        opened_by=opened["opened_by"],
+        images=images.told,
+        unreadable=reference.unreadable,
+        from_pixels=measured,
+        passed=not problems,
+        problems=tuple(problems),
+    )
 
 
 def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | None:

@@ -12,6 +12,7 @@ import torch
 
 from finetune.data.transforms import eval_view
 from finetune.export.graph import Layout
+from finetune.export.parity_report import Speed, Throughput
 from finetune.models.classifier import Classifier
 
 BATCHES = (1, 32)
@@ -19,18 +20,13 @@ EAGER = "pytorch"
 _SECONDS, _FEWEST_ROUNDS, _MOST_ROUNDS = 5.0, 3, 15
 
 
-def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: Layout) -> dict[str, Any]:
+def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: Layout) -> Speed:
     """Time the path from pixels to probabilities; the ways take turns and use the same number of threads.
 
     Args:
         classifier: Trained model in evaluation mode.
         files: The model's ONNX files by precision.
         layout: Layout of the pixels that the files take.
-
-    Returns:
-        Plain JSON values: ``threads``, ``processor``, ``pixels`` (height and width of the images), ``rounds``, and under
-        ``ways`` for ``pytorch`` and each precision ``batch_1_ms``, ``batch_32_ms`` and ``images_per_second`` in batches of
-        32; all are medians over the rounds.
     """
     import onnxruntime
 
@@ -66,16 +62,18 @@ def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: 
             if rounds >= 0:
                 seconds.append(time.perf_counter() - start)
         rounds += 1
-    return {
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "pixels": [height, width],
-        "rounds": rounds,
-        "ways": {
-            way: {
-                **{f"batch_{count}_ms": 1000 * statistics.median(taken[way, count]) for count in BATCHES},
-                "images_per_second": max(BATCHES) / statistics.median(taken[way, max(BATCHES)]),
-            }
+    one, many = BATCHES
+    return Speed(
+        threads=torch.get_num_threads(),
+        processor=platform.processor() or platform.machine(),
+        pixels=(height, width),
+        rounds=rounds,
+        ways={
+            way: Throughput(
+                batch_1_ms=1000 * statistics.median(taken[way, one]),
+                batch_32_ms=1000 * statistics.median(taken[way, many]),
+                images_per_second=many / statistics.median(taken[way, many]),
+            )
             for way in ways
         },
-    }
+    )

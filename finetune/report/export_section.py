@@ -1,10 +1,11 @@
 """The model card's section on exports: how well each agrees with the trained model, and how fast it is."""
 
 from pathlib import Path
-from typing import Any
 
 from finetune.atomic_files import write_text
 from finetune.errors import UserError
+from finetune.export.parity_report import ParityReport
+from finetune.plain import from_plain
 from finetune.safe_files import read_json, read_text
 from finetune.terminal import markdown
 
@@ -35,18 +36,16 @@ def tell_card(card: Path, exports: Path) -> bool:
     return True
 
 
-def _report(path: Path) -> dict[str, Any] | None:
+def _report(path: Path) -> ParityReport | None:
+    """Return the report of a sound ONNX export; None for any other file."""
     try:
-        report = read_json(path, dict)
+        report = from_plain(ParityReport, read_json(path, dict), name=str(path))
     except UserError:
         return None
-    required = {"format", "precision", "speed", "from_pixels", "images"}
-    whole = isinstance(report, dict) and required <= set(report) and report.get("passed") is True
-    return report if whole else None
+    return report if report.passed and report.speed is not None and report.from_pixels is not None else None
 
 
-def _section(reports: list[dict[str, Any]]) -> list[str]:
-    first = reports[0]["speed"]
+def _section(reports: list[ParityReport]) -> list[str]:
     lines = [
         "## Exports",
         "",
@@ -55,25 +54,31 @@ def _section(reports: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for report in reports:
-        ways, accuracy = report["speed"]["ways"], report.get("accuracy")
-        exported, eager = ways[report["precision"]], ways["pytorch"]
-        accuracies = [f"{accuracy[key]:.4f}" for key in ("exported", "trained")] if accuracy else ["not labelled"] * 2
+        assert report.speed is not None
+        assert report.from_pixels is not None
+        ways, accuracy = report.speed.ways, report.accuracy
+        exported, eager = ways[report.precision], ways["pytorch"]
+        accuracies = ["not labelled"] * 2
+        if accuracy is not None:
+            accuracies = [f"{accuracy.exported:.4f}", f"{accuracy.trained:.4f}"]
         cells = [
-            f"{markdown(report['format'])} {markdown(report['precision'])}",
+            f"{markdown(report.format)} {markdown(report.precision)}",
             *accuracies,
-            f"{report['from_pixels']['agreement']:.1%}",
-            f"{exported['batch_1_ms']:.1f}",
-            f"{eager['batch_1_ms']:.1f}",
-            f"{exported['images_per_second']:.1f}",
-            f"{eager['images_per_second']:.1f}",
+            f"{report.from_pixels.agreement:.1%}",
+            f"{exported.batch_1_ms:.1f}",
+            f"{eager.batch_1_ms:.1f}",
+            f"{exported.images_per_second:.1f}",
+            f"{eager.images_per_second:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    height, width = first["pixels"]
-    compared = {markdown(report["images"]) for report in reports}
+    first = reports[0].speed
+    assert first is not None
+    height, width = first.pixels
+    compared = {markdown(report.images) for report in reports}
     lines += [
         "",
         f"Compared on {' and '.join(sorted(compared))}. Times are from the pixels of images of {height} x {width} to "
-        f"probabilities, measured once while exporting ({first['threads']} thread(s), {markdown(first['processor'])}), the "
+        f"probabilities, measured once while exporting ({first.threads} thread(s), {markdown(first.processor)}), the "
         "two taking turns; they differ on other machines and under other load.",
     ]
     return lines

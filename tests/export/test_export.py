@@ -11,7 +11,7 @@ from finetune.export.export import export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
-from finetune.export.parity import compare, make_reference
+from finetune.export.parity import ClientAnswer, compare, make_reference
 from finetune.file_schema import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
@@ -78,17 +78,17 @@ def test_a_folder_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.Ca
 def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     reference = make_reference(model, write_files(tmp_path, 4), told="files")
-    said = {"opened_by": "x", "classes": CLASSES[::-1], "from_pixels": reference.shares, "from_files": reference.shares}
+    said = ClientAnswer(opened_by="x", classes=CLASSES[::-1], from_pixels=reference.shares, from_files=reference.shares)
     report = compare("onnx", said, reference, classes=CLASSES)
-    assert report["problems"] == ["its class names differ from the model's, or their order does"]
+    assert report.problems == ("its class names differ from the model's, or their order does",)
 
 
 def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
     reference = make_reference(model, write_files(tmp_path, 4), told="files")
     broken = torch.full(reference.shares.shape, float("nan")).numpy()
-    said = {"opened_by": "x", "classes": CLASSES, "from_pixels": broken, "from_files": broken}
-    assert not compare("onnx", said, reference, classes=CLASSES)["passed"]
+    said = ClientAnswer(opened_by="x", classes=CLASSES, from_pixels=broken, from_files=broken)
+    assert not compare("onnx", said, reference, classes=CLASSES).passed
 
 
 def test_precisions_that_a_format_does_not_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,18 +57,18 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
     reports = []
     for (form, name, channels, adapt), (_, _, reference), said in zip(cases, exports, answers, strict=True):
         report = compare(form, said, reference, classes=CLASSES)
-        pixels, by_file = report["from_pixels"], report["from_files"]
+        pixels, by_file = report.from_pixels, report.from_files
         lines.append(
-            f"{form:13} {name:9} {channels} {adapt:8}{pixels['largest']:10.1e} {by_file['largest']:10.1e}"
-            f"  {by_file['agreement']:6.1%} {by_file['images']:5}"
+            f"{form:13} {name:9} {channels} {adapt:8}{pixels.largest:10.1e} {by_file.largest:10.1e}"
+            f"  {by_file.agreement:6.1%} {by_file.images:5}"
         )
         reports.append(report)
     with capsys.disabled():
         print("", *lines, sep="\n")
     for report, (_, name, _, _) in zip(reports, cases, strict=True):
-        assert report["passed"], report
-        assert report["from_pixels"]["largest"] <= 1e-4
-        assert report["from_files"]["largest"] <= 1e-3
-        assert report["from_pixels"]["agreement"] == report["from_files"]["agreement"] == 1.0
-        assert report["decoded_otherwise"]["images"] == 0
-        assert report["from_files"]["images"] == FILES[name]
+        assert report.passed, report
+        assert report.from_pixels.largest <= 1e-4
+        assert report.from_files.largest <= 1e-3
+        assert report.from_pixels.agreement == report.from_files.agreement == 1.0
+        assert report.decoded_otherwise.images == 0
+        assert report.from_files.images == FILES[name]

@@ -14,6 +14,7 @@ from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import made_up_images
 from finetune.file_schema import PARITY, check_fields
 from finetune.models.classifier import Classifier
+from finetune.plain import to_plain
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier
 
@@ -39,10 +40,10 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(
     report = export_checked(
         ExportJob(classifier=model, request=ExportRequest(format=FORMATS[form]), images=images), target
     )
-    check_fields(report, PARITY, name="parity.json")
-    assert report["passed"]
-    assert report["from_pixels"]["images"] == 6
-    assert report["from_pixels"]["largest"] < 1e-5
+    check_fields(to_plain(report), PARITY, name="parity.json")
+    assert report.passed
+    assert report.from_pixels.images == 6
+    assert report.from_pixels.largest < 1e-5
     assert sorted(path.name for path in target.parent.iterdir()) == [target.name, f"{target.name}.parity.json"]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, PartClient, described, function_of
+from finetune.export.client import Array, Job, PartClient, described, function_of
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
@@ -14,7 +14,7 @@ class BackboneClient(PartClient):
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, target: str, options: dict[str, Any]) -> None:
+    def __init__(self, target: str, options: Job) -> None:
         import torch
         from safetensors.torch import load_file
 

@@ -1,18 +1,17 @@
 """``--format head``: the trained head alone."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, PartClient, described, function_of
+from finetune.export.client import Array, Job, PartClient, described, function_of
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class HeadClient(PartClient):
     """``safetensors.torch.load_file(FILE)`` and a matrix product: features to logits."""
 
-    def __init__(self, target: str, options: dict[str, Any]) -> None:
+    def __init__(self, target: str, options: Job) -> None:
         import torch
         from safetensors.torch import load_file
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune.export.client import Client
 
 if TYPE_CHECKING:
     from finetune.export.graph import Layout
     from finetune.export.images import CheckImages
+    from finetune.export.parity_report import Speed
     from finetune.models.classifier import Classifier
 
 
@@ -53,7 +54,7 @@ class ExportFormat:
     needs: tuple[str, ...] = ()
     extra: str = ""
     opened_file: str = ""
-    measure: "Callable[[ExportJob, Path], dict[str, Any]] | None" = None
+    measure: "Callable[[ExportJob, Path], Speed] | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

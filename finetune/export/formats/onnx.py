@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, GraphClient
+from finetune.export.client import Array, GraphClient, Job
 from finetune.export.formats.kind import ExportFormat, ExportJob
+from finetune.export.parity_report import Speed
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 # the model at full precision that an int8 model is made of, beside it
@@ -17,7 +17,7 @@ FULL = "full.onnx"
 class OnnxClient(GraphClient):
     """``onnxruntime.InferenceSession(FILE).run(None, {"images": pixels})``."""
 
-    def __init__(self, target: str, options: dict[str, Any]) -> None:
+    def __init__(self, target: str, options: Job) -> None:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -59,7 +59,7 @@ def _write(job: ExportJob, path: Path) -> None:
         quantise_onnx(full, path, files=job.images.calibration, layout=request.layout, decode=decode)
 
 
-def _measure(job: ExportJob, path: Path) -> dict[str, Any]:
+def _measure(job: ExportJob, path: Path) -> Speed:
     from finetune.export.speed import measure_speed
 
     request = job.request

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, LibraryClient, pillow
+from finetune.export.client import Array, Job, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class TimmClient(LibraryClient):
     """``timm.create_model("local-dir:FOLDER", pretrained=True)`` with its own data config and transform."""
 
-    def __init__(self, target: str, options: dict[str, Any]) -> None:
+    def __init__(self, target: str, options: Job) -> None:
         import timm
         import torch
 

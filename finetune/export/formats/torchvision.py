@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, LibraryClient, pillow
+from finetune.export.client import Array, Job, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class TorchvisionClient(LibraryClient):
     """``torchvision.models.NAME(num_classes=K).load_state_dict(load_file(FOLDER/model.safetensors))``."""
 
-    def __init__(self, target: str, options: dict[str, Any]) -> None:
+    def __init__(self, target: str, options: Job) -> None:
         import torch
         import torchvision
         from safetensors.torch import load_file
