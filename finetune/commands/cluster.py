@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path, numeric
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from finetune.embeddings.clustering import Clusters
     from finetune.embeddings.embeddings import Embeddings
     from finetune.embeddings.label_errors import LabelErrors
+    from finetune.plain import Json
 
 ABOUT = """\
 Group the images of a file of finetune embed, and list labels that their neighbours contradict. Writes a folder:
@@ -66,6 +67,7 @@ def _cluster(given: argparse.Namespace, file: Path) -> int:
     from finetune.embeddings.cluster_tables import write_clusters, write_label_errors, write_relabelled
     from finetune.embeddings.clustering import cluster, quality
     from finetune.embeddings.label_errors import find_label_errors
+    from finetune.plain import to_plain
 
     clusters = cluster(
         embeddings,
@@ -77,41 +79,36 @@ def _cluster(given: argparse.Namespace, file: Path) -> int:
         seed=given.seed,
         say=print,
     )
-    summary: dict[str, Any] = {"method": given.method, "metric": given.metric, "seed": given.seed}
-    summary |= quality(embeddings, clusters, metric=given.metric, seed=given.seed)
-    summary["sizes"] = [len(clusters.members(number)) for number in range(len(clusters))]
-    summary["silhouette_by_count"] = {str(number): value for number, value in clusters.silhouette_by_count.items()}
+    figures = quality(embeddings, clusters, metric=given.metric, seed=given.seed)
     doubts = None
     labelled = len(embeddings.labelled_rows())
     if labelled > 2 and not embeddings.multi_label:
         neighbours = min(given.neighbours, labelled - 1)
         doubts = find_label_errors(embeddings, neighbours=neighbours, metric=given.metric)
-        summary["doubtful"] = doubts.likely
         write_label_errors(folder / "doubtful.csv", embeddings, doubts)
         write_relabelled(folder / "manifest.csv", embeddings, doubts)
     write_clusters(folder / "clusters.csv", embeddings, clusters)
+    summary: dict[str, Json] = {
+        "method": given.method,
+        "metric": given.metric,
+        "seed": given.seed,
+        **to_plain(figures),
+        "sizes": [len(clusters.members(number)) for number in range(len(clusters))],
+        "silhouette_by_count": {str(number): value for number, value in clusters.silhouette_by_count.items()},
+        **({} if doubts is None else {"doubtful": doubts.likely}),
+    }
     write_json(folder / "summary.json", summary)
-    write_text(folder / "sheet.html", _sheet(embeddings, clusters, doubts, summary, name=file.name))
-    _say(summary)
+    in_words = figures.in_words(outliers=given.method == "hdbscan")
+    write_text(folder / "sheet.html", _sheet(embeddings, clusters, doubts, in_words, name=file.name))
+    print(in_words)
+    if doubts is not None:
+        print(f"labels that their neighbours contradict: {doubts.likely} (doubtful.csv)")
     print(f"clusters: {folder}")
     return 0
 
 
-def _say(summary: dict[str, Any]) -> None:
-    print(_in_words(summary))
-    if "doubtful" in summary:
-        print(f"labels that their neighbours contradict: {summary['doubtful']} (doubtful.csv)")
-
-
-def _in_words(summary: dict[str, Any]) -> str:
-    outliers = f", {summary['outliers']} outliers" if summary["method"] == "hdbscan" else ""
-    names = ("silhouette", "nmi", "ari", "purity")
-    figures = [f"{name} {summary[name]:.4f}" for name in names if summary.get(name) is not None]
-    return f"{summary['clusters']} clusters{outliers}" + (f": {', '.join(figures)}" if figures else "")
-
-
 def _sheet(
-    embeddings: "Embeddings", clusters: "Clusters", doubts: "LabelErrors | None", summary: dict[str, Any], *, name: str
+    embeddings: "Embeddings", clusters: "Clusters", doubts: "LabelErrors | None", in_words: str, *, name: str
 ) -> str:
     from finetune.commands.image_lookup import ImageLookup
     from finetune.embeddings.clustering import label_shares
@@ -141,7 +138,7 @@ def _sheet(
             if row not in members[:_TYPICAL]
         ]
         groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
-    facts = [f"{len(embeddings):,} images in {_in_words(summary)}."]
+    facts = [f"{len(embeddings):,} images in {in_words}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
     return contact_sheet(
         title=f"Clusters of {name}", facts=facts, groups=groups, pictures=ImageLookup(embeddings.metadata)

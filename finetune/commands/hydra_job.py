@@ -230,6 +230,6 @@ def run_composed(command: str, line: CommandLine, task: Task) -> int:
             os.environ["HYDRA_FULL_ERROR"] = full_error
     if SweepStart.folder is not None:
         conclude(SweepStart.folder, ended=True)
-    elif "error" in job.outcome:
-        raise job.outcome["error"]
-    return int(job.outcome.get("status", 0))
+    elif job.outcome.error is not None:
+        raise job.outcome.error
+    return job.outcome.status

@@ -5,9 +5,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
 from finetune.file_errors import in_words
+from finetune.plain import Json, from_plain, to_plain
 from finetune.run_folder import RunFolder
 from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
@@ -78,6 +79,65 @@ class SweepStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """The record that a job of a sweep writes.
+
+    Args:
+        job: Number of the job.
+        overrides: Its overrides.
+        run_dir: Its run folder.
+        monitor: Metric that decides which job is best.
+        status: ``running``, ``finished``, ``failed`` or ``stopped``.
+        val: Validation accuracy; None for a command that does not train, likewise below.
+        test: Test accuracy.
+        monitored: Validation value of the monitored metric.
+        message: Why it failed; None if it did not.
+        mistake: Whether a mistake of the user's was the cause; None if it did not fail.
+        seconds: Wall time; None until the job ends.
+    """
+
+    job: int
+    overrides: tuple[str, ...]
+    run_dir: str
+    monitor: str
+    status: str
+    val: float | None = None
+    test: float | None = None
+    monitored: float | None = None
+    message: str | None = None
+    mistake: bool | None = None
+    seconds: float | None = None
+
+    def in_words(self) -> str:
+        """Describe for the user how the job ended."""
+        measured = (("val", self.val), ("test", self.test))
+        figures = "".join(f"  {name} {value:.4f}" for name, value in measured if value is not None)
+        why = f": {self.message.splitlines()[0]}" if self.message is not None else ""
+        return f"{self.status}{why}{figures}  {self.seconds or 0.0:.0f} s"
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """How the task of a single run ended.
+
+    Args:
+        status: Exit status of the command.
+        error: What the task raised; None if it raised nothing.
+    """
+
+    status: int = 0
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metrics:
+    """What a record needs of ``results.json``."""
+
+    val: Mapping[str, Json]
+    test: Mapping[str, Json]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """The function that Hydra calls: once, or in a sweep for each combination, here or in a process that a launcher starts.
 
@@ -86,14 +146,14 @@ class Job:
         words: Program, command and config folders: the words that every job's command line starts with.
         starter: Id of the process that started the sweep.
         common: Overrides that every job has.
-        outcome: Without a sweep, the ``status`` or ``error`` of the task.
+        outcome: Without a sweep, how the task ended.
     """
 
     task: Callable[[Config], int]
     words: tuple[str, ...]
     starter: int
     common: frozenset[str] = frozenset()
-    outcome: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=Outcome)
 
     def __call__(self, composed: Any) -> float | None:
         """Run the task.
@@ -115,33 +175,35 @@ class Job:
                 for line in notes(config, values_of(list(hydra.overrides.task))):
                     print(line, flush=True)
             with environment_restored():
-                self.outcome["status"] = self.task(config)
+                self.outcome.status = self.task(config)
         except Exception as error:  # Hydra would add output of its own; the caller raises it again
-            self.outcome["error"] = error
+            self.outcome.error = error
         return None
 
     def _swept(self, composed: Any, hydra: Any) -> float | None:
         """Run one job of a sweep; never raise, so that the other jobs run and every launcher and sweeper continues."""
         number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
         composed.run_dir = hydra.runtime.output_dir
-        record: dict[str, Any] = {
-            "job": number,
-            "overrides": list(hydra.overrides.task),
-            "run_dir": composed.run_dir,
-            "monitor": composed.monitor,
-            "status": "running",
-        }
+        record = JobRecord(
+            job=number,
+            overrides=tuple(hydra.overrides.task),
+            run_dir=str(composed.run_dir),
+            monitor=str(composed.monitor),
+            status="running",
+        )
         file = folder / f"{number}.json"
         self._write(file, record)
-        overrides = " ".join(word for word in record["overrides"] if word not in self.common)
+        overrides = " ".join(word for word in record.overrides if word not in self.common)
         print(f"\njob {number}: {overrides}", flush=True)
         began = time.monotonic()
         try:
             with environment_restored(), self._output(folder / f"{number}.log"):
                 status = self.task(to_config(composed))
-            record |= {"status": "finished" if status == 0 else "failed", **_measured(composed)}
-            if status != 0:
-                record["message"] = f"ended with status {status}"
+            record = replace(
+                _measured(record),
+                status="finished" if status == 0 else "failed",
+                message=None if status == 0 else f"ended with status {status}",
+            )
         except Exception as error:
             if is_rank_zero():
                 with (folder / f"{number}.log").open("a", encoding="utf-8") as log:
@@ -150,19 +212,19 @@ class Job:
             mistake = isinstance(error, UserError)
             if not mistake and not isinstance(error, RunError):
                 first = f"{type(error).__name__}: {first}"
-            record |= {"status": "failed", "message": str(error) if mistake else first, "mistake": mistake}
+            record = replace(record, status="failed", message=str(error) if mistake else first, mistake=mistake)
         except KeyboardInterrupt:
-            self._write(file, record | {"status": "stopped"})
+            self._write(file, replace(record, status="stopped"))
             raise
-        record["seconds"] = round(time.monotonic() - began, 1)
+        record = replace(record, seconds=round(time.monotonic() - began, 1))
         self._write(file, record)
-        print(f"job {number}: {_in_words(record)}", flush=True)
-        value = record.get("monitored")
+        print(f"job {number}: {record.in_words()}", flush=True)
+        value = record.monitored
         return value if value is not None and math.isfinite(value) else None
 
-    def _write(self, file: Path, record: dict[str, Any]) -> None:
+    def _write(self, file: Path, record: JobRecord) -> None:
         if is_rank_zero():
-            write_json(file, record)
+            write_json(file, to_plain(record))
 
     @contextmanager
     def _output(self, log: Path) -> Iterator[None]:
@@ -174,22 +236,24 @@ class Job:
             yield
 
 
-def _measured(composed: Any) -> dict[str, float]:
-    """Return the metrics in a run's results; empty for commands that do not train."""
-    file = RunFolder(Path(composed.run_dir)).results
+def _measured(record: JobRecord) -> JobRecord:
+    """Add the metrics in a run's results; a command that does not train has none."""
+    file = RunFolder(Path(record.run_dir)).results
     if not file.is_file():
-        return {}
+        return record
     verify(file)
-    results = read_json(file, dict)
-    metrics = {split: results[split].get("acc") for split in ("val", "test")}
-    metrics["monitored"] = results["val"].get(str(composed.monitor).removeprefix("val/"))
-    return {key: value for key, value in metrics.items() if value is not None}
+    metrics = from_plain(_Metrics, read_json(file, dict), name=str(file))
+    return replace(
+        record,
+        val=_number(metrics.val, "acc"),
+        test=_number(metrics.test, "acc"),
+        monitored=_number(metrics.val, record.monitor.removeprefix("val/")),
+    )
 
 
-def _in_words(record: dict[str, Any]) -> str:
-    figures = "".join(f"  {key} {record[key]:.4f}" for key in ("val", "test") if key in record)
-    why = f": {record['message'].splitlines()[0]}" if "message" in record else ""
-    return f"{record['status']}{why}{figures}  {record['seconds']:.0f} s"
+def _number(metrics: Mapping[str, Json], name: str) -> float | None:
+    value = metrics.get(name)
+    return value if isinstance(value, float | int) else None
 
 
 def smaller_is_better(monitor: str) -> bool:

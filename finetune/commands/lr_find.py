@@ -4,16 +4,18 @@ import csv
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.commands.options import numeric
 from finetune.config.schema import Config
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, did_you_mean
+from finetune.plain import to_plain
 
 if TYPE_CHECKING:
     from finetune.training.lr_finder import Sweep
@@ -33,6 +35,23 @@ class Options:
     steps: int = 100
     lowest: float = 1e-7
     highest: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """A learning rate that a rule suggests.
+
+    Args:
+        lr: Rate of the fastest stage.
+        stages: Rate of each trainable stage.
+        overrides: Overrides that set these rates.
+        command: Training command with them.
+    """
+
+    lr: float
+    stages: Mapping[str, float]
+    overrides: tuple[str, ...]
+    command: str
 
 
 def run(argv: Sequence[str]) -> int:
@@ -135,7 +154,7 @@ def task(config: Config, *, options: Options) -> int:
     return 0
 
 
-def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Any) -> None:
+def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Path) -> None:
     """Print the suggestions, and write the table, the numbers and the chart."""
     from finetune.atomic_files import write_json, write_text
     from finetune.commands.train import say
@@ -149,13 +168,13 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "lr_find.csv", text.getvalue())
-    described: dict[str, Any] = {
-        name: {
-            "lr": rate,
-            "stages": sweep.stage_rates(rate),
-            "overrides": sweep.overrides(rate, number),
-            "command": command_with(sweep.overrides(rate, number), words),
-        }
+    described = {
+        name: Suggestion(
+            lr=rate,
+            stages=sweep.stage_rates(rate),
+            overrides=tuple(sweep.overrides(rate, number)),
+            command=command_with(sweep.overrides(rate, number), words),
+        )
         for name, rate in suggestions.items()
     }
     write_json(
@@ -167,7 +186,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
             "steps": len(sweep.losses),
             "diverged": sweep.diverged,
             "seed": config.seed,
-            "suggestions": described,
+            "suggestions": {name: to_plain(suggestion) for name, suggestion in described.items()},
         },
     )
     write_lr_find_chart(
@@ -180,9 +199,9 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         title=f"phase {number} ({sweep.phase.name}) of schedule {config.schedule.name}",
     )
     for name, entry in described.items():
-        say(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry['stages'].items())}")
+        say(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
     if described:
-        say(f"use: {described.get('valley', next(iter(described.values())))['command']}")
+        say(f"use: {described.get('valley', next(iter(described.values()))).command}")
     else:
         say(
             "No suggestion: the loss did not fall at any learning rate. More steps (--steps 300), a larger "

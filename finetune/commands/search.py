@@ -104,12 +104,13 @@ def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
     embeddings.require_labels("--quality")
     queries, among, words = queries_and_rest(embeddings, given.split)
     quality = retrieval_quality(embeddings, queries=queries, among=among, metric=given.metric)
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in quality.items() if isinstance(value, float))
+    values = {**{f"recall@{k}": value for k, value in quality.recall.items()}, "map": quality.map}
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     print(f"{words}: {figures}")
-    alone = f", {quality['alone']} more have no other image of their class" if quality["alone"] else ""
-    print(f"{quality['queries']} queries among {quality['among']} images{alone}")
+    alone = f", {quality.alone} more have no other image of their class" if quality.alone else ""
+    print(f"{quality.queries} queries among {quality.among} images{alone}")
     if given.output:
-        write_json(given.output, quality)
+        write_json(given.output, quality.to_plain())
     return 0
 
 

@@ -1,7 +1,7 @@
 """Clustering of images without labels by k-means and HDBSCAN (scikit-learn), with quality and typical members."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -134,35 +134,59 @@ def cluster(
     )
 
 
-def quality(
-    embeddings: Embeddings, clusters: Clusters, *, metric: str = "cosine", seed: int = 0
-) -> dict[str, float | int | None]:
-    """Measure the quality of clusters, by themselves and against the labels.
+@dataclass(frozen=True, kw_only=True)
+class ClusterQuality:
+    """The quality of clusters; outliers count as one cluster.
 
-    Returns:
-        ``clusters``, ``outliers``, ``silhouette`` (Rousseeuw 1987; on a sample of at most 5,000 images; None for a single
-        cluster); with labels also ``labelled``, ``nmi``, ``ari`` (Hubert and Arabie 1985) and ``purity`` (fraction of images
-        with the most frequent label of their cluster); outliers count as one cluster.
+    Args:
+        clusters: Number of clusters.
+        outliers: Images in none of them.
+        silhouette: Rousseeuw 1987, on a sample of at most 5,000 images; None for a single cluster.
+        labelled: Images with a label; None where images have no labels or several, likewise below.
+        nmi: Normalised mutual information of clusters and labels.
+        ari: Adjusted Rand index (Hubert and Arabie 1985).
+        purity: Fraction of images with the most frequent label of their cluster.
     """
+
+    clusters: int
+    outliers: int
+    silhouette: float | None
+    labelled: int | None = None
+    nmi: float | None = None
+    ari: float | None = None
+    purity: float | None = None
+
+    def in_words(self, *, outliers: bool) -> str:
+        """Return the figures in words, with or without the outliers."""
+        left_out = f", {self.outliers} outliers" if outliers else ""
+        measured = (("silhouette", self.silhouette), ("nmi", self.nmi), ("ari", self.ari), ("purity", self.purity))
+        figures = [f"{name} {value:.4f}" for name, value in measured if value is not None]
+        return f"{self.clusters} clusters{left_out}" + (f": {', '.join(figures)}" if figures else "")
+
+
+def quality(embeddings: Embeddings, clusters: Clusters, *, metric: str = "cosine", seed: int = 0) -> ClusterQuality:
+    """Measure the quality of clusters, by themselves and against the labels."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
     inside = np.flatnonzero(clusters.of_row != OUTLIER)
-    scores: dict[str, float | int | None] = {"clusters": len(clusters), "outliers": len(embeddings) - len(inside)}
-    scores["silhouette"] = None
+    scores = ClusterQuality(clusters=len(clusters), outliers=len(embeddings) - len(inside), silhouette=None)
     sample = inside
     if len(inside) > _SILHOUETTE_OF:
         sample = np.sort(np.random.default_rng(seed).choice(inside, _SILHOUETTE_OF, replace=False))
     if 2 <= len(np.unique(clusters.of_row[sample])) < len(sample):
         values = _ready(embeddings.features[sample], metric)
-        scores["silhouette"] = float(silhouette_score(values, clusters.of_row[sample]))
+        scores = replace(scores, silhouette=float(silhouette_score(values, clusters.of_row[sample])))
     labelled = embeddings.labelled_rows()
-    if len(labelled) and not embeddings.multi_label:
-        labels, groups = embeddings.labels[labelled], clusters.of_row[labelled]
-        scores["labelled"] = len(labelled)
-        scores["nmi"] = float(normalized_mutual_info_score(labels, groups))
-        scores["ari"] = float(adjusted_rand_score(labels, groups))
-        scores["purity"] = purity(labels, groups)
-    return scores
+    if not len(labelled) or embeddings.multi_label:
+        return scores
+    labels, groups = embeddings.labels[labelled], clusters.of_row[labelled]
+    return replace(
+        scores,
+        labelled=len(labelled),
+        nmi=float(normalized_mutual_info_score(labels, groups)),
+        ari=float(adjusted_rand_score(labels, groups)),
+        purity=purity(labels, groups),
+    )
 
 
 def purity(labels: npt.ArrayLike, clusters: npt.ArrayLike) -> float:

@@ -1,5 +1,7 @@
 """Retrieval quality, or how well neighbours agree with labels: recall at k and mean average precision."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from finetune.embeddings.embeddings import Embeddings, Rows
 from finetune.embeddings.search import nearest
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
+from finetune.plain import Json
 
 # largest number of scores in memory at once
 _CELLS = 16_000_000
@@ -37,6 +40,34 @@ def queries_and_rest(embeddings: Embeddings, split: str | None = None) -> tuple[
     return queries, rest, f"{name} images among those of the other splits"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RetrievalQuality:
+    """The quality of a ranking of images.
+
+    Args:
+        recall: By k, fraction of queries with an image of their class among the first k (Jegou et al. 2011, Musgrave et al.
+            2020).
+        map: Precision at the rank of each image of the class, averaged over these and then over queries.
+        queries: Number of queries.
+        among: Number of images that were searched.
+        alone: Queries without another image of their class, which are left out.
+        metric: ``cosine`` or ``l2``.
+    """
+
+    recall: Mapping[int, float]
+    map: float
+    queries: int
+    among: int
+    alone: int
+    metric: str
+
+    def to_plain(self) -> dict[str, Json]:
+        """Return JSON values, with ``recall@k`` for each k."""
+        recall = {f"recall@{k}": value for k, value in self.recall.items()}
+        rest: dict[str, Json] = {"queries": self.queries, "among": self.among, "alone": self.alone, "metric": self.metric}
+        return {**recall, "map": self.map, **rest}
+
+
 def retrieval_quality(
     embeddings: Embeddings,
     *,
@@ -44,7 +75,7 @@ def retrieval_quality(
     among: Rows,
     ks: tuple[int, ...] = (1, 5, 10),
     metric: str = "cosine",
-) -> dict[str, Any]:
+) -> RetrievalQuality:
     """Measure the quality of the ranking of some images for others.
 
     Args:
@@ -53,11 +84,6 @@ def retrieval_quality(
         among: Rows to search; a query is excluded from its own results.
         ks: Values of k at which recall is measured.
         metric: ``cosine`` or ``l2``.
-
-    Returns:
-        ``recall@k``: fraction of queries with an image of their class among the first k (Jegou et al. 2011, Musgrave et al.
-        2020). ``map``: precision at the rank of each image of the class, averaged over these and then over queries.
-        ``queries``, ``among`` and ``alone`` (queries without another image of their class, which are excluded).
 
     Raises:
         UserError: There are no labels, or no query has another image of its class.
@@ -80,9 +106,14 @@ def retrieval_quality(
         among=among,
     )
     same = (labels[np.maximum(neighbours.rows, 0)] == labels[kept][:, None]) & (neighbours.rows >= 0)
-    quality: dict[str, Any] = {f"recall@{k}": float(same[:, :k].any(1).mean()) for k in ks}
-    quality["map"] = float(np.mean(_average_precisions(embeddings, kept, among, others, metric)))
-    return quality | {"queries": len(kept), "among": len(among), "alone": len(queries) - len(kept), "metric": metric}
+    return RetrievalQuality(
+        recall={k: float(same[:, :k].any(1).mean()) for k in ks},
+        map=float(np.mean(_average_precisions(embeddings, kept, among, others, metric))),
+        queries=len(kept),
+        among=len(among),
+        alone=len(queries) - len(kept),
+        metric=metric,
+    )
 
 
 def _average_precisions(embeddings: Embeddings, queries: Rows, among: Rows, relevant: Rows, metric: str) -> list[float]:

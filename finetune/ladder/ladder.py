@@ -5,9 +5,8 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble
@@ -19,18 +18,51 @@ from finetune.commands.train import decide, quiet_lightning, say, train
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock
-from finetune.ladder.recommend import RULE, Rung, ladder_table, more_data, recommend
+from finetune.ladder.recommend import Rung, ladder_table, more_data, recommend
 from finetune.ladder.strategies import LadderOptions, strategy_overrides
+from finetune.ladder_result import LadderResult
+from finetune.plain import from_plain, to_plain
 from finetune.report.ladder_page import ladder_page
 from finetune.run_folder import RunFolder
 from finetune.safe_files import need, read_json
 
 _DELETE = "Delete it to make it again."
+_AGAIN = "Delete the folder of the run to train it again."
 _LADDER = "ladder.json"
 
 
-def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, Any]:
-    """Train the remaining runs of a ladder, write its table, page and recommendation, and return the contents of ``ladder.json``.
+@dataclass(frozen=True, kw_only=True)
+class _Accuracy:
+    """What the ladder needs of the metrics of a split."""
+
+    acc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Time:
+    """What the ladder needs of the wall time of a run."""
+
+    training: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunNumbers:
+    """What the ladder needs of ``results.json``."""
+
+    val: _Accuracy
+    test: _Accuracy
+    seconds: _Time
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PhaseSize:
+    """What the ladder needs of an entry of ``plan.json``."""
+
+    trainable: int
+
+
+def run_ladder(overrides: Sequence[str], options: LadderOptions) -> LadderResult:
+    """Train the remaining runs of a ladder, and write its table, page and recommendation.
 
     Raises:
         UserError: The folder holds something else, or the configuration is wrong.
@@ -45,7 +77,7 @@ def run_ladder(overrides: Sequence[str], options: LadderOptions) -> dict[str, An
         return _compare(folder, overrides, options)
 
 
-def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> dict[str, Any]:
+def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> LadderResult:
     """Train, compare and write, in a folder that this process holds."""
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
@@ -64,16 +96,16 @@ def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> 
     if chosen is not None:
         words = [*overrides, *strategy_overrides(chosen.name, epochs=options.epochs)]
         command = f"finetune {shlex.join(words)}"
-    result = {
-        "command": f"finetune ladder {shlex.join(overrides)}",
-        "options": asdict(options),
-        "rungs": [rung.to_plain() for rung in rungs],
-        "recommended": None if chosen is None else chosen.to_plain(),
-        "train_it": command,
-        "learning_curve": curves,
-    }
-    write_json(folder / _LADDER, result)
-    write_text(folder / "ladder.html", ladder_page(result, rule=RULE, more_data=more_data(curves)))
+    result = LadderResult(
+        command=f"finetune ladder {shlex.join(overrides)}",
+        options=asdict(options),
+        rungs=tuple(rung.result() for rung in rungs),
+        recommended=chosen,
+        train_it=command,
+        learning_curve=tuple(tuple(curve) for curve in curves),
+    )
+    write_json(folder / _LADDER, to_plain(result))
+    write_text(folder / "ladder.html", ladder_page(result, more_data=more_data(curves)))
     say("")
     say(ladder_table(result))
     say(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
@@ -140,20 +172,17 @@ def _measured(run_dir: Path) -> dict[str, float]:
     Raises:
         UserError: A file of the run is damaged.
     """
-    results, plan = read_json(RunFolder(run_dir).results, dict), read_json(RunFolder(run_dir).plan, list)
-    try:
-        numbers = {
-            "val": results["val"]["acc"],
-            "test": results["test"]["acc"],
-            "seconds": results["seconds"]["training"],
-            "trained": max(phase["trainable"] for phase in plan),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{run_dir}: results.json or plan.json is damaged. {error!r}. Delete the folder to train it again."
-        ) from error
-    need(numbers, dict.fromkeys(numbers, (int, float)), name=f"{run_dir}: results.json or plan.json")
-    return numbers
+    folder = RunFolder(run_dir)
+    results = from_plain(_RunNumbers, read_json(folder.results, dict), name=str(folder.results), remedy=_AGAIN)
+    phases = [
+        from_plain(_PhaseSize, phase, name=str(folder.plan), remedy=_AGAIN) for phase in read_json(folder.plan, list)
+    ]
+    return {
+        "val": results.val.acc,
+        "test": results.test.acc,
+        "seconds": results.seconds.training,
+        "trained": max((phase.trainable for phase in phases), default=0),
+    }
 
 
 def _clear_unbegun(run_dir: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from finetune.ladder_result import LadderResult, Recommendation, RungResult
+
 RULE = (
     "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the "
     "one-standard-error rule of Breiman et al. 1984). Confidence: the share of 2,000 resamples of the seeds in which the rule "
@@ -41,36 +43,17 @@ class Rung:
             return 0.0
         return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "name": self.name,
-            "runs": [dict(run) for run in self.runs],
-            "val": self.mean("val"),
-            "test": self.mean("test"),
-            "test_interval": self.interval("test"),
-            "seconds": self.mean("seconds"),
-            "trained": self.mean("trained"),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """The strategy that the rule chose.
-
-    Args:
-        name: Name of the strategy.
-        confidence: Fraction of resamples in which the rule chooses it again.
-        best: Name of the strategy with the best mean on validation.
-    """
-
-    name: str
-    confidence: float
-    best: str
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"name": self.name, "confidence": self.confidence, "best": self.best, "rule": RULE}
+    def result(self) -> RungResult:
+        """Return the strategy with its means."""
+        return RungResult(
+            name=self.name,
+            runs=tuple(dict(run) for run in self.runs),
+            val=self.mean("val"),
+            test=self.mean("test"),
+            test_interval=self.interval("test"),
+            seconds=self.mean("seconds"),
+            trained=self.mean("trained"),
+        )
 
 
 def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
@@ -94,7 +77,7 @@ def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
         _by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen
         for _ in range(_RESAMPLES if seeds > 1 else 1)
     ]
-    return Recommendation(name=rungs[chosen].name, confidence=float(np.mean(again)), best=rungs[best].name)
+    return Recommendation(name=rungs[chosen].name, confidence=float(np.mean(again)), best=rungs[best].name, rule=RULE)
 
 
 def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
@@ -119,21 +102,19 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
     )
 
 
-def ladder_table(result: Mapping[str, Any]) -> str:
+def ladder_table(result: LadderResult) -> str:
     """Return the ladder as a text table."""
     lines = [f"{'strategy':10}  {'val':>6}  {'test, 95 % interval':>20}  {'seconds':>8}  {'trained parameters':>18}"]
-    for rung in result["rungs"]:
-        test = f"{100 * rung['test']:.2f} ± {100 * rung['test_interval']:.2f}"
-        lines.append(
-            f"{rung['name']:10}  {100 * rung['val']:6.2f}  {test:>20}  {rung['seconds']:8.1f}  {rung['trained']:18,.0f}"
-        )
-    chosen = result["recommended"]
+    for rung in result.rungs:
+        test = f"{100 * rung.test:.2f} ± {100 * rung.test_interval:.2f}"
+        lines.append(f"{rung.name:10}  {100 * rung.val:6.2f}  {test:>20}  {rung.seconds:8.1f}  {rung.trained:18,.0f}")
+    chosen = result.recommended
     if chosen is not None:
         lines += [
             "",
-            f"recommended: {chosen['name']} (confidence {chosen['confidence']:.0%}; best on validation: {chosen['best']})",
+            f"recommended: {chosen.name} (confidence {chosen.confidence:.0%}; best on validation: {chosen.best})",
         ]
-        if result["train_it"]:
-            lines.append(f"  {result['train_it']}")
-    lines += ["", more_data(result["learning_curve"])]
+        if result.train_it:
+            lines.append(f"  {result.train_it}")
+    lines += ["", more_data(result.learning_curve)]
     return "\n".join(lines)

@@ -2,50 +2,48 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
+from finetune.ladder_result import LadderResult, RungResult
 from finetune.report.figures import GRID, MUTED, SERIES, drawing, inline_svg, new_figure, plain_log_ticks
 from finetune.report.pages import render_page
 
 
-def ladder_page(result: Mapping[str, Any], *, rule: str, more_data: str) -> str:
+def ladder_page(result: LadderResult, *, more_data: str) -> str:
     """Render the ladder as one self-contained HTML page.
 
     Args:
-        result: Contents of ``ladder.json``.
-        rule: Rule by which the recommended strategy was chosen.
+        result: The finished ladder.
         more_data: Conclusion from the learning curve.
     """
     return render_page(
         "ladder.html",
-        command=result["command"],
-        rungs=result["rungs"],
-        recommended=result["recommended"],
-        train_it=result["train_it"],
-        rule=rule,
+        command=result.command,
+        rungs=result.rungs,
+        recommended=result.recommended,
+        train_it=result.train_it,
         more_data=more_data,
-        rungs_chart=_accuracy_against_time(result["rungs"]),
-        curve_chart=_learning_curve(result["learning_curve"]),
+        rungs_chart=_accuracy_against_time(result.rungs),
+        curve_chart=_learning_curve(result.learning_curve),
     )
 
 
-def _accuracy_against_time(rungs: Sequence[Mapping[str, Any]]) -> Markup:
+def _accuracy_against_time(rungs: Sequence[RungResult]) -> Markup:
     """Plot test accuracy over seconds; the area of a point grows with its number of trained parameters."""
-    shown = [rung for rung in rungs if rung["seconds"] > 0]
+    shown = [rung for rung in rungs if rung.seconds > 0]
     with drawing():
         figure = new_figure(8, 4.5)
         axes = figure.subplots()
         if shown:
-            sizes = [30 + 25 * math.log10(1 + rung["trained"]) for rung in shown]
-            seconds, accuracy = [rung["seconds"] for rung in shown], [100 * rung["test"] for rung in shown]
-            intervals = [100 * rung["test_interval"] for rung in shown]
+            sizes = [30 + 25 * math.log10(1 + rung.trained) for rung in shown]
+            seconds, accuracy = [rung.seconds for rung in shown], [100 * rung.test for rung in shown]
+            intervals = [100 * rung.test_interval for rung in shown]
             axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
             axes.scatter(seconds, accuracy, s=sizes, color=SERIES[0], zorder=3)
             for rung in shown:
-                at = (rung["seconds"], 100 * rung["test"])
-                axes.annotate(rung["name"], at, xytext=(7, 7), textcoords="offset points")
+                at = (rung.seconds, 100 * rung.test)
+                axes.annotate(rung.name, at, xytext=(7, 7), textcoords="offset points")
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
         axes.set_xlabel("seconds of training, one seed (larger points train more parameters)")

@@ -52,11 +52,11 @@ def figures(embeddings: Embeddings) -> dict[str, float]:
     """Of one set of features."""
     queries, among, _ = queries_and_rest(embeddings)
     found = {
-        "recall@1": retrieval_quality(embeddings, queries=queries, among=among)["recall@1"],
-        "map": retrieval_quality(embeddings, queries=queries, among=among)["map"],
+        "recall@1": retrieval_quality(embeddings, queries=queries, among=among).recall[1],
+        "map": retrieval_quality(embeddings, queries=queries, among=among).map,
     }
     test = embeddings.take(embeddings.rows("test"))
-    found["NMI"] = float(quality(test, cluster(test, clusters=CLASSES))["nmi"] or 0.0)
+    found["NMI"] = float(quality(test, cluster(test, clusters=CLASSES)).nmi or 0.0)
     index, rows, _ = split_index(embeddings)
     for method, name in (("knn", "kNN"), ("logistic", "logistic")):
         found[name] = fit_and_test(method, embeddings.features[rows], index).metrics["test"].acc

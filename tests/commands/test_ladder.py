@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune.cli import main
-from finetune.ladder.recommend import RULE, Rung, more_data, recommend
+from finetune.ladder.recommend import Rung, more_data, recommend
+from finetune.ladder_result import LadderResult
+from finetune.plain import from_plain
 from finetune.report.ladder_page import ladder_page
 from tests.test_file_lock import holder
 
@@ -79,8 +82,8 @@ def test_the_page_names_classes_and_commands_escaped(finished: tuple[Path, list[
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
-    result = read(finished[0]) | {"command": "finetune ladder data.root='<b>'"}
-    assert "<b>" not in ladder_page(result, rule=RULE, more_data="")
+    result = from_plain(LadderResult, read(finished[0]), name="ladder.json")
+    assert "<b>" not in ladder_page(replace(result, command="finetune ladder data.root='<b>'"), more_data="")
 
 
 def test_the_cheapest_within_one_standard_error_is_recommended() -> None:

@@ -14,6 +14,7 @@ from finetune.embeddings.clustering import OUTLIER, cluster, label_shares, quali
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import find_label_errors
 from finetune.errors import UserError
+from finetune.plain import to_plain
 from tests.embeddings.embedding_sets import digits, embeddings_of
 
 CENTRES = np.array([[0, 0, 9], [9, 0, 0], [0, 9, 0], [9, 9, 9]], np.float64)
@@ -32,10 +33,10 @@ def test_the_number_of_clusters_is_the_one_with_the_best_silhouette() -> None:
     assert list(found.silhouette_by_count) == list(range(2, 9))
     assert said[0].startswith("clusters: 4, the best silhouette (0.")
     figures = quality(made, found, metric="l2")
-    assert figures["nmi"] == pytest.approx(1)
-    assert (figures["ari"], figures["purity"]) == (1, 1)
+    assert figures.nmi == pytest.approx(1)
+    assert (figures.ari, figures.purity) == (1, 1)
     expected = silhouette_score(made.features.astype(np.float32), found.of_row)
-    assert figures["silhouette"] == pytest.approx(expected, abs=1e-6)
+    assert figures.silhouette == pytest.approx(expected, abs=1e-6)
 
 
 def test_k_means_is_that_of_scikit_learn_on_features_of_length_one() -> None:
@@ -58,7 +59,7 @@ def test_hdbscan_leaves_outliers_out() -> None:
     assert ((found.of_row == OUTLIER) == (reference == OUTLIER)).all()
     assert adjusted_rand_score(reference, found.of_row) == 1
     figures = quality(made, found, metric="l2")
-    assert (figures["clusters"], figures["outliers"]) == (4, int((reference == OUTLIER).sum()))
+    assert (figures.clusters, figures.outliers) == (4, int((reference == OUTLIER).sum()))
 
 
 def test_typical_images_are_near_the_centre_and_doubtful_ones_near_another() -> None:
@@ -76,7 +77,7 @@ def test_of_many_images_some_are_drawn_and_the_others_join(monkeypatch: pytest.M
     made, said = blobs(), list[str]()
     found = cluster(made, clusters=4, metric="l2", say=said.append)
     assert said == ["k-means: fitted on 60 of 200 images, drawn at random; the others join the nearest centre"]
-    assert quality(made, found)["ari"] == 1
+    assert quality(made, found).ari == 1
     with pytest.raises(UserError, match="takes at most 100 images"):
         cluster(made, method="hdbscan")
 
@@ -84,7 +85,7 @@ def test_of_many_images_some_are_drawn_and_the_others_join(monkeypatch: pytest.M
 def test_images_without_labels_have_no_agreement_with_labels() -> None:
     made = embeddings_of(blobs().features)
     found = cluster(made, clusters=4)
-    assert set(quality(made, found)) == {"clusters", "outliers", "silhouette"}
+    assert set(to_plain(quality(made, found))) == {"clusters", "outliers", "silhouette"}
     assert label_shares(blobs(), np.array([0, 1, 2, 3]))[0][1] >= 0.25
 
 

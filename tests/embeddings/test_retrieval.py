@@ -17,9 +17,9 @@ def test_on_a_line_the_figures_are_those_counted_by_hand() -> None:
     found = retrieval_quality(made, queries=rows, among=rows, ks=(1, 2), metric="l2")
     # ranks of the other image of the class: 0 -> 1, 3: second; 1 -> 0, 3, 6: third; 3 -> 1, 0: second (6 is as far, later)
     # 6 -> 3, 1: second
-    assert found["recall@1"] == 0
-    assert found["recall@2"] == 0.75
-    assert found["map"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
+    assert found.recall[1] == 0
+    assert found.recall[2] == 0.75
+    assert found.map == pytest.approx((1 / 2 + 1 / 3 + 1 / 2 + 1 / 2) / 4)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
@@ -42,10 +42,10 @@ def test_the_mean_average_precision_is_that_of_scikit_learn(metric: str, monkeyp
         ranked = same[np.argsort(-scores)]
         first.append(ranked[0])
         five.append(ranked[:5].any())
-    assert found["map"] == pytest.approx(np.mean(precisions), abs=1e-6)
-    assert found["recall@1"] == pytest.approx(np.mean(first))
-    assert found["recall@5"] == pytest.approx(np.mean(five))
-    assert (found["queries"], found["among"]) == (40, 90)
+    assert found.map == pytest.approx(np.mean(precisions), abs=1e-6)
+    assert found.recall[1] == pytest.approx(np.mean(first))
+    assert found.recall[5] == pytest.approx(np.mean(five))
+    assert (found.queries, found.among) == (40, 90)
 
 
 def test_test_images_are_looked_for_among_the_others_and_without_splits_each_among_all() -> None:
@@ -66,7 +66,7 @@ def test_images_that_are_alone_in_their_class_do_not_count_and_labels_are_needed
     made = embeddings_of(np.eye(5), [0, 0, 1, 2, 2])
     rows = np.arange(5)
     found = retrieval_quality(made, queries=rows, among=rows)
-    assert (found["queries"], found["alone"]) == (4, 1)
+    assert (found.queries, found.alone) == (4, 1)
     with pytest.raises(UserError, match="no query has another image of its class"):
         retrieval_quality(made, queries=np.array([2]), among=rows)
     with pytest.raises(UserError, match="needs images of at least two classes"):

@@ -1,0 +1,67 @@
+"""The contents of ``ladder.json``: the strategies of a ladder, and the one that its rule recommends."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from finetune.plain import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungResult:
+    """A strategy with its means over the seeds.
+
+    Args:
+        name: Name of the strategy.
+        runs: For each seed ``val``, ``test`` (accuracies), ``seconds`` (of training) and ``trained`` (parameters).
+        val: Mean validation accuracy.
+        test: Mean test accuracy.
+        test_interval: Half the width of its 95 % interval.
+        seconds: Mean time of training.
+        trained: Mean number of trained parameters.
+    """
+
+    name: str
+    runs: tuple[Mapping[str, float], ...]
+    val: float
+    test: float
+    test_interval: float
+    seconds: float
+    trained: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The strategy that the rule chose.
+
+    Args:
+        name: Name of the strategy.
+        confidence: Fraction of resamples in which the rule chooses it again.
+        best: Name of the strategy with the best mean on validation.
+        rule: The rule, in words.
+    """
+
+    name: str
+    confidence: float
+    best: str
+    rule: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderResult:
+    """A finished ladder.
+
+    Args:
+        command: Command that made it.
+        options: Its options.
+        rungs: The strategies.
+        recommended: The strategy that the rule chose; None if no strategy trains.
+        train_it: Command that trains with it; None likewise.
+        learning_curve: For each seed, accuracies by the number of images.
+    """
+
+    command: str
+    options: Mapping[str, Json]
+    rungs: tuple[RungResult, ...]
+    recommended: Recommendation | None
+    train_it: str | None
+    learning_curve: tuple[tuple[Mapping[str, float], ...], ...]
