@@ -64,7 +64,12 @@ class RetrievalQuality:
     def to_plain(self) -> dict[str, Json]:
         """Return JSON values, with ``recall@k`` for each k."""
         recall = {f"recall@{k}": value for k, value in self.recall.items()}
-        rest: dict[str, Json] = {"queries": self.queries, "among": self.among, "alone": self.alone, "metric": self.metric}
+        rest: dict[str, Json] = {
+            "queries": self.queries,
+            "among": self.among,
+            "alone": self.alone,
+            "metric": self.metric,
+        }
         return {**recall, "map": self.map, **rest}
 
 
