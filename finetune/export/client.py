@@ -37,7 +37,7 @@ def pixels_of(image: Image.Image, layout: str) -> Array:
     return np.ascontiguousarray(array if layout == "nhwc" else array.transpose(2, 0, 1))[None]
 
 
-class Job(TypedDict, total=False):
+class ClientJob(TypedDict, total=False):
     """An export to open, as the file of jobs holds it; a part has other keys than a whole model."""
 
     target: str  # file or folder
@@ -97,7 +97,7 @@ class Client(ABC):
     opened_by: str
 
     @abstractmethod
-    def __init__(self, target: str, options: Job) -> None: ...
+    def __init__(self, target: str, options: ClientJob) -> None: ...
 
 
 class GraphClient(Client):
@@ -151,14 +151,14 @@ def described(path: str) -> PartMetadata:
     return metadata
 
 
-def function_of(options: Job) -> Any:
+def function_of(options: ClientJob) -> Any:
     """Return the function that came as text with a job: a head's formula, or the builder of a network."""
     code: dict[str, Any] = {"Any": Any, "Mapping": Mapping}
     exec(options["code"], code)
     return code[options["function"]]
 
 
-def answer(job: Job) -> Opened:
+def answer(job: ClientJob) -> Opened:
     """Compute one export's probabilities from given pixels and from files, and save both to the file ``answers``."""
     # text of this package, which it cannot import here: see `finetune.export.parity.run_client`
     exec(job["client_code"], globals())

@@ -162,7 +162,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
         RunError: The client could not open or run an export.
     """
     with tempfile.TemporaryDirectory() as folder:
-        jobs: list[client.Job] = []
+        jobs: list[client.ClientJob] = []
         for number, (chosen, target, reference) in enumerate(exports):
             pixels = Path(folder) / f"{number}.npy"
             np.save(pixels, reference.pixels)
@@ -194,7 +194,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
     return answers
 
 
-def run_client(jobs: Sequence[client.Job], formats: Sequence[ExportFormat], folder: str) -> list[client.Opened]:
+def run_client(jobs: Sequence[client.ClientJob], formats: Sequence[ExportFormat], folder: str) -> list[client.Opened]:
     """Run :mod:`finetune.export.client` on all jobs in one fresh process that cannot import this package; return its answers.
 
     The text of each format's client goes along, because the file that it stands in cannot be imported there.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.export.client import Job
+from finetune.export.client import ClientJob
 from finetune.export.formats.kind import ExportFormat
 from finetune.export.images import CheckImages
 from finetune.export.parity import BATCH, FP32, difference, make_reference, run_client
@@ -69,7 +69,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
     features = torch.cat([classifier.backbone(batch) for batch in torch.split(prepared, BATCH)])
     given = features if part == "head" else prepared
     with tempfile.TemporaryDirectory() as folder:
-        job: Job = {
+        job: ClientJob = {
             "target": str(path.resolve()),
             "given": str(Path(folder) / "given.npy"),
             "in_chans": prepared.shape[1],

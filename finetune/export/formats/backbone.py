@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, Job, PartClient, described, function_of
+from finetune.export.client import Array, ClientJob, PartClient, described, function_of
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
@@ -14,7 +14,7 @@ class BackboneClient(PartClient):
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import torch
         from safetensors.torch import load_file
 

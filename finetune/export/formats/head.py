@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.export.client import Array, Job, PartClient, described, function_of
+from finetune.export.client import Array, ClientJob, PartClient, described, function_of
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class HeadClient(PartClient):
     """``safetensors.torch.load_file(FILE)`` and a matrix product: features to logits."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import torch
         from safetensors.torch import load_file
 

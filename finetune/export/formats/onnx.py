@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.export.client import Array, GraphClient, Job
+from finetune.export.client import Array, ClientJob, GraphClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.export.parity_report import Speed
 
@@ -17,7 +17,7 @@ FULL = "full.onnx"
 class OnnxClient(GraphClient):
     """``onnxruntime.InferenceSession(FILE).run(None, {"images": pixels})``."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, Job, LibraryClient, pillow
+from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class TimmClient(LibraryClient):
     """``timm.create_model("local-dir:FOLDER", pretrained=True)`` with its own data config and transform."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import timm
         import torch
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.export.client import Array, GraphClient, Job
+from finetune.export.client import Array, ClientJob, GraphClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TorchExportClient(GraphClient):
     """``torch.export.load(FILE).module()(pixels)``."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import torch
 
         extra = {"finetune.json": ""}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.export.client import Array, Job, LibraryClient, pillow
+from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class TorchvisionClient(LibraryClient):
     """``torchvision.models.NAME(num_classes=K).load_state_dict(load_file(FOLDER/model.safetensors))``."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import torch
         import torchvision
         from safetensors.torch import load_file

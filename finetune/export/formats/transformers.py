@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from finetune.export.client import Array, Job, LibraryClient, pillow
+from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 
 class TransformersClient(LibraryClient):
     """``transformers.pipeline("image-classification", model=FOLDER)(file)``; timm prepares the image."""
 
-    def __init__(self, target: str, options: Job) -> None:
+    def __init__(self, target: str, options: ClientJob) -> None:
         import torch
         import transformers
 
