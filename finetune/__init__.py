@@ -12,7 +12,9 @@ from finetune.errors import ConfigError, RunError, UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
-    from finetune.api import embed, fit, load, save_bundle, search
+    from finetune.api.fit import fit, resume
+    from finetune.api.models import embed, load, save_bundle, search
+    from finetune.config.schema import PhaseConfig as Phase
     from finetune.embeddings.embeddings import Embeddings
     from finetune.inference.trained_model import TrainedModel, predict
     from finetune.models.backbone import Backbone
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
 
 # modules that take seconds to import are imported on first use
 _LATER = {
-    "fit": "finetune.api",
-    "load": "finetune.api",
-    "save_bundle": "finetune.api",
-    "embed": "finetune.api",
-    "search": "finetune.api",
+    "fit": "finetune.api.fit",
+    "resume": "finetune.api.fit",
+    "load": "finetune.api.models",
+    "save_bundle": "finetune.api.models",
+    "embed": "finetune.api.models",
+    "search": "finetune.api.models",
     "Embeddings": "finetune.embeddings.embeddings",
     "Backbone": "finetune.models.backbone",
     "build_backbone": "finetune.models.build",
@@ -48,6 +51,7 @@ __all__ = [
     "Embeddings",
     "FineTuner",
     "InputSpec",
+    "Phase",
     "RunError",
     "RunResult",
     "Table",
@@ -59,6 +63,7 @@ __all__ = [
     "fit",
     "load",
     "predict",
+    "resume",
     "save_bundle",
     "search",
 ]
@@ -73,6 +78,10 @@ def __getattr__(name: str) -> Any:
         from finetune.versions import versions
 
         return versions()["finetune"]
+    if name == "Phase":
+        from finetune.config.schema import PhaseConfig
+
+        return PhaseConfig
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'finetune' has no attribute {name!r}.{did_you_mean(name, __all__)}")

@@ -119,5 +119,26 @@ class InputSpec:
         return cls(**fields)
 
 
+# a resize of floats may overshoot a little
+_LOWEST, _HIGHEST = -0.5, 1.5
+
+
+def check_float_range(low: float, high: float) -> None:
+    """Check that float images are on the scale 0 to 1; others have been normalised, or were left at 0 to 255.
+
+    Args:
+        low: Smallest value of the images.
+        high: Largest value.
+
+    Raises:
+        UserError: They are on another scale.
+    """
+    if low < _LOWEST or high > _HIGHEST:
+        raise UserError(
+            f"images: float from {low:.3g} to {high:.3g}. The classifier takes float in [0, 1], or uint8, and normalises "
+            "them itself. Leave Normalize out of the transforms, or divide by 255."
+        )
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -56,10 +56,12 @@ class Decisions:
     Args:
         precision: Precision; a word such as ``32-true``, which whoever uses it checks.
         caches: Cache policy of each phase; :func:`finetune.activation_cache.policy.policies_from_plain` reads them.
+        objects: Classes of the objects that Python gave the run, by argument; None for none.
     """
 
     precision: Json = None
     caches: tuple[Json, ...]
+    objects: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
 
 if TYPE_CHECKING:
+    from finetune.build.python_objects import PythonObjects
     from finetune.plain import Json
     from finetune.run_folder import RunRecord
+    from finetune.training.results import RunResult
 
 ABOUT = """\
 Continue a stopped run. Weights, metrics and predictions are those of the uninterrupted run.
@@ -85,7 +88,8 @@ def resume(
     overrides: Sequence[str] = (),
     typed: Config | None = None,
     tune_process: bool = False,
-) -> None:
+    objects: "PythonObjects | None" = None,
+) -> "RunResult | None":
     """Resume a run.
 
     Args:
@@ -96,6 +100,10 @@ def resume(
         typed: Configuration that the user typed on this command line; None if there is none. A run with an equal
             configuration may name whatever this one names.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
+        objects: Objects from Python that take the place of settings; None on the command line.
+
+    Returns:
+        The result; None where the run had finished before.
 
     Raises:
         UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
@@ -120,26 +128,39 @@ def resume(
             from finetune.commands.report import write_from_files
 
             say(f"report: {write_from_files(run_dir, config, trust=trust)}")
-        return
+        return None
+    from finetune.build.python_objects import require_objects
+
+    require_objects(record.decided.objects or {}, objects, run=str(run_dir))
     config = _changed(config, overrides)
     then, now = _comparable(record.config), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
     for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
         say(f"trusted: {line}")
+    trusted = trust or same_as_typed
+    go_on = partial(
+        _go_on, run_dir, record, config, anyway=anyway, trusted=trusted, tune_process=tune_process, objects=objects
+    )
     if not is_rank_zero():
-        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
-        return
+        return go_on()
     with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
         if RunFolder(run_dir).is_finished:
             say(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
-            return
-        _go_on(run_dir, record, config, anyway=anyway, trusted=trust or same_as_typed, tune_process=tune_process)
+            return None
+        return go_on()
 
 
 def _go_on(
-    run_dir: Path, record: "RunRecord", config: Config, *, anyway: bool, trusted: bool, tune_process: bool
-) -> None:
+    run_dir: Path,
+    record: "RunRecord",
+    config: Config,
+    *,
+    anyway: bool,
+    trusted: bool,
+    tune_process: bool,
+    objects: "PythonObjects | None",
+) -> "RunResult":
     from finetune.commands.train import execute, say
     from finetune.plain import to_plain as plain_fields
     from finetune.run_folder import CONFIG, RecordedData, differences
@@ -160,13 +181,14 @@ def _go_on(
 
     # if the run was killed before its initial weights were saved, they are loaded from their source again
     begun = any(run_dir.glob("phases/0-*/start.safetensors"))
-    parts = assemble(
-        config,
-        say,
-        description=record.model if begun else None,
-        worker_init=release_freed_blocks if tune_process else None,
-        trusted=trusted,
-    )
+    description = record.model if begun else None
+    if objects is None:
+        worker_init = release_freed_blocks if tune_process else None
+        parts = assemble(config, say, description=description, worker_init=worker_init, trusted=trusted)
+    else:
+        from finetune.build.python_objects import assemble_with_objects
+
+        parts = assemble_with_objects(config, objects, say, description, trusted=trusted)
     data = RecordedData.of(parts.source.index)
     if data != record.data:
         same_name = plain_fields(replace(data, fingerprint=record.data.fingerprint))
@@ -184,7 +206,7 @@ def _go_on(
         # so that the next resume needs no overrides
         write_text(run_dir / CONFIG, to_yaml(config))
     say(f"resuming: {run_dir}")
-    execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process)
+    return execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process, objects=objects)
 
 
 def _changed(config: Config, overrides: Sequence[str]) -> Config:

@@ -1,5 +1,6 @@
 """``finetune train``: train through the phases, test, and write the bundle and the report."""
 
+import copy
 import gc
 import os
 import shlex
@@ -27,7 +28,10 @@ from finetune.process_tuning import collect_garbage_as_usual, free_memory, relea
 from finetune.terminal import escape
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from finetune.activation_cache.policy import CachePolicy
+    from finetune.build.python_objects import PythonObjects
     from finetune.data.image_source import Source
     from finetune.data.transforms import View
     from finetune.training.precision import Precision
@@ -66,12 +70,13 @@ def say(line: str) -> None:
         print(escape(line), flush=True)
 
 
-def train(config: Config, *, tune_process: bool = False) -> "RunResult":
+def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects | None" = None) -> "RunResult":
     """Train a new run.
 
     Args:
         config: Checked configuration.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
+        objects: Objects from Python that take the place of settings; None for none.
     """
     from finetune.training.compiling import compiles
 
@@ -79,7 +84,12 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
     run_dir = choose_run_dir(config)
     check_typed_places(config)
     config = with_absolute_paths(config)
-    parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None, trusted=True)
+    if objects is None:
+        parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None, trusted=True)
+    else:
+        from finetune.build.python_objects import assemble_with_objects
+
+        parts = assemble_with_objects(config, objects, say)
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 
@@ -93,11 +103,15 @@ def train(config: Config, *, tune_process: bool = False) -> "RunResult":
                 model=parts.classifier.describe(),
                 index=parts.source.index,
                 plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
-                decided=Decisions(precision=precision.name, caches=tuple(choice.to_plain() for choice in caches)),
+                decided=Decisions(
+                    precision=precision.name,
+                    caches=tuple(choice.to_plain() for choice in caches),
+                    objects=(objects.names() or None) if objects is not None else None,
+                ),
             )
             say(f"precision: {precision.name} ({precision.why})")
         say(f"run: {run_dir}")
-        return execute(config, parts, run_dir, trusted=True, tune_process=tune_process)
+        return execute(config, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
 
 
 def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
@@ -117,7 +131,13 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
 
 
 def execute(
-    config: Config, parts: RunParts, run_dir: Path, *, trusted: bool, tune_process: bool = False
+    config: Config,
+    parts: RunParts,
+    run_dir: Path,
+    *,
+    trusted: bool,
+    tune_process: bool = False,
+    objects: "PythonObjects | None" = None,
 ) -> "RunResult":
     """Train the remaining phases of a run; shared by ``train`` and ``resume``.
 
@@ -127,10 +147,12 @@ def execute(
         run_dir: Run folder.
         trusted: Whether the user typed the configuration; one read from a run folder may name listed classes only.
         tune_process: Whether to change this process's garbage collection and allocator for speed.
+        objects: Objects from Python that take the place of settings; None for none.
     """
     import torch
 
     from finetune.activation_cache.policy import policies_from_plain
+    from finetune.build.python_objects import PythonObjects, loss_with_objects, with_objects_named
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
     from finetune.results import BackboneOrigin, RunFacts
@@ -145,6 +167,15 @@ def execute(
     except ValueError as error:
         raise UserError(f"{run_dir / RECORD}: damaged. {error}. Start the run again.") from None
     compiled = compiles(config.compile)
+    objects = PythonObjects() if objects is None else objects
+    named, index = with_objects_named(config, objects), parts.source.index
+    make_loss = (
+        loss_of(config, parts.source, trusted=trusted)
+        if objects.loss is None
+        else loss_with_objects(objects.loss, num_classes=len(index.classes), multi_label=index.multi_label)
+    )
+    loggers = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()]
+    callbacks = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()]
     if tune_process:
         collect_garbage_as_usual()
         if not torch.cuda.is_available():
@@ -165,11 +196,11 @@ def execute(
                 facts=RunFacts(
                     backbone=BackboneOrigin(
                         source=parts.classifier.backbone.source,
-                        name=network_name(config),
-                        weights=config.backbone.weights,
+                        name=network_name(named),
+                        weights=named.backbone.weights,
                     ),
                     schedule=config.schedule.name,
-                    imbalance=imbalance(config),
+                    imbalance=imbalance(named),
                     precision=str(decided.precision),
                     compiled=compiled,
                 ),
@@ -177,10 +208,10 @@ def execute(
             make=Factories(
                 trainer=trainer_factory(config, run_dir, precision=decided.precision, trusted=trusted),
                 optimizer=partial(optimizer_factory, trusted=trusted),
-                loss=loss_of(config, parts.source, trusted=trusted),
+                loss=make_loss,
             ),
-            loggers=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()],
-            callbacks=[instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()],
+            loggers=[*loggers, *objects.loggers],
+            callbacks=[*callbacks, *objects.callbacks],
             say=say,
         )
         result = Run(
@@ -195,17 +226,36 @@ def execute(
             release_freed_blocks()
             free_memory()
         views = {text: parts.data.view(text) for text in parts.data.augment_lists}
-        report(run_dir, parts.source, trust=trusted, views=views)
+        modules = {"head": objects.head, "backbone": None if objects.backbone is None else objects.backbone.net}
+        given = {part: copy.deepcopy(module) for part, module in modules.items() if module is not None}
+        report(run_dir, parts.source, trust=trusted, views=views, given=given)
     return result
 
 
-def report(run_dir: Path, source: "Source | None", *, trust: bool, views: "Mapping[str, View] | None" = None) -> None:
-    """Write the page of a finished run; an error here is printed and leaves the run intact."""
+def report(
+    run_dir: Path,
+    source: "Source | None",
+    *,
+    trust: bool,
+    views: "Mapping[str, View] | None" = None,
+    given: "Mapping[str, nn.Module] | None" = None,
+) -> None:
+    """Write the page of a finished run; an error here is printed and leaves the run intact.
+
+    Args:
+        run_dir: Run folder.
+        source: Images of the run; None leaves pictures out.
+        trust: Whether to build classes that the run names.
+        views: Training views that the run made itself, by name.
+        given: Modules of the user's that came as objects, by part.
+    """
     from finetune.commands.own_modules import modules_of
     from finetune.report.run_page import write_report
 
+    given = given or {}
     try:
-        say(f"report: {write_report(run_dir, source, modules=modules_of(run_dir, trust=trust), views=views)}")
+        modules = {**modules_of(run_dir, trust=trust, given=given), **given}
+        say(f"report: {write_report(run_dir, source, modules=modules, views=views)}")
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(

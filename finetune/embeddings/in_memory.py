@@ -28,7 +28,7 @@ def embed_in_memory(
     normalize: bool = False,
     batch_size: int = 32,
 ) -> Embeddings:
-    """Embed images in memory; see :func:`finetune.api.embed`."""
+    """Embed images in memory; see :func:`finetune.embed`."""
     extractor = _extractor(model, stage)
     metadata = {
         **extractor.identity,

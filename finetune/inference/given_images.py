@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from finetune.data.color import to_pixels
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
 from finetune.data.image_file import UnreadableImage
+from finetune.data.python_images import pixels_of
 from finetune.data.transforms import View
 from finetune.errors import UserError
 from finetune.inference.image_paths import PATH_COLUMNS, find_images
-from finetune.models.raw_images import check_range
 
 # C = channels, H/W = image height/width
-
-# luma of ITU-R BT.601, as in finetune.data.color
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +49,7 @@ def given_images(images: Any, *, options: DecodeOptions, view: View) -> Iterator
     """
     for name, image in _one_by_one(images):
         if not isinstance(image, str):
-            yield GivenImage(name=name, pixels_CHW=view(_pixels(image, name, options)))
+            yield GivenImage(name=name, pixels_CHW=view(pixels_of(image, name, options)))
             continue
         try:
             yield GivenImage(name=name, pixels_CHW=view(to_tensor(decode_file(image, options, at_least=view.at_least))))
@@ -100,43 +95,3 @@ def _paths_of(frame: Any) -> list[Any]:
             "Rename one of them."
         )
     return list(frame[column])
-
-
-def _pixels(image: Any, name: str, options: DecodeOptions) -> Tensor:
-    """Return uint8 (C, H, W) of an object that holds pixels.
-
-    Raises:
-        UserError: It holds no picture of one or three channels.
-    """
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        pixels = to_pixels(upright, channels=options.channels, rule=options.rule)
-        return to_tensor(pixels[..., None] if options.channels == 1 else pixels)
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
-    pixels_HWC = image[..., None] if image.ndim == 2 else image
-    if pixels_HWC.ndim != 3:
-        raise UserError(f"{name} of shape {tuple(image.shape)}: {_FORMS}")
-    if np.issubdtype(pixels_HWC.dtype, np.floating):
-        check_range(torch.from_numpy(np.ascontiguousarray(pixels_HWC)))
-        pixels_HWC = np.rint(pixels_HWC.clip(0, 1) * 255).astype(np.uint8)
-    if pixels_HWC.dtype != np.uint8:
-        raise UserError(
-            f"{name} of type {pixels_HWC.dtype}: must be uint8, or float in [0, 1]. Convert it, or give the file, whose bit "
-            "depth is known."
-        )
-    return to_tensor(np.array(_in_channels(pixels_HWC, options.channels, name)))
-
-
-def _in_channels(pixels_HWC: Any, channels: int, name: str) -> Any:
-    given = pixels_HWC.shape[2]
-    if given == channels:
-        return pixels_HWC
-    if given == 1:
-        return np.repeat(pixels_HWC, channels, axis=2)
-    if given == 3 and channels == 1:
-        return np.rint(pixels_HWC @ _LUMA).astype(np.uint8)[..., None]
-    raise UserError(
-        f"{name} of shape {tuple(pixels_HWC.shape)}, as (H, W, C): must have {channels} channels, or 1 or 3. Arrays have their "
-        "channels last, tensors have them first."
-    )

@@ -6,12 +6,9 @@ from torch import Tensor
 
 from finetune.data.evaluation_pixels import evaluation_pixels
 from finetune.errors import UserError
-from finetune.input_spec import InputSpec
+from finetune.input_spec import InputSpec, check_float_range
 
 # B = batch, C = channels, H/W = image height/width
-
-# a resize of floats may overshoot a little
-LOWEST, HIGHEST = -0.5, 1.5
 
 
 def check_layout(images_BCHW: Tensor, spec: InputSpec) -> None:
@@ -48,11 +45,7 @@ def check_range(images: Tensor) -> None:
     """
     if images.is_floating_point() and images.numel():
         low, high = (float(value) for value in images.detach().aminmax())
-        if low < LOWEST or high > HIGHEST:
-            raise UserError(
-                f"images: float from {low:.3g} to {high:.3g}. The classifier takes float in [0, 1], or uint8, and normalises "
-                "them itself. Leave Normalize out of the transforms, or divide by 255."
-            )
+        check_float_range(low, high)
 
 
 def at_input_size(images_BCHW: Tensor, spec: InputSpec) -> Tensor:

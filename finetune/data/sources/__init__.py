@@ -25,6 +25,11 @@ def source_kind(name: str) -> SourceKind:
     Raises:
         UserError: There is no such source.
     """
+    if name == "python":
+        raise UserError(
+            "data.source='python': this run's images came from Python as an object, which no file holds. Give it again in "
+            "Python, as data=, or give other data: data=folder data.root=DIR."
+        )
     if name not in SOURCES:
         raise UserError(f"data.source={name!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(name, SOURCES)}")
     return SOURCES[name]

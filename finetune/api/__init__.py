@@ -1,0 +1,1 @@
+"""The same path from Python: what the commands do, as functions."""

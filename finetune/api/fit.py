@@ -1,0 +1,173 @@
+"""Training from Python: ``finetune.fit`` for those who bring only data, and ``finetune.resume``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.schema import PhaseConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
+    from torch import Tensor, nn
+
+    from finetune.models.backbone import Backbone
+    from finetune.training.results import RunResult
+
+
+def fit(
+    data: Any,
+    *,
+    backbone: "str | Backbone | nn.Module" = "resnet18",
+    head: "str | Mapping[str, Any] | nn.Module | None" = None,
+    schedule: str | Sequence[PhaseConfig] = "gradual",
+    weights: str | Path | None = None,
+    stages: Mapping[str, Sequence[str]] | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
+    freeze: Sequence[str] = (),
+    augment: str | None = None,
+    transform: "Callable[[Tensor], Tensor] | None" = None,
+    loss: "str | nn.Module | None" = None,
+    monitor: str | None = None,
+    callbacks: "Sequence[Callback]" = (),
+    loggers: "str | Sequence[Logger] | None" = None,
+    run_dir: str | Path | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> "RunResult":
+    """Train, test and write the bundle and the report, as ``finetune train`` does.
+
+        run = finetune.fit("pets", backbone="efficientnet_b0", schedule="frozen", epochs=5)
+        run = finetune.fit(frame, schedule=[finetune.Phase(train=["head"], epochs=3), finetune.Phase(train=["all"], lr=1e-4)])
+        run = finetune.fit({"train": train_set, "val": val_set}, head=MyHead(512, 3), loss=nn.CrossEntropyLoss())
+
+    Args:
+        data: A folder of images (``DIR/<class>/*`` or ``DIR/{train,val,test}/<class>/*``); a table or a data frame with columns
+            ``path`` and ``label``, perhaps ``split``; a map-style data set of ``(image, target)``, or one for each of ``train``,
+            ``val``, ``test``; a LightningDataModule, whose data sets are taken; or ``"digits"``. Missing splits are made.
+        backbone: A network of ``conf/backbone`` or of timm, what :func:`finetune.build_backbone` returned, or a module of your
+            own with ``stages``.
+        head: ``linear``, ``mlp``, ``cosine``; settings such as ``{"name": "mlp", "hidden": 256}``; or a module of your own from
+            features (B, D) to logits (B, K). None takes the configuration's.
+        schedule: A choice of ``conf/schedule``, or phases in order.
+        weights: Where the backbone's weights come from; None takes the configuration's, or those that a module has.
+        stages: For a module of your own: the child modules of each stage, in order from the input.
+        lr: Highest learning rate of the schedule; phases keep their ratios to it. None leaves the schedule's.
+        epochs: Passes over the training images in every phase; None leaves the schedule's.
+        batch_size: Images in one optimizer step; None takes the configuration's.
+        size: Side, or height and width, of the network's input in pixels; None takes that of the weights.
+        channels: 1 for grey images, 3 for colour; None takes what the data has.
+        classes: Names of the classes of a data set, in the order of their numbers; None asks the data set.
+        freeze: Stages that no phase trains.
+        augment: ``none``, ``light``, ``standard``, ``trivial_augment`` or ``rand_augment``; None takes the configuration's.
+        transform: Function of each training view after that, from uint8 (C, H, W) to the same.
+        loss: ``cross_entropy``, ``focal``, or a module of your own from logits (B, K) and targets to one number or losses (B,).
+        monitor: Metric that decides which epoch is best, ``val/acc`` for example.
+        callbacks: Lightning callbacks, which every phase's Trainer gets.
+        loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None takes the configuration's.
+        run_dir: A new folder; None makes one under ``runs/``.
+        seed: Seed of all randomness.
+        overrides: Whatever else the command line takes, for instance ``["schedule.phases.1.epochs=5"]``.
+
+    Returns:
+        ``run_dir``, ``bundle`` and ``results`` of the run.
+
+    Raises:
+        UserError: An argument, an override, the data or the weights are not right; wrong overrides are one message.
+        RunError: Training could not go on.
+    """
+    from finetune.api.settings import FitArguments
+    from finetune.commands.train import train
+
+    config, objects = FitArguments(
+        data=data,
+        backbone=backbone,
+        head=head,
+        schedule=schedule,
+        weights=weights,
+        stages=stages,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        size=size,
+        channels=channels,
+        classes=classes,
+        freeze=freeze,
+        augment=augment,
+        transform=transform,
+        loss=loss,
+        monitor=monitor,
+        callbacks=callbacks,
+        loggers=loggers,
+        run_dir=run_dir,
+        seed=seed,
+        overrides=overrides,
+    ).config_and_objects()
+    return train(config, objects=objects)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    data: Any = None,
+    backbone: "nn.Module | Backbone | None" = None,
+    head: "nn.Module | None" = None,
+    loss: "nn.Module | None" = None,
+    transform: "Callable[[Tensor], Tensor] | None" = None,
+    callbacks: "Sequence[Callback]" = (),
+    loggers: "Sequence[Logger]" = (),
+    classes: Sequence[str] | None = None,
+    anyway: bool = False,
+    trust: bool = False,
+) -> "RunResult | None":
+    """Continue a stopped run, to the same bits, as ``finetune resume`` does.
+
+    Args:
+        run_dir: Run folder.
+        data: The same data set, if the run was given one as an object.
+        backbone: A network of the same class, if the run was given one as an object; its weights are loaded.
+        head: Likewise a head.
+        loss: Likewise the loss.
+        transform: Likewise the transform.
+        callbacks: Lightning callbacks that came as objects.
+        loggers: Lightning loggers that came as objects.
+        classes: Names of the classes of ``data``, if they were given.
+        anyway: Continue with other versions of the program or its libraries.
+        trust: Build every class that the run's configuration names.
+
+    Returns:
+        The result; None where the run had finished before.
+
+    Raises:
+        UserError: Something that the result depends on has changed, or an object is missing; the message names it.
+    """
+    from dataclasses import replace
+
+    from finetune.api.settings import FitArguments
+    from finetune.build.python_objects import PythonObjects
+    from finetune.commands.resume import resume as resume_run
+    from finetune.config import from_yaml
+    from finetune.errors import UserError
+    from finetune.models.backbone import Backbone
+    from finetune.models.build import backbone_from_description
+    from finetune.models.own_modules import OWN
+    from finetune.run_folder import CONFIG, read_run_record
+    from finetune.safe_files import inside
+
+    folder = Path(run_dir).expanduser()
+    config = from_yaml(inside(folder, CONFIG))
+    source = None if data is None else FitArguments(data=data, classes=classes).source_for(config)
+    if backbone is not None and not isinstance(backbone, Backbone):
+        described: Any = read_run_record(folder).model["backbone"]
+        if described["source"] != OWN:
+            raise UserError("backbone: this run began with a network of a library. Give finetune.build_backbone(...).")
+        backbone = backbone_from_description(described, module=backbone)
+    objects = PythonObjects(source=source, backbone=backbone, head=head, loss=loss, transform=transform)
+    given = bool(objects.names()) or callbacks or loggers
+    objects = replace(objects, callbacks=tuple(callbacks), loggers=tuple(loggers))
+    return resume_run(folder, anyway=anyway, trust=trust, objects=objects if given else None)

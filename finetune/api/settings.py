@@ -1,0 +1,194 @@
+"""From the arguments of Python's functions to a configuration and the objects beside it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.build.python_objects import PYTHON, PythonObjects
+from finetune.config import compose, to_config, to_plain
+from finetune.config.overrides import TABLES, quoted
+from finetune.config.schema import Config, PhaseConfig
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from finetune.data.image_source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitArguments:
+    """The arguments of :func:`finetune.fit`, which describes them."""
+
+    data: Any
+    backbone: Any = "resnet18"
+    head: Any = None
+    schedule: str | Sequence[PhaseConfig] = "gradual"
+    weights: str | Path | None = None
+    stages: Mapping[str, Sequence[str]] | None = None
+    lr: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    size: int | tuple[int, int] | None = None
+    channels: int | None = None
+    classes: Sequence[str] | None = None
+    freeze: Sequence[str] = ()
+    augment: str | None = None
+    transform: Callable[[Any], Any] | None = None
+    loss: "str | nn.Module | None" = None
+    monitor: str | None = None
+    callbacks: Sequence[Any] = ()
+    loggers: str | Sequence[Any] | None = None
+    run_dir: str | Path | None = None
+    seed: int = 0
+    overrides: Sequence[str] = ()
+
+    def config_and_objects(self) -> tuple[Config, PythonObjects]:
+        """Return the configuration, and the objects in place of settings.
+
+        Raises:
+            UserError: An argument or an override is wrong; one message for all overrides.
+        """
+        words, data = self._data()
+        config = self._with_phases(compose([*words, *self._words(), *self.overrides]))
+        source = None if data is None else self._source(data, config)
+        if source is not None:
+            config = replace(config, input=replace(config.input, channels=source.decode.channels))
+        return config, self._objects(config, source)
+
+    def _data(self) -> tuple[list[str], Any]:
+        """Return the words that name the data, and the data sets where they are objects."""
+        from finetune.data.data_frames import is_frame, write_frame
+        from finetune.data.python_datasets import datasets_of_module
+
+        data = self.data
+        if isinstance(data, (str, Path)):
+            if str(data) == "digits":
+                return ["data=digits"], None
+            path = Path(data).expanduser()
+            if path.suffix in TABLES and not path.is_dir():
+                return ["data=manifest", f"data.path={quoted(path)}"], None
+            return ["data=folder", f"data.root={quoted(data)}"], None
+        if is_frame(data):
+            # relative paths of a frame start where Python runs, not at the cache
+            return ["data=manifest", f"data.path={quoted(write_frame(data))}", f"data.root={quoted(Path.cwd())}"], None
+        if hasattr(data, "train_dataloader") and hasattr(data, "setup"):
+            data = datasets_of_module(data)
+        elif not isinstance(data, Mapping) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise UserError(
+                f"data: is a {type(data).__name__}. Give a folder, a table, a data frame, a data set of (image, target), data "
+                "sets by split, or a LightningDataModule."
+            )
+        return ["data=digits", f"data.source={PYTHON}"], data
+
+    def _words(self) -> list[str]:
+        words = [f"seed={self.seed}"]
+        if isinstance(self.backbone, str):
+            words.append(f"backbone={self.backbone}")
+        if isinstance(self.head, str):
+            words.append(f"head={self.head}")
+        elif isinstance(self.head, Mapping):
+            words += [f"head.{key}={value}" for key, value in self.head.items()]
+        if isinstance(self.schedule, str):
+            words += [f"schedule={self.schedule}"]
+            words += [
+                f"{key}={value}" for key, value in (("lr", self.lr), ("epochs", self.epochs)) if value is not None
+            ]
+        if isinstance(self.loss, str):
+            words.append(f"loss={self.loss}")
+        if isinstance(self.loggers, str):
+            words.append(f"logger={self.loggers}")
+        elif self.loggers is not None:
+            words.append("logger=none")
+        size = list(self.size) if isinstance(self.size, tuple) else self.size
+        settings = {
+            "data.batch_size": self.batch_size,
+            "input.size": size,
+            "input.channels": self.channels,
+            "data.augment": self.augment,
+            "monitor": self.monitor,
+            "freeze": list(self.freeze) or None,
+        }
+        words += [f"{key}={value}".replace(" ", "") for key, value in settings.items() if value is not None]
+        words += [] if self.weights is None else [f"backbone.weights={quoted(self.weights)}"]
+        words += [] if self.run_dir is None else [f"run_dir={quoted(self.run_dir)}"]
+        return words
+
+    def _with_phases(self, config: Config) -> Config:
+        """Put the phases of a list in place of those of the default schedule; phases without a name get that of their stages."""
+        if isinstance(self.schedule, str):
+            return config
+        phases, taken = [], set()
+        for phase in self.schedule:
+            if not isinstance(phase, PhaseConfig):
+                raise UserError(
+                    f"schedule: is a list with a {type(phase).__name__}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
+                    "or the name of a schedule."
+                )
+            train = [phase.train] if isinstance(phase.train, str) else list(phase.train)
+            name = phase.name if phase.name != PhaseConfig().name else "-".join(train)
+            number = 2
+            while name in taken:
+                name, number = f"{name.rstrip('0123456789').rstrip('-')}-{number}", number + 1
+            taken.add(name)
+            phases.append(dataclasses.asdict(replace(phase, name=name, train=train)))
+        plain = to_plain(config)
+        plain["schedule"] = {**plain["schedule"], "name": "custom", "phases": phases}
+        return to_config({**plain, "lr": self.lr, "epochs": self.epochs})
+
+    def source_for(self, config: Config) -> "Source":
+        """Build the data set of a run again from its object.
+
+        Raises:
+            UserError: The data is no object that a run takes.
+        """
+        _, data = self._data()
+        if data is None:
+            raise UserError("data: this run's files are named in its configuration. Leave data= out.")
+        return self._source(data, config)
+
+    def _source(self, data: Any, config: Config) -> "Source":
+        from finetune.config.checks import split_settings
+        from finetune.data.decode import DecodeOptions
+        from finetune.data.python_datasets import channels_of, dataset_source
+
+        decode = DecodeOptions(channels=config.input.channels or channels_of(data))
+        return dataset_source(data, classes=self.classes, decode=decode, split=split_settings(config))
+
+    def _objects(self, config: Config, source: "Source | None") -> PythonObjects:
+        from torch import nn
+
+        from finetune.build.classifier import image_size
+        from finetune.input_spec import InputSpec
+        from finetune.models.backbone import Backbone
+        from finetune.models.build import build_backbone
+
+        backbone, head, loss = self.backbone, self.head, self.loss
+        if isinstance(backbone, nn.Module) and not isinstance(backbone, Backbone):
+            spec = InputSpec(size=image_size(config.input.size) or InputSpec().size)
+            given = {
+                key: getattr(config.input, key) for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+            }
+            given = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if v is not None}
+            backbone = build_backbone(
+                backbone, stages=self.stages, weights=self.weights, input_spec=replace(spec, **given)
+            )
+        for name, value, kinds in (
+            ("backbone", backbone, (str, Backbone)),
+            ("head", head, (str, Mapping, nn.Module, type(None))),
+            ("loss", loss, (str, nn.Module, type(None))),
+        ):
+            if not isinstance(value, kinds):
+                raise UserError(f"{name}: must be a name or an nn.Module. It is a {type(value).__name__}.")
+        loggers: Sequence[Any] = () if self.loggers is None or isinstance(self.loggers, str) else self.loggers
+        return PythonObjects(
+            source=source,
+            backbone=backbone if isinstance(backbone, Backbone) else None,
+            head=head if isinstance(head, nn.Module) else None,
+            loss=loss if isinstance(loss, nn.Module) else None,
+            transform=self.transform,
+            callbacks=tuple(self.callbacks),
+            loggers=tuple(loggers),
+        )

@@ -1,0 +1,297 @@
+"""``finetune.fit`` and ``finetune.resume``: data in every form, and the user's own parts in at most five lines each."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import finetune
+from finetune.api.settings import FitArguments
+from finetune.config.schema import Config
+from finetune.errors import ConfigError, UserError
+from tests.conftest import TINY
+
+SETTINGS = [word for word in TINY if not word.startswith(("backbone=", "backbone.name", "logger"))]
+QUICK: dict[str, Any] = {
+    "backbone": "resnet10t",
+    "schedule": [finetune.Phase(train=["head"], epochs=1, lr=1e-2, cache="off")],
+    "loggers": "none",
+    "overrides": SETTINGS,
+}
+
+
+# each of the user's parts in at most five lines
+class Head(nn.Linear):
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).tanh() * 4
+
+
+class Loss(nn.Module):
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.multi_margin_loss(logits, targets)
+
+
+class Colours(Dataset[tuple[Tensor, int]]):
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        pixels = torch.randint(0, 90, (3, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+        return pixels + torch.eye(3, dtype=torch.uint8)[number % 3, :, None, None] * 150, number % 3
+
+    def __len__(self) -> int:
+        return 36
+
+
+def darker(view: Tensor) -> Tensor:
+    return view // 2
+
+
+class Count(pl.Callback):
+    batches = 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.batches += 1
+
+
+class Killed(pl.Callback):
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("struck by lightning")
+
+
+OWN: dict[str, Any] = {**QUICK, "classes": ["red", "green", "blue"]}
+OWN["schedule"] = [finetune.Phase(train=["head"], epochs=3, lr=1e-2, cache="off")]
+
+
+def own_parts() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {"data": Colours(), "head": Head(512, 3), "loss": Loss(), "transform": darker}
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Count, Path]:
+    """A run of the user's data set, head, loss, transform, callback and logger."""
+    folder, counted = tmp_path_factory.mktemp("own"), Count()
+    logger = CSVLogger(folder / "logs")
+    run = finetune.fit(**OWN | own_parts() | {"callbacks": [counted], "loggers": [logger], "run_dir": folder / "run"})
+    return run, counted, folder
+
+
+def test_own_dataset_head_loss_transform_callback_and_logger_train(own_run: tuple[Any, Count, Path]) -> None:
+    run, counted, folder = own_run
+    assert counted.batches == 3 * 3
+    assert run.results.data.classes == ("red", "green", "blue")
+    assert run.results.imbalance.loss.endswith("test_fit.Loss")
+    assert [len(rows) for rows in (run.results.test.recall, run.results.phases)] == [3, 1]
+    assert "val/acc" in next((folder / "logs").rglob("metrics.csv")).read_text()
+    assert (folder / "run" / "metrics.csv").is_file()
+
+
+def test_the_bundle_of_own_parts_names_the_head_and_answers_as_the_run_did(own_run: tuple[Any, Count, Path]) -> None:
+    run, _, _ = own_run
+    with pytest.raises(UserError, match=r"needs classes that are not part of finetune: .*test_fit\.Head \(head\)"):
+        finetune.load(run.bundle)
+    model = finetune.load(run.bundle, modules={"head": Head(512, 3)})
+    table = model.predict([Colours()[number][0] for number in range(36)])
+    assert list(table.columns)[5:8] == ["red", "green", "blue"]
+    with (run.run_dir / "predictions.csv").open() as file:
+        tested = pd.read_csv(file)
+    rows = [int(path.rpartition("/")[2]) for path in tested["path"]]
+    assert list(table["predicted"].iloc[rows]) == list(tested["predicted"])
+
+
+def test_a_killed_run_of_own_parts_is_resumed_with_them_to_the_same_bits(
+    own_run: tuple[Any, Count, Path], tmp_path: Path
+) -> None:
+    whole, _, _ = own_run
+    with pytest.raises(finetune.RunError, match="struck by lightning"):
+        finetune.fit(**OWN | own_parts() | {"callbacks": [Killed()], "run_dir": tmp_path / "run"})
+    with pytest.raises(
+        UserError, match=r"It began with data .*, head .*test_fit\.Head.*finetune\.resume\(.*head=\.\.\."
+    ):
+        finetune.resume(tmp_path / "run")
+    resumed = finetune.resume(tmp_path / "run", **own_parts(), classes=["red", "green", "blue"])
+    assert resumed is not None
+    assert resumed.results.weights_hash == whole.results.weights_hash
+    assert resumed.results.test == whole.results.test
+
+
+def test_the_backbone_of_own_parts_is_exported(own_run: tuple[Any, Count, Path], tmp_path: Path) -> None:
+    run, _, _ = own_run
+    model = finetune.load(run.bundle, modules={"head": Head(512, 3)})
+    finetune.save_bundle(model, tmp_path / "copy")
+    images = torch.stack([Colours()[number][0] for number in range(4)])
+    again = finetune.load(tmp_path / "copy", modules={"head": Head(512, 3)})
+    assert torch.equal(again(images), model(images))
+
+
+def arguments(data: Any, **settings: Any) -> tuple[Config, Any]:
+    return FitArguments(data=data, **QUICK | settings).config_and_objects()
+
+
+def test_phases_in_a_list_take_the_names_of_their_stages_and_share_the_schedule_s_settings() -> None:
+    phases = [
+        finetune.Phase(train=["head"], epochs=2),
+        finetune.Phase(train=["head"]),
+        finetune.Phase(train=["last", "head"]),
+    ]
+    config, _ = arguments("digits", schedule=phases, lr=0.1, overrides=["schedule.batch_norm=train"])
+    assert [phase.name for phase in config.schedule.phases] == ["head", "head-2", "last-head"]
+    assert config.schedule.batch_norm == "train"
+    assert config.schedule.lr == 0.1
+    config, _ = arguments("digits", schedule="frozen", epochs=7)
+    assert [phase.epochs for phase in config.schedule.phases] == [7]
+
+
+def test_arguments_become_the_settings_that_they_name(tmp_path: Path) -> None:
+    config, objects = arguments(
+        tmp_path / "a b",
+        backbone="efficientnet_b0",
+        head={"name": "mlp", "hidden": 64},
+        weights="none",
+        size=(48, 64),
+        channels=1,
+        batch_size=5,
+        freeze=["stem"],
+        augment="light",
+        loss="focal",
+        monitor="val/loss",
+        seed=3,
+        run_dir=tmp_path / "run",
+        overrides=["data.val_fraction=0.2"],
+    )
+    assert config.data.root == str(tmp_path / "a b")
+    assert (config.backbone.source, config.backbone.name, config.backbone.weights) == (
+        "timm",
+        "efficientnet_b0",
+        "none",
+    )
+    assert (config.head.name, config.head.hidden, config.loss.name) == ("mlp", 64, "focal")
+    assert (config.input.size, config.input.channels, config.data.batch_size) == ([48, 64], 1, 5)
+    assert (config.freeze, config.data.augment, config.monitor, config.seed) == (["stem"], "light", "val/loss", 3)
+    assert (config.data.val_fraction, config.run_dir) == (0.2, str(tmp_path / "run"))
+    assert objects.names() == {}
+
+
+def test_a_data_frame_is_a_manifest_whose_missing_labels_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        Image.new("RGB", (9, 9), (40 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    frame = pd.DataFrame(
+        {"path": [f"{n}.png" for n in range(6)], "label": list("ababab"), "split": ["train", "val", "test"] * 2}
+    )
+    config, objects = arguments(frame)
+    assert config.data.source == "manifest"
+    from finetune.build import build_source
+
+    source = build_source(config)
+    assert (objects.source, source.index.classes, source.index.path(0)) == (None, ("a", "b"), str(tmp_path / "0.png"))
+    frame.loc[4, "label"] = None
+    config, _ = arguments(frame)
+    with pytest.raises(UserError, match=r"label.*5"):
+        build_source(config)
+
+
+class Loaders(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(
+            TensorDataset(torch.arange(8 * 4 * 4, dtype=torch.uint8).reshape(8, 1, 4, 4), torch.arange(8) % 2)
+        )
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(torch.full((2, 1, 4, 4), 7, dtype=torch.uint8), torch.arange(2)))
+
+
+def test_a_data_module_gives_its_data_sets_and_missing_splits_are_made() -> None:
+    config, objects = arguments(Loaders(), overrides=[*SETTINGS, "data.test_fraction=0.25"])
+    index = objects.source.index
+    assert index.images() == {"train": 6, "val": 2, "test": 2}
+    assert (config.input.channels, config.data.source, index.classes) == (1, "python", ("0", "1"))
+    assert objects.source.read(int(index.rows("val")[0])).unique().tolist() == [7]
+
+
+class Restless(Colours):
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return torch.randint(0, 255, (3, 4, 4), dtype=torch.uint8), number % 3
+
+
+class Pairs(Sequence[Any]):
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.items[number]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+GREY = np.zeros((4, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (3, r"data: is a int\. Give a folder, a table, a data frame"),
+        (Restless(), r"item 0 is another image each time.*Leave random transforms out"),
+        (Pairs({"image": GREY}), r"item 0 is a dict\. An item must be \(image, target\)"),
+        (Pairs((GREY, "cat"), (GREY, "dog")), r"are no classes\. An item must be"),
+        (Pairs((np.full((4, 4), 99.0), 0), (GREY, 1)), r"float from 99 to 99.*divide by 255"),
+        (Pairs(), r"the data set is empty"),
+        ({"train": Colours(), "dev": Colours()}, r"splits must be train, val, test\. Given: dev"),
+        (Pairs((GREY, 0), (GREY + 1, 0)), r"at least two classes|two classes"),
+    ],
+)
+def test_data_that_is_none_is_refused_with_the_right_form(data: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        arguments(data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": ["head"]}, r"schedule: is a list with a str\. Give finetune\.Phase\(train="),
+        ({"head": 3}, r"head: must be a name or an nn\.Module\. It is a int"),
+        ({"backbone": nn.Linear}, r"backbone: must be a name or an nn\.Module\. It is a type"),
+        ({"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}, r"stages: must be given"),
+        ({"classes": ["only one"]}, r"classes=only one: must name 3 classes"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_by_its_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        arguments(Colours(), **settings)
+
+
+def test_several_mistakes_in_overrides_are_one_message() -> None:
+    with pytest.raises(ConfigError) as error:
+        arguments("digits", overrides=["schedule.lrr=1", "data.batchsize=3"])
+    assert len(error.value.problems) == 2
+    assert "schedule.lr" in str(error.value)
+
+
+@pytest.mark.parametrize("part", [{"head": Head(512, 3)}, {"loss": Loss()}], ids=["head", "loss"])
+def test_a_solver_for_linear_heads_takes_no_own_head_or_loss(part: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has solver=lbfgs"):
+        finetune.fit(Colours(), **QUICK | {"schedule": "probe", "run_dir": tmp_path / "run", **part})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_record_of_a_run_names_its_objects(own_run: tuple[Any, Count, Path]) -> None:
+    run, _, _ = own_run
+    record = json.loads((run.run_dir / "run.json").read_text())
+    assert sorted(record["decided"]["objects"]) == ["data", "head", "loss", "transform"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert finetune.resume(run.run_dir) is None
