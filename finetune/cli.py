@@ -41,7 +41,8 @@ COMMANDS = {
     "plan": Command("plan", "DIR [key=value ...]", "show the phases as a table, without training", True),
     "audit": Command("audit", "DIR [key=value ...]", "check the images and labels before training", True),
     "lr-find": Command("lr_find", "DIR [key=value ...]", "suggest a learning rate for all stages together", True),
-    "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one"),
+    "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one", True),
+    "settings": Command("settings", "[WORD]", "look up a setting: default, allowed values, meaning, example"),
     "resume": Command("resume", "RUN", "continue a stopped run"),
     "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
@@ -64,6 +65,7 @@ SYNONYMS = {
     **dict.fromkeys(("check", "inspect", "analyze", "analyse", "stats"), "audit"),
     **dict.fromkeys(("convert", "save", "onnx"), "export"),
     **dict.fromkeys(("features", "encode", "extract"), "embed"),
+    **dict.fromkeys(("config", "options", "keys", "conf", "params"), "settings"),
     **dict.fromkeys(("continue", "restart"), "resume"),
     **dict.fromkeys(("summary", "dry-run", "dryrun"), "plan"),
     **dict.fromkeys(("compare", "benchmark"), "ladder"),
@@ -154,10 +156,10 @@ def _main(argv: Sequence[str] | None) -> int:
     _show_log()
     try:
         if _is_completion(given):
-            return int(importlib.import_module("finetune.commands.completion").run(given))
-        name, rest = split_command(given)
-        module = importlib.import_module(f"finetune.commands.{COMMANDS[name].module}")
-        return int(module.run(rest))
+            from finetune.commands.completion import run
+
+            return run(given, {name: command.composes for name, command in COMMANDS.items()}, _run)
+        return _run(*split_command(given))
     except SystemExit as left:
         # the parser has printed the help
         return int(left.code or 0)
@@ -177,6 +179,10 @@ def _main(argv: Sequence[str] | None) -> int:
         return _fail(error if show_traceback else explained or error, status=1, show_traceback=show_traceback)
     except Exception as error:
         return _fail(error, status=1, show_traceback=show_traceback)
+
+
+def _run(name: str, rest: list[str]) -> int:
+    return int(importlib.import_module(f"finetune.commands.{COMMANDS[name].module}").run(rest))
 
 
 class _Shown(logging.Handler):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune.config import compose, conf_dir, group_choices
-from finetune.config.schema import Config
+from finetune.config.keys import choices_of
+from finetune.config.schema import Config, setting_of
 from finetune.errors import UserError
 from tests.runs import train_tiny
 
@@ -49,19 +50,42 @@ def test_every_section_of_the_schema_has_a_folder() -> None:
     assert {"input", "loss", "head", "cache", "checkpoint"} < sections <= set(GROUPS)
 
 
-@pytest.mark.parametrize("group", ["input", "loss", "head", "cache", "checkpoint"])
-def test_the_files_of_a_section_name_all_its_keys_each_with_a_comment_and_change_no_other_default(group: str) -> None:
+def lines_of(path: Path) -> list[tuple[str, str]]:
+    """The keys of a file that are not indented, each with its comment."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(("#", " "))]
+    return [(line.partition(":")[0], line.partition(" # ")[2]) for line in lines if line]
+
+
+@pytest.mark.parametrize("group", ["data", "input", "backbone", "head", "schedule", "loss", "cache", "checkpoint"])
+def test_the_files_of_a_section_name_all_its_keys_with_the_meanings_of_the_schema_and_change_no_other_default(
+    group: str,
+) -> None:
     section = getattr(Config(), group)
-    named = set()
-    for path in conf_dir().glob(f"{group}/*.yaml"):
-        keys = [line for line in path.read_text().splitlines() if not line.startswith("#")]
-        named |= {line.split(":")[0] for line in keys}
-        # what differs between the files of a group is said by the comment at the top
-        bare = {line.split(":")[0] for line in keys if "#" not in line}
-        assert bare <= {"name", "channels", "adapt"}, path
+    known = {field.name: setting_of(field) for field in fields(section)}
+    named: set[str] = set()
+    for path in sorted(conf_dir().glob(f"{group}/*.yaml")):
+        for key, comment in lines_of(path):
+            named.add(key)
+            if (group, path.stem) == ("schedule", "gradual") or group != "schedule":
+                words = choices_of(section.__dataclass_fields__[key])
+                choices = f"{' | '.join(words)}: " if words else ""
+                assert comment == choices + known[key].meaning, f"{path}, {key}"
         assert path.read_text().startswith("# "), path
-    assert named == {field.name for field in fields(section)}
-    assert getattr(compose(["data=digits"]), group) == section
+    assert named == set(known)
+    default = getattr(compose(["data=digits"]), group)
+    own = {"data": {"source": "digits", "augment": "light"}, "schedule": {"name": "gradual", "phases": default.phases}}
+    assert default == replace(section, **own.get(group, {}))
+
+
+def test_the_words_that_the_schema_allows_are_those_that_the_program_knows() -> None:
+    from finetune.data.color import HIGH_DEPTHS
+    from finetune.data.sources import SOURCES
+
+    known = {field.name: setting_of(field).choices for field in fields(Config().data)}
+    assert tuple(known["high_depth"]) == HIGH_DEPTHS
+    # each file of a source names the settings that it takes
+    for name, source in SOURCES.items():
+        assert set(source.settings) <= {key for key, _ in lines_of(conf_dir() / f"data/{name}.yaml")}
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,32 @@
-"""Shell completion: completes the command word itself and leaves the rest to Hydra."""
+"""Shell completion: commands, options, settings and their values from our own tables; paths and choices from Hydra."""
 
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 
 
-def run(argv: Sequence[str]) -> int:
-    """Answer ``finetune -sc install=bash`` and the shell's ``finetune -sc query=bash``."""
-    from finetune.cli import COMMANDS
+def run(argv: Sequence[str], commands: Mapping[str, bool], run_command: Callable[[str, list[str]], int]) -> int:
+    """Answer ``finetune -sc install=bash`` and the shell's ``finetune -sc query=bash``.
+
+    Args:
+        argv: Words of the query.
+        commands: Commands, and whether each takes a run's configuration.
+        run_command: Function that runs a command; its help has its options.
+    """
     from finetune.config import conf_dir, register_schema
 
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     open_word = "" if line.endswith(" ") or len(words) < 2 else words[-1]
-    if "query" in "".join(argv) and (len(words) <= 1 or (len(words) == 2 and open_word)):
-        starts = [name for name in COMMANDS if name.startswith(open_word)]
-        if starts:
-            print("\n".join(starts))
+    if "query" in "".join(argv):
+        answers = _answers(words, open_word, commands, run_command)
+        if answers:
+            print("\n".join(answers))
             return 0
-    if len(words) > 1 and words[1] in COMMANDS:
+    if len(words) > 1 and words[1] in commands:
         # Hydra knows the overrides, but not the command word before them
         cut = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_POINT"] = str(max(int(os.environ.get("COMP_POINT", len(line))) - len(line) + len(cut), 0))
@@ -29,3 +37,36 @@ def run(argv: Sequence[str]) -> int:
     sys.argv = [sys.argv[0], *argv]
     hydra.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(lambda config: None)()
     return 0
+
+
+def _answers(
+    words: Sequence[str],
+    open_word: str,
+    commands: Mapping[str, bool],
+    run_command: Callable[[str, list[str]], int],
+) -> list[str]:
+    """Return the completions of the open word that our own tables know."""
+    if len(words) <= 1 or (len(words) == 2 and open_word):
+        names = [name for name in commands if name.startswith(open_word)]
+        if names:
+            return names
+    command = words[1] if len(words) > 1 and words[1] in commands else "train"
+    if open_word.startswith("-"):
+        return [flag for flag in _flags(command, run_command) if flag.startswith(open_word)]
+    if not open_word or not commands[command]:
+        return []
+    from finetune.config.overrides import SHORT
+    from finetune.config.settings import setting_texts, values_allowed
+
+    key, joined, value = open_word.partition("=")
+    if joined:
+        return [f"{key}={one}" for one in values_allowed(SHORT.get(key, key)) if one.startswith(value)]
+    keys = [text.short or text.key for text in setting_texts() if ".N." not in text.key]
+    return [f"{one}=" for one in keys if one.startswith(open_word)]
+
+
+def _flags(command: str, run_command: Callable[[str, list[str]], int]) -> list[str]:
+    text = io.StringIO()
+    with redirect_stdout(text), suppress(SystemExit):
+        run_command(command, ["--help"])
+    return list(dict.fromkeys(re.findall(r"^\s+(?:-\w+(?: \w+)?, )?(--[\w-]+)", text.getvalue(), re.MULTILINE)))

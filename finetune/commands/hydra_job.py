@@ -16,6 +16,7 @@ from finetune.config import (
     conf_dir,
     group_choices,
     hydra_message,
+    printed,
     register_schema,
 )
 from finetune.config.foreign_words import FOREIGN
@@ -185,6 +186,10 @@ def run_composed(command: str, line: CommandLine, task: Task) -> int:
     overrides = check_overrides(
         line.overrides, line.config_dirs, several=line.several, line=TypedLine(command, tuple(line.options))
     )
+    if line.options[-2:] == ["--cfg", "job"] and not line.several:
+        name = line.options[line.options.index("--config-name") + 1] if "--config-name" in line.options else "train"
+        print(printed(overrides, line.config_dirs, name))
+        return 0
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException

@@ -143,6 +143,61 @@ def compose(overrides: Sequence[str]) -> Config:
     return to_config(composed)
 
 
+def printed(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> str:
+    """Return a composed configuration as YAML, headed by a comment that lists what differs from the defaults.
+
+    Args:
+        overrides: Checked overrides.
+        config_dirs: Folders with further configurations.
+        config_name: Name of the primary configuration.
+
+    Raises:
+        UserError: It cannot be composed.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schema()
+    GlobalHydra.instance().clear()
+    folders = [conf_dir(), *config_dirs]
+    # Hydra looks for the primary configuration in one folder alone
+    first = next((folder for folder in folders if (folder / f"{config_name}.yaml").is_file()), conf_dir())
+    places = ",".join(quoted(f"file://{folder.absolute()}") for folder in folders if folder != first)
+    search = [f"hydra.searchpath=[{places}]"] if config_dirs else []
+    try:
+        with initialize_config_dir(str(first.absolute()), version_base="1.3"):
+            composed = hydra_compose(config_name, overrides=[*search, *overrides])
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            usual = hydra_compose("train")
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(hydra_message(error)) from error
+    before, after = _flat(OmegaConf.to_container(usual)), _flat(OmegaConf.to_container(composed))
+    lines = [
+        f"#   {key}: {before.get(key, 'not set')} -> {after.get(key, 'gone')}"
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key) != after.get(key) and (key in after or before[key] not in ("null", "[]", "{}"))
+    ]
+    head = ["# differs from the defaults:", *lines] if lines else ["# nothing differs from the defaults"]
+    return "\n".join([*head, OmegaConf.to_yaml(composed).rstrip()])
+
+
+def _flat(values: Any, path: str = "") -> dict[str, str]:
+    """Return the values of nested containers by their dotted paths, as text."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    nested = isinstance(values, dict) or any(isinstance(value, (dict, list)) for _, value in pairs)
+    if not values or not nested:
+        return {path: "null" if values is None else str(values)}
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        found |= _flat(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
 # launcher or sweeper that Hydra does not include -> package to install
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",

@@ -1,10 +1,11 @@
 """Checks of a configuration that need neither the data nor the network."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from finetune.augment_settings import augment_settings
-from finetune.config.schema import Config, PhaseSettings
+from finetune.config.schema import Config, PhaseSettings, setting_of
 from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.models.adaptations import ADAPTATIONS
@@ -12,33 +13,34 @@ from finetune.split_settings import SplitSettings
 from finetune.training.loss_kinds import LOSSES
 from finetune.training.lr_schedules import LR_SCHEDULES
 
-BATCH_NORM_MODES = ("train", "eval")
-PARAMETER_KINDS = ("all", "norms", "gates")
-SOLVERS = ("gradient", "lbfgs")
-CLASS_WEIGHTS = ("none", "balanced")
-
 
 def _choice(problems: list[str], key: str, value: str | None, valid: Sequence[str]) -> None:
     if value is not None and value not in valid:
         problems.append(f"{key}={value!r}: not known. Choices: {', '.join(valid)}.{did_you_mean(value, valid)}")
 
 
-def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None:
-    def positive(key: str, value: float | None) -> None:
-        if value is not None and not value > 0:
-            problems.append(f"{prefix}.{key}={value}: must be above 0.")
+# checked by SplitSettings, for configuration and sources alike
+_OF_SPLITS = {field.name for field in fields(SplitSettings)}
 
-    def within(key: str, value: float | None, low: float, high: float) -> None:
-        if value is not None and not low <= value <= high:
-            problems.append(f"{prefix}.{key}={value}: must lie between {low:g} and {high:g}.")
 
-    for key in ("epochs", "max_steps", "lr", "layer_decay", "batch_size", "gradient_clip", "accumulate", "patience"):
-        positive(key, getattr(at, key))
-    for key in ("warmup_epochs", "weight_decay", "mixup", "cutmix"):
-        within(key, getattr(at, key), 0, float("inf"))
-    within("label_smoothing", at.label_smoothing, 0, 1)
-    if at.ema_decay is not None and not 0 < at.ema_decay < 1:
-        problems.append(f"{prefix}.ema_decay={at.ema_decay}: must lie strictly between 0 and 1.")
+def _check_fields(problems: list[str], prefix: str, section: Any) -> None:
+    """Check the values of a section against what the schema allows."""
+    for key in fields(section):
+        known, value, path = setting_of(key), getattr(section, key.name), f"{prefix}{key.name}"
+        if prefix == "data." and key.name in _OF_SPLITS:
+            continue
+        if is_dataclass(value):
+            _check_fields(problems, f"{path}.", value)
+        elif known.choices:
+            _choice(problems, path, value, known.choices)
+        elif known.limits() and isinstance(value, int | float) and not known.allows(value):
+            limits = known.limits()
+            verb = "lie" if "between" in limits else "be"
+            problems.append(f"{path}={value}: must {verb} {limits}.")
+
+
+def _check_rates(problems: list[str], prefix: str, at: PhaseSettings) -> None:
+    """Check the combinations of the settings of a phase."""
     if at.lr_slice is not None and (len(at.lr_slice) != 2 or min(at.lr_slice) <= 0):
         problems.append(f"{prefix}.lr_slice={at.lr_slice}: must be two positive rates, deepest stage first.")
     if at.lr_trials and (min(at.lr_trials) <= 0 or len(set(at.lr_trials)) != len(at.lr_trials)):
@@ -51,10 +53,6 @@ def _check_settings(problems: list[str], prefix: str, at: PhaseSettings) -> None
     if at.lr_slice is not None and at.stage_lr:
         problems.append(f"{prefix}.lr_slice and {prefix}.stage_lr: only one of them can set the rates.")
     _choice(problems, f"{prefix}.lr_schedule", at.lr_schedule, list(LR_SCHEDULES))
-    _choice(problems, f"{prefix}.batch_norm", at.batch_norm, BATCH_NORM_MODES)
-    _choice(problems, f"{prefix}.parameters", at.parameters, PARAMETER_KINDS)
-    _choice(problems, f"{prefix}.restore", at.restore, ("best", "last"))
-    _choice(problems, f"{prefix}.solver", at.solver, SOLVERS)
     # YAML reads the bare words on and off as true and false
     if not (
         at.cache in (None, "auto", "off", "features")
@@ -141,15 +139,14 @@ def check(config: Config) -> None:
         ConfigError: All problems found.
     """
     problems: list[str] = []
-    for key, value in (("epochs", config.epochs), ("lr", config.lr)):
-        if value is not None and not value > 0:
-            problems.append(f"{key}={value}: must be above 0.")
-    _check_settings(problems, "schedule", config.schedule)
+    _check_fields(problems, "", config)
+    _check_rates(problems, "schedule", config.schedule)
     if not config.schedule.phases:
         problems.append("schedule.phases=[]: a schedule needs at least one phase.")
     for position, phase in enumerate(config.schedule.phases):
         prefix = f"schedule.phases[{position}]"
-        _check_settings(problems, prefix, phase)
+        _check_fields(problems, f"{prefix}.", phase)
+        _check_rates(problems, prefix, phase)
         if not phase.train:
             problems.append(f"{prefix}.train=[]: a phase must name the stages that it trains.")
     names = [phase.name for phase in config.schedule.phases]
@@ -176,23 +173,10 @@ def check(config: Config) -> None:
     _choice(problems, "compile", compiled, ("auto", "off", "on"))
     if config.loss._target_ is None:
         _choice(problems, "loss.name", config.loss.name, list(LOSSES))
-    _choice(problems, "loss.class_weights", config.loss.class_weights, CLASS_WEIGHTS)
     problems += _own_modules(config) + _optimizers(config) + _augments(config)
-    for key in ("batch_size", "eval_batch_size", "classes", "images_per_class", "image_size"):
-        value = getattr(config.data, key)
-        if value is not None and value < 1:
-            problems.append(f"data.{key}={value}: must be at least 1.")
-    if config.data.num_workers is not None and config.data.num_workers < 0:
-        problems.append(f"data.num_workers={config.data.num_workers}: must not be negative.")
     try:
         split_settings(config)
     except ConfigError as error:
         problems.extend(error.problems)
-    if not 0 <= config.head.drop_rate < 1:
-        problems.append(f"head.drop_rate={config.head.drop_rate}: must be at least 0 and below 1.")
-    if not config.cache.max_gb > 0:
-        problems.append(f"cache.max_gb={config.cache.max_gb}: must be above 0. schedule.cache=off turns the cache off.")
-    if config.checkpoint.every_n_steps is not None and config.checkpoint.every_n_steps < 1:
-        problems.append(f"checkpoint.every_n_steps={config.checkpoint.every_n_steps}: must be at least 1.")
     if problems:
         raise ConfigError(problems)

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.schema import Config
+from finetune.config.schema import Config, setting_of
 from finetune.errors import did_you_mean
+from finetune.models.adaptations import ADAPTATIONS
+from finetune.training.lr_schedules import LR_SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,17 @@ def find_key(path: str) -> tuple[str | None, bool]:
             return f"{'.'.join(walked)} is a single value and has no key {part!r}.", False
         walked.append(part)
     return None, typing.get_origin(plain_type(at)) is dict
+
+
+# keys whose allowed words are a table of the part that knows them, so that a new one is a line there alone
+_TABLES: dict[str, list[str]] = {"adapt": list(ADAPTATIONS), "lr_schedule": list(LR_SCHEDULES)}
+
+
+def choices_of(one: "dataclasses.Field[Any]") -> list[str]:
+    """Return the words that a field allows; empty if it allows others than words.
+
+    >>> from finetune.config.schema import InputConfig
+    >>> choices_of(InputConfig.__dataclass_fields__["adapt"])[:2]
+    ['expand', 'fold']
+    """
+    return _TABLES.get(one.name) or list(setting_of(one).choices)

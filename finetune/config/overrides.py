@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from finetune.augment_settings import AUGMENTS
 from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, type_of
@@ -303,6 +304,8 @@ class _Reader:
             if len(parts) == 1:
                 return data_words(value)
             return ["data=folder", f"data.root={','.join(quoted(Path(part).expanduser()) for part in parts)}"]
+        if group == "augment" and len(parts) == 1 and value in AUGMENTS:
+            return self._checked(f"{sign}data.augment={value}", "data.augment")
         if group == "backbone" and strange and all(is_timm_name(part) for part in parts):
             return ["backbone=timm", f"backbone.name={value}"]
         return self._checked(f"{sign}{group}={value}", group)

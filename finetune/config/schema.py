@@ -1,217 +1,400 @@
-"""The schema of the configuration: every key of our own parts, with its type, default and meaning."""
+"""The schema of the configuration: every key of our own parts, with its type, default, allowed values and meaning.
 
+``finetune settings``, shell completion, the checks, the comments in ``conf/`` and the documentation all read it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 # OmegaConf reads `Optional[...]`, not `X | None`, in every version that hydra-core 1.3 allows.
-# ruff: noqa: UP045
+# setting() returns what dataclasses.field does.
+# ruff: noqa: UP045, RUF009
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of a key besides its type and default.
+
+    Args:
+        meaning: A phrase that says what the key does, with units, and what null means.
+        choices: Allowed words; empty if there are others.
+        above: Limit that a number must exceed.
+        least: Smallest number.
+        most: Largest number.
+        below: Limit that a number must stay under.
+        example: An override to copy.
+    """
+
+    meaning: str
+    choices: Sequence[str] = ()
+    above: Optional[float] = None
+    least: Optional[float] = None
+    most: Optional[float] = None
+    below: Optional[float] = None
+    example: str = ""
+
+    def limits(self) -> str:
+        """Return the range of a number in words; empty if there is none.
+
+        >>> Setting(meaning="", least=0, below=1).limits()
+        'at least 0 and below 1'
+        """
+        if self.above is not None and self.below is not None:
+            return f"strictly between {self.above:g} and {self.below:g}"
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        words = ("above", "at least", "below", "at most")
+        values = (self.above, self.least, self.below, self.most)
+        return " and ".join(f"{word} {value:g}" for word, value in zip(words, values, strict=True) if value is not None)
+
+    def allows(self, number: float) -> bool:
+        """Whether a number lies in the range."""
+        return (
+            (self.above is None or number > self.above)
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.below is None or number < self.below)
+        )
+
+
+def setting(default: Any, meaning: str, **more: Any) -> Any:
+    """Return a field of the schema; a default that is a type, such as ``list``, makes a new one each time."""
+    metadata = {"setting": Setting(meaning=meaning, **more)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def setting_of(one: "dataclasses.Field[Any]") -> Setting:
+    """Return what is known of a field; a section has its docstring."""
+    found = one.metadata.get("setting")
+    return found if isinstance(found, Setting) else Setting(meaning="")
 
 
 @dataclass
 class DataConfig:
     """Source of the images, splits and batches (``conf/data/``)."""
 
-    source: str = "folder"
-    # a folder, or a list of folders that together are one data set
-    root: Any = None
-    # auto | classes (each folder of root is a class) | splits (its folders are splits that hold the classes)
-    layout: str = "auto"
-    # file of a table (data=manifest), or folder of a data set on disk (data=huggingface)
-    path: Optional[str] = None
-    # name of a torchvision data set (data=torchvision)
-    name: Optional[str] = None
-    # columns of a table; several labels are either in one column with a separator, or in one 0/1 column per class
-    path_column: str = "path"
-    image_column: str = "image"
-    label_column: str = "label"
-    split_column: str = "split"
-    label_separator: Optional[str] = None
-    label_columns: Optional[list[str]] = None
-    # images that belong together (of one patient, plate, video) lie in one split: a column of a table, or a regular
-    # expression on the path relative to the folder, whose part (?P<group>...), or first part in parentheses, is the group
-    group_column: Optional[str] = None
-    group_pattern: Optional[str] = None
-    # splits that the data does not define are created: stratified, grouped by content, seeded by the run's seed;
-    # ranges stand in SplitSettings
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
-    folds: Optional[int] = None
-    fold: int = 0
-    limit_per_class: Optional[int] = None
-    # error | skip
-    on_unreadable: str = "error"
-    # null: Pillow's limit, 178,956,970
-    max_pixels: Optional[int] = None
-    # how values of more than 8 bits become 8 bits: full | stretch
-    high_depth: str = "full"
-    # draw training images so that every class appears equally often
-    balanced: bool = False
-    # images in one optimizer step, over all devices together: results do not depend on the number of devices
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    # null: none for data in memory, else one less than the number of cores of this process
-    num_workers: Optional[int] = None
-    # the name of a training view, or a list of operations of torchvision.transforms.v2 (`conf/augment/`)
-    augment: Any = "standard"
-    # a node of the user's: applied to each training view after `augment`, uint8 (C, H, W) to the same
-    transform: dict[str, Any] = field(default_factory=dict)
-    # for formula images only (data=fractals); null takes the source's default
-    recipe: Optional[str] = None
-    classes: Optional[int] = None
-    images_per_class: Optional[int] = None
-    image_size: Optional[int] = None
+    source: str = setting("folder", "kind of data; data=NAME chooses it with its own settings")
+    root: Any = setting(
+        None, "folder of images, or a list of folders that together are one data set", example="data.root=~/pets"
+    )
+    layout: str = setting(
+        "auto",
+        "auto | classes (each folder of root is a class) | splits (its folders are splits that hold the classes)",
+    )
+    path: Optional[str] = setting(
+        None,
+        "file of a table (data=manifest), or folder of a data set on disk (data=huggingface)",
+        example="data=labels.csv",
+    )
+    name: Optional[str] = setting(
+        None, "name of a torchvision data set (data=torchvision)", example="data.name=OxfordIIITPet"
+    )
+    path_column: str = setting("path", "column of a table with the path of each image")
+    image_column: str = setting("image", "column of a Hugging Face data set with the images")
+    label_column: str = setting("label", "column with the label of each image")
+    split_column: str = setting("split", "column with train, val or test; not needed in a table")
+    label_separator: Optional[str] = setting(
+        None, "text between several labels in one column; null: one label an image", example="'data.label_separator=;'"
+    )
+    label_columns: Optional[list[str]] = setting(
+        None,
+        "0/1 columns of several labels, one a class; null: one column of labels",
+        example="data.label_columns=cat,dog",
+    )
+    group_column: Optional[str] = setting(
+        None,
+        "column that says which images belong together (of one patient, plate, video) and so lie in one split",
+        example="data.group_column=patient",
+    )
+    group_pattern: Optional[str] = setting(
+        None,
+        "regular expression on the path in the folder, whose part (?P<group>...), or first part in parentheses, is the group",
+        example="'data.group_pattern=(patient\\d+)'",
+    )
+    val_fraction: float = setting(
+        0.15, "share of each class for validation, where the data has no such split", least=0, below=1
+    )
+    test_fraction: float = setting(
+        0.15, "share of each class for the test, where the data has no such split", least=0, below=1
+    )
+    folds: Optional[int] = setting(
+        None, "folds for cross-validation, one of which is used for validation; null: a single split", least=2
+    )
+    fold: int = setting(0, "fold used for validation, counted from 0", least=0)
+    limit_per_class: Optional[int] = setting(
+        None, "most training images a class; validation and test stay whole; null: all", least=1
+    )
+    on_unreadable: str = setting("error", "what an image does that cannot be read", choices=("error", "skip"))
+    max_pixels: Optional[int] = setting(None, "most pixels of an image; null: Pillow's limit, 178,956,970", least=1)
+    high_depth: str = setting(
+        "full",
+        "how values of more than 8 bits become 8: full keeps the range of the type, stretch takes each image's own",
+        choices=("full", "stretch"),
+    )
+    balanced: bool = setting(False, "draw training images so that every class appears equally often")
+    batch_size: int = setting(
+        32,
+        "images in one optimizer step, over all devices together: results do not depend on their number",
+        least=1,
+        example="batch_size=64",
+    )
+    eval_batch_size: int = setting(64, "images in one step of validation and test", least=1)
+    num_workers: Optional[int] = setting(
+        None, "loader processes; null: none for data in memory, else one less than the cores of this process", least=0
+    )
+    augment: Any = setting(
+        "standard",
+        "none | light | standard | trivial_augment | rand_augment, or a list of operations of torchvision.transforms.v2: "
+        "random changes to training images",
+        example="augment=microscopy",
+    )
+    transform: dict[str, Any] = setting(
+        dict,
+        "a transform of your own on each training view, after augment: uint8 (C, H, W) to the same",
+        example="data.transform._target_=my.module.Transform",
+    )
+    recipe: Optional[str] = setting(None, "kind of formula images (data=fractals); null: the source's default")
+    classes: Optional[int] = setting(None, "classes of formula images (data=fractals)", least=1)
+    images_per_class: Optional[int] = setting(None, "formula images of each class (data=fractals)", least=1)
+    image_size: Optional[int] = setting(None, "side of formula images in pixels (data=fractals)", least=1)
 
 
 @dataclass
 class InputConfig:
-    """Input of the network; null takes the value of the data or of the pretrained weights."""
+    """Input of the network; null takes the value of the data or of the pretrained weights (``conf/input/``)."""
 
-    channels: Optional[int] = None
-    adapt: str = "expand"
-    size: Any = None
-    mean: Optional[list[float]] = None
-    std: Optional[list[float]] = None
-    interpolation: Optional[str] = None
-    crop_pct: Optional[float] = None
-    crop_mode: Optional[str] = None
+    channels: Optional[int] = setting(
+        None, "channels of the images; null: as many as they have", example="input.channels=1"
+    )
+    adapt: str = setting(
+        "expand",
+        "how images reach a stem made for other channels",
+    )
+    size: Any = setting(
+        None,
+        "pixels: one number, or [height, width]; null: what the pretrained weights expect",
+        example="input.size=128",
+    )
+    mean: Optional[list[float]] = setting(
+        None, "mean of each channel in 0..1, subtracted; null: that of the pretrained weights"
+    )
+    std: Optional[list[float]] = setting(
+        None, "deviation of each channel in 0..1, divided by; null: that of the pretrained weights"
+    )
+    interpolation: Optional[str] = setting(
+        None, "nearest | bilinear | bicubic; null: as the weights were made with", example="input.interpolation=bicubic"
+    )
+    crop_pct: Optional[float] = setting(
+        None, "share of the shorter side that an evaluation view keeps, in 0..1; null: as the weights were made with"
+    )
+    crop_mode: Optional[str] = setting(
+        None, "center | squash: crop the middle, or resize both sides; null: as the weights were made with"
+    )
 
 
 @dataclass
 class BackboneConfig:
     """The pretrained network (``conf/backbone/``)."""
 
-    source: str = "timm"
-    name: str = "resnet18"
-    weights: str = "imagenet"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    # a network of the user's: its class, and the child modules of each stage in order from the input (backbone=own)
-    _target_: Optional[str] = None
-    stages: dict[str, list[str]] = field(default_factory=dict)
+    source: str = setting("timm", "library of the network: timm, torchvision, transformers, residual, own")
+    name: str = setting("resnet18", "name of the network in its library", example="backbone=efficientnet_b0")
+    weights: str = setting(
+        "imagenet",
+        "imagenet | none (random, or as your own class makes them) | embedded | hub:NAME | a weights file | a bundle",
+        example="weights=path/to/resnet18.safetensors",
+    )
+    kwargs: dict[str, Any] = setting(dict, "further arguments of the network's constructor")
+    _target_: Optional[str] = setting(
+        None,
+        "a network of your own: a class from images (B, C, H, W) to features (B, D) or maps (B, D, h, w) (backbone=own)",
+    )
+    stages: dict[str, list[str]] = setting(
+        dict,
+        "child modules of each stage of your own network, in order from the input; together they hold every parameter once",
+    )
 
 
 @dataclass
 class HeadConfig:
     """The classifier on top of the backbone (``conf/head/``)."""
 
-    name: str = "linear"
-    drop_rate: float = 0.0
-    hidden: int = 512
-    weights: Optional[str] = None
-    # a head of the user's: its class and the arguments of its constructor (head=own)
-    _target_: Optional[str] = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = setting("linear", "kind of head; head=NAME chooses it with its own settings")
+    drop_rate: float = setting(0.0, "probability of dropping a feature in training", least=0, below=1)
+    hidden: int = setting(512, "width between the two layers (head=mlp)")
+    weights: Optional[str] = setting(
+        None,
+        "a file of finetune export --format head to start from; null: random",
+        example="head.weights=head.safetensors",
+    )
+    _target_: Optional[str] = setting(
+        None,
+        "a head of your own: a class from features (B, D) to logits (B, K); it gets num_features and num_classes (head=own)",
+        example="head._target_=my.module.Head",
+    )
+    kwargs: dict[str, Any] = setting(dict, "further arguments of your own head")
 
 
 @dataclass
 class PhaseSettings:
     """Settings of one phase, or of all phases under ``schedule.``; null inherits."""
 
-    epochs: Optional[int] = None
-    max_steps: Optional[int] = None
-    lr: Optional[float] = None
-    # learning rates of heads trained side by side on cached features, for a phase that trains only the head
-    lr_trials: list[float] = field(default_factory=list)
-    layer_decay: Optional[float] = None
-    lr_slice: Optional[list[float]] = None
-    stage_lr: dict[str, float] = field(default_factory=dict)
-    lr_schedule: Optional[str] = None
-    warmup_epochs: Optional[float] = None
-    weight_decay: Optional[float] = None
-    batch_norm: Optional[str] = None
-    parameters: Optional[str] = None
-    batch_size: Optional[int] = None
-    augment: Any = None
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    carry_optimizer: Optional[bool] = None
-    restore: Optional[str] = None
-    patience: Optional[int] = None
-    label_smoothing: Optional[float] = None
-    mixup: Optional[float] = None
-    cutmix: Optional[float] = None
-    ema_decay: Optional[float] = None
-    gradient_clip: Optional[float] = None
-    accumulate: Optional[int] = None
-    # auto | off | features | number of views: train on cached activations of the frozen prefix
-    cache: Any = None
-    # gradient | lbfgs: how the head is trained; lbfgs solves it to convergence on cached features
-    solver: Optional[str] = None
+    epochs: Optional[int] = setting(None, "passes over the training images, at most", above=0)
+    max_steps: Optional[int] = setting(None, "optimizer steps, at most; null: as the epochs say", above=0)
+    lr: Optional[float] = setting(None, "peak learning rate of the head; other stages follow by layer_decay", above=0)
+    lr_trials: list[float] = setting(
+        list,
+        "rates of heads trained side by side on cached features, of which the best is kept; for phases that train the head",
+        example="schedule.phases.0.lr_trials=1e-3,1e-2",
+    )
+    layer_decay: Optional[float] = setting(None, "factor on the rate for each stage away from the head", above=0)
+    lr_slice: Optional[list[float]] = setting(
+        None,
+        "rates of the deepest and the last stage, the others between them",
+        example="schedule.phases.1.lr_slice=1e-5,1e-3",
+    )
+    stage_lr: dict[str, float] = setting(
+        dict, "rate of each stage, before all other rules", example="schedule.phases.1.stage_lr=layer4:1e-4,head:1e-3"
+    )
+    lr_schedule: Optional[str] = setting(None, "course of the rate within a phase")
+    warmup_epochs: Optional[float] = setting(None, "epochs in which the rate rises from zero", least=0)
+    weight_decay: Optional[float] = setting(
+        None, "weight decay of matrices and kernels; biases and norms have none", least=0
+    )
+    batch_norm: Optional[str] = setting(
+        None, "whether running statistics of trainable stages move (train) or stay (eval)", choices=("train", "eval")
+    )
+    parameters: Optional[str] = setting(
+        None, "which parameters of a trainable backbone stage train", choices=("all", "norms", "gates")
+    )
+    batch_size: Optional[int] = setting(None, "images in one optimizer step; null: data.batch_size", above=0)
+    augment: Any = setting(None, "random changes to training images, as data.augment; null: data.augment")
+    optimizer: dict[str, Any] = setting(dict, "node of another optimizer; empty: that of optimizer=NAME")
+    carry_optimizer: Optional[bool] = setting(None, "keep the optimizer's moments from the phase before")
+    restore: Optional[str] = setting(
+        None, "weights kept at the end of a phase: of its best epoch by monitor, or its last", choices=("best", "last")
+    )
+    patience: Optional[int] = setting(None, "stop after so many epochs without a better monitor; null: never", above=0)
+    label_smoothing: Optional[float] = setting(None, "share of each target spread over all classes", least=0, most=1)
+    mixup: Optional[float] = setting(None, "strength of mixup (its Beta distribution); 0: none", least=0)
+    cutmix: Optional[float] = setting(None, "strength of cutmix (its Beta distribution); 0: none", least=0)
+    ema_decay: Optional[float] = setting(
+        None, "decay of a moving average of the weights, a step; null: no average", above=0, below=1
+    )
+    gradient_clip: Optional[float] = setting(None, "largest norm of the gradient; null: no limit", above=0)
+    accumulate: Optional[int] = setting(None, "batches whose gradients make one optimizer step", above=0)
+    cache: Any = setting(
+        None,
+        "auto | off | features | number of views: train on cached activations of the frozen stages",
+        example="schedule.cache=off",
+    )
+    solver: Optional[str] = setting(
+        None,
+        "gradient trains step by step; lbfgs solves the head to convergence on cached features",
+        choices=("gradient", "lbfgs"),
+    )
+
+
+def _shared(key: str, default: Any) -> Any:
+    """Return the field of a setting that all phases share: what is known of it, with another default."""
+    return field(default=default, metadata=PhaseSettings.__dataclass_fields__[key].metadata)
 
 
 @dataclass
 class PhaseConfig(PhaseSettings):
     """One phase and the stages that it trains; settings that are null are taken from ``schedule``."""
 
-    name: str = "phase"
-    train: list[str] = field(default_factory=list)
+    name: str = setting("phase", "name of the phase, and of its folder")
+    train: list[str] = setting(
+        list,
+        "stages that train: names of the network's stages, head, all, backbone, or last (the last stage of the backbone)",
+        example="schedule.phases.1.train=layer4,head",
+    )
 
 
 @dataclass
 class ScheduleConfig(PhaseSettings):
     """The ordered phases and their shared settings (``conf/schedule/``)."""
 
-    name: str = "custom"
-    phases: list[PhaseConfig] = field(default_factory=list)
-    epochs: Optional[int] = 5
-    lr: Optional[float] = 1e-3
-    layer_decay: Optional[float] = 1.0
-    lr_schedule: Optional[str] = "cosine"
-    warmup_epochs: Optional[float] = 0.0
-    weight_decay: Optional[float] = 0.01
-    batch_norm: Optional[str] = "eval"
-    parameters: Optional[str] = "all"
-    carry_optimizer: Optional[bool] = False
-    restore: Optional[str] = "best"
-    label_smoothing: Optional[float] = 0.0
-    mixup: Optional[float] = 0.0
-    cutmix: Optional[float] = 0.0
-    accumulate: Optional[int] = 1
-    cache: Any = "auto"
-    solver: Optional[str] = "gradient"
+    name: str = setting("custom", "name of the schedule; schedule=NAME chooses it")
+    phases: list[PhaseConfig] = setting(list, "the phases, in order")
+    epochs: Optional[int] = _shared("epochs", 5)
+    lr: Optional[float] = _shared("lr", 1e-3)
+    layer_decay: Optional[float] = _shared("layer_decay", 1.0)
+    lr_schedule: Optional[str] = _shared("lr_schedule", "cosine")
+    warmup_epochs: Optional[float] = _shared("warmup_epochs", 0.0)
+    weight_decay: Optional[float] = _shared("weight_decay", 0.01)
+    batch_norm: Optional[str] = _shared("batch_norm", "eval")
+    parameters: Optional[str] = _shared("parameters", "all")
+    carry_optimizer: Optional[bool] = _shared("carry_optimizer", False)
+    restore: Optional[str] = _shared("restore", "best")
+    label_smoothing: Optional[float] = _shared("label_smoothing", 0.0)
+    mixup: Optional[float] = _shared("mixup", 0.0)
+    cutmix: Optional[float] = _shared("cutmix", 0.0)
+    accumulate: Optional[int] = _shared("accumulate", 1)
+    cache: Any = _shared("cache", "auto")
+    solver: Optional[str] = _shared("solver", "gradient")
 
 
 @dataclass
 class LossConfig:
-    """The training loss."""
+    """The training loss (``conf/loss/``)."""
 
-    name: str = "cross_entropy"
-    focal_gamma: float = 2.0
-    class_weights: str = "none"
-    # a loss of the user's: its class and the arguments of its constructor (loss=own)
-    _target_: Optional[str] = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = setting("cross_entropy", "kind of loss; loss=NAME chooses it with its own settings")
+    focal_gamma: float = setting(2.0, "0 is cross-entropy; the larger, the less do easy images count (loss=focal)")
+    class_weights: str = setting(
+        "none", "balanced weighs classes by how few images they have", choices=("none", "balanced")
+    )
+    _target_: Optional[str] = setting(
+        None,
+        "a loss of your own or of torch: a class from logits (B, K) and targets to one number, or one an image (loss=own)",
+        example="loss=own loss._target_=torch.nn.CrossEntropyLoss",
+    )
+    kwargs: dict[str, Any] = setting(dict, "arguments of your own loss")
 
 
 @dataclass
 class CacheConfig:
-    """The activation cache, which all runs share (``finetune cache``)."""
+    """The activation cache, which all runs share (``finetune cache``, ``conf/cache/``)."""
 
-    # limit of all entries together, in 10^9 bytes; the least recently used entries are deleted to stay below it
-    max_gb: float = 20.0
+    max_gb: float = setting(
+        20.0,
+        "limit of all entries together, in 10^9 bytes; the least recently used are deleted to stay below it",
+        above=0,
+    )
 
 
 @dataclass
 class CheckpointConfig:
-    """When training state is saved, in addition to the end of every epoch."""
+    """When training state is saved, in addition to the end of every epoch (``conf/checkpoint/``)."""
 
-    every_n_steps: Optional[int] = None
+    every_n_steps: Optional[int] = setting(
+        None, "also save after every so many optimizer steps; null: only at the ends of epochs", least=1
+    )
 
 
 @dataclass
 class Config:
     """The whole configuration of a run."""
 
-    seed: int = 0
-    name: Optional[str] = None
-    run_dir: Optional[str] = None
-    monitor: str = "val/acc"
-    # of the whole schedule: epochs of each phase; highest rate of all phases, the others in their ratios to it
-    epochs: Optional[int] = None
-    lr: Optional[float] = None
-    # write report.html at the end; `finetune report RUN` writes it at any time
-    report: bool = True
-    # auto | off | on: whether torch.compile compiles the trainable part; auto is off
-    compile: Any = "auto"
-    freeze: list[str] = field(default_factory=list)
+    seed: int = setting(0, "seed of all randomness: splits, order, views, initial weights")
+    name: Optional[str] = setting(
+        None, "name of the run, a part of its folder's name; null: data, network and schedule"
+    )
+    run_dir: Optional[str] = setting(
+        None, "new folder for the run; null: a folder under runs/, named by the time", example="run_dir=my_run"
+    )
+    monitor: str = setting("val/acc", "validation metric that decides which epoch is best", example="monitor=val/loss")
+    epochs: Optional[int] = setting(None, "epochs of each phase of the schedule; null: as the schedule says", above=0)
+    lr: Optional[float] = setting(
+        None, "highest learning rate of the schedule, other phases keep their ratio to it; null: as it says", above=0
+    )
+    report: bool = setting(True, "write report.html at the end; finetune report RUN writes it at any time")
+    compile: Any = setting("auto", "auto | off | on: whether torch.compile compiles the trainable part; auto is off")
+    freeze: list[str] = setting(list, "stages that never train, whatever a phase names", example="freeze=stem,layer1")
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -220,8 +403,21 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
-    # nodes for classes of other libraries: `_target_` and the arguments of the class
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
-    logger: dict[str, Any] = field(default_factory=dict)
-    callbacks: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = setting(
+        dict,
+        "class of the optimizer as _target_, and its arguments; rate and weight decay belong to the phases",
+        example="optimizer._target_=torch.optim.NAdam",
+    )
+    trainer: dict[str, Any] = setting(
+        dict,
+        "arguments of Lightning's Trainer; epochs, steps and clipping belong to the phases",
+        example="trainer.devices=2",
+    )
+    logger: dict[str, Any] = setting(
+        dict, "loggers of Lightning by name, each a _target_ and its arguments", example="logger=wandb"
+    )
+    callbacks: dict[str, Any] = setting(
+        dict,
+        "further callbacks of Lightning by name, each a _target_ and its arguments",
+        example="'callbacks.stop={_target_: lightning.pytorch.callbacks.Timer, duration: 00:01:00:00}'",
+    )
