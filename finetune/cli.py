@@ -38,6 +38,7 @@ COMMANDS = {
     "train": Command(
         "train", "DIR [key=value ...]", "train, test, write the bundle and the report (the default)", True
     ),
+    "init": Command("init", "DIR", "look at the data, and write settings to start from, each with its reason"),
     "plan": Command("plan", "DIR [key=value ...]", "show the phases as a table, without training", True),
     "audit": Command("audit", "DIR [key=value ...]", "check the images and labels before training", True),
     "lr-find": Command("lr_find", "DIR [key=value ...]", "suggest a learning rate for all stages together", True),

@@ -128,6 +128,16 @@ def read_manifest(
     )
 
 
+def read_columns(path: str) -> Columns:
+    """Return the cells of each column of a table.
+
+    Raises:
+        UserError: The table cannot be read.
+    """
+    full = check_manifest(path)
+    return _read_parquet(full) if full.lower().endswith(".parquet") else _read_text(full)
+
+
 def write_manifest(index: Index, path: Path) -> None:
     """Write the samples of a run with their splits, as a table that :func:`read_manifest` reads.
 

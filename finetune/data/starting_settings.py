@@ -1,0 +1,147 @@
+"""Proposes settings to start from by looking at the data, each with its reason."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.data.audit import IMBALANCED, Audit
+from finetune.data.guess_groups import guess_groups
+from finetune.data.image_source import Source
+from finetune.data.scan import MODES
+
+# modes of a file that holds one channel
+_GREY = ("1", "L", "LA", "I", "F")
+# a run should have so many steps an epoch, or batch statistics and the course of the rate become coarse
+_STEPS = 8
+_USUAL_BATCH = 32
+# images of a shorter side below this, in pixels, are enlarged a lot by the usual 224
+_SMALL_PX = 96
+# names of columns that say which images belong together
+_GROUPS = ("patient", "subject", "video", "plate", "slide", "animal", "case", "group", "site", "donor", "person")
+_SEPARATORS = (";", "|", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A setting to start from.
+
+    Args:
+        key: Dotted path of the setting.
+        value: Proposed value.
+        reason: What in the data speaks for it, a sentence.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+
+def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
+    """Propose how a table is read: its columns of labels and of groups.
+
+    Args:
+        columns: Cells of each column.
+
+    >>> [p.key for p in settings_of_table({"path": ["a", "b"], "label": ["cat;dog", "cat"]})]
+    ['data.label_separator']
+    """
+    proposals: list[Proposal] = []
+    if "label" in columns:
+        texts = set(columns["label"])
+        for separator in _SEPARATORS:
+            parts = {part.strip() for cell in texts for part in cell.split(separator)}
+            # joined labels repeat those that stand alone
+            if any(separator in cell for cell in texts) and len(parts) <= len(texts):
+                reason = f"some cells of the column label hold several labels, such as {_example(texts, separator)!r}."
+                proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
+                break
+    else:
+        flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in ("path", "split")]
+        others = [name for name in columns if name not in ("path", "split", *flags)]
+        if len(flags) > 1:
+            reason = f"there is no column label, and {len(flags)} columns hold only 0 and 1: several labels an image."
+            proposals.append(Proposal(key="data.label_columns", value=flags, reason=reason))
+        elif near := [
+            name for name in others if name.lower() in ("class", "category", "target", "diagnosis", "species", "y")
+        ]:
+            reason = f"there is no column label; {near[0]} looks like one."
+            proposals.append(Proposal(key="data.label_column", value=near[0], reason=reason))
+    for name, cells in columns.items():
+        if any(word in name.lower() for word in _GROUPS) and 1 < len(set(cells)) <= len(cells) / 2:
+            reason = (
+                f"the column {name} names {len(set(cells)):,} groups of {len(cells):,} images. Images of one group lie in one "
+                "split, or the test measures what was trained on."
+            )
+            proposals.append(Proposal(key="data.group_column", value=name, reason=reason))
+            break
+    return proposals
+
+
+def settings_of_images(source: Source, found: Audit) -> list[Proposal]:
+    """Propose settings by the sizes, channels and counts of the images.
+
+    Args:
+        source: Data set with scan facts, of which unreadable files were skipped.
+        found: Its audit.
+    """
+    facts, index = source.facts, source.index
+    assert facts is not None, "an audited data set has been scanned"
+    proposals: list[Proposal] = []
+    modes = [MODES[mode] for mode in np.unique(facts.table["mode"])]
+    if all(mode.partition(";")[0] in _GREY for mode in modes):
+        reason = (
+            "all images are grey. One channel through the untouched stem gives exactly what three equal ones would."
+        )
+        proposals.append(Proposal(key="input.channels", value=1, reason=reason))
+    side = min(found.sizes["width"][1], found.sizes["height"][1])
+    if side < _SMALL_PX:
+        size = max(32, -(-side // 32) * 32)
+        reason = (
+            f"the median image is {side} pixels on its shorter side. {size} is the next multiple of 32; larger inputs cost "
+            "time and hold no more. Pretrained weights expect more: compare with 224."
+        )
+        proposals.append(Proposal(key="input.size", value=size, reason=reason))
+    train = found.split_images["train"]
+    if train < _STEPS * _USUAL_BATCH:
+        batch = max(2, 1 << max(train // _STEPS, 1).bit_length() - 1)
+        reason = f"{train} training images make {-(-train // _USUAL_BATCH)} steps of {_USUAL_BATCH}; {batch} makes more of them."
+        proposals.append(Proposal(key="data.batch_size", value=batch, reason=reason))
+    counts = found.counts["train"]
+    if max(counts) >= IMBALANCED * max(1, min(counts)) and not index.multi_label:
+        least, most = index.classes[int(np.argmin(counts))], index.classes[int(np.argmax(counts))]
+        reason = f"{most!r} has {max(counts)} training images, {least!r} {min(counts)}."
+        proposals.append(
+            Proposal(
+                key="loss.class_weights",
+                value="balanced",
+                reason=f"{reason} Rare classes count as much as frequent ones.",
+            )
+        )
+        proposals.append(
+            Proposal(
+                key="monitor",
+                value="val/f1_macro",
+                reason="accuracy hides the rare classes; the best epoch is chosen by the mean F1 of the classes.",
+            )
+        )
+    if any(finding.kind == "unreadable" for finding in found.findings):
+        reason = f"{len(index.skipped)} files cannot be read. They are left out, and listed in skipped.csv; better replace them."
+        proposals.append(Proposal(key="data.on_unreadable", value="skip", reason=reason))
+    long = [finding for finding in found.findings if finding.kind == "long"]
+    if long and len(long[0].rows) > len(index) / 2:
+        reason = "most images are many times as long as wide: a crop would show only their middle."
+        proposals.append(Proposal(key="input.crop_mode", value="squash", reason=reason))
+    guess = guess_groups(index) if index.groups is None else None
+    if guess is not None:
+        reason = (
+            f"by their names, {guess.words}: {len(guess.groups.names):,} groups. Each lies in one split, or the test measures "
+            "what was trained on. Check that the pattern is right."
+        )
+        proposals.append(Proposal(key="data.group_pattern", value=guess.pattern, reason=reason))
+    return proposals
+
+
+def _example(cells: set[str], separator: str) -> str:
+    return min((cell for cell in cells if separator in cell), key=lambda cell: (len(cell), cell))

@@ -1,0 +1,100 @@
+"""``finetune init`` looks at the data and writes settings that compose and train, each with its reason."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from finetune.cli import main
+from finetune.data.starting_settings import settings_of_table
+
+Captured = pytest.CaptureFixture[str]
+
+
+def grey_images(folder: Path, count: int, *, seed: int) -> None:
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(seed).integers(0, 4096, (count, 24, 30)).astype(np.uint16)
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number}.png")
+
+
+def test_what_it_writes_for_small_grey_imbalanced_images_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grey_images(tmp_path / "plates/a", 60, seed=0)
+    grey_images(tmp_path / "plates/b", 4, seed=1)
+    assert main(["init", "plates"]) == 0
+    written = (tmp_path / "plates.yaml").read_text()
+    values = yaml.safe_load(written)
+    assert values["data"] == {"root": str(tmp_path / "plates"), "batch_size": 4}
+    assert values["input"] == {"channels": 1, "size": 32}
+    assert values["loss"] == {"class_weights": "balanced"}
+    assert values["monitor"] == "val/f1_macro"
+    # each has its reason above it
+    lines = [line.strip() for line in written.splitlines()]
+    for key in ("root:", "batch_size:", "channels:", "size:", "class_weights:", "monitor:"):
+        at = next(number for number, line in enumerate(lines) if line.startswith(key))
+        assert lines[at - 1].startswith("# "), key
+    assert "of more than 8 bits" in written
+    assert "finetune plan --config-dir . --config-name plates" in capsys.readouterr().out
+
+    tiny = ["backbone=resnet10t", "weights=none", "schedule=frozen", "epochs=1", "logger=none", "report=false"]
+    assert main(["--config-dir", ".", "--config-name", "plates", *tiny, "data.num_workers=0", "run_dir=run"]) == 0
+    used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (used["input"]["channels"], used["data"]["batch_size"], used["monitor"]) == (1, 4, "val/f1_macro")
+    assert (tmp_path / "run/results.json").is_file()
+
+    assert main(["init", "plates"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"path": list("abcd"), "label": ["cat", "dog", "cat;dog", "cat"]}, {"data.label_separator": ";"}),
+        ({"path": list("abcd"), "label": ["cat", "dog, big", "cat", "owl"]}, {}),
+        ({"path": list("ab"), "cat": ["0", "1"], "dog": ["1", "1"]}, {"data.label_columns": ["cat", "dog"]}),
+        ({"path": list("ab"), "species": ["cat", "dog"]}, {"data.label_column": "species"}),
+        (
+            {"path": list("abcd"), "label": list("xyxy"), "patient_id": ["1", "1", "2", "2"]},
+            {"data.group_column": "patient_id"},
+        ),
+        ({"path": list("abcd"), "label": list("xyxy"), "case": list("1234")}, {}),
+    ],
+)
+def test_a_table_is_read_as_its_columns_say(columns: dict[str, list[str]], expected: dict[str, Any]) -> None:
+    assert {one.key: one.value for one in settings_of_table(columns)} == expected
+
+
+def test_several_labels_and_groups_of_a_table_are_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = ["path,label,patient"]
+    for number in range(30):
+        pixels = np.random.default_rng(number).integers(0, 256, (120, 130, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{('cat', 'dog', 'cat;dog')[number % 3]},p{number // 3}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    assert main(["init", "labels.csv", "--output", "start/mine.yaml"]) == 0
+    data = yaml.safe_load((tmp_path / "start/mine.yaml").read_text())["data"]
+    assert {key: data[key] for key in ("label_separator", "group_column")} == {
+        "label_separator": ";",
+        "group_column": "patient",
+    }
+    assert main(["plan", "--config-dir", "start", "-cn", "mine", "--cfg"]) == 0
+
+
+def test_what_it_cannot_look_at_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for word, message in (("nowhere", "DIR='nowhere': no such folder"), ("empty", "no images found")):
+        assert main(["init", word]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
