@@ -83,7 +83,7 @@ def starting_settings(place: str) -> str:
     labels = "several labels an image" if source.index.multi_label else "one label an image"
     splits = ", ".join(f"{name} {count}" for name, count in found.split_images.items())
     head = [
-        f"{Path(place).name}: {found.images:,} images, {len(found.classes)} classes, {labels}; {modes}; the median is {sizes} px.",
+        f"{Path(place).name}: {found.images:,} images, {len(found.classes)} classes, {labels}; {modes}; median {sizes} px.",
         f"Splits: {splits}.",
         "Written by finetune init. Change what you like; finetune settings WORD explains a setting.",
     ]
