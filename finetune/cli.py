@@ -44,6 +44,7 @@ COMMANDS = {
     "lr-find": Command("lr_find", "DIR [key=value ...]", "suggest a learning rate for all stages together", True),
     "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one", True),
     "settings": Command("settings", "[WORD]", "look up a setting: default, allowed values, meaning, example"),
+    "runs": Command("runs", "[list | compare | clean]", "list runs, compare them side by side, free the disk"),
     "resume": Command("resume", "RUN", "continue a stopped run"),
     "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
@@ -69,7 +70,8 @@ SYNONYMS = {
     **dict.fromkeys(("config", "options", "keys", "conf", "params"), "settings"),
     **dict.fromkeys(("continue", "restart"), "resume"),
     **dict.fromkeys(("summary", "dry-run", "dryrun"), "plan"),
-    **dict.fromkeys(("compare", "benchmark"), "ladder"),
+    **dict.fromkeys(("ls", "list", "history", "compare"), "runs"),
+    **dict.fromkeys(("benchmark", "strategies"), "ladder"),
 }
 
 EXAMPLES = """\

@@ -197,6 +197,27 @@ class RunFolder:
         """
         return PhaseFolder(self.path / "phases" / f"{number}-{name}")
 
+    def spare_files(self) -> list[Path]:
+        """Return checkpoints and weights between phases of a finished run, which no command needs; empty before it is finished.
+
+        ``movement.json`` keeps what the report says of them. The weights after the last phase stay: the bundle can be
+        written again from them.
+        """
+        if not self.is_finished or not self.movement.is_file() or not self.final_weights.is_file():
+            return []
+        names = ("last.ckpt", "best.ckpt", "trials.ckpt", "start.safetensors")
+        return [file for name in names for file in sorted(self.path.glob(f"phases/*/{name}")) if not file.is_symlink()]
+
+    def delete_spare_files(self) -> None:
+        """Delete what :meth:`spare_files` lists."""
+        for file in self.spare_files():
+            file.unlink(missing_ok=True)
+
+    @property
+    def movement(self) -> Path:
+        """How far each stage moved in each phase, for the report; there once the weights between phases may be deleted."""
+        return self.path / "movement.json"
+
     @property
     def is_finished(self) -> bool:
         """Whether the results have been written."""

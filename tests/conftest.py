@@ -27,6 +27,8 @@ TINY = (
     "trainer.precision=32-true",
     # seconds that only the tests of the report need
     "report=false",
+    # tests look at the weights between phases
+    "keep=all",
 )
 
 

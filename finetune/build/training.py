@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.build.user_objects import own_loss
 from finetune.config.schema import Config
-from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, instantiate, optimizer_class
+from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, check_node, instantiate, optimizer_class
 from finetune.errors import UserError, shortened
 from finetune.results import Imbalance
 from finetune.training.loss_kinds import LOSSES
@@ -114,6 +114,78 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
+# monitors that only data with several labels an image has
+_SEVERAL_LABELS = ("val/f1_micro", "val/map")
+
+
+def check_training(config: Config, run_dir: Path, *, multi_label: bool) -> None:
+    """Check what training needs besides data and network, before a run folder is made: nothing of it may fail later.
+
+    Args:
+        config: Checked configuration that the user typed.
+        run_dir: Folder that the run will have.
+        multi_label: Whether images have several labels.
+
+    Raises:
+        UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
+    """
+    if config.monitor in _SEVERAL_LABELS and not multi_label:
+        raise UserError(f"monitor={config.monitor!r}: only for several labels an image. Write monitor=val/f1_macro.")
+    for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks)):
+        for name, node in nodes.items():
+            check_node(node, where=f"{section}.{name}")
+    check_node({"_target_": TRAINER, **config.trainer}, where="trainer")
+    precision = config.trainer.get("precision", "auto")
+    build = trainer_factory(
+        config, run_dir, precision="32-true" if precision == "auto" else str(precision), trusted=True
+    )
+    # what a phase decides, in its place; see RunSession.fit_trainer
+    build(
+        max_epochs=1,
+        accumulate_grad_batches=1,
+        gradient_clip_val=None,
+        default_root_dir=str(run_dir),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        logger=False,
+        log_every_n_steps=1,
+        plugins=[],
+        callbacks=[],
+    )
+
+
+# part of a message of Lightning -> what it means here
+_TRANSLATED = {
+    "No supported gpu backend": "trainer.accelerator={accelerator!r}: this machine has no GPU that torch can use. "
+    "Write trainer.accelerator=cpu, or install a torch with CUDA.",
+    "`CUDAAccelerator` can not run": "trainer.accelerator={accelerator!r}: this machine has no CUDA device. "
+    "Write trainer.accelerator=cpu, or auto.",
+    "`MPSAccelerator` can not run": "trainer.accelerator={accelerator!r}: this machine has no Apple GPU. "
+    "Write trainer.accelerator=cpu, or auto.",
+    "can not run on your system": "trainer.accelerator={accelerator!r}: this machine has no such device. "
+    "Write trainer.accelerator=auto.",
+    "You selected an invalid accelerator name": "trainer.accelerator={accelerator!r}: not known. "
+    "Choices: auto, cpu, gpu, mps, tpu.",
+    "You selected an invalid strategy name": "trainer.strategy={strategy!r}: not known. Choices: auto, ddp, fsdp.",
+    "You requested gpu": "trainer.devices={devices!r}: this machine has fewer devices. Write trainer.devices=1.",
+    "Device should be": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
+    "`devices` selected with": "trainer.devices={devices!r}: must be a positive whole number on a processor.",
+    "`Trainer(devices=": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
+    "Precision": "trainer.precision={precision!r}: not known. Choices: auto, 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true.",
+    "precision": "trainer.precision={precision!r}: not known. Choices: auto, 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true.",
+}
+
+
+def _translated(error: UserError, config: Config) -> UserError:
+    """Return a message of Lightning's Trainer as one about the setting that caused it."""
+    text = str(error)
+    values = {key: config.trainer.get(key) for key in ("accelerator", "devices", "strategy", "precision")}
+    return next((UserError(said.format(**values)) for part, said in _TRANSLATED.items() if part in text), error)
+
+
 def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted: bool) -> Callable[..., Any]:
     """Return a function that builds a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
@@ -135,11 +207,14 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
-        return instantiate(
-            {"_target_": TRAINER, **config.trainer, "precision": precision},
-            trusted=trusted,
-            run_dir=run_dir,
-            **decided,
-        )
+        try:
+            return instantiate(
+                {"_target_": TRAINER, **config.trainer, "precision": precision},
+                trusted=trusted,
+                run_dir=run_dir,
+                **decided,
+            )
+        except UserError as error:
+            raise _translated(error, config) from error
 
     return build

@@ -128,6 +128,8 @@ def resume(
             from finetune.commands.report import write_from_files
 
             say(f"report: {write_from_files(run_dir, config, trust=trust)}")
+        if is_rank_zero() and config.keep != "all":
+            RunFolder(run_dir).delete_spare_files()
         return None
     from finetune.build.python_objects import require_objects
 
@@ -163,7 +165,7 @@ def _go_on(
 ) -> "RunResult":
     from finetune.commands.train import execute, say
     from finetune.plain import to_plain as plain_fields
-    from finetune.run_folder import CONFIG, RecordedData, differences
+    from finetune.run_folder import CONFIG, RecordedData, RunFolder, differences
 
     check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
     for key, meaning in FREE.items():
@@ -180,7 +182,7 @@ def _go_on(
     from finetune.build import assemble
 
     # if the run was killed before its initial weights were saved, they are loaded from their source again
-    begun = any(run_dir.glob("phases/0-*/start.safetensors"))
+    begun = any(run_dir.glob("phases/0-*/start.safetensors")) or RunFolder(run_dir).final_weights.is_file()
     description = record.model if begun else None
     if objects is None:
         worker_init = release_freed_blocks if tune_process else None

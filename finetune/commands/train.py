@@ -16,11 +16,11 @@ from finetune.build import RunParts, assemble
 from finetune.build.classifier import network_name
 from finetune.build.paths import check_typed_places, with_absolute_paths
 from finetune.build.run_dir import choose_run_dir, make_run_dir
-from finetune.build.training import imbalance, loss_of, optimizer_factory, trainer_factory
+from finetune.build.training import check_training, imbalance, loss_of, optimizer_factory, trainer_factory
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
-from finetune.config.trust import instantiate
+from finetune.config.trust import instantiate, needs_trust
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from finetune.build.python_objects import PythonObjects
     from finetune.data.image_source import Source
     from finetune.data.transforms import View
+    from finetune.models.classifier import Classifier
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -90,6 +91,7 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
         from finetune.build.python_objects import assemble_with_objects
 
         parts = assemble_with_objects(config, objects, say)
+    check_training(config, run_dir, multi_label=parts.source.index.multi_label)
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 
@@ -153,8 +155,10 @@ def execute(
 
     from finetune.activation_cache.policy import policies_from_plain
     from finetune.build.python_objects import PythonObjects, loss_with_objects, with_objects_named
+    from finetune.models.own_modules import own_classes
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
+    from finetune.report.usage import commands
     from finetune.results import BackboneOrigin, RunFacts
     from finetune.run_folder import RECORD, RunFolder, wait_for_run_record
     from finetune.training.compiling import compiles
@@ -180,7 +184,7 @@ def execute(
         collect_garbage_as_usual()
         if not torch.cuda.is_available():
             retain_freed_blocks()
-    with quiet_lightning(), failures_logged(run_dir), handed_down(run_dir):
+    with quiet_lightning(), failures_logged(run_dir, config), handed_down(run_dir):
         context = RunContext(
             classifier=parts.classifier,
             data=parts.data,
@@ -213,6 +217,7 @@ def execute(
             loggers=[*loggers, *objects.loggers],
             callbacks=[*callbacks, *objects.callbacks],
             say=say,
+            resume_options=" --trust" if needs_trust(config) else "",
         )
         result = Run(
             context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
@@ -229,7 +234,26 @@ def execute(
         modules = {"head": objects.head, "backbone": None if objects.backbone is None else objects.backbone.net}
         given = {part: copy.deepcopy(module) for part, module in modules.items() if module is not None}
         report(run_dir, parts.source, trust=trusted, views=views, given=given)
+    if is_rank_zero():
+        if config.keep != "all":
+            keep_results_only(parts.classifier, run_dir)
+        own = bool(own_classes(parts.classifier.describe()))
+        lines = commands(str(run_dir), multi_label=parts.source.index.multi_label, trust=own)
+        say("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
     return result
+
+
+def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:
+    """Delete checkpoints and weights between phases of a finished run; an error here is printed and leaves the run intact."""
+    from finetune.report.movement import keep_movements
+    from finetune.run_folder import RunFolder
+
+    folder = RunFolder(run_dir)
+    try:
+        keep_movements(classifier, folder)
+        folder.delete_spare_files()
+    except (OSError, UserError, RunError) as error:
+        say(f"keep=results: checkpoints stay on the disk. {str(error).splitlines()[0]} The run itself is complete.")
 
 
 def report(
@@ -275,7 +299,7 @@ def handed_down(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def failures_logged(run_dir: Path) -> Iterator[None]:
+def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
     """Save the traceback of an unexpected error in the run folder, and explain how to continue.
 
     Raises:
@@ -284,12 +308,12 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise _failed(error, run_dir) from error
+        raise _failed(error, run_dir, config) from error
     except (UserError, RunError):
         raise
     except Exception as error:
         if (failed := file_error(error, None, "could not be read or written")) is not None:
-            raise _failed(failed, run_dir) from error
+            raise _failed(failed, run_dir, config) from error
         import traceback
 
         if is_rank_zero():
@@ -300,12 +324,17 @@ def failures_logged(run_dir: Path) -> Iterator[None]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {run_dir / 'error.log'}. "
-            f"Fix the cause, then go on with: finetune resume {shlex.quote(str(run_dir))}"
+            f"Fix the cause, then go on with: {resume_command(run_dir, config)}"
         ) from error
 
 
-def _failed(error: FileError, run_dir: Path) -> FileError:
-    return FileError(f"{error}\nThen go on with: finetune resume {shlex.quote(str(run_dir))}")
+def resume_command(run_dir: Path, config: Config) -> str:
+    """Return the command that continues a run; a run that names what only the user may name needs ``--trust``."""
+    return f"finetune resume {shlex.quote(str(run_dir))}{' --trust' if needs_trust(config) else ''}"
+
+
+def _failed(error: FileError, run_dir: Path, config: Config) -> FileError:
+    return FileError(f"{error}\nThen go on with: {resume_command(run_dir, config)}")
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:

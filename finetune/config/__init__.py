@@ -175,7 +175,7 @@ def printed(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_n
             usual = hydra_compose("train")
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error)) from error
-    before, after = _flat(OmegaConf.to_container(usual)), _flat(OmegaConf.to_container(composed))
+    before, after = flat(OmegaConf.to_container(usual)), flat(OmegaConf.to_container(composed))
     lines = [
         f"#   {key}: {before.get(key, 'not set')} -> {after.get(key, 'gone')}"
         for key in dict.fromkeys([*after, *before])
@@ -185,7 +185,7 @@ def printed(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_n
     return "\n".join([*head, OmegaConf.to_yaml(composed).rstrip()])
 
 
-def _flat(values: Any, path: str = "") -> dict[str, str]:
+def flat(values: Any, path: str = "") -> dict[str, str]:
     """Return the values of nested containers by their dotted paths, as text."""
     pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     nested = isinstance(values, dict) or any(isinstance(value, (dict, list)) for _, value in pairs)
@@ -194,7 +194,7 @@ def _flat(values: Any, path: str = "") -> dict[str, str]:
     pairs = values.items() if isinstance(values, dict) else enumerate(values)
     found: dict[str, str] = {}
     for key, value in pairs:
-        found |= _flat(value, f"{path}.{key}" if path else str(key))
+        found |= flat(value, f"{path}.{key}" if path else str(key))
     return found
 
 

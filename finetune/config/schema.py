@@ -387,12 +387,21 @@ class Config:
     run_dir: Optional[str] = setting(
         None, "new folder for the run; null: a folder under runs/, named by the time", example="run_dir=my_run"
     )
-    monitor: str = setting("val/acc", "validation metric that decides which epoch is best", example="monitor=val/loss")
+    monitor: str = setting(
+        "val/acc",
+        "validation metric that decides which epoch is best; f1_micro and map are of several labels an image",
+        choices=("val/acc", "val/f1_macro", "val/loss", "val/ece", "val/f1_micro", "val/map"),
+    )
     epochs: Optional[int] = setting(None, "epochs of each phase of the schedule; null: as the schedule says", above=0)
     lr: Optional[float] = setting(
         None, "highest learning rate of the schedule, other phases keep their ratio to it; null: as it says", above=0
     )
     report: bool = setting(True, "write report.html at the end; finetune report RUN writes it at any time")
+    keep: str = setting(
+        "results",
+        "what stays of a finished run: results deletes checkpoints and weights between phases, all keeps everything",
+        choices=("results", "all"),
+    )
     compile: Any = setting("auto", "auto | off | on: whether torch.compile compiles the trainable part; auto is off")
     freeze: list[str] = setting(list, "stages that never train, whatever a phase names", example="freeze=stem,layer1")
     data: DataConfig = field(default_factory=DataConfig)

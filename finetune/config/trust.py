@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, UserError, shortened
+from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
@@ -81,6 +81,14 @@ CONTACTS: Mapping[str, str] = {
     "CometLogger": "the server of comet",
     "NeptuneLogger": "the server of neptune",
     "LitLogger": "the server of lightning.ai",
+}
+# logger -> package that it imports only when it is built
+_NEEDS: Mapping[str, str] = {
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet_ml",
+    "NeptuneLogger": "neptune",
+    "TensorBoardLogger": "tensorboard",
 }
 # without this argument the class uses a location from the environment
 _NEEDED = {"MLFlowLogger": "tracking_uri"}
@@ -172,6 +180,57 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
             raise UserError(f"{target}: cannot be imported. {why}. {_WHERE}") from error
         raise UserError(f"{target}: does not take these arguments. {why}.") from error
+
+
+def check_node(node: Any, *, where: str) -> None:
+    """Check a node that the user typed without building it: its class can be imported and takes the arguments.
+
+    Args:
+        node: ``_target_`` and its arguments.
+        where: Setting that holds the node.
+
+    Raises:
+        UserError: The class cannot be imported, misses a package, or does not take the arguments.
+    """
+    import inspect
+    from importlib.util import find_spec
+
+    from hydra.utils import get_object
+
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(
+            f"{where}: must be a node with a _target_ and its arguments. Write {where}._target_=my.module.Class."
+        )
+    target = node["_target_"]
+    try:
+        made = get_object(target)
+    except Exception as error:
+        why = str(error.__cause__ or error).strip().splitlines()
+        cause = next((line for line in why if "No module" in line), (why or [type(error).__name__])[0])
+        raise UserError(f"{where}._target_={target!r}: cannot be imported. {cause.rstrip('.')}. {_WHERE}") from error
+    package = _NEEDS.get(target.rpartition(".")[2])
+    if package is not None and find_spec(package) is None:
+        raise UserError(f"{where}: needs the package {package}. Install it: pip install {package}")
+    try:
+        takes = inspect.signature(made).parameters
+    except (TypeError, ValueError):
+        return
+    given = [str(key) for key in node if key not in _CONTROL]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return
+    for key in given:
+        if key not in takes:
+            near = did_you_mean(key, takes) or f" Arguments: {', '.join(takes)}."
+            raise UserError(f"{where}.{key}={node[key]!r}: {target} takes no such argument.{near}")
+    missing = [
+        key
+        for key, parameter in takes.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and key not in given
+    ]
+    if missing and not node.get("_partial_"):
+        raise UserError(f"{where}.{missing[0]}: must be given. {target} needs it.")
 
 
 def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **offered: Any) -> dict[str, Any]:

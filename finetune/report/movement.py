@@ -1,15 +1,18 @@
 """How far the weights of each stage moved in each phase."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from finetune.checksums import verify
+from finetune.checksums import verify, write_checked_json
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
+from finetune.run_folder import RunFolder
+from finetune.safe_files import inside, read_json
 
 
 def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, float | None]]:
@@ -36,6 +39,50 @@ def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, f
     except (SafetensorError, RuntimeError, OSError) as error:
         names = ", ".join(str(path) for path in files)
         raise UserError(f"{names}: one of these is damaged, or not of this network. {error}") from error
+
+
+def keep_movements(classifier: Classifier, folder: RunFolder) -> None:
+    """Write ``movement.json`` from the weights between phases, so that these may be deleted; keep it where they are gone.
+
+    Raises:
+        UserError: A file is damaged, or belongs to another network.
+    """
+    starts = [path / "start.safetensors" for path in sorted((folder.path / "phases").glob("*"), key=_number_of)]
+    files = [*starts, folder.final_weights]
+    if all(path.is_file() for path in files):
+        write_checked_json(folder.movement, movements(classifier, files))
+
+
+def kept_movements(folder: RunFolder, stages: Sequence[str], phases: int) -> list[dict[str, float | None]] | None:
+    """Return what :func:`keep_movements` wrote; None if there is none.
+
+    Args:
+        folder: Run folder.
+        stages: Stages of the network.
+        phases: Number of phases.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    path = folder.movement
+    if not os.path.lexists(path):
+        return None
+    verify(path)
+    stored = read_json(inside(path.parent, path.name), list)
+    whole = len(stored) == phases + 1 and all(
+        isinstance(entry, dict)
+        and set(entry) == set(stages)
+        and all(value is None or isinstance(value, int | float) for value in entry.values())
+        for entry in stored
+    )
+    if not whole:
+        raise UserError(f"{path}: damaged. It has not a number for each stage and phase. Delete it.")
+    return [{stage: None if value is None else float(value) for stage, value in entry.items()} for entry in stored]
+
+
+def _number_of(phase: Path) -> int:
+    number = phase.name.partition("-")[0]
+    return int(number) if number.isdigit() else -1
 
 
 def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, float | None]:

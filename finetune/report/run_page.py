@@ -33,9 +33,10 @@ from finetune.report.confusion import (
     images_counted,
 )
 from finetune.report.grad_cam import Where, find_layer, heat_maps, overlay
-from finetune.report.movement import movements
+from finetune.report.movement import kept_movements, movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
+from finetune.run_folder import RunFolder
 
 # most images with a heat map, among the mistakes and among the hits
 _LOOKED_AT = 6
@@ -86,6 +87,7 @@ def run_page(
 ) -> str:
     """Render the page as HTML."""
     classifier = load_bundle(run.run_dir, modules=modules)
+    moved = kept_movements(RunFolder(run.run_dir), run.stages, len(run.plan))
     weights = run.weights()
     own = bool(own_classes(classifier.describe()))
     return render_page(
@@ -99,7 +101,7 @@ def run_page(
         curves=training_charts.curve_charts(run) if run.epochs else [],
         rate_chart=training_charts.rate_chart(run) if run.epochs else None,
         gradient_chart=training_charts.gradient_chart(run),
-        movement=_movement(run, classifier) if weights else None,
+        movement=_movement(run, moved or movements(classifier, weights)) if moved or weights else None,
         classes=_classes(run),
         confusion=_confusion(run),
         views=_views(source, views),
@@ -285,8 +287,7 @@ def _headline(run: RunFiles) -> Headline:
     )
 
 
-def _movement(run: RunFiles, classifier: Classifier) -> Movement:
-    moved = movements(classifier, run.weights())
+def _movement(run: RunFiles, moved: Sequence[Mapping[str, float | None]]) -> Movement:
     whole = moved[-1]
     return Movement(
         chart=training_charts.movement_chart(run, moved),

@@ -118,7 +118,9 @@ class PhaseRunner:
         self._folder.trials.unlink(missing_ok=True)
         result = read_phase_result(self._folder.result, self._phase)
         self._session.log.add(result.rows or ())
-        load_weights(self._context.classifier, self._weights_after)
+        # a finished run keeps the weights after its last phase alone
+        if self._weights_after.is_file() or not self._context.folder.final_weights.is_file():
+            load_weights(self._context.classifier, self._weights_after)
         return PhaseOutcome(result=result)
 
     def _carried(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:

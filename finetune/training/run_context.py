@@ -89,11 +89,12 @@ class RunContext:
     loggers: Sequence[Logger] = ()
     callbacks: Sequence[pl.Callback] = ()
     say: Callable[[str], None] = print
+    resume_options: str = ""
 
     @property
     def resume_command(self) -> str:
         """The command that continues the run."""
-        return f"finetune resume {shlex.quote(str(self.folder.path))}"
+        return f"finetune resume {shlex.quote(str(self.folder.path))}{self.resume_options}"
 
     def phase_folder(self, number: int) -> PhaseFolder:
         """Return the folder of a phase by its position in the schedule, from 0."""

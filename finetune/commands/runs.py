@@ -1,0 +1,262 @@
+"""``finetune runs``: list runs, compare them side by side, free the disk of what is no longer needed."""
+
+import csv
+import io
+import math
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.commands.options import Arguments, home_path
+from finetune.config import flat
+from finetune.config.plain_yaml import read_plain_yaml
+from finetune.errors import UserError, did_you_mean
+from finetune.run_folder import RunFolder
+from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
+
+ABOUT = """\
+list [DIR...]       the runs below DIR (default: runs): state, test accuracy with its 95 % interval, time, size on disk
+compare RUN RUN...  side by side: settings that differ, curves of validation, metrics of validation and test
+clean [DIR...]      delete checkpoints and weights inside finished runs that nothing reads any more; --yes does it, without it
+                    they are only counted. Models, reports and results stay, and unfinished runs are not touched
+
+Intervals are Wilson's, for the test images of the run: another draw of as many images would lie in them."""
+
+_ACTIONS = ("list", "compare", "clean")
+_BARS = "▁▂▃▄▅▆▇█"
+# how deep runs lie below a folder: runs of a sweep or a ladder are in folders of their own
+_DEPTH = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What is shown of a run.
+
+    Args:
+        path: Run folder.
+        state: ``finished``, ``failed``, or ``not finished``.
+        settings: Configuration by dotted keys, as text.
+        results: Contents of ``results.json``; empty for a run that has not finished.
+        epochs: Rows of ``metrics.csv``.
+        size_bytes: Size on disk.
+    """
+
+    path: Path
+    state: str
+    settings: Mapping[str, str]
+    results: Mapping[str, Any]
+    epochs: Sequence[Mapping[str, str]]
+    size_bytes: int
+
+    def metric(self, split: str, name: str) -> float | None:
+        """Return a metric of a split, if the run has it."""
+        metrics = self.results.get(split)
+        value = metrics.get(name) if isinstance(metrics, dict) else None
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
+    def test_images(self) -> int:
+        """Number of test images; 0 where it is not known."""
+        test = self.results.get("test")
+        confusion = test.get("confusion") if isinstance(test, dict) else None
+        if isinstance(confusion, list) and confusion and self.metric("test", "map") is not None:
+            confusion = confusion[0]
+        if isinstance(confusion, list):
+            return sum(sum(row) for row in confusion)
+        counts = self.results.get("data", {}).get("counts", {}).get("test", [])
+        return int(sum(counts))
+
+    def accuracy(self) -> str:
+        """Return the test accuracy with its interval."""
+        share, images = self.metric("test", "acc"), self.test_images
+        if share is None or not images:
+            return "-"
+        low, high = wilson(share, images)
+        return f"{share:.4f} ({low:.3f}-{high:.3f})"
+
+
+def wilson(share: float, images: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share.
+
+    >>> low, high = wilson(1.0, 10)
+    >>> round(low, 3), high
+    (0.722, 1.0)
+    """
+    centre = share + z * z / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    whole = 1 + z * z / images
+    return max((centre - half) / whole, 0.0), min((centre + half) / whole, 1.0)
+
+
+def curve(values: Sequence[float]) -> str:
+    """Return numbers as a line of bars, the smallest lowest.
+
+    >>> curve([0.0, 0.5, 1.0])
+    '▁▅█'
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    step = (high - low) or 1.0
+    heights = [(value - low) / step * (len(_BARS) - 1) if math.isfinite(value) else None for value in values]
+    return "".join("?" if height is None else _BARS[int(height + 0.5)] for height in heights)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command."""
+    parser = Arguments("runs", ABOUT, ending="")
+    parser.add_argument("words", metavar="list | compare | clean, and folders", nargs="*", help="default: list runs")
+    parser.add_argument("--yes", action="store_true", help="of clean: delete")
+    given = parser.read(argv)
+    action, *places = given.words or ["list"]
+    if action not in _ACTIONS:
+        if not home_path(action).is_dir():
+            raise parser.wrong(f"takes {', '.join(_ACTIONS)}. Given: {action}.{did_you_mean(action, _ACTIONS)}")
+        action, places = "list", given.words
+    if given.yes and action != "clean":
+        raise UserError("--yes: belongs to finetune runs clean.")
+    folders = [home_path(place) for place in places]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder.")
+    if action == "compare":
+        if len(folders) < 2:
+            raise parser.wrong("compare needs two runs or more")
+        print("\n".join(compared([summary_of(folder) for folder in folders])))
+        return 0
+    if not folders and not Path("runs").is_dir():
+        raise UserError("runs: no such folder. Name the folder of your runs: finetune runs DIR.")
+    found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
+    if action == "clean":
+        print("\n".join(_cleaned(found, delete=given.yes)))
+    else:
+        print("\n".join(listed([summary_of(path) for path in found])))
+    return 0
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Return the run folders at or below a folder, by name."""
+    patterns = ["/".join(["*"] * depth + ["run.json"]) for depth in range(_DEPTH + 1)]
+    return sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
+
+
+def summary_of(path: Path) -> RunSummary:
+    """Read a run.
+
+    Raises:
+        UserError: The folder is not a run, or a file of it cannot be read.
+    """
+    folder = RunFolder(path)
+    if not folder.record.is_file():
+        raise UserError(f"RUN='{path}': not a run folder. It has no run.json.")
+    epochs: list[Mapping[str, str]] = []
+    if folder.metrics.is_file():
+        text = read_text(inside(path, folder.metrics.name), largest=LARGEST_JSON)
+        epochs = [
+            row for row in csv.DictReader(io.StringIO(text, newline="")) if None not in row and None not in row.values()
+        ]
+    state = "finished" if folder.is_finished else "failed" if folder.error_log.is_file() else "not finished"
+    return RunSummary(
+        path=path,
+        state=state,
+        settings=flat(read_plain_yaml(inside(path, folder.config.name))),
+        results=read_json(inside(path, folder.results.name), dict) if folder.is_finished else {},
+        epochs=epochs,
+        size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()),
+    )
+
+
+def listed(runs: Sequence[RunSummary]) -> list[str]:
+    """Return a table with a row for each run, the newest last."""
+    if not runs:
+        return ["no runs"]
+    rows = [["run", "state", "network", "schedule", "test acc (95 %)", "val acc", "time", "MB"]]
+    for one in runs:
+        validation, seconds = one.metric("val", "acc"), one.results.get("seconds", {}).get("training")
+        rows.append(
+            [
+                str(one.path),
+                one.state,
+                one.settings.get("backbone.name", "?"),
+                one.settings.get("schedule.name", "?"),
+                one.accuracy(),
+                "-" if validation is None else f"{validation:.4f}",
+                "-" if seconds is None else f"{seconds:.0f} s",
+                f"{one.size_bytes / 1e6:.1f}",
+            ]
+        )
+    unfinished = [one.path for one in runs if one.state != "finished"]
+    lines = _aligned(rows)
+    lines += ["", f"{len(runs)} runs, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
+    lines += [f"go on with: finetune resume {shlex.quote(str(path))}" for path in unfinished]
+    if len(runs) > 1:
+        pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])
+        lines.append(f"side by side: finetune runs compare {pair}")
+    return lines
+
+
+def compared(runs: Sequence[RunSummary]) -> list[str]:
+    """Return runs side by side: what differs in their settings, their curves, their metrics."""
+    names = [one.path.name for one in runs]
+    if len(set(names)) < len(names):
+        names = [str(one.path) for one in runs]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in runs for key in one.settings)
+        if key != "run_dir" and len({one.settings.get(key) for one in runs}) > 1
+    ]
+    rows = [["settings that differ", *names]]
+    rows += [[key, *(one.settings.get(key, "-") for one in runs)] for key in keys]
+    lines = _aligned(rows) if keys else ["the settings are the same"]
+    metrics = [["metrics", *names], ["test acc (95 %)", *(one.accuracy() for one in runs)]]
+    for split in ("test", "val"):
+        for name in ("acc", "f1_macro", "map", "loss", "ece"):
+            values = [one.metric(split, name) for one in runs]
+            if any(value is not None for value in values) and (split, name) != ("test", "acc"):
+                metrics.append([f"{split} {name}", *("-" if value is None else f"{value:.4f}" for value in values)])
+    metrics.append(["test images", *(str(one.test_images) if one.results else one.state for one in runs)])
+    lines += ["", *_aligned(metrics)]
+    curves = [["curves", *names]]
+    for column in dict.fromkeys(["val/loss", *(one.settings.get("monitor", "val/acc") for one in runs)]):
+        series = [[float(row[column]) for row in one.epochs if row.get(column)] for one in runs]
+        if any(series):
+            curves.append([column, *map(curve, series)])
+            curves.append(["  first, last", *(f"{one[0]:.4f}, {one[-1]:.4f}" if one else "-" for one in series)])
+    lines += ["", *_aligned(curves)] if len(curves) > 1 else []
+    prints = {one.results["data"].get("fingerprint") for one in runs if one.results}
+    if len(prints) > 1:
+        lines += ["", "The runs were tested on different data or other splits: their figures cannot be compared."]
+    return lines
+
+
+def _cleaned(paths: Sequence[Path], *, delete: bool) -> list[str]:
+    """Delete, or count, what finished runs no longer need."""
+    lines, total = [], 0
+    for path in paths:
+        spare = RunFolder(path).spare_files()
+        size = sum(file.stat().st_size for file in spare)
+        if not spare:
+            continue
+        total += size
+        lines.append(f"{size / 1e6:>10.1f} MB  {path}")
+        if delete:
+            RunFolder(path).delete_spare_files()
+    what = "deleted" if delete else "can be deleted: finetune runs clean --yes"
+    return [*lines, f"{total / 1e6:.1f} MB in {len(lines)} finished runs {what}" if lines else "nothing to delete"]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    # cells of a comparison share the terminal; a long value is cut in the middle
+    room = max(12, shutil.get_terminal_size().columns // max(len(widths), 1)) if sum(widths) > 160 else max(widths)
+    cut = [
+        [cell if len(cell) <= room else f"{cell[: room // 2]}..{cell[2 - room // 2 :]}" for cell in row[1:]]
+        for row in rows
+    ]
+    shown = [[row[0], *cells] for row, cells in zip(rows, cut, strict=True)]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]

@@ -1,0 +1,162 @@
+"""What a finished run keeps on the disk is enough for everything after it, and runs are listed, compared and cleaned."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main
+from finetune.commands.runs import curve, runs_below, summary_of, wilson
+from finetune.config import compose
+from finetune.run_folder import RunFolder
+from tests.conftest import TINY
+
+Captured = pytest.CaptureFixture[str]
+SHORT = ["schedule=head_then_all", "epochs=1", "report=true"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Path:
+    """A finished run with the settings of a user, who does not say what to keep."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    tiny = [word for word in TINY if word not in ("keep=all", "report=false")]
+    assert main([str(pets), *tiny, *SHORT, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_a_finished_run_keeps_the_network_twice_and_no_checkpoint(run_dir: Path) -> None:
+    network = (run_dir / "model/model.safetensors").stat().st_size
+    large = [path for path in run_dir.rglob("*") if path.is_file() and path.stat().st_size > network / 4]
+    assert sorted(path.name for path in large) == ["final.safetensors", "model.safetensors"]
+    assert sum(path.stat().st_size for path in run_dir.rglob("*") if path.is_file()) < 2.1 * network
+    assert not [*run_dir.rglob("*.ckpt"), *run_dir.rglob("start.safetensors")]
+
+
+def test_what_follows_training_needs_nothing_else(run_dir: Path, pets: Path, tmp_path: Path, capsys: Captured) -> None:
+    page = (run_dir / "report.html").read_text()
+    assert main(["report", str(run_dir)]) == 0
+    again = (run_dir / "report.html").read_text()
+    assert ("farthest" in page) == ("farthest" in again)
+    moved = json.loads((run_dir / "movement.json").read_text())
+    assert [entry["stem"] for entry in moved][0] == 0.0
+    assert moved[1]["stem"] > 0
+    assert main(["evaluate", str(run_dir)]) == 0
+    assert main(["evaluate", str(run_dir), str(pets)]) == 0
+    assert main(["predict", str(run_dir), str(pets), "--output", str(tmp_path / "p.csv")]) == 0
+    assert main(["export", str(run_dir), "--format", "head", "--output", str(tmp_path / "head.safetensors")]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(run_dir)]) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_results_and_bundle_are_written_again_from_what_is_kept(run_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    (copy / "results.json").unlink()
+    shutil.rmtree(copy / "model")
+    assert main(["resume", str(copy)]) == 0
+    assert (copy / "model/model.safetensors").read_bytes() == (run_dir / "model/model.safetensors").read_bytes()
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (run_dir, copy))
+    assert (before["test"], before["val"], before["weights_hash"]) == (
+        after["test"],
+        after["val"],
+        after["weights_hash"],
+    )
+    assert (copy / "movement.json").read_bytes() == (run_dir / "movement.json").read_bytes()
+
+
+def test_the_end_of_a_run_names_what_comes_next(run_dir: Path, tmp_path: Path, capsys: Captured) -> None:
+    copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
+    (copy / "results.json").unlink()
+    assert main(["resume", str(copy)]) == 0
+    out = capsys.readouterr().out
+    for command in ("predict", "evaluate", "export"):
+        assert f"  finetune {command} {copy} " in out.split("next:")[1]
+
+
+def test_runs_are_listed_with_state_accuracy_and_size(run_dir: Path, tmp_path: Path, capsys: Captured) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(run_dir, runs / "done")
+    shutil.copytree(run_dir, runs / "sweep/0")
+    (runs / "sweep/0/results.json").unlink()
+    assert [path.name for path in runs_below(runs)] == ["done", "0"]
+    assert main(["runs", str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert f"{runs / 'done'}" in out
+    assert "finished" in out
+    assert "not finished" in out
+    assert f"go on with: finetune resume {runs / 'sweep/0'}" in out
+    share = json.loads((run_dir / "results.json").read_text())["test"]["acc"]
+    assert f"{share:.4f} (" in out
+
+
+def test_runs_are_compared_side_by_side(run_dir: Path, tmp_path: Path, capsys: Captured) -> None:
+    other = Path(shutil.copytree(run_dir, tmp_path / "second"))
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("label_smoothing: 0.0", "label_smoothing: 0.3", 1))
+    assert main(["runs", "compare", str(run_dir), str(other)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["settings", "that", "differ", "first", "second"] in lines
+    assert ["schedule.label_smoothing", "0.0", "0.3"] in lines
+    assert [line for line in lines if line[:1] == ["val/loss"] and len(line) == 3]
+    assert [line for line in lines if line[:2] == ["test", "acc"]]
+    assert not [line for line in lines if line[:1] == ["run_dir"]]
+
+
+def test_clean_deletes_checkpoints_of_finished_runs_only_and_only_when_told(
+    run_dir: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    done = Path(shutil.copytree(run_dir, tmp_path / "done"))
+    stopped = Path(shutil.copytree(run_dir, tmp_path / "stopped"))
+    (stopped / "results.json").unlink()
+    for folder in (done, stopped):
+        for name in ("last.ckpt", "best.ckpt", "start.safetensors"):
+            (folder / f"phases/1-all/{name}").write_bytes(b"0" * 1000)
+    assert main(["runs", "clean", str(tmp_path)]) == 0
+    assert "can be deleted: finetune runs clean --yes" in capsys.readouterr().out
+    assert len(RunFolder(done).spare_files()) == 3
+    assert main(["runs", "clean", str(tmp_path), "--yes"]) == 0
+    assert RunFolder(done).spare_files() == []
+    assert len([*stopped.rglob("*.ckpt"), *stopped.rglob("start.safetensors")]) == 3
+    assert {path.name for path in run_dir.rglob("*")} == {path.name for path in done.rglob("*")}
+
+
+def test_keep_all_keeps_what_lies_between_phases() -> None:
+    assert compose(["data=digits"]).keep == "results"
+    assert compose(["data=digits", "keep=all"]).keep == "all"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runs", "nowhere"], "takes list, compare, clean. Given: nowhere."),
+        (["runs", "compair"], "Did you mean 'compare'?"),
+        (["runs", "compare", "."], "compare needs two runs or more"),
+        (["runs", "list", "nowhere"], "nowhere: no such folder"),
+        (["runs"], "runs: no such folder. Name the folder of your runs"),
+        (["runs", "list", ".", "--yes"], "--yes: belongs to finetune runs clean."),
+    ],
+)
+def test_mistakes_are_answered(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_intervals_and_curves_are_those_of_the_numbers() -> None:
+    # Wilson's interval for 8 of 10, as statsmodels gives it
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0.0, 10)[0] == 0.0
+    assert curve([]) == ""
+    assert curve([1.0, 1.0]) == "▁▁"
+    assert curve([0.0, float("nan"), 1.0]) == "▁?█"
+
+
+def test_a_run_is_read_from_its_files(run_dir: Path, pets: Path) -> None:
+    one = summary_of(run_dir)
+    assert one.state == "finished"
+    assert one.settings["data.root"] == str(pets)
+    assert one.test_images == len((run_dir / "predictions.csv").read_text().splitlines()) - 1
+    assert len(one.epochs) == 2

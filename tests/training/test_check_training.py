@@ -1,0 +1,57 @@
+"""What can be known before training is said before a run folder is made."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.build.training import check_training
+from finetune.config import compose
+from finetune.errors import UserError
+
+STOP = "lightning.pytorch.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["monitor=val/map"], "monitor='val/map': only for several labels an image. Write monitor=val/f1_macro."),
+        (
+            ["trainer.devicess=2"],
+            "trainer.devicess=2: lightning.pytorch.Trainer takes no such argument. Did you mean 'devices'?",
+        ),
+        (["trainer.accelerator=gppu"], "trainer.accelerator='gppu': not known. Choices: auto, cpu, gpu, mps, tpu."),
+        (["trainer.accelerator=cpu", "trainer.devices=x"], "trainer.devices='x': must be a positive whole number"),
+        (["trainer.strategy=dpp"], "trainer.strategy='dpp': not known. Choices: auto, ddp, fsdp."),
+        (["trainer.precision=fp16"], "trainer.precision='fp16': not known. Choices: auto, 32-true"),
+        (["logger=wandb"], "logger.wandb: needs the package wandb. Install it: pip install wandb"),
+        ([f"callbacks.stop._target_={STOP}"], f"callbacks.stop.monitor: must be given. {STOP} needs it."),
+        (
+            [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "callbacks.stop.patiens=3"],
+            f"callbacks.stop.patiens=3: {STOP} takes no such argument. Did you mean 'patience'?",
+        ),
+        (
+            ["callbacks.stop._target_=nowhere.Stop"],
+            "callbacks.stop._target_='nowhere.Stop': cannot be imported. No module",
+        ),
+        (["callbacks.stop.patience=3"], "callbacks.stop: must be a node with a _target_ and its arguments."),
+    ],
+)
+def test_a_mistake_is_one_message_about_its_setting(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        check_training(compose(["data=digits", "logger=none", *words]), tmp_path / "run", multi_label=False)
+    assert message in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"trainer\.accelerator='gpu': this machine has no GPU"):
+        check_training(compose(["data=digits", "trainer.accelerator=gpu"]), tmp_path / "run", multi_label=False)
+
+
+def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
+    words = [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "monitor=val/map"]
+    check_training(compose(["data=digits", *words]), tmp_path / "run", multi_label=True)
+    assert list(tmp_path.iterdir()) == []
