@@ -39,7 +39,7 @@ def test_what_follows_training_needs_nothing_else(run_dir: Path, pets: Path, tmp
     again = (run_dir / "report.html").read_text()
     assert ("farthest" in page) == ("farthest" in again)
     moved = json.loads((run_dir / "movement.json").read_text())
-    assert [entry["stem"] for entry in moved][0] == 0.0
+    assert moved[0]["stem"] == 0.0
     assert moved[1]["stem"] > 0
     assert main(["evaluate", str(run_dir)]) == 0
     assert main(["evaluate", str(run_dir), str(pets)]) == 0
