@@ -44,7 +44,7 @@ TABLES = (
     "finetune.training.loss_kinds",
     "finetune.training.lr_schedules",
 )
-ALLOWED |= {(f"config/{name}", table) for name in ("checks", "reach") for table in TABLES}
+ALLOWED |= {(f"config/{name}", table) for name in ("checks", "keys", "reach") for table in TABLES}
 # a note on a setting of heads that was typed, just before the run loads torch
 ALLOWED |= {("config/reach", "finetune.models.heads")}
 
@@ -106,6 +106,7 @@ def test_inside_config_the_schema_knows_nothing_and_its_checks_know_the_schema_a
         "finetune.config.schema",
         "finetune.config.schema.Config",
         "finetune.config.schema.PhaseSettings",
+        "finetune.config.schema.setting_of",
     }
 
 

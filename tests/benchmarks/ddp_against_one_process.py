@@ -87,7 +87,7 @@ def apart(first: Path, second: Path) -> float:
 
 def measure(folder: Path) -> dict[str, dict[str, float]]:
     """All four runs, and what they differ by."""
-    words = job(make_pets(folder / "pets"))
+    words = [*job(make_pets(folder / "pets")), "keep=all"]
     output = folder / "out"
     runs = {
         "finetune": [lambda: train_tiny(words, folder / "ours1"), lambda: train_tiny([*words, *TWO], folder / "ours2")],
