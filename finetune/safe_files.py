@@ -4,6 +4,7 @@ A link to ``/dev/zero``, a named pipe and ``truncate -s 100G`` all look like fil
 folder, a bundle, embeddings or weights opens its file here, so that all problems end in one message that names the file.
 """
 
+import codecs
 import io
 import json
 import math
@@ -384,18 +385,36 @@ def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 @contextmanager
 def open_table(path: str | Path, *, name: str | None = None) -> Iterator[TextIO]:
-    """Open a text table for :mod:`csv`; bytes that are not UTF-8 become surrogates, as in file names.
+    """Open a text table for :mod:`csv`, in UTF-8, or in UTF-16 or UTF-32, which its first bytes show.
+
+    Bytes that are not UTF-8 become surrogates, as in file names.
 
     Raises:
         UserError: See :func:`open_regular`.
     """
-    with (
-        open_regular(path, name=name, largest=LARGEST_TABLE) as file,
-        io.TextIOWrapper(
-            io.BufferedReader(_ShortLines(file, name or str(path))), "utf-8-sig", "surrogateescape", newline=""
-        ) as text,
-    ):
-        yield text
+    with open_regular(path, name=name, largest=LARGEST_TABLE) as file:
+        encoding = _encoding(file.peek(64)[:64])
+        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        with io.TextIOWrapper(
+            io.BufferedReader(_ShortLines(file, name or str(path))), encoding, errors, newline=""
+        ) as text:
+            yield text
+
+
+def _encoding(head: bytes) -> str:
+    r"""Return the encoding of a text by its byte order mark, or by the zero bytes of UTF-16 without one.
+
+    >>> _encoding("path".encode("utf-16")), _encoding("path".encode("utf-16-be")), _encoding(b"path")
+    ('utf-16', 'utf-16-be', 'utf-8-sig')
+    """
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if max(even, odd) * 3 > len(head):
+        return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-8-sig"
 
 
 class _ShortLines(io.RawIOBase):

@@ -315,6 +315,8 @@ class _Reader:
         kind = type_of(key)
         if value == "None":
             return "none" if key == "backbone.weights" else "null"
+        if value and value.isspace():  # a separator may be a blank, which Hydra's grammar would drop
+            return quoted(value)
         if key == "backbone.weights" and value.lower() in ("false", "null", "random", "scratch"):
             return "none"
         if key in _PATHS and re.search(r"[^\w./-]", value) and Path(value).expanduser().exists():

@@ -5,40 +5,33 @@ image are given in one column with a separator, or in one column of zeros and on
 """
 
 import csv
-import itertools
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.atomic_files import atomic_path
 from finetune.data.groups import groups_of_cells
-from finetune.data.index import SPLITS, Index, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
-from finetune.data.path_table import path_table
-from finetune.errors import UserError, did_you_mean, shortened
-from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, open_table
+from finetune.data.index import SPLITS, DataProblem, Index, natural_order
+from finetune.data.label_cells import MISSING, LabelColumn, clean_label, is_missing, number_of, reordered, text_of
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
+from finetune.data.path_table import PathAppender, PathTable
+from finetune.data.split_names import split_names
+from finetune.data.table_file import TABLES, TableRows, open_rows
+from finetune.errors import UserError, shortened
+from finetune.safe_files import check_regular
 
 SEPARATOR = "|"
 
-_SPLIT_NAMES = {
-    "": UNASSIGNED,
-    "train": SPLITS.index("train"),
-    "training": SPLITS.index("train"),
-    "val": SPLITS.index("val"),
-    "valid": SPLITS.index("val"),
-    "validation": SPLITS.index("val"),
-    "dev": SPLITS.index("val"),
-    "test": SPLITS.index("test"),
-}
-
-Columns = dict[str, list[str]]
-# a bound, because a Parquet file can hold a billion equal rows in a few bytes
-MOST_ROWS = 100_000_000
+# column of the number of each label's class, which a run writes where the names alone would not give its classes again
+_CLASS_INDEX = "class_index"
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
+_UNASSIGNED_WORDS = frozenset((*MISSING, "unassigned", "none"))
 
 
 def check_manifest(path: str) -> str:
@@ -51,7 +44,7 @@ def check_manifest(path: str) -> str:
     if not os.path.exists(full):
         raise UserError(f"data.path={path!r}: no such file. Looked for {full}. Give a CSV, TSV or Parquet file.")
     check_regular(full, name=f"data.path={path!r}")
-    if not full.lower().endswith((".csv", ".tsv", ".parquet")):
+    if not full.lower().endswith(TABLES):
         raise UserError(f"data.path={path!r}: must end in .csv, .tsv or .parquet.")
     return full
 
@@ -85,47 +78,226 @@ def read_manifest(
     Raises:
         UserError: The table, a column or a value is wrong.
     """
+    if label_separator == "":
+        raise UserError(
+            "data.label_separator='': must not be empty. Give the text between two labels of a cell, or leave it out for one "
+            "label per image."
+        )
     full = check_manifest(path)
     where = f"data.path={path!r}"
-    columns = _read_parquet(full) if full.lower().endswith(".parquet") else _read_text(full)
-    paths = [cell.strip() for cell in _column(columns, path_column, "path_column", where)]
-    if not paths:
-        raise UserError(f"{where}: no images found. The table has no rows.")
-    _no_empty(paths, path_column, where)
-    splits = _splits(columns, split_column, where)
-    if label_columns:
-        classes = list(label_columns)
-        cells = [_column(columns, name, "label_columns", where) for name in classes]
-        targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8] = np.stack(
-            [_flags(column, name, where) for column, name in zip(cells, classes, strict=True)], axis=1
+    home = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(full)
+    with open_rows(full, name=where) as table:
+        reader = _ManifestReader(
+            table,
+            where=where,
+            home=home,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            label_separator=label_separator,
+            label_columns=label_columns,
+            group_column=group_column,
         )
-    else:
-        labels = [cell.strip() for cell in _column(columns, label_column, "label_column", where)]
-        if label_separator:
-            classes, targets = _several(labels, label_separator)
+        reader.read()
+    return check_classes(reader.listing(use))
+
+
+class _ManifestReader:
+    """Reads the rows of a table once, into compact columns: a million rows take some tens of megabytes.
+
+    The arguments are those of :func:`read_manifest`.
+    """
+
+    def __init__(
+        self,
+        table: TableRows,
+        *,
+        where: str,
+        home: str,
+        path_column: str,
+        label_column: str,
+        split_column: str,
+        label_separator: str | None,
+        label_columns: Sequence[str],
+        group_column: str | None,
+    ) -> None:
+        self.table, self.where, self.home = table, where, home
+        self.path_column, self.split_column, self.group_column = path_column, split_column, group_column
+        self.label_columns = tuple(label_columns)
+        # a table that a run wrote is taken as it is
+        numbered = _CLASS_INDEX in table.columns and label_column == "label" and not label_columns
+        self.wanted = {"path": table.position(path_column, setting="path_column")}
+        for name in self.label_columns:
+            self.wanted[f"label {name}"] = table.position(name, setting="label_columns")
+        if not self.label_columns:
+            self.wanted["label"] = table.position(label_column, setting="label_column")
+        if split_column in table.columns or split_column != "split":
+            self.wanted["split"] = table.position(split_column, setting="split_column")
+        if group_column:
+            self.wanted["group"] = table.position(group_column, setting="group_column")
+        if numbered:
+            self.wanted["number"] = table.position(_CLASS_INDEX, setting="label_column")
+        self.several = label_separator is not None
+        self.labels = LabelColumn(
+            column=label_column, where=where, separator=label_separator, verbatim=numbered and label_separator is None
+        )
+        self.numbers: dict[str, str] = {}  # label -> its class_index
+        self.paths = PathAppender()
+        self.hashes, self.codes, self.split_codes = array("q"), array("i"), array("h")
+        self.splits: dict[str, int] = {}
+        self.groups: list[str] = []
+        self.group_names: dict[str, str] = {}
+        self.flags = [bytearray() for _ in self.label_columns]
+
+    def read(self) -> None:
+        """Read all rows.
+
+        Raises:
+            UserError: A cell is wrong.
+        """
+        keys = list(self.wanted)
+        place = {key: number for number, key in enumerate(keys)}
+        label, split, group, number = (place.get(key, -1) for key in ("label", "split", "group", "number"))
+        flagged = [place[f"label {name}"] for name in self.label_columns]
+        for row, cells in enumerate(self.table.read([self.wanted[key] for key in keys]), start=1):
+            path = self._path(cells[0], row)
+            self.paths.append(path)
+            self.hashes.append(hash(path))
+            if label >= 0:
+                self.codes.append(self.labels.code(cells[label], row))
+            for column, name, at in zip(self.flags, self.label_columns, flagged, strict=True):
+                column.append(_flag(cells[at], name, row, self.where))
+            if split >= 0:
+                cell = (
+                    ""
+                    if is_missing(cells[split])
+                    else text_of(cells[split], row, self.split_column, self.where).strip()
+                )
+                self.split_codes.append(self.splits.setdefault(cell, len(self.splits)))
+            if group >= 0:
+                cell = "" if cells[group] is None else str(cells[group])
+                self.groups.append(self.group_names.setdefault(cell, cell))
+            if number >= 0:
+                self.numbers.setdefault(str(cells[label]), str(cells[number]))
+
+    def listing(self, use: Use) -> Listing:
+        """Return the samples.
+
+        Raises:
+            UserError: The table has no rows, or its columns are wrong.
+        """
+        paths = self.paths.build()
+        if not len(paths):
+            raise UserError(f"{self.where}: no images found. The table has no rows.")
+        splits = self._splits(len(paths))
+        codes = np.frombuffer(self.codes, np.int32)
+        hidden = np.zeros(len(paths), np.bool_) if self.label_columns else self.labels.hidden(codes, splits)
+        targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+        if self.label_columns:
+            classes = [clean_label(name) for name in self.label_columns]
+            targets = np.stack([np.frombuffer(column, np.uint8) for column in self.flags], axis=1)
         else:
-            _no_empty(labels, label_column, where)
-            classes = natural_order(labels)
-            position = {name: target for target, name in enumerate(classes)}
-            targets = np.array([position[label] for label in labels], np.int64)
-    _no_conflicts(paths, splits, targets, where)
-    groups = None
-    if group_column:
-        named = _column(columns, group_column, "group_column", where)
-        groups = groups_of_cells(named, setting=f"data.group_column={group_column!r}")
-    return check_classes(
-        Listing(
-            origin=where,
-            root=os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(full),
+            classes, targets = self._classes(codes, hidden)
+        _no_conflicts(paths, np.frombuffer(self.hashes, np.int64), splits, targets, self.where)
+        whole = (splits != UNASSIGNED).all()
+        given = [name for number, name in enumerate(SPLITS) if (splits[~hidden] == number).any()]
+        if whole and "val" in given and "test" not in given and not hidden.any():
+            # every row has a split, so none of those in train is tested
+            given.append("test")
+        listing = Listing(
+            origin=self.where,
+            root=self.home,
             classes=tuple(classes),
-            paths=path_table(paths),
+            paths=paths,
             targets=targets,
             splits=splits,
-            given=tuple(name for number, name in enumerate(SPLITS) if (splits == number).any()),
-            groups=groups,
+            given=tuple(given),
+            groups=groups_of_cells(self.groups, setting=f"data.group_column={self.group_column!r}")
+            if self.group_column
+            else None,
+            problems=tuple(self._problems(hidden, splits)),
             use=use,
         )
-    )
+        return without_rows(listing, np.flatnonzero(hidden)) if hidden.any() else listing
+
+    def _path(self, cell: Any, row: int) -> str:
+        if is_missing(cell):
+            raise UserError(f"{self.where}: column {self.path_column!r} must not be empty. It is in row {row}.")
+        if not isinstance(cell, str):
+            raise UserError(
+                f"{self.where}: column {self.path_column!r} must hold paths. Row {row} holds {str(cell)[:40]!r}."
+            )
+        path = cell.strip()
+        # a name may end in a blank
+        return cell if path != cell and os.path.lexists(os.path.join(self.home, cell)) else path
+
+    def _splits(self, rows: int) -> npt.NDArray[np.int8]:
+        if "split" not in self.wanted:
+            return np.full(rows, UNASSIGNED, np.int8)
+        named = [cell for cell in self.splits if cell.casefold() not in _UNASSIGNED_WORDS and cell not in MISSING]
+        known = split_names(named)
+        if wrong := sorted(set(named) - set(known)):
+            raise UserError(
+                f"{self.where}: column {self.split_column!r} must hold train, val or test. "
+                f"Found {shortened([repr(cell) for cell in wrong])}."
+            )
+        position = [SPLITS.index(known[cell]) if cell in known else UNASSIGNED for cell in self.splits]
+        return np.array(position, np.int8)[np.frombuffer(self.split_codes, np.int16)]
+
+    def _classes(
+        self, codes: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_]
+    ) -> tuple[list[str], npt.NDArray[np.int64] | npt.NDArray[np.uint8]]:
+        if hidden.all():
+            raise UserError(f"{self.where}: no labels found. All of column {self.labels.column!r} is empty.")
+        if self.numbers and any(SEPARATOR in number or not number for number in self.numbers.values()):
+            self.labels.separator = self.labels.separator or SEPARATOR
+        kept = codes.copy()
+        kept[hidden] = codes[~hidden][0]  # these rows are dropped; their code must be a class
+        classes, targets = self.labels.classes(kept)
+        numbers = (
+            {
+                name: int(number)
+                for label, joined in self.numbers.items()
+                for name, number in zip(label.split(SEPARATOR), joined.split(SEPARATOR), strict=False)
+                if number.isdigit()
+            }
+            if self.labels.separator
+            else {label: int(number) for label, number in self.numbers.items() if number.isdigit()}
+        )
+        return reordered(classes, targets, numbers) if numbers else (classes, targets)
+
+    def _problems(self, hidden: npt.NDArray[np.bool_], splits: npt.NDArray[np.int8]) -> Iterator[DataProblem]:
+        if hidden.any():
+            names = ", ".join(SPLITS[split] for split in np.unique(splits[hidden]))
+            yield DataProblem(
+                kind="hidden labels",
+                severity="warning",
+                text=f"without labels (empty or -1), so left out: all {int(hidden.sum()):,} rows of {names}",
+                remedy="finetune predict takes images without labels.",
+            )
+        joined = {name: raws for name, raws in self.labels.spellings.items() if len(raws) > 1}
+        if joined:
+            yield DataProblem(
+                kind="labels alike",
+                severity="warning",
+                text=f"labels that differ only in blanks at their ends or in Unicode form are read as one: "
+                f"{shortened(list(joined))}",
+                remedy="Write them alike if they are one class, or give one of them another name.",
+                files=tuple(" = ".join(map(repr, sorted(raws))) for raws in joined.values()),
+            )
+        if len(self.splits) and (other := self._other_spellings()):
+            yield DataProblem(
+                kind="split names",
+                severity="note",
+                text=f"splits are read as {shortened(other)}",
+                remedy="Nothing to do.",
+            )
+
+    def _other_spellings(self) -> list[str]:
+        known = split_names([cell for cell in self.splits if cell.casefold() not in _UNASSIGNED_WORDS])
+        return [
+            f"{cell} = {split}" for cell, split in known.items() if cell.lower() not in (*SPLITS, "valid", "validation")
+        ]
 
 
 def read_columns(path: str) -> Columns:
@@ -146,11 +318,33 @@ def write_manifest(index: Index, path: Path) -> None:
     """
     with _table(path) as file:
         writer = csv.writer(file)
-        groups = index.groups
-        writer.writerow(["path", "label", "split", *(["group"] if groups else [])])
+        groups, numbered = index.groups, _needs_numbers(index)
+        writer.writerow(
+            ["path", "label", "split", *(["group"] if groups else []), *([_CLASS_INDEX] if numbered else [])]
+        )
         for row in range(len(index)):
             group = [groups.name(row)] if groups else []
-            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]], *group])
+            number = [_number(index, row)] if numbered else []
+            writer.writerow([index.path(row), _label(index, row), SPLITS[index.splits[row]], *group, *number])
+
+
+def _needs_numbers(index: Index) -> bool:
+    """Tell whether the classes would come back otherwise from their names alone."""
+    names = list(index.classes)
+    as_read = [clean_label(name) for name in names if name not in MISSING]
+    return index.multi_label or names != natural_order(as_read) or _equal_numbers(names)
+
+
+def _equal_numbers(names: Iterable[str]) -> bool:
+    values = [value for name in names if (value := number_of(name)) is not None]
+    return len(set(values)) < len(values)
+
+
+def _number(index: Index, row: int) -> str:
+    if not index.multi_label:
+        return str(int(index.targets[row]))
+    # the separator behind each number shows that there may be several
+    return "".join(f"{target}{SEPARATOR}" for target in np.flatnonzero(index.targets[row]))
 
 
 def write_skipped(index: Index, path: Path) -> None:
@@ -184,128 +378,39 @@ def _label(index: Index, row: int) -> str:
     return SEPARATOR.join(names)
 
 
-def _read_text(path: str) -> Columns:
-    """Read the columns of a text table; the most frequent of comma, semicolon and tab in line 1 separates cells."""
-    try:
-        with open_table(path, name=f"data.path={path!r}") as file:
-            first = file.readline()
-            delimiter = max(",;\t", key=first.count)
-            rows = csv.reader(itertools.chain([first], file), delimiter=delimiter)
-            header = [name.strip() for name in next(rows, [])]
-            columns: Columns = {name: [] for name in header}
-            for number, row in enumerate(rows, start=2):
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise UserError(
-                        f"data.path={path!r}: every row must have {len(header)} cells. Line {number} has {len(row)}. "
-                        "Quote cells that hold the separator."
-                    )
-                for name, cell in zip(header, row, strict=True):
-                    columns[name].append(cell)
-    except csv.Error as error:
-        raise UserError(f"data.path={path!r}: is not a readable table. {error}.") from None
-    return columns
-
-
-def _read_parquet(path: str) -> Columns:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError:
-        raise UserError(f"data.path={path!r}: Parquet needs pyarrow. Install stagewise-finetune[parquet].") from None
-    try:
-        with pq.ParquetFile(path) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
-            if rows > MOST_ROWS:
-                raise UserError(f"data.path={path!r}: holds more than {MOST_ROWS:,} rows: {rows:,}. Split it.")
-            check_row_count(rows, path, name=f"data.path={path!r}")
-            nested = [field.name for field in schema if pa.types.is_nested(field.type)]
-            columns: Columns = {name: [] for name in schema.names if name not in nested}
-            interned: dict[str, dict[str, str]] = {name: {} for name in columns}
-            for batch in file.iter_batches(batch_size=10_000, columns=list(columns)):
-                for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    cells = ["" if value is None else str(value) for value in column.to_pylist()]
-                    if any(len(cell) > LONGEST_PATH for cell in cells):
-                        raise UserError(
-                            f"data.path={path!r}: is not a readable table. A cell of column {name!r} has more than "
-                            f"{LONGEST_PATH:,} characters."
-                        )
-                    # equal cells share one object, because labels and splits repeat, and paths may too
-                    cells_seen = interned[name]
-                    columns[name] += [
-                        cells_seen.setdefault(cell, cell) if len(cells_seen) < 10_000 else cell for cell in cells
-                    ]
-    except (pa.ArrowException, OSError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"data.path={path!r}: is not a readable Parquet file. {why}") from None
-    return columns
-
-
-def _column(columns: Columns, name: str, setting: str, where: str) -> list[str]:
-    if name not in columns:
-        raise UserError(
-            f"data.{setting}={name!r}: not a column of {where}. Columns: {shortened(list(columns), 8)}."
-            f"{did_you_mean(name, columns)}"
-        )
-    return columns[name]
-
-
-def _splits(columns: Columns, name: str, where: str) -> npt.NDArray[np.int8]:
-    if name not in columns:
-        if name != "split":
-            _column(columns, name, "split_column", where)
-        return np.full(len(next(iter(columns.values()))), UNASSIGNED, np.int8)
-    cells = [cell.strip().lower() for cell in columns[name]]
-    if wrong := sorted({cell for cell in cells if cell not in _SPLIT_NAMES}):
-        raise UserError(
-            f"{where}: column {name!r} must hold train, val or test. Found {shortened([repr(cell) for cell in wrong])}."
-        )
-    return np.array([_SPLIT_NAMES[cell] for cell in cells], np.int8)
-
-
-def _several(labels: Iterable[str], separator: str) -> tuple[list[str], npt.NDArray[np.uint8]]:
-    sets = [{part.strip() for part in label.split(separator)} - {""} for label in labels]
-    classes = natural_order(name for names in sets for name in names)
-    position = {name: target for target, name in enumerate(classes)}
-    targets = np.zeros((len(sets), len(classes)), np.uint8)
-    for row, names in enumerate(sets):
-        targets[row, [position[name] for name in names]] = 1
-    return classes, targets
-
-
-def _flags(cells: list[str], name: str, where: str) -> npt.NDArray[np.uint8]:
-    meaning = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
-    try:
-        return np.array([meaning[cell.strip().lower()] for cell in cells], np.uint8)
-    except KeyError as error:
-        raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {error.args[0]!r}.") from None
-
-
-def _no_empty(cells: list[str], name: str, where: str) -> None:
-    if empty := [number for number, cell in enumerate(cells, start=1) if not cell]:
-        raise UserError(f"{where}: column {name!r} must not be empty. It is in row {shortened(empty)}.")
+def _flag(cell: Any, name: str, row: int, where: str) -> int:
+    if cell is None:
+        return 0
+    text = str(cell).strip().lower()
+    if text not in _FLAGS:
+        raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {text!r} in row {row}.")
+    return _FLAGS[text]
 
 
 def _no_conflicts(
-    paths: list[str],
+    paths: PathTable,
+    hashes: npt.NDArray[np.int64],
     splits: npt.NDArray[np.int8],
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
     where: str,
 ) -> None:
     """Refuse files that are listed twice: they would count twice, and their labels or splits may differ."""
-    if len(set(paths)) == len(paths):
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if not len(again):
         return
+    rows = np.unique(np.concatenate([order[again], order[again + 1]]))
     first: dict[str, int] = {}
     repeated: list[str] = []
     differ: list[str] = []
-    for row, path in enumerate(paths):
+    for row in rows.tolist():
+        path = paths[row]
         one = first.setdefault(path, row)
         if one == row:
             continue
-        # equal cells share one object, so that millions of these take little memory
-        repeated.append(paths[one])
+        repeated.append(path)
         if splits[one] != splits[row] or (targets[one] != targets[row]).any():
-            differ.append(paths[one])
-    what = f"with another label or split: {shortened(differ)}" if differ else shortened(repeated)
-    raise UserError(f"{where}: every file must be listed once. Listed again {what}. Keep one row of each.")
+            differ.append(path)
+    if repeated:
+        what = f"with another label or split: {shortened(differ)}" if differ else shortened(repeated)
+        raise UserError(f"{where}: every file must be listed once. Listed again {what}. Keep one row of each.")

@@ -4,6 +4,7 @@ Forked worker processes share the arrays, because reading a path touches no refe
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -111,23 +112,38 @@ class PathTableBuilder:
         )
 
 
-def path_table(paths: Iterable[str]) -> PathTable:
-    """Build a table of paths in any order, as a manifest lists them."""
-    folders: dict[str, int] = {}
-    folder_ids: list[int] = []
-    ends: list[int] = []
-    buffer = bytearray()
-    for path in paths:
+class PathAppender:
+    """A builder that takes one path at a time, in any order, as a manifest lists them."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, int] = {}
+        self._folder_ids = array("i")
+        self._ends = array("q")
+        self._buffer = bytearray()
+
+    def append(self, path: str) -> None:
+        """Append a row."""
         folder, name = os.path.split(path)
-        folder_ids.append(folders.setdefault(folder, len(folders)))
-        buffer += os.fsencode(name)
-        ends.append(len(buffer))
-    return PathTable(
-        folders=list(folders),
-        folder_ids=np.asarray(folder_ids, np.int32),
-        names=np.frombuffer(bytes(buffer), np.uint8),
-        ends=_narrow(np.asarray(ends, np.int64)),
-    )
+        self._folder_ids.append(self._folders.setdefault(folder, len(self._folders)))
+        self._buffer += os.fsencode(name)
+        self._ends.append(len(self._buffer))
+
+    def build(self) -> PathTable:
+        """Build the table of all rows; it takes over the builder's buffers, so call this last."""
+        return PathTable(
+            folders=list(self._folders),
+            folder_ids=np.frombuffer(self._folder_ids, np.int32),
+            names=np.frombuffer(self._buffer, np.uint8),
+            ends=_narrow(np.frombuffer(self._ends, np.int64)),
+        )
+
+
+def path_table(paths: Iterable[str]) -> PathTable:
+    """Build a table of paths in any order."""
+    table = PathAppender()
+    for path in paths:
+        table.append(path)
+    return table.build()
 
 
 def concatenate(parts: Sequence[tuple[str, PathTable]]) -> PathTable:
