@@ -300,14 +300,19 @@ class _ManifestReader:
         ]
 
 
-def read_columns(path: str) -> Columns:
-    """Return the cells of each column of a table.
+def read_columns(path: str) -> dict[str, list[str]]:
+    """Return the cells of each column of a table as texts; a missing cell is empty.
 
     Raises:
         UserError: The table cannot be read.
     """
     full = check_manifest(path)
-    return _read_parquet(full) if full.lower().endswith(".parquet") else _read_text(full)
+    with open_rows(full, name=f"data.path={path!r}") as table:
+        columns: dict[str, list[str]] = {name: [] for name in table.columns}
+        for cells in table.read(range(len(table.columns))):
+            for name, cell in zip(table.columns, cells, strict=True):
+                columns[name].append("" if is_missing(cell) else str(cell))
+    return columns
 
 
 def write_manifest(index: Index, path: Path) -> None:

@@ -29,7 +29,8 @@ def write(path: Path, rows: int) -> None:
 
     labels = [f"n{row % 1000:08}" for row in range(rows)]
     pq.write_table(
-        pa.table({"path": list(names), "label": labels, "split": [splits[row // 1000 % 3] for row in range(rows)]}), path
+        pa.table({"path": list(names), "label": labels, "split": [splits[row // 1000 % 3] for row in range(rows)]}),
+        path,
     )
 
 
