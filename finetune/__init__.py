@@ -12,11 +12,14 @@ from finetune.errors import ConfigError, RunError, UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
 if TYPE_CHECKING:
+    from finetune.api.figures import plot_confusion, show_batch, top_losses
     from finetune.api.fit import fit, resume
     from finetune.api.models import embed, load, save_bundle, search
+    from finetune.api.steps import Export, Plan, audit, evaluate, export, ladder, plan
     from finetune.config.schema import PhaseConfig as Phase
     from finetune.embeddings.embeddings import Embeddings
     from finetune.inference.trained_model import TrainedModel, predict
+    from finetune.ladder_result import LadderResult
     from finetune.models.backbone import Backbone
     from finetune.models.build import build_backbone
     from finetune.models.classifier import Classifier, build_classifier
@@ -42,6 +45,17 @@ _LATER = {
     "Table": "finetune.table",
     "TrainedModel": "finetune.inference.trained_model",
     "predict": "finetune.inference.trained_model",
+    "show_batch": "finetune.api.figures",
+    "plot_confusion": "finetune.api.figures",
+    "top_losses": "finetune.api.figures",
+    "plan": "finetune.api.steps",
+    "audit": "finetune.api.steps",
+    "evaluate": "finetune.api.steps",
+    "export": "finetune.api.steps",
+    "ladder": "finetune.api.steps",
+    "Plan": "finetune.api.steps",
+    "Export": "finetune.api.steps",
+    "LadderResult": "finetune.ladder_result",
 }
 
 __all__ = [
@@ -49,23 +63,34 @@ __all__ = [
     "Classifier",
     "ConfigError",
     "Embeddings",
+    "Export",
     "FineTuner",
     "InputSpec",
+    "LadderResult",
     "Phase",
+    "Plan",
     "RunError",
     "RunResult",
     "Table",
     "TrainedModel",
     "UserError",
+    "audit",
     "build_backbone",
     "build_classifier",
     "embed",
+    "evaluate",
+    "export",
     "fit",
+    "ladder",
     "load",
+    "plan",
+    "plot_confusion",
     "predict",
     "resume",
     "save_bundle",
     "search",
+    "show_batch",
+    "top_losses",
 ]
 
 

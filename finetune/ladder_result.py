@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from finetune.errors import did_you_mean
+from finetune.html import html_table
 from finetune.plain import Json
 
 
@@ -65,3 +67,33 @@ class LadderResult:
     recommended: Recommendation | None
     train_it: str | None
     learning_curve: tuple[tuple[Mapping[str, float], ...], ...]
+
+    def rung(self, name: str) -> RungResult:
+        """Return the results of one strategy.
+
+        Raises:
+            KeyError: It is not a rung of this ladder.
+        """
+        known = [rung.name for rung in self.rungs]
+        if name not in known:
+            raise KeyError(
+                f"{name!r}: not a rung of this ladder. Rungs: {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+        return self.rungs[known.index(name)]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                rung.name,
+                rung.val,
+                f"{rung.test:.4f} ± {rung.test_interval:.4f}",
+                f"{rung.seconds:.1f} s",
+                f"{rung.trained:,.0f}",
+            )
+            for rung in self.rungs
+        ]
+        chosen = self.recommended
+        caption = (
+            "recommended: none" if chosen is None else f"recommended: {chosen.name}, confidence {chosen.confidence:.0%}"
+        )
+        return html_table(["strategy", "val", "test", "time", "trained"], rows, caption=caption)

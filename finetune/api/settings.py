@@ -52,11 +52,31 @@ class FitArguments:
             UserError: An argument or an override is wrong; one message for all overrides.
         """
         words, data = self._data()
-        config = self._with_phases(compose([*words, *self._words(), *self.overrides]))
+        config = self._with_phases(compose([*words, *self.words(), *self.overrides]))
         source = None if data is None else self._source(data, config)
         if source is not None:
             config = replace(config, input=replace(config.input, channels=source.decode.channels))
         return config, self._objects(config, source)
+
+    def words_of_data(self) -> list[str] | None:
+        """Return the words that name the data, or None where it is an object that no word names."""
+        words, data = self._data()
+        return words if data is None else None
+
+    def evaluation_source(self) -> "Source":
+        """Build the source of data that need not be valid for training.
+
+        Raises:
+            UserError: There is no such data.
+        """
+        from finetune.build.data import build_source
+        from finetune.build.paths import check_paths
+
+        words, data = self._data()
+        if data is not None:
+            return self._source(data, compose([*words, *self.words(), *self.overrides]))
+        config = compose([*words, *self.words(), *self.overrides])
+        return build_source(config, use="test", listing=check_paths(config, use="test"))
 
     def _data(self) -> tuple[list[str], Any]:
         """Return the words that name the data, and the data sets where they are objects."""
@@ -83,7 +103,8 @@ class FitArguments:
             )
         return ["data=digits", f"data.source={PYTHON}"], data
 
-    def _words(self) -> list[str]:
+    def words(self) -> list[str]:
+        """Return the words of all arguments but the data and the objects."""
         words = [f"seed={self.seed}"]
         if isinstance(self.backbone, str):
             words.append(f"backbone={self.backbone}")

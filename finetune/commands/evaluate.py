@@ -19,6 +19,8 @@ from finetune.safe_files import inside
 if TYPE_CHECKING:
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
+    from finetune.inference.evaluate import Evaluation
+    from finetune.models.classifier import Classifier
 
 # settings that name other data than the run's own
 _PLACES = ("data=", "data.root=", "data.path=", "data.name=")
@@ -45,38 +47,10 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.read(argv)
     given.overrides = check_overrides(given.overrides, line=TypedLine("evaluate", (given.run,)))
-    config = data_config(given.run, given.overrides)
-
-    from finetune.bundle import find_bundle, load_bundle
-
-    find_bundle(given.run)
-
-    import numpy as np
 
     from finetune.atomic_files import write_json
-    from finetune.build.data import build_source
-    from finetune.build.paths import check_data_is_there, check_paths
-    from finetune.inference.decode_options import decode_options_of
-    from finetune.inference.evaluate import evaluate
 
-    other_data = any(word.startswith(_PLACES) for word in given.overrides)
-    with _naming_own_config(given.run, given.overrides):
-        if not other_data:
-            check_data_is_there(config, command=f"finetune evaluate {shlex.quote(given.run)}")
-        listing = check_paths(config, use="test" if other_data else "train")
-    classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
-    config.input.channels = classifier.input_spec.channels
-    read_alike(config, given.overrides, decode_options_of(given.run))
-    source = _moved_data(given.run, config, given.overrides)
-    if source is None:
-        with _naming_own_config(given.run, given.overrides):
-            # other data is all tested, unless it has splits of its own
-            source = build_source(config, use="test" if other_data else "train", listing=listing)
-    split = given.split or _default_split(source, other_data=other_data)
-    rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
-    if not len(rows):
-        raise UserError(f"--split {split}: no image is in it. Counts: {source.index.images()}.")
-    tested = evaluate(classifier, source, rows, num_workers=config.data.num_workers)
+    tested, classifier, split = evaluate_run(given.run, given.overrides, split=given.split, trust=given.trust)
     metrics = tested.metrics
     print(f"{tested.images} images ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
     width = max(len(name) for name in classifier.classes)
@@ -93,6 +67,56 @@ def _default_split(source: "Source", *, other_data: bool) -> str:
     """Return ``test``, or ``all`` for other data that is all in one split, such as one with no training part."""
     filled = [split for split, images in source.index.images().items() if images]
     return "all" if other_data and len(filled) == 1 else "test"
+
+
+def evaluate_run(
+    run: str, overrides: Sequence[str], *, split: str | None, trust: bool
+) -> "tuple[Evaluation, Classifier, str]":
+    """Test a trained run on its own data or on other data.
+
+    Args:
+        run: Run or bundle folder.
+        overrides: Words that name other data, or change the run's own.
+        split: ``train``, ``val``, ``test`` or ``all``; None takes test, or all of data that has no splits of its own.
+        trust: Whether to build classes of the user's that the run names.
+
+    Returns:
+        The metrics, the model, and the split.
+
+    Raises:
+        UserError: The run, the data or the split cannot be used.
+    """
+    config = data_config(run, overrides)
+
+    from finetune.bundle import find_bundle, load_bundle
+
+    find_bundle(run)
+
+    import numpy as np
+
+    from finetune.build.data import build_source
+    from finetune.build.paths import check_data_is_there, check_paths
+    from finetune.inference.decode_options import decode_options_of
+    from finetune.inference.evaluate import evaluate
+
+    other_data = any(word.startswith(_PLACES) for word in overrides)
+    with _naming_own_config(run, overrides):
+        if not other_data:
+            check_data_is_there(config, command=f"finetune evaluate {shlex.quote(run)}")
+        listing = check_paths(config, use="test" if other_data else "train")
+    classifier = load_bundle(run, modules=modules_of(run, trust=trust))
+    config.input.channels = classifier.input_spec.channels
+    read_alike(config, overrides, decode_options_of(run))
+    source = _moved_data(run, config, overrides)
+    if source is None:
+        with _naming_own_config(run, overrides):
+            # other data is all tested, unless it has splits of its own
+            source = build_source(config, use="test" if other_data else "train", listing=listing)
+    split = split or _default_split(source, other_data=other_data)
+    rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
+    if not len(rows):
+        raise UserError(f"--split {split}: no image is in it. Counts: {source.index.images()}.")
+    return evaluate(classifier, source, rows, num_workers=config.data.num_workers), classifier, split
 
 
 @contextmanager

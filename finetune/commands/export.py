@@ -43,48 +43,90 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.read(argv)
-    if given.check is None:
+    target, lines = export_run(
+        given.run,
+        given.format,
+        output=given.output,
+        images=given.images,
+        precision=given.precision,
+        layout=given.layout,
+        check=given.check,
+        trust=given.trust,
+    )
+    print(f"{given.format}: {target}")
+    print("\n".join(lines))
+    return 0
+
+
+def export_run(
+    run: str,
+    form: str,
+    *,
+    output: Path | None,
+    images: Sequence[str] | None,
+    precision: str,
+    layout: str,
+    check: int | None,
+    trust: bool,
+) -> tuple[Path, list[str]]:
+    """Write an export of a run once it agrees with the trained model.
+
+    Args:
+        run: Run or bundle folder.
+        form: Name of the format.
+        output: File or folder to write; None takes ``exports/`` in the run.
+        images: Images to compare on; None takes the run's validation images.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        layout: ``nhwc`` or ``nchw``.
+        check: Number of images to compare on; None takes 64, or 256 for int8.
+        trust: Whether to build classes of the user's that the run names.
+
+    Returns:
+        What was written, and lines on how it was compared.
+
+    Raises:
+        UserError: The export cannot be made.
+        RunError: It does not agree with the model.
+    """
+    if check is None:
         # accuracy at eight bits is reported too, which needs more images
-        given.check = 256 if given.precision == "int8" else 64
+        check = 256 if precision == "int8" else 64
 
     from finetune.bundle import find_bundle
 
-    find_bundle(given.run)  # reports a wrong path before torch is loaded
+    find_bundle(run)  # reports a wrong path before torch is loaded
 
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import check_target, export_checked
     from finetune.inference.decode_options import decode_options_of
     from finetune.safe_files import inside, read_text
 
-    request = ExportRequest(format=FORMATS[given.format], precision=given.precision, layout=given.layout)
+    request = ExportRequest(format=FORMATS[form], precision=precision, layout=layout)  # type: ignore[arg-type]  # checked by who calls
     check_request(request)
-    target = given.output or home_path(given.run) / "exports" / request.filename
+    target = output or home_path(run) / "exports" / request.filename
     check_target(request, target)
-    classifier = load_bundle(given.run, modules=modules_of(given.run, trust=given.trust))
+    classifier = load_bundle(run, modules=modules_of(run, trust=trust))
     if classifier.multi_label and request.format.part is None:
         raise UserError(
-            f"--format {given.format}: holds one label per image, as a softmax. This model predicts several. Export "
+            f"--format {form}: holds one label per image, as a softmax. This model predicts several. Export "
             "--format head or backbone, or use the bundle by finetune.load."
         )
     with tempfile.TemporaryDirectory() as folder:
-        images = choose_images(
-            given.run, classifier, given.images, count=given.check, int8=given.precision == "int8", folder=Path(folder)
-        )
-        images = replace(images, decode=decode_options_of(given.run))
-        card_file = inside(find_bundle(given.run), CARD, of="bundle")
+        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
+        chosen = replace(chosen, decode=decode_options_of(run))
+        card_file = inside(find_bundle(run), CARD, of="bundle")
         card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
-        report = export_checked(ExportJob(classifier=classifier, request=request, images=images, card=card), target)
-    print(f"{given.format}: {target}")
-    print("\n".join(report.summary()))
+        report = export_checked(ExportJob(classifier=classifier, request=request, images=chosen, card=card), target)
+    lines = list(report.summary())
     if request.format.caution:
-        print(request.format.caution.replace("`", ""))
+        lines.append(request.format.caution.replace("`", ""))
     if request.format.hint:
-        print(request.format.hint.format(target=target))
+        lines.append(request.format.hint.format(target=target))
     if report.speed is not None:
         from finetune.report.export_section import tell_card
 
-        tell_card(find_bundle(given.run) / CARD, target.parent)
-    return 0
+        tell_card(find_bundle(run) / CARD, target.parent)
+    return target, lines
 
 
 def choose_images(

@@ -16,6 +16,7 @@ from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.scan import KINDS, MODES
+from finetune.html import html_table
 
 # a data set is imbalanced when its largest class has this many times the images of the smallest
 IMBALANCED = 10
@@ -76,6 +77,12 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain JSON values."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        splits = ", ".join(f"{split} {count:,}" for split, count in self.split_images.items())
+        rows = [(finding.severity, finding.kind, finding.text, finding.remedy) for finding in self.findings]
+        caption = f"{self.images:,} images in {len(self.classes)} classes: {splits}"
+        return html_table(["", "kind", "finding", "what to do"], rows, caption=caption)
 
 
 def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = True) -> Audit:

@@ -11,6 +11,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.data.image_source import Source
 from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
+from finetune.html import html_table
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
@@ -36,6 +37,10 @@ class Evaluation:
     def to_plain(self) -> dict[str, Json]:
         """Return the metrics as JSON values, with the counts behind them."""
         return {**to_plain(self.metrics), "images": self.images, "missing_classes": list(self.missing_classes)}
+
+    def _repr_html_(self) -> str:
+        rows = sorted(self.metrics.scalars().items())
+        return html_table(["metric", "value"], rows, caption=f"{self.images:,} images")
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -100,3 +105,15 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         update_metrics(metrics, logits=run_in_chunks(net, batch.images), targets=targets)
     missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]
     return Evaluation(metrics=split_metrics(metrics), images=len(rows), missing_classes=tuple(missing))
+
+
+def evaluate_split(classifier: Classifier, source: Source, split: str) -> Evaluation:
+    """Compute metrics on a split, or on ``all`` images.
+
+    Raises:
+        UserError: The split is empty, or the data does not fit the model.
+    """
+    rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
+    if not len(rows):
+        raise UserError(f"split={split!r}: no image is in it. Counts: {source.index.images()}. Choose another, or all.")
+    return evaluate(classifier, source, rows)

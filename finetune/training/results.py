@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from finetune.data.datamodule import ImageDataModule
+from finetune.html import html_table
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
 from finetune.results import DataFacts, PhaseResult, Results, RunFacts, Seconds, SplitMetrics
@@ -26,6 +27,11 @@ class RunResult:
     run_dir: Path
     bundle: Path
     results: Results
+
+    def _repr_html_(self) -> str:
+        test, val = self.results.test.scalars(), self.results.val.scalars()
+        rows = [(name, value, val.get(name)) for name, value in test.items()]
+        return html_table(["metric", "test", "val"], rows, caption=str(self.run_dir))
 
 
 def run_results(

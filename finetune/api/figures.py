@@ -1,0 +1,185 @@
+"""Figures for a notebook: a batch of training views, a confusion matrix, the worst mistakes. Each returns a matplotlib figure."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from finetune.inference.evaluate import Evaluation
+    from finetune.training.results import RunResult
+
+# up to this many classes their names and counts are written into the matrix
+_MOST_NAMED = 25
+
+
+def show_batch(
+    data: Any,
+    *,
+    images: int = 16,
+    augment: str = "standard",
+    size: int | tuple[int, int] = 128,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> "Figure":
+    """Return training images as the network would see them, with their classes.
+
+    Args:
+        data: As for :func:`finetune.fit`.
+        images: How many.
+        augment: The training view, ``none`` for the evaluation view.
+        size: Side, or height and width, of the views in pixels.
+        channels: 1 for grey images, 3 for colour; None takes what the data has.
+        classes: Class names of a data set.
+        seed: Which images, and which views of them.
+        overrides: Whatever else the command line takes.
+
+    Raises:
+        UserError: There is no such data, or no such view.
+    """
+    import torch
+
+    from finetune.api.settings import FitArguments
+    from finetune.build.data import build_source
+    from finetune.data.transforms import train_view
+    from finetune.input_spec import InputSpec
+
+    if type(images) is not int or images < 1:
+        raise UserError(f"images={images!r}: must be a whole number of at least 1.")
+    arguments = FitArguments(data=data, channels=channels, classes=classes, seed=seed, overrides=overrides)
+    config, objects = arguments.config_and_objects()
+    source = build_source(config) if objects.source is None else objects.source
+    pair = (size, size) if isinstance(size, int) else size
+    spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))
+    view, index = train_view(spec, augment=augment), source.index
+    train = index.rows("train")
+    rows = np.random.default_rng(seed).permutation(train)[:images]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pictures = [view(source.read(int(row), at_least=view.at_least)).permute(1, 2, 0).numpy() for row in rows]
+    titles = [_label(index, int(row)) for row in rows]
+    return _pictures(pictures, titles)
+
+
+def plot_confusion(result: "RunResult | Evaluation | str | Path") -> "Figure":
+    """Return the confusion matrix of a test: a row for each true class, a column for each predicted one.
+
+    Args:
+        result: What :func:`finetune.fit` or :func:`finetune.evaluate` returned, or a run folder.
+
+    Raises:
+        UserError: The model predicts several labels, or has over 1,000 classes.
+    """
+    metrics, classes = _metrics_of(result)
+    if metrics.map is not None or metrics.confusion is None:
+        raise UserError(
+            "result: has no single confusion matrix, as models of several labels or over 1,000 classes have none."
+        )
+    matrix = np.array(metrics.confusion)
+    side = min(4 + 0.3 * len(matrix), 14)
+    figure = _figure((side + 1, side))
+    axes = figure.subplots()
+    # by row, so that a rare class is as visible as a frequent one
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(matrix) <= _MOST_NAMED:
+        names = list(classes) or [str(number) for number in range(len(matrix))]
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        for true, predicted in zip(*np.nonzero(matrix), strict=True):
+            colour = "white" if shares[true, predicted] > 0.5 else "black"
+            axes.text(predicted, true, matrix[true, predicted], ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def top_losses(run: "RunResult | str | Path", *, images: int = 9) -> "Figure":
+    """Return the test images of a run that the model was most wrong about, with true class, answer and loss.
+
+    Args:
+        run: What :func:`finetune.fit` returned, or a run folder. Its image files must still be there.
+        images: How many.
+
+    Raises:
+        UserError: The run has no such files, or the model predicts several labels.
+    """
+    from finetune.data.decode import decode_file
+    from finetune.data.image_file import UnreadableImage
+    from finetune.inference.decode_options import decode_options_of
+    from finetune.report.run_files import check_run
+    from finetune.run_folder import RunFolder
+    from finetune.safe_files import inside, read_text
+
+    folder = check_run(_folder_of(run))
+    file = RunFolder(folder).predictions
+    rows = list(csv.DictReader(io.StringIO(read_text(inside(folder, file.name)), newline="")))
+    if rows and "target_probability" not in rows[0]:
+        raise UserError("run: its model predicts several labels, which have no single loss a picture.")
+    rows.sort(key=lambda row: float(row["target_probability"]))
+    decode = decode_options_of(folder)
+    pictures, titles = [], []
+    for row in rows[:images]:
+        try:
+            pictures.append(decode_file(row["path"], decode))
+        except UnreadableImage as error:
+            raise UserError(f"run: its test images are no longer there, or are no files. {error}") from error
+        loss = -math.log(max(float(row["target_probability"]), 1e-12))
+        titles.append(f"{row['target']}, answer {row['predicted']}\nloss {loss:.2f}")
+    return _pictures(pictures, titles)
+
+
+def _metrics_of(result: Any) -> tuple[Any, Sequence[str]]:
+    """Return the test metrics of a result, and the class names where it knows them."""
+    from finetune.inference.evaluate import Evaluation
+    from finetune.report.run_files import read_run
+    from finetune.training.results import RunResult
+
+    if isinstance(result, Evaluation):
+        return result.metrics, ()
+    if not isinstance(result, (RunResult, str, Path)):
+        raise UserError(f"result: must be of finetune.fit or finetune.evaluate. It is a {type(result).__name__}.")
+    results = result.results if isinstance(result, RunResult) else read_run(result).results
+    return results.test, results.data.classes
+
+
+def _folder_of(run: Any) -> Path:
+    return Path(getattr(run, "run_dir", run)).expanduser()
+
+
+def _label(index: Any, row: int) -> str:
+    if not index.multi_label:
+        return str(index.classes[int(index.targets[row])])
+    return ", ".join(name for name, shown in zip(index.classes, index.targets[row], strict=True) if shown) or "none"
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("figures: need matplotlib. Install it: pip install matplotlib") from None
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _pictures(pictures: Sequence[Any], titles: Sequence[str]) -> "Figure":
+    columns = min(math.ceil(math.sqrt(len(pictures))), 8)
+    rows = math.ceil(len(pictures) / columns)
+    figure = _figure((1.8 * columns, 2.1 * rows))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
+        grey = picture.shape[2] == 1
+        axes.imshow(picture[..., 0] if grey else picture, cmap="grey" if grey else None, vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8)
+    return figure

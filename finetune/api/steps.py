@@ -1,0 +1,321 @@
+"""The steps beside training, from Python: plan, audit, evaluate, export and the ladder, with typed results."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.schema import PhaseConfig
+from finetune.errors import UserError, did_you_mean
+from finetune.html import html_text
+from finetune.ladder.strategies import STRATEGIES, LadderOptions
+
+if TYPE_CHECKING:
+    from finetune.data.audit import Audit
+    from finetune.inference.evaluate import Evaluation
+    from finetune.ladder_result import LadderResult
+    from finetune.models.classifier import Classifier
+    from finetune.training.plan import PlannedPhase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training would do.
+
+    Args:
+        phases: What each phase would do, with its stages, rates, steps and forecast time.
+        precision: Precision of the computation, ``32-true`` for example.
+        seconds: Forecast of all phases together, from an empty cache.
+    """
+
+    phases: "tuple[PlannedPhase, ...]"
+    precision: str
+    seconds: float
+
+    def __str__(self) -> str:
+        from finetune.training.plan import plan_table
+
+        return plan_table(self.phases)
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An export that agreed with the model that it was made from.
+
+    Args:
+        path: File or folder of the export.
+        format: Its format.
+        summary: How it was compared, and with what figures, a line each.
+    """
+
+    path: Path
+    format: str
+    summary: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.format}: {self.path}", *self.summary])
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self))
+
+
+def plan(
+    data: Any,
+    *,
+    backbone: Any = "resnet18",
+    head: Any = None,
+    schedule: str | Sequence[PhaseConfig] = "gradual",
+    weights: str | Path | None = None,
+    lr: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    freeze: Sequence[str] = (),
+    augment: str | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    **further: Any,
+) -> Plan:
+    """Return what :func:`finetune.fit` would do with the same arguments; nothing is trained and nothing is written.
+
+    Args:
+        data: As for :func:`finetune.fit`, as all that follows.
+        backbone: The network.
+        head: The head.
+        schedule: A name, or phases in order.
+        weights: Where the backbone's weights come from.
+        lr: Highest learning rate of the schedule.
+        epochs: Passes over the training images in every phase.
+        batch_size: Images in one optimizer step.
+        size: Side, or height and width, of the network's input in pixels.
+        channels: 1 for grey images, 3 for colour.
+        freeze: Stages that no phase trains.
+        augment: The training views.
+        seed: Seed of all randomness.
+        overrides: Whatever else the command line takes.
+        **further: The other arguments of :func:`finetune.fit`.
+
+    Raises:
+        UserError: An argument, the data or the weights are not right.
+    """
+    from finetune.api.settings import FitArguments
+    from finetune.build import assemble
+    from finetune.build.python_objects import assemble_with_objects
+    from finetune.commands.plan import planned
+
+    known = set(FitArguments.__dataclass_fields__)
+    if unknown := [name for name in further if name not in known]:
+        raise UserError(f"{unknown[0]}: not an argument of finetune.plan.{did_you_mean(unknown[0], known)}")
+    config, objects = FitArguments(
+        data=data,
+        backbone=backbone,
+        head=head,
+        schedule=schedule,
+        weights=weights,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        size=size,
+        channels=channels,
+        freeze=freeze,
+        augment=augment,
+        seed=seed,
+        overrides=overrides,
+        **further,
+    ).config_and_objects()
+    parts = assemble_with_objects(config, objects) if objects.names() else assemble(config, trusted=True)
+    phases, precision = planned(config, parts)
+    seconds = sum(phase.time.seconds for phase in phases if phase.time is not None)
+    return Plan(phases=tuple(phases), precision=precision.name, seconds=seconds)
+
+
+def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = ()) -> "Audit":
+    """Check images before training: copies, leaks between splits, damaged files, imbalance; nothing is changed.
+
+    Args:
+        data: A folder, a table, a data frame, or ``"digits"``.
+        channels: 1 to read images as grey, 3 as colour; None takes what the data has.
+        overrides: Whatever else the command line takes.
+
+    Returns:
+        The counts, the sizes and the findings; it shows itself in a notebook.
+
+    Raises:
+        UserError: There is no such data, or it has no files.
+    """
+    from finetune.api.settings import FitArguments
+    from finetune.commands.audit import audit_source
+
+    config, objects = FitArguments(data=data, channels=channels, overrides=overrides).config_and_objects()
+    if objects.source is not None:
+        raise UserError("data: an audit needs image files. Give a folder, a table, or a data frame with their paths.")
+    return audit_source(config)[0]
+
+
+def evaluate(
+    model: "str | Path | Classifier",
+    data: Any = None,
+    *,
+    split: str = "test",
+    trust: bool = False,
+    overrides: Sequence[str] = (),
+) -> "Evaluation":
+    """Test a model on its own test split, or on other data, whose classes are aligned by name.
+
+    Args:
+        model: A run or bundle folder, or a classifier.
+        data: Other data, as for :func:`finetune.fit`; None takes that of the run.
+        split: ``train``, ``val``, ``test`` or ``all``. Data without splits is all test data.
+        trust: Build the classes of your own that the run names.
+        overrides: Whatever else the command line takes, ``["data.num_workers=4"]`` for example.
+
+    Returns:
+        The metrics, the number of images, and the classes without one.
+
+    Raises:
+        UserError: The data does not fit the model, or the split is empty.
+    """
+    from finetune.api.settings import FitArguments
+    from finetune.commands.evaluate import evaluate_run
+    from finetune.inference.evaluate import evaluate_split
+    from finetune.models.classifier import Classifier
+    from finetune.models.modes import evaluating
+
+    if data is None and isinstance(model, Classifier):
+        raise UserError("data: must be given for a classifier, which does not know what it was trained on.")
+    if not isinstance(model, Classifier):
+        words = [] if data is None else FitArguments(data=data).words_of_data()
+        if words is not None:
+            return evaluate_run(str(model), [*words, *overrides], split=split, trust=trust)[0]
+        from finetune.api.models import load
+
+        model = load(model, trust=trust)
+    arguments = FitArguments(data=data, channels=model.input_spec.channels, classes=model.classes, overrides=overrides)
+    source = arguments.evaluation_source()
+    with evaluating(model):
+        return evaluate_split(model, source, split)
+
+
+def export(
+    run: str | Path,
+    format: str,  # as the command's option
+    *,
+    output: str | Path | None = None,
+    images: Sequence[str | Path] | None = None,
+    precision: str = "fp32",
+    layout: str = "nhwc",
+    check: int | None = None,
+    trust: bool = False,
+) -> Export:
+    """Write a trained model in a format that other programs open, and compare it with the model on real images first.
+
+    Args:
+        run: Run or bundle folder.
+        format: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers``, ``web``, ``head`` or ``backbone``.
+        output: File or folder to write; None takes ``exports/`` in the run.
+        images: Images to compare on; None takes the run's validation images.
+        precision: ``fp32``, ``fp16`` or ``int8``, for onnx.
+        layout: ``nhwc`` or ``nchw``: where the channels of the pixels are, for onnx and torch_export.
+        check: Number of images to compare on; None takes 64, or 256 for int8.
+        trust: Build the classes of your own that the run names.
+
+    Raises:
+        UserError: The format is unknown, or the export cannot be made.
+        RunError: It does not agree with the model.
+    """
+    from finetune.commands.export import export_run
+    from finetune.export.formats import FORMATS
+
+    if format not in FORMATS:
+        raise UserError(f"format={format!r}: must be one of {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")
+    for name, value, choices in (
+        ("precision", precision, ("fp32", "fp16", "int8")),
+        ("layout", layout, ("nhwc", "nchw")),
+    ):
+        if value not in choices:
+            raise UserError(f"{name}={value!r}: must be one of {', '.join(choices)}.{did_you_mean(value, choices)}")
+    path, lines = export_run(
+        str(run),
+        format,
+        output=None if output is None else Path(output).expanduser(),
+        images=None if images is None else [str(image) for image in images],
+        precision=precision,
+        layout=layout,
+        check=check,
+        trust=trust,
+    )
+    return Export(path=path, format=format, summary=tuple(lines))
+
+
+def ladder(
+    data: Any,
+    *,
+    backbone: str = "resnet18",
+    weights: str | Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    batch_size: int | None = None,
+    augment: str | None = None,
+    seeds: int = 3,
+    epochs: int = 8,
+    rungs: Sequence[str] | None = None,
+    output: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> "LadderResult":
+    """Train the same network on the same data in several ways, over several seeds, and recommend one.
+
+    Args:
+        data: A folder, a table, a data frame, or ``"digits"``.
+        backbone: The network.
+        weights: Where its weights come from.
+        size: Side of the network's input in pixels.
+        channels: 1 for grey images, 3 for colour.
+        batch_size: Images in one optimizer step.
+        augment: The training views.
+        seeds: Runs of each strategy; a seed is one split and one start.
+        epochs: Passes over the training images of every strategy that trains.
+        rungs: Names of strategies; None takes all.
+        output: A new folder, or that of an interrupted ladder, which is continued; None takes ``runs/ladder-DATA``.
+        overrides: Whatever else the command line takes.
+
+    Raises:
+        UserError: There is no such strategy, or an argument is not right.
+    """
+    from finetune.api.settings import FitArguments
+    from finetune.ladder.ladder import run_ladder
+
+    chosen = tuple(STRATEGIES) if rungs is None else tuple(rungs)
+    if unknown := [name for name in chosen if name not in STRATEGIES]:
+        raise UserError(
+            f"rungs={unknown[0]!r}: no such strategy. Strategies: {', '.join(STRATEGIES)}."
+            f"{did_you_mean(unknown[0], STRATEGIES)}"
+        )
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name}={value!r}: must be a whole number of at least 1.")
+    arguments = FitArguments(
+        data=data,
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        channels=channels,
+        batch_size=batch_size,
+        augment=augment,
+        overrides=overrides,
+    )
+    words = arguments.words_of_data()
+    if words is None:
+        raise UserError("data: a ladder takes data that its runs can name. Give a folder, a table or a data frame.")
+    # a strategy sets its own schedule, and each run its own seed
+    own = [word for word in arguments.words() if not word.startswith(("schedule=", "seed="))]
+    options = LadderOptions(
+        seeds=seeds,
+        epochs=epochs,
+        rungs=tuple(name for name in STRATEGIES if name in chosen),
+        output=None if output is None else str(output),
+    )
+    return run_ladder([*words, *own, *overrides], options)

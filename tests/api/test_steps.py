@@ -1,0 +1,124 @@
+"""The steps beside training, from Python: typed results that show themselves in a notebook, and figures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import finetune
+from finetune.errors import UserError
+from tests.api.test_fit import QUICK
+from tests.conftest import make_pets, write_images
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a class whose name is HTML, and a picture that is there twice."""
+    root = make_pets(tmp_path_factory.mktemp("pets"))
+    write_images(root / "<b>bold", count=16, hue=(200, 200, 200), seed=9)
+    (root / "1 cat" / "copy.png").write_bytes((root / "1 cat" / "0.png").read_bytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return finetune.fit(pets, **QUICK, run_dir=tmp_path_factory.mktemp("run") / "run")
+
+
+def test_a_plan_has_phases_stages_and_seconds_and_trains_nothing(pets: Path, tmp_path: Path) -> None:
+    plan = finetune.plan(pets, **QUICK, run_dir=tmp_path / "run")
+    assert [phase.name for phase in plan.phases] == ["head"]
+    assert plan.phases[0].stages["layer4"].mode == "frozen"
+    assert plan.seconds > 0
+    assert "phase 0: head" in str(plan)
+    assert "<pre>phase 0: head" in plan._repr_html_()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"lrr: not an argument of finetune\.plan"):
+        finetune.plan(pets, lrr=1)
+
+
+def test_an_audit_shows_its_findings_with_names_escaped(pets: Path) -> None:
+    audit = finetune.audit(pets)
+    assert audit.images == 65
+    assert [finding.kind for finding in audit.findings] == ["duplicates"]
+    assert "more than once" in audit._repr_html_()
+    from tests.api.test_fit import Colours
+
+    with pytest.raises(UserError, match="an audit needs image files"):
+        finetune.audit(Colours())
+
+
+def test_a_run_result_shows_its_metrics(run: Any) -> None:
+    page = run._repr_html_()
+    assert f"{run.results.test.acc:.4g}" in page
+    assert "<caption>" in page
+
+
+def test_evaluate_repeats_the_test_of_a_run_and_takes_other_data_and_loaded_models(run: Any, pets: Path) -> None:
+    tested = finetune.evaluate(run.run_dir)
+    assert tested.metrics.acc == pytest.approx(run.results.test.acc)
+    assert tested.images == sum(run.results.data.counts["test"])
+    everything = finetune.evaluate(run.run_dir, pets, split="all")
+    assert everything.images == 65
+    model = finetune.load(run.bundle)
+    assert finetune.evaluate(model, pets, split="all").metrics == everything.metrics
+    files = sorted((pets / "2 dog").iterdir())
+    frame = pd.DataFrame({"path": files, "label": "2 dog"})
+    some = finetune.evaluate(model, frame)
+    assert (some.images, some.missing_classes) == (16, ("1 cat", "10 owl", "<b>bold"))
+    assert "16 images" in some._repr_html_()
+    with pytest.raises(UserError, match="data: must be given for a classifier"):
+        finetune.evaluate(model)
+
+
+def test_an_export_is_compared_and_says_where_it_is(run: Any, pets: Path, tmp_path: Path) -> None:
+    made = finetune.export(run.bundle, "head", output=tmp_path / "head.safetensors", images=[pets], check=4)
+    assert (made.path, made.path.is_file()) == (tmp_path / "head.safetensors", True)
+    assert made.summary
+    assert "head.safetensors" in made._repr_html_()
+    with pytest.raises(UserError, match=r"format='onx': must be one of .* Did you mean 'onnx'"):
+        finetune.export(run.bundle, "onx")
+    with pytest.raises(UserError, match=r"layout='hwc': must be one of nhwc, nchw"):
+        finetune.export(run.bundle, "onnx", layout="hwc")
+
+
+def test_a_ladder_has_rungs_by_name_and_refuses_what_it_has_not(tmp_path: Path, pets: Path) -> None:
+    settings = {key: QUICK[key] for key in ("backbone", "overrides")}
+    ladder = finetune.ladder(pets, **settings, seeds=2, epochs=1, rungs=["knn"], output=tmp_path / "ladder")
+    assert [rung.name for rung in ladder.rungs] == ["knn"]
+    assert len(ladder.rung("knn").runs) == 2
+    assert "knn" in ladder._repr_html_()
+    with pytest.raises(KeyError, match="not a rung of this ladder"):
+        ladder.rung("full")
+    with pytest.raises(UserError, match=r"rungs='prob': no such strategy.*Did you mean 'probe'"):
+        finetune.ladder(pets, rungs=["prob"])
+
+
+def test_figures_show_views_confusions_and_the_worst_answers(run: Any, pets: Path) -> None:
+    from matplotlib.figure import Figure
+
+    batch = finetune.show_batch(pets, images=5, size=32, seed=1)
+    titles = [axes.get_title() for axes in batch.axes if axes.get_title()]
+    assert len(titles) == 5
+    assert set(titles) <= {"1 cat", "2 dog", "10 owl", "<b>bold"}
+    assert [axes.images[0].get_array().shape for axes in batch.axes if axes.images] == [(32, 32, 3)] * 5
+    confusion = finetune.plot_confusion(run)
+    counts = sum(int(text.get_text()) for text in confusion.axes[0].texts)
+    assert counts == sum(run.results.data.counts["test"])
+    worst = finetune.top_losses(run.run_dir, images=3)
+    losses = [float(axes.get_title().rpartition("loss ")[2]) for axes in worst.axes if axes.get_title()]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
+    assert all(isinstance(figure, Figure) for figure in (batch, confusion, worst))
+    with pytest.raises(UserError, match=r"result: must be of finetune\.fit"):
+        finetune.plot_confusion(3)  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_show_batch_takes_grey_arrays_of_a_data_set() -> None:
+    from tests.api.test_fit import Pairs
+
+    pairs = [(np.full((9, 9), 20 * number, np.uint8), number % 2) for number in range(8)]
+    figure = finetune.show_batch(Pairs(*pairs), images=4, augment="none", size=16)
+    assert [axes.images[0].get_array().shape for axes in figure.axes if axes.images] == [(16, 16)] * 4
