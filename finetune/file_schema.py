@@ -24,6 +24,7 @@ _METRICS = {
         int,
         "in its place above 1,000 classes: true class, predicted class and images of each pair",
     ),
+    "own.*": (NUMBER, "metrics of the user's, by name"),
 }
 
 _METRICS_MULTI_LABEL = {
@@ -35,6 +36,7 @@ _METRICS_MULTI_LABEL = {
     "loss": (float, "mean binary cross-entropy in nats over images and classes, without smoothing or weights"),
     "recall[]": (float, "recall of each class, in the order of the classes; 0 for a class without an image"),
     "confusion[][][]": (int, "for each class, images by truth (row: no, yes) and prediction (column: no, yes)"),
+    "own.*": (NUMBER, "metrics of the user's, by name"),
 }
 
 _PHASE = {

@@ -1,7 +1,7 @@
 """The metrics of a split, all from torchmetrics."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
+from finetune.errors import UserError
 from finetune.results import Matrix, SplitMetrics
 
 # B = batch, K = classes, M = cells of a confusion matrix that are not zero
@@ -112,7 +113,9 @@ class ConfusionCells(Metric):
         return matrix.tolist(), None
 
 
-def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricCollection:
+def build_metrics(
+    num_classes: int, *, multi_label: bool = False, own: Mapping[str, Metric] | None = None
+) -> MetricCollection:
     """Build the metrics for single-label or multi-label data; all take probabilities (B, K).
 
     Single-label: accuracy, macro F1, recall of each class, confusion matrix, expected calibration error. ``acc`` counts images,
@@ -121,6 +124,14 @@ def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricColle
 
     Multi-label, with a threshold of one half: exact match as ``acc``, macro and micro F1, recall of each class, a confusion
     matrix for each class, mean average precision, and the calibration error over all pairs of an image and a class.
+
+    Args:
+        num_classes: Number of classes.
+        multi_label: Whether an image may show several.
+        own: Metrics of the user's by name, copied here; each takes probabilities and targets, and gives one number.
+
+    Raises:
+        UserError: A metric of the user's has the name of another one, or is none.
     """
     if multi_label:
         chosen: dict[str, Metric | MetricCollection] = {
@@ -146,6 +157,15 @@ def build_metrics(num_classes: int, *, multi_label: bool = False) -> MetricColle
     # update by comparing states, which would make the first batch of a run slower than the others
     collection = MetricCollection(chosen, compute_groups=groups)
     collection.add_metrics({"loss": MeanMetric()})
+    for name, metric in (own or {}).items():
+        if name in collection or "/" in name or not isinstance(metric, Metric):
+            taken = ", ".join(map(str, collection))
+            raise UserError(
+                f"metrics[{name!r}]: must be a torchmetrics Metric under a name of its own. It is a {type(metric).__name__}; "
+                f"taken: {taken}. Choose another name."
+            )
+        collection.add_metrics({name: metric.clone()})
+        collection[name].reset()
     return collection
 
 
@@ -201,7 +221,12 @@ def split_metrics(metrics: MetricCollection) -> SplitMetrics:
     whole, cells = values["confusion"].tolist(), None
     if isinstance(confusion, ConfusionCells):
         whole, cells = confusion.plain(values["confusion"])
-    numbers = {name: float(value) for name, value in values.items() if value.ndim == 0}
+    numbers = {name: float(value) for name, value in values.items() if value.numel() == 1}
+    known = {"acc", "ece", "f1_macro", "f1_micro", "map", "recall", "loss", "confusion"}
+    if several := [name for name in values if name not in known and name not in numbers]:
+        raise UserError(
+            f"metrics[{several[0]!r}]: must give one number. It gave {tuple(values[several[0]].shape)}. Average it."
+        )
     return SplitMetrics(
         acc=numbers["acc"],
         ece=numbers["ece"],
@@ -212,4 +237,5 @@ def split_metrics(metrics: MetricCollection) -> SplitMetrics:
         loss=numbers["loss"],
         confusion=whole,
         confusion_cells=cells,
+        own={name: value for name, value in numbers.items() if name not in known} or None,
     )

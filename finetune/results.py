@@ -25,6 +25,7 @@ class SplitMetrics:
         loss: Mean cross-entropy in nats.
         confusion: Images by true and predicted class; with several labels a 2 x 2 matrix of each class; None above 1,000 classes.
         confusion_cells: In its place above 1,000 classes: true class, predicted class and images of each pair.
+        own: Metrics of the user's by name; None for none.
     """
 
     acc: float
@@ -36,6 +37,7 @@ class SplitMetrics:
     loss: float
     confusion: Matrix | Sequence[Matrix] | None = None
     confusion_cells: Matrix | None = None
+    own: Mapping[str, float] | None = None
 
     def scalars(self) -> dict[str, float]:
         """Return the metrics that are single numbers, by name.
@@ -50,6 +52,7 @@ class SplitMetrics:
             "f1_micro": self.f1_micro,
             "map": self.map,
             "loss": self.loss,
+            **(self.own or {}),
         }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -1,5 +1,6 @@
 """``import finetune``: what Tab offers, and what it costs."""
 
+import pickle
 import subprocess
 import sys
 from importlib import metadata
@@ -23,3 +24,14 @@ def test_a_mistyped_name_is_answered_with_the_nearest() -> None:
 def test_the_names_are_listed_without_importing_torch() -> None:
     code = "import sys, finetune; dir(finetune), finetune.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packages_whose_name_is_a_function_are_called_and_pickled_as_functions_are() -> None:
+    import finetune.export.formats
+    import finetune.ladder.strategies
+
+    for package in (finetune.export, finetune.ladder):
+        again = pickle.loads(pickle.dumps(package))
+        for callable_ in (package, again):
+            with pytest.raises(TypeError, match=r"missing \d required positional argument"):
+                callable_()

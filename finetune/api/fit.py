@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
     from torch import Tensor, nn
+    from torchmetrics import Metric
 
     from finetune.models.backbone import Backbone
     from finetune.training.results import RunResult
@@ -34,6 +35,7 @@ def fit(
     transform: "Callable[[Tensor], Tensor] | None" = None,
     loss: "str | nn.Module | None" = None,
     monitor: str | None = None,
+    metrics: "Mapping[str, Metric] | None" = None,
     callbacks: "Sequence[Callback]" = (),
     loggers: "str | Sequence[Logger] | None" = None,
     run_dir: str | Path | None = None,
@@ -68,6 +70,7 @@ def fit(
         transform: Function of each training view after that, from uint8 (C, H, W) to the same.
         loss: ``cross_entropy``, ``focal``, or a module of your own from logits (B, K) and targets to one number or losses (B,).
         monitor: Metric that decides which epoch is best, ``val/acc`` for example.
+        metrics: torchmetrics metrics by name, beside those of every run; each gives one number, and may be monitored.
         callbacks: Lightning callbacks, which every phase's Trainer gets.
         loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None takes the configuration's.
         run_dir: A new folder; None makes one under ``runs/``.
@@ -102,6 +105,7 @@ def fit(
         transform=transform,
         loss=loss,
         monitor=monitor,
+        metrics=metrics or {},
         callbacks=callbacks,
         loggers=loggers,
         run_dir=run_dir,
@@ -119,6 +123,7 @@ def resume(
     head: "nn.Module | None" = None,
     loss: "nn.Module | None" = None,
     transform: "Callable[[Tensor], Tensor] | None" = None,
+    metrics: "Mapping[str, Metric] | None" = None,
     callbacks: "Sequence[Callback]" = (),
     loggers: "Sequence[Logger]" = (),
     classes: Sequence[str] | None = None,
@@ -134,6 +139,7 @@ def resume(
         head: Likewise a head.
         loss: Likewise the loss.
         transform: Likewise the transform.
+        metrics: Likewise the metrics.
         callbacks: Lightning callbacks that came as objects.
         loggers: Lightning loggers that came as objects.
         classes: Names of the classes of ``data``, if they were given.
@@ -167,7 +173,9 @@ def resume(
         if described["source"] != OWN:
             raise UserError("backbone: this run began with a network of a library. Give finetune.build_backbone(...).")
         backbone = backbone_from_description(described, module=backbone)
-    objects = PythonObjects(source=source, backbone=backbone, head=head, loss=loss, transform=transform)
+    objects = PythonObjects(
+        source=source, backbone=backbone, head=head, loss=loss, transform=transform, metrics=metrics or {}
+    )
     given = bool(objects.names()) or callbacks or loggers
     objects = replace(objects, callbacks=tuple(callbacks), loggers=tuple(loggers))
     return resume_run(folder, anyway=anyway, trust=trust, objects=objects if given else None)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class FitArguments:
     transform: Callable[[Any], Any] | None = None
     loss: "str | nn.Module | None" = None
     monitor: str | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Any] = ()
     loggers: str | Sequence[Any] | None = None
     run_dir: str | Path | None = None
@@ -210,6 +211,7 @@ class FitArguments:
             head=head if isinstance(head, nn.Module) else None,
             loss=loss if isinstance(loss, nn.Module) else None,
             transform=self.transform,
+            metrics=dict(self.metrics),
             callbacks=tuple(self.callbacks),
             loggers=tuple(loggers),
         )

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.build import RunParts
@@ -38,6 +38,7 @@ class PythonObjects:
         head: Head; likewise.
         loss: Training loss, from logits (B, K) and targets to one number or to losses (B,).
         transform: Function of a training view, uint8 (C, H, W), after the augmentation.
+        metrics: torchmetrics metrics by name, beside those of the configuration.
         callbacks: Lightning callbacks, beside those of the configuration.
         loggers: Lightning loggers, beside those of the configuration.
     """
@@ -47,6 +48,7 @@ class PythonObjects:
     head: "nn.Module | None" = None
     loss: "nn.Module | None" = None
     transform: Callable[[Any], Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Any] = ()
     loggers: Sequence[Any] = ()
 
@@ -59,7 +61,8 @@ class PythonObjects:
             "loss": self.loss,
             "transform": self.transform,
         }
-        return {key: _class_of(value) for key, value in given.items() if value is not None}
+        named = {key: _class_of(value) for key, value in given.items() if value is not None}
+        return named | ({"metrics": ", ".join(sorted(self.metrics))} if self.metrics else {})
 
 
 def _class_of(value: object) -> str:

@@ -180,6 +180,9 @@ def execute(
     )
     loggers = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()]
     callbacks = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()]
+    metrics = {name: instantiate(node, trusted=trusted) for name, node in config.metrics.items()} | dict(
+        objects.metrics
+    )
     if tune_process:
         collect_garbage_as_usual()
         if not torch.cuda.is_available():
@@ -213,6 +216,7 @@ def execute(
                 trainer=trainer_factory(config, run_dir, precision=decided.precision, trusted=trusted),
                 optimizer=partial(optimizer_factory, trusted=trusted),
                 loss=make_loss,
+                metrics=metrics,
             ),
             loggers=[*loggers, *objects.loggers],
             callbacks=[*callbacks, *objects.callbacks],

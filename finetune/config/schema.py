@@ -430,3 +430,8 @@ class Config:
         "further callbacks of Lightning by name, each a _target_ and its arguments",
         example="'callbacks.stop={_target_: lightning.pytorch.callbacks.Timer, duration: 00:01:00:00}'",
     )
+    metrics: dict[str, Any] = setting(
+        dict,
+        "metrics beside those of every run, by name, each a _target_ and its arguments; each gives one number, val/NAME",
+        example="'metrics.kappa={_target_: torchmetrics.CohenKappa, task: multiclass, num_classes: 3}'",
+    )

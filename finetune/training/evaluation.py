@@ -1,10 +1,11 @@
 """Evaluate the final weights of a run on the validation and the test images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import lightning.pytorch as pl
 import torch
+from torchmetrics import Metric
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
@@ -40,14 +41,20 @@ class EvaluationModule(pl.LightningModule):
         classifier: Network with its final weights.
         forward: Forward pass from what the batches hold.
         embedded_rows: Rows of the index whose embeddings are kept; None keeps none.
+        own_metrics: Metrics of the user's by name; None for none.
     """
 
     def __init__(
-        self, classifier: Classifier, *, forward: PhaseForward, embedded_rows: torch.Tensor | None = None
+        self,
+        classifier: Classifier,
+        *,
+        forward: PhaseForward,
+        embedded_rows: torch.Tensor | None = None,
+        own_metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
         # None until the whole split is evaluated
         self.evaluation: SplitEvaluation | None = None
         self._forward, self._outputs = forward, SplitOutputs(embedded_rows)
@@ -81,6 +88,7 @@ def evaluate(
     data: ImageDataModule,
     trainer: pl.Trainer,
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
+    own_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, SplitEvaluation]:
     """Return metrics and outputs of ``val`` and of ``test``.
 
@@ -92,6 +100,7 @@ def evaluate(
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
         running: Context around each call of the Trainer.
+        own_metrics: Metrics of the user's by name; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
     for split in ("val", "test"):
@@ -106,6 +115,7 @@ def evaluate(
             classifier,
             forward=PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=False),
             embedded_rows=sample_of(rows) if split == "test" else None,
+            own_metrics=own_metrics,
         )
         classifier.eval()
         if cache is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torchmetrics import Metric
 
 from finetune.checksums import remedy
 from finetune.data.loading import Batch
@@ -69,6 +70,7 @@ class PhaseModule(StagedModule):
         settings: What the run decides.
         steps_per_epoch: Training batches in an epoch.
         file_of: Gives the file of a row, for messages.
+        own_metrics: Metrics of the user's by name; None for none.
         carried: Optimizer state by parameter name, from the phase before.
         cached_stage: The stage whose cached output the batches hold in place of images; None where they hold images.
     """
@@ -83,6 +85,7 @@ class PhaseModule(StagedModule):
         settings: FitSettings,
         steps_per_epoch: int,
         file_of: Callable[[int], str] = str,
+        own_metrics: Mapping[str, Metric] | None = None,
         carried: OptimizerState | None = None,
         cached_stage: str | None = None,
     ) -> None:
@@ -99,7 +102,7 @@ class PhaseModule(StagedModule):
         self.strict_loading = False
         self.phase_number = settings.number
         self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience)
-        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
         self._seed, self._carried = settings.seed, carried
         self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=settings.compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))

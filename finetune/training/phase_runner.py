@@ -240,6 +240,7 @@ class PhaseRunner:
             ),
             steps_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
             file_of=context.data.source.index.path,
+            own_metrics=context.make.metrics,
             carried=carried,
             cached_stage=None if cache is None else cache.cached_stage,
         )

@@ -84,6 +84,7 @@ class Run:
             classifier=context.classifier,
             data=context.data,
             trainer=context.quiet_trainer(),
+            own_metrics=context.make.metrics,
             running=lambda trainer: session.running(context, trainer),
         )
 

@@ -1,13 +1,14 @@
 """What the phases of a run share, and the Trainers that they run in."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torchmetrics import Metric
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy
@@ -55,11 +56,13 @@ class Factories:
         trainer: Makes a Trainer from the arguments that the run decides.
         optimizer: For a phase, makes the function that turns parameter groups into an optimizer.
         loss: Makes the training loss of a phase.
+        metrics: Metrics of the user's by name, beside those of every run; each place that measures copies them.
     """
 
     trainer: Callable[..., pl.Trainer]
     optimizer: Callable[[Phase], OptimizerFactory]
     loss: Callable[[Phase], nn.Module]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchmetrics import Metric
 
 import finetune
 from finetune.api.settings import FitArguments
@@ -62,6 +63,18 @@ class Count(pl.Callback):
         self.batches += 1
 
 
+class Bright(Metric):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, targets: Tensor) -> None:
+        self.total += (probabilities.argmax(1) == 2).sum()
+
+    def compute(self) -> Tensor:
+        return self.total
+
+
 class Killed(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.current_epoch == 1:
@@ -69,12 +82,13 @@ class Killed(pl.Callback):
 
 
 OWN: dict[str, Any] = {**QUICK, "classes": ["red", "green", "blue"]}
+OWN["monitor"] = "val/blue"
 OWN["schedule"] = [finetune.Phase(train=["head"], epochs=3, lr=1e-2, cache="off")]
 
 
 def own_parts() -> dict[str, Any]:
     torch.manual_seed(0)
-    return {"data": Colours(), "head": Head(512, 3), "loss": Loss(), "transform": darker}
+    return {"data": Colours(), "head": Head(512, 3), "loss": Loss(), "transform": darker, "metrics": {"blue": Bright()}}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +103,9 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Count, Path]
 def test_own_dataset_head_loss_transform_callback_and_logger_train(own_run: tuple[Any, Count, Path]) -> None:
     run, counted, folder = own_run
     assert counted.batches == 3 * 3
+    confusion = np.array(run.results.test.confusion)
+    assert run.results.test.own == {"blue": confusion[:, 2].sum()}
+    assert "val/blue" in (folder / "run" / "metrics.csv").read_text().splitlines()[0]
     assert run.results.data.classes == ("red", "green", "blue")
     assert run.results.imbalance.loss.endswith("test_fit.Loss")
     assert [len(rows) for rows in (run.results.test.recall, run.results.phases)] == [3, 1]
@@ -291,7 +308,7 @@ def test_a_solver_for_linear_heads_takes_no_own_head_or_loss(part: dict[str, Any
 def test_the_record_of_a_run_names_its_objects(own_run: tuple[Any, Count, Path]) -> None:
     run, _, _ = own_run
     record = json.loads((run.run_dir / "run.json").read_text())
-    assert sorted(record["decided"]["objects"]) == ["data", "head", "loss", "transform"]
+    assert sorted(record["decided"]["objects"]) == ["data", "head", "loss", "metrics", "transform"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert finetune.resume(run.run_dir) is None
