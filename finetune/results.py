@@ -233,12 +233,18 @@ class BackboneOrigin:
     Args:
         source: Library of the network; ``own`` for a class of the user's.
         name: Its name there, or that class.
-        weights: Where its weights came from.
+        weights: Where its weights came from, as the configuration names it.
+        place: Repository, package, address or file that the name stands for; empty in runs of earlier versions.
+        licence: Licence of those weights; ``unknown`` where nobody recorded one, None for random weights.
+        revision: Commit of the hub's repository, where it is known.
     """
 
     source: str
     name: str
     weights: str
+    place: str = ""
+    licence: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.image_source import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
+    from finetune.models.weights_origin import WeightsOrigin
 
 Say = Callable[[str], None]
 
@@ -28,6 +29,16 @@ def network_name(config: Config) -> str:
     """
     target = config.backbone._target_
     return config.backbone.name if target is None else target.rpartition(".")[2]
+
+
+def weights_origin(config: Config) -> "WeightsOrigin":
+    """Return the origin and the licence of the weights that a configuration begins with."""
+    from finetune.models.weights_origin import WeightsOrigin, origin_of
+
+    chosen = config.backbone
+    if chosen._target_ is not None and chosen.weights == "none":
+        return WeightsOrigin(place="as its class makes them", licence=None)
+    return origin_of(source=chosen.source, name=chosen.name, weights=chosen.weights)
 
 
 def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Backbone":
@@ -62,6 +73,8 @@ def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Bac
             say(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
         else:
             say(f"weights: {name} from {chosen.weights}")
+            if warning := weights_origin(config).warning:
+                say(warning)
     backbone.input_spec = replace(backbone.input_spec, **given)
     return backbone
 

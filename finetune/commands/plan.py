@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
 def task(config: Config) -> int:
     """Print the plan of one configuration."""
     from finetune.build import assemble
+    from finetune.build.classifier import weights_origin
     from finetune.build.training import imbalance
 
     parts = assemble(config, print, trusted=True)
@@ -43,6 +44,7 @@ def task(config: Config) -> int:
     images = ", ".join(f"{n} {split}" for split, n in index.images().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
+    print(f"weights: {weights_origin(config).in_words()}")
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
     print(f"precision: {precision.name} ({precision.why})")

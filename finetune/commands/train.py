@@ -154,6 +154,7 @@ def execute(
     import torch
 
     from finetune.activation_cache.policy import policies_from_plain
+    from finetune.build.classifier import weights_origin
     from finetune.build.python_objects import PythonObjects, loss_with_objects, with_objects_named
     from finetune.models.own_modules import own_classes
     from finetune.report.model_card import model_card
@@ -173,6 +174,7 @@ def execute(
     compiled = compiles(config.compile)
     objects = PythonObjects() if objects is None else objects
     named, index = with_objects_named(config, objects), parts.source.index
+    origin = weights_origin(named)
     make_loss = (
         loss_of(config, parts.source, trusted=trusted)
         if objects.loss is None
@@ -205,6 +207,9 @@ def execute(
                         source=parts.classifier.backbone.source,
                         name=network_name(named),
                         weights=named.backbone.weights,
+                        place=origin.place,
+                        licence=origin.licence,
+                        revision=origin.revision,
                     ),
                     schedule=config.schedule.name,
                     imbalance=imbalance(named),

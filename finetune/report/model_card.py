@@ -8,7 +8,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 from finetune.report.confusion import confused_pairs, confusion_of, images_counted
 from finetune.report.loading_snippets import how_to_load
-from finetune.results import Results, SplitMetrics
+from finetune.results import BackboneOrigin, Results, SplitMetrics
 from finetune.terminal import markdown
 
 _MISTAKES = 10
@@ -36,6 +36,14 @@ def model_card(classifier: Classifier, results: Results) -> str:
         f"Made by `finetune`. Backbone weights at the start: `{backbone.weights}`. Schedule: "
         f"`{results.schedule}`, seed {results.seed}.",
         "",
+        *(
+            [
+                f"These come from {markdown(backbone.place)}{_revision(backbone)}. Their licence: `{backbone.licence}`.",
+                "",
+            ]
+            if backbone.licence is not None
+            else []
+        ),
         *how_to_open(classifier),
         "",
         "## Test",
@@ -65,6 +73,10 @@ def model_card(classifier: Classifier, results: Results) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _revision(backbone: BackboneOrigin) -> str:
+    return f", revision `{backbone.revision}`" if backbone.revision else ""
 
 
 def _other_programs(spec: InputSpec) -> list[str]:

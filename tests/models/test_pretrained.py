@@ -112,8 +112,11 @@ def test_without_a_network_one_message_says_what_was_tried_and_the_ways_out(
     with pytest.raises(UserError) as caught:
         build_backbone(source=source, name=name, weights=weights)
     ways = ["backbone.weights=PATH", "backbone.weights=embedded", "backbone.weights=none", "HF_HOME", "TORCH_HOME"]
+    ways.append("backbone.weights=package")
     for part in [f"backbone.weights={weights!r}", *tried, *ways]:
         assert part in str(caught.value)
+    # real weights without a hub are offered before all others
+    assert min(ways, key=str(caught.value).index) == "backbone.weights=package"
     assert "\n" not in str(caught.value)
 
 

@@ -96,10 +96,18 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     log.info("backbone %s: ImageNet weights %s.", backbone.name, cfg.get("hf_hub_id") or cfg.get("url"))
 
 
+def pretrained_cfg(name: str) -> Any:
+    """Return timm's description of the weights of a network's tag (timm's default if the name has none)."""
+    return timm.get_pretrained_cfg(_tagged(name))
+
+
+def _tagged(name: str) -> str:
+    return f"{name}.{PRESET_TAG}" if name in PRESETS else name
+
+
 def _create(name: str, kwargs: Mapping[str, Any], **more: Any) -> Any:
-    tagged = f"{name}.{PRESET_TAG}" if name in PRESETS else name
     try:
-        return timm.create_model(tagged, num_classes=0, **kwargs, **more)
+        return timm.create_model(_tagged(name), num_classes=0, **kwargs, **more)
     except RuntimeError as error:  # an unknown tag
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise UserError(f"backbone.name={name!r}: {error}.{did_you_mean(name, tags)}") from None

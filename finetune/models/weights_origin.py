@@ -1,0 +1,124 @@
+"""Where pretrained weights come from, in which revision and under which licence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.models.package_weights import package_of
+from finetune.safe_files import read_json
+
+UNKNOWN = "unknown"
+# licences that allow everything a user may want to do with a trained model
+PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0")
+# licences that forbid commercial use without "nc" or "noncommercial" in their names
+_RESEARCH_ONLY = ("apple-amlr", "seer-license")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsOrigin:
+    """Where weights come from.
+
+    Args:
+        place: Repository, address, package or file.
+        licence: Its name in timm's spelling, ``unknown`` where nobody recorded one; None for random weights.
+        revision: Commit of the hub's repository, where it is known.
+    """
+
+    place: str
+    licence: str | None
+    revision: str | None = None
+
+    def in_words(self) -> str:
+        """Return one line for the plan and the card."""
+        revision = f", revision {self.revision[:12]}" if self.revision else ""
+        return f"{self.place}{revision}; licence: {self.licence or 'none needed'}"
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before training, where the licence does not simply allow it."""
+        if self.licence is None or self.licence in PERMISSIVE:
+            return None
+        if self.licence == UNKNOWN:
+            # files are the user's own, and need no reminder
+            fetched = self.place.startswith(("hub:", "http"))
+            return f"licence: none is recorded for {self.place}. Look there before commercial use." if fetched else None
+        words = self.licence.lower().replace("_", "-").split("-")
+        if "nc" in words or "noncommercial" in words or self.licence in _RESEARCH_ONLY:
+            return f"licence: {self.licence} forbids commercial use of these weights and of what is trained from them."
+        return f"licence: {self.licence} has terms of its own. Read them before commercial use of these weights."
+
+
+def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
+    """Return the origin of a backbone's weights, without loading them.
+
+    Args:
+        source: ``backbone.source``.
+        name: ``backbone.name``.
+        weights: ``backbone.weights``.
+    """
+    if weights == "none":
+        return WeightsOrigin(place="random weights", licence=None)
+    if weights == "embedded":
+        return WeightsOrigin(place="inside this package, taught by formulas", licence="apache-2.0")
+    if weights == "package":
+        package = package_of(name)
+        return WeightsOrigin(place=package.place, licence=package.licence)
+    if weights.startswith("hub:"):
+        return _of_hub(weights.removeprefix("hub:"), licence=UNKNOWN)
+    if weights != "imagenet" and not weights.isupper():
+        return _of_path(Path(weights).expanduser())
+    if source == "timm":
+        from finetune.models.sources.from_timm import pretrained_cfg
+
+        cfg = pretrained_cfg(name)
+        licence = str(cfg.license or UNKNOWN)
+        if cfg.hf_hub_id:
+            return _of_hub(str(cfg.hf_hub_id), licence=licence)
+        return WeightsOrigin(place=str(cfg.url or "timm"), licence=licence)
+    if source == "transformers":
+        return _of_path(Path(name)) if Path(name).is_dir() else _of_hub(name, licence=UNKNOWN)
+    return WeightsOrigin(place=f"torchvision, {weights}", licence=UNKNOWN)
+
+
+def _of_hub(repo: str, *, licence: str) -> WeightsOrigin:
+    """Return the origin of a hub repository, with the commit that lies in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name, _, marked = repo.partition("@")
+    try:
+        found = [
+            try_to_load_from_cache(name, file, revision=marked or None) for file in ("model.safetensors", "config.json")
+        ]
+    except HFValidationError:
+        found = []
+    # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
+    commit = next((Path(path).parent.name for path in found if isinstance(path, str)), marked or None)
+    return WeightsOrigin(place=f"hub:{name}", licence=licence, revision=commit)
+
+
+def _of_path(path: Path) -> WeightsOrigin:
+    """Return the origin of a file or folder; a bundle hands on the licence of the weights that it began from."""
+    for file, keys in (
+        (path / "model.json", ("training", "backbone", "licence")),
+        (path / "model" / "model.json", ("training", "backbone", "licence")),
+        (path / "config.json", ("pretrained_cfg", "license")),
+        (path / "config.json", ("license",)),
+    ):
+        value: Any = _content(file)
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value:
+            return WeightsOrigin(place=str(path), licence=value[:100])
+    return WeightsOrigin(place=str(path), licence=UNKNOWN)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return read_json(file, dict)
+    except (UserError, OSError, ValueError):
+        # loading the weights says what is wrong with it
+        return {}
