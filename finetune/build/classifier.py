@@ -36,8 +36,8 @@ def weights_origin(config: Config) -> "WeightsOrigin":
     from finetune.models.weights_origin import WeightsOrigin, origin_of
 
     chosen = config.backbone
-    if chosen._target_ is not None and chosen.weights == "none":
-        return WeightsOrigin(place="as its class makes them", licence=None)
+    if chosen._target_ is not None and chosen.weights in ("none", "given"):
+        return WeightsOrigin(place="those that the user's module has", licence=None)
     return origin_of(source=chosen.source, name=chosen.name, weights=chosen.weights)
 
 
