@@ -58,3 +58,24 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
             reason = str(error).strip().split("\n")[0]
             raise UnavailableError(f"{constants.ENDPOINT}/{repo} ({reason})") from None
     raise UnavailableError(f"{constants.ENDPOINT}/{repo}, which has none of {shortened(filenames)}")
+
+
+def cached_revision(repo: str) -> str | None:
+    """Return the commit of a repository whose weights or configuration lie in the hub's cache, without using the network.
+
+    Args:
+        repo: Name ``owner/name`` of the repository, optionally with ``@revision``.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    repo, _, marked = repo.partition("@")
+    for filename in ("model.safetensors", "pytorch_model.bin", "config.json"):
+        try:
+            path = try_to_load_from_cache(repo, filename, revision=marked or None)
+        except HFValidationError:
+            return None
+        if isinstance(path, str):
+            # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
+            return Path(path).parent.name
+    return None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.models.hub import cached_revision
 from finetune.models.package_weights import package_of
 from finetune.safe_files import read_json
 
@@ -83,19 +84,8 @@ def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
 
 def _of_hub(repo: str, *, licence: str) -> WeightsOrigin:
     """Return the origin of a hub repository, with the commit that lies in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     name, _, marked = repo.partition("@")
-    try:
-        found = [
-            try_to_load_from_cache(name, file, revision=marked or None) for file in ("model.safetensors", "config.json")
-        ]
-    except HFValidationError:
-        found = []
-    # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
-    commit = next((Path(path).parent.name for path in found if isinstance(path, str)), marked or None)
-    return WeightsOrigin(place=f"hub:{name}", licence=licence, revision=commit)
+    return WeightsOrigin(place=f"hub:{name}", licence=licence, revision=cached_revision(repo) or marked or None)
 
 
 def _of_path(path: Path) -> WeightsOrigin:
