@@ -94,7 +94,7 @@ def save_bundle(
     save_head(
         folder / HEAD_WEIGHTS,
         head=classifier.head,
-        settings=model["head"],
+        settings=classifier.head_settings,
         backbone_hash=backbone_hash,
         classes=classifier.classes,
         multi_label=classifier.multi_label,

@@ -4,16 +4,20 @@ A field is a dotted path: ``[]`` stands for each entry of a list, ``*`` for any 
 add some, and changes or removes none without raising ``format``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.errors import UserError, shortened
+
+# the type of a field, and what it says
+Field = tuple[type | tuple[type, ...], str]
+Fields = Mapping[str, Field]
 
 NUMBER = (int, float)
 # between the names of one image's classes, in tables
 LABELS = ";"
 
-_METRICS = {
+_METRICS: dict[str, Field] = {
     "acc": (float, "share of images whose most probable class is the true one"),
     "f1_macro": (float, "F1 score, mean over classes that were true or predicted at least once"),
     "ece": (float, "expected calibration error, 15 bins (Guo et al. 2017)"),
@@ -27,7 +31,7 @@ _METRICS = {
     "own.*": (NUMBER, "metrics of the user's, by name"),
 }
 
-_METRICS_MULTI_LABEL = {
+_METRICS_MULTI_LABEL: dict[str, Field] = {
     "acc": (float, "share of images with every class right: a class is predicted where its probability is above 0.5"),
     "f1_macro": (float, "F1 score, mean over classes; 0 for a class neither true nor predicted anywhere"),
     "f1_micro": (float, "F1 score over all pairs of an image and a class"),
@@ -39,7 +43,7 @@ _METRICS_MULTI_LABEL = {
     "own.*": (NUMBER, "metrics of the user's, by name"),
 }
 
-_PHASE = {
+_PHASE: dict[str, Field] = {
     "name": (str, "name of the phase"),
     "train[]": (str, "stages that trained, from the input to the head"),
     "frozen[]": (str, "stages that did not"),
@@ -67,7 +71,7 @@ _PHASE = {
     "seconds": (NUMBER, "wall time of the part that ran in the process that finished the phase"),
 }
 
-_DATA = {
+_DATA: dict[str, Field] = {
     "fingerprint": (str, "digest of classes, paths, targets, splits and contents"),
     "classes[]": (str, "class names in the order of the logits"),
     "counts.*[]": (int, "images of each class, by split"),
@@ -77,11 +81,11 @@ _DATA = {
 }
 
 
-def _under(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _under(prefix: str, fields: Fields) -> dict[str, Field]:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
 
-_RESULTS: dict[str, Any] = {
+_RESULTS: dict[str, Field] = {
     **_under("phases[]", _PHASE),
     "seconds.training": (NUMBER, "sum of the phases"),
     "seconds.phases.*": (NUMBER, "each phase"),
@@ -147,7 +151,7 @@ FOUND: dict[str, str] = {
 }
 
 # of finetune search --quality --output
-RETRIEVAL: dict[str, Any] = {
+RETRIEVAL: dict[str, Field] = {
     "recall@1": (float, "share of queries whose nearest image has their label"),
     "recall@5": (float, "share of queries with an image of their label among the nearest 5"),
     "recall@10": (float, "likewise 10"),
@@ -159,7 +163,7 @@ RETRIEVAL: dict[str, Any] = {
 }
 
 # of finetune classify, classifier.json
-CLASSIFIER: dict[str, Any] = {
+CLASSIFIER: dict[str, Field] = {
     "method": (str, "'knn' or 'logistic'"),
     "chosen.*": (NUMBER, "the setting: k, or C, the inverse strength of the penalty"),
     "tried[].k": (int, "a number of neighbours that was tried"),
@@ -169,7 +173,7 @@ CLASSIFIER: dict[str, Any] = {
 }
 
 # of finetune cluster, summary.json; from `labelled` on only where images have labels
-CLUSTER_SUMMARY: dict[str, Any] = {
+CLUSTER_SUMMARY: dict[str, Field] = {
     "method": (str, "'kmeans' or 'hdbscan'"),
     "metric": (str, "'cosine' or 'l2'"),
     "seed": (int, "of starts and samples"),
@@ -238,7 +242,7 @@ EVALUATION_TENSORS: dict[str, str] = {
 # the page for people: made from the files of the run alone, and from its images where they are still there
 REPORT = "report.html"
 
-_MODEL: dict[str, Any] = {
+_MODEL: dict[str, Field] = {
     "format": (int, "version of this description; a newer one is refused"),
     "model.backbone.**": (
         object,
@@ -280,7 +284,7 @@ MODEL_MULTI_LABEL = {
 
 
 # parity.json of an export; head and backbone, which prepare no images, have no ``from_files``
-PARITY: dict[str, Any] = {
+PARITY: dict[str, Field] = {
     "format": (str, "as finetune export --format has it"),
     "precision": (str, "'fp32', 'fp16' or 'int8'"),
     "opened_by": (str, "the client that opened the export in a process without finetune, and its version"),
@@ -320,7 +324,7 @@ def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     return [(path, value)]
 
 
-def _match(path: str, fields: dict[str, Any]) -> str | None:
+def _match(path: str, fields: Fields) -> str | None:
     """The field that describes a path."""
     if path in fields:
         return path
@@ -333,7 +337,7 @@ def _match(path: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
-def check_fields(values: dict[str, Any], fields: dict[str, Any], *, name: str, of_any_version: bool = False) -> None:
+def check_fields(values: Mapping[str, object], fields: Fields, *, name: str, of_any_version: bool = False) -> None:
     """Hold that values have the fields documented here, each of its type, and no others.
 
     Args:

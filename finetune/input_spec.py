@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from finetune.errors import UserError
+from finetune.plain import Json
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash"]
@@ -96,7 +97,7 @@ class InputSpec:
         if not _is_finite(self.crop_pct):
             raise UserError(f"input.crop_pct={self.crop_pct!r}: must be a number above 0 and at most 1.")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Return plain JSON values, which :meth:`from_dict` reads.
 
         >>> InputSpec.from_dict(InputSpec(channels=1).to_dict()) == InputSpec(channels=1)
@@ -115,7 +116,7 @@ class InputSpec:
         if set(values) != field_names:
             wrong = sorted(set(values) ^ field_names)
             raise UserError(f"input: the keys must be {', '.join(sorted(field_names))}. Missing or unknown: {wrong}.")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fields: Mapping[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
 

@@ -22,6 +22,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import OWN, code_digest
 from finetune.models.weights import state_hash
+from finetune.plain import Json
 from finetune.training.phases import Phase
 from finetune.versions import versions
 
@@ -74,7 +75,7 @@ class ActivationStore:
         self._parts = self._depends_on()
         self.found = self.computed = 0
 
-    def _depends_on(self) -> dict[str, Any]:
+    def _depends_on(self) -> dict[str, Json]:
         """Return everything that an activation depends on, except the split and the view."""
         classifier = self._classifier
         return depends_on(
@@ -102,7 +103,7 @@ class ActivationStore:
 
     def _open(self, wanted: SplitView, rows: Rows) -> Entry:
         view = wanted.view
-        parts: dict[str, Any] = {"augment": view.augment}
+        parts: dict[str, Json] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
             listed = self._images.list_keys.get(view.augment)
@@ -170,7 +171,7 @@ def depends_on(
     dtype: torch.dtype = torch.float32,
     folded: bool = False,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Return everything that a cached activation depends on, except the split and the view: the first parts of its key.
 
     Args:

@@ -25,7 +25,7 @@ accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its Image
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -33,6 +33,7 @@ from finetune.activation_cache.store import free_bytes, why_unusable
 from finetune.data.index import Index
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.plain import Json
 from finetune.training.phases import HEAD, Phase
 
 # fraction of the free disk space that one phase may take
@@ -65,7 +66,7 @@ class CachePolicy:
         """Return the augmentation of the training images of a phase that trains without a cache."""
         return "none" if self.cached_view == "evaluation" else phase.augment
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Json]:
         """Return plain JSON values, for ``plan.json``."""
         return asdict(self)
 
@@ -97,7 +98,7 @@ def _from_plain(value: object, phase: Phase) -> CachePolicy:
     return CachePolicy(**value)
 
 
-def cache_results(policy: CachePolicy) -> dict[str, Any]:
+def cache_results(policy: CachePolicy) -> dict[str, Json]:
     """Return the entries about the cache in a phase's results."""
     return {
         "cached_after": policy.cached_stage or "",

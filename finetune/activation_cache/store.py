@@ -27,6 +27,7 @@ from finetune.cache_dir import cache_folder
 from finetune.errors import FileError, RunError
 from finetune.file_errors import file_error, file_of
 from finetune.file_lock import lock_byte, open_lock_file, unlock_byte
+from finetune.plain import Json
 from finetune.safe_files import need, read_bytes, read_json
 
 try:
@@ -116,7 +117,7 @@ class Layout:
         """Return the rows of a chunk; chunks are almost equal in size, as kernels may treat a batch of one differently."""
         return range(self.rows * chunk // self.chunks, self.rows * (chunk + 1) // self.chunks)
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Json]:
         """Return plain JSON values."""
         return {"rows": self.rows, "shape": list(self.shape), "dtype": self.dtype, "chunk_rows": self.chunk_rows}
 
@@ -316,7 +317,7 @@ class Listed:
     folder: Path
     bytes: int
     used: float  # seconds since the epoch
-    about: dict[str, Any]
+    about: Mapping[str, Json]
     complete: bool
 
 

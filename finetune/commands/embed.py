@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path
 from finetune.commands.own_modules import HELP, modules_of
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from finetune.data.image_source import Source
     from finetune.embeddings.extractor import FeatureExtractor
     from finetune.embeddings.image_records import ImageRecords
+    from finetune.plain import Json
 
 ABOUT = """\
 Write features of images to a file that finetune search, cluster and classify read: .npz or .parquet by the suffix of --output.
@@ -194,7 +195,9 @@ def _samples(line: EmbedArguments, config: Config | None, extractor: "FeatureExt
     return DatasetRecords(source, data=data, cached=cached)
 
 
-def data_set(config: Config, line: EmbedArguments, extractor: "FeatureExtractor") -> "tuple[Source, dict[str, Any]]":
+def data_set(
+    config: Config, line: EmbedArguments, extractor: "FeatureExtractor"
+) -> "tuple[Source, Mapping[str, Json]]":
     """Return the data set of a command line, and the values that recreate it."""
     from finetune.build.data import build_source
     from finetune.commands.evaluate import read_alike

@@ -17,6 +17,7 @@ from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.scan import KINDS, MODES
 from finetune.html import html_table
+from finetune.plain import Json
 
 # a data set is imbalanced when its largest class has this many times the images of the smallest
 IMBALANCED = 10
@@ -74,7 +75,7 @@ class Audit:
         """Tell whether any finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Json]:
         """Return the audit as plain JSON values."""
         return asdict(self)
 

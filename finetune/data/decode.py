@@ -40,6 +40,7 @@ from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
 from finetune.data.png_checksums import check_png
 from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
+from finetune.plain import Json
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
     from torch import Tensor
@@ -104,7 +105,7 @@ class DecodeOptions:
         """Return the rule for more than 8 bits."""
         return DepthRule(high_depth=self.high_depth)
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Json]:
         """Return the options that do not depend on the network, as bundles, exports and embeddings record them in JSON."""
         return {"max_pixels": self.max_pixels, "high_depth": self.high_depth}
 

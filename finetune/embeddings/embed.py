@@ -3,7 +3,7 @@
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from finetune.errors import UserError
 from finetune.inference.job_progress import image_progress
 from finetune.inference.job_store import JobRow, JobStore, file_stamp, job_path
 from finetune.inference.read_ahead import ReadResult, read_ahead
+from finetune.plain import Json
 from finetune.versions import versions
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Settings:
     batch_size: int = 32
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """Settings that the numbers in the file depend on."""
         kept = {"directions": self.directions, "precision": self.precision}
         return {"normalize": self.normalize, "whiten": self.whiten, **kept}
@@ -152,7 +153,7 @@ def check_settings(settings: Settings, output: Path) -> None:
 
 
 def _earlier(
-    output: Path, identity: dict[str, Any], settings: Settings
+    output: Path, identity: Mapping[str, Any], settings: Settings
 ) -> tuple[EmbeddingLookup | None, Whitening | None]:
     """Return a lookup of the output's earlier file, and its whitening; None for each that does not fit this model."""
     whitening, place = None, whitening_path(output)
@@ -366,12 +367,17 @@ def _earlier_features(lookup: EmbeddingLookup | None, row: int) -> Features:
     return features
 
 
-def _whitening_record(output: Path, whitening: Whitening | None) -> dict[str, Any] | None:
+def _whitening_record(output: Path, whitening: Whitening | None) -> dict[str, Json] | None:
     if whitening is None:
         return None
     place = whitening_path(output)
-    record = {"file": place.name, "sha256": digest_of(place), "directions": len(whitening.directions)}
-    return record | {"images": whitening.images, "split": whitening.split}
+    return {
+        "file": place.name,
+        "sha256": digest_of(place),
+        "directions": len(whitening.directions),
+        "images": whitening.images,
+        "split": whitening.split,
+    }
 
 
 def unreadable_path(output: Path) -> Path:

@@ -1,6 +1,6 @@
 """Embeddings: features of images, with each image's path, label, split and content hash, and metadata of their origin."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Embeddings:
     classes: tuple[str, ...]
     splits: npt.NDArray[np.int8]
     content: npt.NDArray[np.uint64]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.features.ndim == 2, "features are (N, D)"
@@ -168,7 +168,7 @@ class Embeddings:
             )
 
 
-def collect(blocks: Iterable[Block], *, features: Features | None, metadata: dict[str, Any]) -> Embeddings:
+def collect(blocks: Iterable[Block], *, features: Features | None, metadata: Mapping[str, Any]) -> Embeddings:
     """Build embeddings from blocks, joining the blocks' features unless features are given.
 
     Args:

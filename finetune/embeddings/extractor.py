@@ -24,6 +24,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.forward import optimize_for_inference
 from finetune.models.modes import evaluating
 from finetune.models.weights import state_hash
+from finetune.plain import Json
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
 
@@ -81,7 +82,7 @@ class FeatureExtractor(nn.Module):
         return self._backbone[0]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Json]:
         """Values that the features depend on: equal values mean equal features."""
         kept = {key: value for key, value in self.model.items() if key not in ("run", "weights", "seed")}
         return {"model": kept, "stage": self.stage, "reading": self.decode.to_plain()}

@@ -12,7 +12,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ class StoredEmbeddings:
 
     features: Features
     blocks: Iterator[Block]
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
 
 def check_embeddings_path(path: Path, *, name: str) -> None:
@@ -125,7 +125,7 @@ def check_embeddings_file(path: str | Path) -> Path:
     return full
 
 
-def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: dict[str, Any]) -> int:
+def write_embeddings(path: Path, blocks: Iterable[Block], *, metadata: Mapping[str, Any]) -> int:
     """Write blocks atomically; memory use does not grow with their number.
 
     Returns:
@@ -172,8 +172,8 @@ def _check_finite(features: Features) -> None:
             raise ValueError(f"Row {start + int(np.flatnonzero(~sound)[0])} holds features that are not finite.")
 
 
-def _described(text: str | bytes, path: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = parse_json(text, dict, name=f"EMBEDDINGS='{path}'")
+def _described(text: str | bytes, path: Path) -> Mapping[str, Any]:
+    metadata = parse_json(text, dict, name=f"EMBEDDINGS='{path}'")
     if type(metadata.get("format")) is not int:
         raise UserError(f"EMBEDDINGS='{path}': is not a file of finetune embeddings.")
     if metadata["format"] > FORMAT:
@@ -193,7 +193,7 @@ def _described(text: str | bytes, path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _write_npz(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
+def _write_npz(part: Path, blocks: Iterable[Block], metadata: Mapping[str, Any]) -> int:
     """Write columns to temporary files first, because text widths and the number of rows are known only at the end."""
     with ExitStack() as stack:
         features, *texts = [stack.enter_context(tempfile.TemporaryFile(dir=part.parent)) for _ in ("features", *_TEXTS)]
@@ -302,7 +302,7 @@ def _texts(archive: zipfile.ZipFile, name: str, count: int) -> Iterator[list[str
             yield np.frombuffer(member.read(rows * dtype.itemsize), dtype, count=rows).tolist()
 
 
-def _write_parquet(part: Path, blocks: Iterable[Block], metadata: dict[str, Any]) -> int:
+def _write_parquet(part: Path, blocks: Iterable[Block], metadata: Mapping[str, Any]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,9 +1,9 @@
 """The images to embed, with their labels and splits: files from the command line, or images of a data set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from finetune.data.index import SPLITS
 from finetune.embeddings.embeddings import SEPARATOR
 from finetune.embeddings.extractor import FeatureExtractor
 from finetune.errors import UserError, shortened
+from finetune.plain import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +39,12 @@ class ImageRecords(Protocol):
     """Images in a stable order, and a way to read them from several threads."""
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Json]:
         """Values that labels and splits depend on, as plain JSON values."""
         ...
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> Mapping[str, Json]:
         """Metadata about the images, for the file of embeddings."""
         ...
 
@@ -73,8 +74,8 @@ class FileRecords:
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = paths
-        self.identity: dict[str, Any] = {"data": "files"}
-        self.metadata: dict[str, Any] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
+        self.identity: Mapping[str, Json] = {"data": "files"}
+        self.metadata: Mapping[str, Json] = {"data": None, "fingerprint": None, "classes": None, "multi_label": False}
 
     def __iter__(self) -> Iterator[ImageRecord]:
         """Yield all records, once."""
@@ -106,7 +107,7 @@ class DatasetRecords:
         self,
         source: Source,
         *,
-        data: dict[str, Any] | None = None,
+        data: Mapping[str, Json] | None = None,
         cached: Callable[[int], npt.NDArray[np.float32] | None] = lambda row: None,
     ) -> None:
         self._source, self._cached = source, cached
@@ -115,8 +116,8 @@ class DatasetRecords:
             raise UserError(
                 f"data: class names must not hold {SEPARATOR!r}. Found: {shortened(joined)}. Rename these classes."
             )
-        self.identity: dict[str, Any] = {"data": index.fingerprint()}
-        self.metadata: dict[str, Any] = {
+        self.identity: Mapping[str, Json] = {"data": index.fingerprint()}
+        self.metadata: Mapping[str, Json] = {
             "data": data,
             "fingerprint": index.fingerprint(),
             "skipped": len(index.skipped),

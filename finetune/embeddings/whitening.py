@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import UserError
+from finetune.plain import Json
 
 # N = images, D = features, P = kept directions
 
@@ -108,7 +109,7 @@ def whitening_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.whitening.safetensors")
 
 
-def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]) -> None:
+def save_whitening(whitening: Whitening, path: Path, *, identity: Mapping[str, Json]) -> None:
     """Write a whitening beside the embeddings, with the identity of the features that it is valid for."""
     import torch
 
@@ -120,7 +121,7 @@ def save_whitening(whitening: Whitening, path: Path, *, identity: dict[str, Any]
     save_tensors(path, {name: torch.from_numpy(getattr(whitening, name)) for name in names}, metadata=metadata)
 
 
-def load_whitening(path: Path) -> tuple[Whitening, dict[str, Any]]:
+def load_whitening(path: Path) -> tuple[Whitening, Mapping[str, Json]]:
     """Read a whitening and the identity that it is valid for.
 
     Raises:

@@ -1,12 +1,12 @@
 """Metadata stored in or beside every export, so that anyone can use the model and trace its origin."""
 
 import json
-from typing import Any
 
 from finetune.data.decode import DecodeOptions
 from finetune.export.graph import Layout
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
+from finetune.plain import Json
 from finetune.versions import versions
 
 FORMAT = 1
@@ -20,7 +20,7 @@ def provenance(
     layout: Layout | None = None,
     precision: str = "fp32",
     decode: DecodeOptions | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Return the metadata of an export as plain JSON values.
 
     Args:
@@ -30,7 +30,7 @@ def provenance(
         decode: How the run decodes image files; None if not known.
     """
     spec = classifier.input_spec
-    described: dict[str, Any] = {
+    described: dict[str, Json] = {
         "format": FORMAT,
         "classes": list(classifier.classes),
         "backbone": {"source": classifier.backbone.source, "name": classifier.backbone.name},
@@ -55,6 +55,6 @@ def provenance(
     return described
 
 
-def as_text(described: dict[str, Any]) -> str:
+def as_text(described: Json) -> str:
     """Return the metadata as one line of JSON."""
     return json.dumps(described, ensure_ascii=False, sort_keys=True, allow_nan=False)

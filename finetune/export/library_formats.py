@@ -7,7 +7,6 @@ it computes the same function of a grey image repeated to three channels; see :f
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
 from finetune.models.own_modules import OWN
+from finetune.plain import Json
 from finetune.safetensors_writer import write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -157,7 +157,7 @@ def export_transformers(classifier: Classifier, folder: Path) -> None:
         write_json(folder / WITHOUT_TIMM / "preprocessor_config.json", _bit_preparation(spec))
 
 
-def _timm_preparation(spec: InputSpec) -> dict[str, Any]:
+def _timm_preparation(spec: InputSpec) -> dict[str, Json]:
     """Return the part of a ``pretrained_cfg`` from which timm builds its evaluation transform."""
     return {
         "input_size": [PRETRAINED_CHANNELS, *spec.size],
@@ -170,7 +170,7 @@ def _timm_preparation(spec: InputSpec) -> dict[str, Any]:
     }
 
 
-def _bit_preparation(spec: InputSpec) -> dict[str, Any]:
+def _bit_preparation(spec: InputSpec) -> dict[str, Json]:
     """Describe transformers' own processor, which crops a quarter of images one pixel off; see export_transformers."""
     (height, width), covers = spec.size, spec.crop_mode == "center"
     shortest = {"shortest_edge": _resize_sides(spec.size, spec.crop_pct)[0]}
@@ -269,7 +269,7 @@ def _plain_resnet(classifier: Classifier) -> str | None:
     return name if known else None
 
 
-def _transformers_architecture(depths: tuple[int, ...], layer: str) -> dict[str, Any]:
+def _transformers_architecture(depths: tuple[int, ...], layer: str) -> dict[str, Json]:
     return {
         "embedding_size": 64,
         "hidden_sizes": [64, 128, 256, 512] if layer == "basic" else [256, 512, 1024, 2048],

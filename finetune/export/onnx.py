@@ -61,7 +61,7 @@ def export_onnx(
     assert written is not None
     described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", decode=decode)
     written.model.metadata_props[KEY] = as_text(described)
-    written.model.metadata_props["classes"] = as_text(described["classes"])
+    written.model.metadata_props["classes"] = as_text(list(classifier.classes))
     written.save(path, external_data=False)
 
 

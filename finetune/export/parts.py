@@ -107,7 +107,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
 def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | None:
     """Return the function, of plain libraries, that does a part's half of the work; None if there is none."""
     if part == "head":
-        return HEADS[classifier.head_settings["name"]].logits_alone
+        return HEADS[str(classifier.head_settings["name"])].logits_alone
     alone: Callable[..., Any] | None = source_module(classifier.backbone.source).network_alone
     return alone
 

@@ -4,13 +4,14 @@ import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from finetune.errors import UserError
+from finetune.plain import Json
 from finetune.safe_files import check_regular
 
 SUFFIX = ".job"
@@ -82,7 +83,7 @@ class JobStore:
         UserError: Another process has the file open, or the folder is not writable.
     """
 
-    def __init__(self, path: Path, *, settings: dict[str, Any], batch_size: int) -> None:
+    def __init__(self, path: Path, *, settings: Mapping[str, Json], batch_size: int) -> None:
         self.path = path
         self.batch_size = batch_size
         path.parent.mkdir(parents=True, exist_ok=True)

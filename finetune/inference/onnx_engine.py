@@ -15,6 +15,7 @@ from finetune.errors import UserError, shortened
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
 from finetune.memory_limit import memory_limit
+from finetune.plain import Json
 from finetune.safe_files import parse_json, read_bytes
 
 FORMAT = 1
@@ -79,7 +80,7 @@ class OnnxEngine:
         recorded = described.get("reading", {})
         self.options = DecodeOptions(channels=self.channels, **recorded)
         digest = hashlib.sha256(content).hexdigest()
-        self.identity: dict[str, Any] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
+        self.identity: dict[str, Json] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
         self.identity |= recorded
         # a graph of a few bytes can ask for any amount of memory; it shows at the first image
         height, width = resize_target(self.spec)

@@ -1,7 +1,7 @@
 """Streaming prediction on image files: read ahead in threads, stored batch by batch, written when all are done."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from finetune.inference.job_progress import image_progress
 from finetune.inference.job_store import JobRow, JobStore, job_path
 from finetune.inference.prediction_table import Prediction, check_output, write_predictions
 from finetune.inference.read_ahead import ReadResult, read_ahead
+from finetune.plain import Json
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Classifies(Protocol):
         ...
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Json]:
         """Everything that the predictions depend on, as plain JSON values."""
         ...
 

@@ -11,6 +11,7 @@ from typing import Any
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError
 from finetune.file_schema import LABELS
+from finetune.plain import Json
 from finetune.terminal import csv_cell, encodable
 
 _PARQUET_ROWS = 50_000
@@ -126,7 +127,7 @@ def _write_csv(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
 def _write_jsonl(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
     with part.open("w", encoding="utf-8", newline="") as file:
         for row in rows:
-            value: dict[str, Any] = {"path": encodable(row.path), "predicted": row.predicted}
+            value: dict[str, Json] = {"path": encodable(row.path), "predicted": row.predicted}
             value["probability"] = row.probability
             if top_k > 1:
                 value["top"] = [{"class": name, "probability": share} for name, share in row.top]

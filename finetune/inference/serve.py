@@ -31,6 +31,7 @@ from finetune.errors import UserError
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import HALF, Classifies
 from finetune.inference.serve_metrics import Metrics
+from finetune.plain import Json
 
 PREDICT = "/predict"
 # the server reads an upload that is too large, up to this multiple of the limit, and discards it, so that the client can read
@@ -223,9 +224,9 @@ class Server:
         except TimeoutError:
             return
 
-    async def _row(self, name: str, data: bytes) -> dict[str, Any]:
+    async def _row(self, name: str, data: bytes) -> dict[str, Json]:
         """Return the answer for one image."""
-        row: dict[str, Any] = {"name": name}
+        row: dict[str, Json] = {"name": name}
         loop = asyncio.get_running_loop()
         try:
             image = await loop.run_in_executor(self._readers, self._read, data, name)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from finetune.data.transforms import eval_view
 from finetune.inference.decode_options import decode_options_of
 from finetune.models.chunks import run_in_chunks
 from finetune.models.forward import fast_logits
+from finetune.plain import Json
 
 
 class TorchEngine:
@@ -36,7 +36,7 @@ class TorchEngine:
         self.view = eval_view(self.classifier.input_spec)
         self.options: DecodeOptions = decode_options_of(run)
         weights = read_model_json(find_bundle(run))["weights_sha256"]
-        self.identity: dict[str, Any] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
+        self.identity: dict[str, Json] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
         self.identity |= {"multi_label": self.multi_label, **self.options.to_plain()}
 
     def read(self, path: str) -> torch.Tensor:

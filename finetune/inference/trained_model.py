@@ -72,7 +72,7 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions) -> TrainedMo
         adapt=classifier.adapt,
         classes=classifier.classes,
         multi_label=classifier.multi_label,
-        head_target=classifier.head_settings.get("target"),
+        head_target=classifier.head_target,
     )
     model.decode = decode
     model.eval()

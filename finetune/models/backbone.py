@@ -11,6 +11,7 @@ from finetune.models.adaptations import PRETRAINED_CHANNELS, adaptation
 from finetune.models.channels import adapt_stem, stem_channels
 from finetune.models.own_modules import OWN
 from finetune.models.stages import StageMap
+from finetune.plain import Json
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
 
@@ -193,7 +194,7 @@ class Backbone(nn.Module):
             if getattr(owner, "num_channels", None) == PRETRAINED_CHANNELS:
                 owner.num_channels = in_channels  # type: ignore[assignment]  # nn.Module types attributes as Tensor
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Return plain JSON values from which :func:`backbone_from_description` builds the same architecture."""
         return {
             "source": self.source,

@@ -21,6 +21,7 @@ from finetune.models.own_modules import OWN, check_head, class_name, own_classes
 from finetune.models.raw_images import at_input_size, check_layout, check_range
 from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
+from finetune.plain import Json
 
 # B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
 # D = features, K = classes
@@ -68,15 +69,15 @@ class Classifier(nn.Module):
         self.adapt = adapt
         self.classes = tuple(classes)
         self.multi_label = multi_label
-        self._head_target = head_target
+        self.head_target = head_target
 
     @property
-    def head_settings(self) -> dict[str, Any]:
+    def head_settings(self) -> dict[str, Json]:
         """Return plain JSON values that describe the head: its name and settings, or the class of the user's."""
         if isinstance(self.head, Head):
             return dict(self.head.settings)
         widths = {"num_features": self.backbone.num_features, "num_classes": len(self.classes)}
-        return own_head_settings(self.head, **widths, target=self._head_target)
+        return own_head_settings(self.head, **widths, target=self.head_target)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -174,7 +175,7 @@ class Classifier(nn.Module):
         logits_BK = logits_BK.float()
         return logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(1)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Json]:
         """Return plain JSON values from which :func:`classifier_from_description` builds the same architecture."""
         return {
             "backbone": self.backbone.describe(),

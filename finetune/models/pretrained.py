@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def load_file(backbone: Backbone, path: Path) -> None:
         backbone.input_spec = InputSpec.from_dict(metadata["backbone"]["input_spec"])
 
 
-def _made_for(description: dict[str, Any] | None) -> str:
+def _made_for(description: Mapping[str, Any] | None) -> str:
     """Return a hint at the network that weights exported by finetune belong to, with a leading space."""
     origin = (description or {}).get("backbone")
     if not origin:

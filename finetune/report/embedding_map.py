@@ -1,7 +1,6 @@
 """Two-dimensional maps of the test images' embeddings by PCA and by t-SNE (van der Maaten & Hinton 2008)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +63,7 @@ def map_chart(
         if len(shown) <= _NAMED:
             for k in shown:
                 x, y = np.median(points_N2[groups == k], axis=0)
-                box: dict[str, Any] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1}
+                box: dict[str, str | float] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1}
                 axes.text(x, y, printable(names[k])[:20], fontsize=8, ha="center", va="center", bbox=box)
         axes.set_title(method)
         axes.set_xticks([])

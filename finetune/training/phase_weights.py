@@ -1,8 +1,10 @@
 """The weights between phases: all are written when a phase ends, as the start of the next; the chosen epoch is loaded first."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from finetune.checksums import checked_path, verify
 from finetune.distributed import is_rank_zero
@@ -58,7 +60,7 @@ def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFold
     """
     chosen = folder.best if phase.restore == "best" else folder.last
     checkpoint, own = read_checkpoint(chosen), tensors_of(classifier, phase.train)
-    averages: dict[str, Any] | None = None
+    averages: Mapping[str, torch.Tensor] | None = None
     with naming(chosen):
         check_best(checkpoint, phase=phase.name, weights={PREFIX + name: tensor for name, tensor in own.items()})
         if phase.restore == "last" and phase.ema_decay:

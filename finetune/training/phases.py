@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune.errors import ConfigError, did_you_mean
+from finetune.plain import Json
 
 HEAD = "head"
 # names that a schedule may use without knowing the network
@@ -103,7 +104,7 @@ class Phase:
             rates = {stage: self.lr * self.layer_decay ** (last - self.stages.index(stage)) for stage in self.train}
         return {stage: self.stage_lr.get(stage, rate) for stage, rate in rates.items()}
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Json]:
         """Return plain JSON values, for ``plan.json``."""
         plain = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

@@ -8,6 +8,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own docum
 from torch import Tensor, nn
 
 from finetune.models.heads.kind import Head, HeadKind, HeadSetting
+from finetune.plain import Json
 
 # B = batch, D = features, K = classes
 
@@ -27,7 +28,7 @@ class CosineHead(Head):
 
     def __init__(self, *, num_features: int, num_classes: int, drop_rate: float, scale: float) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, Json] = {
             "name": "cosine",
             "num_features": num_features,
             "num_classes": num_classes,

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from finetune.errors import UserError
+from finetune.plain import Json
 
 # B = batch, D = features, E = hidden features, K = classes
 
@@ -18,7 +19,7 @@ class Head(nn.Module):
     its ``name`` in ``settings``, from which :func:`finetune.models.heads.build_head` builds it again.
     """
 
-    settings: dict[str, Any]
+    settings: dict[str, Json]
 
 
 @dataclass(frozen=True, kw_only=True)

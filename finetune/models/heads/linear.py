@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from finetune.models.heads.kind import Head, HeadKind
+from finetune.plain import Json
 
 # B = batch, D = features, K = classes
 
@@ -21,7 +22,7 @@ class LinearHead(Head):
 
     def __init__(self, *, num_features: int, num_classes: int, drop_rate: float) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, Json] = {
             "name": "linear",
             "num_features": num_features,
             "num_classes": num_classes,

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from finetune.models.heads.kind import Head, HeadKind, HeadSetting
+from finetune.plain import Json
 
 # B = batch, D = features, E = hidden features, K = classes
 
@@ -22,7 +23,7 @@ class MLPHead(Head):
 
     def __init__(self, *, num_features: int, num_classes: int, drop_rate: float, hidden: int) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings: dict[str, Json] = {
             "name": "mlp",
             "num_features": num_features,
             "num_classes": num_classes,

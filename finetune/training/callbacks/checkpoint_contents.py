@@ -248,7 +248,7 @@ def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerF
 
 def _after_a_step(
     groups: Groups, parameters: Sequence[torch.Tensor], make_optimizer: OptimizerFactory
-) -> dict[int, tuple[torch.Size, dict[str, Any]]]:
+) -> dict[int, tuple[torch.Size, Mapping[str, Any]]]:
     """Return shape and state of the smallest parameter of each number of dimensions, after a step without a gradient."""
     smallest: dict[int, torch.Tensor] = {}
     for parameter in sorted(parameters, key=lambda one: one.numel()):

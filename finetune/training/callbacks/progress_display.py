@@ -76,7 +76,7 @@ class PhaseProgressBar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the rates, the last validation's accuracy, and what is left of the run."""
         assert isinstance(pl_module, PhaseModule)
-        shown: dict[str, Any] = {"lr": current_rates(trainer)}
+        shown = {"lr": current_rates(trainer)}
         if "val/acc" in trainer.callback_metrics:
             shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
         left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
