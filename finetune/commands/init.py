@@ -98,16 +98,16 @@ def starting_settings(place: str) -> str:
         "",
     ]
     at = "path" if config.data.source != "folder" else "root"
-    values: dict[str, Any] = {"data": {at: (place, ["where the data is."])}}
+    # by section and key; a setting of the top level stands under the empty key of its own name
+    values: dict[str, dict[str, tuple[Any, list[str]]]] = {"data": {at: (place, ["where the data is."])}}
     for one in proposals:
         section, _, key = one.key.rpartition(".")
-        here = values.setdefault(section, {}) if section else values
-        here[key] = (one.value, [one.reason])
-    for name, value in values.items():
+        values.setdefault(section or key, {})[key if section else ""] = (one.value, [one.reason])
+    for name, entries in values.items():
         lines += (
-            _entry(name, value, "")
-            if isinstance(value, tuple)
-            else [f"{name}:", *(line for key, inner in value.items() for line in _entry(key, inner, "  "))]
+            _entry(name, entries[""], "")
+            if "" in entries
+            else [f"{name}:", *(line for key, inner in entries.items() for line in _entry(key, inner, "  "))]
         )
     lines += ["", *_comment("Not proposed, because the data does not decide it; these are the usual values:")]
     network, schedule = config.backbone, config.schedule.name

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from finetune.data.assign_splits import arrange
 from finetune.data.decode import DecodeOptions
@@ -180,7 +180,7 @@ def _classes_of(dataset: Any) -> list[str]:
     return []
 
 
-def datasets_of_module(module: Any) -> dict[str, Any]:
+def datasets_of_module(module: Any) -> dict[str, Dataset[Any]]:
     """Return the data sets behind the loaders of a LightningDataModule, by split.
 
     Its batch sizes, samplers and collate functions are not used: a run makes its own batches.
