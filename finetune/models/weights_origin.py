@@ -1,8 +1,8 @@
 """Where pretrained weights come from, in which revision and under which licence."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.errors import UserError
 from finetune.models.hub import cached_revision
@@ -96,7 +96,7 @@ def _of_path(path: Path) -> WeightsOrigin:
         (path / "config.json", ("pretrained_cfg", "license")),
         (path / "config.json", ("license",)),
     ):
-        value: Any = _content(file)
+        value: object = _content(file)
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and value:
@@ -104,7 +104,7 @@ def _of_path(path: Path) -> WeightsOrigin:
     return WeightsOrigin(place=str(path), licence=UNKNOWN)
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> Mapping[str, object]:
     if not file.is_file():
         return {}
     try:
