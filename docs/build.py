@@ -7,9 +7,11 @@ cannot be imported) is an error here.
 """
 
 import argparse
+import importlib
 import pkgutil
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pdoc
 
@@ -26,9 +28,13 @@ def parts() -> list[str]:
 
 def build(output: Path) -> None:
     """Write a page a module, and an index."""
+    # packages that are functions too; once they are imported, Python does not set them over the functions again
+    for package in ("finetune.export", "finetune.ladder"):
+        importlib.import_module(package)
     for name in finetune.__all__:
         # the package imports its heavy names when they are first asked for, which pdoc does not do
-        setattr(finetune, name, getattr(finetune, name))
+        known = vars(finetune).get(name)
+        setattr(finetune, name, finetune.__getattr__(name) if known is None or isinstance(known, ModuleType) else known)
     pdoc.render.configure(docformat="google", show_source=True, search=True)
     with warnings.catch_warnings():
         # of pdoc alone: libraries warn of other things while they are imported

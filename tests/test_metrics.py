@@ -1,10 +1,14 @@
 """Metrics of one label an image and of several, against scikit-learn and torch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sklearn
+from torchmetrics.classification import MulticlassCohenKappa, MulticlassRecall
 
+from finetune.errors import UserError
 from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
 from finetune.plain import Json, to_plain
 
@@ -117,3 +121,33 @@ def test_counting_does_not_compare_with_every_pair_of_classes(several: bool, mon
         assert cells[:, 1].sum() == 8
     else:
         assert cells.tolist() == [[row, int(logits[row].argmax()), 1] for row in range(8)]
+
+
+def test_a_metric_of_the_user_s_is_measured_beside_the_others_on_a_copy() -> None:
+    kappa = MulticlassCohenKappa(3)
+    metrics = build_metrics(3, own={"kappa": kappa})
+    update_metrics(metrics, logits=torch.eye(3), targets=torch.tensor([0, 1, 1]))
+    measured = split_metrics(metrics)
+    expected = float(MulticlassCohenKappa(3)(torch.eye(3), torch.tensor([0, 1, 1])))
+    assert measured.own == {"kappa": pytest.approx(expected)}
+    assert measured.scalars()["kappa"] == pytest.approx(expected)
+    assert kappa.update_count == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"acc": MulticlassCohenKappa(3)}, r"metrics\['acc'\]: must be a torchmetrics Metric under a name of its own"),
+        ({"mine": 3}, r"metrics\['mine'\]: .*It is a int; taken: .*acc"),
+    ],
+)
+def test_a_metric_under_a_taken_name_or_that_is_none_is_refused(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_metrics(3, own=own)
+
+
+def test_a_metric_of_several_numbers_is_refused_once_it_gives_them() -> None:
+    metrics = build_metrics(3, own={"each": MulticlassRecall(3, average="none")})
+    update_metrics(metrics, logits=torch.eye(3), targets=torch.tensor([0, 1, 1]))
+    with pytest.raises(UserError, match=r"metrics\['each'\]: must give one number\. It gave \(3,\)"):
+        split_metrics(metrics)
