@@ -50,6 +50,20 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
         return scores_K[shown].mean() if shown.any() else torch.zeros((), device=scores_K.device)
 
 
+class _SeveralLabelsMacroF1(MultilabelF1Score):
+    """Macro F1 over the classes that an image shows or that are predicted, as torchmetrics counts for one label per image."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, threshold=THRESHOLD, average="macro")
+
+    def compute(self) -> torch.Tensor:
+        """Return the mean over the classes with a target or a prediction; 0 if there is none."""
+        hits_K, false_K, _, missed_K = self._final_state()
+        counted_K = hits_K + false_K + missed_K > 0
+        scores_K = 2 * hits_K / (2 * hits_K + false_K + missed_K).clamp(min=1)
+        return scores_K[counted_K].mean() if counted_K.any() else torch.zeros((), device=scores_K.device)
+
+
 class _CountedByClass:
     """An update that counts images per class; torchmetrics' own update builds a matrix of all class pairs in every batch."""
 
@@ -122,8 +136,9 @@ def build_metrics(
     not classes: accuracy is micro-averaged. A class without an image in the split does not enter the macro F1 (torchmetrics
     leaves out classes with neither targets nor predictions).
 
-    Multi-label, with a threshold of one half: exact match as ``acc``, macro and micro F1, recall of each class, a confusion
-    matrix for each class, mean average precision, and the calibration error over all pairs of an image and a class.
+    Multi-label, with a threshold of one half: exact match as ``acc``, macro F1 over the same classes as above, micro F1, recall
+    of each class, a confusion matrix for each class, mean average precision, and the calibration error over all pairs of an
+    image and a class.
 
     Args:
         num_classes: Number of classes.
@@ -136,7 +151,7 @@ def build_metrics(
     if multi_label:
         chosen: dict[str, Metric | MetricCollection] = {
             "acc": MultilabelExactMatch(num_classes, threshold=THRESHOLD),
-            "f1_macro": MultilabelF1Score(num_classes, threshold=THRESHOLD, average="macro"),
+            "f1_macro": _SeveralLabelsMacroF1(num_classes),
             "f1_micro": MultilabelF1Score(num_classes, threshold=THRESHOLD, average="micro"),
             "recall": MultilabelRecall(num_classes, threshold=THRESHOLD, average="none"),
             "confusion": MultilabelConfusionMatrix(num_classes, threshold=THRESHOLD),

@@ -56,6 +56,15 @@ def test_a_class_that_no_image_shows_is_left_out_of_the_mean_average_precision()
     assert counted(LOGITS, np.zeros_like(targets))["map"] == 0
 
 
+def test_the_macro_f1_leaves_out_a_class_without_targets_and_predictions_as_that_of_one_label_does() -> None:
+    targets, logits = TARGETS.copy(), LOGITS.copy()
+    targets[:, 1], logits[:, 1] = 0, -5
+    kept = [0, 2, 3]
+    expected = sklearn.f1_score(targets[:, kept], logits[:, kept] > 0, average="macro")
+    assert counted(logits, targets)["f1_macro"] == pytest.approx(expected, abs=1e-6)
+    assert counted(np.full_like(logits, -5), np.zeros_like(targets))["f1_macro"] == 0
+
+
 def test_an_image_is_right_when_every_label_is() -> None:
     right = right_answers(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8))
     assert right.tolist() == [True, False]

@@ -1,6 +1,7 @@
 """The audit of a data set before training: its counts, sizes and faults."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -332,16 +333,21 @@ def _classes(index: Index) -> Iterable[Finding]:
                 remedy="Add some; the result says nothing about these classes, which keep their numbers.",
                 files=tuple((name,) for name in absent),
             )
-    folded = Counter(name.casefold() for name in index.classes)
-    alike = [name for name in index.classes if folded[name.casefold()] > 1]
+    folded = Counter(map(_folded, index.classes))
+    alike = [name for name in index.classes if folded[_folded(name)] > 1]
     if alike:
         yield Finding(
             kind="class names alike",
             severity="warning",
-            text="some class names differ only in capitals",
+            text="some class names differ only in capitals or blanks",
             remedy="Join them if they mean the same.",
             files=tuple((name,) for name in alike),
         )
+
+
+def _folded(name: str) -> str:
+    """Return a class name without regard to capitals, blanks and Unicode's compatible forms."""
+    return "".join(unicodedata.normalize("NFKC", name).split()).casefold()
 
 
 def _left_out(index: Index, left_out: Sequence[str]) -> Iterable[Finding]:

@@ -1,5 +1,7 @@
 """Formats an audit as text: a table for the terminal, and a few lines for the start of a run."""
 
+from collections import Counter
+
 import numpy as np
 
 from finetune.data.audit import Audit
@@ -9,6 +11,20 @@ from finetune.errors import shortened
 # above this number of classes the table shows only the largest and the smallest
 _ALL_CLASSES = 24
 _EITHER_END = 8
+# Pillow's modes; those that are not here are unknown
+_PIXELS = {
+    **dict.fromkeys(("L", "LA"), "grey of 8 bits"),
+    **dict.fromkeys(("P", "PA"), "palette of 8 bits"),
+    **dict.fromkeys(("RGB", "RGBX", "YCbCr", "LAB", "HSV"), "colour of 8 bits"),
+    "RGBA": "colour of 8 bits with transparency",
+    "CMYK": "CMYK of 8 bits",
+    "1": "black and white",
+    **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "grey of 16 bits"),
+    "I": "grey of 32 bits",
+    "F": "grey of floating-point numbers",
+}
+# class names at the start of a run
+_NAMED = 10
 _MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
 
 
@@ -30,12 +46,28 @@ def as_text(audit: Audit, *, show_files: int = 3) -> str:
 def short(audit: Audit) -> list[str]:
     """Return what a run prints before it starts: one line about the images, and one per error or warning."""
     splits = ", ".join(f"{split} {audit.split_images[split]:,}" for split in SPLITS)
-    lines = [f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}."]
+    lines = [
+        f"{audit.images:,} images in {len(audit.classes)} classes: {splits}. {_sizes(audit)}.",
+        f"classes: {shortened(audit.classes, _NAMED)}. {pixel_kinds(audit)}.",
+    ]
     for finding in audit.findings:
         if finding.severity != "note":
             first = f": {shortened([' = '.join(group) for group in finding.files], 1)}" if finding.files else ""
             lines.append(f"{_MARKS[finding.severity]}: {finding.text}{first}. {finding.remedy}")
     return lines
+
+
+def pixel_kinds(audit: Audit) -> str:
+    """Return channels and bits of the images, the most frequent first.
+
+    >>> from types import SimpleNamespace
+    >>> pixel_kinds(SimpleNamespace(modes={"JPEG RGB": 8, "PNG RGB": 1, "TIFF I;16": 2}))
+    'channels: colour of 8 bits 9, grey of 16 bits 2'
+    """
+    counts: Counter[str] = Counter()
+    for name, count in audit.modes.items():
+        counts[_PIXELS.get(name.rpartition(" ")[2], "unknown")] += count
+    return "channels: " + ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
 
 
 def _class_table(audit: Audit) -> str:

@@ -1,6 +1,5 @@
 """Image paths from files, folders, patterns and lists, yielded one at a time in a stable order."""
 
-import csv
 import glob
 import os
 import sys
@@ -10,14 +9,14 @@ from pathlib import Path
 
 from finetune.data.folder_walk import SUFFIXES, Links, in_words, is_image_name, kind_of_file, read_folder
 from finetune.data.index import natural_order
+from finetune.data.table_file import open_rows
 from finetune.errors import UserError, shortened
 from finetune.file_errors import in_words as error_in_words
-from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, lines, open_table
+from finetune.safe_files import lines
 
 STDIN = "-"
 MANIFESTS = (".csv", ".tsv", ".txt", ".parquet")
-PATH_COLUMNS = ("path", "file", "filename", "image")
-_MANIFEST_BATCH = 10_000
+PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_path", "file_name", "filepath")
 
 
 def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
@@ -25,8 +24,8 @@ def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
 
     A file is yielded whatever its suffix. A folder yields all images below it, in natural order. A path that contains ``*``,
     ``?`` or ``[`` and is not a file is a pattern (``**`` matches any folders). A ``.csv``, ``.tsv`` or ``.parquet`` file has a
-    column ``path``, a ``.txt`` file one path per line; relative paths start at the list's folder. ``-`` reads a list from
-    standard input.
+    column ``path``, a ``.txt`` file one path per line; relative paths start at the list's folder, and each row is yielded as a
+    :class:`ListedPath`, also one without a path. ``-`` reads a list from standard input.
 
     Raises:
         UserError: A path does not exist, or yields no image.
@@ -83,11 +82,38 @@ def _matching(pattern: str, given: str) -> Iterator[str]:
     yield from files
 
 
+class ListedPath(str):
+    """The path of an image that a list names; ``given`` is the list's own text for it.
+
+    Args:
+        path: Path that is opened, or an empty text where the list has none.
+        given: What the list says.
+    """
+
+    given: str
+
+    def __new__(cls, path: str, given: str) -> "ListedPath":
+        """Return the path with what the list says."""
+        listed = super().__new__(cls, path)
+        listed.given = given
+        return listed
+
+
 def _listed(path: Path) -> Iterator[str]:
-    """Yield the images of a list, relative to its folder."""
-    readers = {".txt": _text_lines, ".parquet": _parquet_column}
-    for name in readers.get(path.suffix.lower(), _csv_column)(path):
-        yield os.path.join(path.parent, os.path.expanduser(name))
+    """Yield the images of a list, relative to its folder; a row of a table without a path is an empty one."""
+    names = _text_lines(path) if path.suffix.lower() == ".txt" else _table_column(path)
+    for name in names:
+        yield ListedPath(_opened(path.parent, name) if name.strip() else "", name)
+
+
+def _opened(folder: Path, name: str) -> str:
+    path = os.path.join(folder, os.path.expanduser(name))
+    # blanks beside a separator are not part of a name, unless a file has them
+    return (
+        path
+        if name == name.strip() or os.path.lexists(path)
+        else os.path.join(folder, os.path.expanduser(name.strip()))
+    )
 
 
 def _text_lines(path: Path) -> Iterator[str]:
@@ -96,43 +122,17 @@ def _text_lines(path: Path) -> Iterator[str]:
             yield os.fsdecode(line)
 
 
-def _csv_column(path: Path) -> Iterator[str]:
-    with open_table(path, name=f"IMAGES='{path}'") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            column = _column(path, next(reader, []))
-            for row in reader:
-                if len(row) > column and row[column]:
-                    yield row[column]
-        except csv.Error as error:
-            raise UserError(f"IMAGES='{path}': is not a readable table. Line {reader.line_num}: {error}.") from None
-
-
-def _parquet_column(path: Path) -> Iterator[str]:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError(f"IMAGES='{path}': Parquet needs pyarrow. pip install 'stagewise-finetune[parquet]'") from None
-    check_regular(path, name=f"IMAGES='{path}'")
-    try:
-        with pq.ParquetFile(path) as file:
-            check_row_count(file.metadata.num_rows, path, name=f"IMAGES='{path}'")
-            names = file.schema_arrow.names
-            column = names[_column(path, names)]
-            for batch in file.iter_batches(batch_size=_MANIFEST_BATCH, columns=[column]):
-                cells = batch.column(0).to_pylist()
-                if odd := next((cell for cell in cells if not isinstance(cell, str | None)), None):
-                    raise UserError(f"IMAGES='{path}': column {column!r} must hold paths. It holds {odd!r}.")
-                if any(len(cell) > LONGEST_PATH for cell in cells if cell):
-                    raise UserError(
-                        f"IMAGES='{path}': column {column!r} must hold paths. A cell has more than {LONGEST_PATH:,} characters."
-                    )
-                yield from (name for name in cells if name)
-    except UserError:
-        raise
-    except (ValueError, OSError, TypeError) as error:  # the errors that pyarrow raises
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"IMAGES='{path}': is not a readable Parquet file. {why}") from None
+def _table_column(path: Path) -> Iterator[str]:
+    """Yield the paths of a table, as training reads it; every row has one, which may be empty."""
+    name = f"IMAGES='{path}'"
+    with open_rows(path, name=name) as table:
+        column = _column(path, table.columns)
+        for number, (cell,) in enumerate(table.read([column]), start=1):
+            if not (cell is None or isinstance(cell, str)):
+                raise UserError(
+                    f"{name}: column {table.columns[column]!r} must hold paths. It holds {cell!r} in row {number}."
+                )
+            yield cell or ""
 
 
 def _column(path: Path, names: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import UserError
+from finetune.inference.image_paths import ListedPath
 from finetune.inference.job_progress import image_progress
 from finetune.inference.job_store import JobRow, JobStore, job_path
 from finetune.inference.prediction_table import Prediction, check_output, write_predictions
@@ -80,6 +81,12 @@ def predict_to_file(
     check_output(output)
     if not 1 <= top_k <= len(engine.classes):
         raise UserError(f"--top-k {top_k}: must be from 1 to the number of classes, {len(engine.classes)}.")
+
+    def read(path: str) -> Any:
+        if not path:
+            raise UserError("The row has no path.")
+        return engine.read(path)
+
     settings = {"job": "predict", **engine.identity, "top_k": top_k, "batch_size": batch_size}
     with JobStore(job_path(output), settings=settings, batch_size=batch_size) as store:
         if store.discarded:
@@ -88,7 +95,7 @@ def predict_to_file(
         if kept:
             log.info("reusing %d rows from an earlier attempt", kept)
         with image_progress(kept) as advance:
-            for batch in read_ahead(remaining, engine.read, batch_size=batch_size, path_of=str):
+            for batch in read_ahead(remaining, read, batch_size=batch_size, path_of=str):
                 store.append(_classify(engine, batch, top_k))
                 advance(len(batch))
         counts = write_predictions(_predictions(store, engine, top_k), output, top_k=top_k)
@@ -102,15 +109,25 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
     rows = []
     for read in batch:
         if read.error:
-            rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error))
+            rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error, data=_given(read.item)))
             continue
         row = next(probabilities)
         # for multi-label models, keep at least all classes above the threshold
         count = max(top_k, int((row > HALF).sum())) if engine.multi_label else top_k
         best = np.argsort(-row, kind="stable")[:count]
         result = [[int(number), float(row[number])] for number in best]
-        rows.append(JobRow(path=read.item, stamp=read.stamp, result=result))
+        rows.append(JobRow(path=read.item, stamp=read.stamp, result=result, data=_given(read.item)))
     return rows
+
+
+def _given(path: str) -> bytes:
+    """Return a path as its list gives it; empty where it was not in a list, or is the same."""
+    given = path.given if isinstance(path, ListedPath) else path
+    return b"" if given == path else given.encode("utf-8", "surrogatepass")
+
+
+def _path_of(row: JobRow) -> str:
+    return row.data.decode("utf-8", "surrogatepass") if row.data else row.path
 
 
 def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
@@ -128,9 +145,9 @@ def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
 def _predictions(store: JobStore, engine: Engine, top_k: int) -> Iterator[Prediction]:
     for row in store.rows():
         if row.error:
-            yield Prediction(path=row.path, error=row.error)
+            yield Prediction(path=_path_of(row), error=row.error)
             continue
         top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
         shown = sorted(number for number, probability in row.result if probability > HALF) if engine.multi_label else ()
         labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
-        yield Prediction(path=row.path, top=top, labels=labels)
+        yield Prediction(path=_path_of(row), top=top, labels=labels)

@@ -241,3 +241,19 @@ def test_a_data_set_of_which_nothing_can_be_read_is_audited(tmp_path):
         (tmp_path / name / "1.jpg").write_bytes(b"\xff\xd8\xff")
     result = audit(folder_source(root=str(tmp_path), on_unreadable="skip", use="audit"))
     assert (result.images, {finding.kind for finding in result.findings}) == (0, {"unreadable", "empty classes"})
+
+
+def test_class_names_that_differ_only_in_capitals_or_blanks_are_a_warning(tmp_path):
+    write_folder(tmp_path, {"hot dog": 4, "Hotdog": 4, "hot  dog": 4, "cat": 4})
+    finding = next(one for one in audit_of(tmp_path).findings if one.kind == "class names alike")
+    assert (finding.severity, len(finding.files)) == ("warning", 3)
+
+
+def test_a_run_starts_with_its_classes_channels_and_bits(tmp_path):
+    write_folder(tmp_path, {f"class {number}": 4 for number in range(12)})
+    Image.fromarray(np.arange(120, dtype=np.uint16).reshape(10, 12) * 500).save(tmp_path / "class 0" / "deep.png")
+    line = short(audit_of(tmp_path))[1]
+    assert line == (
+        f"classes: {', '.join(f'class {number}' for number in range(10))} and 2 more. "
+        "channels: colour of 8 bits 48, grey of 16 bits 1."
+    )

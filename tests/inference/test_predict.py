@@ -195,6 +195,25 @@ def test_images_come_from_lists_patterns_and_standard_input(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"label;path\nx;a.png\ny;\nz;sub/bad.png\nx;a.png\nw; c.png\n",
+        b"label\tpath\nx\ta.png\ny\t\nz\tsub/bad.png\nx\ta.png\nw\t c.png\n",
+        "path,label\na.png,x\n,y\nsub/bad.png,z\na.png,x\n c.png,w\n".encode("utf-16"),
+    ],
+)
+def test_every_row_of_a_table_comes_back_in_order_with_its_path_as_it_was_given(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    engine = Fake()
+    counts = predict_to_file(engine, find_images([tmp_path / "t.csv"]), tmp_path / "p.csv", batch_size=2)
+    rows = rows_of(tmp_path / "p.csv")
+    assert counts == (5, 2)
+    assert [row["path"] for row in rows] == ["a.png", "", "sub/bad.png", "a.png", " c.png"]
+    assert [row["error"] for row in rows] == ["", "The row has no path.", "no image", "", ""]
+    assert engine.seen == [str(tmp_path / name) for name in ("a.png", "a.png", "c.png")]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--output", "p.xlsx"], "Use one of .csv, .jsonl, .parquet"),
