@@ -94,7 +94,12 @@ def test_several_labels_stand_in_one_column_each_in_the_order_given(tmp_path):
         ([("1.png", "a", "train"), ("2.png", "b", "val")], ("path", "label", "split"), {}, r"Only in val or test: b\."),
         ([("1.png", "a", "x")], ("path", "label"), {}, r"every row must have 2 cells\. Line 2 has 3\."),
         ([], ("path", "label"), {}, r"no images found\. The table has no rows\."),
-        ([("1.png", "2")], ("path", "a"), {"label_columns": ["a"]}, r"column 'a' must hold 0 or 1\. Found '2' in row 1\."),
+        (
+            [("1.png", "2")],
+            ("path", "a"),
+            {"label_columns": ["a"]},
+            r"column 'a' must hold 0 or 1\. Found '2' in row 1\.",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_trained_on_is_refused(tmp_path, rows, header, options, message):
