@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.options import Arguments, home_path
-from finetune.config import flat
+from finetune.config import flat, from_yaml
 from finetune.config.plain_yaml import read_plain_yaml
+from finetune.config.trust import resume_command
 from finetune.errors import UserError, did_you_mean
-from finetune.run_folder import RunFolder
 from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
 
 ABOUT = """\
@@ -150,6 +150,8 @@ def summary_of(path: Path) -> RunSummary:
     Raises:
         UserError: The folder is not a run, or a file of it cannot be read.
     """
+    from finetune.run_folder import RunFolder
+
     folder = RunFolder(path)
     if not folder.record.is_file():
         raise UserError(f"RUN='{path}': not a run folder. It has no run.json.")
@@ -192,7 +194,7 @@ def listed(runs: Sequence[RunSummary]) -> list[str]:
     unfinished = [one.path for one in runs if one.state != "finished"]
     lines = _aligned(rows)
     lines += ["", f"{len(runs)} runs, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
-    lines += [f"go on with: finetune resume {shlex.quote(str(path))}" for path in unfinished]
+    lines += [f"go on with: {resume_command(path, from_yaml(path / 'config.yaml'))}" for path in unfinished]
     if len(runs) > 1:
         pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])
         lines.append(f"side by side: finetune runs compare {pair}")
@@ -235,6 +237,8 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
 
 def _cleaned(paths: Sequence[Path], *, delete: bool) -> list[str]:
     """Delete, or count, what finished runs no longer need."""
+    from finetune.run_folder import RunFolder
+
     lines, total = [], 0
     for path in paths:
         spare = RunFolder(path).spare_files()

@@ -4,15 +4,17 @@ import csv
 import io
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from finetune.atomic_files import write_text
 from finetune.commands.jobs import JOBS, JobRecord, smaller_is_better
+from finetune.config import from_yaml
+from finetune.config.trust import resume_command
 from finetune.errors import RunError, UserError
 from finetune.plain import from_plain
+from finetune.run_folder import RunFolder
 from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"
@@ -48,7 +50,8 @@ def conclude(folder: Path, *, ended: bool) -> None:
     print("\n".join(["", *filter(None, [best(records)]), f"sweep: {folder / TABLE}"]), flush=True)
     for record in records:
         if record.status == "stopped" and (Path(record.run_dir) / "run.json").is_file():
-            print(f"job {record.job} was stopped; go on with: finetune resume {shlex.quote(record.run_dir)}")
+            line = resume_command(Path(record.run_dir), from_yaml(RunFolder(Path(record.run_dir)).config))
+            print(f"job {record.job} was stopped; go on with: {line}")
     failed = [record for record in records if record.status == "failed"]
     if failed or not records:
         problem = _failure(failed, len(records), folder)

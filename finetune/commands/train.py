@@ -20,7 +20,7 @@ from finetune.build.training import check_training, imbalance, loss_of, optimize
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
-from finetune.config.trust import instantiate, needs_trust
+from finetune.config.trust import instantiate, needs_trust, resume_command
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
@@ -335,11 +335,6 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
             f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {run_dir / 'error.log'}. "
             f"Fix the cause, then go on with: {resume_command(run_dir, config)}"
         ) from error
-
-
-def resume_command(run_dir: Path, config: Config) -> str:
-    """Return the command that continues a run; a run that names what only the user may name needs ``--trust``."""
-    return f"finetune resume {shlex.quote(str(run_dir))}{' --trust' if needs_trust(config) else ''}"
 
 
 def _failed(error: FileError, run_dir: Path, config: Config) -> FileError:

@@ -20,6 +20,8 @@ from finetune.errors import ConfigError, did_you_mean
 # short names of settings that are typed often
 SHORT = {"batch_size": "data.batch_size", "weights": "backbone.weights"}
 TABLES = (".csv", ".tsv", ".parquet")
+# commands that take several values of a setting, by -m
+_SWEEPING = ("train", "plan", "audit", "lr-find")
 _PATHS = ("data.root", "data.path", "backbone.weights", "head.weights", "run_dir")
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
 # what Hydra's grammar gives a meaning of its own: a list, a node, a quoted text, an interpolation, a function
@@ -351,6 +353,11 @@ class _Reader:
             raise _WrongWordError(
                 f"{shown}: not an override. {why}. Write key=value, and quote values with spaces or '='."
             ) from None
+        if override.is_sweep_override() and not self._several and not self._sweeps():
+            raise _WrongWordError(
+                f"{shown}: several values. Add -m to run each of them; write 'key=[value1,value2]' for a list.",
+                ["-m", shown] if self._command in _SWEEPING else (),
+            )
         key = override.key_or_group.split("@")[0].lstrip("/")
         if key.startswith("hydra") and key not in self._groups:
             return [text]
@@ -362,6 +369,10 @@ class _Reader:
         if why_not:
             raise _WrongWordError(f"{shown}: {why_not}")
         return [f"++{text}"] if free and not text.startswith(("+", "~")) else [text]
+
+    def _sweeps(self) -> bool:
+        """Whether a preset or Hydra's mode makes a sweep of the line."""
+        return any(word.startswith(("sweep=", "hydra.mode=", "hydra/sweeper=")) for word in self._words)
 
     def _check_choice(self, text: str, group: str, override: Any) -> None:
         names = override.value() if not override.is_sweep_override() else list(override.sweep_string_iterator())
@@ -376,6 +387,8 @@ class _Reader:
                 near = did_you_mean(name, timm_names())
             if group == "backbone":
                 near = f"{near} Any network of timm can be named too."
+            if group == "augment":
+                near = f"{near} Without a file: {', '.join(AUGMENTS)}."
             guess = re.search(r"Did you mean '(.+?)'", near)
             raise _WrongWordError(
                 f"{group}={name!r}: not a choice. Choices: {', '.join(valid)}.{near}",

@@ -119,6 +119,11 @@ def needs_trust(config: Config) -> list[str]:
     return list(_unlisted(plain, ""))
 
 
+def resume_command(run_dir: Path, config: Config) -> str:
+    """Return the command that continues a run; a run that names what only the user may name needs ``--trust``."""
+    return f"finetune resume {shlex.quote(str(run_dir))}{' --trust' if needs_trust(config) else ''}"
+
+
 def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = False) -> list[str]:
     """Accept the configuration of a run folder, or refuse it.
 
