@@ -53,7 +53,7 @@ COMMANDS = {
     "search": Command("search", "EMBEDDINGS QUERY...", "find nearest images and near-duplicates, measure retrieval"),
     "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
     "classify": Command("classify", "EMBEDDINGS", "fit nearest neighbours and logistic regression on features"),
-    "report": Command("report", "RUN [key=value ...]", "write the report of a run again"),
+    "report": Command("report", "RUN [DIR]", "write the report of a run again"),
     "serve": Command("serve", "RUN", "serve a trained run over HTTP"),
     "export": Command("export", "RUN --format FORMAT", "export the model to other formats, and check it"),
 }

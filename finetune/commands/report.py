@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments
 from finetune.commands.own_modules import HELP, modules_of
-from finetune.config import quoted
+from finetune.config.overrides import moved_data
 from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from finetune.report.run_files import check_run
 
     folder = check_run(given.run)
-    overrides = [word if "=" in word else f"data.root={quoted(word)}" for word in given.overrides]
+    overrides = list(map(moved_data, given.overrides))
     page = write_from_files(folder, data_config(given.run, overrides), trust=given.trust)
     print(f"report: {page}")
     return 0

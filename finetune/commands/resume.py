@@ -12,6 +12,7 @@ from finetune.atomic_files import write_text
 from finetune.build.paths import check_data_is_there, with_absolute_paths
 from finetune.commands.options import Arguments
 from finetune.config import changed, check_overrides, from_yaml, to_plain, to_yaml
+from finetune.config.overrides import moved_data
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
 from finetune.distributed import is_rank_zero
@@ -56,15 +57,15 @@ def run(argv: Sequence[str]) -> int:
     """Run the command."""
     parser = Arguments("resume", ABOUT, ending="RUN is a run folder.")
     parser.add_argument(
-        "words", metavar="RUN [key=value ...]", nargs="*", help="a run folder, and settings that may change"
+        "words", metavar="RUN [DIR] [key=value ...]", nargs="*", help="a run folder, and settings that may change"
     )
     parser.add_argument(
         "--anyway", action="store_true", help="continue with other versions of the program or its libraries"
     )
     parser.add_argument("--trust", action="store_true", help="build every class that the run's configuration names")
     given = parser.read(argv)
-    overrides = [word for word in given.words[1:] if "=" in word]
-    if not given.words or len(given.words) > 1 + len(overrides):
+    overrides = list(map(moved_data, given.words[1:]))
+    if not given.words:
         raise parser.wrong(f"needs one RUN. Given: {' '.join(given.words) or 'nothing'}")
     resume(
         Path(given.words[0]).expanduser(),

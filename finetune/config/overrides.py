@@ -223,6 +223,17 @@ def data_words(place: str) -> list[str]:
     return ["data=folder", f"data.root={quoted(path)}"]
 
 
+def moved_data(word: str) -> str:
+    """Return the override that says where a run's data is now; ``key=value`` stays as it is.
+
+    >>> moved_data("pets"), moved_data("labels.csv"), moved_data("data.num_workers=2")
+    ("data.root='pets'", "data.path='labels.csv'", 'data.num_workers=2')
+    """
+    if "=" in word and not Path(word).expanduser().exists():
+        return word
+    return f"data.{'path' if word.endswith(TABLES) else 'root'}={quoted(word)}"
+
+
 class _Reader:
     """Reads one word after the other.
 
