@@ -206,7 +206,7 @@ def looks_like_a_path(text: str) -> bool:
     >>> looks_like_a_path("./pets"), looks_like_a_path("resnet18")
     (True, False)
     """
-    return "/" in text or text.startswith(("~", ".")) or Path(text).expanduser().exists()
+    return "/" in text or text.startswith(("~", ".")) or text.endswith(TABLES) or Path(text).expanduser().exists()
 
 
 def data_words(place: str) -> list[str]:
