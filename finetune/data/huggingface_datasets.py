@@ -15,8 +15,9 @@ from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
 from finetune.data.groups import groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
-from finetune.data.index import SPLITS, Index, natural_order
-from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
+from finetune.data.index import SPLITS, Index
+from finetune.data.label_cells import LabelColumn, hidden_labels
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
 from finetune.data.path_table import path_table
 from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
 from finetune.data.split_names import split_names
@@ -96,37 +97,34 @@ def huggingface_source(
     """
     parts = _open(path, image_column, label_column, group_column, use=use)
     tables = list(parts.values())
-    labels = [[str(label) for label in _labels(table, label_column)] for table in tables]
-    feature = tables[0].features[label_column]
-    classes = list(getattr(feature, "names", None) or natural_order(label for part in labels for label in part))
-    position = {name: target for target, name in enumerate(classes)}
-    places = np.array([(number, row) for number, part in enumerate(labels) for row in range(len(part))], np.int64)
+    lengths = [len(table) for table in tables]
     given = tuple(parts) if len(parts) > 1 or "train" not in parts else ()
-    listing = check_classes(
-        Listing(
-            origin=f"data.path={path!r}",
-            root="",
-            classes=tuple(classes),
-            paths=path_table(
-                f"{name}/{row}" for name, part in zip(parts, labels, strict=True) for row in range(len(part))
-            ),
-            targets=np.array([position[label] for part in labels for label in part], np.int64),
-            splits=np.concatenate(
-                [
-                    np.full(len(part), SPLITS.index(name) if given else UNASSIGNED, np.int8)
-                    for name, part in zip(parts, labels, strict=True)
-                ]
-            ),
-            given=given,
-            groups=None
-            if group_column is None
-            else groups_of_cells(
-                (cell for table in tables for cell in table[group_column]),
-                setting=f"data.group_column={group_column!r}",
-            ),
-            use=use,
-        )
+    splits = np.repeat(
+        np.array([SPLITS.index(name) if given else UNASSIGNED for name in parts], np.int8), lengths
+    ).astype(np.int8)
+    classes, targets, hidden = _targets(tables, label_column, splits, where=f"data.path={path!r}")
+    shown = np.flatnonzero(~hidden)
+    places = np.array([(number, row) for number, length in enumerate(lengths) for row in range(length)], np.int64)[
+        shown
+    ]
+    listing = Listing(
+        origin=f"data.path={path!r}",
+        root="",
+        classes=tuple(classes),
+        paths=path_table(f"{name}/{row}" for name, length in zip(parts, lengths, strict=True) for row in range(length)),
+        targets=targets,
+        splits=splits,
+        given=tuple(name for name in given if (splits[shown] == SPLITS.index(name)).any()),
+        groups=None
+        if group_column is None
+        else groups_of_cells(
+            (cell for table in tables for cell in table[group_column]),
+            setting=f"data.group_column={group_column!r}",
+        ),
+        problems=hidden_labels(hidden, splits),
+        use=use,
     )
+    listing = check_classes(without_rows(listing, np.flatnonzero(hidden)) if hidden.any() else listing)
     facts = _facts(tables, places, image_column, decode.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
@@ -196,10 +194,31 @@ def _open(
     return parts
 
 
-def _labels(table: Any, column: str) -> list[Any]:
-    feature = table.features[column]
-    values: list[Any] = list(table[column])
-    return [feature.int2str(value) for value in values] if hasattr(feature, "int2str") else values
+def _targets(
+    tables: list[Any], column: str, splits: npt.NDArray[np.int8], *, where: str
+) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the classes, the target of each row, and which rows are those of a hidden test split."""
+    labels = LabelColumn(column=column, where=where, separator=None, verbatim=False)
+    names = getattr(tables[0].features[column], "names", None)
+    if names is not None:
+        labels.names = {name: number for number, name in enumerate(names)}
+    codes: list[int] = []
+    for table in tables:
+        feature = table.features[column]
+        for value in table[column]:
+            if names is None:
+                codes.append(labels.code(value, len(codes) + 1))
+            else:  # a class is a number, and -1 or nothing stands for none
+                codes.append(-1 if value is None or value < 0 else labels.names[feature.int2str(value)])
+    numbers = np.array(codes, np.int32)
+    hidden = labels.hidden(numbers, splits)
+    if names is not None:
+        return list(names), np.maximum(numbers, 0).astype(np.int64), hidden
+    if hidden.all():
+        raise UserError(f"{where}: no labels found. All of column {column!r} is empty.")
+    numbers[hidden] = numbers[~hidden][0]
+    classes, targets = labels.classes(numbers)
+    return classes, targets.astype(np.int64), hidden
 
 
 def _facts(tables: list[Any], places: npt.NDArray[np.int64], image_column: str, max_pixels: int) -> Facts:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.index import natural_order
+from finetune.data.index import SPLITS, DataProblem, natural_order
 from finetune.errors import UserError, shortened
 
 # what pandas, R and databases write for a missing value, as pandas' reader knows it
@@ -173,6 +173,21 @@ class LabelColumn:
 
 def _parted(text: str, separator: str) -> list[str]:
     return text.split() if separator.isspace() else text.split(separator)
+
+
+def hidden_labels(hidden: npt.NDArray[np.bool_], splits: npt.NDArray[np.int8]) -> tuple[DataProblem, ...]:
+    """Return the warning that the rows of a hidden test split are left out; none if there are none."""
+    if not hidden.any():
+        return ()
+    names = ", ".join(SPLITS[split] for split in np.unique(splits[hidden]))
+    return (
+        DataProblem(
+            kind="hidden labels",
+            severity="warning",
+            text=f"without labels (empty or -1), so left out: all {int(hidden.sum()):,} rows of {names}",
+            remedy="finetune predict takes images without labels.",
+        ),
+    )
 
 
 def number_of(text: str) -> float | None:

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from finetune.atomic_files import atomic_path
 from finetune.data.groups import groups_of_cells
 from finetune.data.index import SPLITS, DataProblem, Index, natural_order
-from finetune.data.label_cells import MISSING, LabelColumn, clean_label, is_missing, number_of, reordered, text_of
+from finetune.data.label_cells import (
+    MISSING,
+    LabelColumn,
+    clean_label,
+    hidden_labels,
+    is_missing,
+    number_of,
+    reordered,
+    text_of,
+)
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
 from finetune.data.path_table import PathAppender, PathTable
 from finetune.data.split_names import split_names
@@ -267,14 +276,7 @@ class _ManifestReader:
         return reordered(classes, targets, numbers) if numbers else (classes, targets)
 
     def _problems(self, hidden: npt.NDArray[np.bool_], splits: npt.NDArray[np.int8]) -> Iterator[DataProblem]:
-        if hidden.any():
-            names = ", ".join(SPLITS[split] for split in np.unique(splits[hidden]))
-            yield DataProblem(
-                kind="hidden labels",
-                severity="warning",
-                text=f"without labels (empty or -1), so left out: all {int(hidden.sum()):,} rows of {names}",
-                remedy="finetune predict takes images without labels.",
-            )
+        yield from hidden_labels(hidden, splits)
         joined = {name: raws for name, raws in self.labels.spellings.items() if len(raws) > 1}
         if joined:
             yield DataProblem(

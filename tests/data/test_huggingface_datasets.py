@@ -74,3 +74,54 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
         huggingface_source(path=str(tmp_path / "empty"))
     with pytest.raises(UserError, match="no such folder"):
         huggingface_source(path=str(tmp_path / "missing"))
+
+
+def labelled(labels, feature=None):
+    images = [Image.fromarray(np.full((10, 12, 3), row, np.uint8)) for row in range(len(labels))]
+    columns = {"image": datasets.Image(), "label": feature or datasets.Value("string")}
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=datasets.Features(columns))
+
+
+@pytest.mark.parametrize("hidden", [[-1, -1], [None, None]])
+def test_the_rows_of_a_hidden_test_split_are_left_out_with_a_warning(tmp_path, hidden):
+    feature = datasets.ClassLabel(names=["zebra", "ant"])
+    parts = {"train": labelled([0, 1] * 6, feature), "test": labelled(hidden, feature)}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    index = huggingface_source(path=str(tmp_path / "saved")).index
+    assert [problem.kind for problem in index.problems] == ["hidden labels"]
+    assert index.classes == ("zebra", "ant")
+    assert len(index) == 12
+    assert index.images()["test"] > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "message"),
+    [
+        (["a", None, "b"], None, "column 'label' must not be empty. It is in row 2"),
+        (["a", "nan", "b"], None, "column 'label' must not be empty. It is in row 2"),
+        ([0, -1, 1], datasets.ClassLabel(names=["a", "b"]), "column 'label' must not be empty. It is in row 2"),
+        ([["a"], ["b"], ["a"]], datasets.Sequence(datasets.Value("string")), "Row 1 holds a list"),
+        ([b"a", b"b", b"a"], datasets.Value("binary"), "Row 1 holds bytes"),
+    ],
+)
+def test_a_label_that_is_none_is_an_error_with_its_row(tmp_path, labels, feature, message):
+    labelled(labels, feature).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=message):
+        huggingface_source(path=str(tmp_path / "saved"))
+
+
+def test_a_data_set_without_a_training_part_is_all_tested(tmp_path):
+    datasets.DatasetDict({"validation": table(6, 1)}).save_to_disk(str(tmp_path / "one"))
+    table(5, 2).save_to_disk(str(tmp_path / "two"))
+    assert huggingface_source(path=str(tmp_path / "one"), use="test").index.images() == {
+        "train": 0,
+        "val": 6,
+        "test": 0,
+    }
+    assert huggingface_source(path=str(tmp_path / "two"), use="test").index.images() == {
+        "train": 0,
+        "val": 0,
+        "test": 5,
+    }
+    with pytest.raises(UserError, match="must have a split train"):
+        huggingface_source(path=str(tmp_path / "one"))
