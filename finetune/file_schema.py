@@ -78,6 +78,8 @@ _DATA: dict[str, Field] = {
     "skipped": (int, "unreadable files that were left out; skipped.csv lists them"),
     "max_pixels": (int, "larger images count as unreadable, in prediction too"),
     "high_depth": (str, "'full' or 'stretch': how more than 8 bits become 8, in prediction too"),
+    "integer_range[]": (NUMBER, "numbers of more than 8 bits that become black and white; null without such images"),
+    "float_range[]": (NUMBER, "the same for floating point"),
 }
 
 

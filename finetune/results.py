@@ -216,6 +216,8 @@ class DataFacts:
         skipped: Unreadable files that were left out.
         max_pixels: Larger images count as unreadable, in prediction too.
         high_depth: ``full`` or ``stretch``: how more than 8 bits become 8, in prediction too.
+        integer_range: Numbers of more than 8 bits that become black and white; None without such images.
+        float_range: The same for floating point.
     """
 
     fingerprint: str
@@ -224,6 +226,8 @@ class DataFacts:
     skipped: int
     max_pixels: int
     high_depth: str
+    integer_range: tuple[float, float] | None = None
+    float_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

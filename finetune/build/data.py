@@ -13,6 +13,7 @@ from finetune.data.sources import source_kind
 from finetune.errors import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
+    from finetune.data.color import Range
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
@@ -27,14 +28,36 @@ def decode_options(config: Config) -> "DecodeOptions":
     """Return how the image files of a configuration become pixels.
 
     Raises:
-        UserError: ``data.high_depth`` names no rule.
+        UserError: ``data.high_depth`` names no rule, or a range or ``data.bit_depth`` is none.
     """
     from finetune.data.color import check_high_depth
     from finetune.data.decode import DecodeOptions
 
     channels = config.input.channels or source_kind(config.data.source).channels
-    options = DecodeOptions(channels=channels, high_depth=check_high_depth(config.data.high_depth))
+    options = DecodeOptions(
+        channels=channels,
+        high_depth=check_high_depth(config.data.high_depth),
+        integer_range=_integer_range(config.data),
+        float_range=config.data.float_range,  # type: ignore[arg-type] # a list, which the options check
+    )
     return options if config.data.max_pixels is None else replace(options, max_pixels=config.data.max_pixels)
+
+
+def _integer_range(data: DataConfig) -> "Range | None":
+    from finetune.data.color import check_range
+    from finetune.data.depth_range import BIT_DEPTHS
+
+    given = check_range(data.integer_range, name="data.integer_range")
+    if data.bit_depth == "auto":
+        return given
+    if data.bit_depth not in BIT_DEPTHS:
+        raise UserError(f"data.bit_depth={data.bit_depth!r}: must be auto or one of {', '.join(map(str, BIT_DEPTHS))}.")
+    if data.high_depth == "stretch":
+        raise UserError(f"data.bit_depth={data.bit_depth}: has no effect under data.high_depth=stretch. Leave one out.")
+    whole = (0.0, 2.0**data.bit_depth - 1)
+    if given not in (None, whole):
+        raise UserError(f"data.bit_depth={data.bit_depth}: contradicts data.integer_range. Leave one out.")
+    return whole
 
 
 def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | None" = None) -> "Source":

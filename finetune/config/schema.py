@@ -132,8 +132,23 @@ class DataConfig:
     max_pixels: Optional[int] = setting(None, "most pixels of an image; null: Pillow's limit, 178,956,970", least=1)
     high_depth: str = setting(
         "full",
-        "how values of more than 8 bits become 8: full keeps the range of the type, stretch takes each image's own",
+        "how values of more than 8 bits become 8: full takes one range for the data set, stretch each image's own",
         choices=("full", "stretch"),
+    )
+    bit_depth: Any = setting(
+        "auto",
+        "bits of the integers in files of more than 8: auto measures the data set, or 8 | 10 | 12 | 14 | 16",
+        example="data.bit_depth=12",
+    )
+    integer_range: Optional[list[float]] = setting(
+        None,
+        "integers that become black and white, in place of bit_depth; null: measured over the data set",
+        example="data.integer_range=-160,240",
+    )
+    float_range: Optional[list[float]] = setting(
+        None,
+        "numbers that become black and white in floating-point files; null: measured over the data set",
+        example="data.float_range=0,1",
     )
     balanced: bool = setting(False, "draw training images so that every class appears equally often")
     batch_size: int = setting(

@@ -41,8 +41,13 @@ class Samples:
     white_is_zero: bool = False
     opacity: Literal["", "straight", "premultiplied"] = ""
 
+    @property
+    def colours(self) -> int:
+        """Return the number of channels without that of opacity."""
+        return _CHANNELS[self.space]
+
     def __post_init__(self) -> None:
-        number = _CHANNELS[self.space] + bool(self.opacity)
+        number = self.colours + bool(self.opacity)
         assert self.values_HWS.ndim == 3, "height, width, samples"
         assert self.values_HWS.shape[2] == number, "as many samples as the space has"
 
@@ -78,7 +83,7 @@ def samples_to_pixels(samples: Samples, *, channels: int, rule: DepthRule, profi
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
     """
-    colours = _CHANNELS[samples.space]
+    colours = samples.colours
     values, opacity = samples.values_HWS[..., :colours], samples.values_HWS[..., colours:]
     levels = scale_to_bytes(values, rule=rule, bits=samples.bits)
     if samples.white_is_zero:

@@ -282,7 +282,7 @@ def _unlike_their_names(index: Index, table: np.ndarray[Any, Any]) -> Iterable[F
 def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
     short = np.minimum(table["width"], table["height"]).astype(np.int64)
     long = np.maximum(table["width"], table["height"]).astype(np.int64)
-    deep = np.isin(table["mode"], [number for number, mode in enumerate(MODES) if mode.startswith("I") or mode == "F"])
+    deep = table["deep"] > 0
     kinds: list[tuple[str, Severity, Any, str, str]] = [
         ("constant", "warning", table["darkest"] == table["brightest"],
          "of a single colour", "Remove them, or check how they were made."),
@@ -296,8 +296,8 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
         ("turned", "note", table["orientation"] > 1, "turned upright as their Exif data says", "Nothing to do."),
         ("colour profile", "note", table["profile"], "with a colour profile, which is followed to sRGB",
          "Nothing to do."),
-        ("high bit depth", "note", deep, "of more than 8 bits, scaled by data.high_depth",
-         "If they look too dark, try data.high_depth=stretch."),
+        ("high bit depth", "note", deep, "of more than 8 bits, scaled by the range of the data set",
+         "If they look too dark or too flat, set data.bit_depth or data.integer_range, or try data.high_depth=stretch."),
     ]  # fmt: skip
     for kind, severity, applies, text, remedy in kinds:
         rows = np.flatnonzero(applies).tolist()

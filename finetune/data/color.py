@@ -215,6 +215,21 @@ def check_high_depth(name: str) -> HighDepth:
     )
 
 
+def check_range(value: object, *, name: str) -> Range | None:
+    """Return a range of numbers as a pair, or None for none.
+
+    Raises:
+        UserError: It is not two finite numbers, the smaller one first.
+    """
+    if value is None:
+        return None
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else ()
+    plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+    if len(numbers) != 2 or not plain or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
+        raise UserError(f"{name}={value!r}: must be two numbers, that of black and a larger one of white.")
+    return float(numbers[0]), float(numbers[1])
+
+
 def is_srgb(profile: bytes) -> bool:
     """Tell whether a profile needs no conversion, because it declares sRGB or cannot be read."""
     return _profile(profile) is None

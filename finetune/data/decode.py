@@ -21,6 +21,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -34,7 +35,17 @@ from PIL import (
 )
 
 from finetune.data.array_image import ArrayImage, samples_to_pixels
-from finetune.data.color import HIGH_DEPTHS, DepthRule, HighDepth, Pixels, check_high_depth, is_srgb, to_pixels
+from finetune.data.color import (
+    HIGH_DEPTHS,
+    DepthRule,
+    HighDepth,
+    Pixels,
+    Range,
+    check_high_depth,
+    check_range,
+    is_srgb,
+    to_pixels,
+)
 from finetune.data.dicom import open_dicom
 from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
@@ -63,6 +74,8 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 # an image file whose header was read
 Opened = ImageFile.ImageFile | ArrayImage
 
+_RANGES = ("integer_range", "float_range")
+
 # messages of Pillow that say nothing to a user
 _CLEARER = {"not identified by this driver": "its header gives no size"}
 _END_OF_JPEG = b"\xff\xd9"
@@ -88,26 +101,36 @@ class DecodeOptions:
         channels: Number of channels, 1 for grey, 3 for colour.
         max_pixels: Largest number of pixels; larger images are refused before they are decoded.
         high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
+        integer_range: Numbers that become black and white, for integers of more than 8 bits; None for the range of the type.
+        float_range: The same for floating point; None chooses for each image.
 
     Raises:
-        UserError: There is no such rule.
+        UserError: There is no such rule, or a range is none.
     """
 
     channels: int = 3
     max_pixels: int = MAX_PIXELS
     high_depth: HighDepth = "full"
+    integer_range: Range | None = None
+    float_range: Range | None = None
 
     def __post_init__(self) -> None:
         check_high_depth(self.high_depth)
+        for key in _RANGES:
+            object.__setattr__(self, key, check_range(getattr(self, key), name=f"data.{key}"))
 
     @property
     def rule(self) -> DepthRule:
         """Return the rule for more than 8 bits."""
-        return DepthRule(high_depth=self.high_depth)
+        return DepthRule(high_depth=self.high_depth, integers=self.integer_range, floats=self.float_range)
 
     def to_plain(self) -> dict[str, Json]:
-        """Return the options that do not depend on the network, as bundles, exports and embeddings record them in JSON."""
-        return {"max_pixels": self.max_pixels, "high_depth": self.high_depth}
+        """Return the options that do not depend on the network, as bundles, exports and embeddings record them in JSON.
+
+        Ranges are there only where the data set has deep images.
+        """
+        ranges: dict[str, Json] = {key: list(value) for key in _RANGES if (value := getattr(self, key)) is not None}
+        return {"max_pixels": self.max_pixels, "high_depth": self.high_depth, **ranges}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any], *, channels: int) -> "DecodeOptions":
@@ -118,7 +141,7 @@ class DecodeOptions:
         """
         max_pixels, high_depth = values.get("max_pixels"), values.get("high_depth")
         sound = type(max_pixels) is int and max_pixels > 0 and high_depth in HIGH_DEPTHS
-        if not sound or set(values) != {"max_pixels", "high_depth"}:
+        if not sound or set(values) - set(_RANGES) != {"max_pixels", "high_depth"}:
             raise ValueError("max_pixels or high_depth: out of range")
         return cls(channels=channels, **values)
 
@@ -239,6 +262,15 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
             pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
         return _upright(pixels, orientation_of(image))
+
+
+def numbers_of(image: Opened) -> npt.NDArray[Any] | None:
+    """Return the numbers of a decoded image of more than 8 bits, of any shape; None for 8 bits."""
+    if isinstance(image, ArrayImage):
+        samples = image.load()
+        return samples.values_HWS[..., : samples.colours] if samples.bits == 0 or samples.bits > 8 else None
+    deep = image.mode.startswith("I;16") or image.mode in ("I", "F")
+    return np.asarray(image) if deep else None
 
 
 def orientation_of(image: Opened) -> int:

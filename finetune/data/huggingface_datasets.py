@@ -13,6 +13,7 @@ import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
+from finetune.data.depth_range import with_ranges
 from finetune.data.groups import groups_of_cells
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, read_image_file
 from finetune.data.index import SPLITS, Index
@@ -129,6 +130,8 @@ def huggingface_source(
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
     index, rows = arrange(readable, content=facts.content[kept], split=split, skipped=skipped)
+    decode, notes = with_ranges(decode, facts)
+    index.notes += notes
     return TableSource(
         index=index,
         tables=tables,

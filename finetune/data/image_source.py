@@ -10,6 +10,7 @@ import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+from finetune.data.depth_range import with_ranges
 from finetune.data.index import Index
 from finetune.data.listing import UNASSIGNED, Listing, Use
 from finetune.data.path_table import path_table
@@ -131,6 +132,10 @@ def files_source(
     decode = DecodeOptions() if decode is None else decode
     readable, facts, skipped = _scan(listing, decode, on_unreadable)
     index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
+    if listing.use != "test":
+        # other data is read as the training data was
+        decode, notes = with_ranges(decode, facts)
+        index.notes += notes
     return FileSource(index=index, decode=decode, facts=facts.take(rows))
 
 

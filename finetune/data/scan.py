@@ -1,7 +1,7 @@
 """Scans the files of a data set: content hash, readability, size, mode and perceptual hash of each.
 
 Each file is read once, then hashed and decoded (a large JPEG at an eighth) by several threads: the decoders and the
-hash release the interpreter's lock. The facts are compact arrays, about 60 bytes per file, and are kept in the user's
+hash release the interpreter's lock. The facts are compact arrays, about 80 bytes per file, and are kept in the user's
 cache (:mod:`finetune.data.scan_cache`), so a file is opened again only after its size or modification time changed.
 """
 
@@ -9,12 +9,13 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from finetune.data.color import is_srgb
-from finetune.data.decode import DecodeOptions, Opened, decode_opened, open_image, orientation_of
+from finetune.data.decode import DecodeOptions, Opened, decode_opened, numbers_of, open_image, orientation_of
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
@@ -26,6 +27,8 @@ MODES = (
     *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
 )
+
+DEEP = ("", "integer", "float")
 
 # `problem` is 0 where the file was read
 FACT_TYPE = np.dtype(
@@ -42,6 +45,10 @@ FACT_TYPE = np.dtype(
         ("profile", np.bool_),
         ("darkest", np.uint8),
         ("brightest", np.uint8),
+        # of images of more than 8 bits: what their numbers are, and the smallest and largest
+        ("deep", np.uint8),
+        ("low", np.float64),
+        ("high", np.float64),
     ]
 )
 
@@ -50,6 +57,8 @@ Table = npt.NDArray[np.void]
 # shorter side, in pixels, that is enough for the perceptual hash
 _LOOK_AT = 32
 _CHUNK = 512
+# share of the darkest and of the brightest pixels in floating point that does not count: filters overshoot, detectors spark
+_OUTLIERS = 0.001
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,21 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     if stated_behind:
         row["orientation"] = orientation_of(image)
+    numbers = numbers_of(image)
+    if numbers is not None:
+        row["deep"], row["low"], row["high"] = _extent(numbers)
     row["several"] = _holds_several(image)
+
+
+def _extent(numbers: npt.NDArray[Any]) -> tuple[int, float, float]:
+    """Return the kind of an image's numbers, their smallest and their largest, without outliers in floating point."""
+    if numbers.dtype.kind != "f":
+        return DEEP.index("integer"), float(numbers.min()), float(numbers.max())
+    finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
+    if not finite.size:
+        return 0, 0.0, 0.0
+    spare = int(_OUTLIERS * (finite.size - 1))
+    return DEEP.index("float"), float(finite[spare]), float(finite[-1 - spare])
 
 
 def _holds_several(image: Opened) -> bool:

@@ -20,14 +20,30 @@ from PIL import Image, ImageOps
 Array = npt.NDArray[np.generic]
 
 
-def pillow(path: str, *, grey: bool) -> Image.Image:
-    """Open an image file, apply its EXIF orientation, and convert it to RGB or to grey."""
+def pillow(path: str, *, grey: bool, reading: Mapping[str, Any] | None = None) -> Image.Image:
+    """Open an image file, apply its EXIF orientation, scale deep numbers as ``reading`` says, and convert it to RGB or grey."""
     with Image.open(path) as image:
         if grey:
             image.draft(
                 "L", image.size
             )  # JPEG files store grey values; this reads them instead of converting from colour
-        return ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":
+            upright = eight_bits(upright, reading or {})
+        return upright.convert("L" if grey else "RGB")
+
+
+def eight_bits(image: Image.Image, reading: Mapping[str, Any]) -> Image.Image:
+    """Scale an image of more than 8 bits by the range of the training images, as the snippets show users how to."""
+    numbers = np.asarray(image).astype(np.float64)
+    black, white = reading.get("float_range" if image.mode == "F" else "integer_range") or (0, 65535)
+    if reading.get("high_depth") == "stretch":
+        black, white = numbers.min(), numbers.max()
+    if white <= black:
+        return Image.fromarray(np.zeros(numbers.shape, np.uint8))
+    return Image.fromarray(
+        np.floor((numbers.clip(black, white) - black) * 255 / (white - black) + 0.5).astype(np.uint8)
+    )
 
 
 def pixels_of(image: Image.Image, layout: str) -> Array:
@@ -49,6 +65,7 @@ class ClientJob(TypedDict, total=False):
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
     files: list[str]
+    reading: dict[str, Any]  # how the run reads files: high_depth, and the ranges of deep images
     # of a part
     given: str  # .npy file of what the part takes
     in_chans: int
@@ -95,6 +112,8 @@ class Client(ABC):
 
     classes: Sequence[str] = ()
     opened_by: str
+    # how the run reads files, from the job
+    reading: Mapping[str, Any] = {}
 
     @abstractmethod
     def __init__(self, target: str, options: ClientJob) -> None: ...
@@ -110,7 +129,7 @@ class GraphClient(Client):
     def run(self, pixels: Array) -> Array: ...
 
     def file(self, path: str) -> Array:
-        return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey), self.layout))[0])
+        return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey, reading=self.reading), self.layout))[0])
 
     def decoded(self, path: str) -> Array:
         """Return the probabilities for pixels decoded elsewhere: uint8 (C, H, W) in a ``.npy`` file."""
@@ -163,6 +182,7 @@ def answer(job: ClientJob) -> Opened:
     # text of this package, which it cannot import here: see `finetune.export.parity.run_client`
     exec(job["client_code"], globals())
     client = globals()[job["client"]](job["target"], job)
+    client.reading = job.get("reading", {})
     if isinstance(client, PartClient):
         given = np.load(job["given"])
         np.savez(

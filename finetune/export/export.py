@@ -43,7 +43,15 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
         (staged if export_format.is_folder else work).mkdir(parents=True)
         export_format.write(job, staged)
         if export_format.has_readme:
-            write_text(staged / "README.md", how_to_load(export_format.name, job.classifier.input_spec, path="."))
+            write_text(
+                staged / "README.md",
+                how_to_load(
+                    export_format.name,
+                    job.classifier.input_spec,
+                    path=".",
+                    reading=None if job.images.decode is None else job.images.decode.to_plain(),
+                ),
+            )
         report = (
             check_part(job.classifier, export_format, staged, job.images)
             if export_format.part is not None

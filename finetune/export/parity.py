@@ -105,7 +105,7 @@ def make_reference(
         kept.append(file)
         views.append(view(image))
         positions.append(targets[number] if targets is not None else -1)
-        otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image))
+        otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image, options))
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
     pixels = torch.stack(views)
@@ -127,9 +127,9 @@ def make_reference(
     )
 
 
-def _pillow_agrees(file: str, image: torch.Tensor) -> bool:
+def _pillow_agrees(file: str, image: torch.Tensor, options: DecodeOptions) -> bool:
     try:
-        theirs = client.pixels_of(client.pillow(file, grey=image.shape[0] == 1), "nchw")[0]
+        theirs = client.pixels_of(client.pillow(file, grey=image.shape[0] == 1, reading=options.to_plain()), "nchw")[0]
     except Exception:  # any error of Pillow's plain conversion
         return False
     return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
@@ -176,6 +176,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                     "grey": reference.pixels.shape[1] == 1,
                     "pixels": str(pixels),
                     "decoded": decoded,
+                    "reading": reference.decode.to_plain(),
                     "files": [os.path.abspath(file) for file in reference.files],
                     "answers": str(Path(folder) / f"{number}.npz"),
                 }

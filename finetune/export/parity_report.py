@@ -121,12 +121,19 @@ class ParityReport:
     accuracy: Accuracies | None = None
     speed: Speed | None = None
 
+    def _verdict(self) -> str:
+        if not self.passed:
+            return "FAILED"
+        # comparing nothing proves nothing
+        from_nothing = self.from_files is not None and not self.from_files.images
+        return "passed from the same pixels; NOT COMPARED from files" if from_nothing else "passed"
+
     def summary(self) -> list[str]:
         """Return the report's lines for the terminal."""
         lines = []
         if self.from_pixels is not None:
             compared = f"{self.opened_by}, {self.from_pixels.images} images: {self.images}"
-            lines.append(f"parity: {'passed' if self.passed else 'FAILED'} ({compared})")
+            lines.append(f"parity: {self._verdict()} ({compared})")
         for measured, words in ((self.from_pixels, "same pixels: "), (self.from_files, "from files:  ")):
             if measured is not None:
                 lines.append(

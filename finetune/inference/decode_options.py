@@ -21,6 +21,10 @@ def decode_options_of(run: str | Path) -> DecodeOptions:
     folder = find_bundle(run)
     model = read_model_json(folder)
     values = {key: model["data"].get(key, default) for key, default in DecodeOptions().to_plain().items()}
+    # only data sets with deep images have these
+    values |= {
+        key: model["data"][key] for key in ("integer_range", "float_range") if model["data"].get(key) is not None
+    }
     channels = model["model"]["input_spec"]["channels"]
     return recorded_options(values, channels=channels, name=str(folder / MODEL_JSON))
 
@@ -39,4 +43,6 @@ def recorded_options(values: Mapping[str, Any], *, channels: int, name: str) -> 
     try:
         return DecodeOptions.from_plain(values, channels=channels)
     except ValueError:
-        raise UserError(f"{name}: damaged. data.max_pixels or data.high_depth: out of range.") from None
+        raise UserError(
+            f"{name}: damaged. data.max_pixels, data.high_depth or a range of numbers: out of range."
+        ) from None

@@ -8,7 +8,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 from finetune.report.confusion import confused_pairs, confusion_of, images_counted
 from finetune.report.loading_snippets import how_to_load
-from finetune.results import BackboneOrigin, Results, SplitMetrics
+from finetune.results import BackboneOrigin, DataFacts, Results, SplitMetrics
 from finetune.terminal import markdown
 
 _MISTAKES = 10
@@ -60,7 +60,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
         # in multi-label data no class is mistaken for another, and the other programs' formats hold one label per image
         lines.append("")
     else:
-        lines += ["", *_confusions(classifier.classes, test), *_other_programs(spec)]
+        lines += ["", *_confusions(classifier.classes, test), *_other_programs(spec, results.data)]
     lines += [
         "## Intended use",
         "",
@@ -79,10 +79,11 @@ def _revision(backbone: BackboneOrigin) -> str:
     return f", revision `{backbone.revision}`" if backbone.revision else ""
 
 
-def _other_programs(spec: InputSpec) -> list[str]:
+def _other_programs(spec: InputSpec, data: DataFacts) -> list[str]:
     """Describe how to open each export, one heading level lower than in the export's own README."""
+    reading = {"high_depth": data.high_depth, "integer_range": data.integer_range, "float_range": data.float_range}
     sections = [
-        f"#{how_to_load(name, spec, path=f'exports/{chosen.filename}')}"
+        f"#{how_to_load(name, spec, path=f'exports/{chosen.filename}', reading=reading)}"
         for name, chosen in FORMATS.items()
         if chosen.snippet
     ]

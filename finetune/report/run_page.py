@@ -110,7 +110,6 @@ def run_page(
         audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
         snippet=usage.python_snippet(
             str(run.run_dir),
-            classifier.input_spec,
             multi_label=run.multi_label,
             temperature=calibrated.temperature if calibrated and calibrated.helps else None,
             trust=own,

@@ -2,16 +2,14 @@
 
 import shlex
 
-from finetune.input_spec import InputSpec
-
 _PYTHON = """\
 import finetune
 import torch
-from finetune.data.decode import decode_image
+from finetune.data.decode import decode_file, to_tensor
 from finetune.data.transforms import eval_view
 
 model = finetune.load({bundle!r}{trust})
-image = decode_image("photo.jpg", channels={channels})  # uint8 (C, H, W), any size
+image = to_tensor(decode_file("photo.jpg", model.decode))  # uint8 (C, H, W), any size
 with torch.inference_mode():
     logits = model(eval_view(model.input_spec)(image)[None])
 probabilities = model.probabilities(logits)[0]
@@ -21,14 +19,11 @@ _ONE = "print(model.classes[int(probabilities.argmax())], float(probabilities.ma
 _SEVERAL = "print([name for name, share in zip(model.classes, probabilities) if share > 0.5])"
 
 
-def python_snippet(
-    run: str, spec: InputSpec, *, multi_label: bool, temperature: float | None = None, trust: bool = False
-) -> str:
+def python_snippet(run: str, *, multi_label: bool, temperature: float | None = None, trust: bool = False) -> str:
     """Return Python code that classifies one image.
 
     Args:
         run: Run folder.
-        spec: Input of the model.
         multi_label: Whether an image may show several classes.
         temperature: Divisor of the logits; None leaves the probabilities unscaled.
         trust: Whether the model needs classes of the user's.
@@ -36,7 +31,6 @@ def python_snippet(
     text = _PYTHON.format(
         bundle=f"{run}/model",
         trust=", trust=True" if trust else "",
-        channels=spec.channels,
         answer=_SEVERAL if multi_label else _ONE,
     )
     return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")

@@ -69,6 +69,8 @@ def run_results(
             skipped=len(index.skipped),
             max_pixels=decode.max_pixels,
             high_depth=decode.high_depth,
+            integer_range=decode.integer_range,
+            float_range=decode.float_range,
         ),
         versions=versions(),
         backbone=facts.backbone,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a configuration is checked against this table before NumPy 
     from finetune.data.listing import Listing
 
 SPLIT_KEYS = tuple(field.name for field in fields(SplitSettings) if field.name != "seed")
-FILE_KEYS = ("on_unreadable", "max_pixels", "high_depth")
+FILE_KEYS = ("on_unreadable", "max_pixels", "high_depth", "bit_depth", "integer_range", "float_range")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class TimmClient(LibraryClient):
             return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
 
     def file(self, path: str) -> Array:
-        image = self.transform(pillow(path, grey=self.grey).convert("RGB"))
+        image = self.transform(pillow(path, grey=self.grey, reading=self.reading).convert("RGB"))
         with self.torch.no_grad():
             return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
 

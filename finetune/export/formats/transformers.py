@@ -31,7 +31,8 @@ class TransformersClient(LibraryClient):
 
     def file(self, path: str) -> Array:
         # a colour model takes the file name; for a grey model the pipeline converts the one channel back to colour
-        given = pillow(path, grey=True) if self.grey else path
+        deep = {"integer_range", "float_range"} & set(self.reading)
+        given = pillow(path, grey=self.grey, reading=self.reading) if self.grey or deep else path
         scores = {row["label"]: row["score"] for row in self.pipe(given, top_k=len(self.classes))}
         return np.asarray([scores[name] for name in self.classes])
 

@@ -60,7 +60,8 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
             "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,
             # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
             "reducedFrom": 2 * eval_view(spec).at_least,
-            "highDepth": decode.high_depth,
+            # a rule, or the numbers that become black and white
+            "highDepth": list(decode.integer_range) if decode.integer_range else decode.high_depth,
             KEY: provenance(classifier, layout="nhwc"),
         },
     )

@@ -328,15 +328,15 @@ function overWhite(value, alpha) {
   return ((sum >> 8) + sum) >> 8 >> 7;
 }
 
-/** 16 bits to 8: the whole range, or the image's own minimum to maximum. */
+/** 16 bits to 8: the whole range, that of the training images, or the image's own minimum to maximum. */
 function scaled(samples, highDepth) {
-  let [low, high] = [0, 65535];
+  let [low, high] = Array.isArray(highDepth) ? highDepth : [0, 65535];
   if (highDepth === "stretch") {
     low = samples.reduce((a, b) => Math.min(a, b), 65535);
     high = samples.reduce((a, b) => Math.max(a, b), 0);
   }
   const span = high - low;
-  return Uint8Array.from(samples, (value) => (span ? Math.floor(((value - low) * 255) / span + 0.5) : 0));
+  return Uint8Array.from(samples, (value) => (span ? Math.floor(((Math.min(Math.max(value, low), high) - low) * 255) / span + 0.5) : 0));
 }
 
 /** The orientation of an EXIF block (TIFF), 1 where it says nothing. */
