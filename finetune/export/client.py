@@ -65,7 +65,7 @@ class ClientJob(TypedDict, total=False):
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
     files: list[str]
-    reading: dict[str, Any]  # how the run reads files: high_depth, and the ranges of deep images
+    reading: Mapping[str, Any]  # how the run reads files: high_depth, and the ranges of deep images
     # of a part
     given: str  # .npy file of what the part takes
     in_chans: int
