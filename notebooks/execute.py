@@ -44,6 +44,9 @@ def joined(outputs: list[Any]) -> list[Any]:
     for output in found:
         if output.output_type == "stream":
             output.text = plain(output.text)
+        for kind, value in output.get("data", {}).items():
+            if kind.startswith("text/"):
+                output.data[kind] = plain(value)
     return found
 
 

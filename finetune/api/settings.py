@@ -133,6 +133,8 @@ class FitArguments:
             "monitor": self.monitor,
             "freeze": list(self.freeze) or None,
         }
+        # their names, which the monitor may name; the objects themselves take their places when the run is built
+        words += [f"metrics.{name}.object={type(metric).__name__}" for name, metric in self.metrics.items()]
         words += [f"{key}={value}".replace(" ", "") for key, value in settings.items() if value is not None]
         words += [] if self.weights is None else [f"backbone.weights={quoted(self.weights)}"]
         words += [] if self.run_dir is None else [f"run_dir={quoted(self.run_dir)}"]

@@ -1,6 +1,6 @@
 """Builds the phases of a schedule from the configuration, and checks every name against the network."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,29 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 )
     if problems:
         raise ConfigError(problems)
+    check_monitor(config, phases, own=config.metrics)
     return phases
+
+
+def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[str]) -> None:
+    """Check that every phase measures the monitored metric.
+
+    Args:
+        config: Checked configuration.
+        phases: Phases of the run.
+        own: Names of the user's metrics.
+
+    Raises:
+        ConfigError: It is the user's own, which heads that are solved or tried at several rates do not measure.
+    """
+    without = [phase.name for phase in phases if phase.solver == "lbfgs" or phase.lr_trials]
+    if without and config.monitor.removeprefix("val/") in own:
+        raise ConfigError(
+            [
+                f"monitor={config.monitor!r}: a metric of your own is not measured in phase {without[0]!r}, which solves "
+                "its head or tries several rates. Monitor val/acc or val/loss, or train that phase by solver=gradient and one lr."
+            ]
+        )
 
 
 def _rate_trials(phase: "Phase", *, where: str) -> list[str]:

@@ -9,7 +9,7 @@ from finetune.build import RunParts
 from finetune.build.classifier import Say, build_model, build_pretrained, image_size, network_name
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
-from finetune.build.phases import build_phases
+from finetune.build.phases import build_phases, check_monitor
 from finetune.build.user_objects import own_head, own_modules
 from finetune.config.schema import Config
 from finetune.errors import UserError
@@ -124,6 +124,7 @@ def assemble_with_objects(
     )
     phases = build_phases(config, stages=classifier.stages, network=network_name(config))
     _check_solvers(phases, objects)
+    check_monitor(config, phases, own=objects.metrics)
     data = build_data(config, source, classifier, trusted=trusted)
     if objects.transform is not None:
         data.transform = _transform(objects.transform, classifier.input_spec)

@@ -182,9 +182,9 @@ def execute(
     )
     loggers = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()]
     callbacks = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()]
-    metrics = {name: instantiate(node, trusted=trusted) for name, node in config.metrics.items()} | dict(
-        objects.metrics
-    )
+    metrics = {
+        name: instantiate(node, trusted=trusted) for name, node in config.metrics.items() if "_target_" in node
+    } | dict(objects.metrics)
     if tune_process:
         collect_garbage_as_usual()
         if not torch.cuda.is_available():

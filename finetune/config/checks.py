@@ -29,6 +29,8 @@ def _check_fields(problems: list[str], prefix: str, section: Any) -> None:
         known, value, path = setting_of(key), getattr(section, key.name), f"{prefix}{key.name}"
         if prefix == "data." and key.name in _OF_SPLITS:
             continue
+        if path == "monitor" and str(value).removeprefix("val/") in section.metrics:
+            continue  # a metric of the user's
         if is_dataclass(value):
             _check_fields(problems, f"{path}.", value)
         elif known.choices:

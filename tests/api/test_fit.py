@@ -298,6 +298,13 @@ def test_several_mistakes_in_overrides_are_one_message() -> None:
     assert "schedule.lr" in str(error.value)
 
 
+def test_a_monitor_that_a_solved_head_does_not_measure_is_refused_before_the_run_folder_exists(tmp_path: Path) -> None:
+    solved = QUICK | {"schedule": "probe", "metrics": {"blue": Bright()}, "monitor": "val/blue"}
+    with pytest.raises(ConfigError, match=r"monitor='val/blue': .* not measured in phase .*Monitor val/acc"):
+        finetune.fit(Colours(), **solved, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("part", [{"head": Head(512, 3)}, {"loss": Loss()}], ids=["head", "loss"])
 def test_a_solver_for_linear_heads_takes_no_own_head_or_loss(part: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has solver=lbfgs"):
