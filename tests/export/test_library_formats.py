@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from finetune.errors import UserError
-from finetune.export.library_formats import colour_stem, export_timm, export_torchvision, export_transformers
+from finetune.export.formats.timm import export_timm
+from finetune.export.formats.torchvision import export_torchvision
+from finetune.export.formats.transformers import export_transformers
+from finetune.export.library_formats import colour_stem
 from finetune.models.classifier import Classifier
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier

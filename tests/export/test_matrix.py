@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from finetune.export.formats import FORMATS
+from finetune.export.formats.timm import export_timm
 from finetune.export.formats.torch_export import export_torch
-from finetune.export.library_formats import export_timm, export_torchvision, export_transformers
+from finetune.export.formats.torchvision import export_torchvision
+from finetune.export.formats.transformers import export_transformers
 from finetune.export.onnx import export_onnx, quiet_exporter, traced
 from finetune.export.parity import ask_clients, compare, make_reference
 from tests.export.odd_files import write_files

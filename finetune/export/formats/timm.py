@@ -1,12 +1,16 @@
 """``--format timm``: a folder in the layout of timm."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.atomic_files import write_json
 from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
+
+if TYPE_CHECKING:
+    from finetune.models.classifier import Classifier
 
 
 class TimmClient(LibraryClient):
@@ -47,9 +51,59 @@ print(model.pretrained_cfg["label_names"][int(probabilities.argmax())], float(pr
 """
 
 
-def _write(job: ExportJob, path: Path) -> None:
-    from finetune.export.library_formats import export_timm
+def export_timm(classifier: "Classifier", folder: Path) -> None:
+    """Write a folder for ``timm.create_model("local-dir:FOLDER", pretrained=True)``, with data config and label names.
 
+    Raises:
+        UserError: The network does not come from timm, or the layout cannot hold its head or stem.
+    """
+    from finetune.export.export_metadata import KEY, provenance
+    from finetune.export.library_formats import (
+        no_layout,
+        plain_resnet,
+        renamed_head,
+        save_state,
+        state_with_linear_head,
+        timm_preparation,
+    )
+    from finetune.models.own_modules import OWN
+
+    net = classifier.backbone
+    plain = plain_resnet(classifier)
+    if net.source != "timm" and plain is None:
+        origin = "is a class of the user's" if net.source == OWN else f"comes from {net.source}"
+        raise no_layout("timm", f"the network {net.name!r} {origin}")
+    state, spec = state_with_linear_head(classifier, "timm"), classifier.input_spec
+    name = net.name if net.source == "timm" else str(plain)
+    cfg = getattr(net.net, "pretrained_cfg", None) or {}
+    classifier_name = cfg.get("classifier", "fc")
+    if not isinstance(classifier_name, str):
+        raise no_layout("timm", f"{name} has several classifiers there")
+    arguments = dict(net.kwargs) if net.source == "timm" else {}
+    save_state(renamed_head(state, classifier_name), folder)
+    write_json(
+        folder / "config.json",
+        {
+            "architecture": name.partition(".")[0],
+            "num_classes": len(classifier.classes),
+            "num_features": net.num_features,
+            "label_names": list(classifier.classes),
+            **({"model_args": arguments} if arguments else {}),
+            "pretrained_cfg": {
+                "custom_load": False,
+                "fixed_input_size": net.fixed_size,
+                **timm_preparation(spec),
+                "num_classes": len(classifier.classes),
+                "pool_size": None,
+                "first_conv": net.first_convs[0] if len(net.first_convs) == 1 else list(net.first_convs),
+                "classifier": classifier_name,
+            },
+            KEY: provenance(classifier),
+        },
+    )
+
+
+def _write(job: ExportJob, path: Path) -> None:
     export_timm(job.classifier, path)
 
 

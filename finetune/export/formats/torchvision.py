@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.atomic_files import write_json
 from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
+
+if TYPE_CHECKING:
+    from finetune.models.classifier import Classifier
 
 
 class TorchvisionClient(LibraryClient):
@@ -75,9 +80,51 @@ print(described["classes"][int(probabilities.argmax())], float(probabilities.max
 """
 
 
-def _write(job: ExportJob, path: Path) -> None:
-    from finetune.export.library_formats import export_torchvision
+def export_torchvision(classifier: "Classifier", folder: Path) -> None:
+    """Write a folder with a state dict for ``torchvision.models.NAME(num_classes=K).load_state_dict`` and the class names.
 
+    Raises:
+        UserError: torchvision has no such network, or the layout cannot hold its head, stem or crop.
+    """
+    from finetune.export.export_metadata import KEY, provenance
+    from finetune.export.library_formats import (
+        no_layout,
+        plain_resnet,
+        renamed_head,
+        resize_sides,
+        save_state,
+        state_with_linear_head,
+    )
+
+    name = plain_resnet(classifier)
+    if name is None and classifier.backbone.source == "torchvision" and not classifier.backbone.kwargs:
+        name = classifier.backbone.name
+    if name is None:
+        raise no_layout("torchvision", f"torchvision has no matching layout for {classifier.backbone.name!r}")
+    spec = classifier.input_spec
+    if spec.crop_mode == "center" and spec.size[0] != spec.size[1]:
+        raise no_layout("torchvision", f"its Resize cannot cover a crop of {spec.size[0]} x {spec.size[1]} pixels")
+    state = state_with_linear_head(classifier, "torchvision")
+    save_state(renamed_head(state, "fc"), folder)
+    write_json(
+        folder / "classes.json",
+        {
+            "architecture": name,
+            "classes": list(classifier.classes),
+            "preprocessing": {
+                "resize": resize_sides(spec.size, spec.crop_pct) if spec.crop_mode == "center" else list(spec.size),
+                "keep_proportions": spec.crop_mode == "center",
+                "center_crop": list(spec.size),
+                "interpolation": spec.interpolation,
+                "mean": list(spec.mean),
+                "std": list(spec.std),
+            },
+            KEY: provenance(classifier),
+        },
+    )
+
+
+def _write(job: ExportJob, path: Path) -> None:
     export_torchvision(job.classifier, path)
 
 

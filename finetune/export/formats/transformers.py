@@ -1,12 +1,21 @@
 """``--format transformers``: a folder in the layout of transformers."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.atomic_files import write_json
 from finetune.export.client import Array, ClientJob, LibraryClient, pillow
 from finetune.export.formats.kind import ExportFormat, ExportJob
+
+if TYPE_CHECKING:
+    from finetune.input_spec import InputSpec
+    from finetune.models.classifier import Classifier
+    from finetune.plain import Json
+
+WITHOUT_TIMM = "without_timm"
+_PILLOW_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
 
 class TransformersClient(LibraryClient):
@@ -46,9 +55,99 @@ print(classify(image))
 """
 
 
-def _write(job: ExportJob, path: Path) -> None:
-    from finetune.export.library_formats import export_transformers
+def export_transformers(classifier: "Classifier", folder: Path) -> None:
+    """Write a folder for ``transformers.pipeline("image-classification", model=FOLDER)``; timm prepares its images.
 
+    transformers' own processors resize with other filter weights and round half a pixel of the crop down, while timm,
+    torchvision and our evaluation round it to even: a quarter of all images would be cropped one pixel off. transformers'
+    ``TimmWrapperImageProcessor`` runs timm's transform instead. ``without_timm/`` holds a processor that does not need timm.
+
+    Raises:
+        UserError: The network is not one of the plain ResNets, or the layout cannot hold its head or stem.
+    """
+    from finetune.export.export_metadata import KEY, provenance
+    from finetune.export.library_formats import (
+        RESNETS,
+        no_layout,
+        plain_resnet,
+        save_state,
+        state_with_linear_head,
+        timm_preparation,
+    )
+    from finetune.models.adaptations import PRETRAINED_CHANNELS
+    from finetune.models.state_dict_names import to_transformers
+
+    name, spec, own = plain_resnet(classifier), classifier.input_spec, classifier.backbone.source == "transformers"
+    if name is None and not own:
+        raise no_layout(
+            "transformers",
+            f"its ResNet family holds {', '.join(RESNETS)}, and this network is {classifier.backbone.name!r}",
+        )
+    state = state_with_linear_head(classifier, "transformers")
+    head = {key: state.pop(key) for key in ("fc.weight", "fc.bias")}
+    if own:
+        architecture = dict(classifier.backbone.kwargs)
+    else:
+        architecture, state = _architecture(*RESNETS[str(name)]), to_transformers(state)
+    save_state({**{f"resnet.{key}": value for key, value in state.items()}, **to_transformers(head)}, folder)
+    names = {str(number): name for number, name in enumerate(classifier.classes)}
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["ResNetForImageClassification"],
+            "model_type": "resnet",
+            "num_channels": PRETRAINED_CHANNELS,
+            **architecture,
+            "id2label": names,
+            "label2id": {name: int(number) for number, name in names.items()},
+            "problem_type": "single_label_classification",
+            "dtype": "float32",
+            "image_processor_type": "TimmWrapperImageProcessor",
+            "architecture": name or classifier.backbone.name,
+            "pretrained_cfg": timm_preparation(spec),
+            KEY: provenance(classifier),
+        },
+    )
+    if spec.crop_mode == "squash" or spec.size[0] == spec.size[1]:
+        (folder / WITHOUT_TIMM).mkdir(exist_ok=True)
+        write_json(folder / WITHOUT_TIMM / "preprocessor_config.json", _bit_preparation(spec))
+
+
+def _architecture(depths: tuple[int, ...], layer: str) -> "dict[str, Json]":
+    return {
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512] if layer == "basic" else [256, 512, 1024, 2048],
+        "depths": list(depths),
+        "layer_type": layer,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
+
+
+def _bit_preparation(spec: "InputSpec") -> "dict[str, Json]":
+    """Describe transformers' own processor, which crops a quarter of images one pixel off; see export_transformers."""
+    from finetune.export.library_formats import resize_sides
+
+    (height, width), covers = spec.size, spec.crop_mode == "center"
+    shortest = {"shortest_edge": resize_sides(spec.size, spec.crop_pct)[0]}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": shortest if covers else {"height": height, "width": width},
+        "resample": _PILLOW_FILTERS[spec.interpolation],
+        "do_center_crop": covers,
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def _write(job: ExportJob, path: Path) -> None:
     export_transformers(job.classifier, path)
 
 
