@@ -26,6 +26,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from finetune.data.decode import DecodeOptions
 from finetune.export.onnx import export_onnx
 from finetune.export.quantize import quantise_onnx
 
@@ -48,7 +49,7 @@ def main() -> None:
         export_onnx(model, folder / "fp32.onnx")
         export_onnx(model, folder / "fp16.onnx", half=True)
         files = write_files(folder, 64)
-        quantise_onnx(folder / "fp32.onnx", folder / "int8.onnx", files=files, channels=3, layout="nhwc")
+        quantise_onnx(folder / "fp32.onnx", folder / "int8.onnx", files=files, layout="nhwc", decode=DecodeOptions())
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         sessions = {

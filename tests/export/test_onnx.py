@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
+from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.export.formats.torch_export import export_torch
 from finetune.export.onnx import export_onnx
@@ -89,7 +90,7 @@ def test_half_and_eight_bits_are_smaller_and_stay_within_their_bounds(
 ) -> None:
     files = write_files(tmp_path, 40)
     export_onnx(model, tmp_path / "half.onnx", half=True)
-    quantise_onnx(exported, tmp_path / "int8.onnx", files=files, channels=3, layout="nhwc")
+    quantise_onnx(exported, tmp_path / "int8.onnx", files=files, layout="nhwc", decode=DecodeOptions())
     images = batch(20, (48, 60), seed=7)
     wanted = expected(model, images)
     sizes = {path: Path(path).stat().st_size for path in (exported, tmp_path / "half.onnx", tmp_path / "int8.onnx")}

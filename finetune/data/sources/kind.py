@@ -51,5 +51,6 @@ class SourceKind:
         return (*self.own, *self.splits, *(FILE_KEYS if self.decodes else ()))
 
     def own_settings(self, data: object) -> dict[str, Any]:
-        """Return the own settings that a ``data`` section of the configuration gives."""
-        return {key: value for key in self.own if (value := getattr(data, key)) is not None}
+        """Return the own settings, from a ``data`` section of the configuration or by default."""
+        given = {key: value for key in self.own if (value := getattr(data, key)) is not None}
+        return {**self.defaults, **given}
