@@ -1,7 +1,7 @@
 """Builds what trains the network: optimizer, loss and Trainer."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.build.user_objects import own_loss
 from finetune.config.schema import Config
 from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, check_node, instantiate, optimizer_class
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, did_you_mean, shortened
 from finetune.results import Imbalance
 from finetune.training.loss_kinds import LOSSES
 
@@ -114,24 +114,36 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
-# monitors that only data with several labels an image has
-_SEVERAL_LABELS = ("val/f1_micro", "val/map")
+_MONITORS = ("val/acc", "val/f1_macro", "val/loss", "val/ece")
+# that only data with several labels an image has
+_OF_SEVERAL_LABELS = ("val/f1_micro", "val/map")
 
 
-def check_training(config: Config, run_dir: Path, *, multi_label: bool) -> None:
+def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metrics: Collection[str] = ()) -> None:
     """Check what training needs besides data and network, before a run folder is made: nothing of it may fail later.
 
     Args:
         config: Checked configuration that the user typed.
         run_dir: Folder that the run will have.
         multi_label: Whether images have several labels.
+        own_metrics: Names of metrics that were given as objects.
 
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
-    if config.monitor in _SEVERAL_LABELS and not multi_label:
+    if config.monitor in _OF_SEVERAL_LABELS and not multi_label:
         raise UserError(f"monitor={config.monitor!r}: only for several labels an image. Write monitor=val/f1_macro.")
-    for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks)):
+    monitors = [
+        *_MONITORS,
+        *_OF_SEVERAL_LABELS[: 2 * multi_label],
+        *(f"val/{name}" for name in (*config.metrics, *own_metrics)),
+    ]
+    if config.monitor not in monitors:
+        raise UserError(
+            f"monitor={config.monitor!r}: not a validation metric. Metrics: {', '.join(monitors)}."
+            f"{did_you_mean(config.monitor, monitors)}"
+        )
+    for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", config.metrics)):
         for name, node in nodes.items():
             check_node(node, where=f"{section}.{name}")
     check_node({"_target_": TRAINER, **config.trainer}, where="trainer")

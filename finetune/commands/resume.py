@@ -166,7 +166,7 @@ def _go_on(
 ) -> "RunResult":
     from finetune.commands.train import execute, say
     from finetune.plain import to_plain as plain_fields
-    from finetune.run_folder import CONFIG, RecordedData, RunFolder, differences
+    from finetune.run_folder import CONFIG, RecordedData, differences
 
     check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
     for key, meaning in FREE.items():
@@ -183,7 +183,7 @@ def _go_on(
     from finetune.build import assemble
 
     # if the run was killed before its initial weights were saved, they are loaded from their source again
-    begun = any(run_dir.glob("phases/0-*/start.safetensors")) or RunFolder(run_dir).final_weights.is_file()
+    begun = any(path for name in ("start.safetensors", "result.json") for path in run_dir.glob(f"phases/0-*/{name}"))
     description = record.model if begun else None
     if objects is None:
         worker_init = release_freed_blocks if tune_process else None

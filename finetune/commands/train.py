@@ -91,7 +91,8 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
         from finetune.build.python_objects import assemble_with_objects
 
         parts = assemble_with_objects(config, objects, say)
-    check_training(config, run_dir, multi_label=parts.source.index.multi_label)
+    own_metrics = list(objects.metrics) if objects is not None else []
+    check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=own_metrics)
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 

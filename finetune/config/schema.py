@@ -404,8 +404,9 @@ class Config:
     )
     monitor: str = setting(
         "val/acc",
-        "validation metric that decides which epoch is best; f1_micro and map are of several labels an image",
-        choices=("val/acc", "val/f1_macro", "val/loss", "val/ece", "val/f1_micro", "val/map"),
+        "validation metric that decides which epoch is best: val/acc, val/f1_macro, val/loss, val/ece or val/NAME of metrics; "
+        "val/f1_micro and val/map of several labels an image",
+        example="monitor=val/loss",
     )
     epochs: Optional[int] = setting(None, "epochs of each phase of the schedule; null: as the schedule says", above=0)
     lr: Optional[float] = setting(

@@ -15,6 +15,7 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["monitor=val/accuracy"], "monitor='val/accuracy': not a validation metric. Metrics: val/acc, val/f1_macro"),
         (["monitor=val/map"], "monitor='val/map': only for several labels an image. Write monitor=val/f1_macro."),
         (
             ["trainer.devicess=2"],
@@ -54,4 +55,7 @@ def test_a_device_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: 
 def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
     words = [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "monitor=val/map"]
     check_training(compose(["data=digits", *words]), tmp_path / "run", multi_label=True)
+    check_training(
+        compose(["data=digits", "monitor=val/own"]), tmp_path / "run", multi_label=False, own_metrics=["own"]
+    )
     assert list(tmp_path.iterdir()) == []
