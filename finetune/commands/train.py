@@ -92,7 +92,8 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
 
         parts = assemble_with_objects(config, objects, say)
     own_metrics = list(objects.metrics) if objects is not None else []
-    check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=own_metrics)
+    with quiet_lightning():
+        check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=own_metrics)
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 

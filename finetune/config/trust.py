@@ -8,6 +8,7 @@ forbidden.
 """
 
 import importlib
+import logging
 import os
 import re
 import shlex
@@ -207,12 +208,17 @@ def check_node(node: Any, *, where: str) -> None:
             f"{where}: must be a node with a _target_ and its arguments. Write {where}._target_=my.module.Class."
         )
     target = node["_target_"]
+    # Hydra logs what is raised here too
+    log = logging.getLogger("hydra.utils")
+    heard, log.disabled = log.disabled, True
     try:
         made = get_object(target)
     except Exception as error:
         why = str(error.__cause__ or error).strip().splitlines()
         cause = next((line for line in why if "No module" in line), (why or [type(error).__name__])[0])
         raise UserError(f"{where}._target_={target!r}: cannot be imported. {cause.rstrip('.')}. {_WHERE}") from error
+    finally:
+        log.disabled = heard
     package = _NEEDS.get(target.rpartition(".")[2])
     if package is not None and find_spec(package) is None:
         raise UserError(f"{where}: needs the package {package}. Install it: pip install {package}")
