@@ -1,7 +1,6 @@
 """The command table. Imports nothing heavy, so that help, completion and errors appear before torch is loaded."""
 
 import importlib
-import logging
 import os
 import shlex
 import sys
@@ -15,6 +14,7 @@ from finetune.errors import Interrupted, RunError, UserError, did_you_mean
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_rarely, leave
 from finetune.terminal import guarded_output, open_missing_streams
+from finetune.terminal_log import show_log
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
         print(version("stagewise-finetune"))
         return 0
-    _show_log()
+    show_log()
     try:
         if _is_completion(given):
             from finetune.commands.completion import run
@@ -186,23 +186,6 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _run(name: str, rest: list[str]) -> int:
     return int(importlib.import_module(f"finetune.commands.{COMMANDS[name].module}").run(rest))
-
-
-class _Shown(logging.Handler):
-    """Prints log records, so that each line goes wherever standard output points at that moment."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line, only in the first process; a process forked from it does not count as the first."""
-        if is_rank_zero():
-            print(record.getMessage(), flush=True)
-
-
-def _show_log() -> None:
-    """Show the package's log (such as a prefix removed from a state dict) to the user, once, from the first process."""
-    logger = logging.getLogger("finetune")
-    if is_rank_zero() and not logger.handlers:
-        logger.addHandler(_Shown())
-        logger.setLevel(logging.INFO)
 
 
 def _is_completion(argv: Sequence[str]) -> bool:

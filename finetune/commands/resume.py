@@ -19,6 +19,7 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
+from finetune.terminal_log import show_log
 
 if TYPE_CHECKING:
     from finetune.build.python_objects import PythonObjects
@@ -115,6 +116,7 @@ def resume(
     from finetune.run_folder import CONFIG, RECORD, RunFolder, differences, files_read_back, read_run_record
     from finetune.safe_files import inside
 
+    show_log()
     record = read_run_record(run_dir)
     config = from_yaml(inside(run_dir, CONFIG))
     require_checksums(files_read_back(run_dir))

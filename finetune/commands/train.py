@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import os
 import shlex
 import sys
@@ -26,6 +27,7 @@ from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
 from finetune.terminal import escape
+from finetune.terminal_log import show_log
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
+
+log = logging.getLogger(__name__)
 
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.
@@ -65,10 +69,8 @@ def task(config: Config) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line for the user at once, even through a pipe."""
-    if is_rank_zero():
-        # escaped here too, because a progress bar replaces the guarded output by a stream of its own
-        print(escape(line), flush=True)
+    """Log a line for the user; :func:`finetune.terminal_log.show_log` shows it."""
+    log.info("%s", line)
 
 
 def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects | None" = None) -> "RunResult":
@@ -81,6 +83,7 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
     """
     from finetune.training.compiling import compiles
 
+    show_log()
     compiles(config.compile)
     run_dir = choose_run_dir(config)
     check_typed_places(config)
@@ -227,7 +230,6 @@ def execute(
             ),
             loggers=[*loggers, *objects.loggers],
             callbacks=[*callbacks, *objects.callbacks],
-            say=say,
             resume_options=" --trust" if needs_trust(config) else "",
         )
         result = Run(
@@ -352,7 +354,6 @@ def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's own output, and its warnings about behaviour that is intended here."""
-    import logging
     import warnings
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]

@@ -1,5 +1,6 @@
 """What the phases of a run share, and the Trainers that they run in."""
 
+import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from torchmetrics import Metric
 from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
-from finetune.distributed import is_rank_zero
 from finetune.models.classifier import Classifier
 from finetune.results import RunFacts
 from finetune.run_folder import PhaseFolder, RunFolder
@@ -25,6 +25,8 @@ from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase
 from finetune.training.rank_monitor import RankMonitor, check_strategy
 from finetune.training.time_left import TimeLeft
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,6 @@ class RunContext:
         make: What each phase makes anew.
         loggers: Loggers beside ``metrics.csv``.
         callbacks: The user's own callbacks.
-        say: Takes lines for the user.
     """
 
     classifier: Classifier
@@ -91,7 +92,6 @@ class RunContext:
     make: Factories
     loggers: Sequence[Logger] = ()
     callbacks: Sequence[pl.Callback] = ()
-    say: Callable[[str], None] = print
     resume_options: str = ""
 
     @property
@@ -104,9 +104,8 @@ class RunContext:
         return self.folder.phase(number, self.schedule[number].name)
 
     def show(self, line: str) -> None:
-        """Show the user a line, once for all processes."""
-        if is_rank_zero():
-            self.say(line)
+        """Log a line for the user."""
+        log.info("%s", line)
 
     def open_cache(self, number: int) -> ActivationCache | None:
         """Open the activation cache of a phase; return None where the phase trains on images."""
@@ -120,7 +119,7 @@ class RunContext:
             images=self.data.image_views(),
             seed=self.settings.seed,
             limit_bytes=self.settings.cache_limit_bytes,
-            say=self.say,
+            say=self.show,
         )
 
     def quiet_trainer(self) -> pl.Trainer:
@@ -164,7 +163,7 @@ class RunSession:
         """Make the Trainer that fits one phase."""
         phase = context.schedule[number]
         bar = PhaseProgressBar.wanted()
-        display = PhaseProgressBar(self.time_left) if bar else EpochLines(context.say, self.time_left)
+        display = PhaseProgressBar(self.time_left) if bar else EpochLines(self.time_left)
         checkpoints = PhaseCheckpoints(
             folder=context.phase_folder(number).path,
             log=self.log,

@@ -1,8 +1,9 @@
 """Show a phase while it trains: a progress bar on a terminal, a line an epoch elsewhere."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,6 +15,8 @@ from finetune.errors import shortened
 from finetune.terminal import printable, unguarded
 from finetune.training.phase_module import PhaseModule
 from finetune.training.time_left import TimeLeft, in_words
+
+log = logging.getLogger(__name__)
 
 
 def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
@@ -84,15 +87,14 @@ class PhaseProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """Prints one plain line an epoch, for logs and pipes.
+    """Logs one plain line an epoch, for log files and pipes.
 
     Args:
-        say: Function that prints a line.
         time_left: Estimate for the run.
     """
 
-    def __init__(self, say: Callable[[str], None], time_left: TimeLeft) -> None:
-        self._say, self._time_left = say, time_left
+    def __init__(self, time_left: TimeLeft) -> None:
+        self._time_left = time_left
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to measure the time."""
@@ -113,7 +115,7 @@ class EpochLines(Callback):
             f"lr {current_rates(trainer)}",
             left,
         ]
-        self._say("  " + "  ".join(part for part in parts if part))
+        log.info("  %s", "  ".join(part for part in parts if part))
 
 
 def share_done(trainer: Trainer, module: PhaseModule) -> float:
