@@ -49,7 +49,7 @@ def stripes_source(*, name: str, channels: int = 1, split: SplitSettings = Split
     )
 
 
-def check_stripes(*, name: str, training: bool) -> None:
+def check_stripes(*, name: str, use: str) -> None:
     if name != "stripes":
         raise UserError(f"data.name={name!r}: not a pattern.")
 
