@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name that torchvision's own pages use)
 
 from finetune.augment_settings import AUGMENTS
-from finetune.data.evaluation_pixels import evaluation_pixels, sharp_side
+from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
@@ -65,7 +65,7 @@ _CROPS = {
     "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
 }
 
-# source pixels per output pixel along a side of the smallest crop
+# source pixels per output pixel along a side of the smallest crop, where crops differ much in size
 _SHARPNESS = 0.75
 
 
@@ -208,9 +208,12 @@ class TrainView:
         """Return the shorter side at which no square crop is enlarged by over a third, and most are not enlarged.
 
         Crops of ``standard`` below 44 % of the area are enlarged, by up to a third. Common practice, a shorter side of
-        256 to 500 pixels cropped to as little as 8 % of the area, enlarges far more.
+        256 to 500 pixels cropped to as little as 8 % of the area, enlarges far more. No crop of ``light`` is enlarged, and
+        no view is read less sharp than that of evaluation.
         """
-        return math.ceil(_SHARPNESS * max(self.spec.size) / math.sqrt(self._crop.area))
+        sharpness = 1.0 if self._crop.inscribed else _SHARPNESS
+        crop = math.ceil(sharpness * max(self.spec.size) / math.sqrt(self._crop.area))
+        return max(crop, *resize_target(self.spec))
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""

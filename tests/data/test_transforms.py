@@ -206,3 +206,12 @@ def test_the_views_of_a_scaled_decoding_are_those_of_the_full_one_to_two_levels(
             torch.manual_seed(5)
             views.append(view(image).float())
         assert (views[0] - views[1]).abs().mean() < (1.0 if augment == "none" else 2.0)
+
+
+@pytest.mark.parametrize("augment", ["light", "standard"])
+def test_no_training_view_is_read_less_sharp_than_evaluation_shows_it(augment):
+    for crop_pct in (0.875, 1.0):
+        spec = InputSpec(size=(224, 224), crop_pct=crop_pct)
+        assert train_view(spec, augment=augment).at_least >= 224 / crop_pct
+    # no crop of `light`, 80 to 100 % of the area, is enlarged
+    assert train_view(InputSpec(), augment="light").at_least * 0.8**0.5 >= 224
