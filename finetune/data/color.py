@@ -2,8 +2,8 @@
 
 - Transparency (an alpha channel, or a transparent colour) is composited over white.
 - Palettes are looked up; bilevel images become 0 and 255.
-- An embedded colour profile is converted to sRGB, unless it is sRGB already or damaged; CMYK without a profile is
-  converted by the plain formula. Grey of more than 8 bits ignores profiles.
+- An embedded colour profile is converted to sRGB, unless it is damaged or changes no colour by more than two levels,
+  whatever its name is; CMYK without a profile is converted by the plain formula. Grey of more than 8 bits ignores profiles.
 - Grey from colour is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: what a JPEG file stores as Y.
 - High bit depths are scaled by one range for the whole data set, which the scan measures
   (:mod:`finetune.data.depth_range`). Without one, ``full`` maps the range that the type allows to 0..255: for 16 bits
@@ -34,6 +34,8 @@ Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
 _TILE_PIXELS = 2**20
+# levels by which rounding and versions of sRGB differ
+_SAME_COLOR = 2
 
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
@@ -74,8 +76,12 @@ def to_pixels(image: Image.Image, *, channels: int, rule: DepthRule = FULL) -> P
     pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         scale = _scale_of((np.asarray(tile) for _, tile in _tiles(image)), rule)
+        clear = image.info.get("transparency")  # PNG: one number may be clear
         for place, tile in _tiles(image):
-            levels = scale(np.asarray(tile))
+            numbers = np.asarray(tile)
+            levels = scale(numbers)
+            if isinstance(clear, int):
+                levels[numbers == clear] = 255
             pixels[place] = levels if grey else levels[..., None]
         return pixels
     for place, tile in _tiles(image):
@@ -258,9 +264,22 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 def _profile(profile: bytes) -> ImageCms.ImageCmsProfile | None:
     try:
         parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return None if "sRGB" in ImageCms.getProfileDescription(parsed) else parsed
+        mode = _PROFILE_MODES.get(parsed.profile.xcolor_space, "")
+        return None if mode in ("RGB", "L") and _is_identity(parsed, mode) else parsed
     except (ImageCms.PyCMSError, OSError):
         return None
+
+
+def _is_identity(profile: ImageCms.ImageCmsProfile, mode: str) -> bool:
+    """Tell whether a profile's curves and primaries are those of sRGB, by converting a grid of colours."""
+    steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    grid = np.concatenate([np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3), ramp])
+    given = grid if mode == "RGB" else ramp
+    image = Image.fromarray(np.ascontiguousarray(given[None] if mode == "RGB" else given[None, :, 0]))
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None, "not in place"
+    return bool(np.abs(np.asarray(converted)[0].astype(np.int16) - given).max() <= _SAME_COLOR)
 
 
 @lru_cache(maxsize=64)

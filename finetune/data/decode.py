@@ -256,6 +256,7 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
             if isinstance(image, PngImagePlugin.PngImageFile):
                 with _file_of(image).getbuffer() as data:
                     check_png(data)
+                _scale_clear_level(image)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 check_tiff(image, len(_file_of(image).getbuffer()))
             lossy = _decode_lossy_webp(image, options.channels)
@@ -347,6 +348,17 @@ def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> P
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         mend_palette(image)
     return _as_array(image, options)
+
+
+def _scale_clear_level(image: PngImagePlugin.PngImageFile) -> None:
+    """Give the clear level of a PNG of fewer or more bits than 8 on the scale that Pillow gives the pixels."""
+    level, raw_mode = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if image.mode == "1" and level == 1:
+        image.info["transparency"] = 255
+    elif isinstance(level, int) and raw_mode in ("L;2", "L;4"):
+        image.info["transparency"] = level * {"L;2": 85, "L;4": 17}[raw_mode]
+    elif isinstance(level, tuple) and raw_mode == "RGB;16B":
+        image.info["transparency"] = tuple(part >> 8 for part in level)
 
 
 def _as_array(image: Image.Image, options: DecodeOptions) -> Pixels:

@@ -86,6 +86,12 @@ def saved(image: Image.Image | np.ndarray, kind: str, **options: object) -> byte
     return file.getvalue()
 
 
+def with_key(file: bytes, level: int) -> bytes:
+    """A grey PNG file with a clear level."""
+    at = file.index(b"IDAT") - 4
+    return file[:at] + png_chunk(b"tRNS", struct.pack(">H", level)) + file[at:]
+
+
 def heic(pixels: np.ndarray) -> bytes:
     """The bytes that pillow-heif writes."""
     file = io.BytesIO()
@@ -126,6 +132,15 @@ def _png_files() -> list[OddImage]:
         OddImage("png_grey_4_bits.png", png_few_bits(grey >> 4, 4), in_colour((grey >> 4) * np.uint8(17))),
         OddImage("png_grey_alpha.png", png(np.dstack([grey, alpha])), over_white(in_colour(grey), alpha), 0.6),
         OddImage("png_grey_key.png", png(grey[..., None], png_chunk(b"tRNS", b"\0\x0a")), in_colour(grey_key_shown)),
+        *(
+            OddImage(f"png_grey_{bits}_bits_key.png", with_key(png_few_bits(grey >> (8 - bits), bits), 1),
+                     in_colour(np.where(grey >> (8 - bits) == 1, 255, (grey >> (8 - bits)) * step).astype(np.uint8)))
+            for bits, step in ((1, 255), (2, 85), (4, 17))
+        ),
+        OddImage("png_16_grey_key.png", png(deep[..., None], png_chunk(b"tRNS", struct.pack(">H", 20 * 257))),
+                 in_colour(np.where(grey == 20, 255, grey).astype(np.uint8))),
+        OddImage("png_icc_called_srgb.png", saved(Image.fromarray(colour), "PNG",
+                 icc_profile=icc_profile("RGB ", gamma=1, name=b"Linear sRGB")), srgb_from_linear(colour), 1.0),
         OddImage("png_palette.png", saved(palette, "PNG"), shown),
         OddImage("png_palette_clear.png", saved(palette, "PNG", transparency=3),
                  np.where(clear[..., None], 255, shown)),

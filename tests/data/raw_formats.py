@@ -69,7 +69,7 @@ def tiff(samples: np.ndarray, *, photometric: int = 2, byte_order: str = "<", or
     return out + struct.pack(byte_order + "I", 0)
 
 
-def icc_profile(space: str, *, gamma: float, swap_red_green: bool = False) -> bytes:
+def icc_profile(space: str, *, gamma: float, swap_red_green: bool = False, name: bytes = b"test profile") -> bytes:
     """A version 2 profile with sRGB's primaries (Bradford-adapted to D50) and a pure power curve."""
 
     def fixed(*values: float) -> bytes:
@@ -80,7 +80,7 @@ def icc_profile(space: str, *, gamma: float, swap_red_green: bool = False) -> by
     red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
     if swap_red_green:
         red, green = green, red
-    name = b"test profile\0"
+    name += b"\0"
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78),
         b"wtpt": b"XYZ " + bytes(4) + fixed(*white),
