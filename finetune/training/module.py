@@ -48,7 +48,7 @@ class FineTuner(StagedModule):
         classifier: Network to train, for instance from :func:`finetune.build_classifier`.
         train: Stages to train, or ``all``, ``backbone`` or ``last`` (the last stage of the backbone).
         lr: Peak learning rate of the head.
-        layer_decay: Factor from each stage to the one before it: ``lr(stage) = lr * layer_decay ** (distance from the head)``.
+        layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``; the first stage is five away.
         stage_lr: Peak rates of single stages, which win over ``layer_decay``.
         loss: Any module from logits (B, K) and targets to one number or to losses (B,); None takes cross-entropy, or binary
             cross-entropy for a multi-label classifier.

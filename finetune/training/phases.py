@@ -9,6 +9,8 @@ from finetune.errors import ConfigError, did_you_mean
 from finetune.plain import Json
 
 HEAD = "head"
+# stages below the head of a ResNet, to which layer decay and `last` of every other network are scaled
+_DEPTH = 5
 # names that a schedule may use without knowing the network
 ALIASES = ("all", "backbone", "last")
 
@@ -25,7 +27,8 @@ class Phase:
         max_steps: Optimizer steps, at most; None leaves it to ``epochs``.
         lr: Peak learning rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
         lr_trials: Rates at which heads are trained side by side on cached features, in place of one at ``lr``.
-        layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``.
+        layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``, where the first stage of every network is
+            five away, as a ResNet's is.
         lr_slice: Rates of the deepest and the last trainable stage, the ones between spaced evenly by ratio
             (fastai's ``slice(lo, hi)``).
         stage_lr: Explicit rates that win over the rules above.
@@ -48,7 +51,8 @@ class Phase:
         patience: Stop after that many epochs without a better metric.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
             image), or the number of training views of each image.
-        solver: ``gradient`` descends by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features.
+        solver: ``gradient`` descends by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features;
+            ``auto`` solves it where the features can be cached, else descends.
     """
 
     name: str
@@ -89,10 +93,16 @@ class Phase:
     def rates(self) -> dict[str, float]:
         """Return the peak learning rate of each trainable stage, in order from the input.
 
-        >>> phase = Phase(name="p", train=("layer4", "head"), stages=("stem", "layer4", "head"), epochs=1, lr=0.1,
-        ...               batch_size=8, augment="none", layer_decay=0.5)
-        >>> phase.rates()
+        A decay of 0.5 gives the first stage of every network 1/32 of the head's rate. Counted by stages it would be 1/32 in
+        a ResNet, 1/256 in an EfficientNet and 1/8,192 in a ViT of twelve blocks, where nothing then learns. BEiT and DINOv2
+        likewise choose a decay nearer to 1 for a deeper network.
+
+        >>> resnet = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+        >>> Phase(name="p", train=("layer4", "head"), stages=resnet, lr=0.1, layer_decay=0.5).rates()
         {'layer4': 0.05, 'head': 0.1}
+        >>> vit = ("stem", *(f"blocks.{number}" for number in range(12)), "head")
+        >>> 1 / Phase(name="p", train=vit, stages=vit, lr=1.0, layer_decay=0.5).rates()["stem"]
+        32.0
         """
         if self.lr_slice is not None:
             low, high = self.lr_slice
@@ -101,7 +111,10 @@ class Phase:
             rates[self.train[-1]] = high
         else:
             last = len(self.stages) - 1
-            rates = {stage: self.lr * self.layer_decay ** (last - self.stages.index(stage)) for stage in self.train}
+            rates = {
+                stage: self.lr * self.layer_decay ** (_DEPTH * (last - self.stages.index(stage)) / last)
+                for stage in self.train
+            }
         return {stage: self.stage_lr.get(stage, rate) for stage, rate in rates.items()}
 
     def to_plain(self) -> dict[str, Json]:
@@ -120,9 +133,14 @@ def expand_stages(
 
     >>> expand_stages(["last", "head"], ["stem", "layer4", "head"], where="train", network="resnet18")
     (['layer4', 'head'], [])
+    >>> vit = ["stem", *(f"blocks.{number}" for number in range(12)), "head"]
+    >>> expand_stages(["last"], vit, where="train", network="vit_small_patch16_224")
+    (['blocks.9', 'blocks.10', 'blocks.11'], [])
     """
     backbone = [stage for stage in stages if stage != HEAD]
-    aliases = {"all": list(stages), "backbone": backbone, "last": backbone[-1:]}
+    # the last fifth of the depth: layer4 of a ResNet, three of the twelve blocks of a ViT
+    last = backbone[-max(1, round(len(backbone) / _DEPTH)) :]
+    aliases = {"all": list(stages), "backbone": backbone, "last": last}
     found: set[str] = set()
     problems = []
     for position, name in enumerate(names):

@@ -1,11 +1,12 @@
 """Schedules resolved against a network."""
 
+import itertools
 from typing import Any
 
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.training.phases import Phase, build_schedule
+from finetune.training.phases import Phase, build_schedule, expand_stages
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 DEFAULTS: dict[str, Any] = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": "none"}
@@ -14,6 +15,23 @@ DEFAULTS: dict[str, Any] = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": 
 def schedule(*phases: dict[str, Any], freeze: tuple[str, ...] = ()) -> list[Phase]:
     named = [{"name": f"p{n}", **phase} for n, phase in enumerate(phases)]
     return build_schedule(phases=named, defaults=DEFAULTS, freeze=freeze, stages=STAGES, network="resnet18")
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 8, 12, 24])
+def test_layer_decay_reaches_the_first_stage_of_every_network_alike(blocks: int) -> None:
+    stages = ("stem", *(f"blocks.{number}" for number in range(blocks)), "head")
+    rates = Phase(name="p", train=stages, stages=stages, lr=1.0, layer_decay=0.5).rates()
+    assert rates["stem"] == pytest.approx(1 / 32)
+    assert rates["head"] == 1
+    steps = [later / earlier for earlier, later in itertools.pairwise(rates.values())]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+
+
+@pytest.mark.parametrize(("blocks", "last"), [(1, 1), (4, 1), (8, 2), (12, 3), (24, 5)])
+def test_last_is_a_fifth_of_the_depth(blocks: int, last: int) -> None:
+    stages = ["stem", *(f"blocks.{number}" for number in range(blocks)), "head"]
+    named, _ = expand_stages(["last"], stages, where="train", network="vit")
+    assert named == stages[-1 - last : -1]
 
 
 def test_layer_decay_multiplies_by_the_distance_from_the_head() -> None:
