@@ -71,7 +71,14 @@ CONFIGURATIONS = {
         workers=(0, 2, 1),
     ),
     "gradual, 2 views": Configuration(
-        words=("schedule=gradual", *phases(2, 2, 1), "schedule.cache=2", "data.augment=rand_augment"), workers=(0, 1)
+        words=(
+            "schedule=gradual",
+            "schedule.phases.0.solver=gradient",
+            *phases(2, 2, 1),
+            "schedule.cache=2",
+            "data.augment=rand_augment",
+        ),
+        workers=(0, 1),
     ),
     "head_then_all, mixup, EMA": Configuration(
         words=(

@@ -35,6 +35,7 @@ from tests.file_layer import COMPILED, Kind, Layer, compile_layer, environment, 
 
 PHASES = (
     "schedule=gradual",
+    "schedule.phases.0.solver=gradient",
     # what one epoch sees once is not cached
     *(f"schedule.phases.{n}.epochs={epochs}" for n, epochs in enumerate((2, 2, 1))),
     "schedule.phases.2.batch_norm=train",

@@ -71,6 +71,11 @@ class CachePolicy:
         return asdict(self)
 
 
+def is_solved(phase: Phase, policy: CachePolicy) -> bool:
+    """Tell whether a phase solves its head in place of training it step by step."""
+    return phase.solver == "lbfgs" or (phase.solver == "auto" and policy.cached_stage is not None)
+
+
 def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> list[CachePolicy]:
     """Return the policies of a run's phases from the plain values in its record.
 
@@ -167,7 +172,7 @@ def _choose(
         return no_cache("mixup and cutmix mix pixels, which cached activations no longer have")
     if unusable := why_unusable():
         return no_cache(unusable)
-    needs_features = phase.solver == "lbfgs" or bool(phase.lr_trials)
+    needs_features = phase.solver in ("lbfgs", "auto") or bool(phase.lr_trials)
     if phase.cache == "auto" and phase.epochs == 1 and not needs_features:
         return no_cache("one epoch sees each image once")
     shape = activation_shape(classifier, stage)

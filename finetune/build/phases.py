@@ -1,7 +1,7 @@
 """Builds the phases of a schedule from the configuration, and checks every name against the network."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.augment_settings import augment_settings
@@ -19,7 +19,6 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
     Raises:
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
     """
-    from finetune.models.heads import HEADS
     from finetune.training.phases import build_schedule
 
     shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
@@ -35,6 +34,10 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         stages=stages,
         network=network,
     )
+    phases = [
+        replace(phase, solver="gradient") if phase.solver == "auto" and _descends(config, phases, position) else phase
+        for position, phase in enumerate(phases)
+    ]
     problems = []
     for position, phase in enumerate(phases):
         if ADAPTATIONS[config.input.adapt].is_new and stages[0] in phase.frozen:
@@ -54,8 +57,7 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
-            head = HEADS.get(config.head.name)
-            if head is None or not head.is_linear or config.head._target_ is not None:
+            if not _has_linear_head(config):
                 problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
             if config.loss._target_ is not None:
                 problems.append(
@@ -95,6 +97,41 @@ def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[
                 "its head or tries several rates. Monitor val/acc or val/loss, or train that phase by solver=gradient and one lr."
             ]
         )
+
+
+# what a phase that sets one of these asks for is a descent
+_OF_A_DESCENT = (
+    "lr",
+    "lr_slice",
+    "stage_lr",
+    "max_steps",
+    "patience",
+    "optimizer",
+    "weight_decay",
+    "gradient_clip",
+    "ema_decay",
+)
+
+
+def _descends(config: Config, phases: "Sequence[Phase]", position: int) -> bool:
+    """Tell whether a phase with ``solver=auto`` must be trained step by step, or is asked to be by its own settings."""
+    phase, settings = phases[position], config.schedule.phases[position]
+    later = phases[position + 1] if position + 1 < len(phases) else None
+    return (
+        any(getattr(settings, name) not in (None, {}, []) for name in _OF_A_DESCENT)
+        or not _has_linear_head(config)
+        or config.loss._target_ is not None
+        or phase.train != ("head",)
+        or bool(phase.mixup or phase.cutmix or phase.lr_trials)
+        or (later is not None and later.carry_optimizer)
+    )
+
+
+def _has_linear_head(config: Config) -> bool:
+    from finetune.models.heads import HEADS
+
+    head = HEADS.get(config.head.name)
+    return head is not None and head.is_linear and config.head._target_ is None
 
 
 def _rate_trials(phase: "Phase", *, where: str) -> list[str]:

@@ -124,6 +124,8 @@ def assemble_with_objects(
     )
     phases = build_phases(config, stages=classifier.stages, network=network_name(config))
     _check_solvers(phases, objects)
+    if objects.head is not None or objects.loss is not None or config.monitor.removeprefix("val/") in objects.metrics:
+        phases = [replace(phase, solver="gradient") if phase.solver == "auto" else phase for phase in phases]
     check_monitor(config, phases, own=objects.metrics)
     data = build_data(config, source, classifier, trusted=trusted)
     if objects.transform is not None:

@@ -265,7 +265,9 @@ class PhaseSettings:
         "rates of heads trained side by side on cached features, of which the best is kept; for phases that train the head",
         example="schedule.phases.0.lr_trials=1e-3,1e-2",
     )
-    layer_decay: Optional[float] = setting(None, "factor on the rate for each stage away from the head", above=0)
+    layer_decay: Optional[float] = setting(
+        None, "factor on the rate of a stage away from the head; the stem is five away in every network", above=0
+    )
     lr_slice: Optional[list[float]] = setting(
         None,
         "rates of the deepest and the last stage, the others between them",
@@ -308,8 +310,8 @@ class PhaseSettings:
     )
     solver: Optional[str] = setting(
         None,
-        "gradient trains step by step; lbfgs solves the head to convergence on cached features",
-        choices=("gradient", "lbfgs"),
+        "gradient trains step by step; lbfgs solves the head to convergence on cached features; auto solves where it can",
+        choices=("gradient", "lbfgs", "auto"),
     )
 
 

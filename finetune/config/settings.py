@@ -92,7 +92,7 @@ def values_allowed(path: str) -> list[str]:
     """Return the words that a key allows; empty if it allows others than words.
 
     >>> values_allowed("schedule.phases.1.solver"), values_allowed("report")
-    (['gradient', 'lbfgs'], ['true', 'false'])
+    (['gradient', 'lbfgs', 'auto'], ['true', 'false'])
     """
     generic = ".".join("N" if part.isdigit() else part for part in path.split("."))
     key = next((key for key in all_keys() if key.path == generic), None)

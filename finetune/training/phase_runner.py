@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from finetune.activation_cache.cache import ActivationCache
+from finetune.activation_cache.policy import is_solved
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.results import PhaseResult
@@ -104,8 +105,12 @@ class PhaseRunner:
         return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
 
     @property
+    def _is_solved(self) -> bool:
+        return is_solved(self._phase, self._policy)
+
+    @property
     def _needs_trainer(self) -> bool:
-        return self._phase.solver != "lbfgs" and not self._phase.lr_trials
+        return not self._is_solved and not self._phase.lr_trials
 
     @property
     def _weights_after(self) -> Path:
@@ -150,7 +155,7 @@ class PhaseRunner:
 
     def _announce(self) -> None:
         phase = self._phase
-        if phase.solver == "lbfgs":
+        if self._is_solved:
             plan = "solving the head"
         elif phase.lr_trials:
             plan = f"training {len(phase.lr_trials)} heads at lr {', '.join(f'{rate:g}' for rate in phase.lr_trials)}"
@@ -168,7 +173,7 @@ class PhaseRunner:
                 f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
                 f"({self._policy.why})."
             )
-        if phase.solver == "lbfgs":
+        if self._is_solved:
             result = solved_phase(
                 classifier=context.classifier,
                 phase=phase,

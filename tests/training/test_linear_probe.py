@@ -12,6 +12,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from finetune.activation_cache.policy import is_solved
+from finetune.build import assemble
+from finetune.commands.train import decide
+from finetune.config import compose
 from finetune.errors import UserError
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
@@ -150,12 +154,42 @@ def test_a_probe_moves_the_head_alone(words: Words, tmp_path: Path) -> None:
     assert told.converged
 
 
-def test_the_probe_is_where_lp_ft_starts(words: Words, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "solved"),
+    [
+        ("seed=0", True),
+        ("schedule.phases.0.epochs=7", True),
+        ("schedule.augment=standard", True),
+        ("head=mlp", False),
+        ("schedule.cache=off", False),
+        ("schedule.mixup=0.2", False),
+        ("schedule.phases.0.lr=0.1", False),
+        ("schedule.phases.0.lr_trials=[0.1,0.01]", False),
+        ("schedule.phases.1.carry_optimizer=true", False),
+        ("schedule.phases.0.solver=gradient", False),
+        ("cache.max_gb=1e-9", False),
+    ],
+)
+def test_the_default_schedule_solves_its_head_where_it_can(words: Words, change: str, solved: bool) -> None:
+    config = compose(words("schedule=gradual", change))
+    parts = assemble(config)
+    _, caches = decide(config, parts)
+    assert [is_solved(phase, cache) for phase, cache in zip(parts.phases, caches, strict=True)] == [
+        solved,
+        False,
+        False,
+    ]
+
+
+def test_the_probe_is_where_lp_ft_and_the_default_start(words: Words, tmp_path: Path) -> None:
     train_tiny(words("schedule=probe"), tmp_path / "probe")
     train_tiny(words("schedule=lp_ft", "schedule.epochs=1"), tmp_path / "lp_ft")
+    short = [f"schedule.phases.{number}.epochs=1" for number in range(3)]
+    train_tiny(words("schedule=gradual", *short), tmp_path / "gradual")
     solved = load_file(tmp_path / "probe/final.safetensors")
-    start = load_file(tmp_path / "lp_ft/phases/1-all/start.safetensors")
-    assert all(torch.equal(solved[name], start[name]) for name in solved)
+    for second in ("lp_ft/phases/1-all", "gradual/phases/1-top"):
+        start = load_file(tmp_path / second / "start.safetensors")
+        assert all(torch.equal(solved[name], start[name]) for name in solved)
 
 
 @pytest.mark.parametrize(

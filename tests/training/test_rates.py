@@ -30,6 +30,7 @@ def test_planned_logged_and_used_rates_are_equal_in_every_phase_epoch_and_group(
     monkeypatch.setattr(torch.optim.AdamW, "step", spying)
     given = [
         "schedule=gradual",
+        "schedule.phases.0.solver=gradient",
         "schedule.layer_decay=0.3",
         f"schedule.lr_schedule={lr_schedule}",
         "schedule.warmup_epochs=1",

@@ -115,7 +115,12 @@ def test_the_best_epoch_is_what_is_handed_on(words: Words, tmp_path: Path) -> No
 
 def test_metrics_csv_has_one_row_an_epoch_over_all_phases(words: Words, tmp_path: Path) -> None:
     run = train_tiny(
-        words("schedule=gradual", *[f"schedule.phases.{n}.epochs={n + 1}" for n in range(3)]), tmp_path / "run"
+        words(
+            "schedule=gradual",
+            "schedule.phases.0.solver=gradient",
+            *[f"schedule.phases.{n}.epochs={n + 1}" for n in range(3)],
+        ),
+        tmp_path / "run",
     )
     with (run.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
