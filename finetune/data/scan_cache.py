@@ -1,6 +1,7 @@
 """The scan cache: facts of files kept between runs, one cache file per data folder, in the user's cache.
 
-An entry is valid while the file's path, size and modification time are unchanged. A file changed less than two seconds
+An entry is valid while the file's path, size, inode, and times of modification and of change of status are the same. So a
+file is opened again if it was replaced by one of its size and date. A file changed less than two seconds
 before the cache was written is not stored, because a second change in the same clock tick would not be noticed.
 ``FINETUNE_CACHE`` names another cache folder; ``off`` turns the cache off.
 """
@@ -30,8 +31,10 @@ log = logging.getLogger(__name__)
 _VERSION = 5
 _SETTLED_NS = 2_000_000_000
 
-# hash of the path, size in bytes, modification time in ns
-_STAMP_TYPE = np.dtype([("path", np.uint64), ("size", np.int64), ("changed", np.int64)])
+# hash of the path, size in bytes, times of modification and of change of status in ns, inode
+_STAMP_TYPE = np.dtype(
+    [("path", np.uint64), ("size", np.int64), ("changed", np.int64), ("status", np.int64), ("inode", np.uint64)]
+)
 
 
 def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
@@ -72,7 +75,7 @@ def _file_key(root: str, max_pixels: int) -> str:
 
 
 def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
-    """Return path hash, size and modification time of each file; size -1 and time 0 if they cannot be read."""
+    """Return the stamp of each file; its size is -1 if it cannot be read."""
     stamps = np.zeros(len(paths), _STAMP_TYPE)
     for row in range(len(paths)):
         path = paths[row]
@@ -80,9 +83,9 @@ def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
         try:
             status = os.stat(os.path.join(root, path))
         except OSError:
-            stamps[row] = (key, -1, 0)
+            stamps[row] = (key, -1, 0, 0, 0)
         else:
-            stamps[row] = (key, status.st_size, status.st_mtime_ns)
+            stamps[row] = (key, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return stamps
 
 

@@ -183,3 +183,23 @@ def test_moving_a_folder_costs_one_more_look_and_gives_the_same_facts(tmp_path):
     shutil.move(tmp_path / "one", tmp_path / "two")
     listing = list_training_folders(str(tmp_path / "two"))
     assert (cached_facts(listing.root, listing.paths).table == before.table).all()
+
+
+def test_a_file_replaced_by_one_of_its_size_and_date_is_opened_again(tmp_path, own_cache, opened):
+    root = tmp_path / "data"
+    write_folder(root, {"a": 1, "b": 1})
+    settle(root)
+    listing = list_training_folders(str(root))
+    cached_facts(listing.root, listing.paths)
+    path = next((root / "a").iterdir())
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    other = tmp_path / "other"
+    other.write_bytes(data)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    opened.clear()
+    assert cached_facts(listing.root, listing.paths).content[0].tolist() == content_hash(data).tolist()
+    assert len(opened) == 1
