@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from finetune.data.guess_groups import guess_groups
 from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index, Severity
+from finetune.data.loading import threads_here
+from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, near_duplicates, small_copies
 from finetune.data.scan import KINDS, MODES
+from finetune.data.told_by_facts import classes_told_by_facts
 from finetune.html import html_table
 from finetune.plain import Json
 
@@ -93,7 +97,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     Args:
         source: Data set with scan facts for every row of its index.
         left_out: Paths of pictures beside the images that are not read.
-        look_alikes: Whether to search for near-duplicates (the same picture in other bytes) across splits as well,
+        look_alikes: Whether to search for near-duplicates (the same picture in other bytes) as well,
             which opens files again.
     """
     index, facts = source.index, source.facts
@@ -107,6 +111,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
             *(_look_alikes(source) if look_alikes else ()),
             *_unlike_their_names(index, table),
             *_odd_pictures(index, table),
+            *_told_by_facts(index, table),
             *_classes(index),
         ]
     findings += _left_out(index, left_out)
@@ -243,21 +248,55 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
     index, facts = source.index, source.facts
     assert facts is not None, "checked by audit"
     table = facts.table
-    alike = alike_across(
-        looks=np.ascontiguousarray(table["looks"]),
-        content=index.content,
-        splits=index.splits,
-        ranges=table["brightest"] - table["darkest"],
-        read=lambda row: source.read(row, at_least=64),
-    )
-    if alike:
+    _, first = np.unique(index.content, axis=0, return_index=True)
+    of_one_kind = 0
+    rows = np.sort(first)
+    rows = rows[np.minimum(table["width"], table["height"])[rows] >= LEAST_SIDE]
+    if len(rows) <= MOST_PICTURES:
+        copies = near_duplicates(
+            rows, small_copies(rows, partial(source.read, at_least=64), threads=threads_here(source))
+        )
+        alike, of_one_kind = copies.pairs, copies.of_one_kind
+        others = np.setdiff1d(first, rows)
+    else:
+        alike, others = [], np.sort(first)
+    # small pictures, and too many for the comparison of all pairs, are compared as a whole and across splits alone
+    alike += [
+        (int(others[one]), int(others[other]))
+        for one, other in alike_across(
+            looks=np.ascontiguousarray(table["looks"][others]),
+            content=index.content[others],
+            splits=index.splits[others],
+            ranges=(table["brightest"] - table["darkest"])[others],
+            read=lambda position: source.read(int(others[position]), at_least=64),
+        )
+    ]
+    across = [pair for pair in alike if index.splits[pair[0]] != index.splits[pair[1]]]
+    unlike = [pair for pair in alike if (index.targets[pair[0]] != index.targets[pair[1]]).any()]
+    within = [pair for pair in alike if pair not in {*across, *unlike}]
+    for kind, pairs, where, remedy in (
+        ("near-duplicates", across, "in different splits",
+         "if a pair shows one scene, put both into one split with a manifest that has a split column."),
+        ("near-duplicates under different labels", unlike, "under different labels",
+         "if a pair shows one scene, keep it under its right label."),
+        ("near-duplicates within a split", within, "in one split, counting more than others",
+         "if a pair shows one scene, remove one of them."),
+    ):  # fmt: skip
+        if pairs:
+            yield Finding(
+                kind=kind,
+                severity="warning",
+                text=f"visually alike {where}: {len(pairs):,} pair{'s' * (len(pairs) != 1)} of pictures",
+                remedy=f"Look at them; {remedy}",
+                files=_named_groups(index, pairs),
+                rows=tuple(pairs),
+            )
+    if of_one_kind:
         yield Finding(
-            kind="near-duplicates",
-            severity="warning",
-            text=f"visually alike in different splits: {len(alike):,} pair{'s' * (len(alike) != 1)} of pictures",
-            remedy="Look at them; if a pair shows one scene, put both into one split with a manifest that has a split column.",
-            files=_named_groups(index, alike),
-            rows=tuple(alike),
+            kind="pictures of one kind",
+            severity="note",
+            text=f"so much alike that copies among them cannot be told from others: {_pictures(of_one_kind)}",
+            remedy="Nothing to do.",
         )
 
 
@@ -310,6 +349,20 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
                 files=_named_groups(index, [(row,) for row in rows]),
                 rows=tuple((row,) for row in rows),
             )
+
+
+def _told_by_facts(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
+    if index.multi_label:
+        return
+    for fact, classes in classes_told_by_facts(index.targets, table).items():
+        names = [index.classes[target] for target in classes]
+        yield Finding(
+            kind=f"class told by {fact}",
+            severity="warning",
+            text=f"told from the other classes by the {fact} of their files alone: {len(names)} of {len(index.classes)} classes",
+            remedy="Bring all classes into one format and size, or a network may learn that instead of what they show.",
+            files=tuple((name,) for name in names),
+        )
 
 
 def _classes(index: Index) -> Iterable[Finding]:

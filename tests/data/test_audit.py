@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import re
@@ -100,6 +101,7 @@ def faulty(tmp_path_factory):
     return root, data_with_faults(root)
 
 
+@functools.cache
 def audit_of(root, **options):
     source = folder_source(root=str(root), on_unreadable="skip", **options)
     return audit(source, left_out=pictures_left_out(str(root)))

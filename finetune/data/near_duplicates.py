@@ -1,0 +1,306 @@
+"""Finds pictures that show one photograph in different ways: mirrored, turned, cropped, framed, graded or recompressed.
+
+A small grey copy of every picture is looked at in many ways: whole, in crops, turned a little, mirrored and in quarter turns.
+Pictures are candidates if one way of looking at one resembles the whole of the other (the cosine of two grids of 8 x 8 cells).
+A candidate counts only if the fine detail agrees too. Both are brought to the same place, each pixel is set against its
+surroundings, and the two must correlate, in most parts of the picture and not only along an outline that things of one kind
+share. They must also agree better than the closest pictures of the data set do that are no copies, and pictures that agree
+with dozens of others, such as X-rays or cells of one make, are of one kind and no copies.
+
+``tests/benchmarks/planted_copies.py`` measures what is found and what is found wrongly.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (the name that torch's own pages use)
+
+# N = pictures, P = pairs, S = side of a small copy, V = ways to look at a picture
+
+# above this number of pictures the comparison of all pairs would take minutes
+MOST_PICTURES = 25_000
+# pictures with a shorter side below this have no fine detail, in pixels
+LEAST_SIDE = 32
+
+_SIDE = 64
+_CELLS = 8
+# closest pictures of each one that are looked at in detail
+_NEIGHBOURS = 5
+_LEAST_RESEMBLANCE = 0.8
+# correlation of the fine detail of two copies: of the whole, and the median of its parts, which is also above that of close
+# pictures by some deviations
+_LEAST_CORRELATION = 0.5
+_LEAST_AGREEMENT = 0.88
+_DEVIATIONS = 4.0
+_MOST_AGREEMENT = 0.97
+# a pair that correlates less before it is aligned in detail is not aligned
+_LEAST_BEFORE = 0.12
+# pairs that are aligned in detail: where all pictures are close, more would take minutes
+_MOST_ALIGNED = 10_000
+# more pictures that agree with one another are of one kind; the second number is for data sets of one kind, where close
+# pictures agree as well as copies do
+_MOST_OF_ONE = (60, 3)
+# mean square of the detail from which a part counts
+_LEAST_DETAIL = 0.02
+# pictures whose levels deviate less have no structure to compare
+_LEAST_DEVIATION = 3.0
+# shifts that are tried when two pictures are brought to the same place, in pixels of the small copy
+_SHIFT = 6
+_BLOCK = 512
+# side of the parts in which the fine detail is compared, in pixels of the small copy
+_PART = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Pairs of pictures that show one photograph.
+
+    Args:
+        pairs: Rows of each pair, the smaller first.
+        agreement: Median correlation of the parts of each pair, up to 1.
+        threshold: Agreement from which pairs count in this data set.
+        of_one_kind: Number of pictures that agree with so many others that they are of one kind, and no copies are told.
+    """
+
+    pairs: list[tuple[int, int]]
+    agreement: list[float]
+    threshold: float
+    of_one_kind: int = 0
+
+
+def small_copies(rows: npt.NDArray[np.int64], read: Callable[[int], Tensor], *, threads: int = 1) -> Tensor:
+    """Return a small grey copy of each picture, uint8 (N, S, S).
+
+    Args:
+        rows: Rows of the pictures.
+        read: Function that reads the picture of a row, uint8 (C, H, W).
+        threads: Number of threads that may read at once.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        copies = list(pool.map(lambda row: _small(read(int(row))), rows))
+    return torch.stack(copies) if copies else torch.zeros(0, _SIDE, _SIDE, dtype=torch.uint8)
+
+
+def near_duplicates(rows: npt.NDArray[np.int64], small_NSS: Tensor) -> Copies:
+    """Return the pairs of pictures that show one photograph in different bytes.
+
+    Args:
+        rows: Rows to compare, of different contents, at most ``MOST_PICTURES``.
+        small_NSS: Small copy of each, from :func:`small_copies`; the pictures themselves have at least ``LEAST_SIDE``.
+    """
+    if len(rows) < 2:
+        return Copies(pairs=[], agreement=[], threshold=_LEAST_AGREEMENT)
+    structured = small_NSS.flatten(1).float().std(dim=1, correction=0) >= _LEAST_DEVIATION
+    rows, small_NSS = rows[structured.numpy()], small_NSS[structured]
+    if len(rows) < 2:
+        return Copies(pairs=[], agreement=[], threshold=_LEAST_AGREEMENT)
+    pairs_P2, ways_P = _candidates(small_NSS)
+    correlation_P, agreement_P = _agreements(small_NSS, pairs_P2, ways_P)
+    threshold = _threshold(pairs_P2[:, 0], agreement_P, len(rows))
+    best: dict[tuple[int, int], float] = {}
+    counts = (correlation_P >= _LEAST_CORRELATION) & (agreement_P >= threshold)
+    for (one, other), value in zip(pairs_P2[counts].tolist(), agreement_P[counts].tolist(), strict=True):
+        pair = (min(one, other), max(one, other))
+        best[pair] = max(value, best.get(pair, 0.0))
+    kind = _of_one_kind(list(best), len(rows), most=_MOST_OF_ONE[threshold == _MOST_AGREEMENT])
+    ordered = sorted(pair for pair in best if not kind[pair[0]])
+    return Copies(
+        pairs=[(int(rows[one]), int(rows[other])) for one, other in ordered],
+        agreement=[best[pair] for pair in ordered],
+        threshold=threshold,
+        of_one_kind=int(kind.sum()),
+    )
+
+
+def _of_one_kind(pairs: list[tuple[int, int]], pictures: int, *, most: int) -> npt.NDArray[np.bool_]:
+    """Tell which pictures agree, directly or by way of others, with so many that they are of one kind, bool (N,)."""
+    ends = np.array(pairs, np.int64).reshape(-1, 2)
+    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(pictures, pictures))
+    _, component = connected_components(links, directed=False)
+    of_one_kind: npt.NDArray[np.bool_] = (np.bincount(component) > most)[component]
+    return of_one_kind
+
+
+def _small(image_CHW: Tensor) -> Tensor:
+    grey = image_CHW.float().mean(dim=0)[None, None]
+    return F.interpolate(grey, (_SIDE, _SIDE), mode="bilinear", antialias=True)[0, 0].round().to(torch.uint8)
+
+
+def _ways() -> Tensor:
+    """Return the ways to look at a picture, as affine maps from places in the view to places in the picture (V, 2, 3)."""
+    crops = [(1.0, 1.0, 0.0, 0.0)]
+    crops += [(s, s, 0.0, 0.0) for s in (0.92, 0.85, 0.75, 0.65)]
+    crops += [(s, s, x * (1 - s), y * (1 - s)) for s in (0.85, 0.72) for x, y in itertools.product((-1, 1), repeat=2)]
+    crops += [(0.8, 1.0, x, 0.0) for x in (-0.2, 0.2)] + [(1.0, 0.8, 0.0, y) for y in (-0.2, 0.2)]
+    crops += [(0.77, 1.0, 0.0, 0.0), (1.0, 0.77, 0.0, 0.0)]
+    whole = [torch.tensor([[w, 0.0, x], [0.0, h, y]]) for w, h, x, y in crops]
+    for degrees, scale in ((5, 1.0), (10, 1.0), (5, 0.87), (12, 0.75)):
+        for turn in (-degrees, degrees):
+            cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+            whole.append(torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]) * scale)
+    mirrored = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    ways = []
+    for number, way in enumerate(whole):
+        turns = range(4) if number < 4 else (0,)
+        for turn in turns:
+            for mirror in (False, True):
+                matrix = way[:, :2] @ torch.linalg.matrix_power(quarter, turn)
+                ways.append(torch.cat([matrix @ mirrored if mirror else matrix, way[:, 2:]], dim=1))
+    return torch.stack(ways)
+
+
+def _looked_at(small_NSS: Tensor, way_23: Tensor, side: int) -> Tensor:
+    """Return pictures as looked at in one way, or each in its own, float (N, side, side)."""
+    pixels = small_NSS[:, None].float()
+    maps = way_23.expand(len(pixels), 2, 3) if way_23.ndim == 2 else way_23
+    places = F.affine_grid(maps, [len(pixels), 1, side, side], align_corners=False)
+    seen: Tensor = F.grid_sample(pixels, places, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
+    return seen
+
+
+def _grids(small_NSS: Tensor, way_23: Tensor) -> Tensor:
+    """Return the cells of pictures as looked at in one way, centred and of length 1, (N, 64)."""
+    seen = _looked_at(small_NSS, way_23, 4 * _CELLS)
+    cells = F.avg_pool2d(seen[:, None], 4)[:, 0].flatten(1)
+    return F.normalize(cells - cells.mean(dim=1, keepdim=True), dim=1)
+
+
+def _candidates(small_NSS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the closest pictures of each one (P, 2), and the way to look at the first that resembles the second (P,)."""
+    ways = _ways()
+    whole = _grids(small_NSS, ways[0])
+    looked = torch.stack([_grids(small_NSS, way) for way in ways])  # (V, N, 64)
+    count = min(_NEIGHBOURS, len(small_NSS) - 1)
+    pairs, chosen = [], []
+    for start in range(0, len(small_NSS), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(small_NSS)))
+        best: Tensor | None = None
+        for grids in looked:
+            resemblance = (grids[block] @ whole.T).abs_()
+            best = resemblance if best is None else torch.maximum(best, resemblance, out=best)
+        assert best is not None, "there are ways to look"
+        ones = torch.arange(block.start, block.stop)
+        best[torch.arange(len(ones)), ones] = -1
+        values, others = best.topk(count, dim=1)
+        close = values >= _LEAST_RESEMBLANCE
+        first = ones[:, None].expand_as(others)[close]
+        second = others[close]
+        by_way = torch.einsum("vpd,pd->vp", looked[:, first], whole[second]).abs()
+        pairs.append(torch.stack([first, second], dim=1))
+        chosen.append(by_way.argmax(dim=0))
+    return torch.cat(pairs), torch.cat(chosen)
+
+
+def _detail(seen_NSS: Tensor) -> Tensor:
+    """Set each pixel against its surroundings: less the mean there, divided by the deviation there."""
+    pixels = seen_NSS[:, None]
+
+    def around(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, (4, 4, 4, 4), mode="reflect"), 9, stride=1)
+
+    smooth = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    centred = smooth - around(smooth)
+    # four levels keep noise in flat areas small
+    return (centred / (around(centred**2).sqrt() + 4))[:, 0]
+
+
+def _agreements(small_NSS: Tensor, pairs_P2: Tensor, ways_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best correlation of each pair over small shifts, scales and turns, and the agreement of parts there, (P,)."""
+    ways = _ways()
+    correlation_P, agreement_P = torch.zeros(len(pairs_P2)), torch.zeros(len(pairs_P2))
+    waiting = torch.arange(len(pairs_P2))
+    for number, nudge in enumerate(_nudges()):
+        for some in torch.split(waiting, _BLOCK) if len(waiting) else ():
+            pairs, maps = pairs_P2[some], ways[ways_P[some]].clone()
+            maps[:, :, :2] = maps[:, :, :2] @ nudge
+            first = _detail(_looked_at(small_NSS[pairs[:, 0]], maps, _SIDE))
+            correlation, agreement = _aligned(first, _detail(small_NSS[pairs[:, 1]].float()))
+            better = correlation > correlation_P[some]
+            correlation_P[some[better]] = correlation[better]
+            agreement_P[some[better]] = agreement[better]
+        if number == 0:
+            order = correlation_P.argsort(descending=True)
+            waiting = order[: min(_MOST_ALIGNED, int((correlation_P >= _LEAST_BEFORE).sum()))]
+    return correlation_P, agreement_P
+
+
+def _nudges() -> Iterator[Tensor]:
+    """Yield small changes of scale and small turns, none first."""
+    for scale, degrees in itertools.product((1.0, 0.94, 1.06), (0.0, -3.0, 3.0)):
+        cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        yield torch.tensor([[cosine, -sine], [sine, cosine]]) * scale
+
+
+def _aligned(one_PSS: Tensor, other_PSS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the correlation of pairs at the shift where it is strongest, and the agreement of their parts there, (P,).
+
+    Both are positive for a picture and its negative too.
+    """
+    middle = slice(_SHIFT, _SIDE - _SHIFT)
+    template = torch.zeros_like(other_PSS)
+    template[:, middle, middle] = other_PSS[:, middle, middle]
+    inside = torch.zeros(_SIDE, _SIDE)
+    inside[middle, middle] = 1
+    spectrum = torch.fft.rfft2(one_PSS)
+    products = torch.fft.irfft2(spectrum * torch.fft.rfft2(template).conj(), s=(_SIDE, _SIDE))
+    energy = torch.fft.irfft2(torch.fft.rfft2(one_PSS**2) * torch.fft.rfft2(inside).conj(), s=(_SIDE, _SIDE))
+    norm = (energy.clamp_min(1e-6) * (template**2).sum(dim=(1, 2), keepdim=True)).sqrt() + 1e-6
+    shifts = torch.arange(-_SHIFT, _SHIFT + 1)
+    near = (products / norm)[:, shifts][:, :, shifts].flatten(1)
+    strongest = near.abs().argmax(dim=1, keepdim=True)
+    value = near.gather(1, strongest)[:, 0]
+    sign = value.sign()
+    down = strongest[:, 0] // len(shifts) - _SHIFT
+    right = strongest[:, 0] % len(shifts) - _SHIFT
+    moved = _moved(one_PSS, down, right)
+    parts = _part_agreement(moved[:, middle, middle], other_PSS[:, middle, middle] * sign[:, None, None])
+    return value.abs(), parts
+
+
+def _moved(pictures_PSS: Tensor, down_P: Tensor, right_P: Tensor) -> Tensor:
+    """Return pictures moved by whole pixels, in a circle."""
+    places = torch.arange(_SIDE)
+    rows = ((places + down_P[:, None]) % _SIDE)[:, :, None].expand_as(pictures_PSS)
+    columns = ((places + right_P[:, None]) % _SIDE)[:, None, :].expand_as(pictures_PSS)
+    return pictures_PSS.gather(1, rows).gather(2, columns)
+
+
+def _part_agreement(one_PSS: Tensor, other_PSS: Tensor) -> Tensor:
+    """Return the median correlation over those parts of pairs that show any detail, (P,)."""
+
+    def means(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values[:, None], _PART)[:, 0].flatten(1)
+
+    one, other = means(one_PSS**2), means(other_PSS**2)
+    correlation = means(one_PSS * other_PSS) / ((one * other).sqrt() + 1e-3)
+    shown = (one > _LEAST_DETAIL) | (other > _LEAST_DETAIL)
+    return correlation.masked_fill(~shown, math.nan).nanmedian(dim=1).values.nan_to_num()
+
+
+def _threshold(first_P: Tensor, agreement_P: Tensor, pictures: int) -> float:
+    """Return the agreement from which pairs count: above that of the closest pictures that are not copies."""
+    if not len(agreement_P):
+        return _LEAST_AGREEMENT
+    # the third-closest picture of most pictures is no copy
+    ordered = torch.full((pictures, _NEIGHBOURS), -1.0)
+    place = torch.zeros(pictures, dtype=torch.int64)
+    for row, value in zip(first_P.tolist(), agreement_P.tolist(), strict=True):
+        ordered[row, place[row]] = value
+        place[row] += 1
+    third = ordered.sort(dim=1, descending=True).values[:, min(2, _NEIGHBOURS - 1)]
+    third = third[third >= 0]
+    if len(third) < 8:
+        return _LEAST_AGREEMENT
+    middle = float(third.median())
+    deviation = 1.4826 * float((third - middle).abs().median())
+    return min(max(_LEAST_AGREEMENT, middle + _DEVIATIONS * deviation), _MOST_AGREEMENT)

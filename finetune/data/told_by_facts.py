@@ -1,0 +1,59 @@
+"""Finds classes that the format or size of their files gives away: a network may learn that instead of what they show."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# both a class and the others need this many images, and this share of each must be told right
+_LEAST_IMAGES = 10
+_LEAST_SHARE = 0.97
+
+
+def classes_told_by_facts(
+    targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], table: np.ndarray[Any, Any]
+) -> dict[str, list[int]]:
+    """Return the classes that one fact about the files tells from all others, by the name of the fact.
+
+    Args:
+        targets: Class of each image, int64 (N,).
+        table: Facts of each image, with the columns of :data:`finetune.data.scan.FACT_TYPE`.
+    """
+    width, height = table["width"].astype(np.int64), table["height"].astype(np.int64)
+    values = {
+        "format": table["kind"].astype(np.int64),
+        "mode": table["mode"].astype(np.int64),
+        "size": width * 2**32 + height,
+    }
+    ordered = {"size": width * height, "shape": width * 1000 // np.maximum(height, 1)}
+    told: dict[str, list[int]] = {}
+    for target in np.unique(targets).tolist():
+        own = targets == target
+        if min(own.sum(), (~own).sum()) < _LEAST_IMAGES:
+            continue
+        fact = next((name for name, column in values.items() if _by_value(own, column)), None)
+        fact = fact or next((name for name, column in ordered.items() if _by_limit(own, column)), None)
+        if fact is not None:
+            told.setdefault(fact, []).append(target)
+    return told
+
+
+def _by_value(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
+    """Tell whether the values that are more usual in a class than outside are nearly all of it, and nearly none outside."""
+    _, position = np.unique(column, return_inverse=True)
+    inside = np.bincount(position[own], minlength=position.max() + 1) / own.sum()
+    outside = np.bincount(position[~own], minlength=position.max() + 1) / (~own).sum()
+    # a value of one image proves nothing, so only values of several count
+    usual = (inside > outside) & (inside * own.sum() >= 3)
+    return bool(inside[usual].sum() >= _LEAST_SHARE and outside[usual].sum() <= 1 - _LEAST_SHARE)
+
+
+def _by_limit(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
+    """Tell whether nearly all of a class lies on one side of a limit, and nearly all others on the other side."""
+    values, position = np.unique(column, return_inverse=True)
+    if len(values) < 2:
+        return False
+    below = np.cumsum(np.bincount(position[own], minlength=len(values)))[:-1] / own.sum()
+    others = np.cumsum(np.bincount(position[~own], minlength=len(values)))[:-1] / (~own).sum()
+    right = np.maximum(np.minimum(below, 1 - others), np.minimum(1 - below, others))
+    return bool(right.max() >= _LEAST_SHARE)
