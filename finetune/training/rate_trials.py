@@ -67,7 +67,7 @@ class Trial:
 
     @property
     def trains(self) -> bool:
-        """Whether it goes on: its loss is a number, and its patience has not run out."""
+        """Whether it still trains: its loss is finite, and its patience has not run out."""
         return not self.lost and not self.progress.stop
 
     @property
@@ -83,13 +83,13 @@ class RateTrials:
     """The heads of a phase with ``lr_trials``.
 
     Args:
-        classifier: With the phase applied; all heads start as copies of its head.
-        phase: Trains the head alone.
-        loss: Of training, from logits (B, K) and targets to losses (B,).
-        monitor: Validation metric that chooses.
-        make_optimizer: Of the phase.
-        trainer: For device and precision alone.
-        seed: Of the run.
+        classifier: Network with the phase applied; all heads start as copies of its head.
+        phase: Phase that trains the head alone.
+        loss: Training loss, from logits (B, K) and targets to losses (B,).
+        monitor: Validation metric that chooses the head.
+        make_optimizer: Function that makes the optimizer of the phase.
+        trainer: Trainer that gives device and precision.
+        seed: Seed of the run; part of the key of each step's dropout masks.
         cached_stage: The stage whose output is cached.
     """
 
@@ -133,18 +133,18 @@ class RateTrials:
         offset: tuple[int, int],
         before_step: Callable[[int], None],
     ) -> int:
-        """Train and validate all heads for an epoch, or for what is left of it.
+        """Train and validate all heads for an epoch, or for the rest of one.
 
         Args:
             val: Batches of the validation split.
-            epoch: Its number in the phase.
+            epoch: Number of the epoch in the phase, from 0.
             steps: Optimizer steps of the phase so far.
-            total: Optimizer steps of the phase in all.
+            total: Optimizer steps of the whole phase.
             offset: Epochs and optimizer steps of the phases before.
             before_step: Called with the number of steps that are done.
 
         Returns:
-            Optimizer steps of the phase now.
+            Optimizer steps of the phase after this epoch.
         """
         for batch in self._train:
             if steps >= total:
@@ -160,7 +160,7 @@ class RateTrials:
         return steps
 
     def begin(self, data: ImageDataModule, *, epoch: int, batch: int) -> None:
-        """Take the batches of the phase, epoch after epoch, from that batch of that epoch on."""
+        """Start the phase's batches at a batch of an epoch; later epochs follow."""
         self._train = data.train_batches(epoch, batch)
         self._warmup = round(self._phase.warmup_epochs * data.batches_per_epoch(self._phase.batch_size))
 
@@ -225,7 +225,7 @@ class RateTrials:
             trial.kept = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """All of the heads that a checkpoint keeps."""
+        """Return what a checkpoint keeps of the heads."""
         return {
             "trials": [
                 {
@@ -242,7 +242,7 @@ class RateTrials:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take the heads back.
+        """Restore the heads from a checkpoint.
 
         Raises:
             ContentsError: They are not the heads of this phase.
@@ -276,10 +276,10 @@ class RateTrials:
         check_sums(saved.get("sums"))
 
     def chosen(self) -> Trial:
-        """The best head.
+        """Return the best head.
 
         Raises:
-            RunError: The loss of every head was no number.
+            RunError: The loss of every head became NaN.
         """
         whole = [trial for trial in self.trials if not trial.lost]
         if not whole:
@@ -306,26 +306,26 @@ def tried_phase(
     checkpoint: Path,
     interruption: Interruption,
 ) -> PhaseResult:
-    """Train the heads of all rates, put the best one into the classifier, and give the result of the phase.
+    """Train the heads of all rates, put the best one into the classifier, and return the result of the phase.
 
     When a signal stops the run, the heads and the step are kept in ``checkpoint``, and a resumed run goes on from there.
 
     Args:
-        classifier: As for :class:`RateTrials`; its head is changed in place.
-        phase: Likewise.
+        classifier: Network with the phase applied; its head is changed in place.
+        phase: Phase that trains the head alone.
         cache: Cache of the features, which the data reads already.
-        data: Gives the batches of the phase.
-        loss: Of training.
+        data: Data module that gives the batches of the phase.
+        loss: Training loss.
         monitor: Validation metric that chooses.
-        make_optimizer: Of the phase.
-        trainer: For device and precision alone.
-        seed: Of the run.
+        make_optimizer: Function that makes the optimizer of the phase.
+        trainer: Trainer that gives device and precision.
+        seed: Seed of the run.
         offset: Epochs and optimizer steps of the phases before.
         checkpoint: File of the heads, written when a signal stops the phase.
         interruption: Knows whether the run is to stop.
 
     Raises:
-        RunError: The loss of every head was no number.
+        RunError: The loss of every head became NaN.
         Interrupted: A signal stopped the run.
     """
     cache.prepare(device=trainer.strategy.root_device, context=trainer.precision_plugin.forward_context)
