@@ -121,6 +121,8 @@ def _descends(config: Config, phases: "Sequence[Phase]", position: int) -> bool:
         any(getattr(settings, name) not in (None, {}, []) for name in _OF_A_DESCENT)
         or not _has_linear_head(config)
         or config.loss._target_ is not None
+        # which heads that are solved do not measure
+        or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
         or bool(phase.mixup or phase.cutmix or phase.lr_trials)
         or (later is not None and later.carry_optimizer)
