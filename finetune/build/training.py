@@ -143,7 +143,9 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
             f"monitor={config.monitor!r}: not a validation metric. Metrics: {', '.join(monitors)}."
             f"{did_you_mean(config.monitor, monitors)}"
         )
-    for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", config.metrics)):
+    # an object from Python leaves its class alone here
+    own = {name: node for name, node in config.metrics.items() if "_target_" in node or "object" not in node}
+    for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
             check_node(node, where=f"{section}.{name}")
     check_node({"_target_": TRAINER, **config.trainer}, where="trainer")
