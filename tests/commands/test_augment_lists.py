@@ -124,7 +124,6 @@ def test_a_run_with_a_list_plans_reports_and_goes_on_to_the_same_weights(root, t
     assert text in json.dumps(plan)
     final = (tmp_path / "run" / "final.safetensors").read_bytes()
     (tmp_path / "run" / "results.json").unlink()
-    (tmp_path / "run" / "phases" / "1-all" / "result.json").unlink()
     resume(tmp_path / "run")
     assert (tmp_path / "run" / "final.safetensors").read_bytes() == final
     capsys.readouterr()
