@@ -78,7 +78,7 @@ _DATA: dict[str, Field] = {
     "skipped": (int, "unreadable files that were left out; skipped.csv lists them"),
     "max_pixels": (int, "larger images count as unreadable, in prediction too"),
     "high_depth": (str, "'full' or 'stretch': how more than 8 bits become 8, in prediction too"),
-    "integer_range[]": (NUMBER, "numbers of more than 8 bits that become black and white; null without such images"),
+    "integer_range[]": (NUMBER, "numbers of more than 8 bits that become black and white; absent without such images"),
     "float_range[]": (NUMBER, "the same for floating point"),
 }
 
@@ -99,7 +99,7 @@ _RESULTS: dict[str, Field] = {
     "backbone.place": (str, "repository, package, address or file that the name stands for"),
     "backbone.licence": (
         (str, type(None)),
-        "licence of those weights; 'unknown' where nobody recorded one, null for random",
+        "licence of those weights; 'unknown' where nobody recorded one, absent for random",
     ),
     "backbone.revision": ((str, type(None)), "commit of the hub's repository, where it is known"),
     "schedule": (str, "name of the schedule"),
@@ -339,6 +339,10 @@ def _match(path: str, fields: Fields) -> str | None:
     return None
 
 
+def _may_be_null(kind: type | tuple[type, ...]) -> bool:
+    return isinstance(kind, tuple) and type(None) in kind
+
+
 def check_fields(values: Mapping[str, object], fields: Fields, *, name: str, of_any_version: bool = False) -> None:
     """Hold that values have the fields documented here, each of its type, and no others.
 
@@ -364,8 +368,8 @@ def check_fields(values: Mapping[str, object], fields: Fields, *, name: str, of_
         # to Python a truth value is a whole number too
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
             problems.append(f"{path} is a {type(value).__name__}")
-    # an empty list or table has no leaf to be found by
-    optional = {name for name in fields if "[]" in name or "*" in name}
+    # an empty list or table has no leaf to be found by, and what may be null may be left out
+    optional = {name for name, (kind, _) in fields.items() if "[]" in name or "*" in name or _may_be_null(kind)}
     if not of_any_version:
         problems += [f"missing field {name}" for name in fields if name not in found and name not in optional]
     if problems:

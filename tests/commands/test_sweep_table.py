@@ -144,7 +144,9 @@ def test_mistakes_are_answered_before_a_job_begins(
     assert main([*words(*SHORT), *more]) == 2
     answer = capsys.readouterr().err
     assert message in answer
-    assert len(answer.strip().splitlines()) == 1
+    problem, *corrected = answer.strip().splitlines()
+    assert message in problem
+    assert all(line.startswith("Write: finetune ") for line in corrected)
     assert not list(tmp_path.rglob("*.json"))
 
 
