@@ -122,7 +122,11 @@ def test_a_second_run_computes_nothing(words: Words, tmp_path: Path, capsys: pyt
     assert "cached layer4 activations: 0 computed, 78 reused" in capsys.readouterr().out
 
 
-ONE_EACH = ["schedule=gradual", *(f"schedule.phases.{number}.epochs=1" for number in range(3))]
+ONE_EACH = [
+    "schedule=gradual",
+    "schedule.phases.0.solver=gradient",
+    *(f"schedule.phases.{number}.epochs=1" for number in range(3)),
+]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ STAGES = "backbone.stages={stem: [conv1, bn1], layer1: [layer1], layer2: [layer2
 NET = ["backbone=own", "backbone._target_=tests.models.own_parts.Net", STAGES]
 HEAD = ["head=own", "head._target_=tests.models.own_parts.Head", "head.kwargs.width=10"]
 LOSS = ["loss=own", "loss._target_=tests.models.own_parts.Squared", "loss.kwargs.factor=4.0"]
-TINY = ["input.size=24", "data.batch_size=8", "data.num_workers=0", "logger=none", "report=false"]
+TINY = ["keep=all", "input.size=24", "data.batch_size=8", "data.num_workers=0", "logger=none", "report=false"]
 PHASES = ["schedule.phases.0.epochs=2", "schedule.phases.1.epochs=2", "schedule.phases.2.epochs=1"]
 
 
