@@ -22,7 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.param_groups import OptimizerFactory
-from finetune.training.phase_module import PhaseModule
+from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import Phase
 
 Curve = npt.NDArray[np.float64]
@@ -141,11 +141,35 @@ class RateSweep(PhaseModule):
         lowest: Rate of the fastest stage at the first step.
         highest: Rate of that stage at the last step.
         steps: Number of optimizer steps.
-        **settings: Arguments of :class:`PhaseModule`.
+        classifier: Network at the start of the phase.
+        phase: Stages to train, and how.
+        optimizer: Function that makes the optimizer from named groups.
+        loss: Training loss, from logits (B, K) and targets to losses (B,).
+        seed: Seed of the run.
+        steps_per_epoch: Training batches in an epoch.
     """
 
-    def __init__(self, *, lowest: float, highest: float, steps: int, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self,
+        *,
+        lowest: float,
+        highest: float,
+        steps: int,
+        classifier: Classifier,
+        phase: Phase,
+        optimizer: OptimizerFactory,
+        loss: nn.Module,
+        seed: int,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__(
+            classifier=classifier,
+            phase=phase,
+            optimizer=optimizer,
+            loss=loss,
+            settings=FitSettings(monitor="val/loss", seed=seed),
+            steps_per_epoch=steps_per_epoch,
+        )
         self.total_steps = steps
         self._lowest, self._growth = lowest, (highest / lowest) ** (1 / max(steps - 1, 1))
         self._batch_losses: list[float] = []
@@ -249,7 +273,6 @@ def find_rate(
             optimizer=make_optimizer(phase),
             loss=make_loss(phase),
             seed=seed,
-            monitor="val/loss",
             steps_per_epoch=batches,
         )
         trainer = make_trainer(
