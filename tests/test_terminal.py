@@ -55,6 +55,9 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
         "export": [[run, "--format", "head", "--output", "head\x1b[31m.safetensors"], [run, "--format", "\x1b[31m"]],
         "cache": [["list"], ["\x1b[31m"]],
         "lr-find": [[*words[:-1], "--steps", "10"]],
+        "runs": [["list", "."], ["compare", run, run], ["clean", ".", "--yes"], ["no\x1b[31m"], ["compare", run]],
+        "init": [[str(hostile)], ["no\x1b[31m"]],
+        "settings": [["lr"], ["no\x1b[31m"]],
         # these take minutes, or do not end: what they say of what they are given
         "ladder": [["data=folder", "data.root='no\x1b[31m'", "--output", "l\x1b[31m"]],
         "serve": [["no\x1b[31m"]],

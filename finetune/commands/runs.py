@@ -1,20 +1,23 @@
 """``finetune runs``: list runs, compare them side by side, free the disk of what is no longer needed."""
 
+import contextlib
 import csv
 import io
 import math
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.commands.options import Arguments, home_path
 from finetune.config import flat, from_yaml
 from finetune.config.plain_yaml import read_plain_yaml
 from finetune.config.trust import resume_command
 from finetune.errors import UserError, did_you_mean
+from finetune.plain import from_plain
+from finetune.results import Results
 from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
 
 ABOUT = """\
@@ -39,7 +42,7 @@ class RunSummary:
         path: Run folder.
         state: ``finished``, ``failed``, or ``not finished``.
         settings: Configuration by dotted keys, as text.
-        results: Contents of ``results.json``; empty for a run that has not finished.
+        results: Contents of ``results.json``; None for a run that has not finished.
         epochs: Rows of ``metrics.csv``.
         size_bytes: Size on disk.
     """
@@ -47,27 +50,20 @@ class RunSummary:
     path: Path
     state: str
     settings: Mapping[str, str]
-    results: Mapping[str, Any]
+    results: Results | None
     epochs: Sequence[Mapping[str, str]]
     size_bytes: int
 
     def metric(self, split: str, name: str) -> float | None:
         """Return a metric of a split, if the run has it."""
-        metrics = self.results.get(split)
-        value = metrics.get(name) if isinstance(metrics, dict) else None
-        return float(value) if isinstance(value, int | float) else None
+        if self.results is None:
+            return None
+        return (self.results.test if split == "test" else self.results.val).scalars().get(name)
 
     @property
     def test_images(self) -> int:
         """Number of test images; 0 where it is not known."""
-        test = self.results.get("test")
-        confusion = test.get("confusion") if isinstance(test, dict) else None
-        if isinstance(confusion, list) and confusion and self.metric("test", "map") is not None:
-            confusion = confusion[0]
-        if isinstance(confusion, list):
-            return sum(sum(row) for row in confusion)
-        counts = self.results.get("data", {}).get("counts", {}).get("test", [])
-        return int(sum(counts))
+        return 0 if self.results is None else sum(self.results.data.counts.get("test", ()))
 
     def accuracy(self) -> str:
         """Return the test accuracy with its interval."""
@@ -133,8 +129,16 @@ def run(argv: Sequence[str]) -> int:
     found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
     if action == "clean":
         print("\n".join(_cleaned(found, delete=given.yes)))
-    else:
-        print("\n".join(listed([summary_of(path) for path in found])))
+        return 0
+    runs, problems = [], []
+    for path in found:
+        try:
+            runs.append(summary_of(path))
+        except UserError as error:
+            problems.append(str(error))
+    print("\n".join(listed(runs)))
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} of {len(found)} runs cannot be read.", *problems]))
     return 0
 
 
@@ -161,15 +165,36 @@ def summary_of(path: Path) -> RunSummary:
         epochs = [
             row for row in csv.DictReader(io.StringIO(text, newline="")) if None not in row and None not in row.values()
         ]
-    state = "finished" if folder.is_finished else "failed" if folder.error_log.is_file() else "not finished"
+    finished = os.path.lexists(folder.results)
+    state = "finished" if finished else "failed" if folder.error_log.is_file() else "not finished"
+    settings = flat(read_plain_yaml(inside(path, folder.config.name)))
+    if missing := [key for key in ("backbone.name", "schedule.name") if key not in settings]:
+        raise UserError(f"{folder.config}: is damaged. It lacks {' and '.join(missing)}.")
     return RunSummary(
         path=path,
         state=state,
-        settings=flat(read_plain_yaml(inside(path, folder.config.name))),
-        results=read_json(inside(path, folder.results.name), dict) if folder.is_finished else {},
+        settings=settings,
+        results=_results(path) if finished else None,
         epochs=epochs,
         size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()),
     )
+
+
+def _results(path: Path) -> Results:
+    file = inside(path, "results.json")
+    results = from_plain(Results, read_json(file, dict), name=str(file), remedy="finetune resume RUN makes it again.")
+    if not 0 <= results.test.acc <= 1:
+        raise UserError(f"{file}: test.acc must be a share, from 0 to 1. It is {results.test.acc}.")
+    return results
+
+
+def _numbers(rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    """Return a column of ``metrics.csv``, without cells that are empty or no numbers."""
+    numbers = []
+    for row in rows:
+        with contextlib.suppress(KeyError, ValueError):
+            numbers.append(float(row[column]))
+    return numbers
 
 
 def listed(runs: Sequence[RunSummary]) -> list[str]:
@@ -178,13 +203,14 @@ def listed(runs: Sequence[RunSummary]) -> list[str]:
         return ["no runs"]
     rows = [["run", "state", "network", "schedule", "test acc (95 %)", "val acc", "time", "MB"]]
     for one in runs:
-        validation, seconds = one.metric("val", "acc"), one.results.get("seconds", {}).get("training")
+        validation = one.metric("val", "acc")
+        seconds = None if one.results is None else one.results.seconds.training
         rows.append(
             [
                 str(one.path),
                 one.state,
-                one.settings.get("backbone.name", "?"),
-                one.settings.get("schedule.name", "?"),
+                one.settings["backbone.name"],
+                one.settings["schedule.name"],
                 one.accuracy(),
                 "-" if validation is None else f"{validation:.4f}",
                 "-" if seconds is None else f"{seconds:.0f} s",
@@ -224,12 +250,12 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
     lines += ["", *_aligned(metrics)]
     curves = [["curves", *names]]
     for column in dict.fromkeys(["val/loss", *(one.settings.get("monitor", "val/acc") for one in runs)]):
-        series = [[float(row[column]) for row in one.epochs if row.get(column)] for one in runs]
+        series = [_numbers(one.epochs, column) for one in runs]
         if any(series):
             curves.append([column, *map(curve, series)])
             curves.append(["  first, last", *(f"{one[0]:.4f}, {one[-1]:.4f}" if one else "-" for one in series)])
     lines += ["", *_aligned(curves)] if len(curves) > 1 else []
-    prints = {one.results["data"].get("fingerprint") for one in runs if one.results}
+    prints = {one.results.data.fingerprint for one in runs if one.results}
     if len(prints) > 1:
         lines += ["", "The runs were tested on different data or other splits: their figures cannot be compared."]
     return lines

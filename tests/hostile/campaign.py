@@ -26,7 +26,21 @@ MOST_CPU_S, MOST_WALL_S = 10.0, 60.0
 
 # commands, the quickest first
 _SLOW = (
-    *("cache", "audit", "report", "cluster", "classify", "plan", "search", "predict", "evaluate", "embed", "serve"),
+    *(
+        "cache",
+        "runs",
+        "init",
+        "audit",
+        "report",
+        "cluster",
+        "classify",
+        "plan",
+        "search",
+        "predict",
+        "evaluate",
+        "embed",
+        "serve",
+    ),
     *("export", "resume", "lr-find", "ladder", "train"),
 )
 

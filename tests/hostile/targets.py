@@ -232,6 +232,19 @@ TARGETS: list[Target] = [
         Target("report", f"run/{name}", form, ("run",), needed, ("data", "run"), builds=False)
         for name, form, needed in _REPORT
     ],
+    *[
+        Target("runs", f"run/{name}", form, words, needed, ("data", "run"), builds=False)
+        for words in (("list", "run"), ("clean", "run", "--yes"))
+        for name, form, needed in (
+            ("run.json", "json", False),
+            # it shows settings as they stand there, and builds nothing
+            ("config.yaml", "yaml", False),
+            ("results.json", "json", words[0] == "list"),
+            ("metrics.csv", "csv", False),
+        )
+    ],
+    Target("init", "data/cat/3.png", "image", ("data", "--output", "out.yaml"), needed=False),
+    Target("init", "list.csv", "csv", ("list.csv", "--output", "out.yaml"), folders=("data", "list.csv")),
     *_of_bundle("serve", "--port", "0"),
     Target("serve", "model.onnx", "onnx", ("model.onnx", "--port", "0"), folders=("model.onnx",)),
     *_of_bundle("export", "--format", "backbone", "--images", "data", "--check", "4", "--output", "out.safetensors"),
@@ -246,4 +259,7 @@ TARGETS: list[Target] = [
     ),
 ]
 
-assert {target.command for target in TARGETS} <= set(COMMANDS)
+# they print what the schema says
+OPEN_NO_FILE = {"settings"}
+
+assert {target.command for target in TARGETS} <= set(COMMANDS) - OPEN_NO_FILE
