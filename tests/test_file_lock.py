@@ -47,7 +47,8 @@ def test_a_folder_in_use_is_refused_with_its_process_named_until_that_is_killed(
 def test_a_worker_that_outlives_its_process_does_not_keep_the_folder(tmp_path: Path) -> None:
     process = holder(tmp_path, with_worker=True)
     process.kill()
-    process.join(30)
+    # with a time limit it would wait for the pipe that the worker has inherited
+    process.join()
     FolderLock(tmp_path, name="RUN='r'").release()
 
 
