@@ -79,11 +79,15 @@ def cases() -> list[Case]:
         Case(target, kind)
         for target in TARGETS
         for kind in (
-            # whoever names a table is shown its columns, wherever a link leads
-            *[k for k in ANYTHING if k.name != "a link to a private file" or target.form not in ("image", "csv")],
+            # whoever names a table or a list is shown its cells, wherever a link leads
+            *[k for k in ANYTHING if k.name != "a link to a private file" or not _is_shown(target)],
             *FORMATS[target.form],
         )
     ]
+
+
+def _is_shown(target: Target) -> bool:
+    return target.form in ("image", "csv") or target.file == "list.txt"
 
 
 def lean() -> list[Case]:

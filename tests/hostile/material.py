@@ -22,7 +22,9 @@ SMALL = [
     "report=false",
 ]
 DATA = ["data=folder", "data.root=data"]
-TRAIN = [*DATA, *SMALL, "schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=1"]
+# with the checkpoints that resume reads
+TRAIN = [*DATA, *SMALL, "keep=all", "schedule=head_then_all"]
+TRAIN += ["schedule.phases.0.epochs=1", "schedule.phases.1.epochs=1"]
 
 
 def make_material(root: Path) -> None:
