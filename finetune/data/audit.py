@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.class_shortcuts import class_shortcuts
 from finetune.data.duplicates import alike_across, identical
 from finetune.data.folder_walk import UNREAD_SUFFIXES
 from finetune.data.groups import Groups
@@ -20,7 +21,6 @@ from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.loading import threads_here
 from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, near_duplicates, small_copies
 from finetune.data.scan import KINDS, MODES
-from finetune.data.told_by_facts import classes_told_by_facts
 from finetune.html import html_table
 from finetune.plain import Json
 
@@ -111,7 +111,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
             *(_look_alikes(source) if look_alikes else ()),
             *_unlike_their_names(index, table),
             *_odd_pictures(index, table),
-            *_told_by_facts(index, table),
+            *_class_shortcuts(index, table),
             *_classes(index),
         ]
     findings += _left_out(index, left_out)
@@ -351,10 +351,10 @@ def _odd_pictures(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding
             )
 
 
-def _told_by_facts(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
+def _class_shortcuts(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Finding]:
     if index.multi_label:
         return
-    for fact, classes in classes_told_by_facts(index.targets, table).items():
+    for fact, classes in class_shortcuts(index.targets, table).items():
         names = [index.classes[target] for target in classes]
         yield Finding(
             kind=f"class told by {fact}",

@@ -1,19 +1,19 @@
-"""Finds classes that the format or size of their files gives away: a network may learn that instead of what they show."""
+"""Finds shortcuts (Geirhos et al. 2020): classes that the format or size of their files gives away, which a network may learn."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# both a class and the others need this many images, and this share of each must be told right
+# both a class and the others need this many images, and this share of each must be classified right by the fact
 _LEAST_IMAGES = 10
 _LEAST_SHARE = 0.97
 
 
-def classes_told_by_facts(
+def class_shortcuts(
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], table: np.ndarray[Any, Any]
 ) -> dict[str, list[int]]:
-    """Return the classes that one fact about the files tells from all others, by the name of the fact.
+    """Return the classes that one fact about the files separates from all others, by the name of the fact.
 
     Args:
         targets: Class of each image, int64 (N,).
@@ -26,7 +26,7 @@ def classes_told_by_facts(
         "size": width * 2**32 + height,
     }
     ordered = {"size": width * height, "shape": width * 1000 // np.maximum(height, 1)}
-    told: dict[str, list[int]] = {}
+    separated: dict[str, list[int]] = {}
     for target in np.unique(targets).tolist():
         own = targets == target
         if min(own.sum(), (~own).sum()) < _LEAST_IMAGES:
@@ -34,8 +34,8 @@ def classes_told_by_facts(
         fact = next((name for name, column in values.items() if _by_value(own, column)), None)
         fact = fact or next((name for name, column in ordered.items() if _by_limit(own, column)), None)
         if fact is not None:
-            told.setdefault(fact, []).append(target)
-    return told
+            separated.setdefault(fact, []).append(target)
+    return separated
 
 
 def _by_value(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
