@@ -1,4 +1,4 @@
-"""Cached activations of a phase: the frozen prefix's output for every view, computed once and stored on disk."""
+"""The cached activations of a phase: the frozen prefix's output for every view, computed once and stored on disk."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -204,7 +204,7 @@ def depends_on(
 
 
 class ActivationCache:
-    """Cached activations of one phase, from which its batches are read in place of images.
+    """Holds the cached activations of one phase, from which its batches are read instead of images.
 
     Args:
         classifier: Model with the phase applied and the prefix's weights loaded.
@@ -292,7 +292,7 @@ class ActivationCache:
         if len(self._train) == 1:
             return self._train[0](places)
         groups = [(view, np.flatnonzero(views == view)) for view in np.unique(views)]
-        # read view by view, then restored to the requested order
+        # read view by view, then put in the requested order
         parts = torch.cat([self._train[view](places[chosen]) for view, chosen in groups])
         order = torch.from_numpy(np.argsort(np.concatenate([chosen for _, chosen in groups])))
         return parts[order.to(parts.device)]
@@ -319,7 +319,7 @@ def eval_features(
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, Tensor]:
-    """Return pooled features (N, D) float32 of the evaluation view of every image of the given splits, through the same cache.
+    """Return pooled features (N, D) float32 of the evaluation view of every image of the given splits, by way of the cache.
 
     Args:
         classifier: Model in evaluation mode.

@@ -1,4 +1,4 @@
-"""Reads features that training left in the cache, so that other commands need not compute them again."""
+"""Read the features that training left in the cache, so that other commands need not compute them again."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from finetune.models.backbone import Backbone
 
 
 class CachedFeatures:
-    """Features of the evaluation view that training left in the cache, by row of the index; nothing is computed.
+    """Reads cached features of the evaluation view by row of the index; it computes nothing.
 
     Args:
         backbone: Backbone that computed the features.

@@ -1,4 +1,4 @@
-"""Rows of cached activations: read from their file, or kept in GPU memory if they fit."""
+"""Rows of cached activations, read from their file or kept in GPU memory if they fit."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ _SHARE_OF_FREE = 0.25
 
 
 def room_on(device: torch.device) -> int:
-    """Return the bytes of device memory for activations; 0 on a CPU, where the system caches files in memory."""
+    """Return the bytes of device memory to spend on activations; 0 on a CPU, where the system caches files in memory."""
     if device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)
@@ -20,7 +20,7 @@ def room_on(device: torch.device) -> int:
 
 
 class DeviceRows:
-    """Activations of one view, one row per image.
+    """Reads the activations of one view, one row per image.
 
     Args:
         entry: Complete entry.

@@ -1,4 +1,4 @@
-"""The frozen stages before the trainable part: computes the activations that the cache stores, without a graph."""
+"""The frozen stages before the trainable part: they compute, without a graph, the activations that the cache stores."""
 
 import gc
 from copy import deepcopy
@@ -56,6 +56,6 @@ def _with_half_weights(net: nn.Module, example: Tensor) -> nn.Module:
 
 
 def in_half_precision(device: torch.device) -> bool:
-    """Whether matrices are multiplied in half precision in the current precision context."""
+    """Return whether the current precision context multiplies matrices in half precision."""
     one = torch.ones(1, 1, device=device)
     return one.mm(one).dtype != torch.float32

@@ -1,4 +1,4 @@
-"""Cache policy: whether a phase trains on cached activations, of which views, and why; decided before anything is computed.
+"""Cache policy: whether a phase trains on cached activations, of which views, and why. It is decided before any computation.
 
 ``schedule.cache`` names the choice:
 
@@ -44,7 +44,7 @@ CachedView = Literal["", "evaluation", "training"]
 
 @dataclass(frozen=True, kw_only=True)
 class CachePolicy:
-    """What one phase trains on.
+    """The kind of batches that one phase trains on: images, or cached activations of certain views.
 
     Args:
         cached_stage: Frozen stage whose output is cached; None trains on images.
@@ -72,7 +72,7 @@ class CachePolicy:
 
 
 def is_solved(phase: Phase, policy: CachePolicy) -> bool:
-    """Tell whether a phase solves its head in place of training it step by step."""
+    """Return whether a phase solves its head instead of training it step by step."""
     return phase.solver == "lbfgs" or (phase.solver == "auto" and policy.cached_stage is not None)
 
 

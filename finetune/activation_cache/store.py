@@ -94,23 +94,23 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Return the bytes of one row."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
     @property
     def bytes(self) -> int:
-        """Bytes of all rows."""
+        """Return the bytes of all rows."""
         return self.rows * self.row_bytes
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that an entry takes on a disk with blocks of 4 KiB."""
+        """Return the bytes that an entry takes on a disk with blocks of 4 KiB."""
         files = (self.bytes, self.rows * _CRC_TYPE.itemsize, self.chunks, 1)  # the last is meta.json
         return sum(-(-size // 4096) * 4096 for size in files)
 
     @property
     def chunks(self) -> int:
-        """Number of chunks."""
+        """Return the number of chunks."""
         return -(-self.rows // self.chunk_rows)
 
     def rows_of(self, chunk: int) -> range:
@@ -123,7 +123,7 @@ class Layout:
 
 
 class Entry:
-    """One open entry; :meth:`close` lets other processes delete it.
+    """An open entry of the cache; :meth:`close` lets other processes delete it.
 
     Args:
         folder: Folder of the entry.
@@ -219,7 +219,7 @@ class Entry:
 
     @property
     def missing(self) -> list[int]:
-        """Chunks that no process has written yet."""
+        """Return the chunks that no process has written yet."""
         return [int(chunk) for chunk in np.flatnonzero(self._written == 0)]
 
     def claim(self, chunk: int, *, wait: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""Builds the objects of a run from its configuration; :func:`assemble` is the whole of it."""
+"""Build the objects of a run from its configuration: :func:`assemble` builds all of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
 
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """Everything that a run, a plan or a learning-rate search starts from."""
+    """The objects from which a run, a plan or a learning-rate search starts."""
 
     source: "Source"
     classifier: "Classifier"
@@ -30,7 +30,7 @@ class RunParts:
 
 
 def _say_what_the_data_holds(source: "Source", say: Say) -> None:
-    """Print the audit in a few lines, and the decisions about the data."""
+    """Report the audit in a few lines, and the decisions about the data."""
     from finetune.data.audit import audit
     from finetune.data.audit_text import short
 

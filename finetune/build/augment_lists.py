@@ -1,4 +1,4 @@
-"""From ``data.augment`` and the ``augment`` of phases to lists of operations, each built, and tried on the run's input."""
+"""Build the lists of operations that ``data.augment`` and the ``augment`` of phases name, and try each on the run's input."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.data.transforms import AugmentList, OwnTransform
     from finetune.input_spec import InputSpec
 
-# operations that do nothing to a grey picture, and for ColorJitter its arguments
+# operations, and arguments of ColorJitter, that do nothing to a grey picture
 _COLOUR_ONLY = ("RandomGrayscale", "Grayscale", "RandomChannelPermutation", "RandomPhotometricDistort", "RGB")
 _COLOUR_ARGUMENTS = ("saturation", "hue")
 # random draws in which an operation must keep the size and type of the picture

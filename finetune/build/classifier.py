@@ -1,4 +1,4 @@
-"""Builds the network of a run: the pretrained backbone and the classifier on top of it."""
+"""Build the network of a run: the pretrained backbone and the classifier on top of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -110,7 +110,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
         view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
         rows = source.index.rows("train")[:32]
         images = torch.stack([view(source.read(int(row))) for row in rows])
-        # a head of the user's is made for its own classes only; the stem is what is measured
+        # only the stem is measured, so a linear head replaces a user's head, which fits only its own classes
         head = settings if config.head._target_ is None else "linear"
         cost = adaptation_cost(
             backbone=backbone, head=head, images_BCHW=images, adapt=config.input.adapt, seed=config.seed

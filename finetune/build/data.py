@@ -1,4 +1,4 @@
-"""Builds the images of a run: the source that a configuration names, and the data module that feeds the network."""
+"""Build the data of a run: the source that a configuration names, and the data module that feeds the network."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -75,7 +75,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     kind = source_kind(data.source)
     own = kind.own_settings(data)
     for key in fields(DataConfig):
-        # beside other data to test on, the settings of the run's own may stand
+        # when other data is tested on, the settings of the run's own data may remain
         value = getattr(data, key.name)
         if use != "test" and value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
             raise UserError(

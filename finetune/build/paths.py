@@ -1,4 +1,4 @@
-"""Paths that the user typed: they are checked before torch is loaded, and made absolute before they are written down."""
+"""Check the paths that the user typed before torch is loaded, and make them absolute before they are written down."""
 
 import os
 from dataclasses import replace
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a wrong path is reported before NumPy is loaded
 
 
 def check_typed_places(config: Config) -> None:
-    """Refuse missing data or weights with the paths that the user typed, before these are made absolute.
+    """Refuse missing data or weights, naming the paths as the user typed them, before they are made absolute.
 
     Raises:
         UserError: A path does not exist.
@@ -28,7 +28,7 @@ def check_typed_places(config: Config) -> None:
 def with_absolute_paths(config: Config) -> Config:
     """Return the configuration with paths of data and weights that do not depend on the working directory.
 
-    A run can be resumed, tested and reported from any directory, also after its folder has been moved.
+    A run can be resumed, tested and reported from any directory, even after its folder has been moved.
 
     Raises:
         UserError: A path is not valid UTF-8, so the files of a run cannot store it.

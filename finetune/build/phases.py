@@ -1,4 +1,4 @@
-"""Builds the phases of a schedule from the configuration, and checks every name against the network."""
+"""Build the phases of a schedule from the configuration, and check every name against the network."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
@@ -87,7 +87,7 @@ def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[
         own: Names of the user's metrics.
 
     Raises:
-        ConfigError: It is the user's own, which heads that are solved or tried at several rates do not measure.
+        ConfigError: It is a metric of the user's, which a phase that solves its head or tries several rates does not measure.
     """
     without = [phase.name for phase in phases if phase.solver == "lbfgs" or phase.lr_trials]
     if without and config.monitor.removeprefix("val/") in own:
@@ -99,7 +99,7 @@ def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[
         )
 
 
-# what a phase that sets one of these asks for is a descent
+# a phase that sets one of these is trained step by step
 _OF_A_DESCENT = (
     "lr",
     "lr_slice",
@@ -114,14 +114,14 @@ _OF_A_DESCENT = (
 
 
 def _descends(config: Config, phases: "Sequence[Phase]", position: int) -> bool:
-    """Tell whether a phase with ``solver=auto`` must be trained step by step, or is asked to be by its own settings."""
+    """Return whether a phase with ``solver=auto`` must be trained step by step, or asks for it by its own settings."""
     phase, settings = phases[position], config.schedule.phases[position]
     later = phases[position + 1] if position + 1 < len(phases) else None
     return (
         any(getattr(settings, name) not in (None, {}, []) for name in _OF_A_DESCENT)
         or not _has_linear_head(config)
         or config.loss._target_ is not None
-        # which heads that are solved do not measure
+        # a solved head does not measure metrics of the user's
         or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
         or bool(phase.mixup or phase.cutmix or phase.lr_trials)
@@ -158,7 +158,7 @@ def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
 
 
 def _with_plain_words(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with ``cache`` as a word where YAML has read it as a boolean, and ``augment`` as one line of text."""
+    """Return settings with ``cache`` as a word, which YAML may have read as a boolean, and ``augment`` as one line of text."""
     words = {True: "auto", False: "off"}
     plain = {
         key: words[value] if key == "cache" and isinstance(value, bool) else value for key, value in settings.items()

@@ -1,4 +1,4 @@
-"""Objects that Python gives a run in place of settings: its data, network, head, loss, transform, callbacks and loggers."""
+"""Build a run from Python objects instead of settings: its data, network, head, loss, transform, callbacks and loggers."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +30,12 @@ PYTHON = "python"
 
 @dataclass(frozen=True, kw_only=True)
 class PythonObjects:
-    """What Python gives a run as objects; None and empty where the configuration decides.
+    """The objects that Python passes to a run; None and empty leave it to the configuration.
 
     Args:
         source: Data set.
-        backbone: Network; it is trained as it is, not copied.
-        head: Head; likewise.
+        backbone: Network; it is trained in place, not copied.
+        head: Head; it is trained in place, not copied.
         loss: Training loss, from logits (B, K) and targets to one number or to losses (B,).
         transform: Function of a training view, uint8 (C, H, W), after the augmentation.
         metrics: torchmetrics metrics by name, beside those of the configuration.
@@ -53,7 +53,7 @@ class PythonObjects:
     loggers: Sequence[Any] = ()
 
     def names(self) -> dict[str, str]:
-        """Return what a resume needs again, by argument: the classes of the objects that the result depends on."""
+        """Return the class names, by argument, of the objects that the result depends on and a resume needs again."""
         given = {
             "data": self.source,
             "backbone": None if self.backbone is None else self.backbone.net,
@@ -74,12 +74,12 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects | None, *,
     """Check that a resumed run is given the objects that it began with.
 
     Args:
-        needed: What :meth:`PythonObjects.names` returned when the run began.
+        needed: Names that :meth:`PythonObjects.names` returned when the run began.
         objects: Objects given now; None on the command line.
         run: Run folder as the user wrote it.
 
     Raises:
-        UserError: Some are missing, or are too many; the message has the call.
+        UserError: Objects are missing, or there are too many; the message shows the call.
     """
     given = {} if objects is None else objects.names()
     if set(given) == set(needed):
@@ -100,17 +100,17 @@ def assemble_with_objects(
     *,
     trusted: bool = True,
 ) -> RunParts:
-    """Build what :func:`finetune.build.assemble` builds, with objects in the places that they take.
+    """Build what :func:`finetune.build.assemble` builds, with the given objects in place of configured ones.
 
     Args:
         config: Checked configuration.
-        objects: The objects.
+        objects: Objects that replace configured ones.
         say: Function that shows a line to the user.
         description: Description of the network, if its weights will be loaded from a run; None builds it at its start.
         trusted: Whether the user typed the configuration, or trusts its run.
 
     Raises:
-        UserError: Parts do not fit together.
+        UserError: Objects and configuration do not fit together.
     """
     if objects.source is None:
         check_paths(config)
@@ -134,10 +134,10 @@ def assemble_with_objects(
 
 
 def loss_with_objects(loss: "nn.Module", *, num_classes: int, multi_label: bool) -> "Callable[[Phase], nn.Module]":
-    """Return a function that gives every phase the user's loss, once it has been tried on two images.
+    """Return a function that gives every phase the user's loss, after trying the loss on two images.
 
     Raises:
-        UserError: It has parameters of its own, or does not take logits and targets.
+        UserError: The loss has parameters of its own, or does not take logits and targets.
     """
     import torch
 
@@ -217,7 +217,7 @@ def _transform(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransfo
 
     if not callable(function):
         raise UserError(f"transform: must be a function of an image. It is a {type(function).__name__}.")
-    # an object has no name that a later run could know again, so its cached views are its own
+    # a later run cannot recognise the object, so its cached views get a key of their own
     transform = OwnTransform(function=function, key={"object": uuid.uuid4().hex})
     with torch.random.fork_rng(devices=[]):
         transform(torch.zeros(spec.channels, *spec.size, dtype=torch.uint8))
@@ -235,9 +235,9 @@ def _check_solvers(phases: "Sequence[Phase]", objects: PythonObjects) -> None:
 
 
 def with_objects_named(config: Config, objects: PythonObjects) -> Config:
-    """Return a configuration whose names are those of the objects, for what a run tells about itself.
+    """Return a configuration that names the classes of the objects, for display.
 
-    It is shown and recorded in results only; a run is never built from it.
+    It is only shown, and recorded in the results; a run is never built from it.
     """
     names = objects.names()
     changed = config

@@ -1,4 +1,4 @@
-"""The folder of a new run: choosing it, creating it and holding it."""
+"""Choose, create and lock the folder of a new run."""
 
 import itertools
 import os
@@ -45,10 +45,10 @@ def choose_run_dir(config: Config) -> Path:
 
 @contextmanager
 def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
-    """Create the folder of a new run and hold it for this process while the block runs.
+    """Create the folder of a new run, and lock it for this process while the block runs.
 
-    If several processes want the same folder, only one gets it. In the other processes that DDP started nothing is created,
-    because the first process creates the folder.
+    If several processes ask for the same folder, only one gets it. The other processes that DDP started create nothing, because
+    the first process creates the folder.
 
     Args:
         config: Configuration of the run.

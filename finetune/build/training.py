@@ -1,4 +1,4 @@
-"""Builds what trains the network: optimizer, loss and Trainer."""
+"""Build what trains the network: optimizer, loss and Trainer."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -52,7 +52,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
 
 
 def _can_be_fused(make: Callable[..., Any], arguments: Mapping[str, Any], phase: "Phase") -> bool:
-    """Whether to request an optimizer's fused one-pass kernel from torch.
+    """Return whether to ask torch for the optimizer's fused one-pass kernel.
 
     AdamW on the 11 million weights of ResNet-18 takes 5 ms with it instead of 32 ms on two cores. In mixed precision, Lightning
     does not clip gradients for a fused optimizer.
@@ -115,12 +115,12 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
 
 
 _MONITORS = ("val/acc", "val/f1_macro", "val/loss", "val/ece")
-# that only data with several labels an image has
+# metrics that only data with several labels per image has
 _OF_SEVERAL_LABELS = ("val/f1_micro", "val/map")
 
 
 def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metrics: Collection[str] = ()) -> None:
-    """Check what training needs besides data and network, before a run folder is made: nothing of it may fail later.
+    """Check what training needs besides data and network before the run folder is made, so that none of it fails later.
 
     Args:
         config: Checked configuration that the user typed.
@@ -143,7 +143,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
             f"monitor={config.monitor!r}: not a validation metric. Metrics: {', '.join(monitors)}."
             f"{did_you_mean(config.monitor, monitors)}"
         )
-    # an object from Python leaves its class alone here
+    # of a Python object the configuration holds only the class
     own = {name: node for name, node in config.metrics.items() if "_target_" in node or "object" not in node}
     for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
@@ -153,7 +153,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
     build = trainer_factory(
         config, run_dir, precision="32-true" if precision == "auto" else str(precision), trusted=True
     )
-    # what a phase decides, in its place; see RunSession.fit_trainer
+    # stand-ins for the arguments that a phase decides; see RunSession.fit_trainer
     build(
         max_epochs=1,
         accumulate_grad_batches=1,
@@ -171,7 +171,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
     )
 
 
-# part of a message of Lightning -> what it means here
+# part of a message of Lightning's -> the message about the setting that caused it
 _TRANSLATED = {
     "No supported gpu backend": "trainer.accelerator={accelerator!r}: this machine has no GPU that torch can use. "
     "Write trainer.accelerator=cpu, or install a torch with CUDA.",
@@ -197,7 +197,7 @@ def _translated(error: UserError, config: Config) -> UserError:
     """Return a message of Lightning's Trainer as one about the setting that caused it."""
     text = str(error)
     values = {key: config.trainer.get(key) for key in ("accelerator", "devices", "strategy", "precision")}
-    return next((UserError(said.format(**values)) for part, said in _TRANSLATED.items() if part in text), error)
+    return next((UserError(template.format(**values)) for part, template in _TRANSLATED.items() if part in text), error)
 
 
 def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted: bool) -> Callable[..., Any]:
@@ -212,7 +212,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
     Raises:
         UserError: The node sets an argument that the run decides.
     """
-    if not isinstance(precision, str):  # from run.json, which may have another origin
+    if not isinstance(precision, str):  # from run.json, which someone else may have written
         raise UserError(f"precision={str(precision)[:80]!r}: must be a word such as 32-true.")
 
     def build(**decided: Any) -> Any:

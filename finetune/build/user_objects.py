@@ -1,4 +1,4 @@
-"""From a configuration to modules of the user's: a network, a head, a loss and a transform, each named by its class."""
+"""Build the user's own modules that a configuration names by class: a network, a head, a loss and a transform."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "
     """Build the network that ``backbone._target_`` names, and load its weights.
 
     Args:
-        config: Checked; it has ``backbone._target_`` and ``backbone.stages``.
+        config: Checked configuration with ``backbone._target_`` and ``backbone.stages``.
         input_spec: Input that the network takes.
         trusted: Whether the user typed the configuration, or trusts the run that it comes from.
 
@@ -48,7 +48,7 @@ def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "
 def own_head(
     config: Config, *, num_features: int, num_classes: int, trusted: bool
 ) -> "tuple[nn.Module, Mapping[str, Any]]":
-    """Build the head that ``head._target_`` names, with ``num_features`` and ``num_classes`` where its class takes them.
+    """Build the head that ``head._target_`` names, with ``num_features`` and ``num_classes`` if its class takes them.
 
     Returns:
         The head, and the node that builds it again.
@@ -63,14 +63,14 @@ def own_head(
 
 
 def own_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "dict[str, nn.Module]":
-    """Build the modules of the user's for a model that is resumed, from the run's configuration.
+    """Build the user's modules of a resumed model, from the run's configuration.
 
     The nodes in the description of the model are not used: a run's configuration is checked against what the user typed or
     trusts, its description is not.
 
     Args:
-        config: Of the run.
-        model: Description of the model, checked.
+        config: Configuration of the run.
+        model: Checked description of the model.
         trusted: Whether the user typed the configuration, or trusts the run.
 
     Raises:
@@ -111,7 +111,7 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
     """Build the transform that ``data.transform`` names, and try it on one view; None if it names none.
 
     Raises:
-        UserError: It cannot be built, or does not return uint8 of the same shape.
+        UserError: The transform cannot be built, or does not return uint8 of the same shape.
     """
     node = config.data.transform
     if not node:
@@ -135,10 +135,10 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
 
 @contextmanager
 def trying(rule: str, *, advice: str) -> Iterator[None]:
-    """Try code of the user's without a graph; leave the global random state alone.
+    """Try the user's code in the block without a graph, and leave the global random state alone.
 
     Raises:
-        UserError: It raises an error; the message has the rule, the error and the advice.
+        UserError: The code raises an error; the message has the rule, the error and the advice.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The ladder: training strategies compared on one data set, with a recommendation."""
+"""Compare training strategies on one data set, and recommend one: the ladder."""
 
 import sys
 

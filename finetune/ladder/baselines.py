@@ -90,7 +90,7 @@ def learning_curve(features: dict[str, Tensor], index: Index, *, seed: int) -> l
             ]
             for split in ("val", "test")
         }
-        best = smallest([float(cross_entropy(found, targets["val"])) for found in logits["val"]])
+        best = smallest([float(cross_entropy(logits_NK, targets["val"])) for logits_NK in logits["val"]])
         accuracy = float((logits["test"][best].argmax(1) == targets["test"]).double().mean())
         points.append({"per_class": per_class, "images": len(rows), "test": accuracy})
     return points

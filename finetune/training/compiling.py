@@ -1,4 +1,4 @@
-"""``compile``: whether what trains is compiled by ``torch.compile``.
+"""Decide whether ``torch.compile`` compiles the trainable part of the network: the setting ``compile``.
 
 ``auto`` does not compile. On two cores, ResNet-18, 224 px, bf16, batches of 32, a compiled training step took 602 ms where the
 plain one took 530 (0.89 times as fast, 0.81 to 0.97 in 15 turns), and the first one 28 s; with a GPU it has not been measured.
@@ -11,18 +11,18 @@ from typing import Any
 
 from finetune.errors import UserError
 
-# that torch.compile calls for code of a processor, and Triton for that of a GPU
+# torch.compile needs one of these for CPU code, and Triton for GPU code
 _COMPILERS = ("g++", "clang++", "c++")
 
 
 def compiles(wanted: Any) -> bool:
-    """Whether a run compiles.
+    """Return whether a run compiles its trainable part.
 
     Args:
         wanted: ``auto``, ``off`` or ``on``; YAML reads the bare words off and on as false and true.
 
     Raises:
-        UserError: It is to, and this machine has no compiler.
+        UserError: Compilation is on, and this machine has no C++ compiler.
     """
     if wanted not in ("on", True):
         return False

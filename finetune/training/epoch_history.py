@@ -1,4 +1,4 @@
-"""Decide the best epoch, early stopping and the plateau, as pure functions of the epochs so far."""
+"""Decide the best epoch, early stopping and plateau reductions, as pure functions of the epochs so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class EpochHistory:
-    """Holds the monitored metric and the validation loss of each finished epoch, and what follows from them.
+    """Holds the monitored metric and the validation loss of each finished epoch, and decides from them.
 
-    An epoch is better than another by the metric, and where that ties (accuracy on few images often does) by the loss.
+    Epochs are ranked by the metric, and where it ties (accuracy on few images often does) by the loss.
 
     Everything is computed from ``history``, which is all that a checkpoint keeps: a resumed phase decides as the
     uninterrupted one would have.
@@ -36,7 +36,7 @@ class EpochHistory:
         return self._rank(new) < self._rank(old)
 
     def _rank(self, entry: tuple[float, float]) -> tuple[float, float]:
-        """Return what sorts epochs from the best to the worst; NaN is worse than every number."""
+        """Return a sort key that puts the best epoch first; NaN is worse than every number."""
         value, loss = (math.inf if math.isnan(x) else x for x in entry)
         return (value if self.smaller_is_better or math.isinf(value) else -value), loss
 
@@ -63,7 +63,7 @@ class EpochHistory:
         """Return the product of the reductions after each ``patience`` epochs in a row without a better value.
 
         The rule of ``torch.optim.lr_scheduler.ReduceLROnPlateau`` with ``threshold=0``, ``cooldown=0`` and a patience
-        fit for the short phases of fine-tuning. It is not that class, because Lightning leaves out one of its steps at
+        short enough for the phases of fine-tuning. That class is not used, because Lightning skips one of its steps at
         each resume.
 
         >>> EpochHistory(monitor="val/loss", history=[(1.0, 1.0)] * 4).plateau_factor()

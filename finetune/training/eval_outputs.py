@@ -11,12 +11,12 @@ from finetune.checksums import checked_path
 from finetune.results import SplitMetrics
 from finetune.safetensors_writer import write_tensors
 
-# images whose embeddings are kept: as many as a map of them can show
+# largest number of images whose embeddings are kept: as many as the report's map can show
 EMBEDDED = 2000
 
 
 class SplitOutputs:
-    """Collects batches of one split.
+    """Collects the outputs of one split batch by batch.
 
     Args:
         embedded_rows: Rows of the index whose embeddings are kept.
@@ -43,12 +43,12 @@ class SplitOutputs:
         )
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """Return everything in the order of the rows, the same on every process; call it while they are connected."""
+        """Return the outputs in row order, the same on every process; call it while the processes are connected."""
         batches = self._batches
         if dist.is_available() and dist.is_initialized():
-            shares: list[list[dict[str, torch.Tensor]]] = [[]] * dist.get_world_size()
-            dist.all_gather_object(shares, batches)
-            batches = [batch for share in shares for batch in share]
+            by_rank: list[list[dict[str, torch.Tensor]]] = [[]] * dist.get_world_size()
+            dist.all_gather_object(by_rank, batches)
+            batches = [batch for of_rank in by_rank for batch in of_rank]
         if not batches:
             return {}
         whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -74,14 +74,14 @@ class Validation(SplitEvaluation):
     """Metrics and outputs of one validation of a fit.
 
     Args:
-        step: Optimizer steps of the phase before it.
+        step: Optimizer steps that the phase had made before it.
     """
 
     step: int
 
 
 def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
-    """Return rows spread evenly over those given, ``most`` of them where there are more.
+    """Return at most ``most`` of the given rows, spread evenly over them.
 
     >>> sample_of(torch.arange(10), 4).tolist()
     [0, 3, 6, 9]
@@ -90,7 +90,7 @@ def sample_of(rows: torch.Tensor, most: int = EMBEDDED) -> torch.Tensor:
 
 
 def save_outputs(path: Path, splits: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write the outputs of splits; :data:`finetune.file_schema.EVALUATION_TENSORS` says what each tensor is."""
-    tensors = {f"{split}/{name}": tensor for split, found in splits.items() for name, tensor in found.items()}
+    """Write the outputs of splits; :data:`finetune.file_schema.EVALUATION_TENSORS` describes each tensor."""
+    tensors = {f"{split}/{name}": tensor for split, outputs in splits.items() for name, tensor in outputs.items()}
     with checked_path(path) as part:
         write_tensors(part, tensors)

@@ -16,7 +16,7 @@ from finetune.training.eval_outputs import SplitEvaluation, SplitOutputs, Valida
 from finetune.training.phase_forward import PhaseForward
 from finetune.training.phases import Phase
 
-# numbers of a validation's outputs that are kept in memory while training goes on
+# most numbers of a validation's outputs that are kept in memory during training
 MOST_KEPT = 4_000_000
 
 
@@ -29,7 +29,7 @@ def reusable_validation(validated: Validation | None, *, step: int, images: int)
         images: Number of images in the validation split.
     """
     if validated is None or validated.step != step or len(validated.outputs.get("rows", ())) != images:
-        # the phase had been finished before a resume, or the Trainer was told to validate at other times, or in part
+        # the phase was finished before a resume, or the Trainer is configured to validate at other times or on a part
         return None
     return validated
 
@@ -55,12 +55,12 @@ class EvaluationModule(pl.LightningModule):
         super().__init__()
         self.classifier = classifier
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
-        # None until the whole split is evaluated
+        # None until the whole split has been evaluated
         self.evaluation: SplitEvaluation | None = None
         self._forward, self._outputs = forward, SplitOutputs(embedded_rows)
 
     def on_test_start(self) -> None:
-        """Make the frozen prefix ready, as it is in the fit."""
+        """Build the frozen prefix, as the fit does."""
         self._forward.prepare(device=self.device, context=self.trainer.precision_plugin.forward_context)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -75,7 +75,7 @@ class EvaluationModule(pl.LightningModule):
         )
 
     def on_test_epoch_end(self) -> None:
-        """Compute and gather while the processes are still connected."""
+        """Compute the metrics and gather the outputs while the processes are still connected."""
         self.evaluation = SplitEvaluation(metrics=split_metrics(self.metrics), outputs=self._outputs.gather())
 
 
@@ -90,16 +90,16 @@ def evaluate(
     running: Callable[[pl.Trainer], AbstractContextManager[None]],
     own_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, SplitEvaluation]:
-    """Return metrics and outputs of ``val`` and of ``test``.
+    """Return metrics and outputs of ``val`` and ``test``.
 
     Args:
-        phase: Last phase, whose frozen prefix the validation images may have passed already.
-        make_cache: Makes the cache of the validation images, or None.
-        validated: Validation of these weights in the last fit, used in place of another one; or None.
+        phase: Last phase; the validation images may already have passed its frozen prefix.
+        make_cache: Function that opens the cache of the validation images; it returns None if there is none.
+        validated: Validation of these weights in the last fit, which replaces another one; None if there is none.
         classifier: Network with the final weights.
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
-        running: Context around each call of the Trainer.
+        running: Function that returns the context around each call of the Trainer.
         own_metrics: Metrics of the user's by name; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
@@ -109,7 +109,7 @@ def evaluate(
             continue
         cache = make_cache() if split == "val" else None
         cached_stage = cache.cached_stage if cache is not None else None
-        # a map of the test images is all that embeddings are kept for
+        # embeddings are kept only for the report's map of the test images
         rows = torch.from_numpy(data.source.index.rows(split))
         module = EvaluationModule(
             classifier,
@@ -121,7 +121,7 @@ def evaluate(
         if cache is not None:
             device, context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
             cache.prepare(device=device, context=context, trains=False)
-        # said, because the data knows no Trainer yet where every phase had been finished before a resume
+        # passed explicitly: the data module has no Trainer yet if every phase was finished before a resume
         rank, world = trainer.global_rank, trainer.world_size
         batches = data.eval_dataloader(split, rank=rank, world=world, activations=cache)
         with running(trainer):

@@ -1,7 +1,7 @@
-"""How long each phase will take on this machine, roughly: a few images are read and computed as the phase will do it.
+"""Forecast roughly how long each phase will take on this machine, by timing a few images as the phase will process them.
 
 Reading a view, the frozen prefix, a training step and a forward pass are timed on one small batch each and scaled to the images
-and epochs of the phase. What surrounds them (logging, checkpoints, start-up) is left out. The network is left as it was.
+and epochs of the phase. Logging, checkpoints and start-up are left out. The network is left unchanged.
 """
 
 import itertools
@@ -33,9 +33,9 @@ from finetune.training.lr_finder import unchanged
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
 from finetune.training.phases import Phase
 
-# images in a timed batch: so many that a forward pass takes about half a second, and two at least for the sake of BatchNorm
+# images in a timed batch: enough for a forward pass of about half a second, and at least two for BatchNorm
 _MIN_IMAGES, _MAX_IMAGES, _READ_IMAGES = 2, 64, 8
-# seconds from which on a call is not repeated
+# a call that takes longer than this many seconds is not repeated
 _SLOW_S = 0.5
 # iterations of the solver over all penalties, the mean of the eight rows in linear_probe's table; and the most rows timed
 _SOLVER_ITERATIONS, _SOLVER_ROWS = 340, 2000
@@ -48,7 +48,7 @@ class Forecast:
     """Expected wall time of a phase.
 
     Args:
-        cache_s: Seconds to fill an empty cache; 0 without one.
+        cache_s: Seconds to fill an empty cache; 0 if the phase has none.
         train_s: Seconds of training and validation.
     """
 
@@ -57,14 +57,14 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole phase."""
+        """Return the seconds of the whole phase."""
         return self.cache_s + self.train_s
 
 
 def fastest_of_three(call: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time a call, in seconds: the fastest of three, or the first alone if it took longer than half a second.
+    """Return the seconds of the fastest of three calls, or of the first alone if it took longer than half a second.
 
-    A slow call hardly profits from being warm, and a plan must not take minutes on a busy machine.
+    A slow call gains little from a warm start, and a plan must not take minutes on a busy machine.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) < 3 and seconds[0] <= _SLOW_S):
@@ -86,16 +86,16 @@ def forecast(
     make_optimizer: Callable[[Phase], OptimizerFactory],
     timer: Timer = fastest_of_three,
 ) -> list[Forecast]:
-    """Forecast each phase.
+    """Forecast the wall time of each phase.
 
     Args:
-        classifier: The network at its start.
-        phases: The schedule.
-        caches: What each phase trains on.
-        data: Gives images and loader processes.
-        trainer: Gives device and precision.
-        make_optimizer: Makes the optimizer factory of a phase.
-        timer: Times a call, in seconds.
+        classifier: Network at the start of the run.
+        phases: Phases of the schedule.
+        caches: Cache policy of each phase.
+        data: Data module that gives images and loader processes.
+        trainer: Trainer that gives device and precision.
+        make_optimizer: Function that returns the optimizer factory of a phase.
+        timer: Function that returns the seconds of a call.
     """
     machine = _Machine(classifier, data, trainer, timer)
     with unchanged(classifier):
@@ -119,7 +119,7 @@ class _Machine:
         count = min(_MAX_IMAGES, max(8, PIXELS // math.prod(spec.size)), max(_MIN_IMAGES, int(_SLOW_S / image_s)))
         repeats = (-(-count // _MIN_IMAGES), 1, 1, 1)
         self._images = self._images.repeat(repeats)[:count].to(self._device)
-        # what several phases share is timed once
+        # timings that several phases share
         self._known: dict[str, float] = {}
         self._rows = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
         self._eval_read_s = self._read(eval_view(spec))
@@ -149,7 +149,7 @@ class _Machine:
         return Forecast(cache_s=cache_s, train_s=share * heads * phase.epochs * (train * step_s + val * forward_s))
 
     def _prefix(self, stage: str) -> float:
-        """Seconds of the frozen prefix on an image."""
+        """Return the seconds of the frozen prefix per image."""
         if stage not in self._known:
             with self._context():
                 prefix = Prefix(self._classifier, stage, fold=in_half_precision(self._device))
@@ -157,12 +157,12 @@ class _Machine:
         return self._known[stage]
 
     def _beside(self, read_s: float, compute_s: float) -> float:
-        """Seconds of an image that is read and computed: at once with loader processes, in turn without."""
+        """Return the seconds to read and compute an image: at the same time with loader processes, in turn without."""
         workers = self._data.num_workers
         return max(read_s / workers, compute_s) if workers else read_s + compute_s
 
     def _solve(self, rows: int) -> float:
-        """Seconds of the solver on that many features, from ten of its iterations on some."""
+        """Return the seconds of the solver on so many rows, scaled from ten iterations on some of them."""
         timed = min(rows, _SOLVER_ROWS)
         classes, width = len(self._classifier.classes), self._classifier.backbone.num_features
         features_ND = torch.randn(timed, width, device=self._device)
@@ -182,13 +182,13 @@ class _Machine:
         return ten_s / 10 * _SOLVER_ITERATIONS * rows / timed
 
     def _trained(self, policy: CachePolicy, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Return what is computed at each step of a phase, and a batch for it."""
+        """Return the network that each step of a phase computes, and a batch for it."""
         if policy.cached_stage is None:
             return self._classifier, self._images[: phase.batch_size]
         with self._context():
             activations = Prefix(self._classifier, policy.cached_stage, fold=False)(self._images).clone()
         trainable_part = nn.Sequential(self._classifier.backbone.split(policy.cached_stage)[1], self._classifier.head)
-        # activations are small: whole batches of them
+        # activations are small, so a whole batch of them fits
         repeated = activations.repeat(-(-phase.batch_size // len(activations)), *[1] * (activations.ndim - 1))
         return trainable_part, repeated[: phase.batch_size]
 
@@ -208,7 +208,7 @@ class _Machine:
         return step
 
     def _read(self, view: View) -> float:
-        """Seconds to read and view an image, by as many threads as this process reads with."""
+        """Return the seconds to read and transform an image, with as many threads as this process reads with."""
         source = self._data.source
         rows, threads = self._spread_rows(), threads_here(source)
 

@@ -1,7 +1,7 @@
 """Freeze stages: no gradient and evaluation mode, so that neither weights nor buffers can move.
 
-Since Lightning 2.2 the Trainer never calls ``train()`` itself and keeps the modes that it finds, and the modes are not in
-a checkpoint. So the modes have one owner, :func:`apply_phase`, called before every fit, fresh or resumed.
+Since Lightning 2.2 the Trainer never calls ``train()`` itself and keeps the modes that modules already have, and a checkpoint
+does not hold them. So the modes have one owner, :func:`apply_phase`, called before every fit, fresh or resumed.
 
 ``batch_norm`` decides whether running statistics of *trainable* stages move. The default, ``eval``, was chosen by
 measurement. ResNet-18 was pretrained on formula images for 14 minutes on one core (these weights are not in a release). It was
@@ -43,7 +43,7 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
         parameters: ``all`` of the trainable backbone stages, or only their ``norms`` or ``gates``; the head always
             trains whole.
     """
-    # gates scale what norms and head are fitted to, so these train with them
+    # gates scale the inputs of norms and head, so these train with them
     kinds = {"norms": ("norms",), "gates": ("gates", "norms")}
     chosen = None if parameters == "all" else classifier.select(*kinds[parameters])
     return {
@@ -64,7 +64,7 @@ def apply_phase(classifier: Classifier, phase: Phase) -> None:
         parameter.requires_grad_(name in names)
         # a stale gradient would move a frozen parameter at the next step
         parameter.grad = None
-    # modules that belong to no stage have neither weights nor randomness; evaluation is the mode that cannot surprise
+    # modules outside every stage have neither weights nor randomness, so evaluation is the safe mode for them
     classifier.eval()
     for stage, modules in classifier.stage_modules().items():
         for module in modules:
@@ -86,10 +86,10 @@ def wrong_modes(classifier: Classifier, phase: Phase) -> list[str]:
 
 
 def tensors_of(classifier: Classifier, stages: Collection[str]) -> dict[str, torch.Tensor]:
-    """Return parameters and persistent buffers of some stages by their names in the state dict, without copying them."""
+    """Return the parameters and persistent buffers of some stages by their names in the state dict, without copying them."""
     return {name: tensor for name, tensor in classifier.state_dict().items() if classifier.stage_of(name) in stages}
 
 
 def module_mode_flags(module: nn.Module) -> dict[str, bool]:
-    """Return the training mode by module name, to be compared or restored."""
+    """Return the training flag of each module by name, to compare or restore them."""
     return {name: inner.training for name, inner in module.named_modules()}

@@ -1,9 +1,10 @@
-"""Ctrl-C and the signals of a scheduler stop a run at its next whole step, with that step in a checkpoint.
+"""Stop a run on Ctrl-C or a scheduler's signal after the current step, with that step in a checkpoint.
 
-While a phase trains, a signal only leaves a note. :class:`~finetune.training.callbacks.checkpoints.PhaseCheckpoints` looks
-at the note after each step, agrees with the other processes whether to stop, writes ``last.ckpt`` and raises. Everywhere else
-(filling a cache, solving a head, testing, writing the bundle) there is no step to keep, and the signal raises at once. A second
-Ctrl-C ends the process as if nobody listened: every file of a run is whole at every moment.
+While a phase trains, the handler only records the signal. After each step
+:class:`~finetune.training.callbacks.checkpoints.PhaseCheckpoints` reads that record, agrees with the other processes whether to
+stop, writes ``last.ckpt`` and raises :class:`~finetune.errors.Interrupted`. Everywhere else (filling a cache, solving a head,
+testing, writing the bundle) there is no step to save, and the handler raises at once. A second Ctrl-C kills the process, which
+loses nothing that was saved: every file of a run is whole at every moment.
 """
 
 import os
@@ -18,25 +19,25 @@ import torch
 
 from finetune.errors import Interrupted, RunError, UserError
 
-# Ctrl-C; what schedulers, service managers and kill send; what SLURM sends before the end of the time; a lost terminal
+# Ctrl-C; sent by schedulers, service managers and kill; sent by SLURM before the time limit; a lost terminal
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-# torchrun and timeout pass on a signal that the whole group has received already; a second Ctrl-C by a person comes later
+# torchrun and timeout forward a signal that the whole process group has already received; a person's second Ctrl-C comes later
 _SAME_SIGNAL_S = 0.5
 
 
 class Interruption:
-    """Listens to signals inside its block.
+    """Handles signals inside its ``with`` block.
 
-    A signal that something else listens to, or that was switched off (``nohup``), is left as it is.
+    A signal that already has a handler, or is ignored (``nohup``), is left as it is.
 
     Args:
-        hint: How to go on, the end of the message.
+        hint: Advice on how to continue, which ends the message.
     """
 
     def __init__(self, hint: str) -> None:
-        # of the signal that asked the run to stop; 0 while none has
+        # number of the signal that asked the run to stop; 0 while none has
         self.number = 0
-        # in the run, for the message: "in phase 1 (head)"
+        # point that the run has reached, for the message: "in phase 1 (head)"
         self.where = ""
         self._hint = hint
         self._training = self._raised = False
@@ -63,7 +64,7 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a process forked from this one, which ends it
+            return  # a forked process, which its parent ends
         if self.number:
             if number == signal.SIGINT and time.monotonic() - self._since > _SAME_SIGNAL_S:
                 signal.signal(number, signal.SIG_DFL)
@@ -74,41 +75,41 @@ class Interruption:
             raise self.stopped()
 
     def stopped(self, number: int | None = None) -> Interrupted:
-        """The exception that ends the run.
+        """Return the exception that ends the run.
 
         Args:
-            number: Of the signal, where another process of the run received it.
+            number: Number of the signal if another process of the run received it; None for this process's signal.
         """
         self._raised = True
         self.number = number or self.number or signal.SIGINT
         return Interrupted(f"stopped{self.where and ' ' + self.where}; {self._hint}", self.number)
 
     def begin_training(self) -> None:
-        """From here on a signal waits for the end of a step.
+        """Let signals wait for the end of a step from here on.
 
         Raises:
-            Interrupted: It has come already.
+            Interrupted: A signal has already arrived.
         """
         self.check()
         self._training = True
 
     def end_training(self) -> None:
-        """Let signals raise at once again. One that came after the last step raises at the next :meth:`check`."""
+        """Let signals raise at once again. One that arrived after the last step raises at the next :meth:`check`."""
         self._training = False
 
     def check(self) -> None:
-        """Stop here if the run has been asked to.
+        """Stop here if a signal has asked for it.
 
         Raises:
-            Interrupted: It has.
+            Interrupted: A signal has arrived.
         """
         if self.number:
             raise self.stopped()
 
     def agreed(self, trainer: pl.Trainer) -> int:
-        """Number of the signal that any process of the run has received, the same on all of them; 0 for none.
+        """Return the number of the signal that any process of the run has received, the same on all of them; 0 for none.
 
-        Every process must call this at the same place.
+        Every process must call this at the same point.
         """
         if trainer.world_size > 1:
             number = torch.tensor(self.number, device=trainer.strategy.root_device)
@@ -117,9 +118,9 @@ class Interruption:
 
 
 def leave_signals_alone(trainer: pl.Trainer) -> None:
-    """Keep Lightning's own handlers out.
+    """Keep Lightning from installing its own signal handlers; :class:`Interruption` stops the run instead.
 
-    Its handler of SIGTERM broadcasts from inside the handler, whatever the processes are doing at that moment, and the one
-    for SLURM writes a checkpoint of its own and requeues the job; this program's steps are stopped by :class:`Interruption`.
+    Lightning's handler of SIGTERM broadcasts from inside the handler, whatever the processes are doing at that moment, and the
+    one for SLURM writes its own checkpoint and requeues the job.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]

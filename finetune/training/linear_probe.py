@@ -1,12 +1,13 @@
-"""The head solved to convergence on fixed features, for each strength of the penalty in turn; validation loss chooses.
+"""Linear probe: solve the head to convergence on fixed features for several penalties, and keep the best on validation.
 
-A linear probe. For each penalty ``s`` the convex problem ``mean_i loss(W x_i + b, y_i) + s/2 |W|^2`` on standardised
-features ``x`` is solved by L-BFGS in float64 on the whole training split, from the strongest penalty to the weakest, each
-from the solution before it. The first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
+For each penalty ``s`` the convex problem ``mean_i loss(W x_i + b, y_i) + s/2 |W|^2`` on standardised features ``x`` is solved
+by L-BFGS in float64 on the whole training split, from the strongest penalty to the weakest, each starting from the solution
+before it. This is the first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
-The penalty of the smallest validation loss is taken, of the loss that was minimised. Frozen features of four sets of real
-pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), test accuracy in % and test
-loss by the way the penalty is chosen; *one error* is the strongest penalty within one standard error of the best accuracy:
+The penalty with the smallest validation loss is chosen, measured by the loss that was minimised. On frozen features of four
+sets of real pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), the rules to choose
+the penalty gave these test accuracies in % and test losses; *one error* is the strongest penalty within one standard error of
+the best accuracy:
 
 | network, pictures (test images) | iterations | by accuracy | one error | by loss |
 |---|---|---|---|---|
@@ -44,24 +45,24 @@ from finetune.training.phases import Phase
 # N = images, D = features, K = classes, S = strengths
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
-# of the gradient's largest entry, where the loss is a mean in nats; as in scikit-learn's LogisticRegression
+# bound on the gradient's largest entry, for a mean loss in nats; as in scikit-learn's LogisticRegression
 _TOLERANCE = 1e-4
-# for one strength
+# iterations of L-BFGS for one penalty
 _MAX_ITERATIONS = 1000
-# of the median deviation: a feature that fires in one training image in hundreds deviates by a thousandth of it
+# share of the median deviation: a feature that fires in one of hundreds of training images deviates by a thousandth of it
 _LEAST_SCALE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """The heads of all strengths, on features as they come (not standardised).
+    """The heads of all penalties, for features that are not standardised.
 
     Args:
         weight_SKD: Weights.
-        bias_SK: Offsets.
-        losses: Training loss of each, without the penalty.
-        iterations: Iterations of L-BFGS of each.
-        gradients: Largest entry of the last gradient of each.
+        bias_SK: Biases.
+        losses: Training loss of each head, without the penalty.
+        iterations: Iterations of L-BFGS for each head.
+        gradients: Largest entry of the last gradient of each head.
     """
 
     weight_SKD: Tensor
@@ -72,21 +73,21 @@ class Heads:
 
     @property
     def converged(self) -> bool:
-        """Whether the gradient has vanished for every strength."""
+        """Return whether every gradient is within the tolerance."""
         return max(self.gradients) <= _TOLERANCE
 
 
 def feature_scale(features_ND: Tensor) -> Tensor:
-    """Return what each feature is divided by: its standard deviation, with a floor; infinity where it never changes.
+    """Return the divisor of each feature: its standard deviation, with a floor; infinity if the feature never changes.
 
-    The floor is a tenth of the median deviation. Without it a feature that is near zero in all training images but one has
+    The floor is a tenth of the median deviation. Without it, a feature that is near zero in all training images but one has
     a tiny deviation, and an image in which it fires gets a value of a thousand.
 
     >>> feature_scale(torch.tensor([[0.0, 0.0, 0.0, 7.0], [2.0, 4.0, 1e-3, 7.0]]))
     tensor([1.0000, 2.0000, 0.1000,    inf])
     """
     deviation = features_ND.std(0, correction=0)
-    # a column of equal numbers may deviate by rounding
+    # rounding may give a column of equal numbers a tiny deviation
     changes = deviation > 1e-12 * features_ND.abs().amax(0)
     if not changes.any():
         return torch.full_like(deviation, torch.inf)
@@ -103,15 +104,15 @@ def solve_heads(
     loss: Callable[[Tensor, Tensor], Tensor],
     max_iterations: int = _MAX_ITERATIONS,
 ) -> Heads:
-    """Linear heads that minimise the mean loss and a penalty on their weights (not on their offsets).
+    """Solve linear heads that minimise the mean loss plus a penalty on their weights (not on their biases).
 
     Args:
         features_ND: Features of the training images.
         targets: Class numbers (N,), or zeros and ones (N, K).
-        num_classes: Classes ``K``.
-        strengths: Penalties ``s`` on standardised features; each is solved from the solution of the one before.
-        loss: From logits (N, K) and targets to losses (N,).
-        max_iterations: Of L-BFGS, for one strength.
+        num_classes: Number of classes K.
+        strengths: Penalties ``s`` on standardised features; each solution is the start of the next.
+        loss: Function from logits (N, K) and targets to losses (N,).
+        max_iterations: Iterations of L-BFGS for one penalty, at most.
     """
     from scipy.optimize import minimize
 
@@ -134,7 +135,7 @@ def solve_heads(
 
     start = np.zeros(num_classes * (width + 1))
     weights, biases, losses, iterations, gradients = [], [], [], [], []
-    # products this small gain nothing by a second thread, and lose a factor of 40 to it on a busy machine
+    # products this small gain nothing from a second thread, and on a busy machine it makes them 40 times slower
     with one_thread():
         for strength in strengths:
             solution = minimize(
@@ -171,15 +172,15 @@ def solve_heads(
 
 @dataclass(frozen=True, kw_only=True)
 class Solved:
-    """What a probe found.
+    """The outcome of a linear probe.
 
     Args:
-        strengths: Penalties tried.
-        metrics: Validation metrics of each that are single numbers.
-        objectives: Training loss of each on the validation images; the smallest is chosen.
-        train_loss: Training loss of the chosen one.
-        iterations: Iterations of L-BFGS of each.
-        converged: Whether the gradient has vanished for every strength.
+        strengths: Penalties that were tried.
+        metrics: Scalar validation metrics for each penalty.
+        objectives: The training loss, measured on the validation images, for each penalty; the smallest is chosen.
+        train_loss: Training loss of the chosen head.
+        iterations: Iterations of L-BFGS for each penalty.
+        converged: Whether every gradient is within the tolerance.
     """
 
     strengths: tuple[float, ...]
@@ -191,12 +192,12 @@ class Solved:
 
     @property
     def best(self) -> int:
-        """Position of the chosen penalty; of equal ones the strongest."""
+        """Return the position of the chosen penalty; the strongest of equally good ones."""
         return smallest(self.objectives)
 
     @property
     def result(self) -> ProbeResult:
-        """What ``results.json`` keeps of it."""
+        """Return the entry of ``results.json``."""
         return ProbeResult(
             strengths=self.strengths,
             chosen=self.strengths[self.best],
@@ -231,14 +232,15 @@ def probe_phase(
     """Solve the head of a classifier in place.
 
     Args:
-        classifier: With a linear head.
-        phase: Trains the head alone.
-        cache: Of the features.
-        data: For rows and targets.
-        loss: Of training, (N, K) to (N,); its mean over the validation images chooses the strength.
-        device: Where to compute.
-        context: Makes the context of the run's precision.
-        views: Views of each training image; all of them are trained on.
+        classifier: Network with a linear head.
+        phase: Phase that trains only the head.
+        cache: Cache of the features.
+        data: Data module that gives rows and targets.
+        loss: Training loss, from logits (N, K) and targets to losses (N,); its mean on the validation images chooses the
+            penalty.
+        device: Device that computes.
+        context: Function that returns the context of the run's precision.
+        views: Training views of each image, all of which are trained on; None trains on the evaluation view.
     """
     head = classifier.head
     assert isinstance(head, LinearHead)
@@ -284,17 +286,17 @@ def solved_phase(
     views: int | None,
     offset: tuple[int, int],
 ) -> PhaseResult:
-    """:func:`probe_phase` as a phase of a run: its result with the one row of its metrics.
+    """Run :func:`probe_phase` as a phase of a run, and return its result with one row of metrics.
 
     Args:
-        classifier: With a linear head; changed in place.
-        phase: Trains the head alone.
+        classifier: Network with a linear head, which is changed in place.
+        phase: Phase that trains only the head.
         cache: Cache of the features.
-        data: For rows and targets.
-        loss: Of training.
+        data: Data module that gives rows and targets.
+        loss: Training loss, from logits (N, K) and targets to losses (N,).
         monitor: Validation metric that the result reports.
-        trainer: For device and precision alone.
-        views: Views of each training image.
+        trainer: Trainer that gives device and precision.
+        views: Training views of each image; None trains on the evaluation view.
         offset: Epochs and optimizer steps of the phases before.
     """
     solved = probe_phase(

@@ -1,7 +1,7 @@
-"""The losses by name, as far as they differ; :mod:`finetune.training.losses` computes them for one label and for several.
+"""The losses that ``loss.name`` can select; :mod:`finetune.training.losses` computes them for one label and for several.
 
-Each is a cross-entropy whose terms are weighed by how far the network is from the right answer. A new one of this family is a
-function and a line in :data:`LOSSES`; any other is a module of the user's: ``loss._target_``.
+Each is a cross-entropy whose terms are weighted by how far the network is from the right answer. A new one of this family is a
+function and a line in :data:`LOSSES`; any other loss is a module of the user's: ``loss._target_``.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ class LossKind:
     """A value of ``loss.name``.
 
     Args:
-        weigh: Returns the weight of each term, from 1 minus the probability of the answer that the target asks for and the
-            own settings; None for no weights.
+        weigh: Function that returns the weight of each term from 1 minus the probability of the right answer and from the
+            loss's own settings; None weights all terms alike.
         own: Settings under ``loss`` that this loss alone reads, each with its name in a plan.
     """
 
@@ -26,7 +26,7 @@ class LossKind:
     own: Mapping[str, str] = field(default_factory=dict)
 
     def own_settings(self, section: object) -> dict[str, float]:
-        """Return the own settings from the ``loss`` section of a configuration."""
+        """Return the values of the loss's own settings from the ``loss`` section of a configuration."""
         return {key: getattr(section, key) for key in self.own}
 
     def in_words(self, name: str, section: object) -> str:
@@ -36,7 +36,7 @@ class LossKind:
 
 
 def _focal(distance: "Tensor", settings: Mapping[str, float]) -> "Tensor":
-    """Weigh by ``(1 - p) ** gamma`` (Lin et al. 2017, arXiv 1708.02002, without its alpha)."""
+    """Weight by ``(1 - p) ** gamma`` (Lin et al. 2017, arXiv 1708.02002, without its alpha)."""
     weights: Tensor = distance ** settings["focal_gamma"]
     return weights
 

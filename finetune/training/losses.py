@@ -1,4 +1,4 @@
-"""Compute training losses on logits, and mix images with their targets."""
+"""The training losses on logits, and mixup and cutmix of images with their targets."""
 
 # B = batch, C = input channels, H/W = image height/width, K = classes
 
@@ -16,7 +16,7 @@ Mixer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 
 class _Loss(nn.Module):
-    """Holds the settings that both losses have."""
+    """Holds the settings of both losses."""
 
     class_weights: torch.Tensor | None
 
@@ -31,27 +31,27 @@ class _Loss(nn.Module):
         super().__init__()
         self._weigh, self._own = LOSSES[name].weigh, own
         self._smoothing = label_smoothing
-        # plain settings, not state: they must not enter a checkpoint
+        # settings, not state: they must not enter a checkpoint
         self.register_buffer("class_weights", class_weights, persistent=False)
 
 
 class TrainingLoss(_Loss):
-    """Computes the loss of each image, so that the caller can weigh processes and images rightly.
+    """Computes the cross-entropy of each image; the caller takes the mean over images and processes.
 
     Args:
         name: A key of :data:`finetune.training.loss_kinds.LOSSES`.
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016).
-        class_weights: One weight a class (K,), or None. The loss of an image is multiplied with its class's weight; unlike
+        class_weights: One weight per class (K,), or None. The loss of an image is multiplied by its class's weight; unlike
             ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
             which classes it holds.
-        own: Settings of that kind.
+        own: The loss's own settings.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Losses (B,).
+        """Return the losses (B,).
 
         Args:
-            logits_BK: Raw scores.
+            logits_BK: Logits.
             targets: Class numbers (B,), or class shares (B, K) from mixing.
         """
         count = logits_BK.shape[1]
@@ -72,16 +72,16 @@ class MultiLabelLoss(_Loss):
     Args:
         name: A key of :data:`finetune.training.loss_kinds.LOSSES`.
         label_smoothing: Moves each target towards a half: 0 and 1 become ``s / 2`` and ``1 - s / 2``.
-        class_weights: What the positive images of each class weigh (K,), as ``pos_weight`` of
+        class_weights: Weight of the positive images of each class (K,), as ``pos_weight`` of
             ``torch.nn.functional.binary_cross_entropy_with_logits``; or None.
-        own: Settings of that kind.
+        own: The loss's own settings.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
-        """Losses (B,).
+        """Return the losses (B,).
 
         Args:
-            logits_BK: Raw scores.
+            logits_BK: Logits.
             targets_BK: Zeros and ones, or shares from mixing.
         """
         shares_BK = targets_BK.to(logits_BK.dtype) * (1 - self._smoothing) + self._smoothing / 2
@@ -96,7 +96,7 @@ class MultiLabelLoss(_Loss):
 
 
 class OwnLoss(nn.Module):
-    """A loss of the user's as a loss of each image.
+    """Adapts a loss of the user's to a loss of each image.
 
     Args:
         loss: Module from logits (B, K) and targets, (B,) or (B, K), to one number for the batch, or to losses (B,). One number
@@ -111,9 +111,9 @@ class OwnLoss(nn.Module):
         """Return losses (B,).
 
         Raises:
-            UserError: The loss is neither one number nor one for each image.
+            UserError: The loss returns neither one number nor one for each image.
         """
-        # as binary_cross_entropy_with_logits asks for; class numbers stay whole
+        # binary_cross_entropy_with_logits takes float targets; class numbers stay integers
         targets = targets.to(logits_BK.dtype) if targets.ndim == 2 else targets
         value: torch.Tensor = self.loss(logits_BK, targets)
         if value.ndim == 0:
@@ -127,16 +127,16 @@ class OwnLoss(nn.Module):
 
 
 def build_mixer(*, mixup: float, cutmix: float, num_classes: int) -> Mixer | None:
-    """Make MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of torchvision; with both, one of them a batch.
+    """Build torchvision's MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019); with both, each batch gets one of them.
 
     Args:
-        mixup: Alpha of the Beta distribution; 0 turns it off.
-        cutmix: Likewise.
+        mixup: Alpha of mixup's Beta distribution; 0 turns mixup off.
+        cutmix: Alpha of cutmix's Beta distribution; 0 turns cutmix off.
         num_classes: Classes K; mixed targets have shape (B, K).
 
     Returns:
-        A function of images (B, C, H, W) and targets (B,) or, for several labels, (B, K); or None where both are off. It
-        draws from torch's global generator.
+        A function of images (B, C, H, W) and targets (B,) or, for several labels, (B, K); None if both are off. It draws
+        from torch's global generator.
     """
     mixers: list[Mixer] = []
     if mixup:

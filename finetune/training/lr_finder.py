@@ -1,7 +1,7 @@
-"""Find a learning rate: all groups are scaled together, so that the ratios of the schedule stay (Smith 2017).
+"""Find a learning rate by a range test that scales all groups together, so that their ratios are kept.
 
-The range test of Smith (2017, arXiv 1506.01186, section 3.3): train for a few steps while the rate rises by a constant factor
-a step, and look where the loss falls. Afterwards the network is what it was, to the bit.
+The range test of Smith (2017, arXiv 1506.01186, section 3.3): train for a few steps while the rate grows by a constant factor
+per step, and see where the loss falls. Afterwards the network is restored to the bit.
 """
 
 import math
@@ -26,20 +26,20 @@ from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import Phase
 
 Curve = npt.NDArray[np.float64]
-# fastai's constants (callback/schedule.py): how fast the running loss forgets, and how often its lowest ends the sweep
+# fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the sweep
 _FORGET, _DIVERGED = 0.98, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Holds the losses that a sweep measured.
+    """Holds the rates and losses of a sweep.
 
     Args:
-        phase: The phase swept.
-        stage: The trainable stage with the highest rate, whose rate is told.
-        rates: That rate at each step.
+        phase: Phase whose rates were swept.
+        stage: Trainable stage with the highest rate, which stands for all of them.
+        rates: Rate of that stage at each step.
         losses: Training loss of each step.
-        diverged: Whether the sweep ended early, because the loss was no number or far above its lowest.
+        diverged: Whether the sweep ended early, because the loss was not finite or far above its minimum.
     """
 
     phase: Phase
@@ -50,21 +50,21 @@ class Sweep:
 
     @property
     def smoothed(self) -> Curve:
-        """Return the losses without the noise of single batches (see :func:`smooth`)."""
+        """Return the smoothed losses (see :func:`smooth`)."""
         return smooth(self.losses)
 
     def suggestions(self) -> dict[str, float]:
-        """Return the rate by each rule; empty where the loss never fell."""
+        """Return the rate that each rule suggests; empty if the loss never fell."""
         places = {"valley": valley(self.smoothed), "steepest": steepest(np.log(self.rates), self.smoothed)}
         return {name: float(self.rates[at]) for name, at in places.items() if at is not None}
 
     def stage_rates(self, rate: float) -> dict[str, float]:
-        """Return the rate of every trainable stage where the fastest has this one."""
+        """Return the rate of every trainable stage when the fastest stage has the given rate."""
         rates = self.phase.rates()
         return {stage: own * (rate / rates[self.stage]) for stage, own in rates.items()}
 
     def overrides(self, rate: float, number: int) -> list[str]:
-        """Return the overrides that set these rates, in the terms in which the phase states its own.
+        """Return the overrides that set these rates, by the same settings that the phase uses.
 
         Args:
             rate: Rate of the fastest stage.
@@ -84,11 +84,11 @@ def _short(rate: float) -> str:
 
 
 def smooth(losses: Curve) -> Curve:
-    """Take a weighted mean around each step, with a Gaussian of a 25th of the steps.
+    """Return a weighted mean around each step, with a Gaussian whose width is a 25th of the steps.
 
-    fastai plots a running mean, which lags behind: what it shows at a rate happened at lower ones. After the sweep both
-    sides are known, and nothing needs to lag. Losses above twice those at the start count as that, so that the explosion at
-    the end does not reach back to the rates before it.
+    fastai plots a running mean, which lags: its value at a rate comes from lower rates. After the sweep both sides are known,
+    so no lag is needed. Losses are clipped to twice those at the start, so that the divergence at the end does not affect the
+    rates before it.
     """
     losses = np.minimum(losses, 2 * losses[: max(len(losses) // 10, 1)].mean())
     at = np.arange(len(losses))
@@ -111,8 +111,9 @@ def steepest(log_rates: Curve, losses: Curve) -> int | None:
 def valley(losses: Curve) -> int | None:
     """Return the middle of the longest subsequence of steps in which the loss falls (fastai's valley).
 
-    It looks at the whole fall and not at one place, so that a single steep step decides nothing. Unlike fastai's, it leaves
-    out the first and the last twentieth of the fall: at rates that do nothing yet the loss falls a little too, for long.
+    The rule uses the whole fall and not one point of it, so that a single steep step does not decide. Unlike fastai's, it
+    leaves out the first and the last twentieth of the fall: at rates that are too low to matter the loss also falls, slowly
+    and for many steps.
 
     >>> valley(np.array([5.0, 5.1, 4.0, 3.0, 2.0, 1.0, 7.0]))
     3
@@ -135,14 +136,14 @@ def valley(losses: Curve) -> int | None:
 
 
 class RateSweep(PhaseModule):
-    """Trains a phase at rates that rise by a constant factor a step, until the loss diverges.
+    """Trains a phase at rates that grow by a constant factor per step, until the loss diverges.
 
     Args:
         lowest: Rate of the fastest stage at the first step.
         highest: Rate of that stage at the last step.
         steps: Number of optimizer steps.
         classifier: Network at the start of the phase.
-        phase: Stages to train, and how.
+        phase: Phase to train.
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
         seed: Seed of the run.
@@ -178,27 +179,27 @@ class RateSweep(PhaseModule):
         self.diverged = False
 
     def rate_at(self, step: int) -> float:
-        """Return the rate of the fastest stage."""
+        """Return the rate of the fastest stage at a step."""
         return float(self._lowest * self._growth**step)
 
     def rates_at(self, step: int) -> dict[str, float]:
-        """Return the learning rate of each stage: those of the phase, all times one number."""
+        """Return the learning rate of each stage at a step: those of the phase, all scaled by one factor."""
         rates = self.phase.rates()
         factor = self.rate_at(step) / max(rates.values())
         return {stage: rate * factor for stage, rate in rates.items()}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return none: a sweep is meant to diverge, and writes nothing."""
+        """Return no callbacks: a sweep is meant to diverge, and writes nothing."""
         return []
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Keep the loss."""
+        """Record the loss of the batch."""
         step = super().training_step(batch, batch_idx)
         self._batch_losses.append(float(step["loss"].detach()))
         return step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Decide at the end of an optimizer step whether to go on."""
+        """Decide at the end of an optimizer step whether to continue."""
         if self.trainer.global_step > len(self.losses):
             loss = sum(self._batch_losses) / len(self._batch_losses)
             self._batch_losses = []
@@ -214,7 +215,7 @@ class RateSweep(PhaseModule):
 
 @contextmanager
 def unchanged(classifier: Classifier) -> Iterator[None]:
-    """Undo whatever the block does to the network: weights, buffers, modes and gradient flags, to the bit."""
+    """Restore weights, buffers, modes and gradient flags to the bit after the block."""
     tensors = dict(classifier.named_parameters()) | dict(classifier.named_buffers())
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     flags = {name: parameter.requires_grad for name, parameter in classifier.named_parameters()}
@@ -246,16 +247,16 @@ def find_rate(
     highest: float = 10.0,
     steps: int = 100,
 ) -> Sweep:
-    """Sweep the rates of a phase on its own first batches; the network is the same before and after.
+    """Sweep the rates of a phase on its own first batches; the network is left unchanged.
 
     Args:
         classifier: Network with the weights from which to sweep.
         data: Batches of the run.
         phase: Phase whose stages, optimizer, loss, mixing and clipping are used.
         seed: Seed of the run; batches and views are those that the phase would train on.
-        make_trainer: Makes a Trainer for one device.
-        make_optimizer: Makes the optimizer factory of a phase.
-        make_loss: Makes the loss of a phase.
+        make_trainer: Function that makes a Trainer for one device.
+        make_optimizer: Function that returns the optimizer factory of a phase.
+        make_loss: Function that makes the loss of a phase.
         lowest: Rate of the fastest stage at the first step.
         highest: Rate of that stage at the last step.
         steps: Number of optimizer steps.
@@ -301,7 +302,7 @@ def find_rate(
 
 
 def table(sweep: Sweep) -> list[dict[str, float]]:
-    """Return one row a step: the rate of every stage, the loss, the smoothed loss."""
+    """Return one row per step: the rate of every stage, the loss and the smoothed loss."""
     stages: Sequence[dict[str, float]] = [sweep.stage_rates(float(rate)) for rate in sweep.rates]
     return [
         {"step": step, "loss": float(loss), "smoothed": float(mean)} | {f"lr/{s}": rate for s, rate in rates.items()}

@@ -1,4 +1,4 @@
-"""Compute the learning rate as a pure function of the step: nothing to restore, nothing to restore wrongly.
+"""Learning-rate schedules as pure functions of the step: nothing to restore, nothing to restore wrongly.
 
 A new schedule is a function and a line in :data:`LR_SCHEDULES`.
 """
@@ -13,11 +13,11 @@ class LRSchedule:
     """A value of ``lr_schedule``.
 
     Args:
-        factor: Returns what a peak rate is multiplied with, from the step and the number of steps. Unless the schedule
-            ``has_own_warmup``, both are counted from the end of the linear rise.
-        has_own_warmup: Whether it rises by itself, so that ``warmup_epochs`` has no effect.
-        follows_validation: Whether the factor is also multiplied with the reductions that the validation metric has caused,
-            which only a run keeps.
+        factor: Function of the step and the number of steps that returns the multiplier of the peak rate. Unless the schedule
+            ``has_own_warmup``, both are counted from the end of the linear warmup.
+        has_own_warmup: Whether the schedule warms up by itself, so that ``warmup_epochs`` has no effect.
+        follows_validation: Whether the factor is also multiplied by the reductions that the validation metric has caused,
+            which only a run keeps track of.
     """
 
     factor: Callable[[int, int], float]
@@ -26,13 +26,13 @@ class LRSchedule:
 
 
 def scale(kind: str, *, step: int, total_steps: int, warmup_steps: int = 0, plateau_factor: float = 1.0) -> float:
-    """Return what a group's peak rate is multiplied with at one step of a phase.
+    """Return the multiplier of a group's peak rate at one step of a phase.
 
     Args:
         kind: A key of :data:`LR_SCHEDULES`.
         step: Optimizer step in the phase, from 0.
         total_steps: Optimizer steps of the phase; the last one is ``total_steps - 1``.
-        warmup_steps: Length of the linear rise; a schedule with a rise of its own ignores it.
+        warmup_steps: Optimizer steps of the linear warmup; a schedule with its own warmup ignores them.
         plateau_factor: Product of the reductions so far.
 
     >>> [round(scale("cosine", step=s, total_steps=4), 3) for s in range(4)]
@@ -50,7 +50,7 @@ def scale(kind: str, *, step: int, total_steps: int, warmup_steps: int = 0, plat
 
 
 def _cosine(step: int, total_steps: int) -> float:
-    """Fall to zero at the end (Loshchilov and Hutter 2017, without restarts)."""
+    """Fall to zero along a half cosine (Loshchilov and Hutter 2017, without restarts)."""
     return 0.5 * (1 + math.cos(math.pi * min(step / max(total_steps, 1), 1.0)))
 
 

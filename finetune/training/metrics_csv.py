@@ -1,4 +1,4 @@
-"""Write ``metrics.csv``: one row an epoch over all phases, the whole file atomically each time."""
+"""Write ``metrics.csv``: one row per epoch over all phases; every write replaces the whole file atomically."""
 
 import csv
 import io
@@ -13,8 +13,8 @@ from finetune.results import EpochRow
 class MetricsCsv:
     """Collects the rows of all phases.
 
-    Rows live in the phase's checkpoint and are not read back from the file: epochs that are repeated after an
-    interruption do not appear twice.
+    Rows are stored in the phase's checkpoint and never read back from the file, so epochs that are repeated after an
+    interruption appear once.
 
     Args:
         path: CSV file to write.
@@ -25,12 +25,12 @@ class MetricsCsv:
         self._before: list[EpochRow] = []
 
     def add(self, rows: Sequence[EpochRow]) -> None:
-        """Take the rows of a phase that is over."""
+        """Append the rows of a finished phase, and rewrite the file."""
         self._before += rows
         self.write([])
 
     def write(self, rows: Sequence[EpochRow]) -> None:
-        """Write the file with the rows of the current phase behind those of the phases before; the first process does."""
+        """Rewrite the file: the rows of finished phases, then those of the current one. Only rank 0 writes."""
         if not is_rank_zero():
             return
         everything = [row.to_plain() for row in (*self._before, *rows)]

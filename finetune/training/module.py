@@ -22,12 +22,12 @@ from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import Phase, expand_stages
 from finetune.training.staged_module import StagedModule
 
-# a Trainer of the user's keeps no history of validation
+# a user's own Trainer keeps no history of validation, so `plateau` is left out
 SCHEDULES = tuple(name for name, schedule in LR_SCHEDULES.items() if not schedule.follows_validation)
 
 
 class FineTuner(StagedModule):
-    """Trains chosen stages of a classifier and keeps the others frozen, to the bit.
+    """Trains chosen stages of a classifier and keeps the others frozen to the bit.
 
         module = finetune.FineTuner(model, train=["layer4", "head"], lr=1e-3, layer_decay=0.5, loss=nn.CrossEntropyLoss())
         Trainer(max_epochs=3).fit(module, train_loader, val_loader)
@@ -49,13 +49,13 @@ class FineTuner(StagedModule):
         train: Stages to train, or ``all``, ``backbone`` or ``last`` (the last stage of the backbone).
         lr: Peak learning rate of the head.
         layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``; the first stage is five away.
-        stage_lr: Peak rates of single stages, which win over ``layer_decay``.
+        stage_lr: Peak rates of single stages, which override ``layer_decay``.
         loss: Any module from logits (B, K) and targets to one number or to losses (B,); None takes cross-entropy, or binary
             cross-entropy for a multi-label classifier.
         optimizer: Optimizer class, or function from parameter groups to an optimizer.
         weight_decay: Weight decay of weights with two or more dimensions; biases and norms have none.
         lr_schedule: ``cosine``, ``constant`` or ``one_cycle``, over all optimizer steps of the fit.
-        warmup_epochs: Epochs of linear rise at the start.
+        warmup_epochs: Epochs of linear warmup at the start.
         batch_norm: ``eval`` keeps the BatchNorm statistics of trainable stages, ``train`` lets them move.
         parameters: Train ``all`` parameters of the trainable stages, or only their ``norms`` or ``gates``; the head always
             trains whole.
@@ -128,7 +128,7 @@ class FineTuner(StagedModule):
         return logits_BK
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guards of a fit: they stop it where the loss is not finite or a frozen tensor changed."""
+        """Return the guards of a fit: they stop it if the loss is not finite or a frozen tensor has changed."""
         return [Guards(classifier=self.classifier, phase=self.phase)] if self.trainer.state.fn == "fit" else []
 
     def setup(self, stage: str) -> None:
@@ -158,11 +158,11 @@ class FineTuner(StagedModule):
         self.warmup_steps = round(self.phase.warmup_epochs * math.ceil(per_epoch)) if self.phase.warmup_epochs else 0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Write the rates of the step."""
+        """Write the rates of the step into the optimizer's groups."""
         self.set_rates()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check a batch while it is on the CPU, where reading it does not wait for a device."""
+        """Check a batch while it is still on the CPU, where reading it does not wait for a device."""
         if not self.trainer.predicting:
             images, targets = _pair(batch)
             if self.trainer.global_step == 0:
@@ -185,11 +185,11 @@ class FineTuner(StagedModule):
         self.log_dict(rates, sync_dist=False, rank_zero_only=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log loss and accuracy."""
+        """Log ``val/loss`` and ``val/acc``."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Log loss and accuracy."""
+        """Log ``test/loss`` and ``test/acc``."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -215,10 +215,10 @@ class FineTuner(StagedModule):
         return mean
 
     def _check_targets(self, images: Tensor, targets: Tensor) -> None:
-        """Refuse targets that are not those of this classifier.
+        """Refuse targets that do not fit this classifier.
 
         Raises:
-            UserError: With the shape or the value.
+            UserError: The shape, the type or a value is wrong; the message names it.
         """
         classes, several = len(self.classifier.classes), self.classifier.multi_label
         shares = targets.ndim == 2 and (several or self.trainer.training)
@@ -250,7 +250,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _not_one_of(name: str, value: str, choices: Sequence[str]) -> list[str]:
-    """Return the problem of a value that is none of its choices."""
+    """Return the problem of a value that is not one of its choices; empty if it is one."""
     if value in choices:
         return []
     return [f"{name}={value!r}: must be one of {', '.join(choices)}.{did_you_mean(value, choices)}"]

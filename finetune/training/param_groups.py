@@ -1,4 +1,4 @@
-"""Make optimizer groups by name, ``<stage>/decay`` and ``<stage>/no_decay``, that cover the trainable parameters exactly."""
+"""Build named optimizer groups, ``<stage>/decay`` and ``<stage>/no_decay``, that cover the trainable parameters exactly."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from torch import nn
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
 
-# what torch.optim.Optimizer takes; these have params, lr, weight_decay, name, stage and peak_lr, which a schedule scales
+# groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which a schedule scales
 ParamGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParamGroups], torch.optim.Optimizer]
-# state of torch's optimizers by parameter name; what it holds for a parameter is the optimizer's affair
+# state of an optimizer by parameter name; its entries depend on the optimizer
 OptimizerState = Mapping[str, Mapping[str, Any]]
 
 
@@ -27,10 +27,10 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], weight_decay: float) -> ParamGroups:
-    """Make the groups of the parameters that require a gradient, in the order of the network.
+    """Build the groups of the parameters that require a gradient, in the order of the network.
 
     Args:
-        classifier: Network with its phase already applied.
+        classifier: Network to which the phase has been applied.
         rates: Peak learning rate of each trainable stage.
         weight_decay: Weight decay of the ``decay`` groups; the others get 0.
 
@@ -78,18 +78,18 @@ def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], we
 
 
 def check_cover(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
-    """Check that the optimizer has every trainable parameter once and no other, by identity.
+    """Check that the optimizer holds every trainable parameter once and no other, by identity.
 
     Raises:
-        UserError: Parameters are missing, doubled or not trainable; the text names them.
+        UserError: Parameters are missing, doubled or not trainable; the message names them.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    wanted = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    trainable = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     problems = []
-    if missing := [names[i] for i in wanted - set(held)]:
+    if missing := [names[i] for i in trainable - set(held)]:
         problems.append(f"in no optimizer group: {shortened(sorted(missing))}")
-    if foreign := [names.get(i, "(not in the network)") for i in set(held) - wanted]:
+    if foreign := [names.get(i, "(not in the network)") for i in set(held) - trainable]:
         problems.append(f"in the optimizer, though frozen: {shortened(sorted(foreign))}")
     if len(held) != len(set(held)):
         problems.append("a parameter is in two groups")

@@ -1,4 +1,4 @@
-"""From what the batches of a phase hold, images or cached activations, to features and logits."""
+"""The forward pass of a phase: from images or cached activations to features and logits."""
 
 # B = batch, C = input channels, H/W = image height/width, D = features, K = classes
 
@@ -18,13 +18,13 @@ from finetune.training.phases import Phase
 
 
 class PhaseForward:
-    """Runs the trainable part; before it the frozen prefix, without a graph, unless the batch already holds its output.
+    """Runs the trainable part, after the frozen prefix without a graph unless the batch already holds the prefix's output.
 
     Args:
         classifier: Network that trains.
-        phase: Stages that train.
+        phase: Phase that names the stages that train.
         cached_stage: Stage whose cached output the batches hold; None if they hold images.
-        compiled: Compile what trains.
+        compiled: Whether :meth:`compile` compiles the trainable part.
     """
 
     def __init__(self, classifier: Classifier, phase: Phase, *, cached_stage: str | None, compiled: bool) -> None:
@@ -34,34 +34,34 @@ class PhaseForward:
         # from activations after the frozen prefix to features
         self._rest = None if self._cached_stage is None else classifier.backbone.split(self._cached_stage)[1]
         self._prefix: Prefix | None = None
-        # from images or activations to features, where there is a graph
+        # from images or activations to features, where a graph is built
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def prepare(self, *, device: torch.device, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Make the frozen prefix ready, on its device and in the precision of the fit or test."""
+        """Build the frozen prefix on the device and in the precision of the fit or test."""
         if self._cached_stage is not None and not self._is_cached:
             with context():
                 self._prefix = Prefix(self._classifier, self._cached_stage, fold=in_half_precision(device))
 
     def compile(self) -> None:
-        """Compile what trains, if that is wanted."""
+        """Compile the trainable part, if the run compiles."""
         if self._compiles:
             self._compiled = torch.compile(self._classifier.embed if self._rest is None else self._rest)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Compute the logits (B, K) of what a batch holds."""
+        """Return the logits (B, K) of a batch of images or activations."""
         if not self._is_cached and self._prefix is None and self._compiled is None:
             return run_in_chunks(self._classifier, images)
         logits_BK: Tensor = self._classifier.head(self.features(images))
         return logits_BK
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the features (B, D) and the logits (B, K) of what a batch holds."""
+        """Return the features (B, D) and the logits (B, K) of a batch of images or activations."""
         features_BD = self.features(images)
         return features_BD, self._classifier.head(features_BD)
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features (B, D) of what a batch holds."""
+        """Return the features (B, D) of a batch of images or activations."""
         compiled = self._compiled if torch.is_grad_enabled() else None
         if self._rest is None or not (self._is_cached or self._prefix is not None):
             return run_in_chunks(self._classifier.embed, images) if compiled is None else compiled(images)

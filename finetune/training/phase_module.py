@@ -1,4 +1,4 @@
-"""The LightningModule of one phase of a run: keyed batches of images or cached activations, to the same bits when resumed."""
+"""The LightningModule of one phase of a run, on keyed batches of images or cached activations; a resume gives the same bits."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,14 +37,14 @@ from finetune.training.staged_module import PREFIX, StagedModule
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """What a run decides for the fit of a phase.
+    """Settings of a fit that the run decides, not the phase.
 
     Args:
         monitor: Metric that decides which epoch was best.
         seed: Seed of the run; part of the key of each step's randomness.
         number: Position of the phase in the schedule, from 0.
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
-        compiled: Whether what trains is compiled.
+        compiled: Whether ``torch.compile`` compiles the trainable part.
         keep_validation: Whether to keep the outputs of the validation whose weights the phase hands on.
     """
 
@@ -59,20 +59,20 @@ class FitSettings:
 class PhaseModule(StagedModule):
     """Trains the stages of one phase on the batches of a run.
 
-    ``apply_phase`` must have set gradient flags and modes before ``Trainer.fit``; the module itself never changes them. It
-    brings along the callbacks that average, guard, measure, log and end the phase; each keeps its own state in the checkpoint.
+    ``apply_phase`` must have set gradient flags and modes before ``Trainer.fit``; the module itself never changes them. Its
+    callbacks average, guard, measure, log and end the phase; each keeps its own state in the checkpoint.
 
     Args:
         classifier: Network at the start of the phase.
-        phase: Stages to train, and how.
+        phase: Phase to train.
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
-        settings: What the run decides.
+        settings: Settings that the run decides.
         steps_per_epoch: Training batches in an epoch.
-        file_of: Gives the file of a row, for messages.
+        file_of: Function that returns the file of a row, for messages.
         own_metrics: Metrics of the user's by name; None for none.
-        carried: Optimizer state by parameter name, from the phase before.
-        cached_stage: The stage whose cached output the batches hold in place of images; None where they hold images.
+        carried: Optimizer state of the phase before, by parameter name; None starts with a fresh one.
+        cached_stage: Stage whose cached output the batches hold instead of images; None if they hold images.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class PhaseModule(StagedModule):
             total_steps=min(phase.epochs * optimizer_steps, phase.max_steps or phase.epochs * optimizer_steps),
             warmup_steps=round(phase.warmup_epochs * optimizer_steps),
         )
-        # a checkpoint holds the trainable stages only; the others are in the phase's start.safetensors
+        # a checkpoint holds only the trainable stages; the others are in the phase's start.safetensors
         self.strict_loading = False
         self.phase_number = settings.number
         self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience)
@@ -106,7 +106,7 @@ class PhaseModule(StagedModule):
         self._seed, self._carried = settings.seed, carried
         self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=settings.compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))
-        # between reading a checkpoint and training on
+        # True from reading a checkpoint until training continues
         self._restoring = False
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._guards = Guards(classifier=classifier, phase=phase, file_of=file_of)
@@ -117,15 +117,15 @@ class PhaseModule(StagedModule):
         )
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return what is neither loss, optimizer nor step, in the order in which it acts.
+        """Return the callbacks of the phase, in the order in which they act.
 
-        Lightning puts them behind the user's callbacks, which they watch, and before those that write checkpoints.
+        Lightning puts them after the user's callbacks, which they watch, and before those that write checkpoints.
         """
         kept = [callback for callback in (self._ema, self._validation) if callback is not None]
         return [self._guards, self._norms, *kept, self._log, PhaseStopping(self.progress)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer, with the state that the phase before hands on."""
+        """Make the optimizer, with the state that the phase before hands on, if any."""
         optimizer = super().configure_optimizers()
         if self._carried:
             for name, parameter in self.classifier.named_parameters():
@@ -139,27 +139,27 @@ class PhaseModule(StagedModule):
         return {n: optimizer.state[p] for n, p in self.classifier.named_parameters() if p in optimizer.state}
 
     def plateau_factor(self) -> float:
-        """Return the factor by which ``plateau`` has reduced the rates so far: it follows the validation metric."""
+        """Return the factor by which ``plateau`` has reduced the rates so far, following the validation metric."""
         return self.progress.plateau_factor()
 
     @property
     def averages(self) -> dict[str, torch.Tensor] | None:
-        """The averaged weights by name; None where the phase averages none."""
+        """Return the averaged weights by name; None if the phase does not average."""
         return None if self._ema is None else self._ema.averages
 
     @property
     def rows(self) -> list[EpochRow]:
-        """One row of metrics for each epoch that has ended."""
+        """Return one row of metrics for each epoch that has ended."""
         return self._log.rows
 
     @property
     def validated(self) -> Validation | None:
-        """The validation of the weights that the phase hands on, where it was kept."""
+        """Return the validation of the weights that the phase hands on; None if it was not kept."""
         return None if self._validation is None else self._validation.validated
 
     @contextmanager
     def restoring(self, checkpoint: Path) -> Iterator[None]:
-        """Name the checkpoint where Lightning cannot take it back; enter this around a fit.
+        """Name the checkpoint in the message if Lightning cannot restore it; use this around a fit.
 
         Raises:
             UserError: Lightning cannot resume from it.
@@ -178,16 +178,16 @@ class PhaseModule(StagedModule):
             ) from error
 
     def on_train_start(self) -> None:
-        """Note that Lightning has taken everything back."""
+        """Note that Lightning has restored the checkpoint."""
         self._restoring = False
 
     def on_fit_start(self) -> None:
-        """Make the frozen prefix ready, and compile what trains."""
+        """Build the frozen prefix, and compile the trainable part."""
         self._forward.prepare(device=self.device, context=self.trainer.precision_plugin.forward_context)
         self._forward.compile()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Check the position, seed the step's randomness, write the rates."""
+        """Check the batch's position, seed the step's randomness, and write the rates."""
         position = batch.position
         if (position.epoch, position.step) != (self.current_epoch, batch_idx):
             raise RunError(
@@ -200,13 +200,13 @@ class PhaseModule(StagedModule):
         self.set_rates()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return the mean loss over the whole batch, this process's share of it, and what each image added."""
+        """Return this process's share of the batch's mean loss, the loss of each image, and which images are right."""
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
         logits_BK = self._forward.logits(images)
         losses_B = self.loss(logits_BK, targets)
-        # DDP takes the mean over processes, whose shares of a batch may differ by one image
+        # DDP averages over processes, whose shares of a batch may differ by one image
         loss = losses_B.sum() * (batch.position.world / batch.position.global_size)
         return {
             "loss": loss,
@@ -215,7 +215,7 @@ class PhaseModule(StagedModule):
         }
 
     def on_validation_start(self) -> None:
-        """Start the metrics."""
+        """Reset the metrics."""
         self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
@@ -225,22 +225,22 @@ class PhaseModule(StagedModule):
         return {"features": features_BD, "logits": logits_BK}
 
     def on_validation_epoch_end(self) -> None:
-        """Enter the epoch's validation into the history, and log it for callbacks."""
+        """Append the epoch's validation to the history, and log it for callbacks."""
         scalars = {f"val/{name}": value for name, value in split_metrics(self.metrics).scalars().items()}
         if self.progress.monitor not in scalars:
             raise UserError(
                 f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
             )
         self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
-        # on every process, for callbacks of the user's: the values are those of all images already
+        # on every process, for callbacks of the user's; the values already cover all images
         self.log_dict(scalars, logger=False, batch_size=1)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
-        """Return weights and buffers of the stages of this phase, under the names they have in a checkpoint."""
+        """Return the weights and buffers of the trainable stages, by their names in a checkpoint."""
         return {PREFIX + name: tensor for name, tensor in tensors_of(self.classifier, self.phase.train).items()}
 
     def best_checkpoint(self) -> dict[str, Any]:
-        """Return the weights that validation saw, the averaged ones where there are any, for ``best.ckpt``."""
+        """Return the contents of ``best.ckpt``: the weights that were validated, averaged if the phase averages."""
         weights = self.trainable_state()
         if self.averages is not None:
             weights = {PREFIX + name: average for name, average in self.averages.items()}
@@ -251,27 +251,27 @@ class PhaseModule(StagedModule):
         return {"phase": self.phase.name, "history": [list(entry) for entry in self.progress.history]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trainable stages only, and the history on which rates, patience and the best epoch depend."""
+        """Keep only the trainable stages, and add the history on which rates, patience and the best epoch depend."""
         kept = set(self.trainable_state())
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
         checkpoint["finetune"] = self._course()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history of the phase back.
+        """Restore the history of the phase.
 
         Raises:
-            UserError: The checkpoint is of another phase, or holds other tensors.
+            UserError: The checkpoint belongs to another phase, or holds other tensors.
         """
         self._restoring = True
         check_progress(checkpoint["loops"]["fit_loop"], self.trainer.fit_loop.state_dict())
         course = checkpoint.get("finetune")
-        wanted, found = set(self.trainable_state()), set(checkpoint.get("state_dict", {}))
-        if not isinstance(course, dict) or course.get("phase") != self.phase.name or wanted != found:
+        expected, saved = set(self.trainable_state()), set(checkpoint.get("state_dict", {}))
+        if not isinstance(course, dict) or course.get("phase") != self.phase.name or expected != saved:
             raise UserError(f"checkpoint: not one of phase {self.phase.name!r} of this run. It cannot be resumed from.")
         self._take_history(course)
 
     def take_results(self, checkpoint: Mapping[str, Any]) -> None:
-        """Take history and rows of a finished phase from its checked ``last.ckpt``, in place of a fit."""
+        """Restore history and rows of a finished phase from its checked ``last.ckpt``, instead of a fit."""
         self._take_history(checkpoint["finetune"])
         self._log.load_state_dict(checkpoint["callbacks"][self._log.state_key])
 

@@ -1,4 +1,4 @@
-"""``result.json`` in the folder of a phase: what it did. Its presence says that the phase is finished."""
+"""Read and write ``result.json`` in the folder of a phase; its presence means that the phase is finished."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from finetune.safe_files import inside, need, read_json
 from finetune.training.callbacks.checkpoint_contents import ContentsError, check_rows
 from finetune.training.phases import Phase
 
-# fields of a finished phase that an entry of results.json, perhaps of another version, may lack
+# fields that every finished phase has, but that an entry of results.json from another version may lack
 _ALWAYS: dict[str, type | tuple[type, ...]] = {
     "rows": list,
     "cached_after": str,
@@ -22,7 +22,7 @@ _FIELDS = set(PhaseResult.__dataclass_fields__)
 
 
 def write_phase_result(path: Path, result: PhaseResult) -> None:
-    """Write the result of a phase with its checksum; from then on the phase counts as finished."""
+    """Write the result of a phase and its checksum; from then on the phase counts as finished."""
     write_checked_json(path, to_plain(result))
 
 
@@ -30,7 +30,7 @@ def read_phase_result(path: Path, phase: Phase) -> PhaseResult:
     """Read the result of a finished phase.
 
     Raises:
-        UserError: The file is damaged, or is of another phase.
+        UserError: The file is damaged, or belongs to another phase.
     """
     verify(path)
     values = read_json(inside(path.parent, path.name), dict, remedy=f"{remedy(path)}.")

@@ -42,12 +42,12 @@ from finetune.training.staged_module import PREFIX
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseOutcome:
-    """What a phase hands on.
+    """The result of a phase, and what it hands on to the next phase and to the test.
 
     Args:
-        result: What it did.
-        optimizer_state: State of the optimizer by parameter name; None where this process did not fit the phase.
-        validation: Outputs of the last validation, if it saw every image with the weights that the phase hands on.
+        result: Result of the phase.
+        optimizer_state: State of the optimizer by parameter name; None if this process did not fit the phase.
+        validation: Last validation, if it covered every image with the weights that the phase hands on; else None.
     """
 
     result: PhaseResult
@@ -56,13 +56,13 @@ class PhaseOutcome:
 
 
 class PhaseRunner:
-    """Brings one phase of a run to its end, from wherever an earlier process left it.
+    """Runs one phase to its end, from wherever an earlier process left it.
 
     Args:
-        context: What the phases of the run share.
+        context: Objects that the phases of the run share.
         session: This process's signals, log and clock.
         number: Position of the phase in the schedule, from 0.
-        before: Results of the phases before.
+        before: Results of the earlier phases.
     """
 
     def __init__(
@@ -75,10 +75,11 @@ class PhaseRunner:
         self._offset = (sum(result.epochs for result in before), sum(result.steps for result in before))
 
     def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
-        """Train the phase, or read its result where it is finished.
+        """Train the phase, or read its result if it is finished.
 
         Args:
-            optimizer_state: State of the optimizer after the phase before; None where it is to be read from its checkpoint.
+            optimizer_state: State of the optimizer after the phase before; None reads it from that phase's checkpoint if this
+                phase carries it on.
         """
         self._session.go_on(f"in phase {self._number + 1} ({self._phase.name})")
         if os.path.lexists(self._folder.result):
@@ -114,22 +115,22 @@ class PhaseRunner:
 
     @property
     def _weights_after(self) -> Path:
-        """File of the weights after the phase: the start of the next one, or the run's final weights."""
+        """Return the file of the weights after the phase: the start of the next one, or the run's final weights."""
         last = self._number + 1 == len(self._context.schedule)
         return self._context.folder.final_weights if last else self._context.phase_folder(self._number + 1).start
 
     def _finished(self) -> PhaseOutcome:
-        """Take the result and the weights of a phase that an earlier process finished."""
+        """Read the result and the weights of a phase that an earlier process finished."""
         self._folder.trials.unlink(missing_ok=True)
         result = read_phase_result(self._folder.result, self._phase)
         self._session.log.add(result.rows or ())
-        # a finished run keeps the weights after its last phase alone
+        # a finished run keeps only the weights after its last phase
         if self._weights_after.is_file() or not self._context.folder.final_weights.is_file():
             load_weights(self._context.classifier, self._weights_after)
         return PhaseOutcome(result=result)
 
     def _carried(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:
-        """Return the optimizer's state after the phase before, if this phase goes on with it."""
+        """Return the optimizer's state after the phase before, if this phase carries it on; else None."""
         if not self._phase.carry_optimizer or self._number == 0:
             return None
         if optimizer_state is not None:
@@ -165,7 +166,7 @@ class PhaseRunner:
         self._context.show(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
 
     def _train_head(self, cache: ActivationCache | None) -> PhaseOutcome:
-        """Train the head alone, on cached features, without a fit: solved, or at several rates side by side."""
+        """Train only the head on cached features, without a fit: solve it, or try several rates side by side."""
         context, phase, settings = self._context, self._phase, self._context.settings
         if cache is None:
             setting = "solver='lbfgs': solves the head" if phase.solver == "lbfgs" else "lr_trials: trains heads"
@@ -203,7 +204,7 @@ class PhaseRunner:
         return PhaseOutcome(result=result)
 
     def _fit(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseOutcome:
-        """Fit the phase from its start or its last checkpoint, and restore the weights that it hands on."""
+        """Fit the phase from its start or its last checkpoint, and load the weights that it hands on."""
         module = self._module(cache, carried)
         checkpoint = read_checkpoint(self._folder.last) if os.path.lexists(self._folder.last) else None
         if checkpoint is not None:
@@ -254,8 +255,8 @@ class PhaseRunner:
         """Fit; return the optimizer steps of the phase and the optimizer's state.
 
         Args:
-            module: The phase.
-            processes: Number of processes that wrote the checkpoint; None where there is none.
+            module: Module of the phase.
+            processes: Number of processes that wrote the checkpoint; None if there is none.
         """
         trainer = self._session.fit_trainer(self._context, self._number)
         if processes not in (None, trainer.world_size):
@@ -292,10 +293,10 @@ class PhaseRunner:
     def _check_last(
         self, checkpoint: Mapping[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """Compare a checkpoint with what the phase would write.
+        """Check that a checkpoint has the contents that the phase would write.
 
         Raises:
-            ContentsError: They do not fit.
+            ContentsError: It has not.
         """
         classifier = self._context.classifier
         check_last(
@@ -308,7 +309,7 @@ class PhaseRunner:
         )
 
     def _write(self, result: PhaseResult) -> None:
-        """Write the weights, then the result; from then on the phase is finished."""
+        """Write the weights, then the result; from then on the phase counts as finished."""
         if is_rank_zero():
             save_weights(self._context.classifier, self._weights_after)
             write_phase_result(self._folder.result, result)

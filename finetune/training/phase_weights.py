@@ -1,4 +1,7 @@
-"""The weights between phases: all are written when a phase ends, as the start of the next; the chosen epoch is loaded first."""
+"""Save and load the weights between phases.
+
+A phase ends by loading the weights of its chosen epoch and writing all weights of the network, from which the next one starts.
+"""
 
 import os
 from collections.abc import Mapping
@@ -31,7 +34,7 @@ def load_weights(classifier: Classifier, path: Path) -> None:
     """Load all weights and buffers.
 
     Raises:
-        UserError: The file is damaged, holds numbers that are not finite, or fits another network.
+        UserError: The file is damaged, holds numbers that are not finite, or belongs to another network.
     """
     verify(path)
     state = load_tensors(inside(path.parent, path.name))
@@ -45,7 +48,7 @@ def load_weights(classifier: Classifier, path: Path) -> None:
 
 
 def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
-    """Load the weights that a phase starts from where it was begun before; write them where it was not."""
+    """Load the weights that a phase starts from if an earlier process wrote them; else write them."""
     if os.path.lexists(path):
         load_weights(classifier, path)
     elif is_rank_zero():
@@ -53,10 +56,10 @@ def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
 
 
 def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFolder) -> None:
-    """Load the weights that a phase hands on: of its best epoch or its last, averaged where it averages.
+    """Load the weights that a phase hands on: those of its best or its last epoch, averaged if the phase averages.
 
     Raises:
-        UserError: The checkpoint is missing or damaged, or is of another phase.
+        UserError: The checkpoint is missing or damaged, or belongs to another phase.
     """
     chosen = folder.best if phase.restore == "best" else folder.last
     checkpoint, own = read_checkpoint(chosen), tensors_of(classifier, phase.train)

@@ -1,4 +1,4 @@
-"""Resolve a schedule: the ordered phases of a training, every name checked against the network."""
+"""The phases of a schedule, with every stage name checked against the network."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from finetune.errors import ConfigError, did_you_mean
 from finetune.plain import Json
 
 HEAD = "head"
-# stages below the head of a ResNet, to which layer decay and `last` of every other network are scaled
+# number of stages below the head of a ResNet; layer decay and `last` of every other network are scaled to it
 _DEPTH = 5
 # names that a schedule may use without knowing the network
 ALIASES = ("all", "backbone", "last")
@@ -17,23 +17,23 @@ ALIASES = ("all", "backbone", "last")
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Describes a period of training with one fixed set of trainable stages.
+    """A period of training with one fixed set of trainable stages.
 
     Args:
         name: Name of the phase, of its folder and of its rows in the metrics.
         train: Trainable stages in the order of the network.
         stages: All stages of the network in order, ``head`` last.
         epochs: Passes over the training images, at most.
-        max_steps: Optimizer steps, at most; None leaves it to ``epochs``.
+        max_steps: Optimizer steps, at most; None sets no limit besides ``epochs``.
         lr: Peak learning rate of the head; the other stages follow by ``layer_decay``, ``lr_slice`` or ``stage_lr``.
-        lr_trials: Rates at which heads are trained side by side on cached features, in place of one at ``lr``.
+        lr_trials: Rates at which heads are trained side by side on cached features, instead of one head at ``lr``.
         layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``, where the first stage of every network is
             five away, as a ResNet's is.
-        lr_slice: Rates of the deepest and the last trainable stage, the ones between spaced evenly by ratio
+        lr_slice: Rates of the deepest and the last trainable stage; the rates between are spaced evenly by ratio
             (fastai's ``slice(lo, hi)``).
-        stage_lr: Explicit rates that win over the rules above.
+        stage_lr: Explicit rates of single stages, which override the rules above.
         lr_schedule: ``cosine``, ``constant``, ``one_cycle`` or ``plateau``.
-        warmup_epochs: Linear rise from zero over that many epochs.
+        warmup_epochs: Epochs of linear warmup from zero.
         weight_decay: Weight decay of the parameters that decay (weights of two or more dimensions).
         batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
         parameters: ``all`` of a trainable backbone stage, or only its ``norms`` or its ``gates``.
@@ -42,17 +42,17 @@ class Phase:
         optimizer: ``_target_`` node of the optimizer.
         carry_optimizer: Keep the optimizer's moments from the phase before.
         label_smoothing: Share of each target that is spread over all classes, from 0 up to 1.
-        mixup: Parameter of the Beta distribution of mixup's weights (Zhang et al. 2018); 0 mixes none.
-        cutmix: The same of cutmix (Yun et al. 2019).
-        ema_decay: Decay of the exponential moving average of the weights, per optimizer step; None averages none.
-        gradient_clip: Largest norm of the gradient; None clips none.
+        mixup: Parameter of the Beta distribution of mixup's weights (Zhang et al. 2018); 0 turns mixup off.
+        cutmix: Parameter of the Beta distribution of cutmix's areas (Yun et al. 2019); 0 turns cutmix off.
+        ema_decay: Decay of the exponential moving average of the weights, per optimizer step; None does not average.
+        gradient_clip: Largest norm of the gradient; None does not clip.
         accumulate: Batches whose gradients are summed into one optimizer step.
         restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
-        patience: Stop after that many epochs without a better metric.
+        patience: Epochs without a better metric after which the phase stops; None never stops early.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
             image), or the number of training views of each image.
-        solver: ``gradient`` descends by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features;
-            ``auto`` solves it where the features can be cached, else descends.
+        solver: ``gradient`` trains by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features;
+            ``auto`` solves it if the features can be cached, else trains by the optimizer.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Phase:
         """Return the peak learning rate of each trainable stage, in order from the input.
 
         A decay of 0.5 gives the first stage of every network 1/32 of the head's rate. Counted by stages it would be 1/32 in
-        a ResNet, 1/256 in an EfficientNet and 1/8,192 in a ViT of twelve blocks, where nothing then learns. BEiT and DINOv2
+        a ResNet, 1/256 in an EfficientNet and 1/8,192 in a ViT of twelve blocks, which then would not learn. BEiT and DINOv2
         likewise choose a decay nearer to 1 for a deeper network.
 
         >>> resnet = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
@@ -126,10 +126,10 @@ class Phase:
 def expand_stages(
     names: Sequence[str], stages: Sequence[str], *, where: str, network: str
 ) -> tuple[list[str], list[str]]:
-    """Resolve ``all``, ``backbone`` and ``last``, and find names that are no stage.
+    """Resolve ``all``, ``backbone`` and ``last``, and collect the names that are not a stage.
 
     Returns:
-        The stages named, in the network's order, and the problems found.
+        The named stages in the network's order, and the problems as messages.
 
     >>> expand_stages(["last", "head"], ["stem", "layer4", "head"], where="train", network="resnet18")
     (['layer4', 'head'], [])
@@ -141,19 +141,19 @@ def expand_stages(
     # the last fifth of the depth: layer4 of a ResNet, three of the twelve blocks of a ViT
     last = backbone[-max(1, round(len(backbone) / _DEPTH)) :]
     aliases = {"all": list(stages), "backbone": backbone, "last": last}
-    found: set[str] = set()
+    named: set[str] = set()
     problems = []
     for position, name in enumerate(names):
         if name in stages:
-            found.add(name)
+            named.add(name)
         elif name in aliases:
-            found.update(aliases[name])
+            named.update(aliases[name])
         else:
             problems.append(
                 f"{where}[{position}]={name!r}: not a stage of {network!r}. Stages: {', '.join(stages)}."
                 f"{did_you_mean(name, stages)}"
             )
-    return [stage for stage in stages if stage in found], problems
+    return [stage for stage in stages if stage in named], problems
 
 
 def build_schedule(
@@ -168,10 +168,10 @@ def build_schedule(
 
     Args:
         phases: Settings of each phase; ``None`` and empty containers take the default.
-        defaults: What a phase takes for the settings that it leaves open.
+        defaults: Values of the settings that a phase leaves open.
         freeze: Stages that no phase may train, whatever it names.
         stages: The network's stages in order, ``head`` last.
-        network: Its name, for messages.
+        network: Name of the network, for messages.
 
     Raises:
         ConfigError: A stage is unknown, or ``freeze`` leaves a phase nothing to train; all such problems together.

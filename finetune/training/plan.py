@@ -1,4 +1,4 @@
-"""What a schedule will do, before it does it: stages, rates, parameters and steps of each phase."""
+"""Plan a schedule before anything trains: the stages, rates, parameters and steps of each phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from finetune.training.phases import Phase
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """What a phase will do with one stage of the network.
+    """The plan of a phase for one stage of the network.
 
     Args:
         mode: ``train`` or ``frozen``.
         lr: Peak learning rate; 0 for a frozen stage and for a head that is solved.
-        weight_decay: Weight decay of its weights; 0 for a frozen stage and for a head that is solved.
+        weight_decay: Weight decay of the stage's weights; 0 for a frozen stage and for a head that is solved.
         batch_norm: ``train`` or ``eval``: whether running statistics may move.
-        parameters: Number of its parameters.
-        trainable: Number of those that train.
+        parameters: Number of parameters in the stage.
+        trainable: Number of them that train.
     """
 
     mode: str
@@ -35,21 +35,21 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPhase:
-    """An entry of ``plan.json``: what a phase will do.
+    """The plan of a phase: an entry of ``plan.json``.
 
     Args:
         name: Name of the phase.
         train: Stages that will train, from the input to the head.
-        frozen: Stages that will not.
+        frozen: Stages that will stay frozen.
         epochs: Passes over the training images, at most.
         steps: Optimizer steps, at most; 0 for a head that is solved.
         images: Images seen in training, at most.
         trainable: Parameters that will train.
         total: Parameters of the network.
-        stages: What it will do with each stage of the network.
-        cache: Whether it will train on cached activations, of how many views, and why.
-        settings: The phase as it was resolved.
-        time: How long it will take, where that was measured.
+        stages: Plan for each stage of the network, by name.
+        cache: Whether the phase will train on cached activations, of how many views, and why.
+        settings: Resolved settings of the phase.
+        time: Forecast of its time; None if that was not measured.
     """
 
     name: str
@@ -69,7 +69,7 @@ class PlannedPhase:
 def build_plan(
     classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
 ) -> list[PlannedPhase]:
-    """Return what each phase will do; nothing is trained or changed."""
+    """Return the plan of each phase; nothing is trained or changed."""
     images = len(data.source.index.rows("train"))
     counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     plan = []
@@ -110,7 +110,7 @@ def build_plan(
 
 
 def duration(seconds: float) -> str:
-    """Return a time for a person.
+    """Return a duration in words.
 
     >>> duration(4.23), duration(48.2), duration(300), duration(9000)
     ('4.2 s', '48 s', '5.0 min', '2.5 h')
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def plan_table(plan: Sequence[PlannedPhase]) -> str:
-    """Return the plan as text: one block a phase, one line a stage."""
+    """Return the plan as text: one block per phase, one line per stage."""
     lines = []
     for number, phase in enumerate(plan):
         settings, cache = phase.settings, phase.cache

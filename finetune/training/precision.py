@@ -1,4 +1,4 @@
-"""``trainer.precision=auto``: bf16 where this machine computes the network faster in it, else fp32."""
+"""Choose the precision for ``trainer.precision=auto``: bf16 if this machine runs the network faster in it, else fp32."""
 
 import contextlib
 import logging
@@ -21,22 +21,22 @@ from finetune.safe_files import read_json
 log = logging.getLogger(__name__)
 
 FULL, HALF = "32-true", "bf16-mixed"
-# bf16 must be so much faster that a trial under load would say the same
+# smallest speed-up worth bf16: large enough that a trial under load would decide the same
 _WORTH = 1.2
-# torch 2.15's bf16 kernels on a CPU gave gradients that are not finite on images of 16 pixels, and gain nothing there
+# on images of 16 pixels, torch 2.15's bf16 kernels on a CPU gave gradients that are not finite, and were no faster
 _SMALLEST_PX = 64
 _TRIAL_S = 0.5
-# a pass that took so much longer by the clock than by the processor shared it
+# a pass that took this many times as long by the wall clock as by the processor's shared the processor
 _LOADED = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """What ``auto`` became.
+    """The precision that a run computes in.
 
     Args:
-        name: As Lightning's Trainer takes it.
-        why: In words.
+        name: Name that Lightning's Trainer takes.
+        why: Reason, in words.
     """
 
     name: str
@@ -44,16 +44,16 @@ class Precision:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one number of an activation."""
+        """Return the bytes of one number of an activation."""
         return 2 if "16" in self.name else 4
 
 
 def choose_precision(wanted: str, classifier: Classifier, *, accelerator: str) -> Precision:
-    """The precision that a run computes in.
+    """Choose the precision that a run computes in.
 
     Args:
-        wanted: ``auto``, or what Lightning takes.
-        classifier: The network; it is not changed.
+        wanted: ``auto``, or a precision of Lightning's.
+        classifier: The network, which is left unchanged.
         accelerator: ``trainer.accelerator``.
     """
     if wanted != "auto":
@@ -85,8 +85,8 @@ class PrecisionTrial:
     """A comparison of fp32 and bf16 on this processor.
 
     Args:
-        gain: Time of a forward pass in fp32 over that in bf16, on one thread; 0 where bf16 gives no finite numbers.
-        undisturbed: Whether the processor worked on nothing else in the fastest pass of each.
+        gain: Time of a forward pass in fp32 over that in bf16, on one thread; 0 if bf16 gives numbers that are not finite.
+        undisturbed: Whether the processor did nothing else during the fastest pass of each.
     """
 
     gain: float
@@ -94,9 +94,9 @@ class PrecisionTrial:
 
 
 def _known_trial(classifier: Classifier) -> PrecisionTrial:
-    """Return the trial's result, kept if it was undisturbed, so that every run here with this network decides alike."""
+    """Return the trial's result, stored if it was undisturbed, so that every run with this network here decides alike."""
     file = cache_folder("precision.json")
-    # "one thread": earlier versions kept trials on all threads, which load had decided
+    # "one thread": earlier versions stored trials on all threads, which load had decided
     name = "|".join(
         [_processor(), torch.__version__, classifier.backbone.name, str(classifier.input_spec.size), "one thread"]
     )
@@ -107,7 +107,7 @@ def _known_trial(classifier: Classifier) -> PrecisionTrial:
             known = {str(key): float(value) for key, value in read_json(file, dict).items()}
         except (OSError, ValueError, AttributeError, TypeError):
             known = {}
-            # a damaged one would be in the way of the next
+            # a damaged checksum would block the next write
             with contextlib.suppress(OSError):
                 file.with_name(CHECKSUMS).unlink(missing_ok=True)
     if name in known:
@@ -122,7 +122,7 @@ def _known_trial(classifier: Classifier) -> PrecisionTrial:
 
 
 def _processor() -> str:
-    """Which processor this is: a cache may lie in a home folder that several machines share."""
+    """Return the processor's name: the cache may lie in a home folder that several machines share."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -131,25 +131,25 @@ def _processor() -> str:
 
 
 def _is_clear(gain: float) -> bool:
-    """Whether so large or so small a gain leaves no doubt on which side it is."""
+    """Return whether a gain is far enough from the threshold to need no further trials."""
     return not _WORTH / 1.25 < gain < _WORTH * 1.25
 
 
 def _trial(classifier: Classifier) -> PrecisionTrial:
-    """Time forward passes in fp32 and bf16 in turn on one thread, the fastest of each.
+    """Time forward passes in fp32 and bf16 in turn on one thread, and compare the fastest of each.
 
     Threads that wait for each other burn processor time while another program holds one of them up, and the shorter passes of
-    bf16 lose more by it. One thread waits for nobody.
+    bf16 lose more by it. A single thread waits for no other.
     """
     spec = classifier.input_spec
     images = torch.randint(0, 256, (8, spec.channels, *spec.size), dtype=torch.uint8)
-    # seconds of the processor and of the clock, of the fastest pass: equal where nothing else ran
+    # processor seconds and wall-clock seconds of the fastest pass: equal if nothing else ran
     best = {False: (math.inf, math.inf), True: (math.inf, math.inf)}
     finite = True
     deadline = time.monotonic() + _TRIAL_S
     rounds = 0
     with torch.inference_mode(), evaluating(classifier), one_thread():
-        # the first of each pays for the choice of kernels; what is clear then needs no more
+        # the first pass of each pays for the choice of kernels; a clear result needs no further rounds
         while rounds < 2 or (time.monotonic() < deadline and not _is_clear(best[False][0] / best[True][0])):
             for half in (False, True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -1,4 +1,4 @@
-"""What a run predicts for its test images, as a table."""
+"""Format the predictions of a run for its test images as CSV."""
 
 import csv
 import io
@@ -12,19 +12,19 @@ from finetune.terminal import csv_cell
 
 
 def predictions_csv(index: Index, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:
-    """One line an image: file, true and predicted classes, and their probabilities with all the digits they have.
+    """Return one line per image: file, true and predicted classes, and their probabilities in full precision.
 
     Args:
-        index: Of the run.
+        index: Index of the run.
         rows: Rows of the index (N,).
-        shares_NK: Their probabilities.
+        shares_NK: Probabilities of those rows.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PREDICTIONS_MULTI_LABEL if index.multi_label else PREDICTIONS)
     cells = _several if index.multi_label else _one
     for row, shares in zip(rows.tolist(), shares_NK.tolist(), strict=True):
-        # a path or a class name that a spreadsheet would compute is made harmless; numbers stay what they are
+        # paths and class names are escaped where a spreadsheet would take them for a formula; numbers are left alone
         writer.writerow([csv_cell(index.path(row)), *cells(index, row, shares)])
     return text.getvalue()
 

@@ -1,7 +1,7 @@
-"""The other processes of a run: when one of them dies, the run ends with a message instead of waiting for it for ever.
+"""Watch the other processes of a run: when one of them dies, end the run with a message instead of waiting for it for ever.
 
-Lightning starts one process for each further device and looks after them every five seconds; when one has failed, it kills
-all of them, this one included, without a word. In the other direction it does nothing: where the first process is killed
+Lightning starts one process for each further device and checks on them every five seconds; when one has failed, it kills
+all of them, this one included, without a message. In the other direction it does nothing: if the first process is killed
 before the others have connected to it, they wait for half an hour.
 
 Why not torchrun's agent (``torch.distributed.launcher``)? Tried with torch 2.15 and gloo, two ranks on one machine:
@@ -11,9 +11,9 @@ Why not torchrun's agent (``torch.distributed.launcher``)? Tried with torch 2.15
   within 0.2 s that the process that started them is gone, and end.
 - SIGUSR1, which SLURM sends before a time limit, kills the agent and leaves the ranks, unless TORCHELASTIC_SIGNALS_TO_HANDLE
   lists it.
-- The agent is one more process, and the command's own process would train nothing and know no results.
+- The agent is one more process, and the command's own process would neither train nor have the results.
 
-A run that torchrun itself starts is watched by torchrun: this monitor then has no process to watch.
+When torchrun itself starts a run, it also watches the processes, and this monitor has none to watch.
 """
 
 import os
@@ -35,18 +35,18 @@ from finetune.distributed import STARTED_BY, process_name
 from finetune.errors import RunError, UserError
 from finetune.training.interruption import SIGNALS, Interruption
 
-# how torch tells that the other end of a connection is gone (gloo, NCCL, the store of the rendezvous)
+# parts of torch's messages about a lost connection (gloo, NCCL, the store of the rendezvous)
 _CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "gloo", "TCPStore")
 _started: list[subprocess.Popen[bytes]] = []
 
 
 class RankMonitor:
-    """Looks after the processes that this one started, or after the one that started this.
+    """Watches the processes that this one started, or the process that started this one.
 
     Args:
-        resume_hint: Said behind the message.
-        interruption: What stops the run, here and in the other processes.
-        patience_s: Seconds in which this process may end by itself, with what it has to say, once another has died.
+        resume_hint: Advice on how to continue, appended to the message.
+        interruption: Signals that stop the run, here and in the other processes.
+        patience_s: Seconds that this process has to end by itself, with its own message, after another has died.
     """
 
     def __init__(self, *, resume_hint: str, interruption: Interruption, patience_s: float = 5.0) -> None:
@@ -67,7 +67,7 @@ class RankMonitor:
         self._over.set()
         for process in self._processes():
             if error is not None:
-                # it would wait for this one, and say so
+                # it would wait for this process, and print a message about that
                 process.kill()
         if self._started_by is None:
             os.environ.pop(STARTED_BY, None)
@@ -75,15 +75,15 @@ class RankMonitor:
             os.environ[STARTED_BY] = self._started_by
 
     def watch(self, launcher: Any) -> None:
-        """Look after the processes that a Trainer's launcher is about to start."""
+        """Watch the processes that a Trainer's launcher is about to start."""
         if hasattr(launcher, "procs"):
             self._launchers.append(launcher)
 
     def explained(self, error: Exception) -> BaseException:
-        """The error, or what is behind it where another process has died."""
+        """Return the error, or the error behind it if another process has died."""
         if isinstance(error, (UserError, RunError)):
             return error
-        # a connection breaks a moment before the system tells that the process at its other end is gone
+        # a connection breaks a moment before the system reports that the process at its other end has ended
         deadline = time.monotonic() + 2.0
         while (message := self._lost()) is None and self._has_other_ranks() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -95,15 +95,15 @@ class RankMonitor:
         return error if message is None else RunError(f"{message}\n{self._hint}")
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:
-        found = [process for launcher in self._launchers for process in launcher.procs]
-        _started.extend(process for process in found if process not in _started)
-        return found
+        processes = [process for launcher in self._launchers for process in launcher.procs]
+        _started.extend(process for process in processes if process not in _started)
+        return processes
 
     def _has_other_ranks(self) -> bool:
         return self._parent is not None or bool(self._processes())
 
     def _lost(self) -> str | None:
-        """What happened to a process of this run; None while all live."""
+        """Return what happened to a process of this run; None while all of them live."""
         if self._parent is not None and os.getppid() != self._parent:
             return "The first process of the run has ended before the others."
         for number, process in enumerate(self._processes(), 1):
@@ -113,7 +113,7 @@ class RankMonitor:
         return None
 
     def _signal(self) -> int:
-        """The signal that asked the run to stop, here or in a process that has ended by it; 0 for none."""
+        """Return the signal that asked the run to stop, here or in a process that it ended; 0 for none."""
         asked = [-status if status < 0 else status - 128 for p in self._processes() if (status := p.poll())]
         return self._interruption.number or next((number for number in asked if number in SIGNALS), 0)
 
@@ -122,11 +122,11 @@ class RankMonitor:
             if (message := self._lost()) is None:
                 self._silence_lightning()
                 continue
-            # gives a training loop `patience_s` to save its step
+            # give a training loop `patience_s` to save its step
             self._interruption.number = self._signal()
             if self._over.wait(self._patience_s):
                 return
-            # the main thread waits in a call that may not end, and no exception can reach it there
+            # the main thread may wait for ever in a call that no exception can reach
             stopped = self._interruption.stopped(number) if (number := self._signal()) else None
             text = str(stopped) if stopped is not None else f"{process_name()}: {message}\n{self._hint}"
             print(text, file=sys.stderr, flush=True)
@@ -142,7 +142,7 @@ class RankMonitor:
 
 
 def check_strategy(trainer: pl.Trainer) -> None:
-    """Refuse ways to use several devices that this program does not know to be right.
+    """Refuse strategies for several devices that this program does not support.
 
     Raises:
         UserError: The strategy shards the network, or copies this process instead of starting the program again.
@@ -158,7 +158,7 @@ def check_strategy(trainer: pl.Trainer) -> None:
 
 
 def end_other_ranks(*, patience_s: float = 60.0) -> None:
-    """Wait until the processes that this one has started are gone, and cut the connection to them."""
+    """Wait until the processes that this one has started have ended, and close the connection to them."""
     deadline = time.monotonic() + patience_s
     if _started:
         torch.set_num_threads(_threads_at_import)
@@ -172,5 +172,5 @@ def end_other_ranks(*, patience_s: float = 60.0) -> None:
         dist.destroy_process_group()
 
 
-# Lightning shares the cores among the processes; the next job of a sweep starts as this one did
+# Lightning divides the cores among the processes; the next job of a sweep gets all of them back
 _threads_at_import = torch.get_num_threads()

@@ -1,8 +1,8 @@
-"""One head for each of several learning rates, trained side by side on the same cached features; validation keeps one.
+"""Train one head for each of several learning rates side by side on cached features; validation chooses one.
 
-What a rate does to a head on fixed features can be seen for the price of the head alone: the features are read once for
-all. Each head starts from the same weights, and sees the same batches and dropout masks as in a run of its own, so the
-head that is kept is the one that a run at its rate would have ended with.
+On fixed features a rate can be tried at the cost of a head: the features are read once for all. Each head starts from the same
+weights and sees the same batches and dropout masks as in a run of its own, so the chosen head equals the one that a run at its
+rate would have ended with.
 """
 
 import copy
@@ -52,7 +52,11 @@ class Trial:
         rate: Peak learning rate.
         head: Head that trains.
         optimizer: Optimizer of the head's weights.
-        progress: Metrics of its epochs.
+        progress: History of its epochs.
+        rows: Row of metrics for each of its epochs.
+        kept: Weights of the epoch that it hands on.
+        sums: Loss, right answers and images of the epoch so far.
+        lost: Whether its loss became NaN or infinite.
     """
 
     rate: float
@@ -61,18 +65,17 @@ class Trial:
     progress: EpochHistory
     rows: list[EpochRow] = field(default_factory=list)
     kept: dict[str, Tensor] = field(default_factory=dict)
-    # loss, right answers and images of the epoch so far
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     lost: bool = False
 
     @property
     def trains(self) -> bool:
-        """Whether it still trains: its loss is finite, and its patience has not run out."""
+        """Return whether the head still trains: its loss is finite, and its patience has not run out."""
         return not self.lost and not self.progress.stop
 
     @property
     def result(self) -> TrialResult:
-        """Its best epoch; a head whose loss became NaN has none."""
+        """Return the best epoch as an entry of the results; a head whose loss became NaN has none."""
         if self.lost:
             return TrialResult(lr=self.rate, best=None, best_epoch=None)
         epoch = self.progress.best_epoch
@@ -80,17 +83,17 @@ class Trial:
 
 
 class RateTrials:
-    """The heads of a phase with ``lr_trials``.
+    """Trains the heads of a phase with ``lr_trials``.
 
     Args:
         classifier: Network with the phase applied; all heads start as copies of its head.
-        phase: Phase that trains the head alone.
+        phase: Phase that trains only the head.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
         monitor: Validation metric that chooses the head.
         make_optimizer: Function that makes the optimizer of the phase.
         trainer: Trainer that gives device and precision.
         seed: Seed of the run; part of the key of each step's dropout masks.
-        cached_stage: The stage whose output is cached.
+        cached_stage: Stage whose output is cached.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class RateTrials:
         seed: int,
         cached_stage: str,
     ) -> None:
-        # what lies between the cached activations and the head, where the network cannot be cut behind its last stage
+        # stages between the cached activations and the head, if the network cannot be cut after its last stage
         self._rest = classifier.backbone.split(cached_stage)[1]
         self._device, self._context = trainer.strategy.root_device, trainer.precision_plugin.forward_context
         self._classifier, self._phase = classifier.to(self._device), phase
@@ -114,7 +117,7 @@ class RateTrials:
         self.trials: list[Trial] = []
         first = classifier.head
         for rate in phase.lr_trials:
-            # groups are made of a classifier's parameters, by their names
+            # groups are built from the parameters of a classifier, so each head takes its place there in turn
             classifier.head = copy.deepcopy(first)
             groups = build_param_groups(classifier, rates={HEAD: rate}, weight_decay=phase.weight_decay)
             progress = EpochHistory(monitor=monitor, patience=phase.patience)
@@ -141,7 +144,7 @@ class RateTrials:
             steps: Optimizer steps of the phase so far.
             total: Optimizer steps of the whole phase.
             offset: Epochs and optimizer steps of the phases before.
-            before_step: Called with the number of steps that are done.
+            before_step: Function called before each step with the number of steps so far.
 
         Returns:
             Optimizer steps of the phase after this epoch.
@@ -166,7 +169,7 @@ class RateTrials:
 
     def _step(self, trial: Trial, batch: Batch, *, step: int, total: int) -> None:
         phase = self._phase
-        # the masks that dropout would draw in a run of this head alone
+        # the same dropout masks as in a run of this head alone
         torch.manual_seed(key(self._seed, "step", phase.name, batch.position.epoch, batch.position.step, 0))
         factor = scale(
             phase.lr_schedule,
@@ -225,7 +228,7 @@ class RateTrials:
             trial.kept = {name: tensor.detach().clone() for name, tensor in trial.head.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the heads."""
+        """Return the state of the heads for a checkpoint."""
         return {
             "trials": [
                 {
@@ -245,7 +248,7 @@ class RateTrials:
         """Restore the heads from a checkpoint.
 
         Raises:
-            ContentsError: They are not the heads of this phase.
+            ContentsError: The state does not fit the heads of this phase.
         """
         saved_trials = state.get("trials")
         if not (isinstance(saved_trials, list) and len(saved_trials) == len(self.trials)):
@@ -308,21 +311,21 @@ def tried_phase(
 ) -> PhaseResult:
     """Train the heads of all rates, put the best one into the classifier, and return the result of the phase.
 
-    When a signal stops the run, the heads and the step are kept in ``checkpoint``, and a resumed run goes on from there.
+    When a signal stops the run, the heads and the step are saved in ``checkpoint``, and a resumed run continues from there.
 
     Args:
         classifier: Network with the phase applied; its head is changed in place.
-        phase: Phase that trains the head alone.
-        cache: Cache of the features, which the data reads already.
+        phase: Phase that trains only the head.
+        cache: Cache of the features, from which the data module already reads.
         data: Data module that gives the batches of the phase.
-        loss: Training loss.
-        monitor: Validation metric that chooses.
+        loss: Training loss, from logits (B, K) and targets to losses (B,).
+        monitor: Validation metric that chooses the head.
         make_optimizer: Function that makes the optimizer of the phase.
         trainer: Trainer that gives device and precision.
         seed: Seed of the run.
         offset: Epochs and optimizer steps of the phases before.
         checkpoint: File of the heads, written when a signal stops the phase.
-        interruption: Knows whether the run is to stop.
+        interruption: Handler of the signals that stop the run.
 
     Raises:
         RunError: The loss of every head became NaN.
@@ -349,7 +352,7 @@ def tried_phase(
             steps = check_count(saved.get("steps"), "steps", most=total)
             epoch = check_count(saved.get("epoch"), "epoch", most=steps // per_epoch)
     heads.begin(data, epoch=epoch, batch=steps - epoch * per_epoch)
-    # every process trains and validates all of it, whatever the phases before have shared
+    # every process trains and validates on all images, even if earlier phases divided them among the processes
     val = data.eval_dataloader("val", rank=0, world=1, activations=cache)
 
     def stop_if_asked(done: int) -> None:
@@ -364,7 +367,7 @@ def tried_phase(
         steps = heads.epoch(val, epoch=epoch, steps=steps, total=total, offset=offset, before_step=stop_if_asked)
         epoch += 1
     if is_rank_zero():
-        # a signal from here on raises at once, and must not cost the steps
+        # a signal from here on raises at once, and must not lose the steps
         AtomicCheckpointIO().save_checkpoint(heads.state() | {"epoch": epoch, "steps": steps}, checkpoint)
     interruption.end_training()
     best = heads.chosen()

@@ -16,7 +16,7 @@ from finetune.versions import versions
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a finished run left behind.
+    """The files and the results of a finished run.
 
     Args:
         run_dir: Run folder.
@@ -47,10 +47,10 @@ def run_results(
 
     Args:
         classifier: Network with its final weights.
-        data: Data that it was trained on.
+        data: Data that the network was trained on.
         phases: Result of each phase.
         metrics: Metrics of ``val`` and ``test``.
-        facts: What was decided before training.
+        facts: Decisions made before training.
         seed: Seed of all randomness.
     """
     index, decode = data.source.index, data.source.decode

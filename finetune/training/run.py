@@ -1,4 +1,4 @@
-"""A run: its phases, then the test, the results and the bundle; interrupted, it goes on where it stopped."""
+"""A run: its phases, then the test, the results and the bundle. An interrupted run continues where it stopped."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +27,9 @@ class Run:
     """Trains a classifier through a schedule.
 
     Args:
-        context: What the phases share.
-        card: Makes the model card from the results.
-        free_memory: Called before each phase and before the test.
+        context: Network, data, schedule, folder and settings, which the phases share.
+        card: Function that writes the model card from the network and the results.
+        free_memory: Function called before each phase and before the test.
     """
 
     context: RunContext
@@ -37,12 +37,12 @@ class Run:
     free_memory: Callable[[], object] = gc.collect
 
     def execute(self) -> RunResult:
-        """Train what is left to train, then test and write the bundle.
+        """Train the phases that are left, then test the network and write the bundle.
 
         Raises:
             UserError: Files of the run do not fit its configuration.
-            RunError: Training cannot go on.
-            Interrupted: A signal stopped it.
+            RunError: Training cannot continue.
+            Interrupted: A signal stopped the run.
         """
         self._prepare()
         with run_session(self.context) as session:
@@ -53,7 +53,7 @@ class Run:
             return self._write(phases, evaluated)
 
     def _prepare(self) -> None:
-        """Remove what a killed process left half written, and lay out the network for speed."""
+        """Remove the partial files of a killed process, and choose the network's memory format."""
         if is_rank_zero():
             remove_parts(self.context.folder.path)
             sync_folders(self.context.folder.path)
@@ -61,7 +61,7 @@ class Run:
         classifier.to(memory_format=memory_format_for(classifier.input_spec))
 
     def _train(self, session: RunSession) -> tuple[tuple[PhaseResult, ...], Validation | None]:
-        """Run the phases; return their results, and the last validation where it can be reused."""
+        """Run the phases; return their results, and the last validation if it can be reused."""
         results: tuple[PhaseResult, ...] = ()
         outcome: PhaseOutcome | None = None
         for number in range(len(self.context.schedule)):
@@ -89,7 +89,7 @@ class Run:
         )
 
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
-        """Write predictions, outputs, bundle and, last, the results: from then on the run is finished."""
+        """Write predictions, outputs, bundle and, last, the results; from then on the run counts as finished."""
         context, folder = self.context, self.context.folder
         results = run_results(
             classifier=context.classifier,
@@ -124,7 +124,7 @@ class Run:
 
 @contextmanager
 def explained(rank_monitor: RankMonitor) -> Iterator[None]:
-    """Replace an error by its cause where another process of the run has ended."""
+    """Replace an error by its cause if another process of the run has died."""
     try:
         yield
     except Exception as error:

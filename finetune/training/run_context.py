@@ -1,4 +1,4 @@
-"""What the phases of a run share, and the Trainers that they run in."""
+"""The objects that the phases of a run share, and the Trainers in which they run."""
 
 import logging
 import shlex
@@ -35,11 +35,11 @@ class RunSettings:
 
     Args:
         seed: Key of all randomness.
-        facts: What was decided before training, for the results.
+        facts: Decisions made before training, for the results.
         monitor: Metric that decides which epoch is best.
-        checkpoint_every: Batches between checkpoints inside an epoch; None for the ends of epochs only.
-        cache_limit_bytes: Size of the whole activation cache, at most.
-        compiled: Whether what trains is compiled by ``torch.compile``.
+        checkpoint_every: Batches between checkpoints inside an epoch; None writes them only at the ends of epochs.
+        cache_limit_bytes: Limit of the whole activation cache, in bytes.
+        compiled: Whether ``torch.compile`` compiles the trainable part.
     """
 
     seed: int
@@ -52,13 +52,13 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Factories:
-    """What each phase makes anew.
+    """The functions that make what each phase needs anew.
 
     Args:
-        trainer: Makes a Trainer from the arguments that the run decides.
-        optimizer: For a phase, makes the function that turns parameter groups into an optimizer.
-        loss: Makes the training loss of a phase.
-        metrics: Metrics of the user's by name, beside those of every run; each place that measures copies them.
+        trainer: Function that makes a Trainer from the arguments that the run decides.
+        optimizer: Function of a phase that returns the function from parameter groups to an optimizer.
+        loss: Function that makes the training loss of a phase.
+        metrics: Metrics of the user's by name, beside those of every run; each evaluation copies them.
     """
 
     trainer: Callable[..., pl.Trainer]
@@ -69,18 +69,19 @@ class Factories:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What the phases of a run share.
+    """The objects that the phases of a run share.
 
     Args:
-        classifier: Network at its start; rebuilt in the same way when a run is resumed.
+        classifier: Network at the start of the run; rebuilt in the same way when the run is resumed.
         data: Batches of images, or of cached activations.
         schedule: Phases in order.
         caches: For each phase, whether it trains on cached activations.
-        folder: Where everything is written; exists.
+        folder: Run folder, which exists.
         settings: Values that every phase reads.
-        make: What each phase makes anew.
+        make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
-        callbacks: The user's own callbacks.
+        callbacks: Callbacks of the user's.
+        resume_options: Options that the resume command needs, each after a space.
     """
 
     classifier: Classifier
@@ -96,7 +97,7 @@ class RunContext:
 
     @property
     def resume_command(self) -> str:
-        """The command that continues the run."""
+        """Return the command that continues the run."""
         return f"finetune resume {shlex.quote(str(self.folder.path))}{self.resume_options}"
 
     def phase_folder(self, number: int) -> PhaseFolder:
@@ -136,13 +137,13 @@ class RunContext:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSession:
-    """What belongs to one process's work on a run, from its start or resumption to its end.
+    """The objects of one process that works on a run, from its start or resumption to its end.
 
     Args:
-        log: Writes ``metrics.csv``.
-        interruption: Knows whether a signal asked the run to stop.
-        rank_monitor: Watches the other processes of the run.
-        time_left: Estimates the rest of the schedule.
+        log: Writer of ``metrics.csv``.
+        interruption: Handler of the signals that stop the run.
+        rank_monitor: Monitor of the other processes of the run.
+        time_left: Estimate of the time left of the schedule.
     """
 
     log: MetricsCsv
@@ -154,7 +155,7 @@ class RunSession:
         """Name the point that the run has reached, and stop there if a signal asked for it.
 
         Raises:
-            Interrupted: A signal has come.
+            Interrupted: A signal has arrived.
         """
         self.interruption.where = where
         self.interruption.check()
@@ -176,7 +177,7 @@ class RunSession:
             gradient_clip_val=phase.gradient_clip,
             default_root_dir=str(context.folder.path),
             num_sanity_val_steps=0,
-            # our sampler places rows on processes, and Lightning's would shuffle even what is not to be shuffled
+            # our sampler assigns rows to processes; Lightning's would shuffle even where nothing may be shuffled
             use_distributed_sampler=False,
             enable_model_summary=False,
             enable_progress_bar=bar,
@@ -188,7 +189,7 @@ class RunSession:
 
     @contextmanager
     def running(self, context: RunContext, trainer: pl.Trainer) -> Iterator[None]:
-        """Surround a call of a Trainer, which may start further processes."""
+        """Check and watch a Trainer while the block calls it; the call may start further processes."""
         check_strategy(trainer)
         context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
         self.rank_monitor.watch(trainer.strategy.launcher)
@@ -198,7 +199,7 @@ class RunSession:
 
 @contextmanager
 def run_session(context: RunContext) -> Iterator[RunSession]:
-    """Catch signals and watch the other processes while the block works on a run."""
+    """Handle signals and watch the other processes while the block works on a run."""
     hint = context.resume_command
     images = len(context.data.source.index.rows("train"))
     with (

@@ -1,4 +1,4 @@
-"""What every module that trains stages shares: the optimizer's named groups, and the rate of each at every step."""
+"""The base of every module that trains stages: named optimizer groups, and the learning rate of each at every step."""
 
 import lightning.pytorch as pl
 import torch
@@ -9,7 +9,7 @@ from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups, check_cover
 from finetune.training.phases import Phase
 
-# in front of the classifier's names in a module's state dict
+# prefix of the classifier's names in a module's state dict
 PREFIX = "classifier."
 
 
@@ -21,7 +21,7 @@ class StagedModule(pl.LightningModule):
         phase: Stages to train, their rates and the learning-rate schedule.
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets.
-        total_steps: Optimizer steps of the fit; 0 where only the Trainer will know.
+        total_steps: Optimizer steps of the fit; 0 if only the Trainer will know them.
         warmup_steps: Optimizer steps of the linear rise at the start.
     """
 
@@ -66,7 +66,7 @@ class StagedModule(pl.LightningModule):
         return {stage: rate * factor for stage, rate in self.phase.rates().items()}
 
     def set_rates(self) -> None:
-        """Write the rates of the coming step into the optimizer's groups."""
+        """Write the rates of the next step into the optimizer's groups."""
         rates = self.rates_at(self.trainer.global_step)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rates[group["stage"]]

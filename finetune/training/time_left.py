@@ -1,4 +1,4 @@
-"""How much longer a run will take: what it has done so far, carried on to the phases that are left."""
+"""Estimate the time that is left of a run, from the time that its work so far has taken."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from finetune.training.phases import Phase
 def cost_of(phase: Phase) -> float:
     """Estimate the work of one image relative to a forward pass.
 
-    A backward pass costs two, and goes down to the first stage that trains.
+    A backward pass costs two forward passes, and reaches back to the first stage that trains.
 
     >>> stages = ("stem", "layer1", "layer2", "head")
     >>> settings = {"name": "p", "stages": stages, "epochs": 1, "lr": 0.1, "batch_size": 8, "augment": "none"}
@@ -21,29 +21,29 @@ def cost_of(phase: Phase) -> float:
 
 
 class TimeLeft:
-    """An estimate, in seconds, for the whole schedule.
+    """Estimates the seconds that are left of the whole schedule.
 
-    Later phases train more stages and take longer for each image; that is allowed for by :func:`cost_of`. Early stopping is
-    not foreseen.
+    Later phases train more stages and take longer per image; :func:`cost_of` accounts for that. Early stopping is not
+    predicted.
 
     Args:
-        phases: Of the schedule.
+        phases: Phases of the schedule.
         images: Training images in an epoch.
-        clock: Seconds.
+        clock: Function that returns a time in seconds.
     """
 
     def __init__(self, phases: Sequence[Phase], *, images: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = [phase.epochs * images * cost_of(phase) for phase in phases]
         self._clock = clock
-        # where this process began to train, and when; a resumed run has done work in another process
+        # work done before this process started to train, and the time then; a resumed run did some in another process
         self._began: tuple[float, float] | None = None
 
     def at(self, phase: int, share: float) -> float | None:
-        """Seconds left at a place in the schedule; None at the first place that is asked for.
+        """Return the seconds left at a point of the schedule; None at the first point, from which time is measured.
 
         Args:
-            phase: Number of the phase.
-            share: Of the phase that is done.
+            phase: Number of the phase, from 0.
+            share: Share of that phase that is done, from 0 to 1.
         """
         done = sum(self._work[:phase]) + share * self._work[phase]
         if self._began is None:
@@ -56,7 +56,7 @@ class TimeLeft:
 
 
 def in_words(seconds: float | None) -> str:
-    """About how long, for a person.
+    """Return the time left in words; empty if it is unknown or zero.
 
     >>> in_words(None), in_words(0.0), in_words(4.2), in_words(95), in_words(7000)
     ('', '', 'about 5 s left', 'about 2 min left', 'about 1.9 h left')
@@ -64,6 +64,6 @@ def in_words(seconds: float | None) -> str:
     if not seconds:
         return ""
     if seconds < 60:
-        # to the next five: the estimate is no better
+        # rounded up to five seconds: the estimate is no more precise
         return f"about {5 * max(1, -int(-seconds // 5))} s left"
     return f"about {seconds / 60:.0f} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"

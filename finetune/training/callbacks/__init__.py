@@ -1,1 +1,1 @@
-"""Hold the Lightning callbacks: what watches, records or ends a fit without being loss, optimizer or step."""
+"""The Lightning callbacks of a fit, which average, guard, measure, log, save and end it."""

@@ -1,6 +1,6 @@
-"""Check what the checkpoints of a phase hold, before any of it is used.
+"""Check the contents of a phase's checkpoints before any of them are used.
 
-A checksum does not help here: whoever wrote a checkpoint wrote its checksum too.
+A checksum does not help here: whoever wrote a checkpoint also wrote its checksum.
 """
 
 import re
@@ -22,12 +22,12 @@ _VERSION = re.compile(r"\d{1,4}(\.\w{1,20}){1,5}")
 
 
 class ContentsError(ValueError):
-    """A checkpoint holds a value that it cannot have; the text is a sentence about it."""
+    """A checkpoint holds an impossible value; the text is a sentence about it."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the checkpoint where a check in the block fails.
+    """Name the checkpoint in the message if a check in the block fails.
 
     Raises:
         UserError: A check failed.
@@ -44,10 +44,10 @@ def check_best(state: Mapping[str, Any], *, phase: str, weights: Mapping[str, to
     Args:
         state: Contents of the checkpoint.
         phase: Name of the phase.
-        weights: Tensors that it must hold, by name; only shapes and types count.
+        weights: Tensors that the checkpoint must hold, by name; only shapes and types count.
 
     Raises:
-        ContentsError: Something is missing, or is not what it must be.
+        ContentsError: Something is missing, or does not fit.
     """
     check_tensors(state.get("state_dict"), weights, name="state_dict")
     own = _table(state.get("finetune"), "finetune")
@@ -65,18 +65,18 @@ def check_last(
     groups: Groups,
     make_optimizer: OptimizerFactory,
 ) -> None:
-    """Check ``last.ckpt``, from which Lightning goes on.
+    """Check ``last.ckpt``, from which Lightning resumes.
 
     Args:
         state: Contents of the checkpoint.
         phase: Name of the phase.
-        weights: As for :func:`check_best`.
-        averages: Averaged weights that it must hold; None where the phase averages none.
+        weights: Tensors that the checkpoint must hold, by name; only shapes and types count.
+        averages: Averaged weights that the checkpoint must hold; None if the phase does not average.
         groups: Parameter groups of the phase.
-        make_optimizer: Makes the optimizer of the phase.
+        make_optimizer: Function that makes the optimizer of the phase.
 
     Raises:
-        ContentsError: As there.
+        ContentsError: Something is missing, or does not fit.
     """
     check_best(state, phase=phase, weights=weights)
     callbacks = _table(state.get("callbacks"), "callbacks")
@@ -111,7 +111,7 @@ def check_last(
 
 
 def is_finished(state: Mapping[str, Any]) -> bool:
-    """Return whether a checked ``last.ckpt`` is of a phase with nothing left to train."""
+    """Return whether a checked ``last.ckpt`` belongs to a phase with nothing left to train."""
     return bool(state["callbacks"]["PhaseCheckpoints"]["finished"])
 
 
@@ -121,13 +121,13 @@ def saved_processes(state: Mapping[str, Any]) -> int:
 
 
 def saved_averages(state: Mapping[str, Any]) -> Any:
-    """Return the averaged weights in a ``last.ckpt`` as they stand there, unchecked; None where there are none."""
+    """Return the averaged weights of a ``last.ckpt``, unchecked; None if there are none."""
     averaging = _table(state.get("callbacks"), "callbacks").get("StageEma")
     return None if averaging is None else _table(averaging, "StageEma").get("averages")
 
 
 def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Check that the saved counters of Lightning's loops are those that the Trainer has.
+    """Check that the saved counters of Lightning's loops match the Trainer's.
 
     Raises:
         ContentsError: One is missing or of another type.
@@ -137,21 +137,21 @@ def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def check_tensors(saved: object, expected: Mapping[str, torch.Tensor], *, name: str, finite: bool = True) -> None:
-    """Check that tensors have the names, shapes and kinds of number of others, and hold finite numbers.
+    """Check that tensors have the expected names, shapes and number types, and hold finite numbers.
 
     Raises:
-        ContentsError: They do not.
+        ContentsError: A tensor does not.
     """
     tensors = _table(saved, name)
     if tensors.keys() != expected.keys():
         odd = sorted(_shown(key) for key in tensors.keys() ^ expected.keys())
         raise ContentsError(f"Its {name} does not hold the tensors of this network: {shortened(odd)}")
     for key, tensor in tensors.items():
-        wanted = expected[key]
-        if not _plain(tensor) or tensor.is_floating_point() != wanted.is_floating_point():
-            raise ContentsError(f"{key} in its {name} is not a tensor of {_kind(wanted)}")
-        if tensor.shape != wanted.shape:
-            raise ContentsError(f"{key} in its {name} has shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}")
+        example = expected[key]
+        if not _plain(tensor) or tensor.is_floating_point() != example.is_floating_point():
+            raise ContentsError(f"{key} in its {name} is not a tensor of {_kind(example)}")
+        if tensor.shape != example.shape:
+            raise ContentsError(f"{key} in its {name} has shape {tuple(tensor.shape)}, not {tuple(example.shape)}")
         if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ContentsError(f"{key} in its {name} holds numbers that are not finite")
 
@@ -160,7 +160,7 @@ def check_history(history: object) -> None:
     """Check the monitored metric and the loss of each epoch.
 
     Raises:
-        ContentsError: They are not pairs of numbers.
+        ContentsError: An entry is not a pair of numbers.
     """
     if not (isinstance(history, list) and all(_numbers(entry, 2) for entry in history)):
         raise ContentsError("Its history is not a pair of numbers for each epoch")
@@ -180,7 +180,7 @@ def check_rows(rows: object, *, phase: str) -> None:
     """Check rows of ``metrics.csv``.
 
     Raises:
-        ContentsError: One is not a table of numbers with the phase's name, its epoch and its step.
+        ContentsError: A row is not a table of numbers with the phase's name, its epoch and its step.
     """
     if not isinstance(rows, list):
         raise ContentsError("Its rows are not a list")
@@ -195,10 +195,10 @@ def check_rows(rows: object, *, phase: str) -> None:
 
 
 def check_count(value: object, name: str, *, most: int = 2**53) -> int:
-    """Return a whole number from 0 to ``most``.
+    """Return the value if it is a whole number from 0 to ``most``.
 
     Raises:
-        ContentsError: It is none.
+        ContentsError: It is not.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
         return value
@@ -206,15 +206,15 @@ def check_count(value: object, name: str, *, most: int = 2**53) -> int:
 
 
 def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerFactory) -> None:
-    """Check an optimizer's state: an optimizer of the same kind, that has taken one step, shows what it may hold.
+    """Check an optimizer's state against that of a fresh optimizer of the same kind after one step.
 
     Args:
-        saved: As :meth:`torch.optim.Optimizer.state_dict` makes it.
+        saved: State as :meth:`torch.optim.Optimizer.state_dict` returns it.
         groups: Parameter groups of the network, in order.
-        make_optimizer: Makes the optimizer.
+        make_optimizer: Function that makes the optimizer.
 
     Raises:
-        ContentsError: It does not fit these groups.
+        ContentsError: The state does not fit these groups.
     """
     state = _table(saved, "optimizer state")
     values, saved_groups = _table(state.get("state"), "optimizer state"), state.get("param_groups")
@@ -238,18 +238,22 @@ def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerF
         if missing := example.keys() - held.keys():
             raise ContentsError(f"Its optimizer lacks {shortened(sorted(missing))} of parameter {number}")
         for key, value in held.items():
-            wanted = example.get(key, value)
-            if isinstance(wanted, torch.Tensor) and wanted.shape == example_shape and shape != example_shape:
-                # of each parameter's own shape, which is all that there is to compare
-                wanted = torch.empty(shape, device="meta", dtype=wanted.dtype)
-            if not _alike(value, wanted):
+            expected_value = example.get(key, value)
+            if (
+                isinstance(expected_value, torch.Tensor)
+                and expected_value.shape == example_shape
+                and shape != example_shape
+            ):
+                # entries in the shape of their parameter: only the shape can be compared
+                expected_value = torch.empty(shape, device="meta", dtype=expected_value.dtype)
+            if not _alike(value, expected_value):
                 raise ContentsError(f"{_shown(key)} of parameter {number} in its optimizer is not what it must be")
 
 
 def _after_a_step(
     groups: Groups, parameters: Sequence[torch.Tensor], make_optimizer: OptimizerFactory
 ) -> dict[int, tuple[torch.Size, Mapping[str, Any]]]:
-    """Return shape and state of the smallest parameter of each number of dimensions, after a step without a gradient."""
+    """Return, by number of dimensions, the shape of the smallest parameter and its optimizer state after a step of zeros."""
     smallest: dict[int, torch.Tensor] = {}
     for parameter in sorted(parameters, key=lambda one: one.numel()):
         smallest.setdefault(parameter.ndim, parameter)
@@ -259,7 +263,7 @@ def _after_a_step(
         copy.grad = torch.zeros_like(copy)
     try:
         optimizer.step()
-    except Exception:  # an optimizer of the user's that needs more than gradients
+    except Exception:  # a user's optimizer may need more than gradients
         return {}
     return {ndim: (copy.shape, dict(optimizer.state[copy])) for ndim, copy in copies.items()}
 
@@ -272,7 +276,7 @@ def _check_gradients(gradients: Mapping[str, Any]) -> None:
 
 
 def _check_counts(value: object, name: str, depth: int = 0) -> None:
-    """Check that tables within tables hold counts and truth values alone."""
+    """Check that nested tables hold only counts and booleans."""
     if isinstance(value, dict) and depth < 10 and all(isinstance(key, str) for key in value):
         for key, inner in value.items():
             _check_counts(inner, f"{name}.{key}"[:200], depth + 1)
@@ -287,7 +291,7 @@ def _table(value: object, name: str) -> dict[Any, Any]:
 
 
 def _alike(value: object, example: object) -> bool:
-    """Return whether a value is of the example's kind: the same keys, lengths, shapes and types; texts are equal."""
+    """Return whether a value has the example's keys, lengths, shapes and types; texts must be equal."""
     if isinstance(example, torch.Tensor):
         if example.ndim == 0 and _number(value):
             return True
@@ -342,7 +346,7 @@ def _numbers(value: object, length: int) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message: the start of a text, a number, or else the kind of thing."""
+    """Return a value for a message: the start of a text, a number, or else its type."""
     if isinstance(value, str):
         return repr(value[:40])
     if value is None or isinstance(value, bool | float):

@@ -1,4 +1,4 @@
-"""Write the checkpoints of a phase, and read them without running foreign code."""
+"""Write the checkpoints of a phase, and read them without running code from the file."""
 
 import os
 from collections.abc import Mapping
@@ -28,20 +28,20 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's reading and writing of checkpoints, made atomic and closed to pickles.
+    """Writes Lightning's checkpoints atomically, and reads them without unpickling objects.
 
-    Lightning 2.6 writes to ``$TMPDIR`` and moves, which truncates and copies where that is another file system: a kill
+    Lightning 2.6 writes to ``$TMPDIR`` and moves the file, which truncates and copies if that is another file system: a kill
     or a full disk then loses the previous checkpoint too (lightning#21253).
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write atomically."""
-        # to an open file: by a path, torch puts the file's name into it, and equal contents would differ in bytes
+        """Write a checkpoint atomically."""
+        # to an open file: given a path, torch writes the file's name into it, and equal contents would differ in bytes
         with atomic_path(path) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read plain containers and tensors, whatever ``weights_only`` says."""
+        """Read plain containers and tensors, whatever ``weights_only`` is."""
         return read_checkpoint(path)
 
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the contents of a checkpoint, on the CPU.
 
     Raises:
-        UserError: The file is no checkpoint, is damaged, or holds objects that would run code when read.
+        UserError: The file is not a checkpoint, is damaged, or holds objects that would run code when read.
         FileError: The file cannot be read from the disk.
     """
     if not os.path.lexists(path):
@@ -79,20 +79,20 @@ def by_parameter(state: Mapping[str, Any], classifier: Classifier, phase: Phase)
 
 
 class PhaseCheckpoints(Checkpoint):
-    """Writes ``last.ckpt`` at the end of each epoch, ``best.ckpt`` when the monitored metric improved.
+    """Writes ``last.ckpt`` at the end of each epoch, and ``best.ckpt`` when the monitored metric has improved.
 
-    The end of an epoch means after its validation and after every other callback. A step in between is written only
-    where neither a validation nor an epoch's end is due: Lightning leaves those out when it resumes from such a step.
+    The end of an epoch means after its validation and after every other callback. A step in between is written only if neither
+    a validation nor the end of an epoch is due: Lightning skips those when it resumes from such a step.
 
-    A run that is to stop stops here, after a step that is written. Before and during a validation the checkpoint says
-    that the validation is due, and a resumed run begins with it. A finished phase is marked too: nothing is left to train,
-    though the Trainer's own counters may not say so.
+    A signal stops a run here, once a step has been written. Before and during a validation the checkpoint is marked as due for
+    validation, and a resumed run begins with that. The checkpoint of a finished phase is marked too: nothing is left to train,
+    though the Trainer's own counters may not show it.
 
     Args:
         folder: Folder of the phase.
         log: ``metrics.csv``, written just before ``last.ckpt``, which holds the same rows.
         every_n_steps: Batches between checkpoints inside an epoch; None writes them only at the ends of epochs.
-        interruption: Signal that stops the run; None never stops.
+        interruption: Handler of the signals that stop the run; None never stops.
     """
 
     def __init__(
@@ -106,9 +106,9 @@ class PhaseCheckpoints(Checkpoint):
         super().__init__()
         self._folder, self._log, self._every = folder, log, every_n_steps
         self._interruption = interruption
-        # validation batches after which all processes still have another one
+        # number of validation batches that every process has
         self._shared_val_batches = 0
-        # True from stopping before a validation until the resumed run has done it
+        # True from a stop before a validation until the resumed run has finished that validation
         self._validation_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,14 +120,14 @@ class PhaseCheckpoints(Checkpoint):
             self._interruption.begin_training()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a signal stop the run at once from here on: nothing is left to be written."""
+        """Let a signal stop the run at once from here on: nothing is left to write."""
         if self._interruption is not None:
             self._interruption.end_training()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write inside an epoch."""
+        """Write a checkpoint inside an epoch if one is due or a signal stops the run."""
         assert isinstance(pl_module, PhaseModule)
         inside = batch_idx + 1 < trainer.num_training_batches
         steps_whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -142,11 +142,11 @@ class PhaseCheckpoints(Checkpoint):
             self._stop(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before a validation."""
+        """Stop before a validation if a signal asks for it."""
         if trainer.state.fn != "fit" or self._interruption is None:
             return
         if self._validation_due:
-            # begun by the run that stopped: counted anew, so that a resumed run writes what the uninterrupted one does
+            # begun by the run that stopped; counted anew, so that a resumed run writes what an uninterrupted one does
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
         batches = torch.tensor(float(sum(trainer.num_val_batches)), device=trainer.strategy.root_device)
         self._shared_val_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
@@ -155,16 +155,16 @@ class PhaseCheckpoints(Checkpoint):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Stop inside a validation, at a batch that every process has."""
+        """Stop inside a validation if a signal asks for it, at a batch that every process has."""
         if trainer.state.fn == "fit" and batch_idx < self._shared_val_batches:
             self._stop_in_validation(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the validation is over."""
+        """Note that no validation is due."""
         self._validation_due = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write at the end of an epoch: the best first, so that ``last.ckpt`` never promises one that is not there."""
+        """Write the checkpoints of an epoch, the best first, so that ``last.ckpt`` never refers to a missing one."""
         assert isinstance(pl_module, PhaseModule)
         if pl_module.progress.improved:
             trainer.strategy.save_checkpoint(pl_module.best_checkpoint(), self._folder / BEST)
@@ -184,9 +184,9 @@ class PhaseCheckpoints(Checkpoint):
         raise self._interruption.stopped()
 
     def _stop_in_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write that the validation is due, and stop.
+        """Write a checkpoint that is due for validation, and stop.
 
-        A phase whose last step lies inside an epoch validates first: Lightning would go on training when it resumes there.
+        A phase whose last step lies inside an epoch validates first: Lightning would continue training when it resumes there.
         """
         assert isinstance(pl_module, PhaseModule)
         ends_inside = trainer.should_stop and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -197,9 +197,9 @@ class PhaseCheckpoints(Checkpoint):
         self._stop(trainer, pl_module, ", before its validation")
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what is left of the phase. A validation that is due is marked as begun and none of it done.
+        """Save whether the phase is finished or due for validation.
 
-        That is where Lightning takes one up.
+        A validation that is due is marked as started with no batch done: from that state Lightning resumes one.
         """
         assert isinstance(pl_module, PhaseModule)
         over = PhaseStopping.is_over(trainer, pl_module) or pl_module.progress.stop
@@ -213,5 +213,5 @@ class PhaseCheckpoints(Checkpoint):
             checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back whether a resumed run begins with a validation."""
+        """Restore whether the resumed run begins with a validation."""
         self._validation_due = bool(state_dict["validation_due"])

@@ -1,4 +1,4 @@
-"""Average the trainable stages exponentially over the steps (Polyak averaging)."""
+"""Exponential moving average of the trainable stages over the optimizer steps (Polyak averaging)."""
 
 import math
 from typing import Any
@@ -12,9 +12,9 @@ from finetune.training.staged_module import PREFIX
 
 
 def decay_at(step: int, *, most: float) -> float:
-    """Return the share of the average that survives a step: ``1 - step ** (-2 / 3)``, and at most ``most``.
+    """Return the decay of the average at a step: ``1 - step ** (-2 / 3)``, at most ``most``.
 
-    The ramp of timm's ``ModelEmaV3(use_warmup=True)``: the first step is copied, as by PyTorch's ``AveragedModel``; 0.9999
+    The ramp of timm's ``ModelEmaV3(use_warmup=True)``: the first step is copied, as in PyTorch's ``AveragedModel``; 0.9999
     is reached after a million steps.
 
     >>> [round(decay_at(step, most=0.9999), 4) for step in (1, 8, 88, 1000, 10**7)]
@@ -24,30 +24,30 @@ def decay_at(step: int, *, most: float) -> float:
 
 
 class StageEma(Callback):
-    """Averages what a phase trains, and validates the averages; frozen stages are not in it, so they cannot drift.
+    """Averages the trainable stages of a phase, and validates the averages; frozen stages are left out and cannot drift.
 
-    Lightning's ``EMAWeightAveraging`` copies the whole module, the frozen part included; this holds only the trainable
-    stages, as plain tensors that a checkpoint takes.
+    Lightning's ``EMAWeightAveraging`` copies the whole module with its frozen part; this holds only the trainable stages, as
+    plain tensors that a checkpoint takes.
 
-    The decay rises to its value (:func:`decay_at`), so that a short phase does not hand on the weights it began with.
+    The decay rises to its final value (:func:`decay_at`), so that a short phase does not hand on the weights it began with.
 
     Args:
         classifier: Network at the start of the phase.
         stages: Trainable stages.
-        decay: Share of the average that survives a step, once it has risen.
+        decay: Decay of the average per optimizer step, after its rise.
     """
 
     def __init__(self, classifier: Classifier, *, stages: tuple[str, ...], decay: float) -> None:
         self._classifier, self._stages, self._decay = classifier, stages, decay
         self.averages = {name: tensor.clone() for name, tensor in tensors_of(classifier, stages).items()}
-        # the weights that train, while their averages are in their place
+        # the weights themselves, while the averages are in their place
         self._raw: dict[str, torch.Tensor] | None = None
-        # optimizer steps that are in the averages
+        # number of optimizer steps that the averages include
         self._steps = 0
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights after an optimizer step into the average; copy whole numbers.
+        """Update the averages with the weights after an optimizer step; copy integer tensors.
 
         Args:
             step: Optimizer steps of the phase so far, from 1.
@@ -64,53 +64,53 @@ class StageEma(Callback):
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Put the averages in the place of the weights for good."""
+        """Replace the weights by the averages."""
         for name, tensor in tensors_of(self._classifier, self._stages).items():
             tensor.copy_(self.averages[name])
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """Put the averages in the place of the weights, which are kept for :meth:`swap_out`."""
+        """Replace the weights by the averages until :meth:`swap_out`."""
         self._raw = {name: tensor.clone() for name, tensor in tensors_of(self._classifier, self._stages).items()}
         self.copy_to_model()
 
     @torch.no_grad()
     def swap_out(self) -> None:
-        """Put the weights back, if averages are in their place."""
+        """Put the weights back, if the averages are in their place."""
         if self._raw is not None:
             for name, tensor in tensors_of(self._classifier, self._stages).items():
                 tensor.copy_(self._raw[name])
             self._raw = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps from where the fit begins or goes on."""
+        """Count steps from where the fit starts or resumes."""
         self._steps = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Average after each optimizer step; with accumulation not every batch makes one."""
+        """Average after each optimizer step; with accumulation, not every batch makes one."""
         self._catch_up(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the averages inside a fit."""
+        """Put the averages in place for a validation inside a fit."""
         if trainer.state.fn == "fit":
             self.swap_in()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train on from the weights themselves."""
+        """Put the weights back for training."""
         self.swap_out()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the averages beside the weights.
+        """Save the averages beside the weights.
 
-        Here and not in ``state_dict``, because another callback may write a checkpoint before this one has seen the last
-        step, or while the averages are in the place of the weights.
+        This is done here and not in ``state_dict``, because another callback may write a checkpoint before this one has seen
+        the last step, or while the averages are in the place of the weights.
         """
         self._catch_up(trainer)
         checkpoint["callbacks"][self.state_key] = {"averages": self.averages}
         checkpoint["state_dict"] |= {PREFIX + name: tensor for name, tensor in (self._raw or {}).items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the averages back."""
+        """Restore the averages."""
         saved = checkpoint["callbacks"][self.state_key]["averages"]
         self.averages = {name: tensor.to(pl_module.device) for name, tensor in saved.items()}
 

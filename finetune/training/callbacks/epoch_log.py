@@ -1,4 +1,4 @@
-"""Log a row of metrics for each epoch: training loss and accuracy, validation, rates and gradient norms."""
+"""Log one row of metrics per epoch: training loss and accuracy, validation, rates and gradient norms."""
 
 from typing import Any
 
@@ -11,28 +11,28 @@ from finetune.training.callbacks.gradient_norms import GradientNorms
 
 
 class EpochLog(Callback):
-    """Adds up what an epoch trained on, and logs a row when it ends.
+    """Sums loss and accuracy over the batches of an epoch, and logs a row when the epoch ends.
 
-    Rows are in the checkpoint, and so are the sums of an epoch that has begun: one entry for each process, because adding
-    them up at a checkpoint would round otherwise than at the epoch's end.
+    A checkpoint holds the rows, and the sums of an epoch that has begun: one entry per process, because adding them up at a
+    checkpoint would round differently than at the end of the epoch.
 
     Args:
         phase: Name of the phase.
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         accuracy: Whether to log the training accuracy; mixed images have none.
-        norms: Gradient norms of the epoch.
+        norms: Callback that measures the gradient norms.
     """
 
     def __init__(self, *, phase: str, offset: tuple[int, int], accuracy: bool, norms: GradientNorms) -> None:
         self.rows: list[EpochRow] = []
         self._phase, self._offset, self._accuracy, self._norms = phase, offset, accuracy, norms
-        # loss sum, right answers, images: of the epoch so far
+        # sum of losses, number of right answers, number of images of the epoch so far
         self._sums = torch.zeros(3, dtype=torch.float64)
-        # the same of every process, from a checkpoint, until the Trainer says which process this is
+        # the sums of every process, from a checkpoint, until the rank of this process is known
         self._saved_sums: torch.Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take this process's sums back, and move them to the device."""
+        """Restore this process's sums, and move them to the device."""
         if (saved := self._saved_sums) is not None:
             self._saved_sums = None
             if len(saved) == trainer.world_size:
@@ -43,17 +43,17 @@ class EpochLog(Callback):
         self._sums = self._sums.to(pl_module.device if pl_module.device.type != "mps" else "cpu")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the sums of an epoch; Lightning does not call this for an epoch that is resumed inside."""
+        """Reset the sums; Lightning does not call this when it resumes inside an epoch."""
         self._sums.zero_()
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
-        """Add a batch."""
+        """Add a batch to the sums."""
         losses_B, right = outputs["losses"], outputs["right"].sum()
         self._sums += torch.stack([losses_B.sum().double(), right.double(), torch.ones_like(right) * len(losses_B)])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the row and hand its numbers to the loggers."""
+        """Build the row of the epoch, and send its values to the loggers."""
         loss, right, images = self._sums_by_process().sum(0).tolist()
         values: dict[str, float] = {
             "train/loss": loss / images,
@@ -74,16 +74,16 @@ class EpochLog(Callback):
             logger.log_metrics(numbers, step=row.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows, and the sums of every process: Lightning calls this on all of them."""
+        """Return the rows, and the sums of every process; Lightning calls this on all processes."""
         return {"rows": [row.to_plain() for row in self.rows], "sums": self._sums_by_process().tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take both back."""
+        """Restore the rows and the sums."""
         self.rows = [EpochRow.from_plain(row) for row in state_dict["rows"]]
         self._saved_sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
 
     def _sums_by_process(self) -> torch.Tensor:
-        """Return the sums of every process (world, 3), the same everywhere."""
+        """Return the sums of every process (world, 3), the same on all of them."""
         if not (dist.is_available() and dist.is_initialized()):
             return self._sums.clone()[None]
         gathered = [torch.zeros_like(self._sums) for _ in range(dist.get_world_size())]

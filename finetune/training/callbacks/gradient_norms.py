@@ -1,4 +1,4 @@
-"""Measure how large the gradient of each stage is; the norms stay on the device until an epoch is over."""
+"""Measure the gradient norm of each stage; the norms stay on the device until the epoch ends."""
 
 from collections.abc import Collection
 from typing import Any
@@ -11,13 +11,13 @@ from finetune.models.classifier import Classifier
 
 
 class GradientNorms(Callback):
-    """Takes the mean norm of each trainable stage's gradient over every ``every``-th optimizer step of an epoch.
+    """Averages each trainable stage's gradient norm over every ``every``-th optimizer step of an epoch.
 
-    Measured before clipping. A step whose norm is not finite (the first ones of mixed precision, whose scale is still
-    being found) does not count.
+    Norms are measured before clipping. A step whose norm is not finite (the first steps of mixed precision, while its loss
+    scale settles) does not count.
 
     Args:
-        classifier: Network with its gradient flags set.
+        classifier: Network whose gradient flags are set.
         stages: Stages to measure.
         every: Optimizer steps from one measurement to the next; the first step of an epoch is measured.
     """
@@ -28,17 +28,17 @@ class GradientNorms(Callback):
             if parameter.requires_grad and (stage := classifier.stage_of(name)) in self._parameters:
                 self._parameters[stage].append(parameter)
         self._every, self._steps = every, 0
-        # for each stage the sum of the norms and how many they are, (S, 2); None until the device is known
+        # for each stage the sum and the number of norms, (S, 2); None until the device is known
         self._sums: torch.Tensor | None = None
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure before clipping."""
+        """Measure the norms before Lightning clips the gradients."""
         self.before_step()
 
     def before_step(self) -> None:
-        """Measure where it is due; nothing here waits for the device."""
+        """Measure the norms if a measurement is due, without waiting for the device."""
         if self._steps % self._every == 0:
             norms = [get_total_norm([p.grad for p in of if p.grad is not None]) for of in self._parameters.values()]
             device = next(p.device for of in self._parameters.values() for p in of)
@@ -49,15 +49,15 @@ class GradientNorms(Callback):
         self._steps += 1
 
     def epoch(self) -> dict[str, float]:
-        """Return the means of the epoch that is over by stage, and start afresh; this makes one transfer from the device."""
+        """Return the mean norm of each stage over the epoch, and reset; this makes one transfer from the device."""
         sums = self._sums.tolist() if self._sums is not None else []
         self._sums, self._steps = None, 0
         return {stage: total / count for stage, (total, count) in zip(self._parameters, sums, strict=False) if count}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint inside an epoch needs."""
+        """Return the sums, for a checkpoint inside an epoch."""
         return {"steps": self._steps, "sums": None if self._sums is None else self._sums.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state back."""
+        """Restore the sums."""
         self._steps, self._sums = int(state_dict["steps"]), state_dict["sums"]

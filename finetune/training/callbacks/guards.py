@@ -1,4 +1,4 @@
-"""Guard a fit: tell at once, and once, what a user would want to hear."""
+"""Guard a fit: stop it at once when something is wrong, and warn once about groups that do not learn."""
 
 import warnings
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from finetune.training.phases import Phase
 
 
 class _Step(NamedTuple):
-    """Where a batch stands in its fit."""
+    """A batch and its position in the fit."""
 
     batch: Any
     batch_idx: int
@@ -23,12 +23,12 @@ class _Step(NamedTuple):
 
 
 class Guards(Callback):
-    """Checks that cost next to nothing in a step: modes, finite losses, groups that learn, frozen tensors that stay.
+    """Checks modes, finite losses, groups that learn and frozen tensors that stay, at almost no cost per step.
 
     Args:
         classifier: Network that trains.
-        phase: Stages that train, and those that are frozen.
-        file_of: Gives the file of a row of the index; None where batches do not hold rows.
+        phase: Phase that names the trainable and the frozen stages.
+        file_of: Function that returns the file of a row of the index; None if batches do not hold rows.
     """
 
     def __init__(self, *, classifier: Classifier, phase: Phase, file_of: Callable[[int], str] | None = None) -> None:
@@ -43,10 +43,10 @@ class Guards(Callback):
         self._pending: tuple[torch.Tensor, _Step] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Check at the first batch that modes and gradient flags are the phase's, and note what the frozen stages hold.
+        """Check modes and gradient flags at the first batch, and record the frozen tensors.
 
         Raises:
-            RunError: Something switched a frozen part on, or a trainable one off.
+            RunError: A frozen part has been set to train, or a trainable part has been frozen.
         """
         self._step = _Step(batch, batch_idx, trainer.current_epoch, trainer.global_step)
         if self._modes_checked:
@@ -60,10 +60,10 @@ class Guards(Callback):
         self._frozen = self._fingerprints()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        """Refuse a loss that is not a number. On a GPU it is read one batch later, so that nothing waits.
+        """Stop on a loss that is not finite; on a GPU the loss is read one batch later, so that nothing waits for it.
 
         Raises:
-            RunError: Names the step and the files of its batch.
+            RunError: The loss is not finite; the message names the step and the files of its batch.
         """
         assert self._step is not None
         if loss.device.type == "cpu":
@@ -92,7 +92,7 @@ class Guards(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Note which groups have a gradient; a group is looked at until it has shown one."""
+        """Record which groups have had a gradient; a group is checked until it has had one."""
         self._steps += 1
         for group in optimizer.param_groups:
             if group["name"] in self._learning or group["peak_lr"] == 0:
@@ -104,15 +104,15 @@ class Guards(Callback):
                 self._silent.add(group["name"])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that frozen tensors are what they were; warn of groups that learned nothing in a whole epoch.
+        """Check that frozen tensors have not changed, and warn about groups that had no gradient in the whole epoch.
 
         Raises:
-            RunError: A frozen tensor changed.
+            RunError: A frozen tensor has changed.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._check_finite(*pending)
-        # one or two steps prove nothing: a residual branch whose last gate starts at zero has no gradient at the first
+        # one or two steps prove nothing: a residual branch whose last gate starts at zero has no gradient at first
         for name in sorted(self._silent - self._warned) if self._steps > 2 else ():
             self._warned.add(name)
             warnings.warn(
@@ -130,7 +130,7 @@ class Guards(Callback):
                 )
 
     def _fingerprints(self) -> dict[str, int]:
-        """Return a number for each tensor of the frozen stages that changes when one of its bits does."""
+        """Return a checksum of each tensor of the frozen stages, which changes with any single bit."""
         whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return {
             name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))

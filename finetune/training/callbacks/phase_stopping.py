@@ -1,4 +1,4 @@
-"""End a phase at its last step, or where patience has run out."""
+"""End a phase at its last step, or when its patience has run out."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from finetune.training.staged_module import StagedModule
 
 
 class PhaseStopping(Callback):
-    """Tells the Trainer to stop; it then validates and ends the epoch as usual.
+    """Stops the Trainer, which then validates and ends the epoch as usual.
 
     Args:
         progress: History of the phase, with its patience.
@@ -24,12 +24,12 @@ class PhaseStopping(Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop where patience has run out, or in a phase that is resumed behind its last step."""
+        """Stop when patience has run out, or if the phase was resumed after its last step."""
         if self._progress.stop or self.is_over(trainer, pl_module):
             trainer.should_stop = True
 
     @staticmethod
     def is_over(trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Return whether the last step has been made."""
+        """Return whether the last step is done."""
         assert isinstance(pl_module, StagedModule)
         return trainer.global_step >= pl_module.total_steps

@@ -1,4 +1,4 @@
-"""Show a phase while it trains: a progress bar on a terminal, a line an epoch elsewhere."""
+"""Show the progress of a phase: a progress bar on a terminal, elsewhere one line per epoch."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
-    """Name the stages that train in few words.
+    """Return a short text that names the stages that train.
 
     >>> stages_in_words(("layer4", "head"), ("stem", "layer3", "layer4", "head"))
     'layer4, head'
@@ -38,7 +38,7 @@ def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
 
 
 def rates_in_words(rates: Sequence[float]) -> str:
-    """Name one rate, or the lowest and the highest.
+    """Return a text with the rate, or with the lowest and the highest of several.
 
     >>> rates_in_words([0.001]), rates_in_words([0.0001, 0.002, 0.001])
     ('0.001', '0.0001 ... 0.002')
@@ -48,15 +48,15 @@ def rates_in_words(rates: Sequence[float]) -> str:
 
 
 def current_rates(trainer: Trainer) -> str:
-    """Name the rates of the last step."""
+    """Return a text with the rates of the last step."""
     return rates_in_words([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
 class PhaseProgressBar(RichProgressBar):
-    """Shows phase, trainable stages, rates and the time left for the whole schedule in Lightning's bar.
+    """Shows the phase, its trainable stages, the rates and the time left of the schedule in Lightning's progress bar.
 
     Args:
-        time_left: Estimate for the run.
+        time_left: Estimate of the time left of the schedule.
     """
 
     def __init__(self, time_left: TimeLeft) -> None:
@@ -65,19 +65,19 @@ class PhaseProgressBar(RichProgressBar):
 
     @staticmethod
     def wanted() -> bool:
-        """Return whether this is a terminal that can redraw a line, and not CI, whose log keeps every line."""
+        """Return whether stdout is a terminal that can redraw a line, and not that of CI, whose log keeps every line."""
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
     def _get_train_description(self, current_epoch: int) -> str:
         module = self.trainer.lightning_module
         assert isinstance(module, PhaseModule)
         phase = module.phase
-        told = f"{printable(phase.name)} ({stages_in_words(phase.train, phase.stages)})"
-        # a name may hold what Rich takes for a colour
-        return f"{escape(told)} epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        title = f"{printable(phase.name)} ({stages_in_words(phase.train, phase.stages)})"
+        # Rich could take part of a name for markup
+        return f"{escape(title)} epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the rates, the last validation's accuracy, and what is left of the run."""
+        """Return the rates, the last validation accuracy, and the time left of the run."""
         assert isinstance(pl_module, PhaseModule)
         shown = {"lr": current_rates(trainer)}
         if "val/acc" in trainer.callback_metrics:
@@ -87,22 +87,22 @@ class PhaseProgressBar(RichProgressBar):
 
 
 class EpochLines(Callback):
-    """Logs one plain line an epoch, for log files and pipes.
+    """Logs one plain line per epoch, for log files and pipes.
 
     Args:
-        time_left: Estimate for the run.
+        time_left: Estimate of the time left of the schedule.
     """
 
     def __init__(self, time_left: TimeLeft) -> None:
         self._time_left = time_left
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure the time."""
+        """Start to measure time."""
         assert isinstance(pl_module, PhaseModule)
         self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line of the epoch."""
+        """Log the line of the epoch."""
         if not is_rank_zero() or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         assert isinstance(pl_module, PhaseModule)
@@ -119,5 +119,5 @@ class EpochLines(Callback):
 
 
 def share_done(trainer: Trainer, module: PhaseModule) -> float:
-    """Return the share of the phase's optimizer steps that have been made."""
+    """Return the share of the phase's optimizer steps that are done, from 0 to 1."""
     return min(trainer.global_step / max(module.total_steps, 1), 1.0)

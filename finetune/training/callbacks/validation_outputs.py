@@ -1,4 +1,4 @@
-"""Keep a validation of a fit, so that the final evaluation need not repeat it."""
+"""Keep the validation of the chosen epoch, so that the final evaluation need not repeat it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from finetune.training.staged_module import StagedModule
 
 
 class ValidationOutputs(Callback):
-    """Keeps the validation of the epoch whose weights the phase hands on, where one process sees all of it.
+    """Keeps the validation of the epoch whose weights the phase hands on, if a single process sees all of it.
 
     Args:
         progress: History of the phase.
@@ -27,13 +27,13 @@ class ValidationOutputs(Callback):
         self._outputs: SplitOutputs | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to collect."""
+        """Start to collect outputs."""
         self._outputs = SplitOutputs() if trainer.state.fn == "fit" and trainer.world_size == 1 else None
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any
     ) -> None:
-        """Collect a batch."""
+        """Collect the outputs of a batch."""
         assert isinstance(pl_module, StagedModule)
         if self._outputs is not None:
             self._outputs.add(
@@ -44,7 +44,7 @@ class ValidationOutputs(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep this validation if its weights may be those that the phase hands on; the history has its epoch by now."""
+        """Keep this validation if the phase may hand on its weights; the history already has its epoch."""
         if self._outputs is not None and (self._progress.improved or self._restore == "last"):
             self.validated = Validation(
                 step=trainer.global_step, metrics=split_metrics(self._metrics), outputs=self._outputs.gather()
