@@ -176,6 +176,21 @@ def test_two_processes_killed_and_resumed_end_at_the_bits_of_the_uninterrupted_t
     assert float(best["val/loss"]) == pytest.approx(results["val"]["loss"], rel=1e-6)
 
 
+def test_a_run_killed_on_two_devices_ends_on_one_at_the_weights_of_one(one: Path, pets: Path, tmp_path: Path) -> None:
+    from tests.conftest import TINY
+
+    words = ["data=folder", f"data.root={pets}", *TINY, *JOB, *recorded(tmp_path), "checkpoint.every_n_steps=1"]
+    run = tmp_path / "run"
+    statuses = forked_ranks(lambda: train_tiny([*words, *TWO], run), tmp_path / "out", environment={DIE: "all:9"})
+    assert statuses == [-signal.SIGKILL] * 2
+    assert not (run / "results.json").exists()
+    assert resume(run, trust=True, overrides=["trainer.devices=1", "trainer.strategy=auto"]) is not None
+    expected, weights = (load_file(folder / "final.safetensors") for folder in (one, run))
+    assert max(float((expected[name] - weights[name]).abs().max()) for name in expected) < 1e-6
+    alone, moved = (json.loads((folder / "results.json").read_text()) for folder in (one, run))
+    assert moved["test"]["confusion"] == alone["test"]["confusion"]
+
+
 def test_a_run_killed_before_its_test_counts_each_image_once_when_it_is_resumed(two: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(two, copy)
