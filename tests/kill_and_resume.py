@@ -13,11 +13,13 @@ import argparse
 import csv
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +81,15 @@ CONFIGURATIONS = {
             "data.augment=rand_augment",
         ),
         workers=(0, 1),
+    ),
+    "gradual, its head solved": Configuration(
+        words=(
+            "schedule=gradual",
+            "schedule.phases.1.epochs=2",
+            "schedule.phases.2.epochs=2",
+            "data.augment=standard",
+            "checkpoint.every_n_steps=2",
+        )
     ),
     "head_then_all, mixup, EMA": Configuration(
         words=(
@@ -152,13 +163,15 @@ class Campaign:
     Args:
         root: Folder for everything.
         draw: Draws what is struck.
+        names: Names of the configurations that run.
     """
 
-    def __init__(self, root: Path, draw: random.Random) -> None:
+    def __init__(self, root: Path, draw: random.Random, names: Sequence[str]) -> None:
         self._root, self._draw = root, draw
         pets, table = make_pets(root / "pets"), make_table(root / "table")
         self._words, self._events, self._seconds = {}, {}, {}
-        for name, configuration in CONFIGURATIONS.items():
+        for name in names:
+            configuration = CONFIGURATIONS[name]
             data = ["data=folder", f"data.root={pets}"]
             if "data=manifest" in configuration.words:
                 data = [f"data.path={table}", "data.label_separator=|"]
@@ -235,7 +248,12 @@ class Campaign:
                         stale.unlink()
             if statuses := [status for status in self._together(name, run_dir) if status]:
                 return struck, f"resumed: {statuses} {said(run_dir.with_suffix('.rank'))}"
-        return struck, self._wrong(name, run_dir, cache, signals=all(s.number != signal.SIGKILL for s in strikes))
+        wrong = self._wrong(name, run_dir, cache, signals=all(s.number != signal.SIGKILL for s in strikes))
+        if not wrong:
+            # what is left of a run that ended otherwise is kept to be looked at
+            for folder in {run_dir, cache} - {self._cache(name)}:
+                shutil.rmtree(folder, ignore_errors=True)
+        return struck, wrong
 
     def _resumes(self, run_dir: Path) -> int:
         """How often a run has been resumed before this time."""
@@ -261,9 +279,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="TEXT", help="configurations whose name holds this")
     given = parser.parse_args()
+    names = [name for name in CONFIGURATIONS if given.only in name]
+    if not names:
+        parser.error(f"--only {given.only}: no such configuration. Configurations: {', '.join(CONFIGURATIONS)}.")
     draw = random.Random(given.seed)
-    campaign = Campaign(Path(tempfile.mkdtemp(prefix="kill-and-resume-")), draw)
+    root = Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
+    campaign = Campaign(root, draw, names)
     kills: Counter[str] = Counter()
     runs: Counter[str] = Counter()
     failed: Counter[str] = Counter()
@@ -271,7 +294,7 @@ def main() -> int:
     number = 0
     while kills.total() < given.kills:
         # every configuration in turn; every fourth run is struck twice
-        name = list(CONFIGURATIONS)[number % len(CONFIGURATIONS)]
+        name = names[number % len(names)]
         strikes = campaign.strikes(name, 2 if number % 4 == 3 else 1)
         began = time.monotonic()
         struck, wrong = campaign.run(number, name, strikes)
@@ -285,10 +308,14 @@ def main() -> int:
         end = f"DIFFERENT: {wrong}" if wrong else "same"
         print(f"{kills.total():5}  {name:27} {time.monotonic() - began:5.1f}  {end}, {moments}", flush=True)
     print(f"\n{'configuration':27} {'runs':>4} {'kills':>5} {'different':>9}")
-    for name in CONFIGURATIONS:
+    for name in names:
         print(f"{name:27} {runs[name]:4} {kills[name]:5} {failed[name]:9}")
     print(f"{'all':27} {runs.total():4} {kills.total():5} {failed.total():9}")
-    return 1 if failed.total() else 0
+    if failed.total():
+        print(f"What they left is in {root}.")
+        return 1
+    shutil.rmtree(root)
+    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from finetune.file_lock import LOCK
 from tests.crash_states import Contents, Disk, Tree, digest, is_scratch, materialize, tree_of
 from tests.file_layer import COMPILED, Kind, Layer, compile_layer, environment, layer_of_this_process, named, read_log
 
@@ -423,8 +424,9 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
     wrong = []
     if "Traceback" in said or "--traceback" in said:
         wrong.append("a bare Python error")
-    # a run folder that cannot be made is the user's mistake
-    if status not in (0, 1) and not (status == 2 and "run_dir=" in said and "cannot be made" in said):
+    # a run folder that cannot be made or written in is the user's mistake
+    refused = "run_dir=" in said and ("cannot be made" in said or f"{LOCK} cannot be written in it" in said)
+    if status not in (0, 1) and not (status == 2 and refused):
         wrong.append(f"status {status}")
     answers = said.splitlines()
     if status == 0:
