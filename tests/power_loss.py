@@ -227,7 +227,9 @@ def go_on(whole: Uninterrupted, root: Path, output: Path) -> Verdict:
         return Verdict("", how, f"{type(error).__name__}: {error}")
 
 
-def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[str, Any], list[Verdict]]:
+def power(
+    whole: Uninterrupted, *, jobs: int, lean: int | None, part: tuple[int, int] = (0, 1)
+) -> tuple[dict[str, Any], list[Verdict]]:
     """Every state that a power cut may leave; a lean choice takes so many of them, spread over the kinds of operations."""
     disk, seen, count = Disk(), set(), 0
     lost: list[Verdict] = []
@@ -248,6 +250,7 @@ def power(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[st
     assert final == whole.tree, f"the record lacks {sorted(p for p in final if final[p] != whole.tree.get(p, 0))}"
     if lean is not None:
         cases = _lean(whole, cases, lean)
+    cases = cases[part[0] :: part[1]]
 
     def judge(case: tuple[int, str, Tree]) -> Verdict:
         number, called, tree = case
@@ -342,7 +345,9 @@ def _target_of(part: str) -> str:
     return ".".join(part.strip(".").split(".")[:2])
 
 
-def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict[str, Any], list[Verdict]]:
+def failures(
+    whole: Uninterrupted, *, jobs: int, lean: int | None, part: tuple[int, int] = (0, 1)
+) -> tuple[dict[str, Any], list[Verdict]]:
     """The n-th operation of each kind fails, for every n."""
     numbers: dict[tuple[str, str], int] = {}
     cases: list[tuple[str, Kind, int, bool, int]] = []
@@ -372,8 +377,9 @@ def failures(whole: Uninterrupted, *, jobs: int, lean: int | None) -> tuple[dict
             for (name, error), count in numbers.items()
             for case in cases
             if (case[0], named(case[2])) == (name, error)
-            and case[4] in {round((part + 0.5) * count / each) for part in range(each)}
+            and case[4] in {round((spread + 0.5) * count / each) for spread in range(each)}
         ]
+    cases = cases[part[0] :: part[1]]
 
     def judge(case: tuple[str, Kind, int, bool, int]) -> Verdict:
         name, kind, error, for_good, number = case
@@ -498,10 +504,12 @@ def main() -> int:
     parser.add_argument("--only", choices=["power", "failures"], help="one of the two")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     parser.add_argument("--lean", type=int, help="so many states and so many failures, always the same")
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th case from the K-th on, K from 0")
     parser.add_argument(
         "--python-layer", action="store_true", help="without the compiled layer, as where there is no cc"
     )
     given = parser.parse_args()
+    first, parts = map(int, given.part.split("/"))
     with tempfile.TemporaryDirectory(prefix="power-loss-") as name:
         folder = Path(name).resolve()
         if COMPILED not in os.environ and not given.python_layer:
@@ -515,7 +523,7 @@ def main() -> int:
             if given.only in (None, what):
                 (folder / what).mkdir()
                 whole = Uninterrupted(folder / what, layer)
-                counts, verdicts = campaign(whole, jobs=given.jobs, lean=given.lean)
+                counts, verdicts = campaign(whole, jobs=given.jobs, lean=given.lean, part=(first, parts))
                 print(f"{what}: {json.dumps(counts)}")
                 for verdict in verdicts:
                     if verdict.wrong:
