@@ -13,6 +13,7 @@ from finetune.config.schema import Config
 from finetune.errors import UserError, shortened
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
+    from finetune.data.audit import Audit
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.image_source import Source
     from finetune.models.classifier import Classifier
@@ -29,14 +30,15 @@ class RunParts:
     phases: "list[Phase]"
 
 
-def _say_what_the_data_holds(source: "Source", say: Say) -> None:
-    """Report the audit in a few lines, and the decisions about the data."""
+def _report_data(source: "Source", say: Say) -> "Audit | None":
+    """Report the audit in a few lines, and the decisions about the data; return the audit of a data set of files."""
     from finetune.data.audit import audit
     from finetune.data.audit_text import short
 
-    lines = short(audit(source, look_alikes=False)) if source.facts is not None else []
-    for line in (*lines, *source.index.notes):
+    found = audit(source, look_alikes=False) if source.facts is not None else None
+    for line in (*(short(found) if found is not None else []), *source.index.notes):
         say(line)
+    return found
 
 
 def assemble(
@@ -62,8 +64,12 @@ def assemble(
     """
     source = build_source(config, listing=check_paths(config))
     if description is None:
-        _say_what_the_data_holds(source, say)
+        from finetune.build.input_lines import input_lines
+
+        found = _report_data(source, say)
         classifier = build_model(config, source, say, trusted=trusted)
+        for line in input_lines(classifier, found.sizes) if found is not None else []:
+            say(line)
     else:
         from finetune.bundle import description_problems
         from finetune.models.classifier import classifier_from_description
