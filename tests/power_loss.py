@@ -445,11 +445,11 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
     if name.startswith(".tmp") or "/cache/features/" in path:
         # safetensors' own file, and a mapping, of which the system gives no name: the folder stands for them
         shown.append(str(Path(path).parent))
-    # a lock that cannot say whose it is still locks
-    needed = path and path != "memory" and not (status == 0 and name == ".lock")
+    # a lock that cannot say whose it is still locks: where all later operations fail too, the message names their file
+    needed = path and path != "memory" and not (status != 2 and name == LOCK)
     if needed and not any(word.lower() in text for word in shown):
         wrong.append("the file is not named")
-    if (needed or path == "memory") and CAUSES[error] not in text:
+    if (needed or path == "memory" or status != 0) and CAUSES[error] not in text:
         wrong.append("the cause is not named")
     if wrong:
         wrong.append(f"it said: {' / '.join(said.strip().splitlines()[-3:])[-500:]}")
