@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
+# in the folder of a sweep: the records and logs of its jobs
+JOBS = "jobs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,11 @@ class RunFolder:
     def report(self) -> Path:
         """The page for people."""
         return self.path / REPORT
+
+    @property
+    def logger_ids(self) -> Path:
+        """Ids of the run in the stores of its loggers, by which a resumed run goes on in them."""
+        return self.path / "loggers.json"
 
     @property
     def error_log(self) -> Path:

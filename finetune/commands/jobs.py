@@ -21,11 +21,9 @@ from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError
 from finetune.file_errors import in_words
 from finetune.plain import Json, from_plain, to_plain
-from finetune.run_folder import RunFolder
+from finetune.run_folder import JOBS, RunFolder
 from finetune.safe_files import read_json
 from finetune.terminal import GuardedStream
-
-JOBS = "jobs"
 
 
 class Refused(BaseException):

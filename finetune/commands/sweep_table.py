@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.atomic_files import write_text
-from finetune.commands.jobs import JOBS, JobRecord, smaller_is_better
+from finetune.commands.jobs import JobRecord, smaller_is_better
 from finetune.config import from_yaml
 from finetune.config.trust import resume_command
 from finetune.errors import RunError, UserError
 from finetune.plain import from_plain
-from finetune.run_folder import RunFolder
+from finetune.run_folder import JOBS, RunFolder
 from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"

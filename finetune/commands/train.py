@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.atomic_files import write_text
 from finetune.build import RunParts, assemble
 from finetune.build.classifier import network_name
+from finetune.build.loggers import build_loggers
 from finetune.build.paths import check_typed_places, with_absolute_paths
 from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.build.training import check_training, imbalance, loss_of, optimizer_factory, trainer_factory
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from finetune.data.image_source import Source
     from finetune.data.transforms import View
     from finetune.models.classifier import Classifier
+    from finetune.run_folder import RunFolder
+    from finetune.training.logger_stores import RunFiles
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -168,6 +171,7 @@ def execute(
     from finetune.results import BackboneOrigin, RunFacts
     from finetune.run_folder import RECORD, RunFolder, wait_for_run_record
     from finetune.training.compiling import compiles
+    from finetune.training.logger_stores import flat
     from finetune.training.run import Run
     from finetune.training.run_context import Factories, RunContext, RunSettings
 
@@ -185,7 +189,7 @@ def execute(
         if objects.loss is None
         else loss_with_objects(objects.loss, num_classes=len(index.classes), multi_label=index.multi_label)
     )
-    loggers = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.logger.values()]
+    loggers = build_loggers(config, run_dir, trusted=trusted, objects=objects.loggers)
     callbacks = [instantiate(node, trusted=trusted, run_dir=run_dir) for node in config.callbacks.values()]
     metrics = {
         name: instantiate(node, trusted=trusted) for name, node in config.metrics.items() if "_target_" in node
@@ -194,59 +198,65 @@ def execute(
         collect_garbage_as_usual()
         if not torch.cuda.is_available():
             retain_freed_blocks()
-    with quiet_lightning(), failures_logged(run_dir, config), handed_down(run_dir):
-        context = RunContext(
-            classifier=parts.classifier,
-            data=parts.data,
-            schedule=parts.phases,
-            caches=caches,
-            folder=RunFolder(run_dir),
-            settings=RunSettings(
-                seed=config.seed,
-                monitor=config.monitor,
-                checkpoint_every=config.checkpoint.every_n_steps,
-                cache_limit_bytes=int(config.cache.max_gb * 1e9),
-                compiled=compiled,
-                facts=RunFacts(
-                    backbone=BackboneOrigin(
-                        source=parts.classifier.backbone.source,
-                        name=network_name(named),
-                        weights=named.backbone.weights,
-                        place=origin.place,
-                        licence=origin.licence,
-                        revision=origin.revision,
-                    ),
-                    schedule=config.schedule.name,
-                    imbalance=imbalance(named),
-                    precision=str(decided.precision),
+    with loggers.recording(flat({key: value for key, value in to_plain(config).items() if key != "logger"})):
+        with quiet_lightning(), failures_logged(run_dir, config), handed_down(run_dir):
+            context = RunContext(
+                classifier=parts.classifier,
+                data=parts.data,
+                schedule=parts.phases,
+                caches=caches,
+                folder=RunFolder(run_dir),
+                settings=RunSettings(
+                    seed=config.seed,
+                    monitor=config.monitor,
+                    checkpoint_every=config.checkpoint.every_n_steps,
+                    cache_limit_bytes=int(config.cache.max_gb * 1e9),
                     compiled=compiled,
+                    facts=RunFacts(
+                        backbone=BackboneOrigin(
+                            source=parts.classifier.backbone.source,
+                            name=network_name(named),
+                            weights=named.backbone.weights,
+                            place=origin.place,
+                            licence=origin.licence,
+                            revision=origin.revision,
+                        ),
+                        schedule=config.schedule.name,
+                        imbalance=imbalance(named),
+                        precision=str(decided.precision),
+                        compiled=compiled,
+                    ),
                 ),
-            ),
-            make=Factories(
-                trainer=trainer_factory(config, run_dir, precision=decided.precision, trusted=trusted),
-                optimizer=partial(optimizer_factory, trusted=trusted),
-                loss=make_loss,
-                metrics=metrics,
-            ),
-            loggers=[*loggers, *objects.loggers],
-            callbacks=[*callbacks, *objects.callbacks],
-            resume_options=" --trust" if needs_trust(config) else "",
+                make=Factories(
+                    trainer=trainer_factory(config, run_dir, precision=decided.precision, trusted=trusted),
+                    optimizer=partial(optimizer_factory, trusted=trusted),
+                    loss=make_loss,
+                    metrics=metrics,
+                ),
+                loggers=loggers.all,
+                callbacks=[*callbacks, *objects.callbacks],
+                resume_options=" --trust" if needs_trust(config) else "",
+            )
+            result = Run(
+                context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
+            ).execute()
+        say(f"\n{result_table(result.results)}\n")
+        say(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
+        say(f"bundle: {result.bundle}")
+        if config.report and is_rank_zero():
+            if tune_process:
+                # the report uses its memory only once, so freed blocks need not be retained
+                release_freed_blocks()
+                free_memory()
+            views = {text: parts.data.view(text) for text in parts.data.augment_lists}
+            modules = {"head": objects.head, "backbone": None if objects.backbone is None else objects.backbone.net}
+            given = {part: copy.deepcopy(module) for part, module in modules.items() if module is not None}
+            report(run_dir, parts.source, trust=trusted, views=views, given=given)
+        loggers.finish(
+            result.results.test,
+            step=sum(phase.steps for phase in result.results.phases),
+            files=run_files(RunFolder(run_dir)),
         )
-        result = Run(
-            context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
-        ).execute()
-    say(f"\n{result_table(result.results)}\n")
-    say(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
-    say(f"bundle: {result.bundle}")
-    if config.report and is_rank_zero():
-        if tune_process:
-            # the report uses its memory only once, so freed blocks need not be retained
-            release_freed_blocks()
-            free_memory()
-        views = {text: parts.data.view(text) for text in parts.data.augment_lists}
-        modules = {"head": objects.head, "backbone": None if objects.backbone is None else objects.backbone.net}
-        given = {part: copy.deepcopy(module) for part, module in modules.items() if module is not None}
-        report(run_dir, parts.source, trust=trusted, views=views, given=given)
     if is_rank_zero():
         if config.keep != "all":
             keep_results_only(parts.classifier, run_dir)
@@ -254,6 +264,14 @@ def execute(
         lines = commands(str(run_dir), multi_label=parts.source.index.multi_label, trust=own)
         say("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
     return result
+
+
+def run_files(folder: "RunFolder") -> "RunFiles":
+    """Return the files of a finished run that its loggers keep."""
+    from finetune.training.logger_stores import RunFiles
+
+    files = (folder.results, folder.report, folder.config, folder.plan, folder.predictions, folder.metrics)
+    return RunFiles(bundle=folder.bundle, others=[file for file in files if file.is_file()])
 
 
 def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:

@@ -38,7 +38,6 @@ LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
     "lightning.pytorch.loggers": {
         "CSVLogger": ("save_dir",),
         "TensorBoardLogger": ("save_dir",),
-        "MLFlowLogger": ("tracking_uri", "save_dir", "artifact_location"),
     },
     "lightning.pytorch.callbacks": {
         "DeviceStatsMonitor": (),
@@ -91,8 +90,6 @@ _NEEDS: Mapping[str, str] = {
     "NeptuneLogger": "neptune",
     "TensorBoardLogger": "tensorboard",
 }
-# without this argument the class uses a location from the environment
-_NEEDED = {"MLFlowLogger": "tracking_uri"}
 # profilers that a run folder may name; the others write beside the current folder
 _PROFILERS = ("simple", "advanced", None)
 
@@ -446,8 +443,7 @@ def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
         )
     else:
         places = LISTED.get(package, {}).get(name, ())
-        problems = [f"{key} is not given" for key in [_NEEDED.get(name)] if key is not None and not node.get(key)]
-        problems += ["its arguments have no names"] if "_args_" in node else []
+        problems = ["its arguments have no names"] if "_args_" in node else []
         if (
             name == "Trainer"
             and isinstance(node.get("profiler"), str | None)
@@ -458,8 +454,7 @@ def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
             fits = _stays_inside if key in places else _is_word
             problems += [f"{key}={printable(text)!r} leads out of the run" for text in _texts(value) if not fits(text)]
         if problems:
-            contact = f", and may contact {CONTACTS[name]}" if name in CONTACTS else ""
-            yield f"{shown}: {shortened(problems)}{contact}"
+            yield f"{shown}: {shortened(problems)}"
     for key, value in arguments.items():
         yield from _unlisted(value, f"{where}.{key}" if where else str(key))
 
@@ -479,11 +474,10 @@ def _texts(value: Any) -> Iterator[str]:
 def _stays_inside(text: str) -> bool:
     """Whether a path is inside the run folder.
 
-    >>> [_stays_inside(text) for text in ("<run_dir>", "file:<run_dir>/mlruns", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
+    >>> [_stays_inside(text) for text in ("<run_dir>", "<run_dir>/csv", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
     [True, True, False, False, False]
     """
-    rest = text.removeprefix("file:")
-    return (rest == RUN_DIR or rest.startswith(f"{RUN_DIR}/")) and _is_word(rest)
+    return (text == RUN_DIR or text.startswith(f"{RUN_DIR}/")) and _is_word(text)
 
 
 def _is_word(text: str) -> bool:

@@ -37,6 +37,7 @@ from finetune.training.phase_weights import begin_from_start_weights, load_weigh
 from finetune.training.phases import Phase
 from finetune.training.rate_trials import tried_phase
 from finetune.training.run_context import RunContext, RunSession
+from finetune.training.run_loggers import log_row, mark_running
 from finetune.training.staged_module import PREFIX
 
 
@@ -102,6 +103,9 @@ class PhaseRunner:
             seconds=round(time.monotonic() - began, 3),
         )
         self._session.log.add(result.rows or ())
+        if not self._needs_trainer:
+            for row in result.rows or ():
+                log_row(self._context.loggers, row)
         self._write(result)
         return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
 
@@ -271,6 +275,7 @@ class PhaseRunner:
                 ckpt_path=None if processes is None else str(self._folder.last),
                 weights_only=True,
             )
+        mark_running(self._context.loggers)
         trainer.strategy.barrier("phase end")
         return trainer.global_step, module.optimizer_state()
 

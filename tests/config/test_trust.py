@@ -198,7 +198,6 @@ def needs(**parts: Any) -> list[str]:
     [
         ("logger", {"_target_": "lightning.pytorch.loggers.TensorBoardLogger", "save_dir": "<run_dir>", "name": ""}),
         ("logger", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "<run_dir>/csv"}),
-        ("logger", {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "file:<run_dir>/mlruns"}),
         ("callbacks", {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/acc", "mode": "max"}),
         ("callbacks", {"_target_": "lightning.pytorch.callbacks.early_stopping.EarlyStopping", "monitor": "val/acc"}),
         ("callbacks", {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "<run_dir>/mine"}),
@@ -216,9 +215,9 @@ def test_local_loggers_and_callbacks_of_lightning_pass(key: str, node: dict[str,
         (
             "logger",
             {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://198.51.100.7:5000"},
-            "tracking_uri='http://198.51.100.7:5000' leads out of the run",
+            "which contacts http://198.51.100.7:5000",
         ),
-        ("logger", {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "tracking_uri is not given"),
+        ("logger", {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}, "which contacts the server of mlflow"),
         ("logger", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/etc"}, "leads out of the run"),
         ("logger", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "here"}, "leads out of the run"),
         (
@@ -445,7 +444,7 @@ def test_a_configuration_of_every_packaged_choice_is_read_back_from_its_file(tmp
         config = compose(["data=digits", f"logger={logger}", f"optimizer={optimizer}"])
         (tmp_path / "config.yaml").write_text(to_yaml(config))
         assert from_yaml(tmp_path / "config.yaml") == config
-        assert len(needs_trust(config)) == (logger == "wandb")
+        assert len(needs_trust(config)) == (logger in ("wandb", "mlflow"))
 
 
 @pytest.fixture

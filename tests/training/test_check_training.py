@@ -25,7 +25,10 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
         (["trainer.accelerator=cpu", "trainer.devices=x"], "trainer.devices='x': must be a positive whole number"),
         (["trainer.strategy=dpp"], "trainer.strategy='dpp': not known. Choices: auto, ddp, fsdp."),
         (["trainer.precision=fp16"], "trainer.precision='fp16': not known. Choices: auto, 32-true"),
-        (["logger=wandb"], "logger.wandb: needs the package wandb. Install it: pip install wandb"),
+        (
+            ["logger=none", "+logger.comet._target_=lightning.pytorch.loggers.CometLogger"],
+            "logger.comet: needs the package comet_ml. Install it: pip install comet_ml",
+        ),
         ([f"callbacks.stop._target_={STOP}"], f"callbacks.stop.monitor: must be given. {STOP} needs it."),
         (
             [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "callbacks.stop.patiens=3"],

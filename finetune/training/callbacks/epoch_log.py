@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from finetune.results import EpochRow
 from finetune.training.callbacks.gradient_norms import GradientNorms
+from finetune.training.run_loggers import log_row
 
 
 class EpochLog(Callback):
@@ -69,9 +70,7 @@ class EpochLog(Callback):
             values=values,
         )
         self.rows.append(row)
-        numbers = {"epoch": row.epoch, "step": row.step, **values}
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=row.step)
+        log_row(trainer.loggers, row)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, and the sums of every process; Lightning calls this on all processes."""

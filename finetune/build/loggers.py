@@ -1,0 +1,75 @@
+"""Builds the loggers of a run: named after it, each in the store where a resumed run finds itself again."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.schema import Config
+from finetune.config.trust import instantiate
+from finetune.distributed import is_rank_zero
+from finetune.run_folder import JOBS, RunFolder
+from finetune.safe_files import read_json
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from finetune.training.run_loggers import RunLoggers
+
+
+def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: "Sequence[Logger]" = ()) -> "RunLoggers":
+    """Build the loggers of a run.
+
+    Args:
+        config: Configuration of the run.
+        run_dir: Run folder.
+        trusted: Whether the user typed the configuration, or trusts its run.
+        objects: Loggers that came from Python as objects.
+
+    Raises:
+        UserError: A logger may not be built, or refuses its arguments.
+    """
+    from finetune.training.run_loggers import RunLoggers
+
+    sweep = run_dir.absolute().parent if (run_dir.absolute().parent / JOBS).is_dir() else None
+    file = RunFolder(run_dir).logger_ids
+    ids = read_json(file, dict) if is_rank_zero() and os.path.lexists(file) else {}
+    built: dict[str, Any] = {}
+    for name, node in config.logger.items():
+        arguments = _ARGUMENTS.get(str(node.get("_target_")).rpartition(".")[2])
+        own = {} if arguments is None else arguments(run_dir, sweep, ids.get(name))
+        given = {key: value for key, value in node.items() if value is not None}
+        extra = {key: value for key, value in own.items() if key not in given}
+        built[name] = instantiate(given, trusted=trusted, run_dir=run_dir, **extra)
+    built |= {f"object {position}": logger for position, logger in enumerate(objects)}
+    return RunLoggers(loggers=built, ids=file, sweep=sweep)
+
+
+def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> dict[str, Any]:
+    """Return what MLflow needs: beside the run folders, a database of all runs and a folder of their files."""
+    folder = (sweep or run_dir.absolute()).parent
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    local = {
+        "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "artifact_location": (folder / "mlartifacts").as_uri(),
+    }
+    return {"run_name": _name(run_dir, sweep), "run_id": identity, **({"tracking_uri": server} if server else local)}
+
+
+def _wandb(run_dir: Path, sweep: Path | None, identity: str | None) -> dict[str, Any]:
+    """Return what Weights & Biases needs: an id that a resumed run has too, and the sweep as a group."""
+    group = None if sweep is None else sweep.name
+    return {"name": _name(run_dir, sweep), "id": identity or secrets.token_hex(4), "resume": "allow", "group": group}
+
+
+def _name(run_dir: Path, sweep: Path | None) -> str:
+    name = run_dir.absolute().name
+    return name if sweep is None else f"{sweep.name}/{name}"
+
+
+# class of Lightning -> arguments that it gets, unless the configuration gives them
+_ARGUMENTS: Mapping[str, Callable[[Path, Path | None, str | None], dict[str, Any]]] = {
+    "MLFlowLogger": _mlflow,
+    "WandbLogger": _wandb,
+}

@@ -1,0 +1,112 @@
+"""The loggers of a run, from its start or resumption to its end: each is told the same, and none can undo a finished run."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.loggers import Logger
+
+from finetune.atomic_files import write_json
+from finetune.distributed import is_rank_zero
+from finetune.errors import UserError
+from finetune.results import EpochRow, SplitMetrics
+from finetune.training.logger_stores import Hyperparameters, LoggerStore, RunFiles, Status, store_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLoggers:
+    """The loggers of one run.
+
+    Args:
+        loggers: Loggers of Lightning by the name of their setting.
+        sweep: Folder of the sweep that the run is a job of; None outside a sweep.
+        ids: File that keeps the run's ids in the stores, by which a resumed run goes on in them.
+    """
+
+    loggers: Mapping[str, Logger]
+    ids: Path
+    sweep: Path | None = None
+
+    @property
+    def all(self) -> list[Logger]:
+        """The loggers, as a Trainer takes them."""
+        return list(self.loggers.values())
+
+    @contextmanager
+    def recording(self, hyperparameters: Hyperparameters) -> Iterator[None]:
+        """Open the stores, and write how the block ended: as finished, failed or interrupted.
+
+        Raises:
+            UserError: A store cannot be opened.
+        """
+        if not is_rank_zero():
+            yield
+            return
+        for name, store in self._stores():
+            try:
+                store.begin(hyperparameters)
+            # from any library, and before anything was trained
+            except (Exception, SystemExit) as error:
+                self._end("failed")
+                raise UserError(
+                    f"logger.{name}: cannot be opened. {_first_line(error)} Or write logger=none."
+                ) from error
+        if found := {name: identity for name, store in self._stores() if (identity := store.identity()) is not None}:
+            write_json(self.ids, found)
+        try:
+            yield
+        except Exception:
+            self._end("failed")
+            raise
+        except BaseException:
+            self._end("interrupted")
+            raise
+        self._end("finished")
+
+    def finish(self, test: SplitMetrics, *, step: int, files: RunFiles) -> None:
+        """Log the test metrics of the shipped weights and keep the files; an error here is logged and leaves the run intact."""
+        if not is_rank_zero():
+            return
+        numbers = {f"test/{name}": value for name, value in test.scalars().items()}
+
+        def write(store: LoggerStore) -> None:
+            store.logger.log_metrics(numbers, step=step)
+            store.keep(files)
+
+        self._each(write, "could not be written")
+
+    def _end(self, status: Status) -> None:
+        self._each(lambda store: store.end(status), "could not be closed")
+
+    def _each(self, use: Callable[[LoggerStore], None], failure: str) -> None:
+        for name, store in self._stores():
+            try:
+                use(store)
+            except Exception as error:
+                log.info("logger.%s: %s. %s The run itself is complete.", name, failure, _first_line(error))
+
+    def _stores(self) -> list[tuple[str, LoggerStore]]:
+        return [(name, store_of(logger, sweep=self.sweep)) for name, logger in self.loggers.items()]
+
+
+def log_row(loggers: Sequence[Logger], row: EpochRow) -> None:
+    """Hand the numbers of an epoch to the loggers."""
+    numbers = {"epoch": row.epoch, "step": row.step, **row.values}
+    for logger in loggers:
+        logger.log_metrics(numbers, step=row.step)
+
+
+def mark_running(loggers: Sequence[Logger]) -> None:
+    """Mark the run as running in its stores, after the end of a fit has ended it there."""
+    if is_rank_zero():
+        for logger in loggers:
+            store_of(logger).go_on()
+
+
+def _first_line(error: BaseException) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
