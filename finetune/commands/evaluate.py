@@ -13,7 +13,7 @@ from finetune.config import changed, check_overrides, compose, from_yaml
 from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
 from finetune.data.sources import source_kind
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.safe_files import inside
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PLACES = ("data=", "data.root=", "data.path=", "data.name=")
 ABOUT = """\
 Test a trained run. Without key=value it is tested on the test split it was made with.
 Other data: its folder or table, or data=... key=value; classes are aligned by name. If it has splits of its own, its test
-split is tested, otherwise all of it."""
+split is tested, otherwise all of it. With --at-least the exit status is 1 if a metric is below its floor, for pipelines."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -44,12 +44,22 @@ def run(argv: Sequence[str]) -> int:
         help="default: test; all of data that has no splits of its own",
     )
     parser.add_argument("--output", type=home_path, metavar="FILE", help="write the metrics as JSON")
+    parser.add_argument(
+        "--at-least",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METRIC=NUMBER",
+        help="floors: acc=0.95 f1=0.9; exit status 1 below one of them",
+    )
     parser.add_argument("--trust", action="store_true", help=HELP)
     given = parser.read(argv)
     given.overrides = check_overrides(given.overrides, line=TypedLine("evaluate", (given.run,)))
 
     from finetune.atomic_files import write_json
+    from finetune.inference.floors import read_floors, shortfalls
 
+    floors = read_floors(given.at_least)
     tested, classifier, split = evaluate_run(given.run, given.overrides, split=given.split, trust=given.trust)
     metrics = tested.metrics
     print(f"{tested.images} images ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
@@ -60,6 +70,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"classes without an image: {', '.join(tested.missing_classes)}")
     if given.output:
         write_json(given.output, tested.to_plain())
+    if below := shortfalls(floors, metrics.scalars()):
+        raise RunError(f"--at-least: not reached on {tested.images} images ({split}). {'; '.join(below)}.")
     return 0
 
 

@@ -78,3 +78,42 @@ def test_settings_that_name_no_other_data_leave_the_runs_own_test_split(run_dir:
     results = json.loads((run_dir / "results.json").read_text())
     metrics = evaluated(str(run_dir), "data.num_workers=0", tmp_path=tmp_path)
     assert metrics["confusion"] == results["test"]["confusion"]
+
+
+def test_a_floor_that_is_not_reached_ends_with_status_1_and_one_line(
+    run_dir: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = json.loads((run_dir / "results.json").read_text())["test"]["acc"]
+    assert main(["evaluate", str(run_dir), "--at-least", f"acc={reached}", "f1=0"]) == 0
+    shutil.copytree(pets / "1 cat", tmp_path / "others/10 owl")
+    words = [str(run_dir), "data=folder", f"data.root={tmp_path / 'others'}"]
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--at-least", "acc=1", "f1=0.99"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--at-least: not reached on 16 images (all). acc 0" in line
+    assert "f1_macro 0" in line
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("akk=0.9", "Metrics: acc, f1_macro, f1_micro, map"),
+        ("loss=0.5", "not a metric of which more is better"),
+        ("acc=95", "must be METRIC=NUMBER, a number from 0 to 1"),
+        ("acc=nan", "must be METRIC=NUMBER"),
+        ("acc", "must be METRIC=NUMBER"),
+        ("data.root=x", "stand before --at-least"),
+    ],
+)
+def test_a_floor_that_cannot_be_checked_is_refused_before_anything_is_tested(
+    word: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tmp_path / "no run"), "--at-least", word]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_floor_that_belongs_to_several_labels_is_refused_with_what_there_is(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run_dir), "--at-least", "map=0.5"]) == 2
+    assert "Metrics here: acc, f1_macro." in capsys.readouterr().err
