@@ -1,6 +1,7 @@
 """``finetune predict``: classify images with a trained run or an exported ONNX file."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,11 @@ from finetune.commands.own_modules import HELP, modules_of
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
+    from finetune.inference.job_store import JobRow
     from finetune.inference.onnx_engine import OnnxEngine
+    from finetune.inference.prediction_table import Prediction
     from finetune.inference.torch_engine import TorchEngine
+    from finetune.report.prediction_sheet import PredictionSheet
 
 ABOUT = """\
 Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
@@ -30,6 +34,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", required=True, type=home_path, metavar="FILE", help="predictions.csv, .jsonl or .parquet"
     )
+    parser.add_argument(
+        "--sheet", type=home_path, metavar="FILE.html", help="also a page of pictures by class and confidence"
+    )
+    parser.add_argument(
+        "--excel", action="store_true", help="begin CSV with the mark by which Excel knows accents (UTF-8)"
+    )
     parser.add_argument("--top-k", type=numeric(int, least=1), default=1, metavar="K", help="classes in each row (1)")
     parser.add_argument(
         "--batch-size", type=numeric(int, least=1), default=32, metavar="N", help="images in one pass (32)"
@@ -42,18 +52,68 @@ def run(argv: Sequence[str]) -> int:
 
     from finetune.inference.image_paths import find_images
     from finetune.inference.predict import predict_to_file
-    from finetune.inference.prediction_table import check_output
+    from finetune.inference.prediction_table import check_file, check_output
 
     check_output(given.output)
+    if given.excel and given.output.suffix != ".csv":
+        raise UserError(f"--excel: belongs to CSV. Write --output {given.output.with_suffix('.csv')}.")
+    if given.sheet is not None:
+        check_file(given.sheet, suffixes=(".html",), name="--sheet")
     engine = choose_engine(given.run, given.runtime, trust=given.trust)
+    sheet = None
+    if given.sheet is not None:
+        from finetune.report.prediction_sheet import PredictionSheet
+
+        sheet = PredictionSheet(several=engine.multi_label)
     try:
         rows, errors = predict_to_file(
-            engine, find_images(given.images), given.output, top_k=given.top_k, batch_size=given.batch_size
+            engine,
+            find_images(given.images),
+            given.output,
+            top_k=given.top_k,
+            batch_size=given.batch_size,
+            excel=given.excel,
+            **({} if sheet is None else {"see": partial(_see, sheet)}),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nStopped. Finished rows are kept; run the same command to continue.") from None
     print(f"{rows} images, {errors} of them unreadable: {given.output}" if errors else f"{rows} images: {given.output}")
+    if sheet is not None:
+        write_sheet(sheet, engine, given.sheet, model=given.run)
+        print(f"sheet: {given.sheet}")
     return 0
+
+
+def _see(sheet: "PredictionSheet", row: "JobRow", prediction: "Prediction") -> None:
+    """Add a row of the table to a sheet."""
+    from finetune.report.prediction_sheet import Sighting
+
+    if prediction.error:
+        sheet.add_unreadable(prediction.path, prediction.error)
+        return
+    target, probability = row.result[0]
+    predicted = prediction.predicted
+    sheet.add(
+        Sighting(path=row.path, name=prediction.path, predicted=predicted, target=target, probability=probability)
+    )
+
+
+def write_sheet(sheet: "PredictionSheet", engine: "TorchEngine | OnnxEngine", path: Path, *, model: str) -> None:
+    """Render a sheet with the pictures that an engine reads, and write it."""
+    import torch
+
+    from finetune.atomic_files import write_text
+    from finetune.data.decode import decode_file, to_tensor
+    from finetune.data.transforms import eval_view
+    from finetune.inference.torch_engine import TorchEngine
+
+    view = eval_view(engine.classifier.input_spec if isinstance(engine, TorchEngine) else engine.spec)
+
+    def read(file: str) -> torch.Tensor:
+        return view(to_tensor(decode_file(file, engine.options, at_least=view.at_least)))
+
+    classifier = engine.classifier if isinstance(engine, TorchEngine) else None
+    write_text(path, sheet.render(model=Path(model).name, read=read, classifier=classifier))
 
 
 def choose_engine(run: str, runtime: str | None, *, trust: bool = False) -> "TorchEngine | OnnxEngine":

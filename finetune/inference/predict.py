@@ -1,7 +1,7 @@
 """Streaming prediction on image files: read ahead in threads, stored batch by batch, written when all are done."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +58,14 @@ class Engine(Classifies, Protocol):
 
 
 def predict_to_file(
-    engine: Engine, paths: Iterable[str], output: str | Path, *, top_k: int = 1, batch_size: int = 32
+    engine: Engine,
+    paths: Iterable[str],
+    output: str | Path,
+    *,
+    top_k: int = 1,
+    batch_size: int = 32,
+    excel: bool = False,
+    see: Callable[[JobRow, Prediction], None] = lambda row, prediction: None,
 ) -> tuple[int, int]:
     """Classify image files and write a table; after an interruption the same call continues where it stopped.
 
@@ -70,6 +77,8 @@ def predict_to_file(
         output: ``.csv``, ``.jsonl`` or ``.parquet`` file.
         top_k: Number of classes in each row.
         batch_size: Number of images per forward pass.
+        excel: Whether CSV begins with the mark by which Excel knows UTF-8.
+        see: Called with each row when the table is written.
 
     Returns:
         Number of rows, and number of unreadable images among them.
@@ -98,7 +107,7 @@ def predict_to_file(
             for batch in read_ahead(remaining, read, batch_size=batch_size, path_of=str):
                 store.append(_classify(engine, batch, top_k))
                 advance(len(batch))
-        counts = write_predictions(_predictions(store, engine, top_k), output, top_k=top_k)
+        counts = write_predictions(_predictions(store, engine, top_k, see), output, top_k=top_k, excel=excel)
         store.remove()
     return counts
 
@@ -142,12 +151,19 @@ def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
     )
 
 
-def _predictions(store: JobStore, engine: Engine, top_k: int) -> Iterator[Prediction]:
+def _predictions(
+    store: JobStore, engine: Engine, top_k: int, see: Callable[[JobRow, Prediction], None]
+) -> Iterator[Prediction]:
     for row in store.rows():
-        if row.error:
-            yield Prediction(path=_path_of(row), error=row.error)
-            continue
-        top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
-        shown = sorted(number for number, probability in row.result if probability > HALF) if engine.multi_label else ()
-        labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
-        yield Prediction(path=_path_of(row), top=top, labels=labels)
+        prediction = _prediction(row, engine, top_k)
+        see(row, prediction)
+        yield prediction
+
+
+def _prediction(row: JobRow, engine: Engine, top_k: int) -> Prediction:
+    if row.error:
+        return Prediction(path=_path_of(row), error=row.error)
+    top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
+    shown = sorted(number for number, probability in row.result if probability > HALF) if engine.multi_label else ()
+    labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
+    return Prediction(path=_path_of(row), top=top, labels=labels)

@@ -79,8 +79,15 @@ def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
             ) from None
 
 
-def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int) -> tuple[int, int]:
+def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int, excel: bool = False) -> tuple[int, int]:
     """Write all rows atomically.
+
+    Args:
+        rows: Rows in their order.
+        output: File to write; its suffix chooses the form.
+        top_k: Number of classes in each row.
+        excel: Whether CSV begins with the mark by which Excel knows UTF-8. Python's ``csv`` takes the mark for a part of the
+            first column's name, so it is not the default.
 
     Returns:
         Number of rows, and number of unreadable images among them.
@@ -94,7 +101,10 @@ def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int) -
             yield row
 
     with atomic_path(output) as part:
-        WRITERS[output.suffix](counted(), part, top_k)
+        if output.suffix == ".csv":
+            _write_csv(counted(), part, top_k, encoding="utf-8-sig" if excel else "utf-8")
+        else:
+            WRITERS[output.suffix](counted(), part, top_k)
     return counts[0], counts[1]
 
 
@@ -115,8 +125,8 @@ def _cells(row: Prediction, top_k: int, text: Callable[[str], str]) -> list[Any]
     return [text(row.path), *answers, text(row.error)]
 
 
-def _write_csv(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
-    with part.open("w", encoding="utf-8", newline="") as file:
+def _write_csv(rows: Iterator[Prediction], part: Path, top_k: int, encoding: str = "utf-8") -> None:
+    with part.open("w", encoding=encoding, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns(top_k))
         for row in rows:
