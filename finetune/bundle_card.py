@@ -15,7 +15,8 @@ def how_to_open(classifier: Classifier) -> list[str]:
         "",
         "```python",
         "import finetune",
-        f'model = finetune.load("PATH_OF_THIS_FOLDER"{given})   # uint8 images (B, C, H, W) to logits (B, K)',
+        f'model = finetune.load("PATH_OF_THIS_FOLDER"{given})',
+        'print(model.predict(["photo.jpg"]))   # reads files as the run did; model(images): uint8 (B, C, H, W) to logits (B, K)',
         "```",
         "",
     ]

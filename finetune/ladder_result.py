@@ -17,7 +17,7 @@ class RungResult:
         runs: For each seed ``val``, ``test`` (accuracies), ``seconds`` (of training) and ``trained`` (parameters).
         val: Mean validation accuracy.
         test: Mean test accuracy.
-        test_interval: Half the width of its 95 % interval.
+        test_interval: Half the width of its 95 % interval; None from one seed, which has no spread.
         seconds: Mean time of training.
         trained: Mean number of trained parameters.
     """
@@ -26,9 +26,19 @@ class RungResult:
     runs: tuple[Mapping[str, float], ...]
     val: float
     test: float
-    test_interval: float
+    test_interval: float | None = None
     seconds: float
     trained: float
+
+    def test_in_words(self, *, scale: float = 1.0, digits: int = 4) -> str:
+        """Return the test accuracy with its interval, where there is one.
+
+        >>> runs = ({"test": 0.85},)
+        >>> RungResult(name="full", runs=runs, val=0.9, test=0.85, seconds=1.0, trained=9.0).test_in_words()
+        '0.8500'
+        """
+        interval = "" if self.test_interval is None else f" ± {scale * self.test_interval:.{digits}f}"
+        return f"{scale * self.test:.{digits}f}{interval}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +47,28 @@ class Recommendation:
 
     Args:
         name: Name of the strategy.
-        confidence: Fraction of resamples in which the rule chooses it again.
+        confidence: Fraction of resamples of the seeds in which the rule chooses it again; None from one seed.
         best: Name of the strategy with the best mean on validation.
         rule: The rule, in words.
     """
 
     name: str
-    confidence: float
+    confidence: float | None = None
     best: str
     rule: str
+
+    def in_words(self) -> str:
+        """Return how sure the recommendation is, and which strategy was best on validation.
+
+        >>> Recommendation(name="full", best="full", rule="").in_words()
+        'from one seed, so without intervals and without a confidence; --seeds 3 gives both; best on validation: full'
+        """
+        sure = (
+            "from one seed, so without intervals and without a confidence; --seeds 3 gives both"
+            if self.confidence is None
+            else f"confidence {self.confidence:.0%}"
+        )
+        return f"{sure}; best on validation: {self.best}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +109,12 @@ class LadderResult:
             (
                 rung.name,
                 rung.val,
-                f"{rung.test:.4f} ± {rung.test_interval:.4f}",
+                rung.test_in_words(),
                 f"{rung.seconds:.1f} s",
                 f"{rung.trained:,.0f}",
             )
             for rung in self.rungs
         ]
         chosen = self.recommended
-        caption = (
-            "recommended: none" if chosen is None else f"recommended: {chosen.name}, confidence {chosen.confidence:.0%}"
-        )
+        caption = "recommended: none" if chosen is None else f"recommended: {chosen.name}, {chosen.in_words()}"
         return html_table(["strategy", "val", "test", "time", "trained"], rows, caption=caption)

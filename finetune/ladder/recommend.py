@@ -34,13 +34,13 @@ class Rung:
         """Return the mean over the seeds."""
         return float(np.mean([run[key] for run in self.runs]))
 
-    def interval(self, key: str) -> float:
-        """Return half the width of the 95 % interval of Student's t; 0 for one seed."""
+    def interval(self, key: str) -> float | None:
+        """Return half the width of the 95 % interval of Student's t; None for one seed."""
         from scipy.stats import t as student
 
         values = [run[key] for run in self.runs]
         if len(values) < 2:
-            return 0.0
+            return None
         return float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
     def result(self) -> RungResult:
@@ -73,11 +73,11 @@ def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
     chosen, best = _by_rule(values, costs)
     random = np.random.Generator(np.random.Philox(0))
     seeds = values.shape[1]
-    again = [
-        _by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen
-        for _ in range(_RESAMPLES if seeds > 1 else 1)
-    ]
-    return Recommendation(name=rungs[chosen].name, confidence=float(np.mean(again)), best=rungs[best].name, rule=RULE)
+    confidence = None
+    if seeds > 1:
+        again = (_by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen for _ in range(_RESAMPLES))
+        confidence = float(np.mean(list(again)))
+    return Recommendation(name=rungs[chosen].name, confidence=confidence, best=rungs[best].name, rule=RULE)
 
 
 def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
@@ -106,13 +106,13 @@ def ladder_table(result: LadderResult) -> str:
     """Return the ladder as a text table."""
     lines = [f"{'strategy':10}  {'val':>6}  {'test, 95 % interval':>20}  {'seconds':>8}  {'trained parameters':>18}"]
     for rung in result.rungs:
-        test = f"{100 * rung.test:.2f} ± {100 * rung.test_interval:.2f}"
+        test = rung.test_in_words(scale=100, digits=2)
         lines.append(f"{rung.name:10}  {100 * rung.val:6.2f}  {test:>20}  {rung.seconds:8.1f}  {rung.trained:18,.0f}")
     chosen = result.recommended
     if chosen is not None:
         lines += [
             "",
-            f"recommended: {chosen.name} (confidence {chosen.confidence:.0%}; best on validation: {chosen.best})",
+            f"recommended: {chosen.name} ({chosen.in_words()})",
         ]
         if result.train_it:
             lines.append(f"  {result.train_it}")

@@ -38,8 +38,9 @@ def _accuracy_against_time(rungs: Sequence[RungResult]) -> Markup:
         if shown:
             sizes = [30 + 25 * math.log10(1 + rung.trained) for rung in shown]
             seconds, accuracy = [rung.seconds for rung in shown], [100 * rung.test for rung in shown]
-            intervals = [100 * rung.test_interval for rung in shown]
-            axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
+            intervals = [100 * (rung.test_interval or 0.0) for rung in shown]
+            if any(intervals):
+                axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
             axes.scatter(seconds, accuracy, s=sizes, color=SERIES[0], zorder=3)
             for rung in shown:
                 at = (rung.seconds, 100 * rung.test)

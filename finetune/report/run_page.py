@@ -215,16 +215,18 @@ class Calibration:
 
     Args:
         chart: Reliability diagram.
+        before: Expected calibration error as trained.
+        why_not: Why no temperature is shown; empty if one is.
         temperature: Temperature fitted on the validation images.
-        before: Expected calibration error without it.
         after: Expected calibration error with it.
         losses: Test loss without and with it.
         helps: Whether it lowers the test loss.
     """
 
     chart: Markup
-    temperature: float
     before: float
+    why_not: str
+    temperature: float
     after: float
     losses: tuple[float, float]
     helps: bool
@@ -337,15 +339,17 @@ def _calibration(run: RunFiles) -> Calibration | None:
     temperature = calibration.fit_temperature(val["probabilities"], val["targets"])
     before, loss_before = calibration.assess(test["probabilities"], test["targets"])
     after, loss_after = calibration.assess(test["probabilities"], test["targets"], temperature)
-    curves = {"as trained": before, f"with temperature {temperature:.2f}": after}
+    why_not = calibration.why_not_tempered(val["probabilities"], val["targets"], temperature)
+    curves = {"as trained": before} | ({} if why_not else {f"with temperature {temperature:.2f}": after})
     return Calibration(
         chart=calibration_chart(curves, multi_label=run.multi_label),
-        temperature=temperature,
         before=before.ece,
+        why_not=why_not,
+        temperature=temperature,
         after=after.ece,
         losses=(loss_before, loss_after),
         # judged on test, where it was not fitted
-        helps=loss_after < loss_before,
+        helps=not why_not and loss_after < loss_before,
     )
 
 

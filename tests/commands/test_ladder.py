@@ -151,3 +151,13 @@ def test_a_ladder_that_another_process_continues_is_refused(
     finally:
         other.kill()
         other.join(30)
+
+
+def test_one_seed_gives_no_interval_and_no_confidence() -> None:
+    one = rung("full", 9.0, 0.85)
+    chosen = recommend([one, rung("frozen", 1.0, 0.5)])
+    assert chosen is not None
+    assert chosen.confidence is None
+    assert one.result().test_interval is None
+    assert one.result().test_in_words(scale=100, digits=2) == "85.00"
+    assert "from one seed, so without intervals" in chosen.in_words()

@@ -292,3 +292,14 @@ def test_a_loss_is_tried_before_anything_is_trained() -> None:
     assert own_loss(config, num_classes=3, multi_label=True, trusted=True)(
         torch.ones(2, 3), torch.zeros(2, 3)
     ).shape == (2,)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_a_run_of_own_classes_is_exported_to_programs_that_have_neither_them_nor_finetune(
+    form: str, run_dir: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "model"
+    words = ["export", str(run_dir), "--format", form, "--output", str(target), "--trust"]
+    assert main(words) == 0
+    (report,) = tmp_path.rglob("parity.json")
+    assert json.loads(report.read_text())["passed"]

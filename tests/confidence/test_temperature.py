@@ -5,7 +5,15 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from finetune.confidence.temperature import answers, assess, fit_temperature, mean_loss, reliability, tempered
+from finetune.confidence.temperature import (
+    answers,
+    assess,
+    fit_temperature,
+    mean_loss,
+    reliability,
+    tempered,
+    why_not_tempered,
+)
 
 
 def drawn(scale: float, *, images: int = 4000, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,3 +73,27 @@ def test_a_probability_of_zero_for_the_true_class_is_no_end() -> None:
     targets = np.array([1, 0, 1])
     assert np.isfinite(mean_loss(shares, targets))
     assert 0.05 <= fit_temperature(shares, targets) <= 20
+
+
+def test_no_temperature_is_supported_by_faultless_answers_or_by_a_gain_that_chance_brings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sure = torch.randn(200, 4, generator=generator).mul(3).softmax(1)
+    faultless = sure.argmax(1).numpy()
+    fitted = fit_temperature(sure.numpy(), faultless)
+    assert fitted < 0.1
+    assert why_not_tempered(sure.numpy(), faultless, fitted).startswith("no answer on the validation images is wrong")
+    # labels drawn from the probabilities: nothing to mend
+    drawn = torch.multinomial(sure, 1, generator=generator)[:, 0].numpy()
+    fitted = fit_temperature(sure.numpy(), drawn)
+    assert "no better than chance" in why_not_tempered(sure.numpy(), drawn, fitted)
+
+
+def test_a_network_that_is_far_too_sure_gets_its_temperature_with_one_label_and_with_several() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, 4, generator=generator) * 2
+    targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0].numpy()
+    too_sure = (logits * 3).softmax(1).numpy()
+    assert why_not_tempered(too_sure, targets, fit_temperature(too_sure, targets)) == ""
+    several = torch.bernoulli(logits.sigmoid(), generator=generator).long().numpy()
+    too_sure = (logits * 3).sigmoid().numpy()
+    assert why_not_tempered(too_sure, several, fit_temperature(too_sure, several)) == ""
