@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ABOUT = """\
 Serve a trained model over HTTP.
   POST /predict   one image as the body, or any number as files of a form; a JSON row for each, bad ones with the reason
+  GET  /          a page to try it;  /docs  how to call it;  /openapi.json  the same for programs
   GET  /info      the classes, the model's hash and the limits;  /health  whether it is ready;  /metrics  for Prometheus
   curl --data-binary @photo.jpg http://127.0.0.1:8000/predict
   curl -F a=@one.jpg -F b=@two.png http://127.0.0.1:8000/predict
@@ -107,6 +108,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
     from finetune.inference.http_server import BoundedServer, connection_with, end_now
     from finetune.inference.serve import Limits, Server
+    from finetune.inference.serve_pages import serve_pages
 
     limits = Limits(
         upload_bytes=int(given.max_upload_mb * 2**20),
@@ -119,8 +121,17 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
     )
     listening.listen(2048)  # uvicorn's own value; from here on clients wait instead of being refused
     host, port = listening.getsockname()[:2]
-    print(f"serving {given.run} at http://{host}:{port}/predict", flush=True)
-    application = Server(engine, limits=limits, log=_log(given.log), allowed_hosts=[*given.allowed_host, given.host])
+    print(f"serving {given.run} at http://{host}:{port}/predict (a page to try it: http://{host}:{port}/)", flush=True)
+    pages = serve_pages(
+        name=Path(given.run).resolve().name,
+        classes=engine.classes,
+        multi_label=engine.multi_label,
+        upload_bytes=limits.upload_bytes,
+        top_k=limits.top_k,
+    )
+    application = Server(
+        engine, limits=limits, log=_log(given.log), allowed_hosts=[*given.allowed_host, given.host], pages=pages
+    )
     config = uvicorn.Config(
         application,
         http=connection_with(given.header_seconds),

@@ -1,7 +1,8 @@
 """HTTP server for a trained model: takes image uploads and returns classes; a bad upload does not affect other requests.
 
 ``POST /predict`` takes one image as the body, or any number as a form (``multipart/form-data``); ``GET /info``, ``/health``
-and ``/metrics`` report the model, whether the server is ready, and its counts. The server runs on Starlette and uvicorn.
+and ``/metrics`` report the model, whether the server is ready, and its counts; ``/`` is a page that
+tries it. The server runs on Starlette and uvicorn.
 LitServe, which uses both too, was tried (0.2.19): when six requests with one bad image shared a batch, all six got the image's
 422; SIGTERM ended the parent process but left its workers running; and its queue has no limit.
 """
@@ -11,10 +12,11 @@ import ipaddress
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ from finetune.errors import UserError
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import HALF, Classifies
 from finetune.inference.serve_metrics import Metrics
+from finetune.inference.serve_pages import ServedPage
 from finetune.plain import Json
 
 PREDICT = "/predict"
@@ -84,10 +87,17 @@ class Server:
         limits: Limits on uploads, and batch settings.
         log: Function that is called with one line of JSON per request.
         allowed_hosts: Host names that requests may use besides loopback names and IP addresses; ``*`` allows any.
+        pages: Files to answer with, by their path; see :func:`finetune.inference.serve_pages.serve_pages`.
     """
 
     def __init__(
-        self, engine: ServingEngine, *, limits: Limits, log: Callable[[str], None], allowed_hosts: Sequence[str] = ()
+        self,
+        engine: ServingEngine,
+        *,
+        limits: Limits,
+        log: Callable[[str], None],
+        allowed_hosts: Sequence[str] = (),
+        pages: Mapping[str, ServedPage] | None = None,
     ) -> None:
         self.engine, self.limits, self._log, self._allowed_hosts = engine, limits, log, tuple(allowed_hosts)
         self.metrics = Metrics()
@@ -102,6 +112,7 @@ class Server:
             Route("/info", self._info),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
+            *(Route(path, partial(_page, page)) for path, page in (pages or {}).items()),
         ]
         self._app = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers={HTTPException: _refusal})
 
@@ -253,6 +264,10 @@ class Server:
     async def _metrics(self, request: Request) -> Response:
         page = self.metrics.text(waiting=self.taken, batches=self._batcher.batches)
         return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+
+
+async def _page(page: ServedPage, request: Request) -> Response:
+    return Response(page.content, media_type=page.media_type)
 
 
 def is_allowed_host(header: str, allowed: Sequence[str]) -> bool:

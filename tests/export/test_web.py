@@ -149,7 +149,7 @@ def test_the_folder_holds_all_that_the_page_needs_checked_by_hash(exported: tupl
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     vendored = json.loads((folder / "vendor" / "vendored.json").read_text())
     assert names == {
-        *("index.html", "style.css", "page.mjs", "pixels.mjs", "model.onnx", "model.json", "parity.json"),
+        *("index.html", "style.css", "page.mjs", "model.mjs", "pixels.mjs", "model.onnx", "model.json", "parity.json"),
         *(f"vendor/{name}" for name in (*vendored["files"], "LICENSE", "vendored.json")),
     }
     for name, digest in vendored["files"].items():

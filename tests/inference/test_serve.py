@@ -29,9 +29,11 @@ from finetune.errors import UserError
 from finetune.inference.batching import Batcher
 from finetune.inference.http_server import connection_with
 from finetune.inference.serve import Limits, Server
+from finetune.inference.serve_pages import serve_pages
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
+from tests.report.browser import Browser, require_chromium
 
 SMALL = Limits(upload_bytes=10_000, pixels=1000, images=8, upload_seconds=1.0, batch_size=4, top_k=2)
 
@@ -354,3 +356,59 @@ def test_mistakes_are_told_before_the_model_is_loaded(bundle: Path, capsys: pyte
     assert f"--port {port}: cannot listen there. Address already in use" in capsys.readouterr().err
     assert main(["serve", str(bundle), "--max-queue", "0"]) == 2
     assert "--max-queue 0: must be at least 1" in capsys.readouterr().err
+
+
+PAGES = serve_pages(name="a <model>", classes=["a", "<b>", "c"], multi_label=False, upload_bytes=10_000, top_k=2)
+
+
+def test_the_pages_are_served_and_contact_nothing_but_the_server() -> None:
+    with serving(Fake(), pages=PAGES) as (port, _, _):
+        for path, page in PAGES.items():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, page.content), path
+            assert response.headers["content-type"].startswith(page.media_type)
+            connection.close()
+            if path != "/openapi.json":
+                addresses = re.findall(rb"(?:https?:)?//[a-z][\w.]+\.\w+", page.content)
+                assert addresses == [], path
+    for path in ("/", "/docs"):
+        assert b"default-src 'none'" in PAGES[path].content
+        assert b"<model>" not in PAGES[path].content
+        for name in re.findall(rb'(?:href|src)="([^"#]+)"', PAGES[path].content):
+            assert name == b"data:," or f"/{name.decode().removeprefix('./')}" in PAGES
+
+
+def test_the_openapi_description_holds_every_route_and_the_fields_of_a_real_answer() -> None:
+    described = json.loads(PAGES["/openapi.json"].content)
+    assert described["openapi"] == "3.1.0"
+    with serving(Fake(), pages=PAGES) as (port, application, _):
+        routes = {route.path for route in application._app.routes}
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("POST", "/predict", b"a")
+        row = json.loads(connection.getresponse().read())["predictions"][0]
+        connection.request("POST", "/predict", b"bad")
+        bad = json.loads(connection.getresponse().read())["predictions"][0]
+        connection.close()
+    assert routes - set(PAGES) == set(described["paths"])
+    answers = described["paths"]["/predict"]["post"]["responses"]
+    schema = answers["200"]["content"]["application/json"]["schema"]["properties"]["predictions"]["items"]
+    assert set(row) | set(bad) == set(schema["properties"])
+    assert row["predicted"] in schema["properties"]["predicted"]["enum"]
+    assert len(row["top"]) == schema["properties"]["top"]["maxItems"]
+
+
+def test_the_page_classifies_a_chosen_image_in_a_browser(tmp_path: Path) -> None:
+    program = require_chromium()
+    Image.new("RGB", (20, 20)).save(tmp_path / "black.png")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    with serving(Fake(), pages=PAGES) as (port, _, log), Browser(program) as browser:
+        browser.open(f"http://127.0.0.1:{port}/", width=390)
+        browser.wait_for("document.body.dataset.ready === 'yes'")
+        browser.choose_files("#files", [str(tmp_path / "black.png"), str(tmp_path / "bad.png")])
+        browser.wait_for("globalThis.answers.length === 2")
+        answers = browser.evaluate("globalThis.answers")
+    assert answers[0]["predicted"] in Fake.classes
+    assert "refused" in answers[1]
+    assert {line["path"] for line in log} <= {*PAGES, "/predict", "/health"}

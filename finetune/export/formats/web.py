@@ -14,17 +14,17 @@ from finetune.atomic_files import write_json, write_text
 from finetune.errors import UserError
 from finetune.export.formats.kind import ExportFormat, ExportJob
 from finetune.export.formats.onnx import LIBRARIES, OnnxClient
+from finetune.export.web_page import PAGE, WEB_FILES, render_page
 
 if TYPE_CHECKING:
     from finetune.export.images import CheckImages
     from finetune.models.classifier import Classifier
 
-_FILES = Path(__file__).parent.parent / "web"
 MODEL = "model.onnx"
 # pixels: between the two passes of its resize the graph holds so many rows of floats, 270 MB at a width of 224; where it crops,
 # it computes the rows of the crop alone
 _LONGEST_SQUASHED = 100_000
-_PAGE, _OWN = "index.html", ("style.css", "page.mjs", "pixels.mjs")
+_OWN = ("style.css", "page.mjs", "model.mjs", "pixels.mjs")
 
 
 def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *, card: str) -> None:
@@ -65,31 +65,26 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
             KEY: provenance(classifier, layout="nhwc"),
         },
     )
-    write_text(folder / _PAGE, page(classifier, card))
+    write_text(folder / PAGE, page(classifier, card))
     for name in _OWN:
-        write_text(folder / name, (_FILES / name).read_text(encoding="utf-8"))
+        write_text(folder / name, (WEB_FILES / name).read_text(encoding="utf-8"))
     write_vendored(folder / "vendor")
 
 
 def page(classifier: "Classifier", card: str) -> str:
     """Render the HTML; names and card are escaped, so HTML inside the card is displayed, not interpreted."""
-    from jinja2 import Environment
-    from markdown_it import MarkdownIt
-    from markupsafe import Markup
-
-    # only the Markdown that a card uses; raw HTML, images and links could leave the page
-    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "autolink"])
-    template = Environment(autoescape=True).from_string((_FILES / _PAGE).read_text(encoding="utf-8"))
-    title = f"{classifier.backbone.name}, {len(classifier.classes)} classes"
-    # one level lower: the page has a heading of its own
-    body = markdown.render(card.replace("\n#", "\n##")).replace("<h1>", "<h2>").replace("</h1>", "</h2>")
-    return template.render(title=title, classes=list(classifier.classes), card=Markup(body)) + "\n"
+    return render_page(
+        title=f"{classifier.backbone.name}, {len(classifier.classes)} classes",
+        classes=classifier.classes,
+        card=card,
+        where="Images stay on this computer: the model runs in this page.",
+    )
 
 
 def write_vendored(folder: Path) -> None:
     """Write onnxruntime-web and its licence, each file checked by its hash."""
     folder.mkdir()
-    vendor = _FILES / "vendor"
+    vendor = WEB_FILES / "vendor"
     vendored = json.loads((vendor / "vendored.json").read_text(encoding="utf-8"))
     for name, digest in vendored["files"].items():
         content = lzma.decompress((vendor / f"{name}.xz").read_bytes())

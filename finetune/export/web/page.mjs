@@ -1,7 +1,6 @@
 // The page: takes files, has the model answer one after another, shows the answers.
 
-import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
-import { Refused, canvasTellsTheTruth, readImage } from "./pixels.mjs";
+import { Refused, classify, load } from "./model.mjs";
 
 const SHOWN = 5;
 const [drop, files, status, results, clear] = ["drop", "files", "status", "results", "clear"].map((id) => document.getElementById(id));
@@ -9,10 +8,7 @@ const [drop, files, status, results, clear] = ["drop", "files", "status", "resul
 const answers = []; // for whoever drives the page: {name, classes: {name: probability}} or {name, refused}
 globalThis.answers = answers;
 
-// one thread: more would need headers that a plain file server does not send
-ort.env.wasm.numThreads = 1;
-
-let model, session;
+let ready = false;
 let queue = Promise.resolve();
 let waiting = 0;
 
@@ -24,21 +20,11 @@ function element(tag, { text, ...properties } = {}, ...children) {
 }
 
 async function start() {
-  if (!canvasTellsTheTruth()) {
-    throw new Error("This browser alters the pixels that a page reads, against tracking. Allow this page to read them (canvas).");
-  }
-  model = await (await fetch("model.json")).json();
-  session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
+  await load();
+  ready = true;
   files.disabled = false;
   status.textContent = "Ready.";
   document.body.dataset.ready = "yes";
-}
-
-async function classify(file) {
-  const { data, width, height, notes } = await readImage(file, model);
-  const images = new ort.Tensor("uint8", data, [1, height, width, model.channels]);
-  const { probabilities } = await session.run({ images });
-  return { shares: Array.from(probabilities.data), notes };
 }
 
 function bar(name, share, first) {
@@ -56,11 +42,10 @@ async function show(file) {
   picture.addEventListener("error", () => picture.replaceWith(element("div", { className: "none" })), { once: true });
   results.append(element("li", {}, picture, told));
   try {
-    const { shares, notes } = await classify(file);
-    const order = shares.map((_, at) => at).sort((a, b) => shares[b] - shares[a] || a - b);
-    told.append(element("ul", {}, ...order.slice(0, SHOWN).map((at, rank) => bar(model.classes[at], shares[at], rank === 0))));
+    const { ranked, notes, ...answer } = await classify(file);
+    told.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, share], rank) => bar(name, share, rank === 0))));
     told.append(...notes.map((text) => element("p", { className: "note", text })));
-    answers.push({ name: file.name, shares, predicted: model.classes[order[0]], notes });
+    answers.push({ name: file.name, predicted: ranked[0][0], notes, ...answer });
   } catch (error) {
     const why = error instanceof Refused ? error.message : `The model could not be run on it: ${error.message ?? error}`;
     told.append(element("p", { className: "wrong", text: why }));
@@ -93,7 +78,7 @@ drop.addEventListener("dragover", () => drop.classList.add("over"));
 drop.addEventListener("dragleave", () => drop.classList.remove("over"));
 document.addEventListener("drop", (event) => {
   drop.classList.remove("over");
-  if (session && event.dataTransfer.files.length) take(event.dataTransfer.files);
+  if (ready && event.dataTransfer.files.length) take(event.dataTransfer.files);
 });
 clear.addEventListener("click", () => {
   for (const picture of results.querySelectorAll("img")) URL.revokeObjectURL(picture.src);

@@ -1,0 +1,19 @@
+// The model behind the server of this page, in place of model.mjs.
+
+export class Refused extends Error {}
+
+export async function load() {
+  const health = await fetch("health");
+  if (!health.ok) throw new Error("The server is not ready.");
+}
+
+export async function classify(file) {
+  const form = new FormData();
+  form.append("image", file, file.name);
+  const response = await fetch("predict", { method: "POST", body: form });
+  const answer = await response.json();
+  const row = answer.predictions?.[0];
+  if (row === undefined || row.error) throw new Refused(row?.error ?? answer.error);
+  const shown = Array.isArray(row.predicted) ? [`shows: ${row.predicted.join(", ") || "none of the classes"}`] : [];
+  return { ranked: row.top.map((one) => [one.class, one.probability]), notes: shown };
+}
