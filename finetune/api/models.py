@@ -28,8 +28,9 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
 
     Returns:
         A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``. Images of
-        another size than the input's are resized and cropped as the bundle says. ``model.predict(images)`` takes paths, Pillow
-        images, arrays, tensors and data frames.
+        another size than the input's are resized and cropped as the bundle says; a batch of exactly the input's size is taken as
+        resized and cropped already. ``model.predict(images)`` takes paths, Pillow images, arrays, tensors and data frames, and
+        resizes and crops each of them, whatever its size, as ``finetune predict`` does.
 
     Raises:
         UserError: There is no whole bundle, or it needs classes of your own that were not given; the message names them.

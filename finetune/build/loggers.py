@@ -13,12 +13,10 @@ from finetune.run_folder import JOBS, RunFolder
 from finetune.safe_files import read_json
 
 if TYPE_CHECKING:
-    from lightning.pytorch.loggers import Logger
-
     from finetune.training.run_loggers import RunLoggers
 
 
-def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: "Sequence[Logger]" = ()) -> "RunLoggers":
+def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: Sequence[Any] = ()) -> "RunLoggers":
     """Build the loggers of a run.
 
     Args:
@@ -35,18 +33,30 @@ def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: "Seq
     sweep = run_dir.absolute().parent if (run_dir.absolute().parent / JOBS).is_dir() else None
     file = RunFolder(run_dir).logger_ids
     ids = read_json(file, dict) if is_rank_zero() and os.path.lexists(file) else {}
-    built: dict[str, Any] = {}
-    for name, node in config.logger.items():
-        arguments = _ARGUMENTS.get(str(node.get("_target_")).rpartition(".")[2])
-        own = {} if arguments is None else arguments(run_dir, sweep, ids.get(name))
-        given = {key: value for key, value in node.items() if value is not None}
-        extra = {key: value for key, value in own.items() if key not in given}
-        built[name] = instantiate(given, trusted=trusted, run_dir=run_dir, **extra)
+    built = {
+        name: _build(node, _own_arguments(node, run_dir, sweep, ids.get(name)), run_dir, trusted=trusted)
+        for name, node in config.logger.items()
+    }
     built |= {f"object {position}": logger for position, logger in enumerate(objects)}
     return RunLoggers(loggers=built, ids=file, sweep=sweep)
 
 
-def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> dict[str, Any]:
+def _build(node: Mapping[str, Any], own: Mapping[str, str | None], run_dir: Path, *, trusted: bool) -> Any:
+    """Build a logger; what the configuration gives takes precedence over the run's own arguments."""
+    given = {key: value for key, value in node.items() if value is not None}
+    extra = {key: value for key, value in own.items() if key not in given}
+    return instantiate(given, trusted=trusted, run_dir=run_dir, **extra)
+
+
+def _own_arguments(
+    node: Mapping[str, Any], run_dir: Path, sweep: Path | None, identity: str | None
+) -> Mapping[str, str | None]:
+    """Return the arguments that a logger of this class gets from its run."""
+    arguments = _ARGUMENTS.get(str(node.get("_target_")).rpartition(".")[2])
+    return {} if arguments is None else arguments(run_dir, sweep, identity)
+
+
+def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> Mapping[str, str | None]:
     """Return what MLflow needs: beside the run folders, a database of all runs and a folder of their files."""
     folder = (sweep or run_dir.absolute()).parent
     server = os.environ.get("MLFLOW_TRACKING_URI")
@@ -57,7 +67,7 @@ def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> dict[str
     return {"run_name": _name(run_dir, sweep), "run_id": identity, **({"tracking_uri": server} if server else local)}
 
 
-def _wandb(run_dir: Path, sweep: Path | None, identity: str | None) -> dict[str, Any]:
+def _wandb(run_dir: Path, sweep: Path | None, identity: str | None) -> Mapping[str, str | None]:
     """Return what Weights & Biases needs: an id that a resumed run has too, and the sweep as a group."""
     group = None if sweep is None else sweep.name
     return {"name": _name(run_dir, sweep), "id": identity or secrets.token_hex(4), "resume": "allow", "group": group}
@@ -69,7 +79,7 @@ def _name(run_dir: Path, sweep: Path | None) -> str:
 
 
 # class of Lightning -> arguments that it gets, unless the configuration gives them
-_ARGUMENTS: Mapping[str, Callable[[Path, Path | None, str | None], dict[str, Any]]] = {
+_ARGUMENTS: Mapping[str, Callable[[Path, Path | None, str | None], Mapping[str, str | None]]] = {
     "MLFlowLogger": _mlflow,
     "WandbLogger": _wandb,
 }

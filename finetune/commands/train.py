@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from finetune.data.transforms import View
     from finetune.models.classifier import Classifier
     from finetune.run_folder import RunFolder
-    from finetune.training.logger_stores import RunFiles
+    from finetune.training.logger_stores import StoredFiles
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -255,7 +255,7 @@ def execute(
         loggers.finish(
             result.results.test,
             step=sum(phase.steps for phase in result.results.phases),
-            files=run_files(RunFolder(run_dir)),
+            files=stored_files(RunFolder(run_dir)),
         )
     if is_rank_zero():
         if config.keep != "all":
@@ -266,12 +266,12 @@ def execute(
     return result
 
 
-def run_files(folder: "RunFolder") -> "RunFiles":
+def stored_files(folder: "RunFolder") -> "StoredFiles":
     """Return the files of a finished run that its loggers keep."""
-    from finetune.training.logger_stores import RunFiles
+    from finetune.training.logger_stores import StoredFiles
 
     files = (folder.results, folder.report, folder.config, folder.plan, folder.predictions, folder.metrics)
-    return RunFiles(bundle=folder.bundle, others=[file for file in files if file.is_file()])
+    return StoredFiles(bundle=folder.bundle, others=[file for file in files if file.is_file()])
 
 
 def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:

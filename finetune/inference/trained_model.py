@@ -47,6 +47,9 @@ class PredictOptions:
 class TrainedModel(Classifier):
     """A trained network: ``uint8 (B, C, H, W)`` of any size to logits ``(B, K)``, and :meth:`predict` for everything else.
 
+    A batch of exactly the input size is taken as resized and cropped already; :meth:`predict` resizes and crops every image. The
+    two differ on pictures that happen to have the input size, where ``input_spec.crop_pct`` is below 1.
+
     ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``decode`` how its image files
     are decoded.
     """

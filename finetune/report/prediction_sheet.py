@@ -59,9 +59,9 @@ class ClassSightings:
         """Count an image, and keep it if it is among the surest or the least sure."""
         self.images += 1
         self.probability += sighting.probability
-        for heap, rank in ((self.surest, sighting.probability), (self.least, -sighting.probability)):
-            # an earlier image stays where two are equally sure
-            entry = (rank, -self.images, sighting)
+        # where images are equally sure, the first count as surer, so that the two heaps hold different ones
+        for heap, sign in ((self.surest, 1), (self.least, -1)):
+            entry = (sign * sighting.probability, -sign * self.images, sighting)
             if len(heap) < MOST_OF_CLASS // 2:
                 heapq.heappush(heap, entry)
             else:
@@ -71,10 +71,10 @@ class ClassSightings:
         """Return up to ``most`` images, surest first: half of them the surest, half the least sure."""
         first = sorted(self.surest, reverse=True)[: most - most // 2]
         last = sorted(self.least, reverse=True)[: most // 2]
-        # by their number, which is unique in the class
-        chosen = {number: (rank, number, sighting) for rank, number, sighting in first}
-        chosen |= {number: (-rank, number, sighting) for rank, number, sighting in last if number not in chosen}
-        return [sighting for _, _, sighting in sorted(chosen.values(), reverse=True)]
+        # an image that is in both heaps once; surest first, the earlier first where two are equally sure
+        chosen = {(rank, place): sighting for rank, place, sighting in first}
+        chosen |= {(-rank, -place): sighting for rank, place, sighting in last}
+        return [chosen[key] for key in sorted(chosen, reverse=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """``report.html``: one page with everything about a finished run, all images embedded."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -115,8 +116,36 @@ def run_page(
             trust=own,
         ),
         commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own),
+        configuration=settings_in_use(run.config),
         **vars(_images(run, classifier, source)),
     )
+
+
+def settings_in_use(text: str) -> str:
+    r"""Return the text of ``config.yaml`` without settings that are null or empty, and without sections of these alone.
+
+    >>> text = "seed: 0\nname: null\ncache:\n  max: null\nfreeze: []\nphases:\n- lr: null\n  train:\n  - head"
+    >>> print(settings_in_use(text))
+    seed: 0
+    phases:
+    - train:
+      - head
+    """
+    kept: list[str] = []
+    for line in reversed(text.splitlines()):
+        depth = len(line) - len(line.lstrip())
+        below = kept[-1] if kept else ""
+        deeper = len(below) - len(below.lstrip()) > depth
+        unused = re.fullmatch(r"\s*(- )?[\w.]+: (null|\{\}|\[\]|'')", line)
+        if unused and unused[1] and deeper:
+            # the next setting begins the entry of the list
+            kept[-1] = f"{line[:depth]}- {below.lstrip()}"
+        elif line.endswith(":") and not line.lstrip().startswith("- "):
+            if deeper or below.lstrip().startswith("- "):
+                kept.append(line)
+        elif not unused:
+            kept.append(line)
+    return "\n".join(reversed(kept))
 
 
 def _views(source: Source | None, views: Mapping[str, View] | None) -> dict[str, list[str]]:

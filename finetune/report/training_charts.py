@@ -100,7 +100,7 @@ def curve_charts(run: RunFiles) -> list[Markup]:
 
 def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str]) -> Markup:
     with drawing():
-        figure = new_figure(WIDTH, 2.9)
+        figure = new_figure(WIDTH, 3.1)
         axes = figure.subplots()
         for (column, legend), colour in zip(columns.items(), SERIES, strict=False):
             values = _numbers(run.column(column))
@@ -114,7 +114,8 @@ def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str])
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(axis="y")
-        axes.legend()
+        # below the axis, so that no curve runs under it
+        figure.legend(loc="outside lower center", ncols=2)
         return inline_svg(figure, name=name, says=f"{label} over the epochs of the run")
 
 

@@ -22,7 +22,7 @@ Hyperparameters: TypeAlias = Mapping[str, bool | int | float | str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFiles:
+class StoredFiles:
     """The files of a finished run that a store keeps with it.
 
     Args:
@@ -56,7 +56,7 @@ class LoggerStore:
     def go_on(self) -> None:
         """Mark the run as running again after Lightning has ended a fit."""
 
-    def keep(self, files: RunFiles) -> None:
+    def keep(self, files: StoredFiles) -> None:
         """Store files of the finished run; a store of numbers alone does not."""
 
     def end(self, status: Status) -> None:
@@ -135,7 +135,7 @@ class MLflowStore(LoggerStore):
         """Mark the run as running."""
         self.logger.experiment.update_run(self.logger.run_id, status="RUNNING")
 
-    def keep(self, files: RunFiles) -> None:
+    def keep(self, files: StoredFiles) -> None:
         """Store the bundle as ``model``, and the other files."""
         client, run_id = self.logger.experiment, self.logger.run_id
         client.log_artifacts(run_id, str(files.bundle), "model")
@@ -201,7 +201,7 @@ class WandbStore(LoggerStore):
         """Return the id of the run."""
         return str(self.logger.experiment.id)
 
-    def keep(self, files: RunFiles) -> None:
+    def keep(self, files: StoredFiles) -> None:
         """Store the bundle and the other files as artifacts."""
         import wandb
 

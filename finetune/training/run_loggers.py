@@ -12,7 +12,7 @@ from finetune.atomic_files import write_json
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.results import EpochRow, SplitMetrics
-from finetune.training.logger_stores import Hyperparameters, LoggerStore, RunFiles, Status, store_of
+from finetune.training.logger_stores import Hyperparameters, LoggerStore, Status, StoredFiles, store_of
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class RunLoggers:
             raise
         self._end("finished")
 
-    def finish(self, test: SplitMetrics, *, step: int, files: RunFiles) -> None:
+    def finish(self, test: SplitMetrics, *, step: int, files: StoredFiles) -> None:
         """Log the test metrics of the shipped weights and keep the files; an error here is logged and leaves the run intact."""
         if not is_rank_zero():
             return

@@ -2,6 +2,7 @@
 
 import builtins
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 import finetune
 from finetune.cli import main
+from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.table import Table, frame
 from tests.bundles import small_bundle
@@ -146,3 +148,18 @@ def test_without_pandas_the_table_is_a_small_one_that_converts(monkeypatch: pyte
     assert list(table.to_pandas()["predicted"]) == table["predicted"]
     with pytest.raises(KeyError, match="Did you mean 'predicted'"):
         table["predictd"]
+
+
+def test_a_batch_of_the_input_size_is_a_finished_view_and_predict_crops_a_picture_of_that_size() -> None:
+    model = settled_classifier(name="resnet10t", size=(32, 32))
+    model.input_spec = replace(model.input_spec, crop_pct=0.5)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    with torch.inference_mode():
+        finished, cropped = model(image), model(eval_view(model.input_spec)(image[0])[None])
+        larger = torch.nn.functional.pad(image, (0, 1))
+        resized = model(eval_view(model.input_spec)(larger[0])[None])
+        assert torch.equal(model(larger), resized)
+    assert not torch.allclose(finished, cropped)
+    shares = finetune.predict(model, image)[list(model.classes)].to_numpy()
+    np.testing.assert_allclose(shares, model.probabilities(cropped).numpy(), atol=1e-5)
