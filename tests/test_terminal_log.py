@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune.commands.train import say
+from finetune.commands.train import show
 from finetune.terminal_log import PACKAGE, show_log
 
 
@@ -23,7 +23,7 @@ def untouched_log() -> Iterator[None]:
 
 def test_lines_for_the_user_are_printed_with_control_characters_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     show_log()
-    say("100% of \x1b[31mred\x1b[0m\nand more")
+    show("100% of \x1b[31mred\x1b[0m\nand more")
     logging.getLogger("finetune.models.build").info("backbone %s", "resnet18")
     captured = capsys.readouterr()
     assert captured.out == "100% of \\x1b[31mred\\x1b[0m\nand more\nbackbone resnet18\n"
@@ -33,7 +33,7 @@ def test_lines_for_the_user_are_printed_with_control_characters_escaped(capsys: 
 def test_a_program_can_silence_what_the_package_says(capsys: pytest.CaptureFixture[str]) -> None:
     PACKAGE.setLevel(logging.WARNING)
     show_log()
-    say("run: runs/pets")
+    show("run: runs/pets")
     assert capsys.readouterr().out == ""
 
 
@@ -41,7 +41,7 @@ def test_a_program_can_send_what_the_package_says_elsewhere(capsys: pytest.Captu
     elsewhere = io.StringIO()
     PACKAGE.addHandler(logging.StreamHandler(elsewhere))
     show_log()
-    say("run: runs/pets")
+    show("run: runs/pets")
     assert elsewhere.getvalue() == "run: runs/pets\n"
     assert capsys.readouterr().out == ""
 
@@ -51,5 +51,5 @@ def test_a_process_that_is_not_the_first_prints_nothing(
 ) -> None:
     show_log()
     monkeypatch.setattr("finetune.terminal_log.is_rank_zero", lambda: False)
-    say("run: runs/pets")
+    show("run: runs/pets")
     assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
 """The cached activations of a phase: the frozen prefix's output for every view, computed once and stored on disk."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -26,6 +27,8 @@ from finetune.plain import Json
 from finetune.training.phases import Phase
 from finetune.versions import versions
 
+log = logging.getLogger(__name__)
+
 # rows computed, checked and claimed together: enough to keep the processor busy, few enough to share among processes
 CHUNK_ROWS = 64
 
@@ -46,7 +49,6 @@ class ActivationStore:
         cached_stage: Stage after which activations are cached.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
-        say: Function that shows a line to the user.
         device: Device on which the prefix runs.
         context: Function that returns the context of the run's precision.
     """
@@ -59,12 +61,11 @@ class ActivationStore:
         cached_stage: str,
         seed: int,
         limit_bytes: int,
-        say: Callable[[str], None],
         device: torch.device,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._classifier, self._images, self._seed = classifier.to(device), images, seed
-        self._limit, self._say, self._device, self._context = limit_bytes, say, device, context
+        self._limit, self._device, self._context = limit_bytes, device, context
         self._cached_stage = cached_stage
         spec = classifier.input_spec
         with context():
@@ -73,7 +74,7 @@ class ActivationStore:
             self._prefix: Prefix | None = Prefix(classifier, cached_stage, fold=plain.dtype != torch.float32)
         self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
         self._parts = self._depends_on()
-        self.found = self.computed = 0
+        self.reused = self.computed = 0
 
     def _depends_on(self) -> dict[str, Json]:
         """Return everything that an activation depends on, except the split and the view."""
@@ -89,20 +90,20 @@ class ActivationStore:
             device=self._device.type,
         )
 
-    def views(self, wanted: Sequence[SplitView]) -> list[Entry]:
+    def views(self, requests: Sequence[SplitView]) -> list[Entry]:
         """Return one entry per requested view, computing what is missing.
 
         Raises:
             RunError: The disk has filled up since the plan was made.
         """
-        rows = [self._images.source.index.rows(request.split) for request in wanted]
-        entries = [self._open(request, view_rows) for request, view_rows in zip(wanted, rows, strict=True)]
-        computed = self._fill(entries, rows, [request.view for request in wanted])
-        self.found, self.computed = self.found + sum(map(len, rows)) - computed, self.computed + computed
+        rows = [self._images.source.index.rows(request.split) for request in requests]
+        entries = [self._open(request, view_rows) for request, view_rows in zip(requests, rows, strict=True)]
+        computed = self._fill(entries, rows, [request.view for request in requests])
+        self.reused, self.computed = self.reused + sum(map(len, rows)) - computed, self.computed + computed
         return entries
 
-    def _open(self, wanted: SplitView, rows: Rows) -> Entry:
-        view = wanted.view
+    def _open(self, request: SplitView, rows: Rows) -> Entry:
+        view = request.view
         parts: dict[str, Json] = {"augment": view.augment}
         if view.augment != "none":
             parts |= {"seed": self._seed, "phase": view.phase, "view": view.number}
@@ -115,13 +116,13 @@ class ActivationStore:
         about = {
             "backbone": self._classifier.backbone.name,
             "cached_stage": self._cached_stage,
-            "split": wanted.split,
+            "split": request.split,
             "augment": view.augment,
             "view": view.number,
             "rows": len(rows),
         }
-        whole = {**self._parts, "split": wanted.split, "view": parts}
-        entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit, say=self._say)
+        whole = {**self._parts, "split": request.split, "view": parts}
+        entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit)
         if entry is None:
             raise RunError(
                 f"cache: {why_unusable() or f'there is no longer room for {layout.bytes / 1e6:.0f} MB of activations'}. This run "
@@ -213,7 +214,6 @@ class ActivationCache:
         images: Images, and a loader of their views.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
-        say: Function that shows a line to the user.
     """
 
     def __init__(
@@ -225,12 +225,11 @@ class ActivationCache:
         images: ImageViews,
         seed: int,
         limit_bytes: int,
-        say: Callable[[str], None],
     ) -> None:
         assert choice.cached_stage is not None
         self.cached_stage = choice.cached_stage
         self._classifier, self._phase, self._images = classifier, phase, images
-        self._seed, self._limit, self._say = seed, limit_bytes, say
+        self._seed, self._limit = seed, limit_bytes
         self._training_views = choice.views
         self._train: list[DeviceRows] = []
         self._val: DeviceRows | None = None
@@ -256,7 +255,6 @@ class ActivationCache:
             cached_stage=self.cached_stage,
             seed=self._seed,
             limit_bytes=self._limit,
-            say=self._say,
             device=device,
             context=context,
         )
@@ -272,9 +270,9 @@ class ActivationCache:
         hold = partial(DeviceRows, shape=store.shape, dtype=store.dtype, device=device if self.on_device else None)
         self._train, self._val = [hold(entry) for entry in train], hold(val)
         if trains:
-            done = f"cached {self.cached_stage} activations: {store.computed} computed, {store.found} reused"
+            done = f"cached {self.cached_stage} activations: {store.computed} computed, {store.reused} reused"
             where = f", in the memory of {device}" if self.on_device else ""
-            self._say(f"  {done} ({size / 1e6:.1f} MB{where})")
+            log.info("  %s (%.1f MB%s)", done, size / 1e6, where)
 
     def _train_views(self) -> list[SplitView]:
         """Return the views of training images that are cached."""
@@ -336,7 +334,6 @@ def eval_features(
         cached_stage=cached_stage,
         seed=0,
         limit_bytes=limit_bytes,
-        say=lambda line: None,
         device=device,
         context=context,
     )

@@ -14,7 +14,7 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -392,9 +392,7 @@ def free_bytes(base: Path | None = None) -> int:
     return shutil.disk_usage(at).free
 
 
-def opened(
-    parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int, say: Callable[[str], None]
-) -> Entry | None:
+def opened(parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int) -> Entry | None:
     """Open the entry for these parts, creating it if needed; return None if the user has disabled the cache.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.build.classifier import Say, build_model, network_name
+from finetune.build.classifier import Show, build_model, network_name
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases
@@ -30,20 +30,20 @@ class RunParts:
     phases: "list[Phase]"
 
 
-def _report_data(source: "Source", say: Say) -> "Audit | None":
+def _report_data(source: "Source", show: Show) -> "Audit | None":
     """Report the audit in a few lines, and the decisions about the data; return the audit of a data set of files."""
     from finetune.data.audit import audit
     from finetune.data.audit_text import short
 
-    found = audit(source, look_alikes=False) if source.facts is not None else None
-    for line in (*(short(found) if found is not None else []), *source.index.notes):
-        say(line)
-    return found
+    audited = audit(source, look_alikes=False) if source.facts is not None else None
+    for line in (*(short(audited) if audited is not None else []), *source.index.notes):
+        show(line)
+    return audited
 
 
 def assemble(
     config: Config,
-    say: Say = lambda line: None,
+    show: Show = lambda line: None,
     description: Mapping[str, Any] | None = None,
     worker_init: Callable[[int], None] | None = None,
     *,
@@ -53,7 +53,7 @@ def assemble(
 
     Args:
         config: Checked configuration.
-        say: Function that shows a line to the user.
+        show: Function that shows a line to the user.
         description: Description of the network, if its weights will be loaded from a run, so that nothing is downloaded;
             None builds the network from the configuration.
         worker_init: Function called in each loader process with its number; None for none.
@@ -66,10 +66,10 @@ def assemble(
     if description is None:
         from finetune.build.input_lines import input_lines
 
-        found = _report_data(source, say)
-        classifier = build_model(config, source, say, trusted=trusted)
-        for line in input_lines(classifier, found.sizes) if found is not None else []:
-            say(line)
+        audited = _report_data(source, show)
+        classifier = build_model(config, source, show, trusted=trusted)
+        for line in input_lines(classifier, audited.sizes) if audited is not None else []:
+            show(line)
     else:
         from finetune.bundle import description_problems
         from finetune.models.classifier import classifier_from_description

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.models.classifier import Classifier
     from finetune.models.weights_origin import WeightsOrigin
 
-Say = Callable[[str], None]
+Show = Callable[[str], None]
 
 
 def network_name(config: Config) -> str:
@@ -41,12 +41,12 @@ def weights_origin(config: Config) -> "WeightsOrigin":
     return origin_of(source=chosen.source, name=chosen.name, weights=chosen.weights)
 
 
-def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Backbone":
+def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "Backbone":
     """Build the pretrained backbone and report the origin of its weights; its stem is not adapted yet.
 
     Args:
         config: Checked configuration.
-        say: Function that shows a line to the user.
+        show: Function that shows a line to the user.
         trusted: Whether the user typed the configuration, or trusts its run; otherwise a network of the user's is not built.
 
     Raises:
@@ -64,28 +64,28 @@ def build_pretrained(config: Config, say: Say, *, trusted: bool = False) -> "Bac
         spec = InputSpec(**given, size=image_size(config.input.size) or InputSpec().size)
         backbone = own_backbone(config, input_spec=spec, trusted=trusted)
         start = "as its class makes them" if chosen.weights == "none" else f"from {chosen.weights}"
-        say(f"weights: {name} {start} (seed {config.seed})")
+        show(f"weights: {name} {start} (seed {config.seed})")
     else:
         backbone = build_backbone(
             chosen.name, source=chosen.source, weights=chosen.weights, seed=config.seed, **chosen.kwargs
         )
         if chosen.weights == "none":
-            say(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
+            show(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
         else:
-            say(f"weights: {name} from {chosen.weights}")
+            show(f"weights: {name} from {chosen.weights}")
             if warning := weights_origin(config).warning:
-                say(warning)
+                show(warning)
     backbone.input_spec = replace(backbone.input_spec, **given)
     return backbone
 
 
-def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = False) -> "Classifier":
+def build_model(config: Config, source: "Source", show: Show, *, trusted: bool = False) -> "Classifier":
     """Build the initial network and report the origin of its weights.
 
     Args:
         config: Checked configuration.
         source: Data set of the run.
-        say: Function that shows a line to the user.
+        show: Function that shows a line to the user.
         trusted: Whether the user typed the configuration, or trusts its run; otherwise a network or a head of the user's is
             not built.
 
@@ -96,7 +96,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
     from finetune.models.heads import HEADS
     from finetune.models.weights import load_head, state_hash
 
-    backbone = build_pretrained(config, say, trusted=trusted)
+    backbone = build_pretrained(config, show, trusted=trusted)
     classes = source.index.classes
     size = image_size(config.input.size)
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
@@ -115,7 +115,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
         cost = adaptation_cost(
             backbone=backbone, head=head, images_BCHW=images, adapt=config.input.adapt, seed=config.seed
         )
-        say(
+        show(
             f"input.adapt={config.input.adapt}: the logits differ by {cost:.1%} from those of the exact adaptation "
             f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
         )
@@ -142,7 +142,7 @@ def build_model(config: Config, source: "Source", say: Say, *, trusted: bool = F
             multi_label=classifier.multi_label,
             own=own,
         )
-        say(f"head: from {config.head.weights}")
+        show(f"head: from {config.head.weights}")
     return classifier
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.build import RunParts
-from finetune.build.classifier import Say, build_model, build_pretrained, image_size, network_name
+from finetune.build.classifier import Show, build_model, build_pretrained, image_size, network_name
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases, check_monitor
@@ -95,7 +95,7 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects | None, *,
 def assemble_with_objects(
     config: Config,
     objects: PythonObjects,
-    say: Say = lambda line: None,
+    show: Show = lambda line: None,
     description: Mapping[str, Any] | None = None,
     *,
     trusted: bool = True,
@@ -105,7 +105,7 @@ def assemble_with_objects(
     Args:
         config: Checked configuration.
         objects: Objects that replace configured ones.
-        say: Function that shows a line to the user.
+        show: Function that shows a line to the user.
         description: Description of the network, if its weights will be loaded from a run; None builds it at its start.
         trusted: Whether the user typed the configuration, or trusts its run.
 
@@ -116,9 +116,9 @@ def assemble_with_objects(
         check_paths(config)
     source = build_source(config) if objects.source is None else objects.source
     for line in source.index.notes:
-        say(line)
+        show(line)
     classifier = (
-        _classifier(config, objects, source, say, trusted=trusted)
+        _classifier(config, objects, source, show, trusted=trusted)
         if description is None
         else _described(config, objects, description, trusted=trusted)
     )
@@ -165,13 +165,13 @@ def loss_with_objects(loss: "nn.Module", *, num_classes: int, multi_label: bool)
     return lambda phase: own
 
 
-def _classifier(config: Config, objects: PythonObjects, source: "Source", say: Say, *, trusted: bool) -> "Classifier":
+def _classifier(config: Config, objects: PythonObjects, source: "Source", show: Show, *, trusted: bool) -> "Classifier":
     from finetune.models.classifier import build_classifier
     from finetune.models.heads import HEADS
 
     if objects.backbone is None and objects.head is None:
-        return build_model(config, source, say, trusted=trusted)
-    backbone = objects.backbone or build_pretrained(config, say, trusted=trusted)
+        return build_model(config, source, show, trusted=trusted)
+    backbone = objects.backbone or build_pretrained(config, show, trusted=trusted)
     classes = source.index.classes
     node: Mapping[str, Any] | None = None
     head: Any = objects.head

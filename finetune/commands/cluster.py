@@ -77,7 +77,7 @@ def _cluster(given: argparse.Namespace, file: Path) -> int:
         least_members=given.least_members,
         metric=given.metric,
         seed=given.seed,
-        say=print,
+        show=print,
     )
     figures = quality(embeddings, clusters, metric=given.metric, seed=given.seed)
     doubts = None

@@ -152,7 +152,7 @@ def choose_images(
                 break
         spare = len(files) > 2 * count
         return CheckImages(
-            files=files[:count], told="--images", calibration=files[count:] if spare else files[:CALIBRATION_IMAGES]
+            files=files[:count], origin="--images", calibration=files[count:] if spare else files[:CALIBRATION_IMAGES]
         )
     try:
         config = data_config(run, [])

@@ -117,15 +117,15 @@ def task(config: Config, *, options: Options) -> int:
     from finetune.build import assemble
     from finetune.build.run_dir import choose_run_dir, make_run_dir
     from finetune.build.training import loss_of, optimizer_factory, trainer_factory
-    from finetune.commands.train import decide, quiet_lightning, say
+    from finetune.commands.train import decide, quiet_lightning, show
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
-    parts = assemble(config, say, trusted=True)
+    parts = assemble(config, show, trusted=True)
     number = choose_phase(parts.phases, options.phase)
     phase = parts.phases[number]
     from finetune.training.lr_finder import find_rate
 
-    say(
+    show(
         f"phase {number} ({phase.name}), training {', '.join(phase.train)}: {options.steps} steps of "
         f"{phase.batch_size * phase.accumulate} images, rates from {options.lowest:g} to {options.highest:g}"
     )
@@ -148,7 +148,7 @@ def task(config: Config, *, options: Options) -> int:
             "check the data: finetune plan shows what is trained."
         )
     if sweep.diverged:
-        say(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
+        show(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
     with make_run_dir(config, folder) as made:
         tell(sweep, config=config, number=number, words=words, folder=made)
     return 0
@@ -157,7 +157,7 @@ def task(config: Config, *, options: Options) -> int:
 def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Path) -> None:
     """Print the suggestions, and write the table, the numbers and the chart."""
     from finetune.atomic_files import write_json, write_text
-    from finetune.commands.train import say
+    from finetune.commands.train import show
     from finetune.report.lr_find_chart import write_lr_find_chart
     from finetune.training.lr_finder import table
 
@@ -199,15 +199,15 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         title=f"phase {number} ({sweep.phase.name}) of schedule {config.schedule.name}",
     )
     for name, entry in described.items():
-        say(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
+        show(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
     if described:
-        say(f"use: {described.get('valley', next(iter(described.values()))).command}")
+        show(f"use: {described.get('valley', next(iter(described.values()))).command}")
     else:
-        say(
+        show(
             "No suggestion: the loss did not fall at any learning rate. More steps (--steps 300), a larger "
             "data.batch_size, or a lower --lowest may help."
         )
-    say(f"wrote: {folder / 'lr_find.svg'}, lr_find.csv and lr_find.json beside it")
+    show(f"wrote: {folder / 'lr_find.svg'}, lr_find.csv and lr_find.json beside it")
 
 
 def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:

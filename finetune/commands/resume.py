@@ -112,7 +112,7 @@ def resume(
             something that only the user may name.
     """
     from finetune.checksums import require_checksums, verify
-    from finetune.commands.train import say
+    from finetune.commands.train import show
     from finetune.run_folder import CONFIG, RECORD, RunFolder, differences, files_read_back, read_run_record
     from finetune.safe_files import inside
 
@@ -126,11 +126,11 @@ def resume(
     if RunFolder(run_dir).is_finished:
         if is_rank_zero():
             remove_left_lock(run_dir)
-        say(f"This run has already finished. Results: {RunFolder(run_dir).results}")
+        show(f"This run has already finished. Results: {RunFolder(run_dir).results}")
         if config.report and not RunFolder(run_dir).report.is_file():
             from finetune.commands.report import write_from_files
 
-            say(f"report: {write_from_files(run_dir, config, trust=trust)}")
+            show(f"report: {write_from_files(run_dir, config, trust=trust)}")
         if is_rank_zero() and config.keep != "all":
             RunFolder(run_dir).delete_spare_files()
         return None
@@ -142,7 +142,7 @@ def resume(
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)
     for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
-        say(f"trusted: {line}")
+        show(f"trusted: {line}")
     trusted = trust or same_as_typed
     go_on = partial(
         _go_on, run_dir, record, config, anyway=anyway, trusted=trusted, tune_process=tune_process, objects=objects
@@ -151,7 +151,7 @@ def resume(
         return go_on()
     with FolderLock(run_dir, name=f"RUN='{run_dir}'"):
         if RunFolder(run_dir).is_finished:
-            say(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
+            show(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
             return None
         return go_on()
 
@@ -166,7 +166,7 @@ def _go_on(
     tune_process: bool,
     objects: "PythonObjects | None",
 ) -> "RunResult":
-    from finetune.commands.train import execute, say
+    from finetune.commands.train import execute, show
     from finetune.plain import to_plain as plain_fields
     from finetune.run_folder import CONFIG, RecordedData, differences
 
@@ -174,7 +174,7 @@ def _go_on(
     for key, meaning in FREE.items():
         before, after = _value(record.config, key), _value(to_plain(config), key)
         if before != after:
-            say(f"{key}: {before} -> {after} ({meaning})")
+            show(f"{key}: {before} -> {after} ({meaning})")
 
     from finetune.versions import versions
 
@@ -189,11 +189,11 @@ def _go_on(
     description = record.model if begun else None
     if objects is None:
         worker_init = release_freed_blocks if tune_process else None
-        parts = assemble(config, say, description=description, worker_init=worker_init, trusted=trusted)
+        parts = assemble(config, show, description=description, worker_init=worker_init, trusted=trusted)
     else:
         from finetune.build.python_objects import assemble_with_objects
 
-        parts = assemble_with_objects(config, objects, say, description, trusted=trusted)
+        parts = assemble_with_objects(config, objects, show, description, trusted=trusted)
     data = RecordedData.of(parts.source.index)
     if data != record.data:
         same_name = plain_fields(replace(data, fingerprint=record.data.fingerprint))
@@ -203,14 +203,14 @@ def _go_on(
     import torch
 
     if torch.get_num_threads() != record.threads:
-        say(
+        show(
             f"This run began with {record.threads} threads and continues with {torch.get_num_threads()}: sums are "
             "taken in another order, so the result will not be identical to the bit. OMP_NUM_THREADS sets the number."
         )
     if is_rank_zero():
         # so that the next resume needs no overrides
         write_text(run_dir / CONFIG, to_yaml(config))
-    say(f"resuming: {run_dir}")
+    show(f"resuming: {run_dir}")
     return execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process, objects=objects)
 
 

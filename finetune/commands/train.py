@@ -71,7 +71,7 @@ def task(config: Config) -> int:
     return 0
 
 
-def say(line: str) -> None:
+def show(line: str) -> None:
     """Log a line for the user; :func:`finetune.terminal_log.show_log` shows it."""
     log.info("%s", line)
 
@@ -92,11 +92,11 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
     check_typed_places(config)
     config = with_absolute_paths(config)
     if objects is None:
-        parts = assemble(config, say, worker_init=release_freed_blocks if tune_process else None, trusted=True)
+        parts = assemble(config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True)
     else:
         from finetune.build.python_objects import assemble_with_objects
 
-        parts = assemble_with_objects(config, objects, say)
+        parts = assemble_with_objects(config, objects, show)
     own_metrics = list(objects.metrics) if objects is not None else []
     with quiet_lightning():
         check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=own_metrics)
@@ -119,8 +119,8 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
                     objects=(objects.names() or None) if objects is not None else None,
                 ),
             )
-            say(f"precision: {precision.name} ({precision.why})")
-        say(f"run: {run_dir}")
+            show(f"precision: {precision.name} ({precision.why})")
+        show(f"run: {run_dir}")
         return execute(config, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
 
 
@@ -240,9 +240,9 @@ def execute(
             result = Run(
                 context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
             ).execute()
-        say(f"\n{result_table(result.results)}\n")
-        say(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
-        say(f"bundle: {result.bundle}")
+        show(f"\n{result_table(result.results)}\n")
+        show(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
+        show(f"bundle: {result.bundle}")
         if config.report and is_rank_zero():
             if tune_process:
                 # the report uses its memory only once, so freed blocks need not be retained
@@ -262,7 +262,7 @@ def execute(
             keep_results_only(parts.classifier, run_dir)
         own = bool(own_classes(parts.classifier.describe()))
         lines = commands(str(run_dir), multi_label=parts.source.index.multi_label, trust=own)
-        say("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
+        show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
     return result
 
 
@@ -284,7 +284,7 @@ def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:
         keep_movements(classifier, folder)
         folder.delete_spare_files()
     except (OSError, UserError, RunError) as error:
-        say(f"keep=results: checkpoints stay on the disk. {str(error).splitlines()[0]} The run itself is complete.")
+        show(f"keep=results: checkpoints stay on the disk. {str(error).splitlines()[0]} The run itself is complete.")
 
 
 def report(
@@ -310,10 +310,10 @@ def report(
     given = given or {}
     try:
         modules = {**modules_of(run_dir, trust=trust, given=given), **given}
-        say(f"report: {write_report(run_dir, source, modules=modules, views=views)}")
+        show(f"report: {write_report(run_dir, source, modules=modules, views=views)}")
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(
+        show(
             f"report: could not be written ({type(error).__name__}: {first}). The run itself is complete. "
             f"Try again: finetune report {shlex.quote(str(run_dir))}"
         )

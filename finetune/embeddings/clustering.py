@@ -17,7 +17,7 @@ from finetune.errors import UserError
 
 METHODS = ("kmeans", "hdbscan")
 OUTLIER = -1
-Say = Callable[[str], None]
+Show = Callable[[str], None]
 
 # number of images that k-means is fitted on; the others join the nearest centre
 FITTED_ON = 50_000
@@ -72,7 +72,7 @@ def cluster(
     least_members: int = 5,
     metric: str = "cosine",
     seed: int = 0,
-    say: Say = lambda line: None,
+    show: Show = lambda line: None,
 ) -> Clusters:
     """Group images into clusters.
 
@@ -84,7 +84,7 @@ def cluster(
         least_members: Smallest number of members of an HDBSCAN cluster.
         metric: ``cosine`` scales features to length one first; ``l2`` leaves them unchanged.
         seed: Seed of starting points and samples.
-        say: Function that shows a line to the user.
+        show: Function that shows a line to the user.
 
     Raises:
         UserError: A setting is out of range, or there are too many images for HDBSCAN.
@@ -111,13 +111,13 @@ def cluster(
         centres = _means(values, of_row)
     else:
         if len(sample) < count:
-            say(
+            show(
                 f"k-means: fitted on {len(sample):,} of {count:,} images, drawn at random; the others join the nearest centre"
             )
         if clusters is None:
             tried = _silhouettes(values, min(most_clusters, len(np.unique(values, axis=0)) - 1), seed)
             clusters = max(tried, key=lambda number: (tried[number], -number))
-            say(f"clusters: {clusters}, the best silhouette ({tried[clusters]:.4f}) of 2 to {max(tried)}")
+            show(f"clusters: {clusters}, the best silhouette ({tried[clusters]:.4f}) of 2 to {max(tried)}")
         centres = _kmeans(values, clusters, starts=_STARTS, seed=seed)[1]
         of_row = np.zeros(0, np.int64)
     nearest, own, second = _distances(embeddings.features, centres, metric, of_row)

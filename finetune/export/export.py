@@ -100,7 +100,7 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
     """Compare an export's predictions with the model's; measure its speed where the format has one."""
     request, export_format, images = job.request, job.request.format, job.images
     reference = make_reference(
-        job.classifier, images.files, told=images.told, targets=images.targets, decode=images.decode
+        job.classifier, images.files, origin=images.origin, targets=images.targets, decode=images.decode
     )
     (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)])
     report = compare(export_format.name, answer, reference, classes=job.classifier.classes, precision=request.precision)

@@ -19,14 +19,14 @@ class CheckImages:
 
     Args:
         files: Files to compare on.
-        told: Where the files come from, for the report.
+        origin: Where the files come from, for the report.
         targets: Index of the true class of each file; None if not known.
         calibration: Files that determine the ranges of the activations.
         decode: How the run decodes files; None for the defaults.
     """
 
     files: list[str]
-    told: str
+    origin: str
     targets: list[int] | None = None
     calibration: list[str] = field(default_factory=list)
     decode: DecodeOptions | None = None
@@ -56,7 +56,7 @@ def images_of_source(
     compared = rows[::2][:count] if calibration and len(rows) >= 2 * calibration else rows[:count]
     return CheckImages(
         files=[_file(source, int(row), folder) for row in compared],
-        told=f"{len(compared)} of the run's {split} images",
+        origin=f"{len(compared)} of the run's {split} images",
         # multi-label images have no single true class
         targets=[int(positions[source.index.targets[row]]) for row in compared]
         if source.index.targets.ndim == 1
@@ -86,4 +86,4 @@ def made_up_images(folder: Path, *, channels: int, count: int) -> CheckImages:
         path = folder / f"made-up-{number:04}.png"
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
         files.append(str(path))
-    return CheckImages(files=files, told=f"{count} made-up images", calibration=files)
+    return CheckImages(files=files, origin=f"{count} made-up images", calibration=files)

@@ -51,7 +51,7 @@ class Reference:
         files: Image files.
         pixels: Evaluation views, uint8 (N, C, H, W).
         shares: Probabilities, float32 (N, K).
-        told: Where the images come from, for the report.
+        origin: Where the images come from, for the report.
         decoded_otherwise: Whether Pillow's plain conversion of each file gives other pixels than our decoder, bool (N,).
         reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
             a probability that this causes.
@@ -63,7 +63,7 @@ class Reference:
     files: tuple[str, ...]
     pixels: npt.NDArray[np.uint8]
     shares: Shares
-    told: str
+    origin: str
     decoded_otherwise: npt.NDArray[np.bool_]
     decode: DecodeOptions
     unreadable: int = 0
@@ -76,7 +76,7 @@ def make_reference(
     classifier: Classifier,
     files: Sequence[str],
     *,
-    told: str,
+    origin: str,
     targets: Sequence[int] | None = None,
     decode: DecodeOptions | None = None,
 ) -> Reference:
@@ -119,7 +119,7 @@ def make_reference(
         files=tuple(kept),
         pixels=pixels.numpy(),
         shares=probabilities.numpy(),
-        told=told,
+        origin=origin,
         decoded_otherwise=np.array(otherwise),
         unreadable=len(files) - len(kept),
         targets=np.array(positions) if targets is not None else None,
@@ -301,7 +301,7 @@ def compare(
         format=form,
         precision=precision,
         opened_by=answer.opened_by,
-        images=reference.told,
+        images=reference.origin,
         unreadable=reference.unreadable,
         bounds=bounds,
         from_pixels=by_pixels,

@@ -56,12 +56,12 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
             format=export_format.name,
             precision="fp32",
             opened_by="none",
-            images=images.told,
+            images=images.origin,
             unreadable=0,
             passed=True,
             remarks=(remark,),
         )
-    reference = make_reference(classifier, images.files, told=images.told, decode=images.decode)
+    reference = make_reference(classifier, images.files, origin=images.origin, decode=images.decode)
     pixels = torch.from_numpy(reference.pixels)
     prepared = torch.cat([classifier.prepare(batch) for batch in torch.split(pixels, BATCH)])
     # expand normalises one channel three ways by broadcasting
@@ -96,7 +96,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
         format=export_format.name,
         precision="fp32",
         opened_by=opened["opened_by"],
-        images=images.told,
+        images=images.origin,
         unreadable=reference.unreadable,
         from_pixels=measured,
         passed=not problems,

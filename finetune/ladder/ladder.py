@@ -14,7 +14,7 @@ from finetune.build.paths import check_paths
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.commands.resume import resume
-from finetune.commands.train import decide, quiet_lightning, say, train
+from finetune.commands.train import decide, quiet_lightning, show, train
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock
@@ -106,9 +106,9 @@ def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> 
     )
     write_json(folder / _LADDER, to_plain(result))
     write_text(folder / "ladder.html", ladder_page(result, more_data=more_data(curves)))
-    say("")
-    say(ladder_table(result))
-    say(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
+    show("")
+    show(ladder_table(result))
+    show(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
     return result
 
 
@@ -159,7 +159,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
         verify(RunFolder(run_dir).results)
         verify(RunFolder(run_dir).plan)
         results.append({"seed": seed, **_measured(run_dir)})
-        say(
+        show(
             f"{rung:10} seed {seed}  val {results[-1]['val']:.4f}  test {results[-1]['test']:.4f}  "
             f"{time.monotonic() - began:.0f} s"
         )
@@ -235,5 +235,5 @@ def _on_features(
         need(measured, {"val": (int, float), "test": (int, float)}, name=f"{path}, {name}", remedy=_DELETE)
     for name, measured in stored["baselines"].items():
         if name in options.rungs:
-            say(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")
+            show(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")
     return stored["curve"], {name: {"seed": seed, **measured} for name, measured in stored["baselines"].items()}

@@ -15,16 +15,16 @@ from finetune.errors import UserError
 _COMPILERS = ("g++", "clang++", "c++")
 
 
-def compiles(wanted: Any) -> bool:
+def compiles(setting: Any) -> bool:
     """Return whether a run compiles its trainable part.
 
     Args:
-        wanted: ``auto``, ``off`` or ``on``; YAML reads the bare words off and on as false and true.
+        setting: ``auto``, ``off`` or ``on``; YAML reads the bare words off and on as false and true.
 
     Raises:
         UserError: Compilation is on, and this machine has no C++ compiler.
     """
-    if wanted not in ("on", True):
+    if setting not in ("on", True):
         return False
     if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
         raise UserError(

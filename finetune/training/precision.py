@@ -48,16 +48,16 @@ class Precision:
         return 2 if "16" in self.name else 4
 
 
-def choose_precision(wanted: str, classifier: Classifier, *, accelerator: str) -> Precision:
+def choose_precision(setting: str, classifier: Classifier, *, accelerator: str) -> Precision:
     """Choose the precision that a run computes in.
 
     Args:
-        wanted: ``auto``, or a precision of Lightning's.
+        setting: ``trainer.precision``: ``auto``, or a precision of Lightning's.
         classifier: The network, which is left unchanged.
         accelerator: ``trainer.accelerator``.
     """
-    if wanted != "auto":
-        return Precision(name=wanted, why="as asked for")
+    if setting != "auto":
+        return Precision(name=setting, why="as asked for")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(name=HALF, why=f"{torch.cuda.get_device_name()} computes in bf16")

@@ -11,32 +11,32 @@ from finetune.file_schema import LABELS, PREDICTIONS, PREDICTIONS_MULTI_LABEL, l
 from finetune.terminal import csv_cell
 
 
-def predictions_csv(index: Index, rows: torch.Tensor, shares_NK: torch.Tensor) -> str:
+def predictions_csv(index: Index, rows: torch.Tensor, probabilities_NK: torch.Tensor) -> str:
     """Return one line per image: file, true and predicted classes, and their probabilities in full precision.
 
     Args:
         index: Index of the run.
         rows: Rows of the index (N,).
-        shares_NK: Probabilities of those rows.
+        probabilities_NK: Probabilities of those rows.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PREDICTIONS_MULTI_LABEL if index.multi_label else PREDICTIONS)
     cells = _several if index.multi_label else _one
-    for row, shares in zip(rows.tolist(), shares_NK.tolist(), strict=True):
+    for row, probabilities in zip(rows.tolist(), probabilities_NK.tolist(), strict=True):
         # paths and class names are escaped where a spreadsheet would take them for a formula; numbers are left alone
-        writer.writerow([csv_cell(index.path(row)), *cells(index, row, shares)])
+        writer.writerow([csv_cell(index.path(row)), *cells(index, row, probabilities)])
     return text.getvalue()
 
 
-def _one(index: Index, row: int, shares: Sequence[float]) -> list[str]:
+def _one(index: Index, row: int, probabilities: Sequence[float]) -> list[str]:
     target = int(index.targets[row])
-    predicted = max(range(len(shares)), key=shares.__getitem__)
+    predicted = max(range(len(probabilities)), key=probabilities.__getitem__)
     names = [csv_cell(index.classes[number]) for number in (target, predicted)]
-    return [*names, repr(shares[predicted]), repr(shares[target])]
+    return [*names, repr(probabilities[predicted]), repr(probabilities[target])]
 
 
-def _several(index: Index, row: int, shares: Sequence[float]) -> list[str]:
+def _several(index: Index, row: int, probabilities: Sequence[float]) -> list[str]:
     target = labels_above_half(index.classes, index.targets[row].tolist())
-    predicted = labels_above_half(index.classes, shares)
-    return [csv_cell(target), csv_cell(predicted), repr(max(shares)), LABELS.join(map(repr, shares))]
+    predicted = labels_above_half(index.classes, probabilities)
+    return [csv_cell(target), csv_cell(predicted), repr(max(probabilities)), LABELS.join(map(repr, probabilities))]

@@ -120,7 +120,6 @@ class RunContext:
             images=self.data.image_views(),
             seed=self.settings.seed,
             limit_bytes=self.settings.cache_limit_bytes,
-            say=self.show,
         )
 
     def quiet_trainer(self) -> pl.Trainer:
@@ -163,7 +162,7 @@ class RunSession:
     def fit_trainer(self, context: RunContext, number: int) -> pl.Trainer:
         """Make the Trainer that fits one phase."""
         phase = context.schedule[number]
-        bar = PhaseProgressBar.wanted()
+        bar = PhaseProgressBar.fits_terminal()
         display = PhaseProgressBar(self.time_left) if bar else EpochLines(self.time_left)
         checkpoints = PhaseCheckpoints(
             folder=context.phase_folder(number).path,

@@ -27,7 +27,7 @@ def blobs(count: int = 200) -> Embeddings:
 
 def test_the_number_of_clusters_is_the_one_with_the_best_silhouette() -> None:
     made, said = blobs(), list[str]()
-    found = cluster(made, most_clusters=8, metric="l2", say=said.append)
+    found = cluster(made, most_clusters=8, metric="l2", show=said.append)
     assert len(found) == 4
     assert max(found.silhouette_by_count, key=found.silhouette_by_count.__getitem__) == 4
     assert list(found.silhouette_by_count) == list(range(2, 9))
@@ -75,7 +75,7 @@ def test_of_many_images_some_are_drawn_and_the_others_join(monkeypatch: pytest.M
     monkeypatch.setattr(module, "FITTED_ON", 60)
     monkeypatch.setattr(module, "MOST_FOR_HDBSCAN", 100)
     made, said = blobs(), list[str]()
-    found = cluster(made, clusters=4, metric="l2", say=said.append)
+    found = cluster(made, clusters=4, metric="l2", show=said.append)
     assert said == ["k-means: fitted on 60 of 200 images, drawn at random; the others join the nearest centre"]
     assert quality(made, found).ari == 1
     with pytest.raises(UserError, match="takes at most 100 images"):

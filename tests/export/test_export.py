@@ -77,7 +77,7 @@ def test_a_folder_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.Ca
 
 def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
-    reference = make_reference(model, write_files(tmp_path, 4), told="files")
+    reference = make_reference(model, write_files(tmp_path, 4), origin="files")
     said = ClientAnswer(opened_by="x", classes=CLASSES[::-1], from_pixels=reference.shares, from_files=reference.shares)
     report = compare("onnx", said, reference, classes=CLASSES)
     assert report.problems == ("its class names differ from the model's, or their order does",)
@@ -85,7 +85,7 @@ def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:
 
 def test_answers_that_are_no_numbers_fail_the_comparison(tmp_path: Path) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
-    reference = make_reference(model, write_files(tmp_path, 4), told="files")
+    reference = make_reference(model, write_files(tmp_path, 4), origin="files")
     broken = torch.full(reference.shares.shape, float("nan")).numpy()
     said = ClientAnswer(opened_by="x", classes=CLASSES, from_pixels=broken, from_files=broken)
     assert not compare("onnx", said, reference, classes=CLASSES).passed

@@ -43,7 +43,7 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
     exports, cases = [], []
     for name, channels, adapt in MODELS:
         model = settled_classifier(name=name, channels=channels, adapt=adapt, size=(64, 64))
-        reference = make_reference(model, files[: FILES[name]], told="files")
+        reference = make_reference(model, files[: FILES[name]], origin="files")
         assert reference.shares.std(0).min() > 0.01, "answers that do not vary would prove nothing"
         with quiet_exporter():
             program = traced(model, layout="nhwc")  # one trace serves two formats

@@ -64,7 +64,7 @@ class PhaseProgressBar(RichProgressBar):
         self._time_left = time_left
 
     @staticmethod
-    def wanted() -> bool:
+    def fits_terminal() -> bool:
         """Return whether stdout is a terminal that can redraw a line, and not that of CI, whose log keeps every line."""
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 

@@ -74,9 +74,9 @@ def test_logs_of_ci_and_simple_terminals_get_lines(name: str, value: str, monkey
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("CI", raising=False)
-    assert PhaseProgressBar.wanted()
+    assert PhaseProgressBar.fits_terminal()
     monkeypatch.setenv(name, value)
-    assert not PhaseProgressBar.wanted()
+    assert not PhaseProgressBar.fits_terminal()
 
 
 def test_time_left_goes_by_what_was_done_and_by_what_later_phases_cost() -> None:
