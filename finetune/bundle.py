@@ -26,6 +26,7 @@ from finetune.models.own_modules import OWN, own_classes, own_targets
 from finetune.models.size_limit import parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.weights import save_head, state_hash
+from finetune.resume_command import resume_command, resume_command_near
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
 from finetune.safetensors_writer import write_tensors
 from finetune.terminal import printable
@@ -35,7 +36,6 @@ FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
 LARGEST_SIDE = 10_000_000
-REMEDY = "Get the whole folder again, or write it again with: finetune resume RUN"
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 
@@ -121,6 +121,10 @@ def json_sha256(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
+def _remedy(path: Path) -> str:
+    return f"Get the whole folder again, or write it again with: {resume_command_near(path)}"
+
+
 def find_bundle(path: str | Path) -> Path:
     """The bundle folder at a path: the folder itself, or ``model/`` in a run folder.
 
@@ -136,7 +140,7 @@ def find_bundle(path: str | Path) -> Path:
         raise UserError(f"RUN='{path}': no such folder.")
     if (given / "config.yaml").is_file():
         raise UserError(
-            f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: finetune resume {path}"
+            f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: {resume_command(path)}"
         )
     raise UserError(f"RUN='{path}': neither a run nor a bundle. Expected {MODEL_JSON} or model/{MODEL_JSON} in it.")
 
@@ -148,7 +152,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         UserError: It is damaged, of a newer format, or lacks a key.
     """
     path = inside(folder, MODEL_JSON, of="bundle")
-    values = read_json(path, dict, remedy=REMEDY)
+    values = read_json(path, dict, remedy=_remedy(path))
     if type(values.get("format")) is not int:
         raise UserError(f"{path}: not a model description. It has no format number.")
     if values["format"] > FORMAT:
@@ -158,15 +162,15 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             f"{path}: format {values['format']} is newer than this program reads ({FORMAT}). "
             f"It was written by finetune {printable(str(version))}; this is {versions()['finetune']}. Upgrade."
         )
-    need(values, _KEYS, name=str(path), remedy=REMEDY)
+    need(values, _KEYS, name=str(path), remedy=_remedy(path))
     problems = description_problems(values["model"])
     if problems:
-        raise UserError(f"{path}: damaged. {shortened(problems)}. {REMEDY}")
+        raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
     # bundles from before it was kept have none
     if DIGEST in values and values[DIGEST] != json_sha256(values):
         raise UserError(
             f"{path}: damaged. Its contents have changed since they were written (their SHA-256 differs). Take a copy, or "
-            f"write it again: delete results.json of its run, then finetune resume RUN. If you changed it yourself, "
+            f"write it again: delete results.json of its run, then {resume_command_near(path)}. If you changed it yourself, "
             f"remove the key {DIGEST!r}."
         )
     return values
@@ -294,7 +298,9 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
         raise UserError(needs_classes(str(path), values["model"], lacking))
     weights = inside(folder, MODEL_WEIGHTS, of="bundle")
     if not os.path.lexists(weights):
-        raise UserError(f"{weights}: missing. The bundle is incomplete; write it again with: finetune resume RUN")
+        raise UserError(
+            f"{weights}: missing. The bundle is incomplete; write it again with: {resume_command_near(weights)}"
+        )
     shapes = tensor_shapes(weights)
     if file_sha256(weights) != values["weights_sha256"]:
         raise UserError(f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs).")

@@ -17,6 +17,7 @@ from typing import Any
 from finetune.atomic_files import atomic_path, write_json
 from finetune.errors import FileError, UserError
 from finetune.file_errors import in_words, read_error
+from finetune.resume_command import resume_command_near
 from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
 
 CHECKSUMS = "checksums.json"
@@ -165,4 +166,4 @@ def remedy(path: Path) -> str:
     known = _REMEDIES.get(path.name)
     if known is None:
         return "Put a copy of it back, if there is one; else train again"
-    return f"Put a copy of it back, if there is one. {known}: finetune resume RUN"
+    return f"Put a copy of it back, if there is one. {known}: {resume_command_near(path)}"

@@ -17,7 +17,7 @@ from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
 from finetune.data.image_source import Source
 from finetune.data.loading import ImageViews, ViewRequest
 from finetune.data.sampling import Rows
-from finetune.errors import RunError
+from finetune.errors import FileError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
@@ -94,7 +94,7 @@ class ActivationStore:
         """Return one entry per requested view, computing what is missing.
 
         Raises:
-            RunError: The disk has filled up since the plan was made.
+            FileError: The disk has filled up since the plan was made.
         """
         rows = [self._images.source.index.rows(request.split) for request in requests]
         entries = [self._open(request, view_rows) for request, view_rows in zip(requests, rows, strict=True)]
@@ -124,10 +124,10 @@ class ActivationStore:
         whole = {**self._parts, "split": request.split, "view": parts}
         entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit)
         if entry is None:
-            raise RunError(
+            raise FileError(
                 f"cache: {why_unusable() or f'there is no longer room for {layout.bytes / 1e6:.0f} MB of activations'}. This run "
                 "began with cached activations, and its result depends on them. Make room, or point FINETUNE_CACHE at another "
-                "folder, and go on with: finetune resume RUN"
+                "folder."
             )
         return entry
 
@@ -246,7 +246,7 @@ class ActivationCache:
             trains: Whether training follows: views of training images are prepared too, and the work done is reported.
 
         Raises:
-            RunError: The disk has filled up since the plan was made.
+            FileError: The disk has filled up since the plan was made.
         """
         self.close()
         store = ActivationStore(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from finetune.atomic_files import write_json
 from finetune.cache_dir import cache_folder
-from finetune.errors import FileError, RunError
+from finetune.errors import FileError
 from finetune.file_errors import file_error, file_of
 from finetune.file_lock import lock_byte, open_lock_file, unlock_byte
 from finetune.plain import Json
@@ -270,7 +270,7 @@ class Entry:
         """Return the bytes of the given rows (len(rows), row bytes), copied and checked against their checksums.
 
         Raises:
-            RunError: The file has changed since it was written; damaged chunks are marked as not written.
+            FileError: The file has changed since it was written; damaged chunks are marked as not written.
         """
         try:
             length = (self.folder / DATA).stat().st_size
@@ -288,10 +288,9 @@ class Entry:
             raise self._changed(f"row {wrong[0]} differs from what was written")
         return values
 
-    def _changed(self, what: str) -> RunError:
-        return RunError(
-            f"{self.folder / DATA}: changed or damaged while it was in use; {what}. It is computed again at the next start. "
-            "Go on with: finetune resume RUN"
+    def _changed(self, what: str) -> FileError:
+        return FileError(
+            f"{self.folder / DATA}: changed or damaged while it was in use; {what}. It is computed again at the next start."
         )
 
     def flush(self) -> None:
@@ -412,7 +411,7 @@ def opened(parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any]
 
 def unusable(error: Exception, path: Path) -> Exception:
     """Return an error of a cache file with a message that explains how to continue."""
-    instead = "The run can go on with another cache: FINETUNE_CACHE=FOLDER finetune resume RUN."
+    instead = "Another folder can hold the cache: set FINETUNE_CACHE=FOLDER."
     named = file_of(error)
     if named is not None and path in named.parents:
         path = named

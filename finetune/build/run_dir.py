@@ -14,6 +14,7 @@ from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError
 from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
+from finetune.resume_command import resume_command
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -98,5 +99,5 @@ def _must_be_empty(folder: Path, config: Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise UserError(
             f"run_dir='{config.run_dir}': must be new or empty. It is not empty. "
-            f"Choose another folder, or resume that run: finetune resume {config.run_dir}"
+            f"Choose another folder, or resume that run: {resume_command(str(config.run_dir))}"
         )

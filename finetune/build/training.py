@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.build.user_objects import own_loss
 from finetune.config.schema import Config
-from finetune.config.trust import DEFAULT_OPTIMIZER, TRAINER, check_node, instantiate, optimizer_class
+from finetune.config.trust import DEFAULT_OPTIMIZER, check_node, instantiate, optimizer_class
 from finetune.errors import UserError, did_you_mean, shortened
+from finetune.listed_classes import TRAINER
 from finetune.results import Imbalance
 from finetune.training.loss_kinds import LOSSES
 

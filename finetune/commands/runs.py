@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.commands.options import Arguments, home_path
-from finetune.config import flat, from_yaml
+from finetune.config import flat
 from finetune.config.plain_yaml import read_plain_yaml
-from finetune.config.trust import resume_command
 from finetune.errors import UserError, did_you_mean
 from finetune.plain import from_plain
 from finetune.results import Results
+from finetune.resume_command import resume_command
 from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
 
 ABOUT = """\
@@ -220,7 +220,7 @@ def listed(runs: Sequence[RunSummary]) -> list[str]:
     unfinished = [one.path for one in runs if one.state != "finished"]
     lines = _aligned(rows)
     lines += ["", f"{len(runs)} runs, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
-    lines += [f"go on with: {resume_command(path, from_yaml(path / 'config.yaml'))}" for path in unfinished]
+    lines += [f"go on with: {resume_command(path)}" for path in unfinished]
     if len(runs) > 1:
         pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])
         lines.append(f"side by side: finetune runs compare {pair}")

@@ -10,11 +10,10 @@ from pathlib import Path
 
 from finetune.atomic_files import write_text
 from finetune.commands.jobs import JobRecord, smaller_is_better
-from finetune.config import from_yaml
-from finetune.config.trust import resume_command
 from finetune.errors import RunError, UserError
 from finetune.plain import from_plain
-from finetune.run_folder import JOBS, RunFolder
+from finetune.resume_command import resume_command
+from finetune.run_folder import JOBS
 from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"
@@ -50,7 +49,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
     print("\n".join(["", *filter(None, [best(records)]), f"sweep: {folder / TABLE}"]), flush=True)
     for record in records:
         if record.status == "stopped" and (Path(record.run_dir) / "run.json").is_file():
-            line = resume_command(Path(record.run_dir), from_yaml(RunFolder(Path(record.run_dir)).config))
+            line = resume_command(record.run_dir)
             print(f"job {record.job} was stopped; go on with: {line}")
     failed = [record for record in records if record.status == "failed"]
     if failed or not records:

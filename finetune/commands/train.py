@@ -22,11 +22,12 @@ from finetune.build.training import check_training, imbalance, loss_of, optimize
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
-from finetune.config.trust import instantiate, needs_trust, resume_command
+from finetune.config.trust import instantiate
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
+from finetune.resume_command import resume_command
 from finetune.terminal import escape
 from finetune.terminal_log import show_log
 
@@ -235,7 +236,6 @@ def execute(
                 ),
                 loggers=loggers.all,
                 callbacks=[*callbacks, *objects.callbacks],
-                resume_options=" --trust" if needs_trust(config) else "",
             )
             result = Run(
                 context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
@@ -339,12 +339,12 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise _failed(error, run_dir, config) from error
+        raise _failed(error, run_dir) from error
     except (UserError, RunError):
         raise
     except Exception as error:
         if (failed := file_error(error, None, "could not be read or written")) is not None:
-            raise _failed(failed, run_dir, config) from error
+            raise _failed(failed, run_dir) from error
         import traceback
 
         if is_rank_zero():
@@ -355,12 +355,12 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
             f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {run_dir / 'error.log'}. "
-            f"Fix the cause, then go on with: {resume_command(run_dir, config)}"
+            f"Fix the cause, then go on with: {resume_command(run_dir)}"
         ) from error
 
 
-def _failed(error: FileError, run_dir: Path, config: Config) -> FileError:
-    return FileError(f"{error}\nThen go on with: {resume_command(run_dir, config)}")
+def _failed(error: FileError, run_dir: Path) -> FileError:
+    return FileError(f"{error}\nThen go on with: {resume_command(run_dir)}")
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:

@@ -22,9 +22,9 @@ from finetune.config.overrides import quoted as quoted
 from finetune.config.overrides import values_of
 from finetune.config.plain_yaml import read_plain_yaml
 from finetune.config.schema import Config
-from finetune.config.trust import RUN_DIR
 from finetune.config.whole_schedule import spread
 from finetune.errors import ConfigError, UserError, did_you_mean
+from finetune.listed_classes import RUN_DIR
 
 
 def register_schema() -> None:

@@ -1,87 +1,32 @@
 """Trust: which classes a configuration may name, by where it comes from. All classes that are built by name are built here.
 
 Trusted is what the user typed: this command line, the packaged ``conf/``, the user's ``--config-dir``. The contents of a run
-folder, a bundle, an embeddings file or a model folder are data: only the classes listed below are built from it, from plain
-values, and they write only inside the run folder. Nothing else that it names is even imported, unless the user has read the
-list of those names and typed ``finetune resume RUN --trust``. This is a list of what is allowed; there is no list of what is
-forbidden.
+folder, a bundle, an embeddings file or a model folder are data: only the classes of :mod:`finetune.listed_classes` are built from
+it, from plain values, and they write only inside the run folder. Nothing else that it names is even imported, unless the user has
+read the list of those names and typed ``finetune resume RUN --trust``. This is a list of what is allowed; there is no list of
+what is forbidden.
 """
 
+import dataclasses
 import importlib
 import logging
 import os
-import re
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, UserError, did_you_mean, shortened
+from finetune.errors import ConfigError, UserError, did_you_mean
+from finetune.listed_classes import CONTROL_KEYS, OPTIMIZERS, RUN_DIR, listing_package, unlisted, unlisted_in
+from finetune.resume_command import resume_command
 from finetune.terminal import printable
 
 if TYPE_CHECKING:
     from torch import nn
 
-# stands for the run folder in nodes of other libraries until the folder is known, since a run folder may be moved
-RUN_DIR = "<run_dir>"
-TRAINER = "lightning.pytorch.Trainer"
 DEFAULT_OPTIMIZER = "torch.optim.AdamW"
 
-# package -> class -> its arguments that name a file or a folder. A class is listed if building it from plain values and using
-# it in a run executes only its own code, contacts nothing, and writes only where those arguments say.
-LISTED: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "lightning.pytorch": {"Trainer": ("default_root_dir",)},
-    "lightning.pytorch.strategies": {"DDPStrategy": ()},
-    "lightning.pytorch.profilers": {"SimpleProfiler": ("dirpath",), "AdvancedProfiler": ("dirpath",)},
-    "lightning.pytorch.loggers": {
-        "CSVLogger": ("save_dir",),
-        "TensorBoardLogger": ("save_dir",),
-    },
-    "lightning.pytorch.callbacks": {
-        "DeviceStatsMonitor": (),
-        "EMAWeightAveraging": (),
-        "EarlyStopping": (),
-        "GradientAccumulationScheduler": (),
-        "LearningRateMonitor": (),
-        "ModelCheckpoint": ("dirpath",),
-        "ModelSummary": (),
-        "OnExceptionCheckpoint": ("dirpath",),
-        "RichModelSummary": (),
-        "RichProgressBar": (),
-        "SpikeDetection": ("exclude_batches_path",),
-        "StochasticWeightAveraging": (),
-        "TQDMProgressBar": (),
-        "Timer": (),
-        "WeightAveraging": (),
-    },
-    "lightning.pytorch.callbacks.progress.rich_progress": {"RichProgressBarTheme": ()},
-    "datetime": {"timedelta": ()},
-    # operations of `data.augment`; not Lambda, which calls what it is given
-    "torchvision.transforms.v2": dict.fromkeys(
-        (
-            *("AugMix", "AutoAugment", "RandAugment", "TrivialAugmentWide", "ColorJitter", "ElasticTransform", "Pad"),
-            *("GaussianBlur", "GaussianNoise", "Grayscale", "JPEG", "RandomAdjustSharpness", "RandomAffine"),
-            *("RandomApply", "RandomAutocontrast", "RandomChannelPermutation", "RandomChoice", "RandomCrop"),
-            *("RandomEqualize", "RandomErasing", "RandomGrayscale", "RandomHorizontalFlip", "RandomInvert"),
-            *("RandomOrder", "RandomPerspective", "RandomPhotometricDistort", "RandomPosterize", "RandomResizedCrop"),
-            *("RandomRotation", "RandomSolarize", "RandomVerticalFlip", "RandomZoomOut", "CenterCrop", "Resize", "RGB"),
-            *("Compose", "Identity"),
-        ),
-        (),
-    ),
-}
-# packages whose optimizers are all listed
-OPTIMIZERS = ("torch.optim", "timm.optim")
-# loggers that send data elsewhere; this table serves the messages only
-CONTACTS: Mapping[str, str] = {
-    "WandbLogger": "the server of wandb",
-    "MLFlowLogger": "the server of mlflow",
-    "CometLogger": "the server of comet",
-    "NeptuneLogger": "the server of neptune",
-    "LitLogger": "the server of lightning.ai",
-}
 # logger -> package that it imports only when it is built
 _NEEDS: Mapping[str, str] = {
     "WandbLogger": "wandb",
@@ -90,13 +35,7 @@ _NEEDS: Mapping[str, str] = {
     "NeptuneLogger": "neptune",
     "TensorBoardLogger": "tensorboard",
 }
-# profilers that a run folder may name; the others write beside the current folder
-_PROFILERS = ("simple", "advanced", None)
-
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_CONTROL = {"_target_", "_convert_", "_recursive_", "_partial_"}
 _WHERE = "Install the package that holds it, or put its folder on PYTHONPATH."
-_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def needs_trust(config: Config) -> list[str]:
@@ -106,20 +45,7 @@ def needs_trust(config: Config) -> list[str]:
     >>> needs_trust(config)
     ["callbacks.x: torch.load(f='x.pth')"]
     """
-    import dataclasses
-
-    plain = dataclasses.asdict(config)
-    plain["trainer"] = {"_target_": TRAINER, **plain["trainer"]}
-    for section in ("backbone", "head", "loss"):
-        target, arguments = plain[section].pop("_target_"), plain[section]["kwargs"]
-        if target is not None:
-            plain[section] = {**arguments, "_target_": target}
-    return list(_unlisted(plain, ""))
-
-
-def resume_command(run_dir: Path, config: Config) -> str:
-    """Return the command that continues a run; a run that names what only the user may name needs ``--trust``."""
-    return f"finetune resume {shlex.quote(str(run_dir))}{' --trust' if needs_trust(config) else ''}"
+    return unlisted_in(dataclasses.asdict(config))
 
 
 def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = False) -> list[str]:
@@ -144,7 +70,7 @@ def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = F
             f"RUN='{run_dir}': names what a run folder may not decide by itself, so nothing of it has been run or "
             f"contacted:\n{lines}\n"
             "If you trust whoever made this run, or it is your own, go on with: "
-            f"finetune resume {shlex.quote(str(run_dir))} --trust"
+            f"{resume_command(run_dir, trust=True)}"
         )
     return untrusted
 
@@ -171,8 +97,8 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
     for value in (node, arguments, str(run_dir)):
         _refuse_interpolation(value, str(target))
     if not trusted:
-        if unlisted := list(_unlisted(node, "")):
-            raise ConfigError([f"{line}: not on the list of what data may build." for line in unlisted])
+        if refused := list(unlisted(node, "")):
+            raise ConfigError([f"{line}: not on the list of what data may build." for line in refused])
         for name in _targets(node):
             _resolve(name)
     try:
@@ -223,7 +149,7 @@ def check_node(node: Any, *, where: str) -> None:
         takes = inspect.signature(made).parameters
     except (TypeError, ValueError):
         return
-    given = [str(key) for key in node if key not in _CONTROL]
+    given = [str(key) for key in node if key not in CONTROL_KEYS]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return
     for key in given:
@@ -330,7 +256,7 @@ def optimizer_class(target: str, *, trusted: bool) -> Any:
         UserError: There is no such optimizer, or data may not name it.
     """
     if not trusted:
-        if _package(target) not in OPTIMIZERS:
+        if listing_package(target) not in OPTIMIZERS:
             raise UserError(
                 f"optimizer._target_={target!r}: data may name optimizers of torch.optim and timm.optim only."
             )
@@ -343,33 +269,13 @@ def optimizer_class(target: str, *, trusted: bool) -> Any:
         raise UserError(f"optimizer._target_={target!r}: cannot be imported. {error}") from error
 
 
-def _package(target: str) -> str | None:
-    """Return the package of :data:`LISTED` or :data:`OPTIMIZERS` that lists a dotted name, or None.
-
-    >>> _package("lightning.pytorch.callbacks.early_stopping.EarlyStopping")
-    'lightning.pytorch.callbacks'
-    >>> _package("torch.optim.AdamW"), _package("torch.load"), _package("lightning.pytorch.callbacks.LambdaCallback")
-    ('torch.optim', None, None)
-    """
-    if not _DOTTED.fullmatch(target):
-        return None
-    home, _, name = target.rpartition(".")
-    for package, classes in LISTED.items():
-        if (home == package or home.startswith(f"{package}.")) and name in classes:
-            return package
-    for package in OPTIMIZERS:
-        if (home == package or home.startswith(f"{package}.")) and name[0].isupper() and name != "Optimizer":
-            return package
-    return None
-
-
 def _resolve(target: str) -> type:
     """Return the class of a listed name; import only the package that lists it.
 
     Raises:
         UserError: The name stands for something else: an alias, a module or a function.
     """
-    package = _package(target)
+    package = listing_package(target)
     assert package is not None, "checked before"
     home, _, name = target.rpartition(".")
     try:
@@ -411,93 +317,6 @@ def _targets(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _targets(inner)
-
-
-def _unlisted(value: Any, where: str) -> Iterator[str]:
-    """Yield a readable line for each node in a tree that data may not have built."""
-    if isinstance(value, list | tuple):
-        for position, inner in enumerate(value):
-            yield from _unlisted(inner, f"{where}[{position}]")
-    elif isinstance(value, Mapping) and "_target_" in value:
-        yield from _unlisted_node(value, where)
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _unlisted(inner, f"{where}.{key}" if where else str(key))
-
-
-def _unlisted_node(node: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Yield a readable line for each part of a node, and of nodes inside it, that data may not have built."""
-    target = node["_target_"]
-    name = str(target).rpartition(".")[2]
-    arguments = {key: value for key, value in node.items() if key not in _CONTROL}
-    shown = f"{printable(where or 'it')}: {printable(str(target))}({_shown(arguments)})"
-    package = _package(target) if isinstance(target, str) else None
-    if package is None:
-        contacted = [printable(text) for text in _texts(arguments) if "://" in text]
-        yield shown + (
-            f", which contacts {shortened(contacted) if contacted else CONTACTS[name]}"
-            if name in CONTACTS
-            else f", with the address {shortened(contacted)}"
-            if contacted
-            else ""
-        )
-    else:
-        places = LISTED.get(package, {}).get(name, ())
-        problems = ["its arguments have no names"] if "_args_" in node else []
-        if (
-            name == "Trainer"
-            and isinstance(node.get("profiler"), str | None)
-            and node.get("profiler") not in _PROFILERS
-        ):
-            problems.append("this profiler writes outside the run")
-        for key, value in arguments.items():
-            fits = _stays_inside if key in places else _is_word
-            problems += [f"{key}={printable(text)!r} leads out of the run" for text in _texts(value) if not fits(text)]
-        if problems:
-            yield f"{shown}: {shortened(problems)}"
-    for key, value in arguments.items():
-        yield from _unlisted(value, f"{where}.{key}" if where else str(key))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts among a node's arguments, without those of nodes inside it."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner)
-    elif isinstance(value, Mapping) and "_target_" not in value:
-        for inner in value.values():
-            yield from _texts(inner)
-
-
-def _stays_inside(text: str) -> bool:
-    """Whether a path is inside the run folder.
-
-    >>> [_stays_inside(text) for text in ("<run_dir>", "<run_dir>/csv", "<run_dir>/../x", "/tmp", "http://x/<run_dir>")]
-    [True, True, False, False, False]
-    """
-    return (text == RUN_DIR or text.startswith(f"{RUN_DIR}/")) and _is_word(text)
-
-
-def _is_word(text: str) -> bool:
-    """Whether a text names no place outside the run: a metric, a mode, or a file name below another folder.
-
-    >>> [_is_word(text) for text in ("val/acc", "{epoch}-{val/loss:.2f}", "/etc/x", "a/../../b", "~/x", "http://x", "a:b")]
-    [True, True, False, False, False, False, True]
-    """
-    parts = re.split(r"[/\\]", text)
-    return not (
-        text.startswith(("/", "\\", "~")) or ".." in parts or "://" in text or "\0" in text or text[1:3] == ":\\"
-    )
-
-
-def _shown(arguments: Mapping[str, Any]) -> str:
-    """Return the arguments of a node on one line, with secrets hidden."""
-    return ", ".join(
-        f"{printable(str(key))}={'...' if _SECRET.search(str(key)) else printable(repr(value)[:200])}"
-        for key, value in arguments.items()
-    )
 
 
 def _links_out(run_dir: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from finetune.errors import UserError, shortened
 from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
 from finetune.plain import Json, from_plain
 from finetune.results import Results
+from finetune.resume_command import resume_command
 from finetune.run_folder import RunFolder
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, parse_json, read_text
 
@@ -110,7 +111,7 @@ def check_run(run: str | Path) -> Path:
             f"RUN='{run}': a bundle, which does not record how it was trained. A report needs the run's own folder."
         )
     if (folder / "config.yaml").is_file():
-        raise UserError(f"RUN='{run}': this run has not finished. Go on with: finetune resume {run}")
+        raise UserError(f"RUN='{run}': this run has not finished. Go on with: {resume_command(run)}")
     raise UserError(f"RUN='{run}': not a run folder. It has no results.json.")
 
 

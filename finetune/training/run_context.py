@@ -1,7 +1,6 @@
 """The objects that the phases of a run share, and the Trainers in which they run."""
 
 import logging
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.results import RunFacts
+from finetune.resume_command import resume_command
 from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
@@ -81,7 +81,6 @@ class RunContext:
         make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
         callbacks: Callbacks of the user's.
-        resume_options: Options that the resume command needs, each after a space.
     """
 
     classifier: Classifier
@@ -93,12 +92,11 @@ class RunContext:
     make: Factories
     loggers: Sequence[Logger] = ()
     callbacks: Sequence[pl.Callback] = ()
-    resume_options: str = ""
 
     @property
     def resume_command(self) -> str:
         """Return the command that continues the run."""
-        return f"finetune resume {shlex.quote(str(self.folder.path))}{self.resume_options}"
+        return resume_command(self.folder.path)
 
     def phase_folder(self, number: int) -> PhaseFolder:
         """Return the folder of a phase by its position in the schedule, from 0."""

@@ -1,0 +1,41 @@
+"""The command that continues a run, as messages show it."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune.errors import RunError, UserError
+from finetune.listed_classes import unlisted_in
+from finetune.safe_files import read_json
+
+# as finetune.run_folder calls the record of a run
+_RECORD = "run.json"
+
+
+def resume_command(run_dir: str | Path, *, trust: bool | None = None) -> str:
+    """Return the command that continues a run, with ``--trust`` if the run cannot continue without it.
+
+    Args:
+        run_dir: Run folder, as the message shall name it.
+        trust: Whether to add ``--trust``; None adds it if the run names classes that only the user may name.
+
+    >>> resume_command("runs/my pets")
+    "finetune resume 'runs/my pets'"
+    """
+    needed = _names_unlisted_classes(Path(run_dir).expanduser()) if trust is None else trust
+    return f"finetune resume {shlex.quote(str(run_dir))}{' --trust' if needed else ''}"
+
+
+def resume_command_near(path: Path) -> str:
+    """Return the command that continues the run that a file lies in; it names ``RUN`` if the file lies in none."""
+    run_dir = next((folder for folder in path.parents[:4] if (folder / _RECORD).is_file()), None)
+    return "finetune resume RUN" if run_dir is None else resume_command(run_dir)
+
+
+def _names_unlisted_classes(run_dir: Path) -> bool:
+    try:
+        config = read_json(run_dir / _RECORD, dict).get("config")
+        return isinstance(config, Mapping) and bool(unlisted_in(config))
+    except (UserError, RunError, OSError, RecursionError):
+        # the command itself reports a record that is missing or damaged
+        return False
