@@ -141,7 +141,7 @@ def _checked(line: EmbedArguments, output: Path) -> Config | None:
         config = data_config(line.run, line.overrides)
     else:
         if own_data and not any(word.startswith("data=") for word in line.overrides):
-            raise UserError("finetune embed: needs images, or a data set as data=folder data.root=DIR.")
+            raise UserError("finetune embed: needs images, or a data set as data=DIR.")
         # the configuration's data is not used if images are named
         config = compose([*line.overrides, *(["data=digits"] if line.images else [])])
     check_paths(config if own_data else replace(config, data=DataConfig(source="digits")), use="test")

@@ -181,7 +181,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     if any(word.startswith("data=") for word in overrides):
         return compose(overrides)
     if not os.path.lexists(own):
-        raise UserError(f"RUN='{run}': a bundle does not record where its data is. Give data=folder data.root=DIR.")
+        raise UserError(f"RUN='{run}': a bundle does not record where its data is. Give data=DIR.")
     own = inside(own.parent, own.name)
     if not overrides:
         return from_yaml(own)

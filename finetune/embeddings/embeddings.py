@@ -118,7 +118,7 @@ class Embeddings:
         if len(np.unique(self.labels[self.labelled_rows()])) < 2:
             raise UserError(
                 f"{what}: needs images of at least two classes. Labels come with data=..., "
-                "for example: finetune embed RUN data=folder data.root=DIR --output FILE"
+                "for example: finetune embed RUN data=DIR --output FILE"
             )
 
     def require_metadata(self, what: str, *keys: str) -> None:

@@ -65,7 +65,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
         "## Intended use",
         "",
         "Sorting images like those it was trained on into the classes above. Test it on your own before a decision about "
-        "people rests on it: finetune evaluate RUN data=folder data.root=DIR.",
+        "people rests on it: finetune evaluate RUN data=DIR.",
         "",
         "## Limits",
         "",

@@ -49,7 +49,7 @@ def commands(run: str, *, multi_label: bool, trust: bool = False) -> list[tuple[
     form = "head" if multi_label else "onnx"
     return [
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
-        ("test it on other data", f"finetune evaluate {name} data=folder data.root=DIR{option}"),
+        ("test it on other data", f"finetune evaluate {name} data=DIR{option}"),
         (
             "hand on the head" if multi_label else "hand it to programs without PyTorch",
             f"finetune export {name} --format {form}{option}",

@@ -61,7 +61,7 @@ def test_a_class_that_the_model_does_not_know_is_named(
 
 def test_a_bundle_alone_needs_to_be_told_its_data(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_dir / "model")]) == 2
-    assert "Give data=folder data.root=DIR" in capsys.readouterr().err
+    assert "Give data=DIR" in capsys.readouterr().err
 
 
 def test_a_table_without_splits_is_all_tested(run_dir: Path, pets: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_the_commands_after_training_take_a_run_of_own_classes_with_trust_alone(
     if command == "report":
         page = html.unescape((run_dir / "report.html").read_text())
         assert f"finetune.load('{run_dir}/model', trust=True)" in page
-        assert f"finetune evaluate {run_dir} data=folder data.root=DIR --trust" in page
+        assert f"finetune evaluate {run_dir} data=DIR --trust" in page
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def source_kind(name: str) -> SourceKind:
     if name == "python":
         raise UserError(
             "data.source='python': this run's images came from Python as an object, which no file holds. Give it again in "
-            "Python, as data=, or give other data: data=folder data.root=DIR."
+            "Python, as data=, or give other data: data=DIR."
         )
     if name not in SOURCES:
         raise UserError(f"data.source={name!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(name, SOURCES)}")
