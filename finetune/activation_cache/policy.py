@@ -71,9 +71,9 @@ class CachePolicy:
         return asdict(self)
 
 
-def is_solved(phase: Phase, policy: CachePolicy) -> bool:
+def solves_head(phase: Phase, policy: CachePolicy) -> bool:
     """Return whether a phase solves its head instead of training it step by step."""
-    return phase.solver == "lbfgs" or (phase.solver == "auto" and policy.cached_stage is not None)
+    return phase.must_solve_head or (phase.solver == "auto" and policy.cached_stage is not None)
 
 
 def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> list[CachePolicy]:
@@ -101,15 +101,6 @@ def _from_plain(value: object, phase: Phase) -> CachePolicy:
     ):
         raise ValueError(f"The cache of phase {phase.name!r} holds an invalid value")
     return CachePolicy(**value)
-
-
-def cache_results(policy: CachePolicy) -> dict[str, Json]:
-    """Return the entries about the cache in a phase's results."""
-    return {
-        "cached_after": policy.cached_stage or "",
-        "cached_view": policy.cached_view,
-        "views": policy.views or 0,
-    }
 
 
 def last_frozen_stage(classifier: Classifier, phase: Phase) -> str | None:
@@ -172,7 +163,7 @@ def _choose(
         return no_cache("mixup and cutmix mix pixels, which cached activations no longer have")
     if unusable := why_unusable():
         return no_cache(unusable)
-    needs_features = phase.solver in ("lbfgs", "auto") or bool(phase.lr_trials)
+    needs_features = phase.needs_features or phase.solver == "auto"
     if phase.cache == "auto" and phase.epochs == 1 and not needs_features:
         return no_cache("one epoch sees each image once")
     shape = activation_shape(classifier, stage)

@@ -47,15 +47,15 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"frozen at random weights. Train {stages[0]} in every phase (schedule=full), or use input.adapt=expand."
             )
         before = phases[position - 1] if position > 0 else None
-        if phase.carry_optimizer and before is not None and (before.solver == "lbfgs" or before.lr_trials):
-            how = "solves the head and" if before.solver == "lbfgs" else "tries several rates and"
+        if phase.carry_optimizer and before is not None and before.needs_features:
+            how = "solves the head and" if before.must_solve_head else "tries several rates and"
             problems.append(
                 f"schedule.phases[{position}].carry_optimizer=True: the phase before {how} has no moments to carry. "
                 "Leave it out."
             )
         if phase.lr_trials:
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
-        if phase.solver == "lbfgs":
+        if phase.must_solve_head:
             where = f"schedule.phases[{position}].solver='lbfgs'"
             if not _has_linear_head(config):
                 problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
@@ -89,7 +89,7 @@ def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[
     Raises:
         ConfigError: It is a metric of the user's, which a phase that solves its head or tries several rates does not measure.
     """
-    without = [phase.name for phase in phases if phase.solver == "lbfgs" or phase.lr_trials]
+    without = [phase.name for phase in phases if phase.needs_features]
     if without and config.monitor.removeprefix("val/") in own:
         raise ConfigError(
             [

@@ -225,7 +225,7 @@ def _transform(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransfo
 
 
 def _check_solvers(phases: "Sequence[Phase]", objects: PythonObjects) -> None:
-    solved = [phase.name for phase in phases if phase.solver == "lbfgs"]
+    solved = [phase.name for phase in phases if phase.must_solve_head]
     own = [name for name, value in (("head", objects.head), ("loss", objects.loss)) if value is not None]
     if solved and own:
         raise UserError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
-from finetune.activation_cache.policy import CachePolicy, is_solved
+from finetune.activation_cache.policy import CachePolicy, solves_head
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import threads_here, views_of_rows
 from finetune.data.sampling import batch_count
@@ -30,7 +30,7 @@ from finetune.models.modes import evaluating
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
 from finetune.training.lr_finder import unchanged
-from finetune.training.param_groups import OptimizerFactory, build_param_groups
+from finetune.training.param_groups import OptimizerFactory, phase_param_groups
 from finetune.training.phases import Phase
 
 # images in a timed batch: enough for a forward pass of about half a second, and at least two for BatchNorm
@@ -135,7 +135,7 @@ class _Machine:
             augmented = (policy.views or 0) * train
             plain = val if policy.views else train + val
             cache_s = augmented * self._beside(read_s, prefix_s) + plain * self._beside(self._eval_read_s, prefix_s)
-        if is_solved(phase, policy):
+        if solves_head(phase, policy):
             return Forecast(cache_s=cache_s, train_s=self._solve((policy.views or 1) * train))
         network, batch = self._trained(policy, phase)
         step_s = self._timer(self._step(network, batch, phase, make_optimizer)) / len(batch)
@@ -195,7 +195,7 @@ class _Machine:
     def _step(
         self, network: Callable[[Tensor], Tensor], batch: Tensor, phase: Phase, make_optimizer: OptimizerFactory
     ) -> Callable[[], object]:
-        groups = build_param_groups(self._classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
+        groups = phase_param_groups(self._classifier, phase)
         optimizer = make_optimizer(groups)
 
         def step() -> None:

@@ -147,7 +147,7 @@ class RateSweep(PhaseModule):
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
         seed: Seed of the run.
-        steps_per_epoch: Training batches in an epoch.
+        batches_per_epoch: Training batches in an epoch.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class RateSweep(PhaseModule):
         optimizer: OptimizerFactory,
         loss: nn.Module,
         seed: int,
-        steps_per_epoch: int,
+        batches_per_epoch: int,
     ) -> None:
         super().__init__(
             classifier=classifier,
@@ -169,7 +169,7 @@ class RateSweep(PhaseModule):
             optimizer=optimizer,
             loss=loss,
             settings=FitSettings(monitor="val/loss", seed=seed),
-            steps_per_epoch=steps_per_epoch,
+            batches_per_epoch=batches_per_epoch,
         )
         self.total_steps = steps
         self._lowest, self._growth = lowest, (highest / lowest) ** (1 / max(steps - 1, 1))
@@ -274,10 +274,10 @@ def find_rate(
             optimizer=make_optimizer(phase),
             loss=make_loss(phase),
             seed=seed,
-            steps_per_epoch=batches,
+            batches_per_epoch=batches,
         )
         trainer = make_trainer(
-            max_epochs=-(-steps // -(-batches // phase.accumulate)),
+            max_epochs=-(-steps // phase.steps_per_epoch(batches)),
             accumulate_grad_batches=phase.accumulate,
             gradient_clip_val=phase.gradient_clip,
             num_sanity_val_steps=0,

@@ -8,6 +8,7 @@ from torch import nn
 
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
+from finetune.training.phases import Phase
 
 # groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which a schedule scales
 ParamGroups = list[dict[str, Any]]
@@ -75,6 +76,11 @@ def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], we
         }
         for (stage, decay), parameters in sorted(by_group.items(), key=lambda item: (order[item[0][0]], not item[0][1]))
     ]
+
+
+def phase_param_groups(classifier: Classifier, phase: Phase) -> ParamGroups:
+    """Build the groups of a phase that has been applied to the classifier."""
+    return build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
 
 
 def check_cover(optimizer: torch.optim.Optimizer, module: nn.Module) -> None:

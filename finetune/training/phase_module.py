@@ -27,12 +27,11 @@ from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.callbacks.validation_outputs import ValidationOutputs
 from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation
-from finetune.training.freezing import tensors_of
 from finetune.training.losses import build_mixer
 from finetune.training.param_groups import OptimizerFactory, OptimizerState
 from finetune.training.phase_forward import PhaseForward
 from finetune.training.phases import Phase
-from finetune.training.staged_module import PREFIX, StagedModule
+from finetune.training.staged_module import PREFIX, StagedModule, checkpoint_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class PhaseModule(StagedModule):
         optimizer: Function that makes the optimizer from named groups.
         loss: Training loss, from logits (B, K) and targets to losses (B,).
         settings: Settings that the run decides.
-        steps_per_epoch: Training batches in an epoch.
+        batches_per_epoch: Training batches in an epoch.
         file_of: Function that returns the file of a row, for messages.
         own_metrics: Metrics of the user's by name; None for none.
         carried: Optimizer state of the phase before, by parameter name; None starts with a fresh one.
@@ -83,20 +82,19 @@ class PhaseModule(StagedModule):
         optimizer: OptimizerFactory,
         loss: nn.Module,
         settings: FitSettings,
-        steps_per_epoch: int,
+        batches_per_epoch: int,
         file_of: Callable[[int], str] = str,
         own_metrics: Mapping[str, Metric] | None = None,
         carried: OptimizerState | None = None,
         cached_stage: str | None = None,
     ) -> None:
-        optimizer_steps = -(-steps_per_epoch // phase.accumulate)
         super().__init__(
             classifier,
             phase,
             optimizer=optimizer,
             loss=loss,
-            total_steps=min(phase.epochs * optimizer_steps, phase.max_steps or phase.epochs * optimizer_steps),
-            warmup_steps=round(phase.warmup_epochs * optimizer_steps),
+            total_steps=phase.total_steps(batches_per_epoch),
+            warmup_steps=round(phase.warmup_epochs * phase.steps_per_epoch(batches_per_epoch)),
         )
         # a checkpoint holds only the trainable stages; the others are in the phase's start.safetensors
         self.strict_loading = False
@@ -237,7 +235,7 @@ class PhaseModule(StagedModule):
 
     def trainable_state(self) -> dict[str, torch.Tensor]:
         """Return the weights and buffers of the trainable stages, by their names in a checkpoint."""
-        return {PREFIX + name: tensor for name, tensor in tensors_of(self.classifier, self.phase.train).items()}
+        return checkpoint_tensors(self.classifier, self.phase)
 
     def best_checkpoint(self) -> dict[str, Any]:
         """Return the contents of ``best.ckpt``: the weights that were validated, averaged if the phase averages."""

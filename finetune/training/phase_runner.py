@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from finetune.activation_cache.cache import ActivationCache
-from finetune.activation_cache.policy import is_solved
+from finetune.activation_cache.policy import solves_head
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.results import PhaseResult
@@ -28,9 +28,9 @@ from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoin
 from finetune.training.callbacks.progress_display import rates_in_words
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
-from finetune.training.freezing import apply_phase, tensors_of
+from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solved_phase
-from finetune.training.param_groups import OptimizerState, build_param_groups
+from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phase_result import read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
@@ -38,7 +38,7 @@ from finetune.training.phases import Phase
 from finetune.training.rate_trials import tried_phase
 from finetune.training.run_context import RunContext, RunSession
 from finetune.training.run_loggers import log_row, mark_running
-from finetune.training.staged_module import PREFIX
+from finetune.training.staged_module import checkpoint_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +110,12 @@ class PhaseRunner:
         return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
 
     @property
-    def _is_solved(self) -> bool:
-        return is_solved(self._phase, self._policy)
+    def _solves_head(self) -> bool:
+        return solves_head(self._phase, self._policy)
 
     @property
     def _needs_trainer(self) -> bool:
-        return not self._is_solved and not self._phase.lr_trials
+        return not self._solves_head and not self._phase.lr_trials
 
     @property
     def _weights_after(self) -> Path:
@@ -160,7 +160,7 @@ class PhaseRunner:
 
     def _announce(self) -> None:
         phase = self._phase
-        if self._is_solved:
+        if self._solves_head:
             plan = "solving the head"
         elif phase.lr_trials:
             plan = f"training {len(phase.lr_trials)} heads at lr {', '.join(f'{rate:g}' for rate in phase.lr_trials)}"
@@ -173,12 +173,12 @@ class PhaseRunner:
         """Train only the head on cached features, without a fit: solve it, or try several rates side by side."""
         context, phase, settings = self._context, self._phase, self._context.settings
         if cache is None:
-            setting = "solver='lbfgs': solves the head" if phase.solver == "lbfgs" else "lr_trials: trains heads"
+            setting = "solver='lbfgs': solves the head" if phase.must_solve_head else "lr_trials: trains heads"
             raise UserError(
                 f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
                 f"({self._policy.why})."
             )
-        if self._is_solved:
+        if self._solves_head:
             result = solved_phase(
                 classifier=context.classifier,
                 phase=phase,
@@ -248,7 +248,7 @@ class PhaseRunner:
                 compiled=settings.compiled,
                 keep_validation=self._number + 1 == len(context.schedule) and outputs <= MOST_KEPT,
             ),
-            steps_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
+            batches_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
             file_of=context.data.source.index.path,
             own_metrics=context.make.metrics,
             carried=carried,
@@ -307,9 +307,9 @@ class PhaseRunner:
         check_last(
             checkpoint,
             phase=phase.name,
-            weights={PREFIX + name: tensor for name, tensor in tensors_of(classifier, phase.train).items()},
+            weights=checkpoint_tensors(classifier, phase),
             averages=averages,
-            groups=build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay),
+            groups=phase_param_groups(classifier, phase),
             make_optimizer=self._context.make.optimizer(phase),
         )
 

@@ -20,7 +20,7 @@ from finetune.training.callbacks.checkpoint_contents import check_best, check_te
 from finetune.training.callbacks.checkpoints import read_checkpoint
 from finetune.training.freezing import tensors_of
 from finetune.training.phases import Phase
-from finetune.training.staged_module import PREFIX
+from finetune.training.staged_module import PREFIX, checkpoint_tensors
 
 
 def save_weights(classifier: Classifier, path: Path) -> None:
@@ -65,7 +65,7 @@ def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFold
     checkpoint, own = read_checkpoint(chosen), tensors_of(classifier, phase.train)
     averages: Mapping[str, torch.Tensor] | None = None
     with naming(chosen):
-        check_best(checkpoint, phase=phase.name, weights={PREFIX + name: tensor for name, tensor in own.items()})
+        check_best(checkpoint, phase=phase.name, weights=checkpoint_tensors(classifier, phase))
         if phase.restore == "last" and phase.ema_decay:
             averages = saved_averages(checkpoint)
         if averages is not None:

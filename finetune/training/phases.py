@@ -90,6 +90,25 @@ class Phase:
         """Return the stages that do not train, in order."""
         return tuple(stage for stage in self.stages if stage not in self.train)
 
+    @property
+    def must_solve_head(self) -> bool:
+        """Return whether the phase solves its head in any case; ``solver='auto'`` solves it if its features can be cached."""
+        return self.solver == "lbfgs"
+
+    @property
+    def needs_features(self) -> bool:
+        """Return whether the phase solves its head or tries several rates: both work only on cached features."""
+        return self.must_solve_head or bool(self.lr_trials)
+
+    def steps_per_epoch(self, batches: int) -> int:
+        """Return the optimizer steps in an epoch of so many batches."""
+        return -(-batches // self.accumulate)
+
+    def total_steps(self, batches: int) -> int:
+        """Return the optimizer steps of the whole phase, at most, from the batches in an epoch."""
+        steps = self.epochs * self.steps_per_epoch(batches)
+        return min(steps, self.max_steps or steps)
+
     def rates(self) -> dict[str, float]:
         """Return the peak learning rate of each trainable stage, in order from the input.
 

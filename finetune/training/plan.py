@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.activation_cache.policy import CachePolicy, is_solved
+from finetune.activation_cache.policy import CachePolicy, solves_head
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.forecast import Forecast
@@ -75,10 +75,9 @@ def build_plan(
     plan = []
     for phase, cache in zip(phases, caches, strict=True):
         names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
-        solved = is_solved(phase, cache)
+        solved = solves_head(phase, cache)
         rates = dict.fromkeys(phase.train, 0.0) if solved else phase.rates()
-        per_epoch = -(-data.batches_per_epoch(phase.batch_size) // phase.accumulate)
-        steps = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
+        steps = phase.total_steps(data.batches_per_epoch(phase.batch_size))
         seen = min(steps * phase.batch_size * phase.accumulate, phase.epochs * images)
         stages = {}
         for stage in classifier.stages:
@@ -137,7 +136,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
         ]
         for name, stage in phase.stages.items():
             trains = stage.mode == "train"
-            descends = trains and not is_solved(settings, cache)
+            descends = trains and not solves_head(settings, cache)
             rate = f"{stage.lr:.3g}" if descends else "-"
             decay = f"{stage.weight_decay:.3g}" if descends else "-"
             norm = stage.batch_norm if trains else "-"
@@ -149,7 +148,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
 
 def _training_in_words(phase: PlannedPhase) -> str:
     settings = phase.settings
-    if is_solved(settings, phase.cache):
+    if solves_head(settings, phase.cache):
         return (
             f"solves the head on all {phase.images} images at once; validation loss chooses among {len(STRENGTHS)} penalties "
             f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"

@@ -343,7 +343,7 @@ def tried_phase(
         cached_stage=cache.cached_stage,
     )
     per_epoch = data.batches_per_epoch(phase.batch_size)
-    total = min(phase.epochs * per_epoch, phase.max_steps or phase.epochs * per_epoch)
+    total = phase.total_steps(per_epoch)
     epoch = steps = 0
     if os.path.lexists(checkpoint):
         saved = read_checkpoint(checkpoint)

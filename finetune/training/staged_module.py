@@ -5,12 +5,18 @@ import torch
 from torch import nn
 
 from finetune.models.classifier import Classifier
+from finetune.training.freezing import tensors_of
 from finetune.training.lr_schedules import scale
-from finetune.training.param_groups import OptimizerFactory, build_param_groups, check_cover
+from finetune.training.param_groups import OptimizerFactory, check_cover, phase_param_groups
 from finetune.training.phases import Phase
 
 # prefix of the classifier's names in a module's state dict
 PREFIX = "classifier."
+
+
+def checkpoint_tensors(classifier: Classifier, phase: Phase) -> dict[str, torch.Tensor]:
+    """Return the weights and buffers of the stages that a phase trains, by their names in a checkpoint."""
+    return {PREFIX + name: tensor for name, tensor in tensors_of(classifier, phase.train).items()}
 
 
 class StagedModule(pl.LightningModule):
@@ -45,7 +51,7 @@ class StagedModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer of the trainable parameters, in named groups that cover them exactly."""
-        groups = build_param_groups(self.classifier, rates=self.phase.rates(), weight_decay=self.phase.weight_decay)
+        groups = phase_param_groups(self.classifier, self.phase)
         optimizer = self._make_optimizer(groups)
         check_cover(optimizer, self.classifier)
         return optimizer

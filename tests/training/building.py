@@ -69,7 +69,7 @@ def fit(
         optimizer=optimizer,
         loss=TrainingLoss(label_smoothing=phase.label_smoothing),
         settings=FitSettings(monitor="val/acc"),
-        steps_per_epoch=data.batches_per_epoch(phase.batch_size),
+        batches_per_epoch=data.batches_per_epoch(phase.batch_size),
         file_of=data.source.index.path,
     )
     with quiet_lightning():

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from finetune.activation_cache.policy import is_solved
+from finetune.activation_cache.policy import solves_head
 from finetune.build import assemble
 from finetune.commands.train import decide
 from finetune.config import compose
@@ -174,7 +174,7 @@ def test_the_default_schedule_solves_its_head_where_it_can(words: Words, change:
     config = compose(words("schedule=gradual", change))
     parts = assemble(config)
     _, caches = decide(config, parts)
-    assert [is_solved(phase, cache) for phase, cache in zip(parts.phases, caches, strict=True)] == [
+    assert [solves_head(phase, cache) for phase, cache in zip(parts.phases, caches, strict=True)] == [
         solved,
         False,
         False,

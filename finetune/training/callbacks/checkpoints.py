@@ -20,7 +20,7 @@ from finetune.safe_files import check_zip
 from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.interruption import Interruption
 from finetune.training.metrics_csv import MetricsCsv
-from finetune.training.param_groups import OptimizerState, build_param_groups
+from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import PhaseModule
 from finetune.training.phases import Phase
 
@@ -72,7 +72,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def by_parameter(state: Mapping[str, Any], classifier: Classifier, phase: Phase) -> OptimizerState:
     """Return the optimizer state of a checkpoint by parameter name; the phase must have been applied."""
-    groups = build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
+    groups = phase_param_groups(classifier, phase)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
     return {ordered[number]: values for number, values in state["state"].items()}
