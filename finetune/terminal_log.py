@@ -1,10 +1,11 @@
-"""The package's log on the terminal: a line a record, from the first process of a run alone.
+"""The package's log on the terminal: one line per record, from rank 0 only; warnings go to stderr, all else to stdout.
 
 A program that uses the package can silence it, ``logging.getLogger("finetune").setLevel(logging.WARNING)``, or send it
 elsewhere, ``logging.getLogger("finetune").addHandler(handler)``: :func:`show_log` then leaves level and handlers alone.
 """
 
 import logging
+import sys
 
 from finetune.distributed import is_rank_zero
 from finetune.terminal import escape
@@ -13,13 +14,18 @@ PACKAGE = logging.getLogger("finetune")
 
 
 class TerminalHandler(logging.Handler):
-    """Prints records at once, even through a pipe, to whatever standard output is at that moment."""
+    """Prints records at once, even through a pipe, to the standard streams of that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record; a process forked from the first one does not count as the first."""
-        if is_rank_zero():
-            # escaped here too, because a progress bar replaces the guarded output by a stream of its own
-            print(escape(record.getMessage()), flush=True)
+        """Print one record; a process forked from rank 0 does not count as rank 0."""
+        if not is_rank_zero():
+            return
+        # escaped here too, because a progress bar replaces the guarded output by a stream of its own
+        text = escape(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+        else:
+            print(text, flush=True)
 
 
 def show_log() -> None:

@@ -30,6 +30,12 @@ def test_lines_for_the_user_are_printed_with_control_characters_escaped(capsys: 
     assert captured.err == ""
 
 
+def test_a_warning_goes_to_standard_error_with_its_mark(capsys: pytest.CaptureFixture[str]) -> None:
+    show_log()
+    logging.getLogger("finetune.training.precision").warning("%s is damaged", "a\x1b[31mb")
+    assert capsys.readouterr() == ("", "warning: a\\x1b[31mb is damaged\n")
+
+
 def test_a_program_can_silence_what_the_package_says(capsys: pytest.CaptureFixture[str]) -> None:
     PACKAGE.setLevel(logging.WARNING)
     show_log()

@@ -181,7 +181,7 @@ class Entry:
                     return False
             sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
         except FileError as error:
-            log.warning("warning: %s These activations are computed again.", error)
+            log.warning("%s These activations are computed again.", error)
             return False
         except (OSError, ValueError):
             return False

@@ -1,5 +1,6 @@
 """Build the network of a run: the pretrained backbone and the classifier on top of it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
     from finetune.models.weights_origin import WeightsOrigin
+
+log = logging.getLogger(__name__)
 
 Show = Callable[[str], None]
 
@@ -74,7 +77,7 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
         else:
             show(f"weights: {name} from {chosen.weights}")
             if warning := weights_origin(config).warning:
-                show(warning)
+                log.warning("%s", warning)
     backbone.input_spec = replace(backbone.input_spec, **given)
     return backbone
 

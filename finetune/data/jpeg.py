@@ -84,9 +84,7 @@ def _simplejpeg() -> Any:
     try:
         import simplejpeg
     except ImportError:
-        log.warning(
-            "warning: simplejpeg is not installed: damaged JPEG files are read in silence. pip install simplejpeg"
-        )
+        log.warning("simplejpeg is not installed: damaged JPEG files are read in silence. pip install simplejpeg")
         return None
     return simplejpeg
 

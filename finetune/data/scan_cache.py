@@ -125,4 +125,4 @@ def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
             problems = np.frombuffer(json.dumps(facts.problems).encode(), np.uint8)
             np.savez(target, stamps=stamps[settled], table=facts.table[settled], problems=problems)
     except FileError as error:
-        log.warning("warning: %s The images will be opened again next time.", error)
+        log.warning("%s The images will be opened again next time.", error)

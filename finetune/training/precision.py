@@ -117,7 +117,7 @@ def _known_trial(classifier: Classifier) -> PrecisionTrial:
         try:
             write_checked_json(file, known | {name: round(trial.gain, 3)})
         except FileError as error:
-            log.warning("warning: %s The trial is made again next time.", error)
+            log.warning("%s The trial is made again next time.", error)
     return trial
 
 
