@@ -136,10 +136,10 @@ def resume(
         run_dir: Run folder.
         data: The same data set, if the run was given one as an object.
         backbone: A network of the same class, if the run was given one as an object; its weights are loaded.
-        head: Likewise a head.
-        loss: Likewise the loss.
-        transform: Likewise the transform.
-        metrics: Likewise the metrics.
+        head: A head of the same class, if the run was given one as an object; its weights are loaded.
+        loss: The same loss, if the run was given one as an object.
+        transform: The same transform, if the run was given one as an object.
+        metrics: The same metrics, if the run was given some as objects.
         callbacks: Lightning callbacks that came as objects.
         loggers: Lightning loggers that came as objects.
         classes: Names of the classes of ``data``, if they were given.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.config.schema import PhaseConfig
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
 from finetune.ladder.strategies import STRATEGIES, LadderOptions
@@ -62,42 +61,12 @@ class Export:
         return html_text(str(self))
 
 
-def plan(
-    data: Any,
-    *,
-    backbone: Any = "resnet18",
-    head: Any = None,
-    schedule: str | Sequence[PhaseConfig] = "gradual",
-    weights: str | Path | None = None,
-    lr: float | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    size: int | tuple[int, int] | None = None,
-    channels: int | None = None,
-    freeze: Sequence[str] = (),
-    augment: str | None = None,
-    seed: int = 0,
-    overrides: Sequence[str] = (),
-    **further: Any,
-) -> Plan:
+def plan(data: Any, **arguments: Any) -> Plan:
     """Return what :func:`finetune.fit` would do with the same arguments; nothing is trained and nothing is written.
 
     Args:
-        data: As for :func:`finetune.fit`, as all that follows.
-        backbone: The network.
-        head: The head.
-        schedule: A name, or phases in order.
-        weights: Where the backbone's weights come from.
-        lr: Highest learning rate of the schedule.
-        epochs: Passes over the training images in every phase.
-        batch_size: Images in one optimizer step.
-        size: Side, or height and width, of the network's input in pixels.
-        channels: 1 for grey images, 3 for colour.
-        freeze: Stages that no phase trains.
-        augment: The training views.
-        seed: Seed of all randomness.
-        overrides: Whatever else the command line takes.
-        **further: The other arguments of :func:`finetune.fit`.
+        data: Data set, as for :func:`finetune.fit`.
+        **arguments: The other arguments of :func:`finetune.fit`.
 
     Raises:
         UserError: An argument, the data or the weights are not right.
@@ -108,25 +77,9 @@ def plan(
     from finetune.commands.plan import planned
 
     known = set(FitArguments.__dataclass_fields__)
-    if unknown := [name for name in further if name not in known]:
+    if unknown := [name for name in arguments if name not in known]:
         raise UserError(f"{unknown[0]}: not an argument of finetune.plan.{did_you_mean(unknown[0], known)}")
-    config, objects = FitArguments(
-        data=data,
-        backbone=backbone,
-        head=head,
-        schedule=schedule,
-        weights=weights,
-        lr=lr,
-        epochs=epochs,
-        batch_size=batch_size,
-        size=size,
-        channels=channels,
-        freeze=freeze,
-        augment=augment,
-        seed=seed,
-        overrides=overrides,
-        **further,
-    ).config_and_objects()
+    config, objects = FitArguments(data=data, **arguments).config_and_objects()
     parts = assemble_with_objects(config, objects) if objects.names() else assemble(config, trusted=True)
     phases, precision = planned(config, parts)
     seconds = sum(phase.time.seconds for phase in phases if phase.time is not None)

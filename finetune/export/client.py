@@ -154,6 +154,28 @@ class LibraryClient(Client):
         return (colour.astype(np.float32) / np.float32(255) - middle) / spread
 
 
+class TorchClient(LibraryClient):
+    """A torch module of colour images, and the library's transform of a Pillow image."""
+
+    torch: Any
+    model: Any  # normalised images to logits
+    transform: Any
+    mean: list[float]
+    std: list[float]
+    grey: bool
+
+    def prepared(self, images_NCHW: Array) -> Array:
+        return self.probabilities(self.torch.from_numpy(self.normalise(images_NCHW, self.mean, self.std)))
+
+    def file(self, path: str) -> Array:
+        image = self.transform(pillow(path, grey=self.grey, reading=self.reading).convert("RGB"))
+        return np.asarray(self.probabilities(image[None])[0])
+
+    def probabilities(self, images_NCHW: Any) -> Array:
+        with self.torch.no_grad():
+            return np.asarray(self.model(images_NCHW).softmax(1).numpy())
+
+
 class PartClient(Client):
     """A part of a model: what it makes of the other part's output, or of prepared images."""
 

@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finetune.atomic_files import write_json
-from finetune.export.client import Array, ClientJob, LibraryClient, pillow
+from finetune.export.client import ClientJob, TorchClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 
-class TimmClient(LibraryClient):
+class TimmClient(TorchClient):
     """``timm.create_model("local-dir:FOLDER", pretrained=True)`` with its own data config and transform."""
 
     def __init__(self, target: str, options: ClientJob) -> None:
@@ -22,23 +20,14 @@ class TimmClient(LibraryClient):
 
         data: Any = timm.data
         self.torch = torch
-        self.model: Any = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
-        self.config = data.resolve_model_data_config(self.model)
-        self.transform = data.create_transform(**self.config, is_training=False)
+        self.model = timm.create_model(f"local-dir:{target}", pretrained=True).eval()
+        config = data.resolve_model_data_config(self.model)
+        self.transform = data.create_transform(**config, is_training=False)
+        self.mean, self.std = config["mean"], config["std"]
         cfg: Any = self.model.pretrained_cfg
         self.classes = list(cfg["label_names"])
         self.grey = bool(options["grey"])
         self.opened_by = f"timm {timm.__version__}"
-
-    def prepared(self, images_NCHW: Array) -> Array:
-        images = self.normalise(images_NCHW, self.config["mean"], self.config["std"])
-        with self.torch.no_grad():
-            return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
-
-    def file(self, path: str) -> Array:
-        image = self.transform(pillow(path, grey=self.grey, reading=self.reading).convert("RGB"))
-        with self.torch.no_grad():
-            return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
 
 
 _SNIPPET = """\

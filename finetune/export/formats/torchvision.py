@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from finetune.atomic_files import write_json
-from finetune.export.client import Array, ClientJob, LibraryClient, pillow
+from finetune.export.client import ClientJob, TorchClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 
-class TorchvisionClient(LibraryClient):
+class TorchvisionClient(TorchClient):
     """``torchvision.models.NAME(num_classes=K).load_state_dict(load_file(FOLDER/model.safetensors))``."""
 
     def __init__(self, target: str, options: ClientJob) -> None:
@@ -25,34 +23,25 @@ class TorchvisionClient(LibraryClient):
 
         with open(f"{target}/classes.json", encoding="utf-8") as file:
             described = json.load(file)
-        self.torch, self.steps = torch, described["preprocessing"]
+        steps = described["preprocessing"]
         self.classes = described["classes"]
         self.model = torchvision.models.get_model(described["architecture"], num_classes=len(self.classes))
         self.model.load_state_dict(load_file(f"{target}/model.safetensors"))
         self.model.eval()
-        resize = self.steps["resize"][:1] if self.steps["keep_proportions"] else self.steps["resize"]
+        self.torch, self.mean, self.std = torch, steps["mean"], steps["std"]
+        resize = steps["resize"][:1] if steps["keep_proportions"] else steps["resize"]
         self.transform = v2.Compose(
             [
                 # resize the Pillow image, as torchvision's own presets do; torchvision resizes tensors with coarser weights
-                v2.Resize(resize, interpolation=v2.InterpolationMode(self.steps["interpolation"])),
-                v2.CenterCrop(self.steps["center_crop"]),
+                v2.Resize(resize, interpolation=v2.InterpolationMode(steps["interpolation"])),
+                v2.CenterCrop(steps["center_crop"]),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(self.steps["mean"], self.steps["std"]),
+                v2.Normalize(self.mean, self.std),
             ]
         )
         self.grey = bool(options["grey"])
         self.opened_by = f"torchvision {torchvision.__version__}"
-
-    def prepared(self, images_NCHW: Array) -> Array:
-        images = self.normalise(images_NCHW, self.steps["mean"], self.steps["std"])
-        with self.torch.no_grad():
-            return np.asarray(self.model(self.torch.from_numpy(images)).softmax(1).numpy())
-
-    def file(self, path: str) -> Array:
-        image = self.transform(pillow(path, grey=self.grey, reading=self.reading).convert("RGB"))
-        with self.torch.no_grad():
-            return np.asarray(self.model(image[None]).softmax(1)[0].numpy())
 
 
 _SNIPPET = """\
