@@ -1,17 +1,17 @@
 // The model in the browser: ONNX Runtime on the pixels of a file.
 
 import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
-import { canvasTellsTheTruth, readImage } from "./pixels.mjs";
+import { canvasIsExact, readImage } from "./pixels.mjs";
 
 export { Refused } from "./pixels.mjs";
 
-// one thread: more would need headers that a plain file server does not send
+// one thread: more need headers that a plain file server does not send
 ort.env.wasm.numThreads = 1;
 
 let model, session;
 
 export async function load() {
-  if (!canvasTellsTheTruth()) {
+  if (!canvasIsExact()) {
     throw new Error("This browser alters the pixels that a page reads, against tracking. Allow this page to read them (canvas).");
   }
   model = await (await fetch("model.json")).json();

@@ -1,11 +1,12 @@
-// The page: takes files, has the model answer one after another, shows the answers.
+// The page: takes image files, runs the model on one after another, and shows the predictions.
 
 import { Refused, classify, load } from "./model.mjs";
 
 const SHOWN = 5;
 const [drop, files, status, results, clear] = ["drop", "files", "status", "results", "clear"].map((id) => document.getElementById(id));
 
-const answers = []; // for whoever drives the page: {name, classes: {name: probability}} or {name, refused}
+// for scripts that drive the page: {name, predicted, notes, ...} or {name, refused}
+const answers = [];
 globalThis.answers = answers;
 
 let ready = false;
@@ -13,10 +14,10 @@ let queue = Promise.resolve();
 let waiting = 0;
 
 function element(tag, { text, ...properties } = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  if (text !== undefined) made.textContent = text;
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(tag), properties);
+  if (text !== undefined) node.textContent = text;
+  node.append(...children);
+  return node;
 }
 
 async function start() {
@@ -27,28 +28,28 @@ async function start() {
   document.body.dataset.ready = "yes";
 }
 
-function bar(name, share, first) {
-  const part = (100 * share).toFixed(1);
+function bar(name, probability, first) {
+  const percent = (100 * probability).toFixed(1);
   const inner = element("div");
-  inner.style.width = `${part}%`;
+  inner.style.width = `${percent}%`;
   const track = element("div", { className: "track" }, inner);
   track.setAttribute("aria-hidden", "true");
-  return element("li", { className: first ? "first" : "" }, element("span", { text: name }), element("span", { text: `${part} %` }), track);
+  return element("li", { className: first ? "first" : "" }, element("span", { text: name }), element("span", { text: `${percent} %` }), track);
 }
 
 async function show(file) {
-  const told = element("div", { className: "told" }, element("h2", { text: file.name }));
+  const details = element("div", { className: "details" }, element("h2", { text: file.name }));
   const picture = element("img", { alt: "", src: URL.createObjectURL(file) });
   picture.addEventListener("error", () => picture.replaceWith(element("div", { className: "none" })), { once: true });
-  results.append(element("li", {}, picture, told));
+  results.append(element("li", {}, picture, details));
   try {
     const { ranked, notes, ...answer } = await classify(file);
-    told.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, share], rank) => bar(name, share, rank === 0))));
-    told.append(...notes.map((text) => element("p", { className: "note", text })));
+    details.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, probability], rank) => bar(name, probability, rank === 0))));
+    details.append(...notes.map((text) => element("p", { className: "note", text })));
     answers.push({ name: file.name, predicted: ranked[0][0], notes, ...answer });
   } catch (error) {
     const why = error instanceof Refused ? error.message : `The model could not be run on it: ${error.message ?? error}`;
-    told.append(element("p", { className: "wrong", text: why }));
+    details.append(element("p", { className: "wrong", text: why }));
     answers.push({ name: file.name, refused: why });
   }
 }
@@ -60,7 +61,7 @@ function take(list) {
   for (const file of chosen) {
     queue = queue.then(async () => {
       status.textContent = `${waiting} to go: ${file.name}`;
-      // lets the browser draw before the model takes the thread
+      // let the browser draw before the model blocks the thread
       await new Promise((done) => setTimeout(done, 0));
       await show(file);
       waiting -= 1;

@@ -1,14 +1,15 @@
-// Image files to the pixels that `finetune predict` makes of them, or a refusal in words.
+// Decode image files to the same pixels as `finetune predict`, or refuse them with a reason.
 //
-// PNG files are decoded here, by the rules of finetune/data/pixels.py: a canvas keeps eight bits premultiplied by alpha, which
-// loses levels of 16-bit and of transparent images. The other formats are decoded by the browser, without colour management
-// and over white.
+// PNG files are decoded here by the rules of finetune/data/decode.py, because a canvas holds 8 bits premultiplied by alpha and so
+// loses levels of 16-bit and of transparent images. The browser decodes the other formats, without colour management and over
+// white.
 
 const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
 
 export class Refused extends Error {}
 
-/** @returns {Promise<{data: Uint8Array, width: number, height: number, notes: string[]}>} height x width x channels */
+/** Decode a file.
+ *  @returns {Promise<{data: Uint8Array, width: number, height: number, notes: string[]}>} pixels of shape height x width x channels */
 export async function readImage(file, { channels, maxPixels, longestSide, highDepth, reducedFrom }) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   if (!bytes.length) throw new Refused("The file is empty.");
@@ -16,8 +17,8 @@ export async function readImage(file, { channels, maxPixels, longestSide, highDe
   if (kind === "PNG") {
     const png = readPng(bytes);
     checkSize(png.width, png.height, { maxPixels, longestSide });
-    // all that is asked of a profile is whether its beginning names sRGB
-    const profile = png.chunks.iCCP ? await inflate([afterName(png.chunks.iCCP)], 4096) : null;
+    // only the beginning of a profile is needed, to see whether it names sRGB
+    const profile = png.chunks.iCCP ? await inflate([profileOf(png.chunks.iCCP)], 4096) : null;
     if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
   }
   let profiled = false;
@@ -71,8 +72,7 @@ function hasProfile(kind, bytes) {
   return kind === "WebP" && text(bytes, 12, 4) === "VP8X" && (bytes[20] & 0x20) !== 0;
 }
 
-// ---- the browser's decoders
-
+/** Decode with the browser, over white. */
 async function fromBrowser(file, { channels, maxPixels, longestSide, profiled }) {
   let bitmap;
   try {
@@ -104,19 +104,19 @@ async function fromBrowser(file, { channels, maxPixels, longestSide, profiled })
   return { data: toChannels(pixels, channels), width, height };
 }
 
-/** Some browsers disturb what a page reads back from a canvas, against fingerprinting; then no answer would be right. */
-export function canvasTellsTheTruth() {
+/** Return whether the canvas gives back the pixels that were drawn: some browsers alter them against fingerprinting. */
+export function canvasIsExact() {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = 16;
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  const given = context.createImageData(16, 16);
-  for (let at = 0; at < given.data.length; at++) given.data[at] = at % 4 === 3 ? 255 : (at * 37) % 256;
-  context.putImageData(given, 0, 0);
-  const found = context.getImageData(0, 0, 16, 16).data;
-  return found.every((value, at) => value === given.data[at]);
+  const written = context.createImageData(16, 16);
+  for (let at = 0; at < written.data.length; at++) written.data[at] = at % 4 === 3 ? 255 : (at * 37) % 256;
+  context.putImageData(written, 0, 0);
+  const read = context.getImageData(0, 0, 16, 16).data;
+  return read.every((value, at) => value === written.data[at]);
 }
 
-/** RGBA, opaque, to grey by the luma of ITU-R BT.601 as Pillow rounds it, or to colour. */
+/** Convert opaque RGBA to grey, by the luma of ITU-R BT.601 as Pillow rounds it, or to RGB. */
 function toChannels(rgba, channels) {
   const count = rgba.length / 4;
   const data = new Uint8Array(count * channels);
@@ -133,8 +133,7 @@ function toChannels(rgba, channels) {
   return data;
 }
 
-// ---- JPEG: what its header says
-
+/** Return the fields of a JPEG header. */
 function readJpeg(bytes) {
   const header = { width: 0, height: 0, components: 0, precision: 8, profile: null, ends: false };
   const parts = [];
@@ -163,11 +162,14 @@ function readJpeg(bytes) {
   return header;
 }
 
-// ---- PNG (W3C recommendation, third edition)
+// PNG: W3C recommendation, third edition
 
+// samples per pixel by colour type
 const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
+// passes of an interlaced image (Adam7): left, top, step across, step down
 const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
 
+/** Return the header and the chunks of a PNG file. */
 function readPng(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const png = { chunks: {}, parts: [] };
@@ -191,30 +193,31 @@ function readPng(bytes) {
   return png;
 }
 
-function afterName(chunk) {
+/** Return the compressed profile of an iCCP chunk, which follows its name. */
+function profileOf(chunk) {
   return chunk.subarray(chunk.indexOf(0) + 2);
 }
 
-/** The first so many bytes of what was compressed: a few kilobytes can claim to hold any number. */
-async function inflate(parts, most) {
+/** Decompress at most so many bytes: a few kilobytes can expand to any number. */
+async function inflate(parts, maxBytes) {
   const reader = new Blob(parts).stream().pipeThrough(new DecompressionStream("deflate")).getReader();
-  const whole = new Uint8Array(most);
+  const whole = new Uint8Array(maxBytes);
   let filled = 0;
   try {
-    while (filled < most) {
+    while (filled < maxBytes) {
       const { done, value } = await reader.read();
       if (done) break;
-      whole.set(value.subarray(0, most - filled), filled);
-      filled += Math.min(value.length, most - filled);
+      whole.set(value.subarray(0, maxBytes - filled), filled);
+      filled += Math.min(value.length, maxBytes - filled);
     }
   } catch {
     throw new Refused("It is damaged or cut short.");
   }
-  if (filled === most) await reader.cancel().catch(() => {});
+  if (filled === maxBytes) await reader.cancel().catch(() => {});
   return whole.subarray(0, filled);
 }
 
-/** Bytes of all rows, each with its filter's number. */
+/** Return the bytes of all rows, each with its filter type. */
 function rawLength({ width, height, depth, type, interlaced }) {
   let length = 0;
   for (const [left, top, across, down] of interlaced ? PASSES : [[0, 0, 1, 1]]) {
@@ -227,23 +230,23 @@ function rawLength({ width, height, depth, type, interlaced }) {
 
 async function fromPng(png, { channels, highDepth }) {
   const samples = unpack(png, await inflate(png.parts, rawLength(png)));
-  const upright = turn(toRgba(png, samples, highDepth), png.width, png.height, orientation(png.chunks.eXIf));
+  const upright = applyOrientation(toRgba(png, samples, highDepth), png.width, png.height, orientation(png.chunks.eXIf));
   return { data: toChannels(upright.rgba, channels), width: upright.width, height: upright.height, notes: [] };
 }
 
-/** All samples, as numbers of the file's own depth. */
+/** Undo the filters, and return all samples at the file's own depth. */
 function unpack(png, raw) {
   const { width, height, depth, type } = png;
-  const each = SAMPLES[type];
-  const all = depth === 16 ? new Uint16Array(width * height * each) : new Uint8Array(width * height * each);
-  const step = Math.max(1, (each * depth) >> 3);
+  const perPixel = SAMPLES[type];
+  const all = depth === 16 ? new Uint16Array(width * height * perPixel) : new Uint8Array(width * height * perPixel);
+  const step = Math.max(1, (perPixel * depth) >> 3);
   let from = 0;
   for (const [left, top, across, down] of png.interlaced ? PASSES : [[0, 0, 1, 1]]) {
     const columns = Math.ceil((width - left) / across);
     const rows = Math.ceil((height - top) / down);
     if (columns <= 0 || rows <= 0) continue;
-    const size = Math.ceil((columns * each * depth) / 8);
-    // filters are undone where the rows lie: an image of very many short rows needs no array for each
+    const size = Math.ceil((columns * perPixel * depth) / 8);
+    // filters are undone in place, so that an image of very many short rows needs no array for each
     let above = new Uint8Array(size);
     for (let row = 0; row < rows; row++, from += size + 1) {
       const line = raw.subarray(from + 1, from + 1 + size);
@@ -251,8 +254,8 @@ function unpack(png, raw) {
       unfilter(raw[from], line, above, step);
       above = line;
       for (let column = 0; column < columns; column++) {
-        const to = ((top + row * down) * width + left + column * across) * each;
-        for (let k = 0; k < each; k++) all[to + k] = sample(line, column * each + k, depth);
+        const to = ((top + row * down) * width + left + column * across) * perPixel;
+        for (let k = 0; k < perPixel; k++) all[to + k] = sample(line, column * perPixel + k, depth);
       }
     }
   }
@@ -285,33 +288,33 @@ function paeth(left, up, corner) {
   return b <= c ? up : corner;
 }
 
-/** Eight bits a channel, laid over white. */
+/** Return 8 bits per channel, composited over white. */
 function toRgba(png, samples, highDepth) {
   const { depth, type, chunks } = png;
-  const each = SAMPLES[type];
+  const perPixel = SAMPLES[type];
   const count = png.width * png.height;
   const rgba = new Uint8Array(4 * count);
-  const clear = chunks.tRNS;
+  const transparent = chunks.tRNS;
   const grey16 = type === 0 && depth === 16 ? scaled(samples, highDepth) : null;
-  // grey of few bits fills the range; colour of 16 bits keeps its upper eight
+  // grey of fewer than 8 bits is scaled to the full range; 16-bit colour keeps its upper 8 bits
   const level = depth === 16 ? (v) => v >> 8 : type === 3 ? (v) => v : (v) => (v * 255) / ((1 << depth) - 1);
   for (let at = 0; at < count; at++) {
-    const from = at * each;
+    const from = at * perPixel;
     let red, green, blue, alpha = 255;
     if (grey16) {
       red = green = blue = grey16[at];
     } else if (type === 3) {
       const entry = samples[from];
       [red, green, blue] = chunks.PLTE.subarray(3 * entry, 3 * entry + 3);
-      if (clear && entry < clear.length) alpha = clear[entry];
-    } else if (each <= 2) {
+      if (transparent && entry < transparent.length) alpha = transparent[entry];
+    } else if (perPixel <= 2) {
       red = green = blue = level(samples[from]);
-      if (each === 2) alpha = level(samples[from + 1]);
-      else if (clear && samples[from] === ((clear[0] << 8) | clear[1])) alpha = 0;
+      if (perPixel === 2) alpha = level(samples[from + 1]);
+      else if (transparent && samples[from] === ((transparent[0] << 8) | transparent[1])) alpha = 0;
     } else {
       [red, green, blue] = [level(samples[from]), level(samples[from + 1]), level(samples[from + 2])];
-      if (each === 4) alpha = level(samples[from + 3]);
-      else if (clear && depth === 8 && red === clear[1] && green === clear[3] && blue === clear[5]) alpha = 0;
+      if (perPixel === 4) alpha = level(samples[from + 3]);
+      else if (transparent && depth === 8 && red === transparent[1] && green === transparent[3] && blue === transparent[5]) alpha = 0;
     }
     rgba[4 * at] = overWhite(red, alpha);
     rgba[4 * at + 1] = overWhite(green, alpha);
@@ -321,14 +324,14 @@ function toRgba(png, samples, highDepth) {
   return rgba;
 }
 
-/** Pillow's compositing over opaque white, with its seven bits of precision. */
+/** Composite over opaque white, as Pillow does with seven bits of precision. */
 function overWhite(value, alpha) {
   if (alpha === 255) return value;
   const sum = (value * alpha + 255 * (255 - alpha)) * 128 + (0x80 << 7);
   return ((sum >> 8) + sum) >> 8 >> 7;
 }
 
-/** 16 bits to 8: the whole range, that of the training images, or the image's own minimum to maximum. */
+/** Scale 16 bits to 8 from the whole range, from that of the training images, or from the image's own minimum to maximum. */
 function scaled(samples, highDepth) {
   let [low, high] = Array.isArray(highDepth) ? highDepth : [0, 65535];
   if (highDepth === "stretch") {
@@ -339,7 +342,7 @@ function scaled(samples, highDepth) {
   return Uint8Array.from(samples, (value) => (span ? Math.floor(((Math.min(Math.max(value, low), high) - low) * 255) / span + 0.5) : 0));
 }
 
-/** The orientation of an EXIF block (TIFF), 1 where it says nothing. */
+/** Return the orientation in an EXIF block (TIFF); 1 if it has none. */
 function orientation(exif) {
   if (!exif || exif.length < 8) return 1;
   const view = new DataView(exif.buffer, exif.byteOffset, exif.byteLength);
@@ -354,7 +357,8 @@ function orientation(exif) {
   return 1;
 }
 
-function turn(rgba, width, height, orientation) {
+/** Turn and mirror the pixels by their EXIF orientation. */
+function applyOrientation(rgba, width, height, orientation) {
   if (orientation < 2 || orientation > 8) return { rgba, width, height };
   const swapped = orientation > 4;
   const [wide, high] = swapped ? [height, width] : [width, height];
