@@ -3,17 +3,26 @@
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate
 from finetune.distributed import is_rank_zero
+from finetune.plain import from_plain
 from finetune.run_folder import JOBS, RunFolder
 from finetune.safe_files import read_json
 
 if TYPE_CHECKING:
     from finetune.training.run_loggers import RunLoggers
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Ids of the run in the stores, by the name of the logger."""
+
+    ids: Mapping[str, str]
 
 
 def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: Sequence[Any] = ()) -> "RunLoggers":
@@ -32,7 +41,9 @@ def build_loggers(config: Config, run_dir: Path, *, trusted: bool, objects: Sequ
 
     sweep = run_dir.absolute().parent if (run_dir.absolute().parent / JOBS).is_dir() else None
     file = RunFolder(run_dir).logger_ids
-    ids = read_json(file, dict) if is_rank_zero() and os.path.lexists(file) else {}
+    # read for the loggers alone that only a trusted run names
+    stored = any(_class(node) in _ARGUMENTS for node in config.logger.values()) and os.path.lexists(file)
+    ids = from_plain(_Ids, {"ids": read_json(file, dict)}, name=str(file)).ids if stored and is_rank_zero() else {}
     built = {
         name: _build(node, _own_arguments(node, run_dir, sweep, ids.get(name)), run_dir, trusted=trusted)
         for name, node in config.logger.items()
@@ -52,8 +63,12 @@ def _own_arguments(
     node: Mapping[str, Any], run_dir: Path, sweep: Path | None, identity: str | None
 ) -> Mapping[str, str | None]:
     """Return the arguments that a logger of this class gets from its run."""
-    arguments = _ARGUMENTS.get(str(node.get("_target_")).rpartition(".")[2])
+    arguments = _ARGUMENTS.get(_class(node))
     return {} if arguments is None else arguments(run_dir, sweep, identity)
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_")).rpartition(".")[2]
 
 
 def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> Mapping[str, str | None]:

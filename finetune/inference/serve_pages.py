@@ -145,7 +145,7 @@ _DOCS = """\
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="style.css">
 </head>
-<body>
+<body class="docs">
 <header><h1>{title}</h1>
 <p>Version {version}. For programs: <a href="openapi.json">openapi.json</a>. For people: <a href="./">try it</a>.</p></header>
 <main>

@@ -10,7 +10,9 @@ export async function load() {
 export async function classify(file) {
   const form = new FormData();
   form.append("image", file, file.name);
-  const response = await fetch("predict", { method: "POST", body: form });
+  const response = await fetch("predict", { method: "POST", body: form }).catch(() => {
+    throw new Refused("The server does not answer, or the file cannot be read any more.");
+  });
   const answer = await response.json();
   const row = answer.predictions?.[0];
   if (row === undefined || row.error) throw new Refused(row?.error ?? answer.error);

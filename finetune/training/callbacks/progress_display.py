@@ -112,7 +112,8 @@ class EpochLines(Callback):
         parts = [
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             *shown,
-            f"lr {current_rates(trainer)}",
+            # the highest: with both ends of the range the line would not fit 80 columns
+            f"lr {max(group['lr'] for group in trainer.optimizers[0].param_groups):.2g}",
             left,
         ]
         log.info("  %s", "  ".join(part for part in parts if part))

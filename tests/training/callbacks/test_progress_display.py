@@ -40,6 +40,7 @@ def test_in_a_pipe_each_epoch_is_one_plain_line_and_the_end_a_table(
     epochs = [line for line in lines if line.startswith("  epoch ")]
     assert len(epochs) == 3
     assert all(re.search(r"val/acc \d\.\d{4}  lr \S+", line) for line in epochs)
+    assert max(map(len, epochs)) <= 80
     # after the first epoch there is something to go by; after the last nothing is left
     assert re.search(r"about .* left$", epochs[1])
     start = lines.index(next(line for line in lines if line.startswith("phase  trains")))
