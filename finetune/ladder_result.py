@@ -57,18 +57,15 @@ class Recommendation:
     best: str
     rule: str
 
-    def in_words(self) -> str:
-        """Return how sure the recommendation is, and which strategy was best on validation.
+    def confidence_in_words(self) -> str:
+        """Return how sure the recommendation is.
 
-        >>> Recommendation(name="full", best="full", rule="").in_words()
-        'from one seed, so without intervals and without a confidence; --seeds 3 gives both; best on validation: full'
+        >>> Recommendation(name="full", confidence=0.75, best="full", rule="").confidence_in_words()
+        'confidence 75%'
         """
-        sure = (
-            "from one seed, so without intervals and without a confidence; --seeds 3 gives both"
-            if self.confidence is None
-            else f"confidence {self.confidence:.0%}"
-        )
-        return f"{sure}; best on validation: {self.best}"
+        if self.confidence is None:
+            return "one seed: no interval, no confidence; --seeds 3 gives both"
+        return f"confidence {self.confidence:.0%}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,5 +113,7 @@ class LadderResult:
             for rung in self.rungs
         ]
         chosen = self.recommended
-        caption = "recommended: none" if chosen is None else f"recommended: {chosen.name}, {chosen.in_words()}"
+        caption = (
+            "recommended: none" if chosen is None else f"recommended: {chosen.name}, {chosen.confidence_in_words()}"
+        )
         return html_table(["strategy", "val", "test", "time", "trained"], rows, caption=caption)

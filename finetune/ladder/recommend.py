@@ -104,15 +104,18 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
 
 def ladder_table(result: LadderResult) -> str:
     """Return the ladder as a text table."""
-    lines = [f"{'strategy':10}  {'val':>6}  {'test, 95 % interval':>20}  {'seconds':>8}  {'trained parameters':>18}"]
+    several = any(rung.test_interval is not None for rung in result.rungs)
+    test = "test, 95 % interval" if several else "test"
+    lines = [f"{'strategy':10}  {'val':>6}  {test:>20}  {'seconds':>8}  {'trained parameters':>18}"]
     for rung in result.rungs:
         test = rung.test_in_words(scale=100, digits=2)
         lines.append(f"{rung.name:10}  {100 * rung.val:6.2f}  {test:>20}  {rung.seconds:8.1f}  {rung.trained:18,.0f}")
     chosen = result.recommended
     if chosen is not None:
+        split = "\n  " if chosen.confidence is None else " "
         lines += [
             "",
-            f"recommended: {chosen.name} ({chosen.in_words()})",
+            f"recommended: {chosen.name} ({chosen.confidence_in_words()};{split}best on validation: {chosen.best})",
         ]
         if result.train_it:
             lines.append(f"  {result.train_it}")

@@ -42,9 +42,11 @@ def _accuracy_against_time(rungs: Sequence[RungResult]) -> Markup:
             if any(intervals):
                 axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
             axes.scatter(seconds, accuracy, s=sizes, color=SERIES[0], zorder=3)
-            for rung in shown:
+            # above and below in turn, so that names of neighbours do not overlap
+            for place, rung in enumerate(sorted(shown, key=lambda rung: rung.seconds)):
                 at = (rung.seconds, 100 * rung.test)
-                axes.annotate(rung.name, at, xytext=(7, 7), textcoords="offset points")
+                axes.annotate(rung.name, at, xytext=(7, -15 if place % 2 else 7), textcoords="offset points")
+            axes.margins(y=0.12)
             axes.set_xscale("log")
             plain_log_ticks(axes.xaxis)
         axes.set_xlabel("seconds of training, one seed (larger points train more parameters)")

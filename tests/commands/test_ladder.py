@@ -160,4 +160,4 @@ def test_one_seed_gives_no_interval_and_no_confidence() -> None:
     assert chosen.confidence is None
     assert one.result().test_interval is None
     assert one.result().test_in_words(scale=100, digits=2) == "85.00"
-    assert "from one seed, so without intervals" in chosen.in_words()
+    assert "one seed: no interval, no confidence" in chosen.confidence_in_words()
