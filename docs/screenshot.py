@@ -35,11 +35,10 @@ def main() -> None:
         widest = browser.evaluate("document.documentElement.scrollWidth")
     if widest > given.width:
         print(f"{page}: {widest} px wide in a window of {given.width} px")
-    # few colours: a tenth of the size, and no difference to the eye
-    picture = Image.open(given.output).convert("RGB")
     if not given.whole:
-        picture = picture.crop((0, 0, given.width, given.height))
-    picture.quantize(128).save(given.output, optimize=True)
+        picture = Image.open(given.output).convert("RGB").crop((0, 0, given.width, given.height))
+        # few colours: a tenth of the size, and no difference to the eye; a whole page has too many for that
+        picture.quantize(128).save(given.output, optimize=True)
     print(f"{given.output}: {given.output.stat().st_size:,} bytes")
 
 
