@@ -91,7 +91,7 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
         "Most frequent mistakes",
         "Each class",
         "Mistakes it was surest of",
-        "Hits it was least",
+        "Correct answers it was least",
         "Where it looked",
     ):
         assert heading in page
