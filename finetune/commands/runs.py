@@ -28,6 +28,7 @@ clean [DIR...]      delete checkpoints and weights inside finished runs that not
 
 Intervals are Wilson's, for the test images of the run: another draw of as many images would lie in them."""
 
+_EMPTY: Mapping[str | None, None] = dict.fromkeys(("null", "[]", "{}"))
 _ACTIONS = ("list", "compare", "clean")
 _BARS = "▁▂▃▄▅▆▇█"
 # how deep runs lie below a folder: runs of a sweep or a ladder are in folders of their own
@@ -235,7 +236,8 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for one in runs for key in one.settings)
-        if key != "run_dir" and len({one.settings.get(key) for one in runs}) > 1
+        # a phase that another run lacks says nothing by the settings that it leaves as they are
+        if key != "run_dir" and len({_EMPTY.get(text := one.settings.get(key), text) for one in runs}) > 1
     ]
     rows = [["settings that differ", *names]]
     rows += [[key, *(one.settings.get(key, "-") for one in runs)] for key in keys]

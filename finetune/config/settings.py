@@ -109,14 +109,14 @@ def about_choice(group: str, name: str, extra_dirs: Sequence[Path] = ()) -> str:
     """
     files = [folder / group / f"{name}.yaml" for folder in (*extra_dirs, conf_dir())]
     file = next(file for file in files if file.is_file())
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line != "# @package _global_"]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package ")]
     comment: list[str] = []
     for line in lines:
         if not line.startswith("#"):
             break
         comment.append(line.lstrip("# "))
     text = " ".join(comment).removeprefix("Purpose:").strip()
-    return re.split(r"(?<=\.)\s| Command:", text)[0]
+    return re.split(r"(?<=\.)(?<!et al\.)\s| Command:", text)[0]
 
 
 def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
@@ -177,7 +177,7 @@ def as_markdown() -> str:
     parts = [
         "# Settings",
         "",
-        "Each is `key=value` on the command line; `finetune settings WORD` shows the same text.",
+        "Each is `key=value` on the command line, shown with its default. `finetune settings WORD` prints the same text.",
         "",
     ]
     sections: dict[str, list[SettingText]] = {}
@@ -185,12 +185,26 @@ def as_markdown() -> str:
         sections.setdefault(text.key.partition(".")[0] if "." in text.key else "", []).append(text)
     for section, texts in sections.items():
         parts += [f"## {section or 'The run'}", ""]
+        if section == "schedule":
+            parts += ["Of one phase: `schedule.phases.N.` and the key, with N from 0.", ""]
         if section in groups:
-            parts += [f"- `{section}={one}`: {about_choice(section, one)}" for one in groups[section]] + [""]
-        parts += ["| key | default | allowed | meaning | example |", "|---|---|---|---|---|"]
+            parts += [f"- `{section}={one}`: {_prose(about_choice(section, one))}" for one in groups[section]] + [""]
+        parts += ["| setting | meaning |", "|---|---|"]
         for text in texts:
-            cells = [f"`{text.key}`", f"`{text.default}`", text.allowed, text.meaning]
-            cells.append(f"`{text.example}`" if text.example else "")
-            parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            default = text.default.replace("|", r"\|")
+            meaning = f"{_prose(text.meaning)}<br>*allowed:* {_prose(text.allowed)}"
+            meaning += f"<br>*shorter:* `{text.short}=`" if text.short else ""
+            meaning += f"<br>*example:* `{text.example}`" if text.example else ""
+            parts.append(f"| `{text.key}={default}` | {meaning} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _prose(text: str) -> str:
+    r"""Return text so that Markdown shows every character of it, in a table too.
+
+    >>> print(_prose("null | a _target_, of DIR/<class>/*"))
+    null \| a \_target\_, of DIR/&lt;class&gt;/\*
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)

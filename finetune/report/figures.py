@@ -121,8 +121,12 @@ def svg_file(figure: "Figure", *, name: str, says: str) -> str:
         name: Prefix of the element ids.
         says: Description of the figure for screen readers.
     """
-    svg = str(inline_svg(figure, name=name, says=says))
-    head, rest = svg.split(">", 1)
+    return standalone_svg(inline_svg(figure, name=name, says=says))
+
+
+def standalone_svg(svg: str) -> str:
+    """Return an ``<svg>`` element of a page as a file of its own, with the colours of both themes."""
+    head, rest = str(svg).split(">", 1)
     return f"{head}>\n<style>{_THEMES}</style>{rest}"
 
 

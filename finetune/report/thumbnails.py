@@ -37,8 +37,8 @@ def source_thumbnail(source: Source, row: int | None) -> str | None:
 
 
 def data_url(image_CHW: Tensor) -> str:
-    """Return a uint8 image of one or three channels as a data URL, unscaled."""
-    return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] == 1 else image_CHW.permute(1, 2, 0).numpy())
+    """Return a uint8 image as a data URL, unscaled: of more than three channels the first three, of two the first."""
+    return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] < 3 else image_CHW[:3].permute(1, 2, 0).numpy())
 
 
 def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.commands.runs import curve, runs_below, summary_of, wilson
+from finetune.commands.runs import RunSummary, compared, curve, runs_below, summary_of, wilson
 from finetune.config import compose
 from finetune.run_folder import RunFolder
 from tests.conftest import TINY
@@ -160,3 +160,14 @@ def test_a_run_is_read_from_its_files(run_dir: Path, pets: Path) -> None:
     assert one.settings["data.root"] == str(pets)
     assert one.test_images == len((run_dir / "predictions.csv").read_text().splitlines()) - 1
     assert len(one.epochs) == 2
+
+
+def test_settings_that_a_missing_phase_leaves_as_they_are_are_no_difference() -> None:
+    one = {"schedule.phases.0.lr": "0.1", "schedule.phases.1.lr": "0.2", "schedule.phases.1.patience": "null"}
+    runs = [
+        RunSummary(path=Path(name), state="finished", settings=settings, results=None, epochs=[], size_bytes=0)
+        for name, settings in {"a": one, "b": {"schedule.phases.0.lr": "0.1"}}.items()
+    ]
+    text = "\n".join(compared(runs))
+    assert "schedule.phases.1.lr" in text
+    assert "patience" not in text

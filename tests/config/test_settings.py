@@ -8,9 +8,10 @@ import pytest
 
 from finetune.cli import main
 from finetune.config import check_overrides
+from finetune.config.groups import group_choices
 from finetune.config.keys import all_keys
 from finetune.config.schema import setting_of
-from finetune.config.settings import as_markdown, explain, setting_texts
+from finetune.config.settings import about_choice, as_markdown, explain, setting_texts
 from finetune.errors import UserError
 
 Captured = pytest.CaptureFixture[str]
@@ -58,7 +59,20 @@ def test_a_word_is_looked_up(word: str, expected: list[str]) -> None:
 
 def test_the_markdown_page_has_every_key() -> None:
     page = as_markdown()
-    assert all(f"| `{text.key}` |" in page for text in setting_texts())
+    assert all(f"| `{text.key}={text.default.replace('|', chr(92) + '|')}` |" in page for text in setting_texts())
+
+
+def test_the_markdown_page_shows_every_character_of_a_text() -> None:
+    page = as_markdown()
+    assert "@package" not in page
+    assert r"a \_target\_ and its arguments" in page
+    assert "DIR/&lt;class&gt;/" in page
+
+
+def test_a_choice_is_explained_by_whole_sentences() -> None:
+    for group, names in group_choices().items():
+        for name in names:
+            assert not about_choice(group, name).endswith("et al."), f"{group}={name}"
 
 
 def test_a_folder_of_ones_own_is_listed(tmp_path: Path) -> None:
