@@ -49,6 +49,7 @@ from finetune.data.color import (
 from finetune.data.dicom import open_dicom
 from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
+from finetune.data.libtiff_messages import refusing_damage
 from finetune.data.png_checksums import check_png
 from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
 from finetune.plain import Json
@@ -258,7 +259,8 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
                     check_png(data)
                 _scale_clear_level(image)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                check_tiff(image, len(_file_of(image).getbuffer()))
+                with _file_of(image).getbuffer() as data:
+                    check_tiff(image, data)
             lossy = _decode_lossy_webp(image, options.channels)
             pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
@@ -344,9 +346,12 @@ def _decode_rare_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptio
 
 
 def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> Pixels:
-    image.load()
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        with refusing_damage():
+            image.load()
         mend_palette(image)
+    else:
+        image.load()
     return _as_array(image, options)
 
 

@@ -5,6 +5,8 @@ apart, white stored as zero, bits packed, byte orders. Tests compare the kinds n
 tifffile, which the extra ``tiff`` installs.
 """
 
+import zlib
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import TiffImagePlugin
 
 from finetune.data.array_image import ArrayImage, Samples
 from finetune.data.image_file import UnreadableImage
+from finetune.data.jpeg import DamagedJpegError, UnsupportedJpegError, decode_jpeg
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _ORIENTATION, _SAMPLES, _STRIP_BYTES, _PLANES, _COLOR_MAP = 273, 274, 277, 279, 284, 320
@@ -20,6 +23,11 @@ _TILES, _TILE_BYTES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 324, 325, 338, 339
 _SUBFILE_TYPE, _SUB_DIRECTORIES, _DNG_VERSION = 254, 330, 50706
 # values of the photometric interpretation (TIFF 6.0, section 8)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
+# compressions with zlib's checksum: Adobe's number and the older one
+_DEFLATE = (8, 32946)
+_JPEG, _JPEG_TABLES = 7, 347
+# bytes that are inflated at a time
+_PIECE = 2**18
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NAMES = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 
@@ -57,11 +65,13 @@ def mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:
         image.putpalette(np.array(colors, np.uint8).reshape(3, -1).T.tobytes(), "RGB")
 
 
-def check_tiff(image: TiffImagePlugin.TiffImageFile, size: int) -> None:
-    """Check that all strips or tiles of a compressed file lie inside its ``size`` bytes.
+def check_tiff(image: TiffImagePlugin.TiffImageFile, data: memoryview) -> None:
+    """Check that all strips or tiles of a compressed file lie inside it, and the checksums of those that have one.
+
+    libtiff stops at the last pixel of a deflated strip, before its checksum, and repairs JPEG as libjpeg does.
 
     Raises:
-        ValueError: One does not.
+        ValueError: One does not, or a checksum is wrong.
     """
     tags = image.tag_v2
     if tags.get(_COMPRESSION, 1) == 1:
@@ -69,8 +79,42 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile, size: int) -> None:
     starts, lengths = (
         tags.get(tag) or tags.get(other) or () for tag, other in ((_STRIPS, _TILES), (_STRIP_BYTES, _TILE_BYTES))
     )
-    if any(start + length > size for start, length in zip(starts, lengths, strict=False)):
+    parts = list(zip(starts, lengths, strict=False))
+    if any(start + length > len(data) for start, length in parts):
         raise ValueError("part of its pixels lies behind the end of the file")
+    check = {**dict.fromkeys(_DEFLATE, _check_deflated), _JPEG: partial(_check_jpeg, tables=tags.get(_JPEG_TABLES, b""))}
+    if (checked := check.get(tags.get(_COMPRESSION))) is not None:
+        for start, length in parts:
+            checked(data[start : start + length])
+
+
+def _check_jpeg(data: memoryview, *, tables: bytes) -> None:
+    """Decode one strip or tile with its file's tables, as a file of its own.
+
+    Raises:
+        ValueError: The decoder had to repair the data.
+    """
+    try:
+        decode_jpeg(tables[:-2] + bytes(data[2:]) if tables else bytes(data), "GRAY")
+    except UnsupportedJpegError:  # a form that stands in TIFF alone; libtiff decodes it
+        return
+    except DamagedJpegError as error:
+        raise ValueError(f"libjpeg reports: {error}") from None
+
+
+def _check_deflated(data: memoryview) -> None:
+    """Inflate one strip in pieces, which verifies its checksum.
+
+    Raises:
+        ValueError: The data is damaged.
+    """
+    inflate = zlib.decompressobj()
+    try:
+        while len(data) and not inflate.eof:
+            inflate.decompress(data, _PIECE)
+            data = memoryview(inflate.unconsumed_tail)
+    except zlib.error as error:
+        raise ValueError(f"a strip is damaged: {error}") from None
 
 
 def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
