@@ -96,13 +96,13 @@ def test_the_words_that_the_schema_allows_are_those_that_the_program_knows() -> 
         ("gray", (1, "expand")),
         ("gray_folded", (1, "fold")),
         ("gray_summed", (1, "sum")),
-        ("auto", (None, "expand")),
+        ("auto", ("auto", "expand")),
     ],
 )
-def test_the_input_is_chosen_by_name_and_by_key(choice: str, expected: tuple[int | None, str]) -> None:
+def test_the_input_is_chosen_by_name_and_by_key(choice: str, expected: tuple[int | str, str]) -> None:
     chosen = compose(["data=digits", f"input={choice}"]).input
     assert (chosen.channels, chosen.adapt) == expected
-    by_key = compose(["data=digits", f"input.channels={expected[0] or 'null'}", f"input.adapt={expected[1]}"]).input
+    by_key = compose(["data=digits", f"input.channels={expected[0]}", f"input.adapt={expected[1]}"]).input
     assert chosen == by_key
     assert compose(["experiment=digits", f"input={choice}"]).input == replace(chosen, size=32)
     assert compose(["data=digits", f"input={choice}", "input.adapt=reinit"]).input == replace(chosen, adapt="reinit")

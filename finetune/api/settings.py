@@ -178,7 +178,7 @@ class FitArguments:
         from finetune.data.decode import DecodeOptions
         from finetune.data.python_datasets import channels_of, dataset_source
 
-        decode = DecodeOptions(channels=config.input.channels or channels_of(data))
+        decode = DecodeOptions(channels=config.input.given_channels or channels_of(data))
         return dataset_source(data, classes=self.classes, decode=decode, split=split_settings(config))
 
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:

@@ -33,7 +33,7 @@ def decode_options(config: Config) -> "DecodeOptions":
     from finetune.data.color import check_high_depth
     from finetune.data.decode import DecodeOptions
 
-    channels = config.input.channels or source_kind(config.data.source).channels
+    channels = config.input.given_channels or source_kind(config.data.source).channels
     options = DecodeOptions(
         channels=channels,
         high_depth=check_high_depth(config.data.high_depth),
@@ -90,7 +90,23 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
     meant = {"use": use} if kind.decodes else {}
     known = {"listing": listing} if listing is not None else {}
-    return kind.builder()(**own, split=split_settings(config), **pixels, **meant, **known)
+    source = kind.builder()(**own, split=split_settings(config), **pixels, **meant, **known)
+    if kind.decodes and config.input.channels == "auto":
+        _choose_channels(source)
+    return source
+
+
+def _choose_channels(source: "Source") -> None:
+    """Read a data set of grey images as one channel, and note it; a mixture is noted too."""
+    grey = source.facts.grey() if source.facts is not None else None
+    if grey is None or not grey.any():
+        return
+    if grey.all():
+        source.decode = replace(source.decode, channels=1)
+        note = "1, because all images are grey."
+    else:
+        note = f"3. {grey.sum():,} of {len(grey):,} images are grey and become three equal channels."
+    source.index.notes += (f"input.channels=auto: {note}",)
 
 
 def build_data(

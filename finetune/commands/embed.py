@@ -168,7 +168,7 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
         build_pretrained(config, print, trusted=True),
         weights=config.backbone.weights,
         seed=config.seed,
-        channels=config.input.channels or native,
+        channels=config.input.given_channels or native,
         adapt=config.input.adapt,
         size=image_size(config.input.size),
         stage=stage,

@@ -124,6 +124,13 @@ def _augments(config: Config) -> list[str]:
     return problems
 
 
+def _channels(value: object) -> list[str]:
+    """Return the problem with ``input.channels``; none if it is sound."""
+    if value in (None, "auto") or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return []
+    return [f"input.channels={value!r}: must be auto or a whole number, at least 1."]
+
+
 def split_settings(config: Config) -> SplitSettings:
     """Return the settings of the splits, which stand under ``data`` beside the run's seed.
 
@@ -164,9 +171,10 @@ def check(config: Config) -> None:
             for key, what in kind.needs.items()
             if not getattr(config.data, key)
         ]
+    problems += _channels(config.input.channels)
     _choice(problems, "input.adapt", config.input.adapt, list(ADAPTATIONS))
     adaptation = ADAPTATIONS.get(config.input.adapt)
-    if adaptation is not None and adaptation.needs_channels and config.input.channels is None:
+    if adaptation is not None and adaptation.needs_channels and config.input.given_channels is None:
         problems.append(
             f"input.channels: must be given for input.adapt={config.input.adapt}. Write input.channels=N, those of the images."
         )

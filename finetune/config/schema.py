@@ -182,8 +182,8 @@ class DataConfig:
 class InputConfig:
     """Input of the network; null takes the value of the data or of the pretrained weights (``conf/input/``)."""
 
-    channels: Optional[int] = setting(
-        None, "channels of the images; null: as many as they have", example="input.channels=1"
+    channels: Any = setting(
+        "auto", "channels of the images; auto: 1 if all of them are grey, else 3", example="input.channels=1"
     )
     adapt: str = setting(
         "expand",
@@ -209,6 +209,11 @@ class InputConfig:
     crop_mode: Optional[str] = setting(
         None, "center | squash: crop the middle, or resize both sides; null: as the weights were made with"
     )
+
+    @property
+    def given_channels(self) -> Optional[int]:
+        """Return the channels that were given; None for auto, and for null, which older runs recorded for 3 of files."""
+        return None if self.channels in (None, "auto") else int(self.channels)
 
 
 @dataclass

@@ -28,6 +28,9 @@ MODES = (
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
 )
 
+# modes of one channel; one of opacity may come on top
+_GREY = ("1", "L", "LA", "I", "F")
+
 DEEP = ("", "integer", "float")
 
 # `problem` is 0 where the file was read
@@ -89,6 +92,12 @@ class Facts:
     def mode_of(self, row: int) -> str:
         """Return format and mode of one file as text, such as ``JPEG CMYK``."""
         return f"{KINDS[self.table['kind'][row]]} {MODES[self.table['mode'][row]]}"
+
+    def grey(self) -> npt.NDArray[np.bool_]:
+        """Tell which files hold one channel, bool (N,)."""
+        return np.isin(
+            self.table["mode"], [number for number, mode in enumerate(MODES) if mode.partition(";")[0] in _GREY]
+        )
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Facts":
         """Return the facts of some rows, in their order."""

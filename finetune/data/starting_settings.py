@@ -9,10 +9,7 @@ import numpy as np
 from finetune.data.audit import IMBALANCED, Audit
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_source import Source
-from finetune.data.scan import MODES
 
-# modes of a file that holds one channel
-_GREY = ("1", "L", "LA", "I", "F")
 # a run should have so many steps an epoch, or batch statistics and the course of the rate become coarse
 _STEPS = 8
 _USUAL_BATCH = 32
@@ -89,8 +86,7 @@ def settings_of_images(source: Source, found: Audit) -> list[Proposal]:
     facts, index = source.facts, source.index
     assert facts is not None, "an audited data set has been scanned"
     proposals: list[Proposal] = []
-    modes = [MODES[mode] for mode in np.unique(facts.table["mode"])]
-    if all(mode.partition(";")[0] in _GREY for mode in modes):
+    if facts.grey().all():
         reason = (
             "all images are grey. One channel through the untouched stem gives exactly what three equal ones would."
         )

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from finetune.build.data import build_data, build_source, decode_options
 from finetune.config import compose
@@ -132,3 +133,37 @@ def test_data_without_a_validation_image_says_why(tmp_path):
     split = write_folder(tmp_path / "split", {"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2})
     index = source_of("data=folder", f"data.root={split}", "data.val_fraction=0").index
     assert index.counts()["val"] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words", "channels", "note"),
+    [
+        (("L", "L"), (), 1, "input.channels=auto: 1, because all images are grey."),
+        (("I;16", "LA"), (), 1, "input.channels=auto: 1, because all images are grey."),
+        (("L", "RGB"), (), 3, "input.channels=auto: 3. 5 of 10 images are grey and become three equal channels."),
+        (("RGB", "P"), (), 3, None),
+        (("L", "L"), ("input.channels=3",), 3, None),
+        (("L", "L"), ("input.channels=null",), 3, None),
+        (("RGB", "RGB"), ("input.channels=1",), 1, None),
+    ],
+)
+def test_a_grey_data_set_is_recognised_and_the_choice_is_noted(kinds, words, channels, note, tmp_path):
+    for kind, name in zip(kinds, "ab", strict=True):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            level = 40 * number + 20 * (name == "b")
+            image = (
+                Image.fromarray(np.full((9, 9), 99 * level, np.uint16))
+                if kind == "I;16"
+                else Image.new("RGB", (9, 9), (level, level, 0)).convert(kind)
+            )
+            image.save(tmp_path / name / f"{number}.png")
+    source = source_of("data=folder", f"data.root={tmp_path}", *words)
+    assert source.decode.channels == source.read(0).shape[0] == channels
+    assert [line for line in source.index.notes if "input.channels" in line] == ([note] if note else [])
+
+
+@pytest.mark.parametrize("value", ["grey", "0", "1.5", "true"])
+def test_channels_are_auto_or_a_number(value):
+    with pytest.raises(UserError, match=r"input\.channels=.*: must be auto or a whole number, at least 1"):
+        compose(["data=digits", f"input.channels={value}"])
