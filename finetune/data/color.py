@@ -55,6 +55,11 @@ class DepthRule:
     integers: Range | None = None
     floats: Range | None = None
 
+    @property
+    def narrows_integers(self) -> bool:
+        """Whether integers of 16 bits are scaled by another range than that of all 16 bits."""
+        return self.high_depth == "stretch" or self.integers not in (None, (0.0, 65535.0))
+
 
 FULL = DepthRule()
 # numbers a hundredth outside a range are the rounding and the filters of whoever wrote them

@@ -34,7 +34,7 @@ from PIL import (
     features,
 )
 
-from finetune.data.array_image import ArrayImage, samples_to_pixels
+from finetune.data.array_image import ArrayImage, Samples, samples_to_pixels
 from finetune.data.color import (
     HIGH_DEPTHS,
     DepthRule,
@@ -46,6 +46,7 @@ from finetune.data.color import (
     is_srgb,
     to_pixels,
 )
+from finetune.data.deep_colour import deep_samples, is_deep_colour
 from finetune.data.dicom import open_dicom
 from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
@@ -247,9 +248,7 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
         if isinstance(image, ArrayImage):
-            profile = image.info.get("icc_profile") or b""
-            pixels = samples_to_pixels(image.load(), channels=options.channels, rule=options.rule, profile=profile)
-            pixels = pixels[..., None] if options.channels == 1 else pixels
+            pixels = _pixels_of(image.load(), image, options)
         elif isinstance(image, JpegImagePlugin.JpegImageFile):
             _check_end(path, _file_of(image))
             pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
@@ -261,8 +260,13 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 with _file_of(image).getbuffer() as data:
                     check_tiff(image, data)
-            lossy = _decode_lossy_webp(image, options.channels)
-            pixels = _decode_with_pillow(image, options) if lossy is None else lossy
+            if options.rule.narrows_integers and is_deep_colour(image):
+                pixels = _decode_deep_colour(image, options)
+                if isinstance(image, TiffImagePlugin.TiffImageFile):
+                    return pixels
+            else:
+                lossy = _decode_lossy_webp(image, options.channels)
+                pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
         return _upright(pixels, orientation_of(image))
 
@@ -353,6 +357,16 @@ def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> P
     else:
         image.load()
     return _as_array(image, options)
+
+
+def _decode_deep_colour(image: ImageFile.ImageFile, options: DecodeOptions) -> Pixels:
+    return _pixels_of(deep_samples(image, _file_of(image).getvalue()), image, options)
+
+
+def _pixels_of(samples: Samples, image: Opened, options: DecodeOptions) -> Pixels:
+    profile = image.info.get("icc_profile") or b""
+    pixels = samples_to_pixels(samples, channels=options.channels, rule=options.rule, profile=profile)
+    return pixels[..., None] if options.channels == 1 else pixels
 
 
 def _scale_clear_level(image: PngImagePlugin.PngImageFile) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from PIL import Image
+from PIL import _imaging
 
 # of libtiff's functions: (module, format, arguments), in which the module is a function or the file
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
@@ -60,7 +60,7 @@ def _set_handler() -> None:
         if _handler is not None:
             return
         try:
-            set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+            set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
             format_text = ctypes.CDLL(None).vsnprintf
         except (AttributeError, OSError, TypeError):
             _handler = False

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.array_image import ArrayImage
 from finetune.data.color import is_srgb
 from finetune.data.decode import DecodeOptions, Opened, decode_opened, numbers_of, open_image, orientation_of
+from finetune.data.deep_colour import deep_samples, is_deep_colour
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
 from finetune.data.perceptual_hash import looks
@@ -26,6 +28,7 @@ KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEIF", "DICOM
 MODES = (
     *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
+    *("RGB;16", "RGBA;16", "LA;16"),  # of which Pillow keeps 8 bits
 )
 
 # modes of one channel; one of opacity may come on top
@@ -171,7 +174,9 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     row["content"] = content_hash(data)
     row["kind"] = KINDS.index(sniff(data) or "")
     image = open_image(data, path=path)
-    row["mode"] = MODES.index(image.mode) if image.mode in MODES else 0
+    deep_colour = is_deep_colour(image)
+    mode = f"{image.mode};16" if deep_colour else image.mode
+    row["mode"] = MODES.index(mode) if mode in MODES else 0
     row["width"], row["height"] = image.width, image.height
     # a PNG may state its orientation behind its pixels; Pillow turns a TIFF upright as it loads it, and takes the tag away
     stated_behind = image.format == "PNG"
@@ -182,10 +187,18 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     if stated_behind:
         row["orientation"] = orientation_of(image)
-    numbers = numbers_of(image)
+    numbers = _colour_numbers(data, path) if deep_colour else numbers_of(image)
     if numbers is not None:
         row["deep"], row["low"], row["high"] = _extent(numbers)
     row["several"] = _holds_several(image)
+
+
+def _colour_numbers(data: bytearray, path: str) -> npt.NDArray[Any]:
+    """Return the numbers of a colour image of 16 bits that was decoded before, without opacity."""
+    image = open_image(data, path=path)
+    assert not isinstance(image, ArrayImage), "read by Pillow"
+    samples = deep_samples(image, data)
+    return samples.values_HWS[..., : samples.colours]
 
 
 def _extent(numbers: npt.NDArray[Any]) -> tuple[int, float, float]:

@@ -6,7 +6,6 @@ tifffile, which the extra ``tiff`` installs.
 """
 
 import zlib
-from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -82,13 +81,15 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile, data: memoryview) -> None:
     parts = list(zip(starts, lengths, strict=False))
     if any(start + length > len(data) for start, length in parts):
         raise ValueError("part of its pixels lies behind the end of the file")
-    check = {**dict.fromkeys(_DEFLATE, _check_deflated), _JPEG: partial(_check_jpeg, tables=tags.get(_JPEG_TABLES, b""))}
-    if (checked := check.get(tags.get(_COMPRESSION))) is not None:
-        for start, length in parts:
-            checked(data[start : start + length])
+    compression, tables = tags.get(_COMPRESSION), tags.get(_JPEG_TABLES, b"")
+    for start, length in parts:
+        if compression in _DEFLATE:
+            _check_deflated(data[start : start + length])
+        elif compression == _JPEG:
+            _check_jpeg(data[start : start + length], tables)
 
 
-def _check_jpeg(data: memoryview, *, tables: bytes) -> None:
+def _check_jpeg(data: memoryview, tables: bytes) -> None:
     """Decode one strip or tile with its file's tables, as a file of its own.
 
     Raises:
@@ -180,7 +181,8 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
 
 def _mode(page: Any, colours: int) -> str:
     if colours != 1:
-        return "RGB" if colours == 3 else "CMYK"
+        deep = page.bitspersample == 16 and page.dtype is not None and page.dtype.kind == "u"
+        return f"RGB{';16' * deep}" if colours == 3 else "CMYK"
     if page.dtype is None or page.dtype.kind == "f":
         return "F"
     if page.bitspersample <= 8 and page.dtype.kind != "i":

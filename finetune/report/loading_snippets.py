@@ -21,6 +21,7 @@ image = ImageOps.exif_transpose(Image.open("photo.png"))
 """
 # more than 8 bits, scaled by the range of the training images
 _SCALING = """\
+# Pillow has read colour of 16 bits as its upper eight: convert such files to 8 bits first
 if {condition}:
     numbers = np.asarray(image).astype(np.float64){clip}
     black, white = {range}

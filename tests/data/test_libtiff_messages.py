@@ -61,5 +61,7 @@ def test_a_damaged_tiff_is_skipped_where_unreadable_files_are(tmp_path):
 
 def test_unknown_tags_are_no_damage(tmp_path):
     file = tmp_path / "tags.tif"
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(file, compression="tiff_lzw", tiffinfo={34022: "private", 65000: 3})
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(
+        file, compression="tiff_lzw", tiffinfo={34022: "private", 65000: 3}
+    )
     assert decode_file(str(file), OPTIONS).shape == (8, 8, 3)

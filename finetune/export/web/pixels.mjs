@@ -295,14 +295,19 @@ function toRgba(png, samples, highDepth) {
   const count = png.width * png.height;
   const rgba = new Uint8Array(4 * count);
   const transparent = chunks.tRNS;
-  const grey16 = type === 0 && depth === 16 ? scaled(samples, highDepth) : null;
-  // grey of fewer than 8 bits is scaled to the full range; 16-bit colour keeps its upper 8 bits
+  const narrow = highDepth === "stretch" || (Array.isArray(highDepth) && (highDepth[0] !== 0 || highDepth[1] !== 65535));
+  const deep = depth === 16 && (type === 0 || narrow) ? scaled(samples, perPixel, highDepth) : null;
+  // grey of fewer than 8 bits is scaled to the full range; 16-bit colour that uses all bits keeps its upper 8
   const level = depth === 16 ? (v) => v >> 8 : type === 3 ? (v) => v : (v) => (v * 255) / ((1 << depth) - 1);
+  // Pillow keeps the upper 8 bits of the transparent level too
+  const transparentAt = depth === 16 ? [0, 2, 4] : [1, 3, 5];
   for (let at = 0; at < count; at++) {
     const from = at * perPixel;
     let red, green, blue, alpha = 255;
-    if (grey16) {
-      red = green = blue = grey16[at];
+    if (deep) {
+      [red, green, blue] = perPixel <= 2 ? Array(3).fill(deep[from]) : deep.subarray(from, from + 3);
+      if (perPixel % 2 === 0) alpha = deep[from + perPixel - 1];
+      else if (transparent && isTransparent(samples, from, perPixel, transparent)) alpha = 0;
     } else if (type === 3) {
       const entry = samples[from];
       [red, green, blue] = chunks.PLTE.subarray(3 * entry, 3 * entry + 3);
@@ -314,7 +319,7 @@ function toRgba(png, samples, highDepth) {
     } else {
       [red, green, blue] = [level(samples[from]), level(samples[from + 1]), level(samples[from + 2])];
       if (perPixel === 4) alpha = level(samples[from + 3]);
-      else if (transparent && depth === 8 && red === transparent[1] && green === transparent[3] && blue === transparent[5]) alpha = 0;
+      else if (transparent && [red, green, blue].every((value, k) => value === transparent[transparentAt[k]])) alpha = 0;
     }
     rgba[4 * at] = overWhite(red, alpha);
     rgba[4 * at + 1] = overWhite(green, alpha);
@@ -331,15 +336,24 @@ function overWhite(value, alpha) {
   return ((sum >> 8) + sum) >> 8 >> 7;
 }
 
-/** Scale 16 bits to 8 from the whole range, from that of the training images, or from the image's own minimum to maximum. */
-function scaled(samples, highDepth) {
+function isTransparent(samples, from, perPixel, transparent) {
+  for (let k = 0; k < perPixel; k++) if (samples[from + k] !== ((transparent[2 * k] << 8) | transparent[2 * k + 1])) return false;
+  return true;
+}
+
+/**
+ * Scale 16 bits to 8 from the whole range, from that of the training images, or from the image's own minimum to maximum.
+ * Opacity, the last of two or four samples, has the whole range.
+ */
+function scaled(samples, perPixel, highDepth) {
+  const opacity = (at) => perPixel % 2 === 0 && at % perPixel === perPixel - 1;
   let [low, high] = Array.isArray(highDepth) ? highDepth : [0, 65535];
   if (highDepth === "stretch") {
-    low = samples.reduce((a, b) => Math.min(a, b), 65535);
-    high = samples.reduce((a, b) => Math.max(a, b), 0);
+    low = samples.reduce((a, b, at) => (opacity(at) ? a : Math.min(a, b)), 65535);
+    high = samples.reduce((a, b, at) => (opacity(at) ? a : Math.max(a, b)), 0);
   }
-  const span = high - low;
-  return Uint8Array.from(samples, (value) => (span ? Math.floor(((Math.min(Math.max(value, low), high) - low) * 255) / span + 0.5) : 0));
+  const fill = (value, from, to) => (to > from ? Math.floor(((Math.min(Math.max(value, from), to) - from) * 255) / (to - from) + 0.5) : 0);
+  return Uint8Array.from(samples, (value, at) => (opacity(at) ? fill(value, 0, 65535) : fill(value, low, high)));
 }
 
 /** Return the orientation in an EXIF block (TIFF); 1 if it has none. */
