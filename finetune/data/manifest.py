@@ -26,6 +26,7 @@ from finetune.data.label_cells import (
     is_missing,
     number_of,
     reordered,
+    taken,
     text_of,
 )
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
@@ -40,6 +41,7 @@ SEPARATOR = "|"
 # column of the number of each label's class, which a run writes where the names alone would not give its classes again
 _CLASS_INDEX = "class_index"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
+_PART = 2**16
 _UNASSIGNED_WORDS = frozenset((*MISSING, "unassigned", "none"))
 
 
@@ -152,7 +154,7 @@ class _ManifestReader:
         )
         self.numbers: dict[str, str] = {}  # label -> its class_index
         self.paths = PathAppender()
-        self.hashes, self.codes, self.split_codes = array("q"), array("i"), array("h")
+        self.hashes, self.codes, self.split_codes = array("i"), array("i"), array("h")
         self.splits: dict[str, int] = {}
         self.groups: list[str] = []
         self.group_names: dict[str, str] = {}
@@ -171,7 +173,7 @@ class _ManifestReader:
         for row, cells in enumerate(self.table.read([self.wanted[key] for key in keys]), start=1):
             path = self._path(cells[0], row)
             self.paths.append(path)
-            self.hashes.append(hash(path))
+            self.hashes.append(hash(path) >> 32)  # 32 bits find equal paths as well; they are compared as a whole then
             if label >= 0:
                 self.codes.append(self.labels.code(cells[label], row))
             for column, name, at in zip(self.flags, self.label_columns, flagged, strict=True):
@@ -207,7 +209,7 @@ class _ManifestReader:
             targets = np.stack([np.frombuffer(column, np.uint8) for column in self.flags], axis=1)
         else:
             classes, targets = self._classes(codes, hidden)
-        _no_conflicts(paths, np.frombuffer(self.hashes, np.int64), splits, targets, self.where)
+        _no_conflicts(paths, np.frombuffer(self.hashes, np.int32), splits, targets, self.where)
         whole = (splits != UNASSIGNED).all()
         given = [name for number, name in enumerate(SPLITS) if (splits[~hidden] == number).any()]
         if whole and "val" in given and "test" not in given and not hidden.any():
@@ -251,7 +253,7 @@ class _ManifestReader:
                 f"Found {shortened([repr(cell) for cell in wrong])}."
             )
         position = [SPLITS.index(known[cell]) if cell in known else UNASSIGNED for cell in self.splits]
-        return np.array(position, np.int8)[np.frombuffer(self.split_codes, np.int16)]
+        return taken(np.array(position, np.int8), np.frombuffer(self.split_codes, np.int16))
 
     def _classes(
         self, codes: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_]
@@ -260,9 +262,10 @@ class _ManifestReader:
             raise UserError(f"{self.where}: no labels found. All of column {self.labels.column!r} is empty.")
         if self.numbers and any(SEPARATOR in number or not number for number in self.numbers.values()):
             self.labels.separator = self.labels.separator or SEPARATOR
-        kept = codes.copy()
-        kept[hidden] = codes[~hidden][0]  # these rows are dropped; their code must be a class
-        classes, targets = self.labels.classes(kept)
+        if hidden.any():
+            # these rows are dropped; their code must be a class
+            codes = np.where(hidden, codes[~hidden][0], codes)
+        classes, targets = self.labels.classes(codes)
         numbers = (
             {
                 name: int(number)
@@ -396,21 +399,24 @@ def _flag(cell: Any, name: str, row: int, where: str) -> int:
 
 def _no_conflicts(
     paths: PathTable,
-    hashes: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.int32],
     splits: npt.NDArray[np.int8],
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8],
     where: str,
 ) -> None:
     """Refuse files that are listed twice: they would count twice, and their labels or splits may differ."""
-    order = np.argsort(hashes, kind="stable")
-    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
-    if not len(again):
-        return
-    rows = np.unique(np.concatenate([order[again], order[again + 1]]))
+    ordered = np.sort(hashes)
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     first: dict[str, int] = {}
     repeated: list[str] = []
     differ: list[str] = []
-    for row in rows.tolist():
+    # in parts: the order of a million rows would be the largest array of all
+    rows = (
+        start + row
+        for start in range(0, len(hashes), _PART)
+        for row in np.flatnonzero(np.isin(hashes[start : start + _PART], several)).tolist()
+    )
+    for row in rows:
         path = paths[row]
         one = first.setdefault(path, row)
         if one == row:

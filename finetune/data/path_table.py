@@ -73,6 +73,12 @@ def _narrow(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.integer[Any]]:
     return ends.astype(np.uint32) if not len(ends) or ends[-1] < 2**32 else ends
 
 
+def _ends(lengths: npt.NDArray[np.unsignedinteger[Any]], total: int) -> npt.NDArray[np.integer[Any]]:
+    """Return where each name ends, from the lengths."""
+    ends: npt.NDArray[np.integer[Any]] = np.cumsum(lengths, dtype=np.uint32 if total < 2**32 else np.int64)
+    return ends
+
+
 class PathTableBuilder:
     """A builder that takes one folder at a time, so that only its names exist as Python strings at any moment."""
 
@@ -106,10 +112,8 @@ class PathTableBuilder:
         folder_ids = np.repeat(np.arange(len(self._folders), dtype=np.int32), self._counts)
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.uint16)
         total = len(self._buffer)
-        ends: npt.NDArray[np.integer[Any]] = np.cumsum(lengths, dtype=np.uint32 if total < 2**32 else np.int64)
-        return PathTable(
-            folders=self._folders, folder_ids=folder_ids, names=np.frombuffer(self._buffer, np.uint8), ends=ends
-        )
+        names = np.frombuffer(self._buffer, np.uint8)
+        return PathTable(folders=self._folders, folder_ids=folder_ids, names=names, ends=_ends(lengths, total))
 
 
 class PathAppender:
@@ -118,15 +122,16 @@ class PathAppender:
     def __init__(self) -> None:
         self._folders: dict[str, int] = {}
         self._folder_ids = array("i")
-        self._ends = array("q")
+        self._lengths = array("I")
         self._buffer = bytearray()
 
     def append(self, path: str) -> None:
         """Append a row."""
         folder, name = os.path.split(path)
         self._folder_ids.append(self._folders.setdefault(folder, len(self._folders)))
-        self._buffer += os.fsencode(name)
-        self._ends.append(len(self._buffer))
+        encoded = os.fsencode(name)
+        self._buffer += encoded
+        self._lengths.append(len(encoded))
 
     def build(self) -> PathTable:
         """Build the table of all rows; it takes over the builder's buffers, so call this last."""
@@ -134,7 +139,7 @@ class PathAppender:
             folders=list(self._folders),
             folder_ids=np.frombuffer(self._folder_ids, np.int32),
             names=np.frombuffer(self._buffer, np.uint8),
-            ends=_narrow(np.frombuffer(self._ends, np.int64)),
+            ends=_ends(np.frombuffer(self._lengths, np.uint32), len(self._buffer)),
         )
 
 
