@@ -94,7 +94,8 @@ class FitArguments:
             return ["data=folder", f"data.root={quoted(data)}"], None
         if is_frame(data):
             # relative paths of a frame start where Python runs, not at the cache
-            return ["data=manifest", f"data.path={quoted(write_frame(data))}", f"data.root={quoted(Path.cwd())}"], None
+            table = write_frame(data, settings=[word for word in self.overrides if word.startswith("data.")])
+            return ["data=manifest", f"data.path={quoted(table)}", f"data.root={quoted(Path.cwd())}"], None
         if hasattr(data, "train_dataloader") and hasattr(data, "setup"):
             data = datasets_of_module(data)
         elif not isinstance(data, Mapping) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):

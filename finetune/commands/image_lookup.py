@@ -49,7 +49,8 @@ class ImageLookup:
         if not isinstance(self._data, dict):
             return None
         try:
-            return build_source(Config(seed=self._data["seed"], data=DataConfig(**self._data["data"])))
+            config = Config(seed=self._data["seed"], data=DataConfig(**self._data["data"]))
+            return build_source(config, use="audit")
         except (UserError, KeyError, TypeError) as error:
             print(f"pictures: the data set that was embedded cannot be opened. {error}")
             return None

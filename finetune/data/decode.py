@@ -53,6 +53,7 @@ from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegErro
 from finetune.data.libtiff_messages import refusing_damage
 from finetune.data.png_checksums import check_png
 from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
+from finetune.errors import UserError
 from finetune.plain import Json
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
@@ -93,6 +94,10 @@ _TURNS: dict[int, tuple[tuple[int, ...], bool]] = {
     7: ((0, 1), True),
     8: ((1,), True),
 }
+
+
+class FileChannelsError(UserError):
+    """A model takes images that no file gives: of other channels than 1 and 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +167,7 @@ def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = Non
 
     Raises:
         UnreadableImage: The file is missing, empty, damaged, truncated, too large or not an image.
+        FileChannelsError: The options have other channels than 1 and 3.
     """
     data = read_image_file(path, max_pixels=options.max_pixels)
     return decode_bytes(data, options, path=path, at_least=at_least)
@@ -245,6 +251,11 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
 
 def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
     """Decode an image that :func:`open_image` opened, once, as :func:`decode_file` does."""
+    if options.channels not in (1, 3):
+        raise FileChannelsError(
+            f"{path}: image files are read as 1 or 3 channels. This model takes {options.channels}. Read the bands by a "
+            "library of yours, and give arrays or tensors to finetune.load(RUN) in Python."
+        )
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
         if isinstance(image, ArrayImage):

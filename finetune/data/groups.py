@@ -1,17 +1,20 @@
 """Groups: images that belong together, such as those of one patient, plate, camera or video, so that no split parts them."""
 
-import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from finetune.data.path_table import PathTable
 from finetune.errors import UserError, shortened
 
 # number of an image that belongs to no group
 ALONE = -1
+# processor time for all paths: a pattern from a foreign run may take years, which the standard library cannot stop
+_SECONDS, _SECONDS_PER_PATH = 10.0, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +70,39 @@ def groups_of_paths(paths: PathTable, pattern: str) -> Groups:
             its first group, else the whole match.
 
     Raises:
-        UserError: The pattern is not a regular expression, or matches no path.
+        UserError: The pattern is not a regular expression, takes very long, or matches no path.
     """
     setting = f"data.group_pattern={pattern!r}"
     expression = compiled(pattern)
     key: int | str = "group" if "group" in expression.groupindex else min(expression.groups, 1)
-    cells = []
-    for row in range(len(paths)):
-        match = expression.search(paths[row].replace("\\", "/"))
-        cells.append((match[key] or "") if match else "")
+    cells: list[str] = []
+    allowed = _SECONDS + _SECONDS_PER_PATH * len(paths)
+    began = time.process_time()
+    try:
+        for row in range(len(paths)):
+            left = max(allowed - (time.process_time() - began), 1e-6)
+            match = expression.search(paths[row].replace("\\", "/"), timeout=left)
+            cells.append((match[key] or "") if match else "")
+    except TimeoutError:
+        raise UserError(
+            f"{setting}: must match a path quickly. It took more than {allowed:.0f} s of computing, to {paths[len(cells)]!r}. "
+            "Repetitions within repetitions take exponential time: write (a+) in place of (a+)+."
+        ) from None
     if not any(cells):
         first = shortened([repr(paths[row]) for row in range(min(len(paths), 3))])
         raise UserError(f"{setting}: must match paths relative to the data folder. It matches none, such as {first}.")
     return groups_of_cells(cells, setting=setting)
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
+def compiled(pattern: str) -> "regex.Pattern[str]":
     """Compile ``data.group_pattern``.
 
     Raises:
         UserError: It is not a regular expression.
     """
     try:
-        return re.compile(pattern)
-    except re.error as error:
+        return regex.compile(pattern)
+    except regex.error as error:
         raise UserError(
             f"data.group_pattern={pattern!r}: must be a regular expression. {str(error)[:1].upper()}{str(error)[1:]}. "
             r"Write for example '(patient\d+)'."

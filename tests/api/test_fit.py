@@ -20,6 +20,7 @@ from torchmetrics import Metric
 import finetune
 from finetune.api.settings import FitArguments
 from finetune.config.schema import Config
+from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, UserError
 from tests.conftest import TINY
 
@@ -319,3 +320,35 @@ def test_the_record_of_a_run_names_its_objects(own_run: tuple[Any, Count, Path])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert finetune.resume(run.run_dir) is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [b"a", "b"]}, r"data: column 'label' must hold texts or numbers\. Row 1 holds bytes"),
+        ({"label": ["a", ["b", "c"]]}, r"column 'label' must hold texts or numbers\. Row 2 holds a list"),
+        ({"label": ["a", np.array([1])]}, r"column 'label' .* Row 2 holds a list"),
+        ({"path": [b"0.png", "1.png"]}, r"column 'path' .* Row 1 holds bytes"),
+        ({"kind": ["a", {"b"}]}, r"column 'kind' .* Row 2 holds a list"),
+    ],
+)
+def test_cells_of_a_frame_that_are_no_texts_or_numbers_are_refused_with_their_row(columns, message):
+    frame = pd.DataFrame({"path": ["0.png", "1.png"], "label": ["a", "b"], **columns})
+    with pytest.raises(UserError, match=message):
+        arguments(frame, overrides=["data.label_column=kind"] if "kind" in columns else [])
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_missing_label_of_a_frame_is_refused_with_its_row_and_columns_that_are_not_used_may_hold_anything(missing):
+    frame = pd.DataFrame(
+        {"path": ["0.png", "1.png", "2.png"], "label": ["a", missing, "b"], "data": [b"1", [2], "\ud800"]}
+    )
+    config, _ = arguments(frame)
+    with pytest.raises(UserError, match=r"column 'label' must not be empty\. It is in row 2"):
+        read_manifest(config.data.path)
+
+
+def test_two_columns_of_one_name_are_refused():
+    frame = pd.DataFrame([["0.png", "a", "b"]], columns=["path", "label", "label"])
+    with pytest.raises(UserError, match=r"data: every column needs a name of its own\. There are several label"):
+        arguments(frame)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.data.audit import audit
-from finetune.data.groups import groups_of_cells
+from finetune.data.groups import groups_of_cells, groups_of_paths
 from finetune.data.guess_groups import guess_groups
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest
@@ -143,3 +143,11 @@ def test_a_pattern_that_cannot_group_is_refused(folder, pattern, message):
     with pytest.raises(UserError, match=r"data\.group_pattern=") as caught:
         folder_source(root=str(folder), group_pattern=pattern)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", [r"(?:(?:a|a)*)*!", r"^(?:[a-z/]+\d?)*!"])
+def test_a_pattern_that_takes_exponential_time_is_stopped_with_one_error(pattern, monkeypatch):
+    monkeypatch.setattr("finetune.data.groups._SECONDS", 0.2)
+    paths = path_table(["cat/" + "a" * 60 + ".png"])
+    with pytest.raises(UserError, match=r"data\.group_pattern=.*must match a path quickly.* to 'cat/aaa"):
+        groups_of_paths(paths, pattern)

@@ -17,9 +17,12 @@ export async function readImage(file, { channels, maxPixels, longestSide, highDe
   if (kind === "PNG") {
     const png = readPng(bytes);
     checkSize(png.width, png.height, { maxPixels, longestSide });
-    // only the beginning of a profile is needed, to see whether it names sRGB
-    const profile = png.chunks.iCCP ? await inflate([profileOf(png.chunks.iCCP)], 4096) : null;
-    if (!profile || png.depth === 16 || isSrgb(profile)) return fromPng(png, { channels, highDepth });
+    const profile = png.chunks.iCCP ? await inflate([profileOf(png.chunks.iCCP)], LONGEST_PROFILE) : null;
+    if (!profile || isSrgb(profile)) return fromPng(png, { channels, highDepth });
+    if (png.depth === 16) {
+      const notes = ["Its colour profile is not followed, because browsers keep 8 bits: the answer may differ from Python's."];
+      return { ...(await fromPng(png, { channels, highDepth })), notes };
+    }
   }
   let profiled = false;
   const notes = [];
@@ -62,15 +65,61 @@ function checkSize(width, height, { maxPixels, longestSide }) {
   }
 }
 
+/** Whether a profile's curves and primaries are those of sRGB, whatever its name; true where it cannot be read, as in Python. */
 function isSrgb(profile) {
-  let plain = "";
-  for (const byte of profile.subarray(0, 4096)) if (byte) plain += String.fromCharCode(byte);
-  return plain.includes("sRGB");
+  try {
+    const view = new DataView(profile.buffer, profile.byteOffset, profile.byteLength);
+    const tags = {};
+    for (let tag = 0; tag < view.getUint32(128); tag++) tags[text(profile, 132 + 12 * tag, 4)] = view.getUint32(136 + 12 * tag);
+    const space = text(profile, 16, 4);
+    if (space === "GRAY") return isSrgbCurve(view, tags.kTRC);
+    if (space !== "RGB " || "A2B0" in tags) return false;
+    const primaries = Object.entries(PRIMARIES).every(([name, values]) =>
+      values.every((value, k) => Math.abs(view.getInt32(tags[name] + 8 + 4 * k) / 65536 - value) < 0.004),
+    );
+    return primaries && ["rTRC", "gTRC", "bTRC"].every((name) => isSrgbCurve(view, tags[name]));
+  } catch {
+    return true;
+  }
+}
+
+// of sRGB, adapted to D50, as profiles hold them
+const PRIMARIES = { rXYZ: [0.4361, 0.2225, 0.0139], gXYZ: [0.3851, 0.7169, 0.0971], bXYZ: [0.1431, 0.0606, 0.7141] };
+
+/** Whether a curve of a profile (ICC.1, curveType and parametricCurveType) differs from sRGB's by at most two levels. */
+function isSrgbCurve(view, at) {
+  const kind = view.getUint32(at);
+  let curve;
+  if (kind === 0x63757276) {
+    const count = view.getUint32(at + 8);
+    const entry = (number) => view.getUint16(at + 12 + 2 * number) / 65535;
+    if (count === 0) curve = (x) => x;
+    else if (count === 1) curve = (x) => x ** (view.getUint16(at + 12) / 256);
+    else {
+      curve = (x) => {
+        const low = Math.min(Math.floor(x * (count - 1)), count - 2);
+        return entry(low) + (entry(low + 1) - entry(low)) * (x * (count - 1) - low);
+      };
+    }
+  } else {
+    if (kind !== 0x70617261) return false;
+    const form = view.getUint16(at + 8);
+    const [g, a = 1, b = 0, c = 0, d = 0, e = 0, f = 0] = Array.from({ length: [1, 3, 4, 5, 7][form] }, (_, k) => view.getInt32(at + 12 + 4 * k) / 65536);
+    if (form === 0) curve = (x) => x ** g;
+    else if (form <= 2) curve = (x) => (x >= -b / a ? (a * x + b) ** g : 0) + c;
+    else curve = (x) => (x >= d ? (a * x + b) ** g + e : c * x + f);
+  }
+  const encoded = (y) => (y <= 0.0031308 ? 12.92 * y : 1.055 * y ** (1 / 2.4) - 0.055);
+  for (let level = 0; level < 256; level++) if (Math.abs(255 * encoded(curve(level / 255)) - level) > 2) return false;
+  return true;
 }
 
 function hasProfile(kind, bytes) {
   return kind === "WebP" && text(bytes, 12, 4) === "VP8X" && (bytes[20] & 0x20) !== 0;
 }
+
+// most bytes of a profile that are read
+const LONGEST_PROFILE = 1 << 20;
 
 /** Decode with the browser, over white. */
 async function fromBrowser(file, { channels, maxPixels, longestSide, profiled }) {
