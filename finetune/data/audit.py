@@ -4,13 +4,15 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from finetune.data.class_shortcuts import class_shortcuts
+from finetune.data.borders import border_of
+from finetune.data.class_shortcuts import class_shortcuts, some_of_each_class, told_by_border
 from finetune.data.duplicates import alike_across, identical
 from finetune.data.folder_walk import UNREAD_SUFFIXES
 from finetune.data.groups import Groups
@@ -30,6 +32,8 @@ IMBALANCED = 10
 TINY_SHARE = 0.25
 # the network sees only the middle of an image whose longer side exceeds this many times the shorter
 LONG = 5
+# pictures that are opened to look for borders
+_MOST_BORDERS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
             *_unlike_their_names(index, table),
             *_odd_pictures(index, table),
             *_class_shortcuts(index, table),
+            *(_borders(source) if look_alikes else ()),
             *_classes(index),
         ]
     findings += _left_out(index, left_out)
@@ -362,6 +367,29 @@ def _class_shortcuts(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Find
             text=f"told from the other classes by the {fact} of their files alone: {len(names)} of {len(index.classes)} classes",
             remedy="Bring all classes into one format and size, or a network may learn that instead of what they show.",
             files=tuple((name,) for name in names),
+        )
+
+
+def _borders(source: Source) -> Iterable[Finding]:
+    index = source.index
+    if index.multi_label:
+        return
+    rows = some_of_each_class(index.targets.astype(np.int64), most=_MOST_BORDERS)
+
+    def border(row: int) -> int:
+        return border_of(source.read(row).numpy().mean(axis=0).astype(np.uint8))
+
+    with ThreadPoolExecutor(threads_here(source)) as pool:
+        borders = np.fromiter(pool.map(border, rows.tolist()), np.int64, len(rows))
+    told = told_by_border(index.targets[rows].astype(np.int64), borders)
+    if told:
+        yield Finding(
+            kind="class told by border",
+            severity="warning",
+            text=f"told from the other classes by a frame or bars around their pictures alone: {len(told)} of "
+            f"{len(index.classes)} classes",
+            remedy="Cut them off, or a network may learn that instead of what the pictures show.",
+            files=tuple((index.classes[target],) for target in told),
         )
 
 

@@ -1,4 +1,4 @@
-"""Finds shortcuts (Geirhos et al. 2020): classes that the format or size of their files gives away, which a network may learn."""
+"""Finds shortcuts (Geirhos et al. 2020), which a network may learn: classes that format, size or border of files give away."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import numpy.typing as npt
 # both a class and the others need this many images, and this share of each must be classified right by the fact
 _LEAST_IMAGES = 10
 _LEAST_SHARE = 0.97
+# pictures of a class that are opened: enough for the share
+_EXAMINED = 64
 
 
 def class_shortcuts(
@@ -36,6 +38,32 @@ def class_shortcuts(
         if fact is not None:
             separated.setdefault(fact, []).append(target)
     return separated
+
+
+def told_by_border(targets: npt.NDArray[np.int64], borders: npt.NDArray[np.int64]) -> list[int]:
+    """Return the classes that the borders of their pictures separate from all others.
+
+    Args:
+        targets: Class of each picture, int64 (N,).
+        borders: Border of each picture, from :func:`finetune.data.borders.border_of`, int64 (N,).
+    """
+    told = []
+    for target in np.unique(targets).tolist():
+        own = targets == target
+        if min(own.sum(), (~own).sum()) >= _LEAST_IMAGES and _by_value(own, borders):
+            told.append(target)
+    return told
+
+
+def some_of_each_class(targets: npt.NDArray[np.int64], *, most: int) -> npt.NDArray[np.int64]:
+    """Return at most ``most`` rows, as many of each class as there is room for, spread over the data set, int64 (M,)."""
+    classes = np.unique(targets)
+    each = min(_EXAMINED, most // max(len(classes), 1))
+    chosen = []
+    for target in classes.tolist():
+        rows = np.flatnonzero(targets == target)
+        chosen.append(rows[np.linspace(0, len(rows) - 1, min(each, len(rows))).astype(np.int64)])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
 def _by_value(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
