@@ -257,11 +257,27 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
     of_one_kind = 0
     rows = np.sort(first)
     rows = rows[np.minimum(table["width"], table["height"])[rows] >= LEAST_SIDE]
+    if len(rows) > MOST_PICTURES:
+        yield Finding(
+            kind="near-duplicates in part",
+            severity="note",
+            text=f"more than {MOST_PICTURES:,}, so that only those in different splits were compared, and mirrored, turned and "
+            f"cropped copies are not found: {_pictures(len(rows))}",
+            remedy="Audit parts of at most that many pictures to find more.",
+        )
     if len(rows) <= MOST_PICTURES:
         copies = near_duplicates(
             rows, small_copies(rows, partial(source.read, at_least=64), threads=threads_here(source))
         )
         alike, of_one_kind = copies.pairs, copies.of_one_kind
+        if copies.uncertain:
+            yield Finding(
+                kind="copies uncertain",
+                severity="note",
+                text="all pictures are so much alike that half of the copies, the cropped and turned ones above all, are not "
+                f"found, and a pair may be two pictures of like things: {_pictures(len(rows))}",
+                remedy="Where they come in series, keep each series in one split by data.group_column or data.group_pattern.",
+            )
         others = np.setdiff1d(first, rows)
     else:
         alike, others = [], np.sort(first)
@@ -300,8 +316,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="pictures of one kind",
             severity="note",
-            text=f"so much alike that copies among them cannot be told from others: {_pictures(of_one_kind)}",
-            remedy="Nothing to do.",
+            text=f"so much alike that copies cannot be told from others, so none is reported: {_pictures(of_one_kind)}",
+            remedy="Where they come in series, keep each series in one split by data.group_column or data.group_pattern.",
         )
 
 

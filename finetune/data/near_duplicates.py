@@ -76,6 +76,11 @@ class Copies:
     threshold: float
     of_one_kind: int = 0
 
+    @property
+    def uncertain(self) -> bool:
+        """Whether close pictures of this data set agree as well as copies do, as photographs of solar cells."""
+        return self.threshold == _MOST_AGREEMENT
+
 
 def small_copies(rows: npt.NDArray[np.int64], read: Callable[[int], Tensor], *, threads: int = 1) -> Tensor:
     """Return a small grey copy of each picture, uint8 (N, S, S).

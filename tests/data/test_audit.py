@@ -259,3 +259,15 @@ def test_a_run_starts_with_its_classes_channels_and_bits(tmp_path):
         f"classes: {', '.join(f'class {number}' for number in range(10))} and 2 more. "
         "channels: colour of 8 bits 48, grey of 16 bits 1."
     )
+
+
+def test_the_audit_says_where_too_many_pictures_are_compared_in_part(tmp_path, monkeypatch):
+    root = write_folder(tmp_path, {"a": 4, "b": 4})
+    for path in root.rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    whole = {finding.kind for finding in audit(folder_source(root=str(root))).findings}
+    monkeypatch.setattr("finetune.data.audit.MOST_PICTURES", 7)
+    (found,) = [one for one in audit(folder_source(root=str(root))).findings if one.kind == "near-duplicates in part"]
+    assert "near-duplicates in part" not in whole
+    assert "more than 7, so that only those in different splits were compared" in found.text
+    assert found.text.endswith(": 8 pictures")

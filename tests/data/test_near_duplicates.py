@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from finetune.data.near_duplicates import near_duplicates, small_copies
+from finetune.data.near_duplicates import Copies, near_duplicates, small_copies
 from tests.benchmarks.planted_copies import KINDS, generated, pixels, plant
 
 
@@ -50,3 +50,8 @@ def test_few_pictures_and_pictures_without_structure_have_no_copies(pictures):
         else (torch.zeros(0, 64, 64, dtype=torch.uint8))
     )
     assert near_duplicates(np.arange(len(pictures)), small).pairs == []
+
+
+def test_a_set_of_pictures_of_one_kind_is_said_to_be_uncertain():
+    assert Copies(pairs=[], agreement=[], threshold=0.97).uncertain
+    assert not Copies(pairs=[], agreement=[], threshold=0.88).uncertain
