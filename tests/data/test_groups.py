@@ -145,7 +145,7 @@ def test_a_pattern_that_cannot_group_is_refused(folder, pattern, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("pattern", [r"(?:(?:a|a)*)*!", r"^(?:[a-z/]+\d?)*!"])
+@pytest.mark.parametrize("pattern", [r"cat/(a|a)*$", r"(?:a|a)*[0-9]?$"])
 def test_a_pattern_that_takes_exponential_time_is_stopped_with_one_error(pattern, monkeypatch):
     monkeypatch.setattr("finetune.data.groups._SECONDS", 0.2)
     paths = path_table(["cat/" + "a" * 60 + ".png"])
