@@ -290,7 +290,7 @@ class PhaseSettings:
         None, "whether running statistics of trainable stages move (train) or stay (eval)", choices=("train", "eval")
     )
     parameters: Optional[str] = setting(
-        None, "which parameters of a trainable backbone stage train", choices=("all", "norms", "gates")
+        None, "which parameters of a trainable backbone stage train", choices=("all", "norms", "bias", "gates")
     )
     batch_size: Optional[int] = setting(None, "images in one optimizer step; null: data.batch_size", above=0)
     augment: Any = setting(None, "random changes to training images, as data.augment; null: data.augment")

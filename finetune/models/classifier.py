@@ -29,7 +29,7 @@ from finetune.plain import Json
 log = logging.getLogger(__name__)
 
 HEAD = "head"
-KINDS = ("norms", "gates", "head")
+KINDS = ("norms", "bias", "gates", "head")
 _NET_PREFIX = "backbone.net."
 _HEAD_PREFIX = "head."
 
@@ -104,7 +104,8 @@ class Classifier(nn.Module):
         """Return the names of the parameters of some kinds, to train few parameters of the whole network.
 
         Args:
-            *kinds: Kinds of parameters. ``norms``: the affine parameters of normalisation layers. ``gates``: the
+            *kinds: Kinds of parameters. ``norms``: the affine parameters of normalisation layers. ``bias``: the biases of
+                all layers, those of norms among them (BitFit, arXiv 2106.10199). ``gates``: the
                 factors of residual branches (SkipInit, LayerScale, Fixup with its biases), and the norms as well.
                 ``head``: the head.
 
@@ -118,11 +119,14 @@ class Classifier(nn.Module):
         for path, module in self.named_modules():
             for name, _ in module.named_parameters(recurse=False):
                 names_by_kind[_kind(path, module, name)].add(f"{path}.{name}")
+                # timm names the halves of an attention layer's bias q_bias and v_bias
+                if name == "bias" or name.endswith("_bias"):
+                    names_by_kind["bias"].add(f"{path}.{name}")
         chosen: set[str] = set()
         for kind in kinds:
             if kind not in KINDS:
                 raise UserError(
-                    f"schedule.phases.parameters={kind!r}: not a kind of parameters. Kinds: all, norms, gates."
+                    f"schedule.phases.parameters={kind!r}: not a kind of parameters. Kinds: all, norms, bias, gates."
                 )
             if not names_by_kind[kind]:
                 hint = " Gates: backbone=residual backbone.kwargs.scaling=layerscale." if kind == "gates" else ""

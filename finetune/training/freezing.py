@@ -40,11 +40,11 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
     Args:
         classifier: The network.
         train: Trainable stages.
-        parameters: ``all`` of the trainable backbone stages, or only their ``norms`` or ``gates``; the head always
+        parameters: ``all`` of the trainable backbone stages, or only their ``norms``, ``bias`` or ``gates``; the head always
             trains whole.
     """
     # gates scale the inputs of norms and head, so these train with them
-    kinds = {"norms": ("norms",), "gates": ("gates", "norms")}
+    kinds = {"norms": ("norms",), "bias": ("bias",), "gates": ("gates", "norms")}
     chosen = None if parameters == "all" else classifier.select(*kinds[parameters])
     return {
         name

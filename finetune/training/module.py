@@ -57,8 +57,8 @@ class FineTuner(StagedModule):
         lr_schedule: ``cosine``, ``constant`` or ``one_cycle``, over all optimizer steps of the fit.
         warmup_epochs: Epochs of linear warmup at the start.
         batch_norm: ``eval`` keeps the BatchNorm statistics of trainable stages, ``train`` lets them move.
-        parameters: Train ``all`` parameters of the trainable stages, or only their ``norms`` or ``gates``; the head always
-            trains whole.
+        parameters: Train ``all`` parameters of the trainable stages, or only their ``norms``, ``bias`` or ``gates``; the
+            head always trains whole.
 
     Raises:
         ConfigError: A stage is unknown, or a setting is out of range; all such problems together.
@@ -92,7 +92,7 @@ class FineTuner(StagedModule):
         ]
         problems += _not_one_of("lr_schedule", lr_schedule, SCHEDULES)
         problems += _not_one_of("batch_norm", batch_norm, ("eval", "train"))
-        problems += _not_one_of("parameters", parameters, ("all", "norms", "gates"))
+        problems += _not_one_of("parameters", parameters, ("all", "norms", "bias", "gates"))
         settings = {"lr": lr, "layer_decay": layer_decay, "weight_decay": weight_decay, "warmup_epochs": warmup_epochs}
         problems += [
             f"{name}={value!r}: must be a finite number of at least 0."

@@ -36,7 +36,7 @@ class Phase:
         warmup_epochs: Epochs of linear warmup from zero.
         weight_decay: Weight decay of the parameters that decay (weights of two or more dimensions).
         batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
-        parameters: ``all`` of a trainable backbone stage, or only its ``norms`` or its ``gates``.
+        parameters: ``all`` of a trainable backbone stage, or only its ``norms``, ``bias`` or ``gates``.
         batch_size: Images in one step over all devices.
         augment: Name of the training view.
         optimizer: ``_target_`` node of the optimizer.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import finetune
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, tensors_of, trainable_names, wrong_modes
 from tests.training.building import fit, phase_for, tiny_classifier
@@ -104,6 +105,20 @@ def test_norms_alone_train_with_the_head() -> None:
     }
     assert names == expected | {name for name, _ in classifier.named_parameters() if name.startswith("head.")}
     assert len(expected) > 20
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "resnet10t"])
+def test_biases_alone_train_with_the_head(name: str) -> None:
+    classifier = finetune.build_classifier(finetune.build_backbone(name, weights="none"), classes=["a", "b"])
+    names = trainable_names(classifier, train=classifier.stages, parameters="bias")
+    shapes = {name: tuple(parameter.shape) for name, parameter in classifier.named_parameters()}
+    backbone = {name for name in names if not name.startswith("head.")}
+    assert backbone
+    # a vector each, which a weight of a matrix or a kernel is not; and no vector is left but the scales of the norms
+    assert {len(shapes[name]) for name in backbone} == {1}
+    left = {name for name in shapes if len(shapes[name]) == 1} - names
+    assert all(name.endswith(".weight") for name in left), left
+    assert {name for name in names if name.startswith("head.")} == {name for name in shapes if name.startswith("head.")}
 
 
 def test_no_optimizer_state_is_kept_for_a_frozen_parameter(pets: Path) -> None:
