@@ -53,6 +53,11 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 f"schedule.phases[{position}].carry_optimizer=True: the phase before {how} has no moments to carry. "
                 "Leave it out."
             )
+        if phase.carry_optimizer and before is not None and "lora" in (before.parameters, phase.parameters):
+            problems.append(
+                f"schedule.phases[{position}].carry_optimizer=True: parameters=lora trains others in each phase, whose "
+                "moments cannot be carried. Leave it out."
+            )
         if phase.lr_trials:
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.must_solve_head:

@@ -14,7 +14,7 @@ _SHARED |= {"data.batch_size": "batch_size", "data.augment": "augment", "optimiz
 # what a head that is solved, not trained step by step, does not read
 _OF_STEPS = {"epochs", "lr", "lr_schedule", "warmup_epochs", "optimizer", "batch_size", "layer_decay", "patience"}
 # what stages below the head alone read
-_OF_THE_BACKBONE = {"layer_decay", "batch_norm", "parameters"}
+_OF_THE_BACKBONE = {"layer_decay", "batch_norm", "parameters", "lora_rank"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def _unread(config: Config, phase: PhaseConfig) -> set[str]:
     """Return the settings that a phase has no use for."""
     solver = phase.solver or config.schedule.solver
     unread = _OF_STEPS | _OF_THE_BACKBONE if solver == "lbfgs" else set()
+    if (phase.parameters or config.schedule.parameters) != "lora":
+        unread = unread | {"lora_rank"}
     return unread | (_OF_THE_BACKBONE if phase.train == ["head"] else set())
 
 

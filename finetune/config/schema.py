@@ -290,8 +290,11 @@ class PhaseSettings:
         None, "whether running statistics of trainable stages move (train) or stay (eval)", choices=("train", "eval")
     )
     parameters: Optional[str] = setting(
-        None, "which parameters of a trainable backbone stage train", choices=("all", "norms", "bias", "gates")
+        None,
+        "which parameters of a trainable backbone stage train; lora: products of low rank beside its linear layers",
+        choices=("all", "norms", "bias", "gates", "lora"),
     )
+    lora_rank: Optional[int] = setting(None, "rank of those products (parameters=lora)", above=0)
     batch_size: Optional[int] = setting(None, "images in one optimizer step; null: data.batch_size", above=0)
     augment: Any = setting(None, "random changes to training images, as data.augment; null: data.augment")
     optimizer: dict[str, Any] = setting(dict, "node of another optimizer; empty: that of optimizer=NAME")
@@ -351,6 +354,7 @@ class ScheduleConfig(PhaseSettings):
     weight_decay: Optional[float] = _shared("weight_decay", 0.01)
     batch_norm: Optional[str] = _shared("batch_norm", "eval")
     parameters: Optional[str] = _shared("parameters", "all")
+    lora_rank: Optional[int] = _shared("lora_rank", 8)
     carry_optimizer: Optional[bool] = _shared("carry_optimizer", False)
     restore: Optional[str] = _shared("restore", "best")
     label_smoothing: Optional[float] = _shared("label_smoothing", 0.0)

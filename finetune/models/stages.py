@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+# what torch.nn.utils.parametrize puts between a layer and the modules that compute its weight
+_PARAMETRIZED = ".parametrizations."
 RESERVED = ("stem", "head")
 # stages of every ResNet with torchvision's names, by the prefixes of their parameters
 RESNET_STAGES = {
@@ -106,6 +108,9 @@ class StageMap:
         Raises:
             KeyError: The network has no module that could own this name.
         """
+        layer, _, inside = name.partition(_PARAMETRIZED)
+        if inside:
+            return self.names[self._stage_of_module[layer]]
         if name in self._stage_of_parameter:
             return self.names[self._stage_of_parameter[name]]
         return self.names[self._stage_of_module[name.rpartition(".")[0]]]
@@ -114,7 +119,8 @@ class StageMap:
         """Return all modules of the network by stage, containers included; each module once."""
         by_stage: dict[str, list[nn.Module]] = {name: [] for name in self.names}
         for name, module in net.named_modules():
-            by_stage[self.names[self._stage_of_module[name]]].append(module)
+            layer = f"{name}.".partition(_PARAMETRIZED)[0].removesuffix(".")
+            by_stage[self.names[self._stage_of_module[layer]]].append(module)
         return by_stage
 
 

@@ -29,6 +29,7 @@ from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
+from finetune.training.low_rank import low_rank
 from finetune.training.lr_finder import unchanged
 from finetune.training.param_groups import OptimizerFactory, phase_param_groups
 from finetune.training.phases import Phase
@@ -126,6 +127,10 @@ class _Machine:
 
     def phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         """Forecast one phase."""
+        with low_rank(self._classifier, phase, seed=0, merge=False):
+            return self._phase(phase, policy, make_optimizer)
+
+    def _phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         apply_phase(self._classifier, phase)
         train, val = self._rows["train"], self._rows["val"]
         read_s = self._read(self._data.view(policy.augment(phase)))

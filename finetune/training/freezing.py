@@ -25,12 +25,14 @@ From random weights the statistics must move (``train``): those of a new network
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from finetune.models.classifier import Classifier
+from finetune.training.low_rank import LORA, adapted_layers, adapter_names
 from finetune.training.phases import HEAD, Phase
 
 
@@ -40,9 +42,16 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
     Args:
         classifier: The network.
         train: Trainable stages.
-        parameters: ``all`` of the trainable backbone stages, or only their ``norms``, ``bias`` or ``gates``; the head always
-            trains whole.
+        parameters: ``all`` of the trainable backbone stages, or only their ``norms``, ``bias`` or ``gates``, or the
+            ``lora`` products that :func:`~finetune.training.low_rank.low_rank` has added; the head always trains whole.
     """
+    if parameters == LORA:
+        adapters = adapter_names(classifier)
+        return {
+            name
+            for name, _ in classifier.named_parameters()
+            if (stage := classifier.stage_of(name)) in train and (stage == HEAD or name in adapters)
+        }
     # gates scale the inputs of norms and head, so these train with them
     kinds = {"norms": ("norms",), "bias": ("bias",), "gates": ("gates", "norms")}
     chosen = None if parameters == "all" else classifier.select(*kinds[parameters])
@@ -51,6 +60,22 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
         for name, _ in classifier.named_parameters()
         if (stage := classifier.stage_of(name)) in train and (chosen is None or stage == HEAD or name in chosen)
     }
+
+
+def without_empty_stages(classifier: Classifier, phase: Phase) -> Phase:
+    """Return the phase without the backbone stages that have no parameters of its kind, such as a stem without norms.
+
+    Raises:
+        UserError: The network has no parameters of that kind.
+    """
+    if phase.parameters == "all":
+        return phase
+    if phase.parameters == LORA:
+        names = {f"{name}.weight" for name in adapted_layers(classifier, train=phase.train, rank=phase.lora_rank)}
+    else:
+        names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
+    filled = {HEAD, *map(classifier.stage_of, names)}
+    return replace(phase, train=tuple(stage for stage in phase.train if stage in filled))
 
 
 def apply_phase(classifier: Classifier, phase: Phase) -> None:

@@ -21,6 +21,7 @@ from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.interruption import Interruption, leave_signals_alone
+from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import Phase
@@ -262,7 +263,7 @@ def find_rate(
         steps: Number of optimizer steps.
     """
     batches = data.batches_per_epoch(phase.batch_size)
-    with unchanged(classifier):
+    with low_rank(classifier, phase, seed=seed, merge=False), unchanged(classifier):
         apply_phase(classifier, phase)
         data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
         module = RateSweep(

@@ -30,6 +30,7 @@ from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solved_phase
+from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phase_result import read_phase_result, write_phase_result
@@ -88,13 +89,14 @@ class PhaseRunner:
         classifier, began = self._context.classifier, time.monotonic()
         begin_from_start_weights(classifier, self._folder.start)
         carried = self._carried(optimizer_state)
-        apply_phase(classifier, self._phase)
-        cache = self._context.open_cache(self._number)
-        self._begin_data(cache)
-        self._announce()
-        outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
-        if cache is not None:
-            cache.close()
+        with low_rank(classifier, self._phase, seed=self._context.settings.seed, merge=True):
+            apply_phase(classifier, self._phase)
+            cache = self._context.open_cache(self._number)
+            self._begin_data(cache)
+            self._announce()
+            outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
+            if cache is not None:
+                cache.close()
         result = replace(
             outcome.result,
             cached_after=self._policy.cached_stage or "",

@@ -36,7 +36,9 @@ class Phase:
         warmup_epochs: Epochs of linear warmup from zero.
         weight_decay: Weight decay of the parameters that decay (weights of two or more dimensions).
         batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
-        parameters: ``all`` of a trainable backbone stage, or only its ``norms``, ``bias`` or ``gates``.
+        parameters: ``all`` of a trainable backbone stage, or only its ``norms``, ``bias`` or ``gates``, or a product of low rank
+            beside the weights of its linear layers (``lora``).
+        lora_rank: Rank of that product.
         batch_size: Images in one step over all devices.
         augment: Name of the training view.
         optimizer: ``_target_`` node of the optimizer.
@@ -72,6 +74,7 @@ class Phase:
     weight_decay: float = 0.01
     batch_norm: str = "eval"
     parameters: str = "all"
+    lora_rank: int = 8
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     carry_optimizer: bool = False
     restore: str = "best"

@@ -9,6 +9,7 @@ from finetune.models.classifier import Classifier
 from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
 from finetune.training.linear_probe import STRENGTHS
+from finetune.training.low_rank import low_rank
 from finetune.training.phases import Phase
 
 
@@ -74,7 +75,9 @@ def build_plan(
     counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     plan = []
     for phase, cache in zip(phases, caches, strict=True):
-        names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
+        with low_rank(classifier, phase, seed=0, merge=False):
+            names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
+            trained = {name: classifier.get_parameter(name).numel() for name in names}
         solved = solves_head(phase, cache)
         rates = dict.fromkeys(phase.train, 0.0) if solved else phase.rates()
         steps = phase.total_steps(data.batches_per_epoch(phase.batch_size))
@@ -88,7 +91,7 @@ def build_plan(
                 weight_decay=phase.weight_decay if trains and not solved else 0.0,
                 batch_norm=phase.batch_norm if trains else "eval",
                 parameters=sum(n for name, n in counts.items() if classifier.stage_of(name) == stage),
-                trainable=sum(counts[name] for name in names if classifier.stage_of(name) == stage),
+                trainable=sum(count for name, count in trained.items() if classifier.stage_of(name) == stage),
             )
         plan.append(
             PlannedPhase(
@@ -98,7 +101,7 @@ def build_plan(
                 epochs=1 if solved else phase.epochs,
                 steps=0 if solved else steps,
                 images=images * (cache.views or 1) if solved else seen,
-                trainable=sum(counts[name] for name in names),
+                trainable=sum(trained.values()),
                 total=sum(counts.values()),
                 stages=stages,
                 cache=cache,
