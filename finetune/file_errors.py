@@ -100,14 +100,25 @@ def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "
     return " ".join(part for part in (f"{name or path}: {what}, {cause}.", after, advice) if part)
 
 
-def read_error(error: BaseException, path: str | Path) -> FileError | None:
+def read_error(error: BaseException, path: str | Path, *, name: str | None = None) -> FileError | None:
     """Return the error if the system cannot read a file; None if the file's contents are wrong.
 
     A reader misled by a damaged file may get errors from the system too, but with other numbers than these.
+
+    Args:
+        error: Exception that was raised.
+        path: The file.
+        name: Setting and path, as the message shows them; None for the path.
     """
+    if isinstance(error, FileNotFoundError) and error.errno is None and os.path.exists(path):
+        # what safetensors answers whenever it cannot open a file, without the system's number
+        return FileError(
+            f"{name or path}: could not be opened, though it is there. The disk may report an input/output error, or too many "
+            "files may be open. Try again, then check the disk (dmesg names it) and the limit (ulimit -n)."
+        )
     if errno_of(error) not in (errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return None
-    return file_error(error, path, "could not be read")
+    return file_error(error, name or path, "could not be read")
 
 
 def _free_beside(path: Path) -> str:

@@ -334,7 +334,7 @@ def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Ten
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        if (failed := read_error(error, name or path)) is not None:
+        if (failed := read_error(error, path, name=name)) is not None:
             raise failed from error
         raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
 
@@ -352,7 +352,7 @@ def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tup
         with safe_open(path, framework="np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        if (failed := read_error(error, name or path)) is not None:
+        if (failed := read_error(error, path, name=name)) is not None:
             raise failed from error
         raise UserError(f"{name or path}: not a safetensors file. {_why(error)}.") from None
 

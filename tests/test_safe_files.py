@@ -147,3 +147,21 @@ def test_a_file_that_the_disk_does_not_give_back_is_named(read: Callable[[str], 
     # reading the first page of a process's own memory is an input/output error
     with pytest.raises(FileError, match=r"^/proc/self/mem: could not be read, the disk reports an input/output error"):
         read("/proc/self/mem")
+
+
+@pytest.mark.parametrize("name", [None, "backbone.weights='x'"])
+def test_a_safetensors_file_that_cannot_be_opened_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    import safetensors.torch
+
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path)
+
+    def fail(*args: object, **settings: object) -> None:
+        # whatever the system's answer was, input/output errors among them
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    monkeypatch.setattr("safetensors.torch.load_file", fail)
+    with pytest.raises(FileError, match=r"could not be opened, though it is there.*input/output error"):
+        load_tensors(path, name=name)
