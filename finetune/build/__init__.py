@@ -41,7 +41,7 @@ def _report_data(source: "Source", show: Show) -> "Audit | None":
     return audited
 
 
-def _phases(config: Config, classifier: "Classifier", say: Say) -> "list[Phase]":
+def _phases(config: Config, classifier: "Classifier", show: Show) -> "list[Phase]":
     """Return the phases; stages without parameters of a phase's kind stay frozen in it, which is reported."""
     from finetune.training.freezing import without_empty_stages
 
@@ -49,7 +49,7 @@ def _phases(config: Config, classifier: "Classifier", say: Say) -> "list[Phase]"
     for phase in build_phases(config, stages=classifier.stages, network=network_name(config)):
         phases.append(without_empty_stages(classifier, phase))
         if empty := [stage for stage in phase.train if stage not in phases[-1].train]:
-            say(f"phase {phase.name}: {', '.join(empty)} without {phase.parameters} parameters, frozen")
+            show(f"phase {phase.name}: {', '.join(empty)} without {phase.parameters} parameters, frozen")
     return phases
 
 
@@ -90,7 +90,7 @@ def assemble(
             raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
         modules = own_modules(config, description, trusted=trusted)
         classifier = classifier_from_description(description, modules=modules)
-    phases = _phases(config, classifier, say)
+    phases = _phases(config, classifier, show)
     return RunParts(
         source=source,
         classifier=classifier,
