@@ -28,7 +28,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 # what makes a run small: few images of each class, one epoch a phase
 SMALL = {"data.limit_per_class": "8", "epochs": "1", "logger": "none", "trainer.precision": "32-true"}
-_TRAINS = ("train", "plan", "audit", "lr-find", "ladder")
 # the trial of precisions tells of the machine and its load: in the pages an ellipsis, which stands for any lines
 _ELIDED = re.compile(r"^\s*precision:")
 # lines that are shown, and differ between machines or between large and small runs in more than their figures
@@ -106,9 +105,14 @@ def small(words: Sequence[str], extra: str = "") -> list[str]:
     """Return the words of a command with what makes it small, unless it says so itself."""
     if not words or (words[0] in ("settings", "init", "--version") or "--cfg" in words):
         return list(words)
-    composes = words[0] in _TRAINS or words[0] == "-m" or ("/" not in words[0] and Path(words[0]).is_dir())
-    composes = composes or "=" in words[0]
-    added = {} if not composes or words[0] == "audit" else dict(SMALL)
+    from finetune.cli import COMMANDS
+
+    # a command, or else the folder to train on
+    if words[0] in COMMANDS and words[0] not in ("train", "plan", "lr-find", "ladder"):
+        return list(words)
+    added = dict(SMALL)
+    if words[0] == "-m":
+        added["report"] = "false"
     if words[0] == "ladder":
         # its own options say how long
         del added["epochs"], added["logger"]
@@ -137,7 +141,7 @@ def _small_python(make_small: bool) -> Iterator[None]:
         words = [f"{key}={value}" for key, value in SMALL.items() if "." in key]
         if not isinstance(data, str):
             words.remove(f"data.limit_per_class={SMALL['data.limit_per_class']}")
-        arguments["overrides"] = [*arguments.get("overrides", ()), *words]
+        arguments["overrides"] = [*arguments.get("overrides", ()), *words, "report=false"]
         return real_fit(data, **{"loggers": "none", **arguments})
 
     def no_forecast(*, phases: Sequence[Any], **_: Any) -> list[forecast.Forecast]:
@@ -193,6 +197,8 @@ def run_block(block: Block, variables: dict[str, Any], *, make_small: bool) -> l
     assert block.language in ("bash", "console"), f"{block.place}: nothing runs blocks of {block.language!r}"
     answers = []
     commands = block.commands()
+    # a refused line is shown with the line to write instead
+    make_small = make_small and "exit" not in block.notes
     for command in commands:
         status, output = run_command(command, make_small=make_small, extra=block.notes.get("small", ""))
         expected = int(block.notes.get("exit", 0)) if command == commands[-1] else 0
@@ -222,7 +228,7 @@ def shape(line: str) -> str:
     """
     line = re.sub(r"\b(about )?[\d.,]+ ?(ms|s|min|h|MB|kB|KB|GB)\b( left)?", "#", line)
     line = re.sub(r"[-+]?\d[\d.,e/%x+-]*", "#", line)
-    line = re.sub(r"(# )+#", "#", re.sub(r"[-─═]{3,}", "-", line))
+    line = re.sub(r"(# )+#", "#", re.sub(r"[▁▂▃▄▅▆▇█]+", "#", re.sub(r"[-─═]{3,}", "-", line)))
     return " ".join(line.split())
 
 
