@@ -105,7 +105,7 @@ def about_choice(group: str, name: str, extra_dirs: Sequence[Path] = ()) -> str:
     """Return the comment at the top of a file of ``conf/`` as one line.
 
     >>> about_choice("schedule", "full")
-    'Everything from the first step on.'
+    'All stages train from the first step on.'
     """
     files = [folder / group / f"{name}.yaml" for folder in (*extra_dirs, conf_dir())]
     file = next(file for file in files if file.is_file())

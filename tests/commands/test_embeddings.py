@@ -247,7 +247,7 @@ def test_classifiers_leave_results_like_a_run_and_a_head_for_it(
     [
         (["embed", "nowhere", "--output", "e.npz"], "RUN='nowhere': no such folder. For a network that was not"),
         (["embed", "data=digits", "--output", "e.npz"], "needs a RUN, or a network as backbone=NAME"),
-        (["embed", *BARE, "--output", "e.npz"], "needs images, or a data set as data=folder"),
+        (["embed", *BARE, "--output", "e.npz"], "needs images, or a data set as data=DIR"),
         (["embed", *BARE, "x.png", "data=digits", "--output", "e.npz"], "Both are given: x.png and data=digits"),
         (["embed", *BARE, ".", "--output", "e.csv"], "Use one of .npz, .parquet"),
         (["embed", *BARE, "nowhere.png", "--output", "e.npz"], "IMAGES='nowhere.png': no such file or folder"),
