@@ -37,6 +37,8 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+# times that an entry is begun in one opening: another process may begin it with another layout in between
+_ATTEMPTS = 3
 META, DATA, ROWS, CHUNKS, USED, LOCK = "meta.json", "data.bin", "rows.bin", "chunks.bin", "used", "lock"
 # changing this number keeps a version from reading rows that another version wrote with a different meaning
 VERSION = 2
@@ -159,10 +161,17 @@ class Entry:
         No process waits for the exclusive lock: a process that has the entry open may itself be waiting for this one, as the
         processes of a run do for each other.
         """
+        begun = 0
         while True:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            if self._fits():
+            # what this process has just written and cannot read would be begun again for ever
+            if self._fits(must_be_readable=begun > 0):
                 return
+            if begun == _ATTEMPTS:
+                raise FileError(
+                    f"{self.folder}: the files of this cache are not as they were written {_ATTEMPTS} times. Check the disk, or "
+                    "use another one: FINETUNE_CACHE=FOLDER."
+                )
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -171,8 +180,14 @@ class Entry:
                 continue
             if not self._fits():
                 self._begin(about)
+                begun += 1
 
-    def _fits(self) -> bool:
+    def _fits(self, *, must_be_readable: bool = False) -> bool:
+        """Return whether the files are there and of the right size.
+
+        Raises:
+            FileError: The disk does not give them back, and they must be readable.
+        """
         try:
             meta = read_json(self.folder / META, dict)
             for name in (DATA, ROWS, CHUNKS):
@@ -181,6 +196,8 @@ class Entry:
                     return False
             sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
         except FileError as error:
+            if must_be_readable:
+                raise
             log.warning("%s These activations are computed again.", error)
             return False
         except (OSError, ValueError):

@@ -172,3 +172,21 @@ def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytes
     assert why_unusable() == f"{tmp_path} is not writable; choose another place with FINETUNE_CACHE=DIR"
     monkeypatch.setattr("finetune.activation_cache.store.fcntl", None)
     assert why_unusable() == "this system lacks the file locks that the cache needs"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileError("meta.json: could not be read"), "could not be read"),
+        (ValueError(), "not as they were written 3 times"),
+    ],
+)
+def test_what_was_just_written_and_does_not_come_back_is_not_begun_for_ever(
+    error: Exception, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("finetune.activation_cache.store.read_json", fail)
+    with pytest.raises(FileError, match=message):
+        Entry(tmp_path / "entry", layout=LAYOUT, about={})
