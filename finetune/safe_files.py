@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeVar
 
-from finetune.errors import UserError
+from finetune.errors import FileError, UserError
 from finetune.file_errors import read_error
 from finetune.terminal import printable
 
@@ -292,6 +292,8 @@ def check_zip(path: str | Path, *, name: str | None = None) -> None:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+        except FileError:  # the disk's fault, and a RuntimeError too
+            raise
         except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{name}: damaged. Its archive cannot be read: {_why(error)}.") from None
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):

@@ -149,6 +149,19 @@ def test_a_file_that_the_disk_does_not_give_back_is_named(read: Callable[[str], 
         read("/proc/self/mem")
 
 
+def test_an_archive_that_the_disk_stops_giving_back_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.ckpt")
+
+    def fail(file: object, *args: object) -> None:
+        raise FileError("x.ckpt: could not be read, the disk reports an input/output error")
+
+    monkeypatch.setattr("zipfile.ZipFile.__init__", fail)
+    with pytest.raises(FileError, match=r"^x\.ckpt: could not be read"):
+        check_zip(tmp_path / "x.ckpt")
+
+
 @pytest.mark.parametrize("name", [None, "backbone.weights='x'"])
 def test_a_safetensors_file_that_cannot_be_opened_is_not_called_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
 from finetune.errors import UserError, shortened
+from finetune.file_errors import read_error
 from finetune.models.heads import build_head
 from finetune.models.own_modules import OWN
 from finetune.models.size_limit import parameters_at_most
@@ -61,6 +62,8 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen types here, none of them its own
+            if (failed := read_error(error, path, name=name)) is not None:
+                raise failed from error
             raise UserError(
                 f"backbone.weights='{path}': cannot be read as tensors alone. {_what_is_wrong(error)} "
                 "Nothing in it was executed. Save its state dict as .safetensors and give that file."
