@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -181,7 +182,20 @@ def _main(argv: Sequence[str] | None) -> int:
         explained = file_error(error, None, "could not be read or written")
         return _fail(error if show_traceback else explained or error, status=1, show_traceback=show_traceback)
     except Exception as error:
-        return _fail(error, status=1, show_traceback=show_traceback)
+        in_a_sentence = None if show_traceback else _without_memory(error)
+        return _fail(in_a_sentence or error, status=1, show_traceback=show_traceback)
+
+
+def _without_memory(error: Exception) -> RunError | None:
+    """Return the message for an allocation that failed; None for another error. Torch's own type is a RuntimeError's text."""
+    text = str(error)
+    if not (isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text):
+        return None
+    size = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    return RunError(
+        f"Out of memory{f', at {size[1]} more' if size else ''}. Free memory, or use smaller batches (data.batch_size), "
+        "a smaller input.size or fewer loader processes (data.num_workers)."
+    )
 
 
 def _run(name: str, rest: list[str]) -> int:

@@ -195,3 +195,23 @@ def test_the_program_ends_on_ctrl_c_with_the_way_to_go_on(words: Words, tmp_path
 
     assert read_checkpoint(last)["finetune"]["phase"] == "all"
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 147456 bytes."),
+    ],
+)
+def test_an_allocation_that_fails_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("finetune.cli._run", fail)
+    assert main(["plan", "data=digits"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Out of memory")
+    assert "--traceback" not in said
