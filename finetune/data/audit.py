@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.borders import border_of
-from finetune.data.class_shortcuts import class_shortcuts, some_of_each_class, told_by_border
+from finetune.data.class_shortcuts import class_shortcuts, classes_by_border, some_of_each_class
 from finetune.data.duplicates import alike_across, identical
 from finetune.data.folder_walk import UNREAD_SUFFIXES
 from finetune.data.groups import Groups
@@ -397,7 +397,7 @@ def _borders(source: Source) -> Iterable[Finding]:
 
     with ThreadPoolExecutor(threads_here(source)) as pool:
         borders = np.fromiter(pool.map(border, rows.tolist()), np.int64, len(rows))
-    told = told_by_border(index.targets[rows].astype(np.int64), borders)
+    told = classes_by_border(index.targets[rows].astype(np.int64), borders)
     if told:
         yield Finding(
             kind="class told by border",

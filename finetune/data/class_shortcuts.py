@@ -40,19 +40,19 @@ def class_shortcuts(
     return separated
 
 
-def told_by_border(targets: npt.NDArray[np.int64], borders: npt.NDArray[np.int64]) -> list[int]:
+def classes_by_border(targets: npt.NDArray[np.int64], borders: npt.NDArray[np.int64]) -> list[int]:
     """Return the classes that the borders of their pictures separate from all others.
 
     Args:
         targets: Class of each picture, int64 (N,).
         borders: Border of each picture, from :func:`finetune.data.borders.border_of`, int64 (N,).
     """
-    told = []
+    separated = []
     for target in np.unique(targets).tolist():
         own = targets == target
         if min(own.sum(), (~own).sum()) >= _LEAST_IMAGES and _by_value(own, borders):
-            told.append(target)
-    return told
+            separated.append(target)
+    return separated
 
 
 def some_of_each_class(targets: npt.NDArray[np.int64], *, most: int) -> npt.NDArray[np.int64]:

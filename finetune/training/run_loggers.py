@@ -1,4 +1,4 @@
-"""The loggers of a run, from its start or resumption to its end: each is told the same, and none can undo a finished run."""
+"""The loggers of a run, from its start or resumption to its end: each gets the same numbers, and none can undo a finished run."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ class RunLoggers:
 
     @property
     def all(self) -> list[Logger]:
-        """The loggers, as a Trainer takes them."""
+        """Return the loggers, as a Trainer takes them."""
         return list(self.loggers.values())
 
     @contextmanager
@@ -55,8 +55,8 @@ class RunLoggers:
                 raise UserError(
                     f"logger.{name}: cannot be opened. {_first_line(error)} Or write logger=none."
                 ) from error
-        if found := {name: identity for name, store in self._stores() if (identity := store.identity()) is not None}:
-            write_json(self.ids, found)
+        if ids := {name: identity for name, store in self._stores() if (identity := store.identity()) is not None}:
+            write_json(self.ids, ids)
         try:
             yield
         except Exception:
@@ -87,7 +87,7 @@ class RunLoggers:
             try:
                 use(store)
             except Exception as error:
-                log.info("logger.%s: %s. %s The run itself is complete.", name, failure, _first_line(error))
+                log.warning("logger.%s: %s. %s The run itself is not affected.", name, failure, _first_line(error))
 
     def _stores(self) -> list[tuple[str, LoggerStore]]:
         return [(name, store_of(logger, sweep=self.sweep)) for name, logger in self.loggers.items()]
