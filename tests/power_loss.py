@@ -396,7 +396,7 @@ def failures(
 
         status, said = in_child(job, root / "cache", root.with_suffix(".out"))
         path = root.with_suffix(".failed").read_text() if root.with_suffix(".failed").is_file() else "?"
-        wrong = _answer_is_wrong(status, said, path, error, root)
+        wrong = _answer_is_wrong(status, said, path, error, root, reads=kind in (Kind.OPEN_READ, Kind.READ))
         verdict = Verdict("", "went on")
         if status != 0 or not (root / "run/results.json").is_file():
             verdict = go_on(whole, root, root.with_suffix(".again"))
@@ -425,7 +425,7 @@ def _command(whole: Uninterrupted, root: Path) -> int:
     return command_line(["train", *whole.words, f"run_dir={root / 'run'}"])
 
 
-def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) -> str:
+def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path, *, reads: bool) -> str:
     """What is wrong with the answer to a failure."""
     wrong = []
     if "Traceback" in said or "--traceback" in said:
@@ -446,7 +446,8 @@ def _answer_is_wrong(status: int, said: str, path: str, error: int, root: Path) 
         # safetensors' own file, and a mapping, of which the system gives no name: the folder stands for them
         shown.append(str(Path(path).parent))
     # a lock that cannot say whose it is still locks: where all later operations fail too, the message names their file
-    needed = path and path != "memory" and not (status != 2 and name == LOCK)
+    # what a run was trusted with is looked up to show the command that resumes it, which is shown without it where it is not read
+    needed = path and path != "memory" and not (status != 2 and name == LOCK) and not (reads and name == "run.json")
     if needed and not any(word.lower() in text for word in shown):
         wrong.append("the file is not named")
     if (needed or path == "memory" or status != 0) and CAUSES[error] not in text:
