@@ -9,6 +9,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,23 +61,11 @@ def check_manifest(path: str) -> str:
     return full
 
 
-def read_manifest(
-    path: str,
-    *,
-    root: str | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
-    split_column: str = "split",
-    label_separator: str | None = None,
-    label_columns: Sequence[str] = (),
-    group_column: str | None = None,
-    use: Use = "train",
-) -> Listing:
-    """List the samples of a table; no image is opened.
+@dataclass(frozen=True, kw_only=True)
+class ManifestColumns:
+    """The columns of a table of images.
 
     Args:
-        path: Path of the table.
-        root: Folder that the table's paths are relative to; None for the table's own folder.
         path_column: Column of the image paths.
         label_column: Column of the labels.
         split_column: Column of the splits (train, val or test); it may be missing, and its cells may be empty.
@@ -84,12 +73,31 @@ def read_manifest(
             per image.
         label_columns: Columns of 0 and 1, one for each class, used instead of ``label_column``.
         group_column: Column of the groups, which no made split parts; a cell may be empty. None for no groups.
+    """
+
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str = "split"
+    label_separator: str | None = None
+    label_columns: Sequence[str] = ()
+    group_column: str | None = None
+
+
+def read_manifest(
+    path: str, *, root: str | None = None, columns: ManifestColumns = ManifestColumns(), use: Use = "train"
+) -> Listing:
+    """List the samples of a table; no image is opened.
+
+    Args:
+        path: Path of the table.
+        root: Folder that the table's paths are relative to; None for the table's own folder.
+        columns: Columns to read.
         use: What the data set is for.
 
     Raises:
         UserError: The table, a column or a value is wrong.
     """
-    if label_separator == "":
+    if columns.label_separator == "":
         raise UserError(
             "data.label_separator='': must not be empty. Give the text between two labels of a cell, or leave it out for one "
             "label per image."
@@ -98,54 +106,30 @@ def read_manifest(
     where = f"data.path={path!r}"
     home = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(full)
     with open_rows(full, name=where) as table:
-        reader = _ManifestReader(
-            table,
-            where=where,
-            home=home,
-            path_column=path_column,
-            label_column=label_column,
-            split_column=split_column,
-            label_separator=label_separator,
-            label_columns=label_columns,
-            group_column=group_column,
-        )
+        reader = _ManifestReader(table, columns, where=where, home=home)
         reader.read()
     return check_classes(reader.listing(use))
 
 
 class _ManifestReader:
-    """Reads the rows of a table once, into compact columns: a million rows take some tens of megabytes.
+    """Reads the rows of a table once, into compact columns: a million rows take some tens of megabytes."""
 
-    The arguments are those of :func:`read_manifest`.
-    """
-
-    def __init__(
-        self,
-        table: TableRows,
-        *,
-        where: str,
-        home: str,
-        path_column: str,
-        label_column: str,
-        split_column: str,
-        label_separator: str | None,
-        label_columns: Sequence[str],
-        group_column: str | None,
-    ) -> None:
+    def __init__(self, table: TableRows, columns: ManifestColumns, *, where: str, home: str) -> None:
         self.table, self.where, self.home = table, where, home
-        self.path_column, self.split_column, self.group_column = path_column, split_column, group_column
-        self.label_columns = tuple(label_columns)
+        self.path_column, self.split_column = columns.path_column, columns.split_column
+        self.group_column, self.label_columns = columns.group_column, tuple(columns.label_columns)
+        label_column, label_separator = columns.label_column, columns.label_separator
         # a table that a run wrote is taken as it is
-        numbered = _CLASS_INDEX in table.columns and label_column == "label" and not label_columns
-        self.wanted = {"path": table.position(path_column, setting="path_column")}
+        numbered = _CLASS_INDEX in table.columns and label_column == "label" and not self.label_columns
+        self.wanted = {"path": table.position(self.path_column, setting="path_column")}
         for name in self.label_columns:
             self.wanted[f"label {name}"] = table.position(name, setting="label_columns")
         if not self.label_columns:
             self.wanted["label"] = table.position(label_column, setting="label_column")
-        if split_column in table.columns or split_column != "split":
-            self.wanted["split"] = table.position(split_column, setting="split_column")
-        if group_column:
-            self.wanted["group"] = table.position(group_column, setting="group_column")
+        if self.split_column in table.columns or self.split_column != "split":
+            self.wanted["split"] = table.position(self.split_column, setting="split_column")
+        if self.group_column:
+            self.wanted["group"] = table.position(self.group_column, setting="group_column")
         if numbered:
             self.wanted["number"] = table.position(_CLASS_INDEX, setting="label_column")
         self.several = label_separator is not None

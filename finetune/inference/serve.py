@@ -132,7 +132,7 @@ class Server:
             await self._app(scope, receive, send)
             return
         began, summary = time.perf_counter(), {"status": 500, "bytes_in": 0}
-        scope["told"] = summary
+        scope["summary"] = summary
 
         async def counting() -> Message:
             message = await receive()
@@ -181,7 +181,7 @@ class Server:
         finally:
             self.taken -= len(uploads)
         unreadable = sum("error" in row for row in rows)
-        request.scope["told"] |= {"images": len(rows), "unreadable": unreadable}
+        request.scope["summary"] |= {"images": len(rows), "unreadable": unreadable}
         self.metrics.images["classified"] += len(rows) - unreadable
         self.metrics.images["unreadable"] += unreadable
         return JSONResponse({"predictions": rows}, status_code=422 if unreadable == len(rows) else 200)

@@ -190,7 +190,7 @@ class PhaseModule(StagedModule):
         if (position.epoch, position.step) != (self.current_epoch, batch_idx):
             raise RunError(
                 f"batch {position.step} of epoch {position.epoch} arrived where batch {batch_idx} of epoch "
-                f"{self.current_epoch} was due. The loaders and the Trainer have lost step; please report this."
+                f"{self.current_epoch} was due. The loaders and the Trainer disagree about the position; please report this."
             )
         torch.manual_seed(
             key(self._seed, "step", self.phase.name, position.epoch, position.step, self.trainer.global_rank)

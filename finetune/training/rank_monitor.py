@@ -91,7 +91,7 @@ class RankMonitor:
             return self._interruption.stopped(number)
         broken = any(words in str(error) for words in _CONNECTION_LOST)
         if message is None and broken and dist.is_available() and dist.is_initialized():
-            message = "The connection to another process of the run is lost; what it said is the cause."
+            message = "The connection to another process of the run is lost. The message of that process, above, gives the cause."
         return error if message is None else RunError(f"{message}\n{self._hint}")
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:

@@ -288,7 +288,7 @@ class RateTrials:
         if not whole:
             rates = ", ".join(f"{trial.rate:g}" for trial in self.trials)
             raise RunError(
-                f"phase {self._phase.name!r}: the loss is no number at any of the rates {rates}. Lower them."
+                f"phase {self._phase.name!r}: the loss became NaN at every learning rate tried ({rates}). Lower them."
             )
         history = [trial.progress.history[trial.progress.best_epoch] for trial in whole]
         return whole[EpochHistory(monitor=self._monitor, history=history).best_epoch]

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.data.index import SPLITS
-from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.manifest import ManifestColumns, read_manifest, write_manifest
 from finetune.data.sources.folder import folder_source
 from finetune.data.sources.manifest import manifest_source
 from finetune.errors import UserError
@@ -47,7 +47,9 @@ def test_columns_and_the_root_can_be_named(tmp_path):
     rows = [("1.png", "a", "train"), ("2.png", "b", "train"), ("3.png", "b", "test")]
     table = write_table(tmp_path / "t.csv", rows, ("file", "class", "part"))
     listing = read_manifest(
-        table, root=str(tmp_path / "images"), path_column="file", label_column="class", split_column="part"
+        table,
+        root=str(tmp_path / "images"),
+        columns=ManifestColumns(path_column="file", label_column="class", split_column="part"),
     )
     assert listing.root == str(tmp_path / "images")
     assert listing.given == ("train", "test")
@@ -61,7 +63,9 @@ def test_without_a_split_column_nothing_is_given(tmp_path):
 
 def test_several_labels_stand_in_one_cell(tmp_path):
     rows = [("1.png", "cat|dog"), ("2.png", ""), ("3.png", "dog | bird"), ("4.png", "cat")]
-    listing = read_manifest(write_table(tmp_path / "t.csv", rows, ("path", "label")), label_separator="|")
+    listing = read_manifest(
+        write_table(tmp_path / "t.csv", rows, ("path", "label")), columns=ManifestColumns(label_separator="|")
+    )
     assert listing.classes == ("bird", "cat", "dog")
     assert listing.targets.dtype == np.uint8
     assert listing.targets.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 1], [0, 1, 0]]
@@ -70,7 +74,7 @@ def test_several_labels_stand_in_one_cell(tmp_path):
 def test_several_labels_stand_in_one_column_each_in_the_order_given(tmp_path):
     rows = [("1.png", 1, 0), ("2.png", 0, "True"), ("3.png", "1.0", "")]
     table = write_table(tmp_path / "t.csv", rows, ("path", "zebra", "ant"))
-    listing = read_manifest(table, label_columns=["zebra", "ant"])
+    listing = read_manifest(table, columns=ManifestColumns(label_columns=["zebra", "ant"]))
     assert listing.classes == ("zebra", "ant")
     assert listing.targets.tolist() == [[1, 0], [0, 1], [1, 0]]
 
@@ -104,7 +108,7 @@ def test_several_labels_stand_in_one_column_each_in_the_order_given(tmp_path):
 )
 def test_a_table_that_cannot_be_trained_on_is_refused(tmp_path, rows, header, options, message):
     with pytest.raises(UserError, match=message):
-        read_manifest(write_table(tmp_path / "t.csv", rows, header), **options)
+        read_manifest(write_table(tmp_path / "t.csv", rows, header), columns=ManifestColumns(**options))
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.csv", "no such file"), ("t.txt", "must end in .csv")])

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.data.index import SPLITS, Index
-from finetune.data.manifest import read_manifest, write_manifest
+from finetune.data.manifest import ManifestColumns, read_manifest, write_manifest
 from finetune.data.path_table import path_table
 from finetune.errors import UserError
 
@@ -145,7 +145,7 @@ READ = {
 @pytest.mark.parametrize("case", READ)
 def test_a_table_is_read_as_a_person_would(tmp_path, case):
     content, options, expected = READ[case]
-    assert rows(read_manifest(table(tmp_path, content), **options)) == expected
+    assert rows(read_manifest(table(tmp_path, content), columns=ManifestColumns(**options))) == expected
 
 
 NO_LABEL = r"column 'label' must not be empty\. It is in row 2\."
@@ -213,7 +213,7 @@ def test_a_table_that_cannot_be_read_is_refused_with_the_row(tmp_path, case):
     content, options, message = REFUSED[case]
     path = table(tmp_path, content)
     with pytest.raises(UserError, match=message) as caught:
-        read_manifest(path, **options)
+        read_manifest(path, columns=ManifestColumns(**options))
     assert "Traceback" not in str(caught.value)
 
 

@@ -31,7 +31,7 @@ def manifest_source(
 ) -> "FileSource":
     """Build a source from a manifest.
 
-    The first arguments are those of :func:`finetune.data.manifest.read_manifest`, the others those of
+    The first arguments are those of :func:`finetune.data.manifest.read_manifest` and of its columns, the others those of
     :func:`finetune.data.sources.folder.folder_source`.
 
     Raises:
@@ -44,19 +44,17 @@ def manifest_source(
         )
     from finetune.data.image_source import files_source
     from finetune.data.listing import grouped_by_path
-    from finetune.data.manifest import read_manifest
+    from finetune.data.manifest import ManifestColumns, read_manifest
 
-    listing = read_manifest(
-        path,
-        root=root,
+    columns = ManifestColumns(
         path_column=path_column,
         label_column=label_column,
         split_column=split_column,
         label_separator=label_separator,
         label_columns=label_columns,
         group_column=group_column,
-        use=use,
     )
+    listing = read_manifest(path, root=root, columns=columns, use=use)
     return files_source(
         grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
     )

@@ -1,4 +1,4 @@
-"""What an export format is: what it writes, what it needs, how it is opened, and how users are told so."""
+"""What an export format is: what it writes and needs, how it is opened, and how that is explained to users."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

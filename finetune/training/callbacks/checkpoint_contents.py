@@ -352,5 +352,5 @@ def _shown(value: object) -> str:
     if value is None or isinstance(value, bool | float):
         return repr(value)
     if isinstance(value, int):
-        return str(value) if abs(value) < 2**63 else "a vast number"
+        return str(value) if abs(value) < 2**63 else "a number beyond 64 bits"
     return f"a {type(value).__name__}"
