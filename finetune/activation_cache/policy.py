@@ -30,6 +30,7 @@ from typing import Literal, get_args
 import torch
 
 from finetune.activation_cache.store import free_bytes, why_unusable
+from finetune.counted import counted
 from finetune.data.index import Index
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -200,8 +201,8 @@ def _describe(phase: Phase, views: int | None) -> str:
     if views is None:
         return f"the evaluation view of each image once, so augment={phase.augment} has no effect"
     if views >= phase.epochs:
-        return f"{views} views of each image, one per epoch"
-    return f"{views} views of each image for {phase.epochs} epochs"
+        return f"{counted(views, 'view')} of each image, one per epoch"
+    return f"{views} views of each image for {counted(phase.epochs, 'epoch')}"
 
 
 @torch.no_grad()

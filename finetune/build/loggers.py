@@ -73,6 +73,8 @@ def _class(node: Mapping[str, Any]) -> str:
 
 def _mlflow(run_dir: Path, sweep: Path | None, identity: str | None) -> Mapping[str, str | None]:
     """Return what MLflow needs: beside the run folders, a database of all runs and a folder of their files."""
+    # MLflow reports its use to its makers unless told not to; a run contacts only what its user named
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     folder = (sweep or run_dir.absolute()).parent
     server = os.environ.get("MLFLOW_TRACKING_URI")
     local = {

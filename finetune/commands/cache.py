@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from finetune.commands.options import Arguments
+from finetune.counted import counted
 from finetune.errors import did_you_mean
 from finetune.terminal import printable
 
@@ -45,7 +46,9 @@ def run(argv: Sequence[str]) -> int:
                 f"{entry.bytes / 1e6:>10.1f} MB  {used}  {about.get('backbone', '?')} after {about.get('cached_stage', '?')}, "
                 f"{about.get('rows', '?')} {about.get('split', '?')} images, {views}{state}"
             )
-        print(f"{sum(entry.bytes for entry in entries) / 1e6:.1f} MB in {len(entries)} entries in {folder}")
+        print(
+            f"{sum(entry.bytes for entry in entries) / 1e6:.1f} MB in {counted(len(entries), 'entry', 'entries')} in {folder}"
+        )
         return 0
     deleted = [entry for entry in entries if delete(entry.folder)]
     print(f"deleted {len(deleted)} entries, {sum(entry.bytes for entry in deleted) / 1e6:.1f} MB, from {folder}")

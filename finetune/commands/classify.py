@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments, home_path, output_folder
+from finetune.counted import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,9 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
             print(remark)
         write_result(folder / method, result, embeddings, index, seed=given.seed, made_splits=bool(notes))
         chosen = ", ".join(f"{name}={value:g}" for name, value in classifier.chosen.items())
-        print(f"{method} ({chosen}): test {result.metrics['test'].in_words()} on {len(result.test_rows)} images")
+        print(
+            f"{method} ({chosen}): test {result.metrics['test'].in_words()} on {counted(len(result.test_rows), 'image')}"
+        )
     print(f"results: {folder}")
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path, numeric
+from finetune.counted import counted
 
 if TYPE_CHECKING:
     from finetune.embeddings.clustering import Clusters
@@ -137,8 +138,8 @@ def _sheet(
             for row in unsure[:_DOUBTFUL].tolist()
             if row not in members[:_TYPICAL]
         ]
-        groups.append(Group(title=f"Cluster {number}: {len(members)} images{labels}", tiles=tiles))
-    facts = [f"{len(embeddings):,} images in {in_words}."]
+        groups.append(Group(title=f"Cluster {number}: {counted(len(members), 'image')}{labels}", tiles=tiles))
+    facts = [f"{counted(len(embeddings), 'image')} in {in_words}."]
     facts += [f"The {_SHEET_CLUSTERS} largest clusters are shown."] if len(clusters) > _SHEET_CLUSTERS else []
     return contact_sheet(
         title=f"Clusters of {name}", facts=facts, groups=groups, pictures=ImageLookup(embeddings.metadata)

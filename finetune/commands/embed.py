@@ -11,6 +11,7 @@ from finetune.commands.options import Arguments, home_path
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import compose
 from finetune.config.schema import Config, DataConfig
+from finetune.counted import counted
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     parts += [f"{summary.changed} of them changed"] if summary.changed else []
     parts += [f"{summary.gone} removed because they are no longer given"] if summary.gone else []
     parts += [f"{len(summary.unreadable)} unreadable"] if summary.unreadable else []
-    print(f"{summary.images} images ({', '.join(parts)}): {output}")
+    print(f"{counted(summary.images, 'image')} ({', '.join(parts)}): {output}")
     return 0
 
 

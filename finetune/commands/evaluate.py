@@ -12,6 +12,7 @@ from finetune.commands.own_modules import HELP, modules_of
 from finetune.config import changed, check_overrides, compose, from_yaml
 from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
+from finetune.counted import counted
 from finetune.data.sources import source_kind
 from finetune.errors import RunError, UserError
 from finetune.safe_files import inside
@@ -62,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     floors = read_floors(given.at_least)
     tested, classifier, split = evaluate_run(given.run, given.overrides, split=given.split, trust=given.trust)
     metrics = tested.metrics
-    print(f"{tested.images} images ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
+    print(f"{counted(tested.images, 'image')} ({split}): {metrics.in_words()}, calibration error {metrics.ece:.4f}")
     width = max(len(name) for name in classifier.classes)
     for name, recall in zip(classifier.classes, metrics.recall, strict=True):
         print(f"  {name:{width}}  recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}")
@@ -71,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
     if given.output:
         write_json(given.output, tested.to_plain())
     if below := shortfalls(floors, metrics.scalars()):
-        raise RunError(f"--at-least: not reached on {tested.images} images ({split}). {'; '.join(below)}.")
+        raise RunError(f"--at-least: not reached on {counted(tested.images, 'image')} ({split}). {'; '.join(below)}.")
     return 0
 
 

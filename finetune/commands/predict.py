@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
+from finetune.counted import counted
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def run(argv: Sequence[str]) -> int:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("\nStopped. Finished rows are kept; run the same command to continue.") from None
-    print(f"{rows} images, {errors} of them unreadable: {given.output}" if errors else f"{rows} images: {given.output}")
+    unreadable = f", {errors} of them unreadable" if errors else ""
+    print(f"{counted(rows, 'image')}{unreadable}: {given.output}")
     if sheet is not None:
         write_sheet(sheet, engine, given.sheet, model=given.run)
         print(f"sheet: {given.sheet}")

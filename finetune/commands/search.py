@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
+from finetune.counted import counted
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ def _search(given: argparse.Namespace) -> int:
     print(format_hits(rows, most=given.k if queries is not None else 10))
     if queries is None:
         groups = len({row.query for row in rows})
-        print(f"{groups} groups of near-duplicates, {len(rows)} images of {len(embeddings)}")
+        print(f"{counted(groups, 'group')} of near-duplicates, {counted(len(rows), 'image')} of {len(embeddings):,}")
     for path, reason in queries.unreadable if queries is not None else ():
         print(f"unreadable: {path}: {reason}")
     if given.output:
         write_hits(rows, given.output)
-        print(f"{len(rows)} rows: {given.output}")
+        print(f"{counted(len(rows), 'row')}: {given.output}")
     if given.sheet:
         _write_sheet(given, embeddings, queries, rows)
     return 0
@@ -108,7 +109,7 @@ def _quality(given: argparse.Namespace, embeddings: "Embeddings") -> int:
     figures = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     print(f"{words}: {figures}")
     alone = f", {quality.alone} more have no other image of their class" if quality.alone else ""
-    print(f"{quality.queries} queries among {quality.among} images{alone}")
+    print(f"{counted(quality.queries, 'query', 'queries')} among {counted(quality.among, 'image')}{alone}")
     if given.output:
         write_json(given.output, quality.to_plain())
     return 0
@@ -204,7 +205,9 @@ def _write_sheet(
         title = Path(query).name if queries is not None else query
         groups.append(Group(title=title, tiles=[*first, *tiles], more=len(hits) - len(tiles)))
     more = len(by_query) - len(groups)
-    facts = [f"{len(embeddings):,} images; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."]
+    facts = [
+        f"{counted(len(embeddings), 'image')}; distance: {'1 - cosine' if given.metric == 'cosine' else 'Euclidean'}."
+    ]
     facts += [f"The first {len(groups)} of {len(by_query)} are shown."] if more else []
     title = f"Neighbours in {Path(given.embeddings).name}" if queries is not None else "Near-duplicates"
     page = contact_sheet(title=title, facts=facts, groups=groups, pictures=ImageLookup(embeddings.metadata))

@@ -23,6 +23,7 @@ from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate
+from finetune.counted import counted
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
 from finetune.errors import FileError, RunError, UserError
 from finetune.file_errors import file_error
@@ -241,7 +242,7 @@ def execute(
                 context=context, card=model_card, free_memory=free_memory if tune_process else gc.collect
             ).execute()
         show(f"\n{result_table(result.results)}\n")
-        show(f"test: {result.results.test.in_words()} on {len(parts.source.index.rows('test'))} images")
+        show(f"test: {result.results.test.in_words()} on {counted(len(parts.source.index.rows('test')), 'image')}")
         show(f"bundle: {result.bundle}")
         if config.report and is_rank_zero():
             if tune_process:

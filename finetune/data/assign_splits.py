@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from finetune.counted import counted
 from finetune.data.groups import ALONE
 from finetune.data.index import SPLITS, Index
 from finetune.data.listing import UNASSIGNED, Listing, check_classes, without_rows
@@ -40,7 +41,7 @@ def leave_out_unreadable(
         lines = [f"  {path}: {reason}" for path, reason in skipped[:_LISTED]]
         if len(skipped) > _LISTED:
             lines.append(f"  and {len(skipped) - _LISTED} more; finetune audit lists them all")
-        files = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
+        files = counted(len(skipped), "file")
         raise UserError(
             "\n".join(
                 [

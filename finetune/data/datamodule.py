@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.counted import counted
 from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, batch_count, views_of
@@ -312,8 +313,8 @@ class ImageDataModule(pl.LightningDataModule):
                 )
             if images < world:
                 raise UserError(
-                    f"trainer.devices: {world} processes share the {split} split, which has {images} images; each needs "
-                    "at least one. Use fewer devices."
+                    f"trainer.devices: {world} processes share the {split} split, which has {counted(images, 'image')}; "
+                    "each needs at least one. Use fewer devices."
                 )
 
     def eval_dataloader(

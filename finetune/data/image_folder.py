@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from finetune.counted import counted
 from finetune.data.folder_walk import (
     SUFFIXES,
     UNREAD_SUFFIXES,
@@ -415,10 +416,14 @@ class _FolderReader:
 
     def _no_images(self) -> UserError:
         patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-        below = f"{self.folders} folder{'s' if self.folders != 1 else ''} below it"
+        below = f"{counted(self.folders, 'folder')} below it"
         loose = self.ignored["images outside a class folder"]
         others = [(what, count) for what, count in self.ignored.items() if what != "images outside a class folder"]
-        hint = f" {loose} images lie directly in it: put them into one folder per class." if loose else ""
+        hint = (
+            f" {counted(loose, 'image')} {'lies' if loose == 1 else 'lie'} directly in it: make one folder per class."
+            if loose
+            else ""
+        )
         there = f" It holds {in_words(others)}." if others else ""
         return UserError(f"{self.name}: no images found. Looked for {patterns} in {below}.{there}{hint}")
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Sampler
 
+from finetune.counted import counted
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -137,7 +139,7 @@ class TrainBatches(Sampler[BatchKey]):
         self._count = batch_count(len(rows), batch_size)
         if len(rows) // self._count < world:
             raise ValueError(
-                f"data.batch_size={batch_size}: the smallest batch has {len(rows) // self._count} images for {world} "
+                f"data.batch_size={batch_size}: the smallest batch has {counted(len(rows) // self._count, 'image')} for {world} "
                 "processes. Use a larger batch, or fewer devices."
             )
         self._next = (0, 0)

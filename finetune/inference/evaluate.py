@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.counted import counted
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.image_source import Source
 from finetune.data.sampling import Rows
@@ -40,7 +41,7 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         rows = sorted(self.metrics.scalars().items())
-        return html_table(["metric", "value"], rows, caption=f"{self.images:,} images")
+        return html_table(["metric", "value"], rows, caption=counted(self.images, "image"))
 
 
 def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

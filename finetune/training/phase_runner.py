@@ -20,6 +20,7 @@ import torch
 
 from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import solves_head
+from finetune.counted import counted
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.results import PhaseResult
@@ -168,7 +169,9 @@ class PhaseRunner:
             plan = f"training {len(phase.lr_trials)} heads at lr {', '.join(f'{rate:g}' for rate in phase.lr_trials)}"
         else:
             rates = rates_in_words(list(phase.rates().values()))
-            plan = f"training {', '.join(phase.train)}, lr {rates} {phase.lr_schedule}, {phase.epochs} epochs"
+            plan = (
+                f"training {', '.join(phase.train)}, lr {rates} {phase.lr_schedule}, {counted(phase.epochs, 'epoch')}"
+            )
         self._context.show(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
 
     def _train_head(self, cache: ActivationCache | None) -> PhaseOutcome:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.activation_cache.policy import CachePolicy, solves_head
+from finetune.counted import counted
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.training.forecast import Forecast
@@ -157,8 +158,8 @@ def _training_in_words(phase: PlannedPhase) -> str:
             f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"
         )
     return (
-        f"{phase.epochs} epochs, {phase.steps} steps, {phase.images} images, batch {settings.batch_size}, "
-        f"{settings.lr_schedule}, augment {settings.augment}, restore {settings.restore}"
+        f"{counted(phase.epochs, 'epoch')}, {counted(phase.steps, 'step')}, {counted(phase.images, 'image')}, "
+        f"batch {settings.batch_size}, {settings.lr_schedule}, augment {settings.augment}, restore {settings.restore}"
     )
 
 

@@ -140,7 +140,7 @@ def test_near_duplicates_are_grouped_and_quality_is_measured(own: Path, tmp_path
     twins.save(tmp_path / "twins.npz")
     output = tmp_path / "groups.json"
     assert main(["search", str(tmp_path / "twins.npz"), "--radius", "0", "--output", str(output)]) == 0
-    assert "1 groups of near-duplicates, 2 images of 48" in capsys.readouterr().out
+    assert "1 group of near-duplicates, 2 images of 48" in capsys.readouterr().out
     assert [row["path"] for row in json.loads(output.read_text())] == [made.paths[3], made.paths[5]]
     assert main(["search", str(own), "--quality", "--output", str(tmp_path / "quality.json")]) == 0
     quality = json.loads((tmp_path / "quality.json").read_text())

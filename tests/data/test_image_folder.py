@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path, counts, message
 
 def test_images_without_class_folders_are_pointed_out(tmp_path):
     write_image(tmp_path / "1.png", 1)
-    with pytest.raises(UserError, match=r"1 images lie directly in it: put them into one folder per class"):
+    with pytest.raises(UserError, match=r"1 image lies directly in it: make one folder per class"):
         list_training_folders(str(tmp_path))
 
 

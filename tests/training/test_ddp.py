@@ -220,7 +220,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message(how: str, who: int, wor
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["data.batch_size=1"], "smallest batch has 1 images for 2 processes"),
+        (["data.batch_size=1"], "smallest batch has 1 image for 2 processes"),
         (["trainer.devices=4", "data.val_fraction=0.01"], "4 processes share the val split, which has 3 images"),
         (["trainer.strategy=ddp_spawn"], "only strategy=ddp is"),
     ],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,6 +145,27 @@ def test_wandb_holds_name_settings_numbers_artifacts_and_the_exit_status(logged:
     assert "model.safetensors" in files["model"]
     assert {"report.html", "results.json"} <= files["report"]
     assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [0]
+
+
+def test_wandb_holds_the_exit_status_of_a_run_that_failed(tmp_path: Path) -> None:
+    run_dir = tmp_path / "failed"
+    run_dir.mkdir()
+    loggers = build_loggers(compose(["data=digits", "logger=wandb"]), run_dir, trusted=True)
+    with pytest.raises(RunError), loggers.recording({"lr": 0.1}):
+        raise RunError("the loss became NaN")
+    records = wandb_records(run_dir)
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [1]
+
+
+@pytest.mark.parametrize("typed", [None, "false"])
+def test_mlflow_does_not_report_its_use_unless_the_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str | None
+) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    if typed is not None:
+        monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", typed)
+    build_loggers(compose(["data=digits", "logger=mlflow"]), tmp_path, trusted=True)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == (typed or "true")
 
 
 def test_tensorboard_holds_settings_numbers_and_a_session_that_succeeded(logged: Logged) -> None:
