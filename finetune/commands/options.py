@@ -71,7 +71,9 @@ class Arguments(argparse.ArgumentParser):
         if line := self.line_for(word, argv):
             raise UserError(line)
         known = sorted(self.flags())
-        near = re.search(r"'(.+)'", did_you_mean(word.partition("=")[0].replace("_", "-"), known))
+        # in place of an unknown option, --help would not do what was meant
+        meant = [option for option in known if option != "--help"]
+        near = re.search(r"'(.+)'", did_you_mean(word.partition("=")[0].replace("_", "-"), meant))
         if near is None:
             raise UserError(f"{word}: no such option. Options: {', '.join(known)}.")
         words = [near[1] + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]

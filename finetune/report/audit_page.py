@@ -73,7 +73,7 @@ def audit_page(audit: Audit, source: Source, *, name: str, view: View | None = N
     """
     most = max(1, *(sum(numbers) for numbers in zip(*audit.counts.values(), strict=True)))
     classes = [
-        {"name": name_, "train": train, "val": val, "test": test, "width": round(20 * (train + val + test) / most, 2)}
+        {"name": name_, "train": train, "val": val, "test": test, "share": round((train + val + test) / most, 4)}
         for name_, train, val, test in zip(audit.classes, *audit.counts.values(), strict=True)
     ]
     return render_page(
