@@ -19,6 +19,7 @@ from finetune.atomic_files import atomic_path, make_folder, write_json, write_te
 from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
 from finetune.errors import UserError, shortened
+from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
@@ -313,6 +314,8 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
             raise
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {error}") from error
     except Exception as error:  # a library asked for what it does not know raises whatever it likes
+        if (failed := read_error(error, folder / MODEL_JSON)) is not None:
+            raise failed from error
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {why}") from error
     state = load_tensors(weights)

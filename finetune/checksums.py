@@ -155,6 +155,8 @@ def _verify_zip(path: Path) -> None:
     except (UserError, FileError):
         raise
     except Exception as error:  # zipfile raises many kinds of errors for flipped bits in headers
+        if (failed := read_error(error, path)) is not None:
+            raise failed from error
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:

@@ -1,5 +1,6 @@
 """The command table. Imports nothing heavy, so that help, completion and errors appear before torch is loaded."""
 
+import errno
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import Interrupted, RunError, UserError, did_you_mean
-from finetune.file_errors import file_error
+from finetune.file_errors import errno_of, file_error
 from finetune.process_tuning import collect_garbage_rarely, leave
 from finetune.terminal import guarded_output, open_missing_streams
 from finetune.terminal_log import show_log
@@ -188,10 +189,9 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _without_memory(error: Exception) -> RunError | None:
     """Return the message for an allocation that failed; None for another error. Torch's own type is a RuntimeError's text."""
-    text = str(error)
-    if not (isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text):
+    if errno_of(error) != errno.ENOMEM:
         return None
-    size = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+    size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     return RunError(
         f"Out of memory{f', at {size[1]} more' if size else ''}. Free memory, or use smaller batches (data.batch_size), "
         "a smaller input.size or fewer loader processes (data.num_workers)."

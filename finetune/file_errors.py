@@ -31,11 +31,16 @@ _CAUSES = {
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 _WORDS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)}
 
+# torch's allocators report a refused allocation as a RuntimeError
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+
 
 def errno_of(error: BaseException) -> int | None:
     """Return the number of the system error behind an exception; None if the system is not the cause.
 
     >>> errno_of(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
+    True
+    >>> errno_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")) == errno.ENOMEM
     True
     >>> errno_of(ValueError("wrong")) is None
     True
@@ -47,6 +52,8 @@ def errno_of(error: BaseException) -> int | None:
         if isinstance(at, MemoryError):
             return errno.ENOMEM
         text = str(at)
+        if isinstance(at, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY):
+            return errno.ENOMEM
         if match := _NUMBER_IN_TEXT.search(text):
             return int(match[1] or match[2])
         for words, number in _WORDS.items():

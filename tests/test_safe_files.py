@@ -24,6 +24,7 @@ from finetune.safe_files import (
     read_text,
     tensor_shapes,
 )
+from finetune.training.callbacks.checkpoints import read_checkpoint
 
 
 def _pipe(path: Path) -> None:
@@ -160,6 +161,19 @@ def test_an_archive_that_the_disk_stops_giving_back_is_not_called_damaged(
     monkeypatch.setattr("zipfile.ZipFile.__init__", fail)
     with pytest.raises(FileError, match=r"^x\.ckpt: could not be read"):
         check_zip(tmp_path / "x.ckpt")
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.ckpt")
+
+    def fail(*args: object, **more: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 73728 bytes.")
+
+    monkeypatch.setattr("torch.load", fail)
+    with pytest.raises(FileError, match=r"x\.ckpt: could not be read, the system has no memory left\. Free memory\.$"):
+        read_checkpoint(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("name", [None, "backbone.weights='x'"])

@@ -433,6 +433,8 @@ def load_head(
     except (TypeError, RuntimeError, ValueError) as error:
         if isinstance(error, UserError) and name in str(error):
             raise
+        if (failed := read_error(error, path, name=name)) is not None:
+            raise failed from error
         raise UserError(f"{name}: damaged. Its tensors do not fit its own description. {error}") from None
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune.checksums import verify, write_checked_json
 from finetune.errors import UserError
+from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.run_folder import RunFolder
 from finetune.safe_files import inside, read_json
@@ -37,6 +38,8 @@ def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, f
     try:
         return [_between(classifier, before, after) for before, after in pairs]
     except (SafetensorError, RuntimeError, OSError) as error:
+        if (failed := read_error(error, files[0])) is not None:
+            raise failed from error
         names = ", ".join(str(path) for path in files)
         raise UserError(f"{names}: one of these is damaged, or not of this network. {error}") from error
 
