@@ -152,8 +152,6 @@ def resume(
     Raises:
         UserError: Something that the result depends on has changed, or an object is missing; the message names it.
     """
-    from dataclasses import replace
-
     from finetune.api.settings import FitArguments
     from finetune.build.python_objects import PythonObjects
     from finetune.commands.resume import resume as resume_run
@@ -174,8 +172,13 @@ def resume(
             raise UserError("backbone: this run began with a network of a library. Give finetune.build_backbone(...).")
         backbone = backbone_from_description(described, module=backbone)
     objects = PythonObjects(
-        source=source, backbone=backbone, head=head, loss=loss, transform=transform, metrics=metrics or {}
+        source=source,
+        backbone=backbone,
+        head=head,
+        loss=loss,
+        transform=transform,
+        metrics=metrics or {},
+        callbacks=tuple(callbacks),
+        loggers=tuple(loggers),
     )
-    given = bool(objects.names()) or callbacks or loggers
-    objects = replace(objects, callbacks=tuple(callbacks), loggers=tuple(loggers))
-    return resume_run(folder, anyway=anyway, trust=trust, objects=objects if given else None)
+    return resume_run(folder, anyway=anyway, trust=trust, objects=objects)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.build.python_objects import PYTHON, PythonObjects
 from finetune.config import compose, to_config, to_plain
-from finetune.config.overrides import TABLES, quoted
+from finetune.config.overrides import data_words, quoted
 from finetune.config.schema import Config, PhaseConfig
 from finetune.errors import UserError
 
@@ -88,10 +88,7 @@ class FitArguments:
         if isinstance(data, (str, Path)):
             if str(data) == "digits":
                 return ["data=digits"], None
-            path = Path(data).expanduser()
-            if path.suffix in TABLES and not path.is_dir():
-                return ["data=manifest", f"data.path={quoted(path)}"], None
-            return ["data=folder", f"data.root={quoted(data)}"], None
+            return data_words(str(data)), None
         if is_frame(data):
             # relative paths of a frame start where Python runs, not at the cache
             table = write_frame(data, settings=[word for word in self.overrides if word.startswith("data.")])

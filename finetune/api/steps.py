@@ -73,14 +73,13 @@ def plan(data: Any, **arguments: Any) -> Plan:
     """
     from finetune.api.settings import FitArguments
     from finetune.build import assemble
-    from finetune.build.python_objects import assemble_with_objects
     from finetune.commands.plan import planned
 
     known = set(FitArguments.__dataclass_fields__)
     if unknown := [name for name in arguments if name not in known]:
         raise UserError(f"{unknown[0]}: not an argument of finetune.plan.{did_you_mean(unknown[0], known)}")
     config, objects = FitArguments(data=data, **arguments).config_and_objects()
-    parts = assemble_with_objects(config, objects) if objects.names() else assemble(config, trusted=True)
+    parts = assemble(config, trusted=True, objects=objects)
     phases, precision = planned(config, parts)
     seconds = sum(phase.time.seconds for phase in phases if phase.time is not None)
     return Plan(phases=tuple(phases), precision=precision.name, seconds=seconds)

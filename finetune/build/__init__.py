@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.build.classifier import Show, build_model, network_name
+from finetune.build.classifier import Show, build_model, described_model, network_name
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases
-from finetune.build.user_objects import own_modules
+from finetune.build.python_objects import PythonObjects, transform_of
 from finetune.config.schema import Config
-from finetune.errors import UserError, shortened
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from finetune.data.audit import Audit
@@ -41,12 +40,12 @@ def _report_data(source: "Source", show: Show) -> "Audit | None":
     return audited
 
 
-def _phases(config: Config, classifier: "Classifier", show: Show) -> "list[Phase]":
+def _phases(config: Config, classifier: "Classifier", objects: PythonObjects, show: Show) -> "list[Phase]":
     """Return the phases; stages without parameters of a phase's kind stay frozen in it, which is reported."""
     from finetune.training.freezing import without_empty_stages
 
     phases = []
-    for phase in build_phases(config, stages=classifier.stages, network=network_name(config)):
+    for phase in build_phases(config, stages=classifier.stages, network=network_name(config), objects=objects):
         phases.append(without_empty_stages(classifier, phase))
         if empty := [stage for stage in phase.train if stage not in phases[-1].train]:
             show(f"phase {phase.name}: {', '.join(empty)} without {phase.parameters} parameters, frozen")
@@ -60,6 +59,7 @@ def assemble(
     worker_init: Callable[[int], None] | None = None,
     *,
     trusted: bool = False,
+    objects: PythonObjects = PythonObjects(),
 ) -> RunParts:
     """Build source, network, data module and schedule of a configuration.
 
@@ -69,31 +69,25 @@ def assemble(
         description: Description of the network, if its weights will be loaded from a run, so that nothing is downloaded;
             None builds the network from the configuration.
         worker_init: Function called in each loader process with its number; None for none.
-        trusted: Whether the user typed the configuration, or trusts its run; otherwise no class of the user's is built.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no user-supplied class is built.
+        objects: Objects from Python that take the place of settings.
 
     Raises:
-        UserError: Parts of the configuration do not fit together.
+        UserError: Parts of the configuration do not fit together, or objects do not fit the configuration.
     """
-    source = build_source(config, listing=check_paths(config))
+    listing = check_paths(config) if objects.source is None else None
+    source = objects.source or build_source(config, listing=listing)
     if description is None:
         from finetune.build.input_lines import input_lines
 
         audited = _report_data(source, show)
-        classifier = build_model(config, source, show, trusted=trusted)
+        classifier = build_model(config, source, show, trusted=trusted, objects=objects)
         for line in input_lines(classifier, audited.sizes) if audited is not None else []:
             show(line)
     else:
-        from finetune.bundle import description_problems
-        from finetune.models.classifier import classifier_from_description
-
-        if problems := description_problems(description):
-            raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
-        modules = own_modules(config, description, trusted=trusted)
-        classifier = classifier_from_description(description, modules=modules)
-    phases = _phases(config, classifier, show)
-    return RunParts(
-        source=source,
-        classifier=classifier,
-        data=build_data(config, source, classifier, worker_init, trusted=trusted),
-        phases=phases,
-    )
+        classifier = described_model(config, description, trusted=trusted, objects=objects)
+    phases = _phases(config, classifier, objects, show)
+    data = build_data(config, source, classifier, worker_init, trusted=trusted)
+    if objects.transform is not None:
+        data.transform = transform_of(objects.transform, classifier.input_spec)
+    return RunParts(source=source, classifier=classifier, data=data, phases=phases)

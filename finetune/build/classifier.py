@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.build.user_objects import own_backbone, own_head
+from finetune.build.python_objects import PythonObjects
+from finetune.build.user_objects import own_backbone, own_head, own_modules
 from finetune.config.schema import Config
-from finetune.errors import UserError
+from finetune.errors import UserError, shortened
 from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
-    from torch import nn
-
     from finetune.data.image_source import Source
     from finetune.models.backbone import Backbone
     from finetune.models.classifier import Classifier
@@ -82,7 +81,9 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
     return backbone
 
 
-def build_model(config: Config, source: "Source", show: Show, *, trusted: bool = False) -> "Classifier":
+def build_model(
+    config: Config, source: "Source", show: Show, *, trusted: bool = False, objects: PythonObjects = PythonObjects()
+) -> "Classifier":
     """Build the initial network and report the origin of its weights.
 
     Args:
@@ -91,6 +92,7 @@ def build_model(config: Config, source: "Source", show: Show, *, trusted: bool =
         show: Function that shows a line to the user.
         trusted: Whether the user typed the configuration, or trusts its run; otherwise a network or a head of the user's is
             not built.
+        objects: Objects from Python; a backbone or a head among them is trained in place, not copied.
 
     Raises:
         UserError: Weights or head do not fit.
@@ -99,8 +101,11 @@ def build_model(config: Config, source: "Source", show: Show, *, trusted: bool =
     from finetune.models.heads import HEADS
     from finetune.models.weights import load_head, state_hash
 
-    backbone = build_pretrained(config, show, trusted=trusted)
+    backbone = objects.backbone or build_pretrained(config, show, trusted=trusted)
     classes = source.index.classes
+    own, node = objects.head, None
+    if own is None and config.head._target_ is not None:
+        own, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
     size = image_size(config.input.size)
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
@@ -114,7 +119,7 @@ def build_model(config: Config, source: "Source", show: Show, *, trusted: bool =
         rows = source.index.rows("train")[:32]
         images = torch.stack([view(source.read(int(row))) for row in rows])
         # only the stem is measured, so a linear head replaces a user's head, which fits only its own classes
-        head = settings if config.head._target_ is None else "linear"
+        head = settings if own is None else "linear"
         cost = adaptation_cost(
             backbone=backbone, head=head, images_BCHW=images, adapt=config.input.adapt, seed=config.seed
         )
@@ -122,10 +127,6 @@ def build_model(config: Config, source: "Source", show: Show, *, trusted: bool =
             f"input.adapt={config.input.adapt}: the logits differ by {cost:.1%} from those of the exact adaptation "
             f"(relative, on {len(rows)} training images). input.adapt=fold is exact and as fast."
         )
-    own: nn.Module | None = None
-    node: Mapping[str, Any] | None = None
-    if config.head._target_ is not None:
-        own, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
     classifier = build_classifier(
         backbone,
         head=settings if own is None else own,
@@ -147,6 +148,34 @@ def build_model(config: Config, source: "Source", show: Show, *, trusted: bool =
         )
         show(f"head: from {config.head.weights}")
     return classifier
+
+
+def described_model(
+    config: Config, description: Mapping[str, Any], *, trusted: bool = False, objects: PythonObjects = PythonObjects()
+) -> "Classifier":
+    """Build the network of a run from its description, without the weights, which the run holds.
+
+    Args:
+        config: Configuration of the run.
+        description: Description of the network, as the run recorded it.
+        trusted: Whether the user typed the configuration, or trusts its run.
+        objects: Objects from Python, in place of those that the run began with.
+
+    Raises:
+        UserError: The description is damaged, or a class cannot be built.
+    """
+    from finetune.bundle import description_problems
+    from finetune.models.classifier import classifier_from_description
+    from finetune.models.own_modules import own_classes
+
+    if problems := description_problems(dict(description)):
+        raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
+    modules = own_modules(config, description, trusted=trusted)
+    if objects.backbone is not None and "backbone" in own_classes(description):
+        modules["backbone"] = objects.backbone.net
+    if objects.head is not None:
+        modules["head"] = objects.head
+    return classifier_from_description(description, modules=modules)
 
 
 def image_size(value: Any) -> tuple[int, int] | None:

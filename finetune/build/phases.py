@@ -1,10 +1,11 @@
 """Build the phases of a schedule from the configuration, and check every name against the network."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.augment_settings import augment_settings
+from finetune.build.python_objects import PythonObjects
 from finetune.config.schema import Config
 from finetune.errors import ConfigError
 from finetune.models.adaptations import ADAPTATIONS
@@ -13,8 +14,16 @@ if TYPE_CHECKING:
     from finetune.training.phases import Phase
 
 
-def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "list[Phase]":
+def build_phases(
+    config: Config, *, stages: Sequence[str], network: str, objects: PythonObjects = PythonObjects()
+) -> "list[Phase]":
     """Resolve the schedule of a configuration against the network.
+
+    Args:
+        config: Checked configuration.
+        stages: Stages of the network, from the input.
+        network: Name of the network, for messages.
+        objects: Objects from Python; a head or a loss among them is trained step by step.
 
     Raises:
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
@@ -35,7 +44,9 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
         network=network,
     )
     phases = [
-        replace(phase, solver="gradient") if phase.solver == "auto" and _descends(config, phases, position) else phase
+        replace(phase, solver="gradient")
+        if phase.solver == "auto" and _descends(config, objects, phases, position)
+        else phase
         for position, phase in enumerate(phases)
     ]
     problems = []
@@ -62,12 +73,10 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.must_solve_head:
             where = f"schedule.phases[{position}].solver='lbfgs'"
-            if not _has_linear_head(config):
+            if not _has_linear_head(config, objects):
                 problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
-            if config.loss._target_ is not None:
-                problems.append(
-                    f"{where}: needs a convex loss of finetune's. Leave loss._target_ out, or solver=gradient."
-                )
+            if _has_own_loss(config, objects):
+                problems.append(f"{where}: needs a built-in convex loss. Leave your own loss out, or solver=gradient.")
             if phase.train != ("head",):
                 problems.append(
                     f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "
@@ -79,23 +88,14 @@ def build_phases(config: Config, *, stages: Sequence[str], network: str) -> "lis
                 )
     if problems:
         raise ConfigError(problems)
-    check_monitor(config, phases, own=config.metrics)
+    _check_monitor(config, phases)
     return phases
 
 
-def check_monitor(config: Config, phases: "Sequence[Phase]", *, own: Collection[str]) -> None:
-    """Check that every phase measures the monitored metric.
-
-    Args:
-        config: Checked configuration.
-        phases: Phases of the run.
-        own: Names of the user's metrics.
-
-    Raises:
-        ConfigError: It is a metric of the user's, which a phase that solves its head or tries several rates does not measure.
-    """
+def _check_monitor(config: Config, phases: "Sequence[Phase]") -> None:
+    """Check that every phase measures the monitored metric; one that solves its head or tries rates measures no own one."""
     without = [phase.name for phase in phases if phase.needs_features]
-    if without and config.monitor.removeprefix("val/") in own:
+    if without and config.monitor.removeprefix("val/") in config.metrics:
         raise ConfigError(
             [
                 f"monitor={config.monitor!r}: a metric of your own is not measured in phase {without[0]!r}, which solves "
@@ -118,14 +118,14 @@ _OF_A_DESCENT = (
 )
 
 
-def _descends(config: Config, phases: "Sequence[Phase]", position: int) -> bool:
+def _descends(config: Config, objects: PythonObjects, phases: "Sequence[Phase]", position: int) -> bool:
     """Return whether a phase with ``solver=auto`` must be trained step by step, or asks for it by its own settings."""
     phase, settings = phases[position], config.schedule.phases[position]
     later = phases[position + 1] if position + 1 < len(phases) else None
     return (
         any(getattr(settings, name) not in (None, {}, []) for name in _OF_A_DESCENT)
-        or not _has_linear_head(config)
-        or config.loss._target_ is not None
+        or not _has_linear_head(config, objects)
+        or _has_own_loss(config, objects)
         # a solved head does not measure metrics of the user's
         or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
@@ -134,11 +134,15 @@ def _descends(config: Config, phases: "Sequence[Phase]", position: int) -> bool:
     )
 
 
-def _has_linear_head(config: Config) -> bool:
+def _has_linear_head(config: Config, objects: PythonObjects) -> bool:
     from finetune.models.heads import HEADS
 
     head = HEADS.get(config.head.name)
-    return head is not None and head.is_linear and config.head._target_ is None
+    return head is not None and head.is_linear and config.head._target_ is None and objects.head is None
+
+
+def _has_own_loss(config: Config, objects: PythonObjects) -> bool:
+    return config.loss._target_ is not None or objects.loss is not None
 
 
 def _rate_trials(phase: "Phase", *, where: str) -> list[str]:

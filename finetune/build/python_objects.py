@@ -1,16 +1,11 @@
-"""Build a run from Python objects instead of settings: its data, network, head, loss, transform, callbacks and loggers."""
+"""Objects from Python in place of settings: the data, network, head, loss, transform, callbacks and loggers of a run."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from finetune.build import RunParts
-from finetune.build.classifier import Show, build_model, build_pretrained, image_size, network_name
-from finetune.build.data import build_data, build_source
-from finetune.build.paths import check_paths
-from finetune.build.phases import build_phases, check_monitor
-from finetune.build.user_objects import own_head, own_modules
+from finetune.build.user_objects import trying
 from finetune.config.schema import Config
 from finetune.errors import UserError
 
@@ -21,7 +16,6 @@ if TYPE_CHECKING:
     from finetune.data.transforms import OwnTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
-    from finetune.models.classifier import Classifier
     from finetune.training.phases import Phase
 
 # value of `data.source` in the configuration of a run whose data is an object
@@ -70,18 +64,18 @@ def _class_of(value: object) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def require_objects(needed: Mapping[str, str], objects: PythonObjects | None, *, run: str) -> None:
+def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: str) -> None:
     """Check that a resumed run is given the objects that it began with.
 
     Args:
         needed: Names that :meth:`PythonObjects.names` returned when the run began.
-        objects: Objects given now; None on the command line.
+        objects: Objects given now; none on the command line.
         run: Run folder as the user wrote it.
 
     Raises:
         UserError: Objects are missing, or there are too many; the message shows the call.
     """
-    given = {} if objects is None else objects.names()
+    given = objects.names()
     if set(given) == set(needed):
         return
     call = ", ".join([repr(run), *(f"{key}=..." for key in needed)])
@@ -90,47 +84,6 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects | None, *,
         f"RUN='{run}': must be resumed with the objects that it began with. It began with {what}; given: "
         f"{', '.join(given) or 'none'}. Write in Python: finetune.resume({call})."
     )
-
-
-def assemble_with_objects(
-    config: Config,
-    objects: PythonObjects,
-    show: Show = lambda line: None,
-    description: Mapping[str, Any] | None = None,
-    *,
-    trusted: bool = True,
-) -> RunParts:
-    """Build what :func:`finetune.build.assemble` builds, with the given objects in place of configured ones.
-
-    Args:
-        config: Checked configuration.
-        objects: Objects that replace configured ones.
-        show: Function that shows a line to the user.
-        description: Description of the network, if its weights will be loaded from a run; None builds it at its start.
-        trusted: Whether the user typed the configuration, or trusts its run.
-
-    Raises:
-        UserError: Objects and configuration do not fit together.
-    """
-    if objects.source is None:
-        check_paths(config)
-    source = build_source(config) if objects.source is None else objects.source
-    for line in source.index.notes:
-        show(line)
-    classifier = (
-        _classifier(config, objects, source, show, trusted=trusted)
-        if description is None
-        else _described(config, objects, description, trusted=trusted)
-    )
-    phases = build_phases(config, stages=classifier.stages, network=network_name(config))
-    _check_solvers(phases, objects)
-    if objects.head is not None or objects.loss is not None or config.monitor.removeprefix("val/") in objects.metrics:
-        phases = [replace(phase, solver="gradient") if phase.solver == "auto" else phase for phase in phases]
-    check_monitor(config, phases, own=objects.metrics)
-    data = build_data(config, source, classifier, trusted=trusted)
-    if objects.transform is not None:
-        data.transform = _transform(objects.transform, classifier.input_spec)
-    return RunParts(source=source, classifier=classifier, data=data, phases=phases)
 
 
 def loss_with_objects(loss: "nn.Module", *, num_classes: int, multi_label: bool) -> "Callable[[Phase], nn.Module]":
@@ -151,66 +104,18 @@ def loss_with_objects(loss: "nn.Module", *, num_classes: int, multi_label: bool)
         )
     targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
     own = OwnLoss(loss)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            own(torch.zeros(2, num_classes), targets)
-    except UserError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(
-            f"loss={name}: must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {targets.dtype}. "
-            f"{type(error).__name__}: {why}. Choose a loss that does."
-        ) from error
+    rule = f"loss={name}: must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {targets.dtype}"
+    with trying(rule, advice="Choose a loss that does."):
+        own(torch.zeros(2, num_classes), targets)
     return lambda phase: own
 
 
-def _classifier(config: Config, objects: PythonObjects, source: "Source", show: Show, *, trusted: bool) -> "Classifier":
-    from finetune.models.classifier import build_classifier
-    from finetune.models.heads import HEADS
+def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransform":
+    """Return a function of a training view as the transform of a run, after trying it on one view.
 
-    if objects.backbone is None and objects.head is None:
-        return build_model(config, source, show, trusted=trusted)
-    backbone = objects.backbone or build_pretrained(config, show, trusted=trusted)
-    classes = source.index.classes
-    node: Mapping[str, Any] | None = None
-    head: Any = objects.head
-    if head is None and config.head._target_ is not None:
-        head, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
-    elif head is None:
-        head = {"name": config.head.name, "drop_rate": config.head.drop_rate}
-        head |= kind.own_settings(config.head) if (kind := HEADS.get(config.head.name)) is not None else {}
-    return build_classifier(
-        backbone,
-        head=head,
-        classes=classes,
-        channels=source.decode.channels,
-        size=image_size(config.input.size),
-        adapt=config.input.adapt,
-        seed=config.seed,
-        multi_label=source.index.multi_label,
-        head_target=node,
-    )
-
-
-def _described(
-    config: Config, objects: PythonObjects, description: Mapping[str, Any], *, trusted: bool
-) -> "Classifier":
-    from finetune.bundle import description_problems
-    from finetune.models.classifier import classifier_from_description
-    from finetune.models.own_modules import own_classes
-
-    if problems := description_problems(dict(description)):
-        raise UserError(f"run.json: its model is damaged. {problems[0]}.")
-    modules = dict(own_modules(config, description, trusted=trusted))
-    if objects.backbone is not None and "backbone" in own_classes(description):
-        modules["backbone"] = objects.backbone.net
-    if objects.head is not None:
-        modules["head"] = objects.head
-    return classifier_from_description(description, modules=modules)
-
-
-def _transform(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransform":
+    Raises:
+        UserError: It is no function, or does not return uint8 of the same shape.
+    """
     import torch
 
     from finetune.data.transforms import OwnTransform
@@ -222,16 +127,6 @@ def _transform(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransfo
     with torch.random.fork_rng(devices=[]):
         transform(torch.zeros(spec.channels, *spec.size, dtype=torch.uint8))
     return transform
-
-
-def _check_solvers(phases: "Sequence[Phase]", objects: PythonObjects) -> None:
-    solved = [phase.name for phase in phases if phase.must_solve_head]
-    own = [name for name, value in (("head", objects.head), ("loss", objects.loss)) if value is not None]
-    if solved and own:
-        raise UserError(
-            f"{own[0]}: phase {solved[0]!r} has solver=lbfgs, which solves linear heads by finetune's own losses. Leave {own[0]} "
-            "out, or choose a schedule with solver=gradient."
-        )
 
 
 def with_objects_named(config: Config, objects: PythonObjects) -> Config:

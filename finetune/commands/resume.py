@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.atomic_files import write_text
 from finetune.build.paths import check_data_is_there, with_absolute_paths
+from finetune.build.python_objects import PythonObjects, require_objects
 from finetune.commands.options import Arguments
 from finetune.config import changed, check_overrides, from_yaml, to_plain, to_yaml
 from finetune.config.overrides import moved_data
@@ -22,7 +23,6 @@ from finetune.process_tuning import release_freed_blocks
 from finetune.terminal_log import show_log
 
 if TYPE_CHECKING:
-    from finetune.build.python_objects import PythonObjects
     from finetune.plain import Json
     from finetune.run_folder import RunRecord
     from finetune.training.results import RunResult
@@ -90,7 +90,7 @@ def resume(
     overrides: Sequence[str] = (),
     typed: Config | None = None,
     tune_process: bool = False,
-    objects: "PythonObjects | None" = None,
+    objects: PythonObjects = PythonObjects(),
 ) -> "RunResult | None":
     """Resume a run.
 
@@ -102,7 +102,7 @@ def resume(
         typed: Configuration that the user typed on this command line; None if there is none. A run with an equal
             configuration may name whatever this one names.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
-        objects: Objects from Python that take the place of settings; None on the command line.
+        objects: Objects from Python that take the place of settings; none on the command line.
 
     Returns:
         The result; None where the run had finished before.
@@ -134,8 +134,6 @@ def resume(
         if is_rank_zero() and config.keep != "all":
             RunFolder(run_dir).delete_spare_files()
         return None
-    from finetune.build.python_objects import require_objects
-
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
     config = _changed(config, overrides)
     then, now = _comparable(record.config), _comparable(to_plain(config))
@@ -164,7 +162,7 @@ def _go_on(
     anyway: bool,
     trusted: bool,
     tune_process: bool,
-    objects: "PythonObjects | None",
+    objects: PythonObjects,
 ) -> "RunResult":
     from finetune.commands.train import execute, show
     from finetune.plain import to_plain as plain_fields
@@ -187,13 +185,8 @@ def _go_on(
     # if the run was killed before its initial weights were saved, they are loaded from their source again
     begun = any(path for name in ("start.safetensors", "result.json") for path in run_dir.glob(f"phases/0-*/{name}"))
     description = record.model if begun else None
-    if objects is None:
-        worker_init = release_freed_blocks if tune_process else None
-        parts = assemble(config, show, description=description, worker_init=worker_init, trusted=trusted)
-    else:
-        from finetune.build.python_objects import assemble_with_objects
-
-        parts = assemble_with_objects(config, objects, show, description, trusted=trusted)
+    worker_init = release_freed_blocks if tune_process else None
+    parts = assemble(config, show, description=description, worker_init=worker_init, trusted=trusted, objects=objects)
     data = RecordedData.of(parts.source.index)
     if data != record.data:
         same_name = plain_fields(replace(data, fingerprint=record.data.fingerprint))

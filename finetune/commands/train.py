@@ -17,6 +17,7 @@ from finetune.build import RunParts, assemble
 from finetune.build.classifier import network_name
 from finetune.build.loggers import build_loggers
 from finetune.build.paths import check_typed_places, with_absolute_paths
+from finetune.build.python_objects import PythonObjects
 from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.build.training import check_training, imbalance, loss_of, optimizer_factory, trainer_factory
 from finetune.commands.hydra_job import ComposingArguments, run_composed
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finetune.activation_cache.policy import CachePolicy
-    from finetune.build.python_objects import PythonObjects
     from finetune.data.image_source import Source
     from finetune.data.transforms import View
     from finetune.models.classifier import Classifier
@@ -78,13 +78,13 @@ def show(line: str) -> None:
     log.info("%s", line)
 
 
-def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects | None" = None) -> "RunResult":
+def train(config: Config, *, tune_process: bool = False, objects: PythonObjects = PythonObjects()) -> "RunResult":
     """Train a new run.
 
     Args:
         config: Checked configuration.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
-        objects: Objects from Python that take the place of settings; None for none.
+        objects: Objects from Python that take the place of settings.
     """
     from finetune.training.compiling import compiles
 
@@ -93,15 +93,11 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
     run_dir = choose_run_dir(config)
     check_typed_places(config)
     config = with_absolute_paths(config)
-    if objects is None:
-        parts = assemble(config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True)
-    else:
-        from finetune.build.python_objects import assemble_with_objects
-
-        parts = assemble_with_objects(config, objects, show)
-    own_metrics = list(objects.metrics) if objects is not None else []
+    parts = assemble(
+        config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True, objects=objects
+    )
     with quiet_lightning():
-        check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=own_metrics)
+        check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=list(objects.metrics))
     from finetune.run_folder import Decisions, create_run_folder
     from finetune.training.plan import build_plan
 
@@ -118,7 +114,7 @@ def train(config: Config, *, tune_process: bool = False, objects: "PythonObjects
                 decided=Decisions(
                     precision=precision.name,
                     caches=tuple(choice.to_plain() for choice in caches),
-                    objects=(objects.names() or None) if objects is not None else None,
+                    objects=objects.names() or None,
                 ),
             )
             show(f"precision: {precision.name} ({precision.why})")
@@ -149,7 +145,7 @@ def execute(
     *,
     trusted: bool,
     tune_process: bool = False,
-    objects: "PythonObjects | None" = None,
+    objects: PythonObjects = PythonObjects(),
 ) -> "RunResult":
     """Train the remaining phases of a run; shared by ``train`` and ``resume``.
 
@@ -159,13 +155,13 @@ def execute(
         run_dir: Run folder.
         trusted: Whether the user typed the configuration; one read from a run folder may name listed classes only.
         tune_process: Whether to change this process's garbage collection and allocator for speed.
-        objects: Objects from Python that take the place of settings; None for none.
+        objects: Objects from Python that take the place of settings.
     """
     import torch
 
     from finetune.activation_cache.policy import policies_from_plain
     from finetune.build.classifier import weights_origin
-    from finetune.build.python_objects import PythonObjects, loss_with_objects, with_objects_named
+    from finetune.build.python_objects import loss_with_objects, with_objects_named
     from finetune.models.own_modules import own_classes
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
@@ -183,7 +179,6 @@ def execute(
     except ValueError as error:
         raise UserError(f"{run_dir / RECORD}: damaged. {error}. Start the run again.") from None
     compiled = compiles(config.compile)
-    objects = PythonObjects() if objects is None else objects
     named, index = with_objects_named(config, objects), parts.source.index
     origin = weights_origin(named)
     make_loss = (

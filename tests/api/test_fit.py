@@ -19,6 +19,8 @@ from torchmetrics import Metric
 
 import finetune
 from finetune.api.settings import FitArguments
+from finetune.build import assemble
+from finetune.config.overrides import data_words
 from finetune.config.schema import Config
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, UserError
@@ -308,7 +310,7 @@ def test_a_monitor_that_a_solved_head_does_not_measure_is_refused_before_the_run
 
 @pytest.mark.parametrize("part", [{"head": Head(512, 3)}, {"loss": Loss()}], ids=["head", "loss"])
 def test_a_solver_for_linear_heads_takes_no_own_head_or_loss(part: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has solver=lbfgs"):
+    with pytest.raises(UserError, match=r"solver='lbfgs': (solves linear heads only|needs a built-in convex loss)"):
         finetune.fit(Colours(), **QUICK | {"schedule": "probe", "run_dir": tmp_path / "run", **part})
     assert not (tmp_path / "run").exists()
 
@@ -352,3 +354,37 @@ def test_two_columns_of_one_name_are_refused():
     frame = pd.DataFrame([["0.png", "a", "b"]], columns=["path", "label", "label"])
     with pytest.raises(UserError, match=r"data: every column needs a name of its own\. There are several label"):
         arguments(frame)
+
+
+class Small(nn.Sequential):
+    def __init__(self) -> None:
+        pooled = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Conv2d(3, 4, 3), pooled)
+        self.num_features = 4
+
+
+def test_a_network_of_your_own_goes_through_the_checks_of_one_by_name(pets: Path) -> None:
+    arguments: dict[str, Any] = {
+        "data": pets,
+        "backbone": Small(),
+        "stages": {"stem": ["0"], "body": ["1"]},
+        "schedule": [finetune.Phase(train=["all"], parameters="norms")],
+        "overrides": ["data.num_workers=0", "input.size=32"],
+    }
+    config, objects = FitArguments(**arguments).config_and_objects()
+    lines: list[str] = []
+    parts = assemble(config, lines.append, trusted=True, objects=objects)
+    assert parts.phases[0].train == ("body", "head")
+    assert any("stem without norms parameters" in line or "stem has no norms" in line for line in lines)
+    assert any("48 images in 3 classes" in line for line in lines)
+    missing = {**arguments, "overrides": [*arguments["overrides"], "head.weights=no.safetensors"]}
+    config, objects = FitArguments(**missing).config_and_objects()
+    with pytest.raises(UserError, match=r"head\.weights='no\.safetensors': no such file"):
+        assemble(config, trusted=True, objects=objects)
+
+
+def test_a_folder_is_what_it_is_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/dataset_info.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "saved", tmp_path / "table.csv"):
+        assert FitArguments(data=place).words_of_data() == data_words(str(place))
