@@ -189,7 +189,7 @@ def test_settings_that_contradict_each_other_are_refused_at_composition(changes:
             r"must map features \(B, 512\) to logits \(B, 3\)\. .* gave \(2, 5\)",
         ),
         ([*HEAD, "schedule=probe"], r"solver='lbfgs': solves linear heads only"),
-        ([*LOSS, "schedule=probe"], r"solver='lbfgs': needs a convex loss of finetune's"),
+        ([*LOSS, "schedule=probe"], r"solver='lbfgs': needs a built-in convex loss"),
     ],
 )
 def test_a_class_that_does_not_fit_is_one_clear_error(
