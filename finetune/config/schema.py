@@ -245,6 +245,7 @@ class HeadConfig:
     name: str = setting("linear", "kind of head; head=NAME chooses it with its own settings")
     drop_rate: float = setting(0.0, "probability of dropping a feature in training", least=0, below=1)
     hidden: int = setting(512, "width between the two layers (head=mlp)")
+    scale: float = setting(16.0, "initial value of the learned scale of the cosines (head=cosine)")
     weights: Optional[str] = setting(
         None,
         "a file of finetune export --format head to start from; null: random",

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from finetune.config.schema import HeadConfig
 from finetune.errors import UserError
 from finetune.models.heads import HEADS, build_head
 
@@ -48,3 +49,9 @@ def test_cosine_logits_do_not_change_with_the_length_of_the_features() -> None:
 def test_a_setting_out_of_range_is_refused_by_its_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_head(**{"name": "linear", "num_features": 6, "num_classes": 3, **settings})
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_every_setting_of_a_kind_can_be_configured_with_the_default_that_it_has_in_python(name: str) -> None:
+    kind = HEADS[name]
+    assert kind.own_settings(HeadConfig()) == {key: setting.default for key, setting in kind.own.items()}

@@ -57,8 +57,8 @@ class HeadKind:
     is_linear: bool = False
 
     def own_settings(self, section: object) -> dict[str, Any]:
-        """Return the own settings that a ``head`` section of the configuration has."""
-        return {key: getattr(section, key) for key in self.own if hasattr(section, key)}
+        """Return the own settings of this kind from the ``head`` section of the configuration."""
+        return {key: getattr(section, key) for key in self.own}
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Check those of the settings that belong to this kind.

@@ -91,7 +91,7 @@ class PhaseCheckpoints(Checkpoint):
     Args:
         folder: Folder of the phase.
         log: ``metrics.csv``, written just before ``last.ckpt``, which holds the same rows.
-        every_n_steps: Batches between checkpoints inside an epoch; None writes them only at the ends of epochs.
+        every_n_steps: Optimizer steps between checkpoints inside an epoch; None writes them only at the ends of epochs.
         interruption: Handler of the signals that stop the run; None never stops.
     """
 
@@ -134,7 +134,8 @@ class PhaseCheckpoints(Checkpoint):
         validates = trainer.val_check_batch is not None and (batch_idx + 1) % trainer.val_check_batch == 0
         if not inside or not steps_whole or validates or trainer.global_step >= pl_module.total_steps:
             return
-        due = self._every is not None and (batch_idx + 1) % self._every == 0
+        steps = (batch_idx + 1) // trainer.accumulate_grad_batches
+        due = self._every is not None and steps % self._every == 0
         stop = self._must_stop(trainer)
         if due or stop:
             trainer.save_checkpoint(self._folder / LAST)

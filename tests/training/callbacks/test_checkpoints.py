@@ -6,14 +6,17 @@ import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from finetune.errors import RunError, UserError
-from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
+from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints, read_checkpoint
+from finetune.training.phase_module import PhaseModule
 
 
 class Payload:
@@ -91,3 +94,24 @@ def test_lightning_reads_and_writes_through_it(tmp_path: Path) -> None:
         default_root_dir=tmp_path,
     )
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize(
+    ("every", "accumulate", "written"),
+    [(1, 1, [1, 2, 3, 4, 5, 6, 7]), (3, 1, [3, 6]), (1, 2, [2, 4, 6]), (2, 2, [4]), (3, 2, [6]), (None, 1, [])],
+)
+def test_steps_between_checkpoints_are_those_of_the_optimizer(
+    tmp_path: Path, every: int | None, accumulate: int, written: list[int]
+) -> None:
+    callback = PhaseCheckpoints(folder=tmp_path, log=Mock(), every_n_steps=every)
+    batches: list[int] = []
+    for batch in range(8):
+        trainer: Any = SimpleNamespace(
+            num_training_batches=8,
+            accumulate_grad_batches=accumulate,
+            val_check_batch=None,
+            global_step=0,
+            save_checkpoint=lambda path, done=batch + 1: batches.append(done),
+        )
+        callback.on_train_batch_end(trainer, Mock(spec=PhaseModule, total_steps=99), None, None, batch)
+    assert batches == written
