@@ -33,8 +33,8 @@ LARGEST_YAML = 2**20
 # our own configuration has 300 values
 MOST_YAML_VALUES = 20_000
 LONGEST_YAML_VALUE = 10_000  # characters
-# largest header of a safetensors file, the library's own limit
-LARGEST_HEADER = 100_000_000
+# header of a safetensors file: that of the largest networks, of some thousand tensors, has some hundred kilobytes
+LARGEST_HEADER = 5 * 2**20
 # most lists and tables in a JSON text: an empty one takes 60 bytes of memory and two bytes of the file
 MOST_CONTAINERS = 2_000_000
 DEEPEST = 100
@@ -323,16 +323,31 @@ def inside(folder: str | Path, name: str, *, of: str = "run folder") -> Path:
     return path
 
 
+def check_safetensors(path: str | Path, *, name: str | None = None) -> Path:
+    """Check a safetensors file that the library will open, and return its path.
+
+    Raises:
+        UserError: See :func:`open_regular`; also if its header is far larger than that of any network.
+    """
+    with open_regular(path, name=name) as file:
+        header = int.from_bytes(file.read(8), "little")
+    if LARGEST_HEADER < header <= os.path.getsize(path):
+        raise UserError(
+            f"{name or path}: is no file of a network. Its header of {header:,} bytes names far more tensors than one has."
+        )
+    return Path(path)
+
+
 def load_tensors(path: str | Path, *, name: str | None = None) -> "dict[str, Tensor]":
     """Read the tensors of a safetensors file to the CPU.
 
     Raises:
-        UserError: See :func:`open_regular`; also if it is not a safetensors file.
+        UserError: See :func:`check_safetensors`; also if it is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_regular(path, name=name)
+    check_safetensors(path, name=name)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
@@ -349,7 +364,7 @@ def tensor_shapes(path: str | Path, *, name: str | None = None) -> dict[str, tup
     """
     from safetensors import SafetensorError, safe_open
 
-    check_regular(path, name=name)
+    check_safetensors(path, name=name)
     try:
         with safe_open(path, framework="np") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from finetune.errors import FileError, UserError
+from finetune.models.weights import read_metadata
 from finetune.safe_files import (
     MOST_CONTAINERS,
     check_zip,
@@ -192,3 +193,15 @@ def test_a_safetensors_file_that_cannot_be_opened_is_not_called_missing(
     monkeypatch.setattr("safetensors.torch.load_file", fail)
     with pytest.raises(FileError, match=r"could not be opened, though it is there.*input/output error"):
         load_tensors(path, name=name)
+
+
+@pytest.mark.parametrize("read", [load_tensors, tensor_shapes, read_metadata])
+def test_a_safetensors_file_of_countless_tensors_is_refused_before_its_header_is_parsed(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    header = json.dumps(
+        {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
+    ).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=r"x\.safetensors'?: is no file of a network. Its header of [\d,]+ bytes"):
+        read(tmp_path / "x.safetensors")

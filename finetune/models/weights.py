@@ -20,7 +20,7 @@ from finetune.file_errors import read_error
 from finetune.models.heads import build_head
 from finetune.models.own_modules import OWN
 from finetune.models.size_limit import parameters_at_most
-from finetune.safe_files import check_regular, check_zip, load_tensors, need, parse_json, tensor_shapes
+from finetune.safe_files import check_safetensors, check_zip, load_tensors, need, parse_json, tensor_shapes
 from finetune.safe_files import read_json as read_json_file
 from finetune.safetensors_writer import write_tensors
 from finetune.terminal import printable
@@ -292,7 +292,7 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is not a safetensors file, or comes from a newer format.
     """
-    check_regular(path, name=f"'{path}'")
+    check_safetensors(path, name=f"'{path}'")
     try:
         with safe_open(path, framework="pt") as file:
             entry = (file.metadata() or {}).get(METADATA_KEY)
@@ -388,7 +388,7 @@ def load_head(
             or another kind of labels, or one of a class of the user's that was not given.
     """
     name = f"head.weights='{path}'"
-    check_regular(path, name=name)
+    check_safetensors(path, name=name)
     metadata = read_metadata(path)
     if metadata is None or metadata.get("kind") != "head":
         raise UserError(f"{name}: not a head. Make one by `finetune export RUN --format head`.")
