@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.models.build import build_backbone
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.table import Table
-    from finetune.training.module import FineTuner
+    from finetune.training.fine_tuner import FineTuner
     from finetune.training.results import RunResult
 
 # modules that take seconds to import are imported on first use
@@ -40,7 +40,7 @@ _LATER = {
     "build_backbone": "finetune.models.build",
     "Classifier": "finetune.models.classifier",
     "build_classifier": "finetune.models.classifier",
-    "FineTuner": "finetune.training.module",
+    "FineTuner": "finetune.training.fine_tuner",
     "RunResult": "finetune.training.results",
     "Table": "finetune.table",
     "TrainedModel": "finetune.inference.trained_model",

@@ -6,9 +6,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from finetune.models.batch_norm_folding import folded
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
-from finetune.models.forward import folded
 from finetune.models.memory_format import memory_format_for
 
 

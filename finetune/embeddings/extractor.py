@@ -17,11 +17,11 @@ from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.decode_options import decode_options_of, recorded_options
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
+from finetune.models.batch_norm_folding import optimize_for_inference
 from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
-from finetune.models.forward import optimize_for_inference
 from finetune.models.modes import evaluating
 from finetune.models.weights import state_hash
 from finetune.plain import Json

@@ -14,9 +14,9 @@ from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
 from finetune.html import html_table
 from finetune.metrics import build_metrics, split_metrics, update_metrics
+from finetune.models.batch_norm_folding import fast_logits
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
-from finetune.models.forward import fast_logits
 from finetune.plain import Json, to_plain
 from finetune.results import SplitMetrics
 

@@ -13,8 +13,8 @@ from finetune.bundle import find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
 from finetune.data.transforms import eval_view
 from finetune.inference.decode_options import decode_options_of
+from finetune.models.batch_norm_folding import fast_logits
 from finetune.models.chunks import run_in_chunks
-from finetune.models.forward import fast_logits
 from finetune.plain import Json
 
 

@@ -18,7 +18,7 @@ from finetune.build import assemble
 from finetune.commands.train import decide
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.models.forward import folded
+from finetune.models.batch_norm_folding import folded
 from finetune.models.memory_format import memory_format_for
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 
+from finetune.models.batch_norm_folding import fast_logits
 from finetune.models.build import build_backbone
 from finetune.models.classifier import build_classifier
-from finetune.models.forward import fast_logits
 
 
 def main() -> None:

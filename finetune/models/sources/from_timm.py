@@ -12,7 +12,7 @@ from torch import nn
 from finetune.errors import UserError, did_you_mean
 from finetune.models.backbone import PRESETS, Backbone
 from finetune.models.hub import UnavailableError, hub_file
-from finetune.models.preprocessing import spec_from_timm
+from finetune.models.library_input_spec import spec_from_timm
 from finetune.models.stages import StageMap, group_names, is_norm
 
 log = logging.getLogger(__name__)

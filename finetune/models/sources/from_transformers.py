@@ -10,7 +10,7 @@ from transformers import ResNetConfig, ResNetModel
 from finetune.errors import UserError
 from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
-from finetune.models.preprocessing import spec_from_transformers
+from finetune.models.library_input_spec import spec_from_transformers
 from finetune.models.stages import StageMap, groups_by_prefix
 from finetune.models.weights import read_json
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from finetune.input_spec import InputSpec
-from finetune.models.preprocessing import spec_from_timm, spec_from_transformers
+from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
 
 
 @pytest.mark.parametrize("name", ["resnet50.tv_in1k", "resnet50.a1_in1k", "vit_small_patch16_224", "convnext_tiny"])
