@@ -34,3 +34,8 @@ def show_log() -> None:
         PACKAGE.addHandler(TerminalHandler())
     if PACKAGE.level == logging.NOTSET:
         PACKAGE.setLevel(logging.INFO)
+
+
+def show(line: str) -> None:
+    """Log a line for the user; :func:`show_log` shows it."""
+    PACKAGE.info("%s", line)

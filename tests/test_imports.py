@@ -122,7 +122,7 @@ def test_foreign_libraries_are_known_where_they_belong() -> None:
 
 def test_only_the_command_line_tunes_its_process() -> None:
     importers = {name for name, path in modules() if "finetune.process_tuning" in imports(path)}
-    assert importers == {"cli", "commands/train", "commands/resume"}
+    assert importers == {"cli", "runner", "commands/resume"}
 
 
 def test_what_builds_an_object_by_its_name_is_known_to_one_module() -> None:

@@ -48,7 +48,7 @@ def test_a_run_from_python_changes_neither_garbage_collection_nor_the_allocator(
         "import ctypes, gc, sys\n"
         "before = gc.get_threshold()\n"
         "import finetune\n"
-        "import finetune.training.run, finetune.data.datamodule, finetune.bundle, finetune.commands.train\n"
+        "import finetune.training.run, finetune.data.datamodule, finetune.bundle, finetune.runner\n"
         "assert gc.get_threshold() == before\n"
         "assert gc.get_freeze_count() == 0\n"
         "assert 'scipy.signal' not in sys.modules or hasattr(sys.modules['scipy.signal'], 'lfilter')\n"

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune.commands.train import show
-from finetune.terminal_log import PACKAGE, show_log
+from finetune.terminal_log import PACKAGE, show, show_log
 
 
 @pytest.fixture(autouse=True)

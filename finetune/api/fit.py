@@ -85,7 +85,7 @@ def fit(
         RunError: Training could not go on.
     """
     from finetune.api.settings import FitArguments
-    from finetune.commands.train import train
+    from finetune.runner import train
 
     config, objects = FitArguments(
         data=data,

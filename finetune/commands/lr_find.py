@@ -117,7 +117,9 @@ def task(config: Config, *, options: Options) -> int:
     from finetune.build import assemble
     from finetune.build.run_dir import choose_run_dir, make_run_dir
     from finetune.build.training import loss_of, optimizer_factory, trainer_factory
-    from finetune.commands.train import decide, quiet_lightning, show
+    from finetune.runner import decide
+    from finetune.terminal_log import show
+    from finetune.training.quiet_lightning import quiet_lightning
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
     parts = assemble(config, show, trusted=True)
@@ -157,8 +159,8 @@ def task(config: Config, *, options: Options) -> int:
 def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Path) -> None:
     """Print the suggestions, and write the table, the numbers and the chart."""
     from finetune.atomic_files import write_json, write_text
-    from finetune.commands.train import show
     from finetune.report.lr_find_chart import write_lr_find_chart
+    from finetune.terminal_log import show
     from finetune.training.lr_finder import table
 
     suggestions = sweep.suggestions()

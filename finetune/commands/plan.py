@@ -58,9 +58,10 @@ def task(config: Config) -> int:
 def planned(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Precision]":
     """Return what each phase will do, with its time from a calibration of a few seconds, and the precision of the run."""
     from finetune.build.training import optimizer_factory, trainer_factory
-    from finetune.commands.train import decide, quiet_lightning
+    from finetune.runner import decide
     from finetune.training.forecast import forecast
     from finetune.training.plan import build_plan
+    from finetune.training.quiet_lightning import quiet_lightning
 
     parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
     precision, caches = decide(config, parts)

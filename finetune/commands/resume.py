@@ -112,9 +112,9 @@ def resume(
             something that only the user may name.
     """
     from finetune.checksums import require_checksums, verify
-    from finetune.commands.train import show
     from finetune.run_folder import CONFIG, RECORD, RunFolder, differences, files_read_back, read_run_record
     from finetune.safe_files import inside
+    from finetune.terminal_log import show
 
     show_log()
     record = read_run_record(run_dir)
@@ -164,9 +164,10 @@ def _go_on(
     tune_process: bool,
     objects: PythonObjects,
 ) -> "RunResult":
-    from finetune.commands.train import execute, show
     from finetune.plain import to_plain as plain_fields
     from finetune.run_folder import CONFIG, RecordedData, differences
+    from finetune.runner import execute
+    from finetune.terminal_log import show
 
     check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
     for key, meaning in FREE.items():

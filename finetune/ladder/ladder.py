@@ -14,7 +14,6 @@ from finetune.build.paths import check_paths
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.commands.resume import resume
-from finetune.commands.train import decide, quiet_lightning, show, train
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock
@@ -24,7 +23,10 @@ from finetune.ladder_result import LadderResult
 from finetune.plain import from_plain, to_plain
 from finetune.report.ladder_page import ladder_page
 from finetune.run_folder import RunFolder
+from finetune.runner import decide, train
 from finetune.safe_files import need, read_json
+from finetune.terminal_log import show
+from finetune.training.quiet_lightning import quiet_lightning
 
 _DELETE = "Delete it to make it again."
 _AGAIN = "Delete the folder of the run to train it again."

@@ -15,11 +15,11 @@ from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import last_frozen_stage, pool_size
 from finetune.activation_cache.store import features_folder, listed
 from finetune.build import assemble
-from finetune.commands.train import decide
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.models.batch_norm_folding import folded
 from finetune.models.memory_format import memory_format_for
+from finetune.runner import decide
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from finetune.commands.train import train
 from finetune.config import compose
+from finetune.runner import train
 
 
 def measure(folder: Path, mode: str, seed: int, given: argparse.Namespace) -> tuple[float, float]:

@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from safetensors.torch import load_file, save_file
 
 from finetune.build import assemble
-from finetune.commands.train import quiet_lightning
 from finetune.config import compose
 from finetune.data.datamodule import Batch
+from finetune.training.quiet_lightning import quiet_lightning
 from tests.conftest import TINY, make_pets
 from tests.runs import train_tiny
 from tests.training.ranks import forked_ranks, said

@@ -37,13 +37,13 @@ from typing import Any
 import numpy as np
 
 from finetune.cli import main as finetune
-from finetune.commands.train import train
 from finetune.config import compose
 from finetune.embeddings.classify import fit_and_test, split_index
 from finetune.embeddings.clustering import cluster, quality
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import find_label_errors
 from finetune.embeddings.retrieval import queries_and_rest, retrieval_quality
+from finetune.runner import train
 
 CLASSES = 10
 

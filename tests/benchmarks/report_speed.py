@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune.commands.train import train
 from finetune.config import compose
+from finetune.runner import train
 
 
 def write_photographs(folder: Path, *, classes: int, counts: dict[str, int], side: int) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from finetune.commands.train import quiet_lightning
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.sources.folder import folder_source
 from finetune.models.build import build_backbone
@@ -16,6 +15,7 @@ from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import Phase
+from finetune.training.quiet_lightning import quiet_lightning
 
 CLASSES = ("1 cat", "2 dog", "10 owl")
 

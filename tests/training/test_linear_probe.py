@@ -14,9 +14,9 @@ from torch import nn
 
 from finetune.activation_cache.policy import solves_head
 from finetune.build import assemble
-from finetune.commands.train import decide
 from finetune.config import compose
 from finetune.errors import UserError
+from finetune.runner import decide
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from tests.runs import moved_stages, train_tiny

@@ -12,11 +12,11 @@ import torch
 from finetune.build import RunParts, assemble
 from finetune.build.phases import build_phases
 from finetune.build.training import loss_of, optimizer_factory, trainer_factory
-from finetune.commands.train import quiet_lightning
 from finetune.config import compose
 from finetune.data.sampling import TrainBatches
 from finetune.training.freezing import module_mode_flags
 from finetune.training.lr_finder import RateSweep, Sweep, find_rate, smooth, steepest, table, valley
+from finetune.training.quiet_lightning import quiet_lightning
 
 Words = Callable[..., list[str]]
 

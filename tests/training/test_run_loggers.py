@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from finetune.build.loggers import build_loggers
-from finetune.commands.train import train
 from finetune.config import compose
 from finetune.errors import Interrupted, RunError
+from finetune.runner import train
 from finetune.training.run_loggers import RunLoggers
 from tests.conftest import TINY
 
