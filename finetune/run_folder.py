@@ -15,7 +15,7 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION, REPORT
 from finetune.plain import Json, from_plain, to_plain
-from finetune.safe_files import inside, read_json
+from finetune.safe_files import check_regular, inside, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
 
@@ -227,8 +227,12 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the results have been written."""
-        return self.results.is_file()
+        """Whether the results have been written.
+
+        Raises:
+            UserError: Something else lies in their place, such as a broken link.
+        """
+        return os.path.lexists(self.results) and check_regular(self.results) == self.results
 
 
 def create_run_folder(

@@ -9,6 +9,7 @@ import pytest
 from finetune.cli import main
 from finetune.commands.runs import RunSummary, compared, curve, runs_below, summary_of, wilson
 from finetune.config import compose
+from finetune.errors import UserError
 from finetune.run_folder import RunFolder
 from tests.conftest import TINY
 
@@ -171,3 +172,10 @@ def test_settings_that_a_missing_phase_leaves_as_they_are_are_no_difference() ->
     text = "\n".join(compared(runs))
     assert "schedule.phases.1.lr" in text
     assert "patience" not in text
+
+
+def test_what_lies_in_the_place_of_the_results_is_named(tmp_path: Path) -> None:
+    assert not RunFolder(tmp_path).is_finished
+    (tmp_path / "results.json").symlink_to("results.json")
+    with pytest.raises(UserError, match=r"results\.json: cannot be opened"):
+        _ = RunFolder(tmp_path).is_finished
