@@ -159,7 +159,7 @@ def test_lists_in_a_sweep_are_values_of_it(composed: list[Config]) -> None:
         ("pets epochs=many", "epochs=many: must be a whole number."),
         ("pets epochs=0", "epochs=0: must be above 0."),
         ("pets schedule=probe lr=1", "lr=1.0: has no effect. schedule=probe solves its head"),
-        ("pets schedule.phases.1.lr_slice=[1e-4,1e-3] lr=1", "phase 1 (top) sets its rates by lr_slice"),
+        ("pets schedule.phases.1.lr_slice=[1e-4,1e-3] lr=1", "schedule.phases.1 (top) sets its rates by lr_slice"),
         ("pets nonsense=1", "nonsense=1: no such key. Keys of the configuration: seed"),
         ("export run --format onxn", "--format onxn: not a choice. Choices: onnx, torch_export"),
     ],

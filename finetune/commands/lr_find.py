@@ -128,7 +128,8 @@ def task(config: Config, *, options: Options) -> int:
     from finetune.training.lr_finder import find_rate
 
     show(
-        f"phase {number} ({phase.name}), training {', '.join(phase.train)}: {options.steps} steps of "
+        f"phase {number + 1} of {len(parts.phases)}: {phase.name} (schedule.phases.{number}), training "
+        f"{', '.join(phase.train)}: {options.steps} steps of "
         f"{phase.batch_size * phase.accumulate} images, rates from {options.lowest:g} to {options.highest:g}"
     )
     with quiet_lightning():
@@ -198,7 +199,7 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         smoothed=sweep.smoothed.tolist(),
         suggestions=suggestions,
         stage=sweep.stage,
-        title=f"phase {number} ({sweep.phase.name}) of schedule {config.schedule.name}",
+        title=f"phase {number + 1} ({sweep.phase.name}) of schedule {config.schedule.name}",
     )
     for name, entry in described.items():
         show(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")

@@ -131,7 +131,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
         tried = ", ".join(f"{rate:g}" for rate in settings.lr_trials)
         room = f" ({cache.bytes / 1e6:.1f} MB)" if cache.cached_stage else ""
         lines += [
-            f"phase {number}: {phase.name}  {_training_in_words(phase)}",
+            f"phase {number + 1} of {len(plan)}: {phase.name} (schedule.phases.{number})  {_training_in_words(phase)}",
             *([f"  heads side by side, at lr {tried}"] if tried else []),
             f"  trains {phase.trainable:,} of {phase.total:,} parameters ({phase.trainable / phase.total:.1%})",
             f"  cache: {'on' if cache.cached_stage else 'none'}, {cache.why}{room}",

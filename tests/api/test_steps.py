@@ -32,8 +32,8 @@ def test_a_plan_has_phases_stages_and_seconds_and_trains_nothing(pets: Path, tmp
     assert [phase.name for phase in plan.phases] == ["head"]
     assert plan.phases[0].stages["layer4"].mode == "frozen"
     assert plan.seconds > 0
-    assert "phase 0: head" in str(plan)
-    assert "<pre>phase 0: head" in plan._repr_html_()
+    assert "phase 1 of 1: head (schedule.phases.0)" in str(plan)
+    assert "<pre>phase 1 of 1: head" in plan._repr_html_()
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=r"lrr: not an argument of finetune\.plan"):
         finetune.plan(pets, lrr=1)
