@@ -65,7 +65,8 @@ def _rates(config: Config) -> dict[int, float]:
             if _inherited(config, phase, key):
                 raise ConfigError(
                     [
-                        f"lr={config.lr}: schedule.phases.{number} ({phase.name}) sets its rates by {key}. Change that, or leave lr out."
+                        f"lr={config.lr}: schedule.phases.{number} ({phase.name}) sets its rates by {key}. Change that, or "
+                        "leave lr out."
                     ]
                 )
         rate = _inherited(config, phase, "lr")
