@@ -215,7 +215,7 @@ def accuracy_after_training(scaling: str, *, steps: int) -> float:
     torch.manual_seed(0)
     net = ResidualNet(
         layers=(17, 17, 17),
-        width=16,
+        width=8,
         small_images=True,
         shortcut="zero_pad",
         norm="none",
@@ -228,7 +228,7 @@ def accuracy_after_training(scaling: str, *, steps: int) -> float:
     train, test = order[:1400], order[1400:]
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     for _ in range(steps):
-        batch = train[torch.randint(0, len(train), (64,), generator=generator)]
+        batch = train[torch.randint(0, len(train), (32,), generator=generator)]
         optimizer.zero_grad()
         loss = F.cross_entropy(net(images_BCHW[batch]), targets_B[batch])
         if not loss.isfinite():
@@ -242,8 +242,8 @@ def accuracy_after_training(scaling: str, *, steps: int) -> float:
 @pytest.mark.slow
 def test_without_batchnorm_104_layers_train_with_fixup_and_with_skipinit_and_fail_without() -> None:
     reached = {scaling: accuracy_after_training(scaling, steps=90) for scaling in ("fixup", "skipinit", "none")}
-    # Measured: 0.91, 0.89, 0.09. Without either the loss starts at 2e5 and is no number after the first steps; so it is
-    # at rates of 1e-3 and 1e-5, and at 1e-7 as many steps reach 0.12.
+    # Measured: 0.85, 0.85, 0.09. Without either the loss starts at 3e5 and is no number after the first steps; so it is
+    # at rates of 1e-3 and 1e-5, and at 1e-7 as many steps reach 0.08.
     assert reached["fixup"] > 0.7
     assert reached["skipinit"] > 0.7
     assert reached["none"] < 0.3
