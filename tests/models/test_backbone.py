@@ -55,7 +55,7 @@ def build(case: str, tmp_path: Path) -> Backbone:
 
 def classifier(backbone: Backbone, *, channels: int = 3, adapt: str = "expand", head: str = "linear") -> Classifier:
     return build_classifier(
-        backbone=backbone, head={"name": head}, classes=("a", "b", "c"), channels=channels, adapt=adapt
+        backbone=backbone, head={"name": head}, classes=("a", "b", "c"), channels=channels, adapt=adapt, size=(32, 32)
     )
 
 
