@@ -28,6 +28,7 @@ from finetune.models.size_limit import parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.weights import save_head, state_hash
 from finetune.resume_command import resume_command, resume_command_near
+from finetune.run_names import CONFIG
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
 from finetune.safetensors_writer import write_tensors
 from finetune.terminal import printable
@@ -139,7 +140,7 @@ def find_bundle(path: str | Path) -> Path:
             return folder
     if not given.exists():
         raise UserError(f"RUN='{path}': no such folder.")
-    if (given / "config.yaml").is_file():
+    if (given / CONFIG).is_file():
         raise UserError(
             f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: {resume_command(path)}"
         )

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from finetune.errors import RunError, UserError
 from finetune.listed_classes import unlisted_in
+from finetune.run_names import RECORD
 from finetune.safe_files import read_json
-
-# as finetune.run_folder calls the record of a run
-_RECORD = "run.json"
 
 
 def resume_command(run_dir: str | Path, *, trust: bool | None = None) -> str:
@@ -28,13 +26,13 @@ def resume_command(run_dir: str | Path, *, trust: bool | None = None) -> str:
 
 def resume_command_near(path: Path) -> str:
     """Return the command that continues the run that a file lies in; it names ``RUN`` if the file lies in none."""
-    run_dir = next((folder for folder in path.parents[:4] if (folder / _RECORD).is_file()), None)
+    run_dir = next((folder for folder in path.parents[:4] if (folder / RECORD).is_file()), None)
     return "finetune resume RUN" if run_dir is None else resume_command(run_dir)
 
 
 def _names_unlisted_classes(run_dir: Path) -> bool:
     try:
-        config = read_json(run_dir / _RECORD, dict).get("config")
+        config = read_json(run_dir / RECORD, dict).get("config")
         return isinstance(config, Mapping) and bool(unlisted_in(config))
     except (UserError, RunError, OSError, RecursionError):
         # the command itself reports a record that is missing or damaged

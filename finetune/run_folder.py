@@ -15,6 +15,7 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION, REPORT
 from finetune.plain import Json, from_plain, to_plain
+from finetune.run_names import CONFIG, RECORD
 from finetune.safe_files import check_regular, inside, read_json
 from finetune.terminal import printable
 from finetune.versions import versions
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # 2: includes the decisions for `auto`; 3: checksums of the run's files are kept
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
-RECORD, CONFIG, PLAN = "run.json", "config.yaml", "plan.json"
+PLAN = "plan.json"
 # in the folder of a sweep: the records and logs of its jobs
 JOBS = "jobs"
 

@@ -133,7 +133,8 @@ def execute(
     from finetune.report.result_table import result_table
     from finetune.report.usage import commands
     from finetune.results import BackboneOrigin, RunFacts
-    from finetune.run_folder import RECORD, RunFolder, wait_for_run_record
+    from finetune.run_folder import RunFolder, wait_for_run_record
+    from finetune.run_names import RECORD
     from finetune.training.compiling import compiles
     from finetune.training.logger_stores import flat
     from finetune.training.run import Run
@@ -309,14 +310,16 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
             raise _failed(failed, run_dir) from error
         import traceback
 
+        from finetune.run_folder import RunFolder
+
         if is_rank_zero():
             # if the log cannot be written, the message can still be shown
             with suppress(OSError):
                 trace = escape("".join(traceback.format_exception(error)))
-                write_text(run_dir / "error.log", trace)
+                write_text(RunFolder(run_dir).error_log, trace)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {run_dir / 'error.log'}. "
+            f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {RunFolder(run_dir).error_log}. "
             f"Fix the cause, then go on with: {resume_command(run_dir)}"
         ) from error
 

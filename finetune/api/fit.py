@@ -160,7 +160,8 @@ def resume(
     from finetune.models.backbone import Backbone
     from finetune.models.build import backbone_from_description
     from finetune.models.own_modules import OWN
-    from finetune.run_folder import CONFIG, read_run_record
+    from finetune.run_folder import read_run_record
+    from finetune.run_names import CONFIG
     from finetune.safe_files import inside
 
     folder = Path(run_dir).expanduser()

@@ -15,6 +15,7 @@ from finetune.config.schema import Config
 from finetune.counted import counted
 from finetune.data.sources import source_kind
 from finetune.errors import RunError, UserError
+from finetune.run_names import CONFIG
 from finetune.safe_files import inside
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        own = Path(run).expanduser() / "config.yaml"
+        own = Path(run).expanduser() / CONFIG
         if overrides or str(own) in str(error):
             raise
         raise UserError(f"{own}: {error}") from error
@@ -178,7 +179,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     Raises:
         UserError: There is no configuration, or an override is wrong.
     """
-    own = Path(run).expanduser() / "config.yaml"
+    own = Path(run).expanduser() / CONFIG
     if any(word.startswith("data=") for word in overrides):
         return compose(overrides)
     if not os.path.lexists(own):

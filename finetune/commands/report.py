@@ -52,8 +52,7 @@ def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) ->
     source: Source | None = None
     why = ""
     try:
-        check_paths(config)
-        source = build_source(config)
+        source = build_source(config, listing=check_paths(config))
     except UserError as error:
         why = f"No images are shown. {str(error).splitlines()[0]}"
         print(why)

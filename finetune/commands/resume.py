@@ -112,7 +112,8 @@ def resume(
             something that only the user may name.
     """
     from finetune.checksums import require_checksums, verify
-    from finetune.run_folder import CONFIG, RECORD, RunFolder, differences, files_read_back, read_run_record
+    from finetune.run_folder import RunFolder, differences, files_read_back, read_run_record
+    from finetune.run_names import CONFIG, RECORD
     from finetune.safe_files import inside
     from finetune.terminal_log import show
 
@@ -165,7 +166,8 @@ def _go_on(
     objects: PythonObjects,
 ) -> "RunResult":
     from finetune.plain import to_plain as plain_fields
-    from finetune.run_folder import CONFIG, RecordedData, differences
+    from finetune.run_folder import RecordedData, differences
+    from finetune.run_names import CONFIG
     from finetune.runner import execute
     from finetune.terminal_log import show
 

@@ -18,6 +18,7 @@ from finetune.errors import UserError, did_you_mean
 from finetune.plain import from_plain
 from finetune.results import Results
 from finetune.resume_command import resume_command
+from finetune.run_names import RECORD
 from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
 
 ABOUT = """\
@@ -145,7 +146,7 @@ def run(argv: Sequence[str]) -> int:
 
 def runs_below(folder: Path) -> list[Path]:
     """Return the run folders at or below a folder, by name."""
-    patterns = ["/".join(["*"] * depth + ["run.json"]) for depth in range(_DEPTH + 1)]
+    patterns = ["/".join(["*"] * depth + [RECORD]) for depth in range(_DEPTH + 1)]
     return sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
 
 

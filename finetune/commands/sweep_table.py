@@ -14,6 +14,7 @@ from finetune.errors import RunError, UserError
 from finetune.plain import from_plain
 from finetune.resume_command import resume_command
 from finetune.run_folder import JOBS
+from finetune.run_names import RECORD
 from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"
@@ -48,7 +49,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\n".join(["", *filter(None, [best(records)]), f"sweep: {folder / TABLE}"]), flush=True)
     for record in records:
-        if record.status == "stopped" and (Path(record.run_dir) / "run.json").is_file():
+        if record.status == "stopped" and (Path(record.run_dir) / RECORD).is_file():
             line = resume_command(record.run_dir)
             print(f"job {record.job} was stopped; go on with: {line}")
     failed = [record for record in records if record.status == "failed"]

@@ -16,6 +16,7 @@ from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
 from finetune.errors import ConfigError, did_you_mean
+from finetune.run_names import RECORD
 
 # short names of settings that are typed often
 SHORT = {"batch_size": "data.batch_size", "weights": "backbone.weights"}
@@ -285,7 +286,7 @@ class _Reader:
         """Read a word without ``=``: a folder or a table is the data of the run."""
         path = Path(word).expanduser()
         others = [other for other in self._words if other.startswith(("data=", "data.root=", "data.path="))]
-        if (path / "run.json").is_file():
+        if (path / RECORD).is_file():
             lines = "\n".join(f"  {command_line(name, [word])}" for name in ("resume", "evaluate", "report"))
             raise _WrongWordError(f"{word}: is a run, not a data set. What there is to do with a run:\n{lines}")
         if path.is_dir() or path.suffix in TABLES:

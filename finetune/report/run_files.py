@@ -18,6 +18,7 @@ from finetune.plain import Json, from_plain
 from finetune.results import Results
 from finetune.resume_command import resume_command
 from finetune.run_folder import RunFolder
+from finetune.run_names import CONFIG
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, parse_json, read_text
 
 # of metrics.csv; None for an empty cell
@@ -110,7 +111,7 @@ def check_run(run: str | Path) -> Path:
         raise UserError(
             f"RUN='{run}': a bundle, which does not record how it was trained. A report needs the run's own folder."
         )
-    if (folder / "config.yaml").is_file():
+    if (folder / CONFIG).is_file():
         raise UserError(f"RUN='{run}': this run has not finished. Go on with: {resume_command(run)}")
     raise UserError(f"RUN='{run}': not a run folder. It has no results.json.")
 
