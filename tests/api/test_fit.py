@@ -23,7 +23,7 @@ from finetune.build import assemble
 from finetune.config.overrides import data_words
 from finetune.config.schema import Config
 from finetune.data.manifest import read_manifest
-from finetune.errors import ConfigError, UserError
+from finetune.errors import ConfigError, RunError, UserError
 from tests.conftest import TINY
 
 SETTINGS = [word for word in TINY if not word.startswith(("backbone=", "backbone.name", "logger"))]
@@ -388,3 +388,17 @@ def test_a_folder_is_what_it_is_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "saved/dataset_info.json").write_text("{}")
     for place in (tmp_path, tmp_path / "saved", tmp_path / "table.csv"):
         assert FitArguments(data=place).words_of_data() == data_words(str(place))
+
+
+def test_an_error_of_your_own_code_is_one_message_with_its_traceback_in_the_run_folder(tmp_path: Path) -> None:
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise KeyError("a key of mine")
+
+    with pytest.raises(
+        RunError, match=r"KeyError: 'a key of mine'\nThe run failed; .*/run/error\.log\. .* finetune resume"
+    ):
+        finetune.fit(Colours(), **QUICK, callbacks=[Fails()], run_dir=tmp_path / "run")
+    trace = (tmp_path / "run/error.log").read_text()
+    assert "Traceback" in trace
+    assert 'raise KeyError("a key of mine")' in trace
