@@ -30,7 +30,7 @@ def _check_fields(problems: list[str], prefix: str, section: Any) -> None:
         if prefix == "data." and key.name in _OF_SPLITS:
             continue
         if path == "monitor" and str(value).removeprefix("val/") in section.metrics:
-            continue  # a metric of the user's
+            continue  # a user-supplied metric
         if is_dataclass(value):
             _check_fields(problems, f"{path}.", value)
         elif known.choices:
@@ -64,7 +64,7 @@ def _check_rates(problems: list[str], prefix: str, at: PhaseSettings) -> None:
 
 
 def _optimizers(config: Config) -> list[str]:
-    """Settings of an optimizer that the phases set, and that would have no effect in its node."""
+    """Return the optimizer settings that have no effect because the phases set them."""
     places = {"optimizer": config.optimizer, "schedule.optimizer": config.schedule.optimizer}
     places |= {
         f"schedule.phases.{number}.optimizer": phase.optimizer for number, phase in enumerate(config.schedule.phases)
@@ -78,7 +78,7 @@ def _optimizers(config: Config) -> list[str]:
 
 
 def _own_modules(config: Config) -> list[str]:
-    """Settings that contradict a network, a head or a loss of the user's, or that need one."""
+    """Return contradictions around user-supplied networks, heads, losses and transforms."""
     backbone, head, loss, schedule = config.backbone, config.head, config.loss, config.schedule
     problems = []
     if backbone._target_ is not None and not backbone.stages:
@@ -87,7 +87,7 @@ def _own_modules(config: Config) -> list[str]:
             "the child modules of each stage in order from the input."
         )
     if backbone._target_ is None and backbone.stages:
-        problems.append("backbone.stages: only for backbone._target_. The library of a network says its stages.")
+        problems.append("backbone.stages: only for backbone._target_. The library of a network defines its stages.")
     for name, section in (("head", head), ("loss", loss)):
         if section._target_ is None and section.kwargs:
             problems.append(f"{name}.kwargs={section.kwargs}: only for {name}._target_, a class of your own.")
@@ -112,7 +112,7 @@ def _own_modules(config: Config) -> list[str]:
 
 
 def _augments(config: Config) -> list[str]:
-    """Settings of training views that name none."""
+    """Return invalid values of ``augment``."""
     places = {"data.augment": config.data.augment, "schedule.augment": config.schedule.augment}
     places |= {f"schedule.phases[{n}].augment": phase.augment for n, phase in enumerate(config.schedule.phases)}
     problems = []

@@ -15,11 +15,11 @@ from typing import Any, Optional
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is known of a key besides its type and default.
+    """The properties of a key besides its type and default.
 
     Args:
         meaning: A phrase that says what the key does, with units, and what null means.
-        choices: Allowed words; empty if there are others.
+        choices: Allowed words; empty if any value is allowed.
         above: Limit that a number must exceed.
         least: Smallest number.
         most: Largest number.
@@ -68,7 +68,7 @@ def setting(default: Any, meaning: str, **more: Any) -> Any:
 
 
 def setting_of(one: "dataclasses.Field[Any]") -> Setting:
-    """Return what is known of a field; a section has its docstring."""
+    """Return the :class:`Setting` of a field; an empty one for a section, which has a docstring."""
     found = one.metadata.get("setting")
     return found if isinstance(found, Setting) else Setting(meaning="")
 
@@ -98,46 +98,46 @@ class DataConfig:
     label_column: str = setting("label", "column with the label of each image")
     split_column: str = setting("split", "column with train, val or test; not needed in a table")
     label_separator: Optional[str] = setting(
-        None, "text between several labels in one column; null: one label an image", example="'data.label_separator=;'"
+        None, "text between several labels in one column; null: one label per image", example="'data.label_separator=;'"
     )
     label_columns: Optional[list[str]] = setting(
         None,
-        "0/1 columns of several labels, one a class; null: one column of labels",
+        "0/1 columns of several labels, one per class; null: one column of labels",
         example="data.label_columns=cat,dog",
     )
     group_column: Optional[str] = setting(
         None,
-        "column that says which images belong together (of one patient, plate, video) and so lie in one split",
+        "column of groups, such as patients, plates or videos; the images of a group stay in one split",
         example="data.group_column=patient",
     )
     group_pattern: Optional[str] = setting(
         None,
-        "regular expression on the path in the folder, whose part (?P<group>...), or first part in parentheses, is the group",
+        "regular expression on the path in the folder; its (?P<group>...), or first part in parentheses, is the group",
         example="'data.group_pattern=(patient\\d+)'",
     )
     val_fraction: float = setting(
-        0.15, "share of each class for validation, where the data has no such split", least=0, below=1
+        0.15, "share of each class for validation, if the data has no such split", least=0, below=1
     )
     test_fraction: float = setting(
-        0.15, "share of each class for the test, where the data has no such split", least=0, below=1
+        0.15, "share of each class for the test, if the data has no such split", least=0, below=1
     )
     folds: Optional[int] = setting(
         None, "folds for cross-validation, one of which is used for validation; null: a single split", least=2
     )
     fold: int = setting(0, "fold used for validation, counted from 0", least=0)
     limit_per_class: Optional[int] = setting(
-        None, "most training images a class; validation and test stay whole; null: all", least=1
+        None, "maximum training images per class; validation and test are not reduced; null: all", least=1
     )
-    on_unreadable: str = setting("error", "what an image does that cannot be read", choices=("error", "skip"))
-    max_pixels: Optional[int] = setting(None, "most pixels of an image; null: Pillow's limit, 178,956,970", least=1)
+    on_unreadable: str = setting("error", "what to do with an image that cannot be read", choices=("error", "skip"))
+    max_pixels: Optional[int] = setting(None, "maximum pixels of an image; null: Pillow's limit, 178,956,970", least=1)
     high_depth: str = setting(
         "full",
-        "how values of more than 8 bits become 8: full takes one range for the data set, stretch each image's own",
+        "how more than 8 bits are scaled to 8: full by one range for the data set, stretch by each image's own range",
         choices=("full", "stretch"),
     )
     bit_depth: Any = setting(
         "auto",
-        "bits of the integers in files of more than 8: auto measures the data set, or 8 | 10 | 12 | 14 | 16",
+        "bits of integers in files of more than 8 bits: auto measures the data set, or 8 | 10 | 12 | 14 | 16",
         example="data.bit_depth=12",
     )
     integer_range: Optional[list[float]] = setting(
@@ -147,7 +147,7 @@ class DataConfig:
     )
     float_range: Optional[list[float]] = setting(
         None,
-        "numbers that become black and white in floating-point files; null: measured over the data set",
+        "values that become black and white in floating-point files; null: measured over the data set",
         example="data.float_range=0,1",
     )
     balanced: bool = setting(False, "draw training images so that every class appears equally often")
@@ -159,7 +159,7 @@ class DataConfig:
     )
     eval_batch_size: int = setting(64, "images in one step of validation and test", least=1)
     num_workers: Optional[int] = setting(
-        None, "loader processes; null: none for data in memory, else one less than the cores of this process", least=0
+        None, "loader processes; null: none for data in memory, else one fewer than the cores of this process", least=0
     )
     augment: Any = setting(
         "standard",
@@ -187,7 +187,7 @@ class InputConfig:
     )
     adapt: str = setting(
         "expand",
-        "how images reach a stem made for other channels",
+        "how a stem pretrained on other channels takes these images",
     )
     size: Any = setting(
         None,
@@ -198,21 +198,23 @@ class InputConfig:
         None, "mean of each channel in 0..1, subtracted; null: that of the pretrained weights"
     )
     std: Optional[list[float]] = setting(
-        None, "deviation of each channel in 0..1, divided by; null: that of the pretrained weights"
+        None, "standard deviation of each channel in 0..1, divided by; null: that of the pretrained weights"
     )
     interpolation: Optional[str] = setting(
-        None, "nearest | bilinear | bicubic; null: as the weights were made with", example="input.interpolation=bicubic"
+        None,
+        "nearest | bilinear | bicubic; null: as the weights were trained with",
+        example="input.interpolation=bicubic",
     )
     crop_pct: Optional[float] = setting(
-        None, "share of the shorter side that an evaluation view keeps, in 0..1; null: as the weights were made with"
+        None, "share of the shorter side that an evaluation view keeps, in 0..1; null: as the weights were trained with"
     )
     crop_mode: Optional[str] = setting(
-        None, "center | squash: crop the middle, or resize both sides; null: as the weights were made with"
+        None, "center | squash: crop the middle, or resize both sides; null: as the weights were trained with"
     )
 
     @property
     def given_channels(self) -> Optional[int]:
-        """Return the channels that were given; None for auto, and for null, which older runs recorded for 3 of files."""
+        """Return the given number of channels; None for auto, and for null, which older runs recorded for 3-channel files."""
         return None if self.channels in (None, "auto") else int(self.channels)
 
 
@@ -224,7 +226,7 @@ class BackboneConfig:
     name: str = setting("resnet18", "name of the network in its library", example="backbone=efficientnet_b0")
     weights: str = setting(
         "imagenet",
-        "imagenet | none (random, or as your own class makes them) | embedded | hub:NAME | a weights file | a bundle",
+        "imagenet | none (random, or as your own class initialises them) | embedded | hub:NAME | a weights file | a bundle",
         example="weights=path/to/resnet18.safetensors",
     )
     kwargs: dict[str, Any] = setting(dict, "further arguments of the network's constructor")
@@ -268,19 +270,21 @@ class PhaseSettings:
     lr: Optional[float] = setting(None, "peak learning rate of the head; other stages follow by layer_decay", above=0)
     lr_trials: list[float] = setting(
         list,
-        "rates of heads trained side by side on cached features, of which the best is kept; for phases that train the head",
+        "rates of heads trained side by side on cached features; the best head is kept; for phases that train only the head",
         example="schedule.phases.0.lr_trials=1e-3,1e-2",
     )
     layer_decay: Optional[float] = setting(
-        None, "factor on the rate of a stage away from the head; the stem is five away in every network", above=0
+        None, "factor on the rate per stage away from the head; the stem is five away in every network", above=0
     )
     lr_slice: Optional[list[float]] = setting(
         None,
-        "rates of the deepest and the last stage, the others between them",
+        "rates of the deepest and the last stage, with the others between them",
         example="schedule.phases.1.lr_slice=1e-5,1e-3",
     )
     stage_lr: dict[str, float] = setting(
-        dict, "rate of each stage, before all other rules", example="schedule.phases.1.stage_lr=layer4:1e-4,head:1e-3"
+        dict,
+        "rate of each stage; overrides the other rules",
+        example="schedule.phases.1.stage_lr=layer4:1e-4,head:1e-3",
     )
     lr_schedule: Optional[str] = setting(None, "course of the rate within a phase")
     warmup_epochs: Optional[float] = setting(None, "epochs in which the rate rises from zero", least=0)
@@ -288,14 +292,16 @@ class PhaseSettings:
         None, "weight decay of matrices and kernels; biases and norms have none", least=0
     )
     batch_norm: Optional[str] = setting(
-        None, "whether running statistics of trainable stages move (train) or stay (eval)", choices=("train", "eval")
+        None,
+        "whether running statistics of trainable stages are updated (train) or kept (eval)",
+        choices=("train", "eval"),
     )
     parameters: Optional[str] = setting(
         None,
-        "which parameters of a trainable backbone stage train; lora: products of low rank beside its linear layers",
+        "which parameters of a trainable backbone stage train; lora: low-rank adapters on its linear layers",
         choices=("all", "norms", "bias", "gates", "lora"),
     )
-    lora_rank: Optional[int] = setting(None, "rank of those products (parameters=lora)", above=0)
+    lora_rank: Optional[int] = setting(None, "rank of the adapters (parameters=lora)", above=0)
     batch_size: Optional[int] = setting(None, "images in one optimizer step; null: data.batch_size", above=0)
     augment: Any = setting(None, "random changes to training images, as data.augment; null: data.augment")
     optimizer: dict[str, Any] = setting(dict, "node of another optimizer; empty: that of optimizer=NAME")
@@ -303,14 +309,16 @@ class PhaseSettings:
     restore: Optional[str] = setting(
         None, "weights kept at the end of a phase: of its best epoch by monitor, or its last", choices=("best", "last")
     )
-    patience: Optional[int] = setting(None, "stop after so many epochs without a better monitor; null: never", above=0)
+    patience: Optional[int] = setting(
+        None, "stop after this many epochs without a better monitor; null: never", above=0
+    )
     label_smoothing: Optional[float] = setting(None, "share of each target spread over all classes", least=0, most=1)
     mixup: Optional[float] = setting(None, "strength of mixup (its Beta distribution); 0: none", least=0)
     cutmix: Optional[float] = setting(None, "strength of cutmix (its Beta distribution); 0: none", least=0)
     ema_decay: Optional[float] = setting(
-        None, "decay of a moving average of the weights, a step; null: no average", above=0, below=1
+        None, "decay per step of the moving average of the weights; null: off", above=0, below=1
     )
-    gradient_clip: Optional[float] = setting(None, "largest norm of the gradient; null: no limit", above=0)
+    gradient_clip: Optional[float] = setting(None, "maximum norm of the gradient; null: no limit", above=0)
     accumulate: Optional[int] = setting(None, "batches whose gradients make one optimizer step", above=0)
     cache: Any = setting(
         None,
@@ -319,13 +327,13 @@ class PhaseSettings:
     )
     solver: Optional[str] = setting(
         None,
-        "gradient trains step by step; lbfgs solves the head to convergence on cached features; auto solves where it can",
+        "gradient trains step by step; lbfgs solves the head to convergence on cached features; auto solves it if possible",
         choices=("gradient", "lbfgs", "auto"),
     )
 
 
 def _shared(key: str, default: Any) -> Any:
-    """Return the field of a setting that all phases share: what is known of it, with another default."""
+    """Return the field of a setting that all phases share, with its own default."""
     return field(default=default, metadata=PhaseSettings.__dataclass_fields__[key].metadata)
 
 
@@ -371,13 +379,13 @@ class LossConfig:
     """The training loss (``conf/loss/``)."""
 
     name: str = setting("cross_entropy", "kind of loss; loss=NAME chooses it with its own settings")
-    focal_gamma: float = setting(2.0, "0 is cross-entropy; the larger, the less do easy images count (loss=focal)")
+    focal_gamma: float = setting(2.0, "0 is cross-entropy; larger values down-weight easy images (loss=focal)")
     class_weights: str = setting(
-        "none", "balanced weighs classes by how few images they have", choices=("none", "balanced")
+        "none", "balanced gives classes with few images larger weights", choices=("none", "balanced")
     )
     _target_: Optional[str] = setting(
         None,
-        "a loss of your own or of torch: a class from logits (B, K) and targets to one number, or one an image (loss=own)",
+        "a loss of your own or of torch: a class from logits (B, K) and targets to one number, or one per image (loss=own)",
         example="loss=own loss._target_=torch.nn.CrossEntropyLoss",
     )
     kwargs: dict[str, Any] = setting(dict, "arguments of your own loss")
@@ -399,7 +407,7 @@ class CheckpointConfig:
     """When training state is saved, in addition to the end of every epoch (``conf/checkpoint/``)."""
 
     every_n_steps: Optional[int] = setting(
-        None, "also save after every so many optimizer steps; null: only at the ends of epochs", least=1
+        None, "also save every N optimizer steps; null: only at the ends of epochs", least=1
     )
 
 
@@ -409,20 +417,20 @@ class Config:
 
     seed: int = setting(0, "seed of all randomness: splits, order, views, initial weights")
     name: Optional[str] = setting(
-        None, "name of the run, a part of its folder's name; null: data, network and schedule"
+        None, "name of the run, part of the name of its folder; null: data, network and schedule"
     )
     run_dir: Optional[str] = setting(
-        None, "new folder for the run; null: a folder under runs/, named by the time", example="run_dir=my_run"
+        None, "new folder for the run; null: a folder under runs/, named by date and time", example="run_dir=my_run"
     )
     monitor: str = setting(
         "val/acc",
         "validation metric that decides which epoch is best: val/acc, val/f1_macro, val/loss, val/ece or val/NAME of metrics; "
-        "val/f1_micro and val/map of several labels an image",
+        "with several labels per image also val/f1_micro and val/map",
         example="monitor=val/loss",
     )
     epochs: Optional[int] = setting(None, "epochs of each phase of the schedule; null: as the schedule says", above=0)
     lr: Optional[float] = setting(
-        None, "highest learning rate of the schedule, other phases keep their ratio to it; null: as it says", above=0
+        None, "highest learning rate of the schedule; other phases keep their ratio to it; null: as it says", above=0
     )
     report: bool = setting(True, "write report.html at the end; finetune report RUN writes it at any time")
     keep: str = setting(
@@ -460,6 +468,6 @@ class Config:
     )
     metrics: dict[str, Any] = setting(
         dict,
-        "metrics beside those of every run, by name, each a _target_ and its arguments; each gives one number, val/NAME",
+        "additional metrics by name, each a _target_ and its arguments; each gives one number, val/NAME",
         example="'metrics.kappa={_target_: torchmetrics.CohenKappa, task: multiclass, num_classes: 3}'",
     )
