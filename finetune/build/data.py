@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.listing import Listing, Use
     from finetune.models.classifier import Classifier
 
-# keys of `data` that concern loading, not the source of the images
+# keys of `data` that concern the loader, not the source of the images
 _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
 
 
@@ -28,7 +28,7 @@ def decode_options(config: Config) -> "DecodeOptions":
     """Return how the image files of a configuration become pixels.
 
     Raises:
-        UserError: ``data.high_depth`` names no rule, or a range or ``data.bit_depth`` is none.
+        UserError: ``data.high_depth`` names no rule, or a range or ``data.bit_depth`` is invalid.
     """
     from finetune.data.color import check_high_depth
     from finetune.data.decode import DecodeOptions
@@ -65,7 +65,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
 
     Args:
         config: Checked configuration.
-        use: What the data is for; data to test on need not be valid for training.
+        use: Purpose of the data; test data need not be valid for training.
         listing: Listing from :func:`finetune.build.paths.check_paths`, so that the data is not listed again.
 
     Raises:
@@ -75,7 +75,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     kind = source_kind(data.source)
     own = kind.own_settings(data)
     for key in fields(DataConfig):
-        # when other data is tested on, the settings of the run's own data may remain
+        # a test on other data may keep settings of the run's own data
         value = getattr(data, key.name)
         if use != "test" and value not in (None, key.default) and key.name not in (*kind.settings, *_OF_THE_LOADER):
             raise UserError(
@@ -85,7 +85,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     if kind.decodes and decode.channels not in (1, 3):
         raise UserError(
             f"input.channels={decode.channels}: data={data.source} reads image files as 1 or 3 channels. Use one of these; "
-            "images with other channels come as arrays, under a Trainer of your own (finetune.FineTuner)."
+            "give images with other channels as arrays, under a Trainer of your own (finetune.FineTuner)."
         )
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
     meant = {"use": use} if kind.decodes else {}
@@ -97,7 +97,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
 
 
 def _choose_channels(source: "Source") -> None:
-    """Read a data set of grey images as one channel, and note it; a mixture is noted too."""
+    """Read a data set of grey images as one channel; note this, and a mixture of grey and colour."""
     grey = source.facts.grey() if source.facts is not None else None
     if grey is None or not grey.any():
         return
@@ -124,7 +124,7 @@ def build_data(
         source: Source of the images.
         classifier: Model that defines the input of the network.
         worker_init: Function called in each loader process with its number; None for none.
-        trusted: Whether the user typed the configuration, or trusts its run; otherwise a transform of the user's is not built.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no user-supplied transform is built.
 
     Raises:
         UserError: The transform cannot be built.

@@ -1,4 +1,4 @@
-"""Images that another library than Pillow decodes to an array of numbers, and the way from there to 8-bit pixels."""
+"""Images decoded by libraries other than Pillow, and their conversion to 8-bit pixels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ _MODES: dict[tuple[Space, str], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The numbers of an image and what they mean.
+    """The samples of an image and their meaning.
 
     Args:
-        values_HWS: Numbers of any type; the colour channels, then perhaps one of opacity.
-        space: What the colour channels are.
-        bits: Bits of a number as the file declares them; 0 for floating point.
-        white_is_zero: Whether the smallest number is the brightest.
-        opacity: Whether there is a channel of opacity, and whether the colours are multiplied by it already.
+        values_HWS: Sample values of any type: the colour channels, then perhaps an alpha channel.
+        space: Colour space of the colour channels.
+        bits: Bits per sample as the file declares them; 0 for floating point.
+        white_is_zero: Whether the smallest value is the brightest.
+        opacity: Empty without an alpha channel; else whether the colours are already multiplied by it.
     """
 
     values_HWS: npt.NDArray[Any]
@@ -43,7 +43,7 @@ class Samples:
 
     @property
     def colours(self) -> int:
-        """Return the number of channels without that of opacity."""
+        """Return the number of channels without alpha."""
         return _CHANNELS[self.space]
 
     def __post_init__(self) -> None:
@@ -57,14 +57,14 @@ class ArrayImage:
     """An image file whose header was read; it has the attributes of Pillow's object that the decoder uses.
 
     Args:
-        width: Width as stored, pixels.
-        height: Height as stored, pixels.
+        width: Stored width in pixels.
+        height: Stored height in pixels.
         mode: Pillow's name of the mode, or the nearest one.
         format: Name of the format.
-        load: Function that decodes the numbers.
+        load: Function that decodes the samples.
         orientation: Exif orientation.
         is_animated: Whether the file holds several pictures.
-        info: ``icc_profile``, where the file has one.
+        info: ``icc_profile``, if the file has one.
     """
 
     width: int
@@ -78,21 +78,21 @@ class ArrayImage:
 
 
 def samples_to_pixels(samples: Samples, *, channels: int, rule: DepthRule, profile: bytes = b"") -> Pixels:
-    """Convert the numbers of an image to 8-bit pixels by the rules of :mod:`finetune.data.color`.
+    """Convert the samples of an image to 8-bit pixels by the rules of :mod:`finetune.data.color`.
 
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
     """
     colours = samples.colours
     values, opacity = samples.values_HWS[..., :colours], samples.values_HWS[..., colours:]
-    levels = scale_to_bytes(values, rule=rule, bits=samples.bits)
+    pixels = scale_to_bytes(values, rule=rule, bits=samples.bits)
     if samples.white_is_zero:
-        levels = 255 - levels
+        pixels = 255 - pixels
     if samples.opacity:
-        levels = np.concatenate([levels, scale_to_bytes(opacity, bits=samples.bits)], axis=2)
+        pixels = np.concatenate([pixels, scale_to_bytes(opacity, bits=samples.bits)], axis=2)
     mode = _MODES[samples.space, samples.opacity]
-    height, width = levels.shape[:2]
-    image = Image.frombuffer(mode, (width, height), np.ascontiguousarray(levels), "raw", mode, 0, 1)
+    height, width = pixels.shape[:2]
+    image = Image.frombuffer(mode, (width, height), np.ascontiguousarray(pixels), "raw", mode, 0, 1)
     if mode in ("La", "RGBa"):
         image = image.convert("LA" if mode == "La" else "RGBA")
     if profile and samples.space != "grey":

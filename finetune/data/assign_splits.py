@@ -1,4 +1,4 @@
-"""Turns a listing and the content hashes of its files into a run's index: unreadable files, splits, few-shot limit."""
+"""Turn a listing and the content hashes of its files into a run's index: unreadable files, splits, few-shot limit."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -47,7 +47,7 @@ def leave_out_unreadable(
                 [
                     f"{listing.origin}: every image must be readable. {files} cannot be read:",
                     *lines,
-                    "Replace or remove them, or train without them by data.on_unreadable=skip.",
+                    "Replace or remove them, or train without them: data.on_unreadable=skip.",
                 ]
             )
         )
@@ -71,10 +71,10 @@ def arrange(
         skipped: Paths and reasons of the files that were already dropped.
 
     Returns:
-        The index, and for each of its rows the row of the listing it comes from.
+        The index, and for each of its rows the row of the listing that it comes from.
 
     Raises:
-        UserError: The settings contradict the listing, or nothing could be set aside for validation.
+        UserError: The settings contradict the listing, or no image could be set aside for validation.
     """
     groups = listing.groups
     if listing.use == "test":
@@ -85,7 +85,7 @@ def arrange(
         listing = check_classes(replace(listing, splits=splits))
     if listing.use == "train" and not (splits == VAL).any():
         why = (
-            f"data.val_fraction={split.val_fraction} sets none aside. Raise it"
+            f"data.val_fraction={split.val_fraction} sets no image aside. Raise it"
             if split.val_fraction == 0 and split.folds is None
             else "No image could be set aside: there are too few, or all of a class are copies of one image or belong to "
             "one group, which stay together. Add images"
@@ -113,8 +113,8 @@ def _divide(listing: Listing, content: npt.NDArray[np.uint64], split: SplitSetti
     """Keep the listing's own splits and make the missing ones from the samples left for training."""
     if split.folds is not None and "val" in listing.given:
         raise UserError(
-            f"data.folds={split.folds}: folds are made from training images. {listing.origin} has a validation split "
-            "of its own. Leave data.folds out, or move those images to train."
+            f"data.folds={split.folds}: folds are made from training images. {listing.origin} has its own validation split. "
+            "Leave data.folds out, or move those images to train."
         )
     splits = np.maximum(listing.splits, TRAIN).astype(np.int8)
     if not len(splits):  # an audit of files that are all unreadable
@@ -149,10 +149,10 @@ def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[s
     """Return a sentence for each fact that the user should know before training and the audit does not report."""
     notes = []
     if listing.use == "train" and not (splits == TEST).any():
-        notes.append("There is no test split, so no result is measured on images that the run did not use.")
+        notes.append("No test split: no metrics on unseen images.")
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"
-        notes.append(f"{len(skipped)} unreadable files are skipped, the first {first}")
+        notes.append(f"{len(skipped)} unreadable files are skipped, the first of them {first}")
     if listing.groups is not None:
         counted = ", ".join(
             f"{name} {listing.groups.count(np.flatnonzero(splits == number))}" for number, name in enumerate(SPLITS)

@@ -2,17 +2,17 @@
 
 - Transparency (an alpha channel, or a transparent colour) is composited over white.
 - Palettes are looked up; bilevel images become 0 and 255.
-- An embedded colour profile is converted to sRGB, unless it is damaged or changes no colour by more than two levels,
-  whatever its name is; CMYK without a profile is converted by the plain formula. Grey of more than 8 bits ignores profiles.
-- Grey from colour is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B: what a JPEG file stores as Y.
+- An embedded colour profile is converted to sRGB, unless it is damaged or changes no 8-bit value by more than two, whatever
+  its name is; CMYK without a profile is converted by the plain formula. Grey of more than 8 bits ignores profiles.
+- Grey from colour is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, which a JPEG file stores as Y.
 - High bit depths are scaled by one range for the whole data set, which the scan measures
   (:mod:`finetune.data.depth_range`). Without one, ``full`` maps the range that the type allows to 0..255: for 16 bits
   0..65535. 32-bit integers and floating point declare no range: theirs is the smallest of 0..1 (floating point only),
-  0..255, 0..65535 that holds all values of the image, else the image's own minimum..maximum. ``stretch`` always maps the
-  image's own minimum..maximum. Values outside the range become black or white; NaN counts as minimum.
+  0..255 and 0..65535 that holds all values of the image, else the image's own minimum..maximum. ``stretch`` always maps the
+  image's own minimum..maximum. Values outside the range become black or white; NaN counts as the minimum.
 
-An image is converted one tile at a time: the intermediate results, up to 40 bytes per pixel, exist for one tile only.
-Apart from the image that Pillow holds and the pixels returned, memory does not grow with the image.
+An image is converted one tile at a time, so the intermediate results, up to 40 bytes per pixel, exist for one tile only.
+Apart from the image that Pillow holds and the returned pixels, memory does not grow with the image.
 """
 
 import io
@@ -34,7 +34,7 @@ Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
 _TILE_PIXELS = 2**20
-# levels by which rounding and versions of sRGB differ
+# largest difference of 8-bit values by rounding and between versions of sRGB
 _SAME_COLOR = 2
 
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
@@ -42,11 +42,11 @@ _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 @dataclass(frozen=True, kw_only=True)
 class DepthRule:
-    """The way from numbers of more than 8 bits to 8-bit levels.
+    """How samples of more than 8 bits are scaled to 8 bits.
 
     Args:
         high_depth: ``full`` or ``stretch``.
-        integers: Numbers that become black and white, for integers of more than 8 bits under ``full``; None for the
+        integers: Values that become black and white, for integers of more than 8 bits under ``full``; None for the
             range of the type.
         floats: The same for floating point; None chooses for each image.
     """
@@ -57,12 +57,12 @@ class DepthRule:
 
     @property
     def narrows_integers(self) -> bool:
-        """Whether integers of 16 bits are scaled by another range than that of all 16 bits."""
+        """Whether 16-bit integers are scaled by a range other than the full one."""
         return self.high_depth == "stretch" or self.integers not in (None, (0.0, 65535.0))
 
 
 FULL = DepthRule()
-# numbers a hundredth outside a range are the rounding and the filters of whoever wrote them
+# values up to 1% outside a range come from the writer's rounding or filtering
 _TOLERANCE = 0.01
 
 
@@ -81,13 +81,13 @@ def to_pixels(image: Image.Image, *, channels: int, rule: DepthRule = FULL) -> P
     pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         scale = _scale_of((np.asarray(tile) for _, tile in _tiles(image)), rule)
-        clear = image.info.get("transparency")  # PNG: one number may be clear
+        clear = image.info.get("transparency")  # PNG: one value may be transparent
         for place, tile in _tiles(image):
             numbers = np.asarray(tile)
-            levels = scale(numbers)
+            scaled = scale(numbers)
             if isinstance(clear, int):
-                levels[numbers == clear] = 255
-            pixels[place] = levels if grey else levels[..., None]
+                scaled[numbers == clear] = 255
+            pixels[place] = scaled if grey else scaled[..., None]
         return pixels
     for place, tile in _tiles(image):
         pixels[place] = np.asarray(_in_mode(tile, "L" if grey else "RGB"))
@@ -120,10 +120,10 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def scale_to_bytes(values: npt.NDArray[Any], *, rule: DepthRule = FULL, bits: int = 16) -> Pixels:
-    """Scale numbers of any range to 0..255, rounded to nearest.
+    """Scale sample values of any range to 0..255, rounded to nearest.
 
     Args:
-        values: Numbers.
+        values: Sample values.
         rule: Scaling rule.
         bits: Bits of an unsigned integer as the file declares them.
 
@@ -137,13 +137,13 @@ def scale_to_bytes(values: npt.NDArray[Any], *, rule: DepthRule = FULL, bits: in
 
 @dataclass(frozen=True)
 class _Scale:
-    """A linear map from numbers to 8-bit levels.
+    """A linear map from sample values to 8-bit values.
 
     Args:
-        black: Number that becomes 0.
-        white: Number that becomes 255.
-        low: Smallest finite number; it replaces NaN and minus infinity.
-        high: Largest finite number; it replaces infinity.
+        black: Value that becomes 0.
+        white: Value that becomes 255.
+        low: Smallest finite value; it replaces NaN and minus infinity.
+        high: Largest finite value; it replaces infinity.
     """
 
     black: float
@@ -153,13 +153,13 @@ class _Scale:
 
     def __call__(self, values: npt.NDArray[np.generic]) -> Pixels:
         if _is_16_bits(values.dtype):
-            return _levels_of_16_bits(self.black, self.white).take(values.astype(np.intp))
+            return _table_of_16_bits(self.black, self.white).take(values.astype(np.intp))
         numbers = np.nan_to_num(values.astype(np.float64), nan=self.low, posinf=self.high, neginf=self.low)
-        return _levels(numbers.clip(self.black, self.white), self.black, self.white)
+        return _scaled_to_bytes(numbers.clip(self.black, self.white), self.black, self.white)
 
 
 def _scale_of(parts: Iterable[npt.NDArray[Any]], rule: DepthRule, bits: int = 16) -> _Scale:
-    """Choose the scale for an image whose numbers come in parts."""
+    """Choose the scale for an image whose samples come in parts."""
     low, high = np.inf, -np.inf
     kind: np.dtype[Any] = np.dtype(np.float64)
     for part in parts:
@@ -182,7 +182,7 @@ def _scale_of(parts: Iterable[npt.NDArray[Any]], rule: DepthRule, bits: int = 16
 
 
 def declared_range(low: float, high: float, *, floating: bool) -> Range:
-    """Return the smallest usual range that holds the numbers from ``low`` to ``high``, else these.
+    """Return the smallest usual range that holds ``low`` to ``high``, or ``(low, high)`` if none does.
 
     >>> declared_range(0.0, 1.0001, floating=True)
     (0.0, 1.0)
@@ -199,14 +199,14 @@ def _is_16_bits(kind: np.dtype[np.generic]) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _levels_of_16_bits(black: float, white: float) -> Pixels:
-    """Return the level of each of the 65,536 numbers."""
-    return _levels(np.arange(2**16, dtype=np.float64).clip(black, white), black, white)
+def _table_of_16_bits(black: float, white: float) -> Pixels:
+    """Return the 8-bit value of each of the 65,536 sample values."""
+    return _scaled_to_bytes(np.arange(2**16, dtype=np.float64).clip(black, white), black, white)
 
 
-def _levels(numbers: npt.NDArray[np.float64], black: float, white: float) -> Pixels:
+def _scaled_to_bytes(numbers: npt.NDArray[np.float64], black: float, white: float) -> Pixels:
     span = white - black
-    # adding a half and truncating rounds halves up; numpy's own rounding would send 0.5 to 0 and 1.5 to 2
+    # adding 0.5 and truncating rounds halves up; numpy's rounding would send 0.5 to 0 and 1.5 to 2
     scaled = (numbers - black) * 255 / span if span > 0 else np.zeros_like(numbers)
     return np.floor(scaled + 0.5).astype(np.uint8)
 
@@ -227,17 +227,17 @@ def check_high_depth(name: str) -> HighDepth:
 
 
 def check_range(value: object, *, name: str) -> Range | None:
-    """Return a range of numbers as a pair, or None for none.
+    """Return a range as a pair, or None if none is given.
 
     Raises:
-        UserError: It is not two finite numbers, the smaller one first.
+        UserError: The value is not two finite numbers, the smaller one first.
     """
     if value is None:
         return None
     numbers = tuple(value) if isinstance(value, (list, tuple)) else ()
     plain = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
     if len(numbers) != 2 or not plain or not np.isfinite(numbers).all() or numbers[0] >= numbers[1]:
-        raise UserError(f"{name}={value!r}: must be two numbers, that of black and a larger one of white.")
+        raise UserError(f"{name}={value!r}: must be two numbers: the value of black, then a larger one for white.")
     return float(numbers[0]), float(numbers[1])
 
 
@@ -290,7 +290,7 @@ def _is_identity(profile: ImageCms.ImageCmsProfile, mode: str) -> bool:
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     parsed = _profile(profile)
-    assert parsed is not None, "asked only for a profile that was read"
+    assert parsed is not None, "called only for a profile that was read"
     try:
         return ImageCms.buildTransform(parsed, ImageCms.createProfile("sRGB"), mode, "RGB")
     except ImageCms.PyCMSError:

@@ -35,9 +35,7 @@ def write_frame(frame: Any, *, settings: Sequence[str] = ()) -> Path:
     """
     names = [str(name) for name in frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"data: every column needs a name of its own. There are several {shortened(twice)}. Rename them."
-        )
+        raise UserError(f"data: column names must be unique. There are several {shortened(twice)}. Rename them.")
     given = [part for word in settings for part in word.partition("=")[2].strip("[]").split(",")]
     columns = []
     for column in frame.columns:

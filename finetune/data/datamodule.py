@@ -55,7 +55,7 @@ class ActivationDataset(Dataset[Batch]):
     """A data set of cached activations in place of images.
 
     Args:
-        source: Data set that gives the targets.
+        source: Source of the targets.
         activations: Cached activations.
         seed: Seed of the run.
         phase: Name of the phase; None for validation rows.
@@ -104,10 +104,10 @@ def _begin_loader(worker: int, then: Callable[[int], None] | None) -> None:
 def default_workers(source: Source, *, on_cpu: bool) -> int:
     """Choose the number of loader processes: 0 for data in memory, else one less than the cores, between 1 and 8.
 
-    It is also 0 beside a network that computes on the same few cores. Threads read a batch before the network computes
-    it, so they do not compete with it, and they take no extra memory. On two cores, with ResNet-18 and photographs, a
-    training epoch is 1.04 times as fast as with one loader process, and a pass of a frozen prefix 1.1 times. Slow disks
-    gain from loader processes everywhere, because these read ahead.
+    It is also 0 if the network computes on the same few cores: threads read a batch before the network computes it, so they do
+    not compete with it, and they take no extra memory. On two cores, with ResNet-18 and photographs, a training epoch is
+    1.04 times as fast as with one loader process, and a pass of a frozen prefix 1.1 times. With slow disks, loader processes
+    always help, because they read ahead.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # with fewer torch threads than cores, a core is left for a loader process
@@ -128,7 +128,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Number of loader processes; None chooses it by :func:`default_workers`. With 0, threads of this
             process read.
         augment: Training view of phases that name none.
-        transform: Transform of the user's after each training view; None for none.
+        transform: User-supplied transform after each training view; None for none.
         augment_lists: Lists of operations that phases may name in place of a training view; None for none.
         sample_weights: Sampling weights, one per row of the index: training rows are drawn in proportion to them. None
             takes each row once.
@@ -220,8 +220,8 @@ class ImageDataModule(pl.LightningDataModule):
     def drop_iterator(self) -> None:
         """Rewind to the first iterator's start after a resume at an epoch's end, as none of its batches are used.
 
-        Lightning makes one iterator before the validation that a resumed run still has to do, and another one after it.
-        Loader processes have already begun the first, so the order would be one epoch ahead.
+        Lightning makes one iterator before the validation that a resumed run still has to do, and another after it. Loader
+        processes have already started on the first, so the order would be one epoch ahead.
         """
         if self._start[1] == 0:
             self._batches.start_at(*self._start)
@@ -264,7 +264,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(images, batches)
 
     def image_views(self) -> ImageViews:
-        """Return what computes activations needs: the images, and a loader of any of their views for this process alone."""
+        """Return what the computation of activations needs: the images, and a loader of their views for this process alone."""
         key = None if self.transform is None else self.transform.key
         lists = {text: [own.key for own in listed.operations] for text, listed in self.augment_lists.items()}
         return ImageViews(source=self.source, transform_key=key, list_keys=lists, load=self._load_views)
@@ -308,8 +308,8 @@ class ImageDataModule(pl.LightningDataModule):
             images = len(self.source.index.rows(split))
             if not images:
                 raise UserError(
-                    f"data.{split}_fraction: the {split} split needs an image. The data leaves none for it: a class gives one "
-                    f"to each split from three images on. Add images, raise data.{split}_fraction, or give a {split} split."
+                    f"data.{split}_fraction: the {split} split is empty: a class needs at least three images to give each split "
+                    f"one. Add images, raise data.{split}_fraction, or give a {split} split."
                 )
             if images < world:
                 raise UserError(
@@ -324,8 +324,8 @@ class ImageDataModule(pl.LightningDataModule):
 
         Args:
             split: Name of the split.
-            rank: Rank of this process; None asks the Trainer this was last attached to.
-            world: Number of processes; None asks the Trainer this was last attached to.
+            rank: Rank of this process; None takes it from the Trainer that this was last attached to.
+            world: Number of processes; None takes it from that Trainer.
             activations: Cached activations of the validation split to use in place of images; None uses images.
         """
         if rank is None or world is None:

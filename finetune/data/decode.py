@@ -1,14 +1,13 @@
 """Decodes image files to 8-bit pixels: what a viewer shows, upright, in one or three channels.
 
-The first bytes of a file decide its format, not its name. Pillow reads the header and decodes; its modes become 8 bits by
-the rules of :mod:`finetune.data.color`. A JPEG at least twice as large as needed is decoded at a half, a quarter or an
-eighth of its size (the format's own scaled decoding). Animations and files of several pages give their first picture.
+The first bytes of a file decide its format, not its name. Pillow reads the header and decodes; its modes are converted to 8
+bits by the rules of :mod:`finetune.data.color`. A JPEG at least twice as large as needed is decoded at a half, a quarter or an
+eighth of its size (the format's own scaled decoding). Of animations and files of several pages, the first picture is used.
 
-A file whose pixels are not those that were stored is refused: where libjpeg would repair a JPEG in silence
-(:mod:`finetune.data.jpeg`), and where a checksum of a PNG is wrong (:mod:`finetune.data.png_checksums`).
+A damaged file whose pixels would not be those that were stored is refused: a JPEG that libjpeg would silently repair
+(:mod:`finetune.data.jpeg`), and a PNG with a wrong checksum (:mod:`finetune.data.png_checksums`).
 
-Lossy WebP has a fast path by torchvision, in processes that have loaded torch: a fifth to a quarter faster, with equal
-pixels.
+In processes that have loaded torch, lossy WebP is decoded by torchvision: a fifth to a quarter faster, with equal pixels.
 """
 
 import importlib.util
@@ -53,7 +52,7 @@ from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegErro
 from finetune.data.libtiff_messages import refusing_damage
 from finetune.data.png_checksums import check_png
 from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.plain import Json
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
@@ -64,7 +63,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Pillow's classes are called directly: `Image.open` would apply its own pixel limit, a global of the whole process, and
 # would try every plugin on a file that is not an image.
-# Those of HEIF and AVIF are in libraries that may be missing (`_box_opener`).
+# The classes for HEIF and AVIF are in libraries that may be missing (`_box_opener`).
 _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
     "JPEG": JpegImagePlugin.JpegImageFile,
     "PNG": PngImagePlugin.PngImageFile,
@@ -79,7 +78,7 @@ Opened = ImageFile.ImageFile | ArrayImage
 
 _RANGES = ("integer_range", "float_range")
 
-# messages of Pillow that say nothing to a user
+# messages of Pillow that mean nothing to a user
 _CLEARER = {"not identified by this driver": "its header gives no size"}
 _END_OF_JPEG = b"\xff\xd9"
 _LOSSY_WEBP = b"VP8 "
@@ -97,7 +96,7 @@ _TURNS: dict[int, tuple[tuple[int, ...], bool]] = {
 
 
 class FileChannelsError(UserError):
-    """A model takes images that no file gives: of other channels than 1 and 3."""
+    """Raised when a model needs a number of channels that image files cannot provide; they provide 1 or 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +106,12 @@ class DecodeOptions:
     Args:
         channels: Number of channels, 1 for grey, 3 for colour.
         max_pixels: Largest number of pixels; larger images are refused before they are decoded.
-        high_depth: Rule that turns more than 8 bits into 8, see :mod:`finetune.data.color`.
-        integer_range: Numbers that become black and white, for integers of more than 8 bits; None for the range of the type.
+        high_depth: Rule that scales more than 8 bits to 8, see :mod:`finetune.data.color`.
+        integer_range: Values that become black and white, for integers of more than 8 bits; None for the range of the type.
         float_range: The same for floating point; None chooses for each image.
 
     Raises:
-        UserError: There is no such rule, or a range is none.
+        UserError: There is no such rule, or a range is invalid.
     """
 
     channels: int = 3
@@ -134,7 +133,7 @@ class DecodeOptions:
     def to_plain(self) -> dict[str, Json]:
         """Return the options that do not depend on the network, as bundles, exports and embeddings record them in JSON.
 
-        Ranges are there only where the data set has deep images.
+        Ranges are included only if the data set has images of high bit depth.
         """
         ranges: dict[str, Json] = {key: list(value) for key in _RANGES if (value := getattr(self, key)) is not None}
         return {"max_pixels": self.max_pixels, "high_depth": self.high_depth, **ranges}
@@ -230,7 +229,7 @@ def _box_opener(kind: str, path: str) -> Callable[[BytesIO], ImageFile.ImageFile
     except ImportError:
         raise UnreadableImage(
             path,
-            "It is a HEIC image. Install what reads it by: pip install 'stagewise-finetune[heif]'. Or convert it with "
+            "It is a HEIC image. Install its decoder with: pip install 'stagewise-finetune[heif]', or convert the file with "
             "ImageMagick (magick FILE FILE.jpg).",
         ) from None
     opener: Callable[[BytesIO], ImageFile.ImageFile] = HeifImageFile
@@ -245,16 +244,16 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
             return open_by_tifffile(data, path=path)
         raise
     if is_camera_raw(image):
-        raise UnreadableImage(path, f"It is a camera's raw file, of which only a preview could be read. {CONVERT}")
+        raise UnreadableImage(path, f"It is a camera's raw file; only its preview could be read. {CONVERT}")
     return image if pillow_reads(image) else open_by_tifffile(data, path=path)
 
 
 def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
-    """Decode an image that :func:`open_image` opened, once, as :func:`decode_file` does."""
+    """Decode an image from :func:`open_image`, as :func:`decode_file` does; this works once per opened image."""
     if options.channels not in (1, 3):
         raise FileChannelsError(
-            f"{path}: image files are read as 1 or 3 channels. This model takes {options.channels}. Read the bands by a "
-            "library of yours, and give arrays or tensors to finetune.load(RUN) in Python."
+            f"{path}: image files are read as 1 or 3 channels. This model takes {options.channels}. Read the bands with your "
+            "own library, and give arrays or tensors to finetune.load(RUN) in Python."
         )
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
@@ -278,12 +277,12 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
             else:
                 lossy = _decode_lossy_webp(image, options.channels)
                 pixels = _decode_with_pillow(image, options) if lossy is None else lossy
-        # asked afterwards: Pillow turns a TIFF upright while it loads it, and then takes the tag away
+        # read after loading: Pillow rotates a TIFF while loading it and removes the tag
         return _upright(pixels, orientation_of(image))
 
 
 def numbers_of(image: Opened) -> npt.NDArray[Any] | None:
-    """Return the numbers of a decoded image of more than 8 bits, of any shape; None for 8 bits."""
+    """Return the sample values of a decoded image of more than 8 bits, of any shape; None for 8 bits."""
     if isinstance(image, ArrayImage):
         samples = image.load()
         return samples.values_HWS[..., : samples.colours] if samples.bits == 0 or samples.bits > 8 else None
@@ -307,7 +306,7 @@ def orientation_of(image: Opened) -> int:
             exif = image.getexif()
         value = exif.get(_ORIENTATION_TAG)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
-    except Exception:  # damaged metadata of any kind is no reason to lose the pixels
+    except Exception:  # damaged metadata is no reason to lose the pixels
         return 1
 
 
@@ -343,7 +342,7 @@ def _decode_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptions, s
         return np.repeat(pixels, 3, axis=2)
     mode = image.mode
     if mode == "CMYK":
-        pixels = 255 - pixels  # stored inverted, as Adobe's programs began to
+        pixels = 255 - pixels  # stored inverted, a convention of Adobe's programs
     elif mode == "L":
         pixels = pixels[..., 0]
     opened = Image.frombuffer(mode, (pixels.shape[1], pixels.shape[0]), pixels, "raw", mode, 0, 1)
@@ -381,7 +380,7 @@ def _pixels_of(samples: Samples, image: Opened, options: DecodeOptions) -> Pixel
 
 
 def _scale_clear_level(image: PngImagePlugin.PngImageFile) -> None:
-    """Give the clear level of a PNG of fewer or more bits than 8 on the scale that Pillow gives the pixels."""
+    """Convert the transparent value of a PNG of fewer or more than 8 bits to the scale of Pillow's pixels."""
     level, raw_mode = image.info.get("transparency"), image.tile[0].args if image.tile else None
     if image.mode == "1" and level == 1:
         image.info["transparency"] = 255
@@ -421,7 +420,7 @@ def _decode_lossy_webp(image: ImageFile.ImageFile, channels: int) -> Pixels | No
 
 
 def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Turn the pixels as stored into the picture as the photographer saw it."""
+    """Turn the stored pixels upright, as the photographer saw the picture."""
     if orientation == 1:
         return pixels_HWC
     backwards, swapped = _TURNS[orientation]
@@ -446,12 +445,12 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
         raise UnreadableImage(
             path,
             f"It claims {width} x {height} pixels, more than data.max_pixels={max_pixels}. "
-            "Raise the limit if the file is meant to be so large.",
+            "Raise the limit if the file is meant to be that large.",
         )
 
 
 def _check_end(path: str, jpeg: BytesIO) -> None:
-    """Refuse a JPEG, read up to its first scan, whose rest was never written: decoders show it grey, some silently."""
+    """Refuse a JPEG, read up to its first scan, whose rest was never written; decoders show that part grey, some silently."""
     with jpeg.getbuffer() as data:
         if any(data[-64:]):
             return
@@ -471,5 +470,5 @@ def _naming_damage(path: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
-        words = (str(error).strip().rstrip(".") or type(error).__name__).splitlines()[0]
+        words = first_line(error).rstrip(".")
         raise UnreadableImage(path, f"It is damaged or cut short: {_CLEARER.get(words, words)}.") from error

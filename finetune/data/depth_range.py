@@ -1,8 +1,8 @@
-"""Chooses one range of numbers for all deep images of a data set, so that equal numbers become equal levels.
+"""Choose one value range for all high-bit-depth images of a data set, so that equal values become equal pixels.
 
-Integers that are never negative fill the smallest of 8, 10, 12, 14 and 16 bits that holds the largest of them: a 12-bit camera
-that writes 16-bit files uses 12. Floating point fills the smallest of 0..1, 0..255 and 0..65535 that holds all but the darkest
-and the brightest thousandth of each image, to a hundredth. All other numbers fill the smallest to the largest of the set.
+Integers that are never negative use the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value: 12 for a 12-bit
+camera that writes 16-bit files. Floating point uses the smallest of 0..1, 0..255 and 0..65535 that holds all but the darkest
+and the brightest thousandth of each image, within 1%. All other values use the minimum and maximum of the data set.
 """
 
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ from finetune.data.decode import DecodeOptions
 from finetune.data.scan import DEEP, Facts
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
-# below this share of its levels a range is too wide: 8-bit levels come out fewer than 64
+# a range is too wide if the images use less than this share of it: fewer than 64 of 256 values
 _FEW = 0.25
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one kind in a data set.
+    """The sample values of one kind in a data set.
 
     Args:
         images: Number of images.
-        low: Smallest number.
-        high: Largest number.
+        low: Smallest value.
+        high: Largest value.
     """
 
     images: int
@@ -34,15 +34,15 @@ class Measured:
 
 
 def measured(facts: Facts, kind: str) -> Measured | None:
-    """Return the numbers of the deep images of a kind, ``integer`` or ``float``; None if there are none."""
+    """Return the value range of the high-bit-depth images of a kind, ``integer`` or ``float``; None if there are none."""
     rows = facts.table[(facts.table["deep"] == DEEP.index(kind)) & (facts.table["problem"] == 0)]
     return Measured(len(rows), float(rows["low"].min()), float(rows["high"].max())) if len(rows) else None
 
 
 def with_ranges(decode: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tuple[str, ...]]:
-    """Return the options with ranges for the deep images of a scan, and what the user should know of them.
+    """Return the options with ranges for the high-bit-depth images of a scan, and notes for the user about them.
 
-    Ranges that are given already, and ``high_depth=stretch``, stay.
+    Given ranges and ``high_depth=stretch`` are kept.
     """
     notes: list[str] = []
     for kind, key in (("integer", "integer_range"), ("float", "float_range")):
@@ -69,11 +69,12 @@ def _note(numbers: Measured, kind: str, chosen: Range, *, given: bool) -> str:
     depth = f" ({bits:.0f} bits)" if kind == "integer" and bits == int(bits) and bits else ""
     setting = f"data.{'integer' if kind == 'integer' else 'float'}_range"
     whole = (
-        f"{numbers.images:,} deep image{'s' * (numbers.images != 1)} of {kind} numbers from {numbers.low:g} to {numbers.high:g}: "
-        f"{black:g} becomes black and {white:g} white{depth}, {'as given' if given else 'measured over the set'}."
+        f"{numbers.images:,} image{'s' * (numbers.images != 1)} with more than 8 bits ({kind}, {numbers.low:g} to "
+        f"{numbers.high:g}): {black:g} becomes black and {white:g} white{depth}, "
+        f"{'as given' if given else 'measured over the data set'}."
     )
     used = (min(numbers.high, white) - max(numbers.low, black)) / (white - black) if white > black else 1.0
     if used < _FEW:
-        whole = f"warning: {whole} Only {max(used, 0):.1%} of the levels are used: the images are nearly flat."
+        whole = f"warning: {whole} The images use only {max(used, 0):.1%} of that range, so they are nearly flat."
         return f"{whole} Set {setting}, or data.high_depth=stretch for a range of each image."
     return whole

@@ -1,8 +1,8 @@
-"""Reads DICOM files by pydicom, which the extra ``dicom`` installs: the first frame, as a viewer shows it.
+"""Read DICOM files with pydicom, which the extra ``dicom`` installs: the first frame, as a viewer shows it.
 
-The rescale slope or modality table is applied, then the first window that the file states (PS3.3, C.7.6.3 and C.11.2); a file
-without one keeps its numbers, which are scaled like those of other deep files. MONOCHROME1 is shown with its smallest number
-white. No text of the file is read: names and dates of patients stay where they are.
+The rescale slope or modality table is applied, then the first window in the file (PS3.3, C.7.6.3 and C.11.2); a file without a
+window keeps its values, which are scaled like those of other files of high bit depth. MONOCHROME1 is shown with its smallest
+value white. No text of the file is read: names and dates of patients are not used.
 """
 
 from io import BytesIO
@@ -19,14 +19,14 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
     """Read the header of a DICOM file.
 
     Raises:
-        UnreadableImage: pydicom is not installed, or the file holds no picture.
+        UnreadableImage: pydicom is not installed, or the file does not hold a picture.
     """
     try:
         import pydicom
     except ImportError:
         raise UnreadableImage(
             path,
-            "It is a DICOM file. Install pydicom by: pip install 'stagewise-finetune[dicom]', or convert it to PNG.",
+            "It is a DICOM file. Install pydicom with: pip install 'stagewise-finetune[dicom]', or convert the file to PNG.",
         ) from None
     dataset = pydicom.dcmread(BytesIO(data))
     if "PixelData" not in dataset or "Rows" not in dataset:
@@ -61,7 +61,7 @@ def _samples(dataset: Any, number: int, shown: str) -> Samples:
     if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
         numbers, bits = _window(np.asarray(apply_voi_lut(numbers, dataset, index=0), np.float64), dataset), 8
     elif numbers.dtype.kind == "f" and (numbers == np.rint(numbers)).all():
-        numbers = numbers.astype(np.int32)  # a slope of 1 makes floating point of whole numbers
+        numbers = numbers.astype(np.int32)  # a rescale slope of 1 has turned whole numbers into floating point
     kept = numbers if numbers.dtype.kind != "f" else numbers.astype(np.float32)
     return Samples(
         values_HWS=kept[..., None],
@@ -72,7 +72,7 @@ def _samples(dataset: Any, number: int, shown: str) -> Samples:
 
 
 def _window(numbers: npt.NDArray[np.float64], dataset: Any) -> npt.NDArray[np.uint8]:
-    """Scale what a window leaves, which spans the range of the stored or rescaled numbers, to 0..255."""
+    """Scale the output of a window, which spans the range of the stored or rescaled values, to 0..255."""
     if "VOILUTSequence" in dataset:
         table = dataset.VOILUTSequence[0].LUTDescriptor
         low, high = 0.0, 2.0 ** int(table[2]) - 1

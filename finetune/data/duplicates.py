@@ -1,4 +1,4 @@
-"""Finds duplicates: files with identical bytes, and near-duplicate pictures in different splits."""
+"""Find duplicates: files with identical bytes, and near-duplicate pictures in different splits."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,12 +19,12 @@ _MANY = 50_000
 # pictures of one kind, such as X-rays, may all be close to each other, so the number of pairs compared is bounded
 _MOST_PAIRS = 100_000
 
-# two thumbnails show one picture if they correlate at least this much and, apart from brightness, differ by at most
-# this many levels
+# two thumbnails show the same picture if they correlate at least this much and, apart from brightness, differ by at most this
+# many 8-bit values
 _LEAST_CORRELATION = 0.97
 _MOST_LEVELS = 6.0
 
-# pictures with a smaller range of levels have no structure to compare
+# pictures with a smaller range of 8-bit values have no structure to compare
 _LEAST_RANGE = 16
 
 
@@ -51,9 +51,9 @@ def alike_across(
         looks: Perceptual hashes, uint64 (N, 2).
         content: Content hashes; pairs with equal hashes are left out.
         splits: Split of each row, int8 (N,).
-        ranges: Levels between the darkest and the brightest pixel of each image, uint8 (N,).
-        read: Function that reads the image of a row. Candidates are compared by their pixels too, because close hashes
-            alone do not prove that two pictures are the same.
+        ranges: Difference between the brightest and the darkest pixel of each image, uint8 (N,).
+        read: Function that reads the image of a row. Candidates are also compared by their pixels, because similar hashes
+            do not prove that two pictures are the same.
     """
     rows = np.flatnonzero(ranges >= _LEAST_RANGE)
     pairs: set[tuple[int, int]] = set()

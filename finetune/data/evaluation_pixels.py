@@ -1,9 +1,9 @@
-"""From decoded pixels to those that evaluation and prediction show the network, by Pillow and NumPy alone.
+"""The evaluation view of decoded pixels, which evaluation and prediction show the network, with Pillow and NumPy alone.
 
-The resize is Pillow's own, level for level: torchvision's and timm's evaluation transforms resize Pillow images, so their
-networks were measured on these levels, and a model exported to them sees the same. PyTorch's kernel for uint8 tensors keeps
-filter weights of 15 bits where Pillow keeps 22: three times as fast, one level off in two to four pixels of a thousand
-(measured), which moves a probability by up to some thousandths. Training views, which are random anyway, keep that kernel.
+The resize gives exactly Pillow's pixel values: torchvision's and timm's evaluation transforms resize Pillow images, so their
+networks were measured on these values, and a model exported to them sees the same. PyTorch's kernel for uint8 tensors has filter
+weights of 15 bits where Pillow has 22: it is three times as fast and off by one in two to four pixels of a thousand (measured),
+which moves a probability by up to a few thousandths. Training views, which are random anyway, use that kernel.
 """
 
 import math
@@ -27,7 +27,7 @@ _LONGEST = 8
 def evaluation_pixels(pixels_HWC: Pixels, spec: InputSpec) -> Pixels:
     """Return the evaluation view: resize so that the image covers ``size / crop_pct`` and crop the centre, or squash it.
 
-    Levels, sizes and offsets are those of timm's evaluation transform on a Pillow image, which are torchvision's too.
+    Pixel values, sizes and offsets are those of timm's evaluation transform on a Pillow image, and of torchvision's.
 
     Args:
         pixels_HWC: uint8, any number of channels.
@@ -56,7 +56,7 @@ def resize_target(spec: InputSpec) -> tuple[int, int]:
 
 
 def sharp_side(spec: InputSpec) -> int:
-    """Return the shorter side, in pixels, at which a JPEG decoded smaller gives the same view to within a level or two."""
+    """Return the shorter side, in pixels, at which a smaller decoded JPEG gives the same view, up to one or two of 256 values."""
     return 2 * max(math.floor(side / spec.crop_pct) for side in spec.size)
 
 
@@ -81,14 +81,14 @@ def pillow_resize(pixels_HWC: Pixels, *, size: tuple[int, int], interpolation: s
         interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
 
     Returns:
-        uint8 ``(*size, C)``; the image itself where it has that size.
+        uint8 ``(*size, C)``; the image itself if it has that size.
     """
     if pixels_HWC.shape[:2] == size:
         return pixels_HWC
     channels = pixels_HWC.shape[2]
     if channels == _COLOUR:
         return _resized(pixels_HWC, size, interpolation)
-    # Pillow treats the channels of an image apart, so one after another is the same
+    # Pillow resizes the channels independently, so resizing one after another is the same
     return np.stack([_resized(pixels_HWC[..., number], size, interpolation) for number in range(channels)], axis=2)
 
 

@@ -1,7 +1,7 @@
-"""Reads folders of images: which names are images, which folders are entered, and which are left out.
+"""Read folders of images: which names are images, which folders are entered, and which are left out.
 
-Training, prediction, embedding and the search for pictures that were left out read folders by these functions, so that
-all of them see the same files.
+Training, prediction, embedding and the search for pictures that were left out read folders with these functions, so that all
+of them see the same files.
 """
 
 import os
@@ -32,7 +32,7 @@ _ENDINGS = frozenset(
     "".join(letters) for suffix in SUFFIXES for letters in product(*((c, c.upper()) for c in suffix[1:]))
 )
 
-# folders that systems make beside a user's own, in lower case: macOS, Python, Synology, QNAP, Windows, Linux
+# folders that systems create beside the user's, in lower case: macOS, Python, Synology, QNAP, Windows, Linux
 _SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin",
      "recycler", "system volume information", "lost+found")
@@ -40,7 +40,7 @@ _SYSTEM_FOLDERS = frozenset(
 
 
 def is_left_out(folder: str) -> bool:
-    """Tell whether a folder of this name is never read: hidden ones, and those that systems make.
+    """Tell whether a folder of this name is never read, because it is hidden or created by a system.
 
     >>> [name for name in ("cat", ".git", "@eaDir", "__MACOSX", "lost+found") if not is_left_out(name)]
     ['cat']
@@ -65,8 +65,8 @@ class FolderContents:
     Args:
         images: Names of images, in no order; only their names were examined.
         folders: Names of the folders that are entered.
-        left_out: Names of the folders that are not.
-        others: Names of other files, hidden ones among them.
+        left_out: Names of the folders that are not entered.
+        others: Names of other files, including hidden ones.
     """
 
     images: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class FolderContents:
 def read_folder(path: str) -> FolderContents:
     """Return the names in a folder by kind; links are followed.
 
-    A million names take a second or two, because no file is examined that has the name of an image.
+    A million names take a second or two, because files with the name of an image are not examined.
 
     Raises:
         OSError: The folder cannot be listed.
@@ -122,7 +122,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 class Links:
-    """The links to folders that a walk has followed, so that it never goes round in a circle.
+    """The links to folders that a walk has followed, so that it never runs in a circle.
 
     Args:
         top: Folder that the walk starts at.
@@ -133,7 +133,7 @@ class Links:
         self._visited: set[str] = set()
 
     def leads_on(self, path: str) -> bool:
-        """Tell whether a folder is no link, or a link that leads neither upwards nor to where another link led."""
+        """Tell whether to enter a folder: it is not a link, or a link that leads neither upwards nor to a visited folder."""
         if not os.path.islink(path):
             return True
         real = os.path.realpath(path)

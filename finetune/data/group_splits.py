@@ -1,10 +1,10 @@
-"""Divides groups into parts (splits or folds): no group is parted, and each part gets its share of each class.
+"""Divide a data set into parts (splits or folds): no group is divided, and each part gets its share of each class.
 
-The loss of a division is the sum over parts and classes of ``(images - wanted)² / (fraction * images of the class²)``, with
-all images together as one more class. Groups are placed one by one, from large to small, in an order that depends on
-contents and seed alone, where the loss is smallest. Then every class gets an image in each part where it has enough groups,
-and single moves and exchanges of two groups lower the loss until none does. scikit-learn's StratifiedGroupKFold places
-groups in a similar way; it knows no fractions and does not improve what it placed.
+The loss of a division is the sum over parts and classes of ``(images - target)² / (fraction * images of the class²)``, with
+all images together as one more class. Groups are placed one by one, from large to small, in an order that depends only on
+contents and seed, each in the part where the loss grows least. Then every class gets an image in each part if it has enough
+groups, and single groups are moved, or two exchanged, as long as that lowers the loss. scikit-learn's StratifiedGroupKFold
+places groups in a similar way, but has no fractions and does not improve the result.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from scipy.sparse import csr_array, hstack
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
 
-# exchanges are searched among all pairs of groups, so only up to this many groups
+# exchanges are searched among all pairs of groups, so only for up to this many groups
 _MOST_EXCHANGED = 512
 _MOST_STEPS = 1000
-# a move must lower the loss by more than rounding does
+# a move must lower the loss by more than a rounding error
 _LEAST_GAIN = 1e-9
 
 
@@ -36,15 +36,15 @@ def divide_groups(
     Args:
         counts: Images of each group and class, sparse (G, K).
         sizes: Images of each group, int64 (G,).
-        keys: Random number of each group, uint64 (G,), which decides the order of groups of about one size.
+        keys: Random number of each group, uint64 (G,), which decides the order of groups of similar size.
         fractions: Share of each part; a part of share 0 stays empty.
-        cover: Whether every class needs an image in each part, in the order of the parts as far as it has groups.
+        cover: Whether every class needs an image in each part; the first parts come first if it has too few groups.
 
     Returns:
         Part of each group, int64 (G,).
     """
     division = _Division(counts, sizes, fractions)
-    # groups of about one size are drawn by their keys; large ones come first, because small ones can even out
+    # groups of similar size are ordered by their keys; large ones come first, because small ones can even out the rest
     magnitude = np.floor(np.log2(np.maximum(sizes, 1)))
     for group in np.lexsort((keys, -magnitude)).tolist():
         division.place(group)
@@ -55,7 +55,7 @@ def divide_groups(
 
 
 class _Division:
-    """A division of groups into parts, the last column of ``counts`` being all images of a group."""
+    """A division of groups into parts; the last column of ``counts`` is the number of images of a group."""
 
     def __init__(self, counts: csr_array, sizes: Counts, fractions: Sequence[float]) -> None:
         with_size = csr_array(hstack([counts, csr_array(sizes.reshape(-1, 1))]), dtype=np.float64)
@@ -72,12 +72,12 @@ class _Division:
         self.spread = np.asarray(with_size.multiply(with_size) @ self.weight).ravel()
 
     def classes(self, group: int) -> tuple[Counts, Numbers]:
-        """Return the columns that a group has images in, and their numbers."""
+        """Return the columns in which a group has images, and the number of images in each."""
         at = slice(self.counts.indptr[group], self.counts.indptr[group + 1])
         return self.counts.indices[at], self.counts.data[at]
 
     def place(self, group: int) -> None:
-        """Place a group where the loss grows least."""
+        """Place a group in the part where the loss grows least."""
         columns, images = self.classes(group)
         weighted = images * self.weight[columns]
         growth = 2 * self.surplus[np.ix_(self.parts, columns)] @ weighted + self.spread[group]
@@ -95,7 +95,7 @@ class _Division:
         self.part[group] = part
 
     def cover(self) -> None:
-        """Give every class an image in each part, as far as it has groups; the first parts come first."""
+        """Give every class an image in each part, as far as it has enough groups; the first parts come first."""
         of_class = self.counts.tocsc()
         groups = np.diff(of_class.indptr)
         for rank, part in enumerate(self.parts.tolist()):
@@ -110,7 +110,7 @@ class _Division:
                     self.put(allowed[int(np.argmin(change))], part)
 
     def improve(self) -> None:
-        """Move single groups, or exchange two, while that lowers the loss."""
+        """Move single groups, or exchange two, as long as that lowers the loss."""
         for _ in range(_MOST_STEPS):
             change = self._changes()
             step = next(self._moves(change), None) or next(self._exchanges(change), None)
@@ -120,7 +120,7 @@ class _Division:
                 self.put(group, part)
 
     def _changes(self) -> Numbers:
-        """Return by how much the loss grows with each group moved to each part, (G, parts)."""
+        """Return by how much the loss grows if a group is moved to a part, for each group and part, (G, parts)."""
         rate = np.divide(1.0, self.fraction, out=np.full_like(self.fraction, np.inf), where=self.fraction > 0)
         pull = np.zeros((len(self.part), len(self.fraction)))
         pull[:, self.parts] = self.counts @ (self.surplus * self.weight)[self.parts].T * rate[self.parts]
@@ -144,7 +144,7 @@ class _Division:
             return
         shared = ((self.counts * self.weight) @ self.counts.T).toarray()
         rate = np.divide(1.0, self.fraction, out=np.zeros_like(self.fraction), where=self.fraction > 0)
-        forth = change[:, self.part]  # (G, G): the first moved to where the second is
+        forth = change[:, self.part]  # (G, G): the first group moved to the part of the second
         both = forth + forth.T - 2 * shared * (rate[self.part][:, None] + rate[self.part])
         both[self.part[:, None] == self.part] = np.inf
         for flat in np.argsort(both, axis=None)[:64].tolist():
@@ -155,7 +155,7 @@ class _Division:
                 yield [(one, int(self.part[other])), (other, int(self.part[one]))]
 
     def _may_leave(self, group: int, instead: int | None = None) -> bool:
-        """Tell whether a group may leave its part, another one perhaps coming instead: no needed class is lost there."""
+        """Tell whether a group, perhaps replaced by another, may leave its part: no class that the part needs is lost."""
         columns, _ = self.classes(group)
         part = self.part[group]
         alone = self.needed[part, columns] & (self.groups_of[part, columns] < 2)

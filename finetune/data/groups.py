@@ -1,4 +1,4 @@
-"""Groups: images that belong together, such as those of one patient, plate, camera or video, so that no split parts them."""
+"""Groups: images that belong together, such as those of one patient, plate, camera or video; no split divides them."""
 
 import time
 from collections.abc import Iterable

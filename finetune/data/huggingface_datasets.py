@@ -22,7 +22,7 @@ from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, witho
 from finetune.data.path_table import path_table
 from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
 from finetune.data.split_names import split_names
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, did_you_mean, first_line
 from finetune.split_settings import SplitSettings
 
 
@@ -87,7 +87,7 @@ def huggingface_source(
         path: Folder written by ``save_to_disk``, or one that ``load_dataset`` reads.
         image_column: Column of the images.
         label_column: Column of the class labels or strings.
-        group_column: Column of the groups, which no made split parts. None for no groups.
+        group_column: Column of the groups, which generated splits never divide. None for no groups.
         split: Rule for the splits that the data set lacks.
         decode: How the images become pixels.
         on_unreadable: Treatment of unreadable images, ``error`` or ``skip``.
@@ -172,7 +172,7 @@ def _open(
     try:
         loaded = datasets.load_from_disk(full) if saved else datasets.load_dataset(full)
     except Exception as error:  # the library raises many types for folders that it cannot read
-        raise UserError(f"data.path={path!r}: cannot be read as a data set. {str(error).splitlines()[0]}") from None
+        raise UserError(f"data.path={path!r}: cannot be read as a data set. {first_line(error)}") from None
     by_name = loaded if isinstance(loaded, dict) else {"train": loaded}
     names = split_names(by_name) if isinstance(loaded, dict) else {"train": "train"}
     several = len(set(names.values())) < len(names)

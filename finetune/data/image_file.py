@@ -1,4 +1,4 @@
-"""Image files: recognises their format by the first bytes, reads them safely, and hashes their content."""
+"""Image files: recognise their format by the first bytes, read them safely, and hash their contents."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from finetune.errors import UserError
 
-# the limit at which Pillow itself refuses: a file of a few kilobytes can claim to hold this many pixels
+# Pillow's own limit: a file of a few kilobytes can claim to hold this many pixels
 MAX_PIXELS = 178_956_970
-# length of the start of a file from which its format is recognised
+# bytes at the start of a file that suffice to recognise its format
 HEAD_BYTES = 160
 
-# the files that are read as images, and the format that each suffix promises; the audit reports files that hold another one
+# suffixes of files that are read as images, and the format that each promises; the audit reports files of another format
 FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"), "JPEG"),
     **dict.fromkeys((".png", ".apng"), "PNG"),
@@ -40,7 +40,7 @@ _MAGIC = (
     (b"MM\0+", "TIFF"),
 )
 
-# how to convert is said once, in `what_instead`
+# `what_instead` adds how to convert them
 _OTHER_IMAGES = (
     (b"8BPS", "a Photoshop document"),
     (b"\0\0\1\0", "an icon file"),
@@ -79,7 +79,7 @@ _FOREIGN = (
 )
 _LFS_POINTER = b"version https://git-lfs"
 
-# brands of files of boxes (ISO/IEC 14496-12)
+# brands of ISO base media files (ISO/IEC 14496-12)
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
@@ -88,7 +88,7 @@ _VIDEO_BRANDS = (b"isom", b"iso2", b"mp41", b"mp42", b"qt  ", b"M4V ", b"avc1", 
 _DICOM_AT = 128
 
 
-class UnreadableImage(UserError):  # noqa: N818 (it names the thing, as the message does)
+class UnreadableImage(UserError):  # noqa: N818 (named after the image, as the message is)
     """A file that cannot be read as an image.
 
     Args:
@@ -118,7 +118,7 @@ def sniff(head: bytes | bytearray) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp" and bytes(head[8:12]) in _BRANDS:
-        # a general brand is followed by those that the file is compatible with
+        # a general brand is followed by the brands that the file is compatible with
         compatible = bytes(head[16 : int.from_bytes(head[:4], "big")])
         return "AVIF" if b"avif" in compatible else _BRANDS[bytes(head[8:12])]
     return "DICOM" if head[_DICOM_AT : _DICOM_AT + 4] == b"DICM" else None
@@ -145,7 +145,7 @@ def what_instead(head: bytes | bytearray) -> str:
             return f"It is {words}, not an image."
     if _is_targa(head):
         return f"It is a TGA image, which is not supported. {CONVERT}"
-    return f"Its first bytes ({bytes(head[:8]).hex(' ')}) belong to no known image format."
+    return f"Its first bytes ({bytes(head[:8]).hex(' ')}) do not belong to any known image format."
 
 
 CONVERT = "Convert it to PNG or JPEG, for example with ImageMagick (magick FILE FILE.png)."
@@ -180,7 +180,7 @@ def read_image_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
     """
     try:
         _check(path, os.stat(path), max_pixels)
-        # between the check and the opening it may have become a pipe, which would wait for its other end
+        # O_NONBLOCK: since the check the file may have become a pipe, which would wait for its other end
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb", buffering=0) as file:
             status = os.fstat(descriptor)
@@ -194,7 +194,7 @@ def read_image_file(path: str, *, max_pixels: int = MAX_PIXELS) -> bytearray:
                 filled = len(head)
                 while filled < len(data) and (count := file.readinto(view[filled:])):
                     filled += count
-    except UnreadableImage:  # a ValueError too
+    except UnreadableImage:  # also a ValueError, which is caught below
         raise
     except FileNotFoundError:
         raise UnreadableImage(path, "There is no such file.") from None
@@ -219,7 +219,7 @@ def read_head(path: str) -> bytes:
 def content_hash(data: bytes | bytearray) -> npt.NDArray[np.uint64]:
     """Return the content hash of a file's bytes, uint64 (2,): BLAKE2b, so that equal hashes mean equal bytes.
 
-    It keys the splits, detects duplicates and is part of the data fingerprint.
+    The hash keys the splits, detects duplicates and is part of the data fingerprint.
 
     >>> bool((content_hash(b"a") == content_hash(bytearray(b"a"))).all())
     True
@@ -236,5 +236,5 @@ def _check(path: str, status: os.stat_result, max_pixels: int) -> None:
         raise UnreadableImage(
             path,
             f"It has {status.st_size / 2**20:,.0f} MiB, more than the {largest_file(max_pixels) // 2**20:,} MiB of an image file "
-            f"under data.max_pixels={max_pixels}. Raise the limit if the file is meant to be so large.",
+            f"under data.max_pixels={max_pixels}. Raise the limit if the file is meant to be that large.",
         )

@@ -1,8 +1,8 @@
-"""Lists an image folder in its usual layouts, without importing anything heavy.
+"""List the images of a folder in the usual layouts, without importing anything heavy.
 
 The layouts are ``DIR/<class>/*``, ``DIR/<split>/<class>/*`` and ``DIR/<class>/<split>/*``, with the splits in any of the
 spellings of :mod:`finetune.data.split_names`; folders nested below a class belong to it. A folder that can be read in two
-ways is refused, with the setting for each.
+ways is refused; the message names the setting for each reading.
 """
 
 import os
@@ -34,7 +34,7 @@ from finetune.data.split_names import says_nothing, split_names
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.file_errors import in_words as error_in_words
 
-# how the folders of a data set are read: `auto` decides by their names and contents, and refuses what fits two ways
+# how the folders of a data set are read: `auto` decides by their names and contents, and refuses ambiguous folders
 Layout = Literal["auto", "classes", "splits"]
 
 # first bytes of JPEG, PNG, GIF and TIFF; the two letters of BMP would match too many text files
@@ -56,7 +56,7 @@ _WITHOUT_LABELS = (
 
 @dataclass(frozen=True)
 class _ClassFolder:
-    """A folder whose images are of one class."""
+    """A folder whose images belong to one class."""
 
     folder: str
     name: str
@@ -67,7 +67,7 @@ def check_root(root: str) -> str:
     """Return the absolute path of a data folder.
 
     Raises:
-        UserError: It does not exist, or is a file.
+        UserError: The path does not exist, or is a file.
     """
     if not root:
         raise UserError("data.root=: must name a folder of images. Give data.root=DIR.")
@@ -83,11 +83,11 @@ def check_root(root: str) -> str:
 
 
 def list_training_folders(root: str | Sequence[str], *, layout: str = "auto") -> Listing:
-    """List the images of one folder, or of several folders as one data set; nothing is opened.
+    """List the images of one folder, or of several folders as one data set; no file is opened.
 
     Args:
         root: Path of the folder, or of several folders.
-        layout: How the folders are read: ``classes``, ``splits``, or ``auto``, which refuses what fits two ways.
+        layout: How the folders are read: ``classes``, ``splits``, or ``auto``, which refuses ambiguous folders.
 
     Raises:
         UserError: There is no such folder, it holds no image or fewer than two classes, a class has no training image, only
@@ -98,11 +98,11 @@ def list_training_folders(root: str | Sequence[str], *, layout: str = "auto") ->
 
 
 def list_folders(root: str | Sequence[str], *, layout: str = "auto", use: Use = "test") -> Listing:
-    """List images as :func:`list_training_folders` does; unless they are for training, they need not be fit for it.
+    """List images as :func:`list_training_folders` does; other uses than training are not checked for trainability.
 
     Raises:
-        UserError: There is no such folder, it holds no image, two folders are given for one split, or it can be read in two
-            ways.
+        UserError: There is no such folder, it holds no image, two folders are given for one split, or the folders can be read in
+            two ways.
     """
     if layout not in get_args(Layout):
         choices = get_args(Layout)
@@ -116,7 +116,7 @@ def list_folders(root: str | Sequence[str], *, layout: str = "auto", use: Use = 
 
 
 def pictures_left_out(root: str | Sequence[str]) -> list[str]:
-    """Return the files below a folder that are pictures by suffix or first bytes but are not read."""
+    """Return the files below a folder that look like pictures by suffix or first bytes but are not read."""
     pictures = []
     for top in [root] if isinstance(root, str) else root:
         links = Links(check_root(top))
@@ -209,7 +209,7 @@ class _FolderReader:
         )
 
     def _class_folders(self) -> list[_ClassFolder]:
-        """Decide how the folders are read; return the folders of all classes, by split."""
+        """Decide how to read the folders; return the class folders by split."""
         names = self._subfolders("")
         splits = {} if self.layout == "classes" else split_names(names)
         if splits and self._splits_hold_classes(names, splits):
@@ -229,10 +229,10 @@ class _FolderReader:
         return [_ClassFolder(name, _class_name(name)) for name in names]
 
     def _splits_hold_classes(self, names: list[str], splits: dict[str, str]) -> bool:
-        """Tell whether the folders with the names of splits are splits, and not classes.
+        """Tell whether the folders named like splits are splits, and not classes.
 
         Raises:
-            UserError: Both fit, or all folders are splits and hold no classes to train on.
+            UserError: Both are possible, or all folders are splits and hold no classes to train on.
         """
         with_classes = {name for name in splits if self._first_look(name)[1]}
         trains = [name for name, split in splits.items() if split == "train"]
@@ -296,7 +296,7 @@ class _FolderReader:
         return class_folders
 
     def _unwrapped(self, folder: str) -> tuple[str, list[str]]:
-        """Return a split folder and the folders in it; ``train/train/<class>`` and ``train/images/<class>`` lose a level."""
+        """Return a split folder and its folders; of ``train/train/<class>`` or ``train/images/<class>``, the inner folder."""
         inside = self._subfolders(folder)
         while len(inside) == 1 and (
             inside[0].casefold() == os.path.basename(folder).casefold() or says_nothing(inside[0])
@@ -325,7 +325,7 @@ class _FolderReader:
             return []
         self._note(
             "splits below classes",
-            "each class folder holds its own split folders, which are followed",
+            "each class folder holds its own split folders, which are used",
             "Nothing to do.",
         )
         return sorted(class_folders, key=lambda one: one.split)
@@ -345,10 +345,10 @@ class _FolderReader:
         self.problems.append(DataProblem(kind="one folder too high", severity="error", text=text, remedy=remedy))
 
     def _refuse_two_readings(self, parent: str, looks: dict[str, tuple[bool, list[str]]]) -> None:
-        """Refuse folders that hold no image and share sub-folders: either may be the classes.
+        """Refuse folders without images whose sub-folders have the same names: either level may be the classes.
 
         Raises:
-            UserError: The folders are so.
+            UserError: The folders can be read both ways.
         """
         nested = {name: inside for name, (holds_images, inside) in looks.items() if not holds_images and inside}
         times = Counter(folder for inside in nested.values() for folder in inside)
@@ -375,14 +375,14 @@ class _FolderReader:
                 DataProblem(
                     kind="one folder too high",
                     severity="warning",
-                    text=f"all images lie two folders down: {where}{first}/{nested[first][0]} counts for the class {first!r}",
+                    text=f"all images lie two folders down: {where}{first}/{nested[first][0]} is counted as class {first!r}",
                     remedy=f"If the classes are {shortened(natural_order(times))}, give the folders above them: "
                     f"data.root=[{folders}].",
                 )
             )
 
     def _report_beside(self, names: list[str]) -> None:
-        """Warn of folders with images beside the splits, and count the others."""
+        """Warn about folders with images beside the splits, and count the others."""
         holding = {}
         for name in names:
             images = self._images_below(name)
@@ -429,7 +429,7 @@ class _FolderReader:
 
     def _note_images_below(self, below: int, example: str, images: int) -> None:
         share = "all images" if below == images else f"{below:,} images"
-        text = f"{share} lie in folders below those of their classes, such as {example}, and count for these"
+        text = f"{share} lie in folders below class folders, such as {example}, and are counted in those classes"
         self._note("images below class folders", text, "Nothing to do if the upper folders are the classes.")
 
     def _note(self, kind: str, text: str, remedy: str) -> None:
@@ -456,7 +456,7 @@ class _FolderReader:
         return names
 
     def _add(self, class_folder: str) -> tuple[int, int, str]:
-        """Append all images below a class folder; return their number, how many lie deeper, and a deeper folder.
+        """Append all images below a class folder; return their number, how many lie in sub-folders, and one such sub-folder.
 
         Only names are examined: listing a million files takes a second or two because none of them is opened.
         """

@@ -1,6 +1,6 @@
 """Decodes JPEG files by libjpeg-turbo and refuses those that it had to repair.
 
-libjpeg goes on after damage: what it cannot decode becomes grey, or shifts. It counts that as a warning, which Pillow and
+libjpeg continues after damage: what it cannot decode becomes grey, or shifts. It counts that as a warning, which Pillow and
 torchvision drop. simplejpeg raises instead. A progressive file that ends between two scans gives no warning, because every
 scan is a whole picture, only coarser; its scan headers show whether the last bits of all coefficients were sent.
 """

@@ -1,4 +1,4 @@
-"""The labels in the cells of a table: which texts are classes, which are missing, and which cannot be read."""
+"""The labels in the cells of a table: which are classes, which are missing, and which cannot be read."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from finetune.data.index import SPLITS, DataProblem, natural_order
 from finetune.errors import UserError, shortened
 
-# what pandas, R and databases write for a missing value, as pandas' reader knows it
+# how pandas, R and databases write a missing value; the list is that of pandas' reader
 MISSING = frozenset(
     (
         "",
@@ -38,7 +38,7 @@ _PART = 2**16
 
 
 def clean_label(text: str) -> str:
-    """Return a label as class names are written: without blanks at its ends, in Unicode's composed form (NFC)."""
+    """Return a label in the form of class names: without blanks at its ends, in Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
@@ -56,10 +56,10 @@ def is_missing(cell: Any) -> bool:
 
 
 def text_of(cell: Any, row: int, column: str, where: str) -> str:
-    """Return a cell that is a text or a number as text.
+    """Return a cell that is a string or a number as a string.
 
     Raises:
-        UserError: It is neither, or a text that is not Unicode.
+        UserError: The cell is neither, or a string that is not valid Unicode.
     """
     if isinstance(cell, str):
         try:
@@ -73,8 +73,9 @@ def text_of(cell: Any, row: int, column: str, where: str) -> str:
     if isinstance(cell, (bytes, bytearray, list, tuple, dict, set, np.ndarray)):
         kind = "bytes" if isinstance(cell, (bytes, bytearray)) else "a list"
         raise UserError(
-            f"{where}: column {column!r} must hold texts or numbers. Row {row} holds {kind}: {str(cell)[:40]}. Several labels "
-            "of an image are one text with data.label_separator, or a column of 0 and 1 for each class: data.label_columns."
+            f"{where}: column {column!r} must hold text or numbers. Row {row} holds {kind}: {str(cell)[:40]}. Give several "
+            "labels of an image as one text with data.label_separator, or as a column of 0 and 1 for each class: "
+            "data.label_columns."
         )
     return str(cell)
 
@@ -89,7 +90,7 @@ class LabelColumn:
         verbatim: Whether labels are taken as they are written, as in a table that a run wrote.
 
     Attributes:
-        spellings: How each label was written, where labels differ in blanks at their ends or in their Unicode form.
+        spellings: The ways in which each label was written; they differ in blanks at the ends or in their Unicode form.
     """
 
     def __init__(self, *, column: str, where: str, separator: str | None, verbatim: bool) -> None:
@@ -99,7 +100,7 @@ class LabelColumn:
         self.spellings: dict[str, set[str]] = {}
 
     def code(self, cell: Any, row: int) -> int:
-        """Return the number of a cell's label, or -1 where it is missing."""
+        """Return the number of a cell's label, or -1 if it is missing."""
         if self.verbatim:
             name = str(cell)
         elif is_missing(cell):
@@ -116,10 +117,10 @@ class LabelColumn:
         return number
 
     def hidden(self, codes: npt.NDArray[np.int32], splits: npt.NDArray[np.int8]) -> npt.NDArray[np.bool_]:
-        """Return which rows are those of a hidden test split: all labels of the split are missing, or are -1.
+        """Return which rows belong to a hidden test split: all labels of the split are missing or -1.
 
         Raises:
-            UserError: Any other label is missing.
+            UserError: Another label is missing.
         """
         hidden = np.zeros(len(codes), np.bool_)
         missing = codes == _NO_LABEL
@@ -131,7 +132,7 @@ class LabelColumn:
         if (wrong := np.flatnonzero(missing & ~hidden)).size:
             raise UserError(
                 f"{self.where}: column {self.column!r} must not be empty. It is in row {shortened((wrong + 1).tolist())}. "
-                f"Empty cells and NA, NaN, null, None are no labels. Fill them in, or remove the rows."
+                f"Empty cells and NA, NaN, null, None are not labels. Fill them in, or remove the rows."
             )
         return hidden
 
@@ -139,7 +140,7 @@ class LabelColumn:
         """Return the classes in natural order, and the targets of the rows.
 
         Raises:
-            UserError: Two labels are one number, written in two ways.
+            UserError: Two labels are the same number, written in two ways.
         """
         used = np.unique(codes)
         names = list(self.names)
@@ -172,7 +173,7 @@ class LabelColumn:
 
 
 def taken(table: npt.NDArray[Any], codes: npt.NDArray[np.signedinteger[Any]]) -> npt.NDArray[Any]:
-    """Return ``table[codes]``, in parts: NumPy would make 8 bytes of every code before it takes the first."""
+    """Return ``table[codes]``, computed in parts, because NumPy would convert all codes to 8 bytes at once."""
     result = np.empty(len(codes), table.dtype)
     for start in range(0, len(codes), _PART):
         result[start : start + _PART] = table[codes[start : start + _PART]]
@@ -184,7 +185,7 @@ def _parted(text: str, separator: str) -> list[str]:
 
 
 def hidden_labels(hidden: npt.NDArray[np.bool_], splits: npt.NDArray[np.int8]) -> tuple[DataProblem, ...]:
-    """Return the warning that the rows of a hidden test split are left out; none if there are none."""
+    """Return a warning that the rows of a hidden test split are left out; nothing if there are none."""
     if not hidden.any():
         return ()
     names = ", ".join(SPLITS[split] for split in np.unique(splits[hidden]))
@@ -199,7 +200,7 @@ def hidden_labels(hidden: npt.NDArray[np.bool_], splits: npt.NDArray[np.int8]) -
 
 
 def number_of(text: str) -> float | None:
-    """Return the number that a label is, or None."""
+    """Return the number that a label spells, or None."""
     if not text or text[-1] not in "0123456789.":
         return None
     try:
@@ -211,7 +212,7 @@ def number_of(text: str) -> float | None:
 def reordered(
     classes: list[str], targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], numbers: Mapping[str, int]
 ) -> tuple[list[str], npt.NDArray[np.int64] | npt.NDArray[np.uint8]]:
-    """Return classes and targets in the order of given numbers, as a table that a run wrote has them."""
+    """Return classes and targets in the order of the given class numbers, which a run wrote into the table."""
     order = sorted(range(len(classes)), key=lambda target: numbers.get(classes[target], target))
     if targets.ndim == 2:
         several: npt.NDArray[np.uint8] = targets[:, order].astype(np.uint8)

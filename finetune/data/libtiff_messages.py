@@ -1,6 +1,6 @@
 """Refuses TIFF files that libtiff had to repair.
 
-libtiff goes on after an error in fax data, and prints it without a path. A handler of our own, set in the copy of libtiff
+libtiff continues after an error in fax data, and prints it without a path. A handler of our own, set in the copy of libtiff
 that Pillow uses, collects errors while a file is decoded. Where that copy shows no functions (Windows), all stays as Pillow
 has it. Pillow switches libtiff's warnings off for every file, so lines that a fax machine cut short are not noticed.
 """

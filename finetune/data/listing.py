@@ -16,8 +16,8 @@ from finetune.errors import UserError, shortened
 
 UNASSIGNED = -1
 
-# what a data set is for: `train` refuses one that cannot be trained on; `audit` reports why it cannot; `test` makes no
-# splits, and everything that the data puts in no split is tested
+# purpose of a data set: `train` refuses one that cannot be trained on; `audit` reports why; `test` makes no splits, and tests
+# everything that the data puts in no split
 Use = Literal["train", "audit", "test"]
 
 # rows per part: a million targets are examined in parts, so that the check needs almost no memory
@@ -34,13 +34,13 @@ class Listing:
         classes: Class names in natural order.
         paths: Path of each sample.
         targets: Class of each sample, int64 (N,); in multi-label data uint8 (N, K).
-        splits: Split of each sample, int8 (N,): a position in ``SPLITS``, or ``UNASSIGNED`` where the data gives none.
+        splits: Split of each sample, int8 (N,): a position in ``SPLITS``, or ``UNASSIGNED`` if the data gives none.
         given: Splits that the data names; the others are made from its training samples.
         ignored: Kinds of files that were left out, and their numbers: ``{"*.txt": 3}``.
-        groups: Group of each sample, which no made split parts; None for no groups.
-        problems: What was noticed as the data was listed.
-        instead: What lies in the folders of classes that have no image: ``{"owl": "3 x *.heic"}``.
-        use: What the data set is for.
+        groups: Group of each sample; generated splits never divide a group. None for no groups.
+        problems: Problems noticed while the data was listed.
+        instead: Contents of the folders of classes that have no image: ``{"owl": "3 x *.heic"}``.
+        use: Purpose of the data set.
     """
 
     origin: str
@@ -126,11 +126,11 @@ def merge(listings: Sequence[Listing]) -> Listing:
 
 
 def check_classes(listing: Listing) -> Listing:
-    """Return the listing if a model can be trained on it; one that is for an audit is returned with what forbids it.
+    """Return the listing if a model can be trained on it; a listing for an audit is returned with the reasons why not.
 
     Raises:
-        UserError: The listing is for training, and there are fewer than two classes, a class has no training image, or only
-            val or test has a class.
+        UserError: The listing is for training, and there are fewer than two classes, a class has no training image, or a class
+            occurs only in val or test.
     """
     problems = [] if listing.use == "test" else list(_class_problems(listing))
     if problems and listing.use == "train":
@@ -173,7 +173,7 @@ def _class_problems(listing: Listing) -> Iterator[DataProblem]:
 
 
 def _shown(listing: Listing, *, train: bool) -> npt.NDArray[np.bool_]:
-    """Find the classes with an image in train (or not yet in any split), or else outside it: bool (K,)."""
+    """Return which classes have an image in train or in no split yet, or, if not ``train``, in val or test: bool (K,)."""
     shown = np.zeros(len(listing.classes), np.bool_)
     for start in range(0, len(listing), _CHUNK):
         rows = slice(start, start + _CHUNK)
@@ -198,7 +198,7 @@ def without_rows(listing: Listing, rows: npt.NDArray[np.int64]) -> Listing:
 
 
 def grouped_by_path(listing: Listing, pattern: str | None) -> Listing:
-    """Return the listing with the groups that a regular expression gives by its paths; unchanged without a pattern.
+    """Return the listing with groups from a regular expression on its paths; unchanged without a pattern.
 
     Raises:
         UserError: The pattern is not a regular expression, or matches no path.

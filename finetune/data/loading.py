@@ -13,7 +13,7 @@ from finetune.data.image_source import Source
 from finetune.data.sampling import BatchKey, Rows, key, views_of
 from finetune.data.transforms import View
 
-# more threads would wait for one another where they hold Python's lock
+# more threads would mostly wait for Python's lock
 _MOST_THREADS = 8
 
 
@@ -30,7 +30,7 @@ class Position(NamedTuple):
 class Batch(NamedTuple):
     """The input of a training or evaluation step."""
 
-    # uint8 (B, C, H, W); in a phase that trains on cached activations, these: (B, ...)
+    # uint8 (B, C, H, W); in a phase that trains on cached activations, the activations (B, ...)
     images: torch.Tensor
     targets: torch.Tensor  # int64 (B,)
     rows: torch.Tensor  # int64 (B,), rows of the index
@@ -51,12 +51,12 @@ class ViewRequest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViews:
-    """The images of a data set in any view: what activations are computed from.
+    """The images of a data set in any view, from which activations are computed.
 
     Args:
-        source: Data set that gives the images.
-        transform_key: What a transform of the user's, after each random view, depends on; None without one.
-        list_keys: What the operations of each list of operations depend on, by the name of its view.
+        source: Source of the images.
+        transform_key: Values that identify a user-supplied transform after each random view; None without one.
+        list_keys: Values that identify the operations of each list of operations, by the name of its view.
         load: Returns the batches of the requested views. It takes the requests and, for each chunk, the position of its view
             in them, its number and its rows; the chunks are consumed one after the other. A batch's ``position`` holds the
             position as ``epoch`` and the number as ``step``.
@@ -69,7 +69,7 @@ class ImageViews:
 
 
 def threads_here(source: Source) -> int:
-    """Choose the threads that make a batch's views: 1 in a loader process, which has siblings, else torch's number."""
+    """Choose the number of threads that make a batch's views: 1 in a loader process, which has siblings, else torch's."""
     if get_worker_info() is not None or not getattr(source, "many_threads", False):
         return 1
     return min(_MOST_THREADS, torch.get_num_threads())
@@ -85,7 +85,7 @@ def views_of_rows(
         view: View to make of each image.
         rows: Rows of the index.
         seeds: Random seed of each row's view; None for a view that draws nothing.
-        threads: Number of threads; they run at once because decoding and resizing release Python's lock.
+        threads: Number of threads; they run in parallel because decoding and resizing release Python's lock.
     """
     row_seeds: Sequence[int | None] = [None] * len(rows) if seeds is None else seeds
 

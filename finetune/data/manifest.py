@@ -1,4 +1,4 @@
-"""Manifests, tables of images with their labels: reads CSV, TSV and Parquet, and writes the splits of a run.
+"""Manifests, tables of images with their labels: read CSV, TSV and Parquet, and write the splits of a run.
 
 Columns are identified by name. Paths are relative to the table's folder unless a root is given. Several labels of one
 image are given in one column with a separator, or in one column of zeros and ones for each class.
@@ -39,7 +39,7 @@ from finetune.safe_files import check_regular
 
 SEPARATOR = "|"
 
-# column of the number of each label's class, which a run writes where the names alone would not give its classes again
+# column of the class index of each label, which a run writes if the names alone would not restore its classes
 _CLASS_INDEX = "class_index"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "": 0}
 _PART = 2**16
@@ -57,7 +57,9 @@ def check_manifest(path: str) -> str:
         raise UserError(f"data.path={path!r}: no such file. Looked for {full}. Give a CSV, TSV or Parquet file.")
     check_regular(full, name=f"data.path={path!r}")
     if not full.lower().endswith(TABLES):
-        raise UserError(f"data.path={path!r}: must end in .csv, .tsv or .parquet.")
+        raise UserError(
+            f"data.path={path!r}: must end in .csv, .tsv or .parquet. Rename the file, or save it in one of these formats."
+        )
     return full
 
 
@@ -68,11 +70,11 @@ class ManifestColumns:
     Args:
         path_column: Column of the image paths.
         label_column: Column of the labels.
-        split_column: Column of the splits (train, val or test); it may be missing, and its cells may be empty.
+        split_column: Column of the splits (train, val or test); the column may be missing, and its cells may be empty.
         label_separator: Separator of several labels in one cell; an empty cell then means no label. None for one label
             per image.
         label_columns: Columns of 0 and 1, one for each class, used instead of ``label_column``.
-        group_column: Column of the groups, which no made split parts; a cell may be empty. None for no groups.
+        group_column: Column of the groups, which generated splits never divide; a cell may be empty. None for no groups.
     """
 
     path_column: str = "path"
@@ -92,7 +94,7 @@ def read_manifest(
         path: Path of the table.
         root: Folder that the table's paths are relative to; None for the table's own folder.
         columns: Columns to read.
-        use: What the data set is for.
+        use: Purpose of the data set.
 
     Raises:
         UserError: The table, a column or a value is wrong.
@@ -119,7 +121,7 @@ class _ManifestReader:
         self.path_column, self.split_column = columns.path_column, columns.split_column
         self.group_column, self.label_columns = columns.group_column, tuple(columns.label_columns)
         label_column, label_separator = columns.label_column, columns.label_separator
-        # a table that a run wrote is taken as it is
+        # the labels of a table that a run wrote are taken verbatim
         numbered = _CLASS_INDEX in table.columns and label_column == "label" and not self.label_columns
         self.wanted = {"path": table.position(self.path_column, setting="path_column")}
         for name in self.label_columns:
@@ -157,7 +159,9 @@ class _ManifestReader:
         for row, cells in enumerate(self.table.read([self.wanted[key] for key in keys]), start=1):
             path = self._path(cells[0], row)
             self.paths.append(path)
-            self.hashes.append(hash(path) >> 32)  # 32 bits find equal paths as well; they are compared as a whole then
+            self.hashes.append(
+                hash(path) >> 32
+            )  # 32 bits suffice to find candidates, whose whole paths are then compared
             if label >= 0:
                 self.codes.append(self.labels.code(cells[label], row))
             for column, name, at in zip(self.flags, self.label_columns, flagged, strict=True):
@@ -197,7 +201,7 @@ class _ManifestReader:
         whole = (splits != UNASSIGNED).all()
         given = [name for number, name in enumerate(SPLITS) if (splits[~hidden] == number).any()]
         if whole and "val" in given and "test" not in given and not hidden.any():
-            # every row has a split, so none of those in train is tested
+            # every row has a split, so no test split is made from the training rows
             given.append("test")
         listing = Listing(
             origin=self.where,
@@ -217,13 +221,17 @@ class _ManifestReader:
 
     def _path(self, cell: Any, row: int) -> str:
         if is_missing(cell):
-            raise UserError(f"{self.where}: column {self.path_column!r} must not be empty. It is in row {row}.")
+            raise UserError(
+                f"{self.where}: column {self.path_column!r} must not be empty. It is in row {row}. Give the path, or remove the "
+                "row."
+            )
         if not isinstance(cell, str):
             raise UserError(
-                f"{self.where}: column {self.path_column!r} must hold paths. Row {row} holds {str(cell)[:40]!r}."
+                f"{self.where}: column {self.path_column!r} must hold paths. Row {row} holds {str(cell)[:40]!r}. Give the "
+                "column of the paths as data.path_column=NAME."
             )
         path = cell.strip()
-        # a name may end in a blank
+        # a file name may end in a blank
         return cell if path != cell and os.path.lexists(os.path.join(self.home, cell)) else path
 
     def _splits(self, rows: int) -> npt.NDArray[np.int8]:
@@ -234,7 +242,7 @@ class _ManifestReader:
         if wrong := sorted(set(named) - set(known)):
             raise UserError(
                 f"{self.where}: column {self.split_column!r} must hold train, val or test. "
-                f"Found {shortened([repr(cell) for cell in wrong])}."
+                f"Found {shortened([repr(cell) for cell in wrong])}. Correct them, or leave the cells empty."
             )
         position = [SPLITS.index(known[cell]) if cell in known else UNASSIGNED for cell in self.splits]
         return taken(np.array(position, np.int8), np.frombuffer(self.split_codes, np.int16))
@@ -243,11 +251,14 @@ class _ManifestReader:
         self, codes: npt.NDArray[np.int32], hidden: npt.NDArray[np.bool_]
     ) -> tuple[list[str], npt.NDArray[np.int64] | npt.NDArray[np.uint8]]:
         if hidden.all():
-            raise UserError(f"{self.where}: no labels found. All of column {self.labels.column!r} is empty.")
+            raise UserError(
+                f"{self.where}: no labels found. All of column {self.labels.column!r} is empty. Give the column of the labels "
+                "as data.label_column=NAME."
+            )
         if self.numbers and any(SEPARATOR in number or not number for number in self.numbers.values()):
             self.labels.separator = self.labels.separator or SEPARATOR
         if hidden.any():
-            # these rows are dropped; their code must be a class
+            # these rows are dropped later; until then their code must be that of a class
             codes = np.where(hidden, codes[~hidden][0], codes)
         classes, targets = self.labels.classes(codes)
         numbers = (
@@ -290,7 +301,7 @@ class _ManifestReader:
 
 
 def read_columns(path: str) -> dict[str, list[str]]:
-    """Return the cells of each column of a table as texts; a missing cell is empty.
+    """Return the cells of each column of a table as strings; a missing cell is empty.
 
     Raises:
         UserError: The table cannot be read.
@@ -323,7 +334,7 @@ def write_manifest(index: Index, path: Path) -> None:
 
 
 def _needs_numbers(index: Index) -> bool:
-    """Tell whether the classes would come back otherwise from their names alone."""
+    """Tell whether the names alone would not restore the classes and their order."""
     names = list(index.classes)
     as_read = [clean_label(name) for name in names if name not in MISSING]
     return index.multi_label or names != natural_order(as_read) or _equal_numbers(names)
@@ -337,7 +348,7 @@ def _equal_numbers(names: Iterable[str]) -> bool:
 def _number(index: Index, row: int) -> str:
     if not index.multi_label:
         return str(int(index.targets[row]))
-    # the separator behind each number shows that there may be several
+    # the separator after each number shows that there may be several
     return "".join(f"{target}{SEPARATOR}" for target in np.flatnonzero(index.targets[row]))
 
 
@@ -367,7 +378,7 @@ def _label(index: Index, row: int) -> str:
     names = [index.classes[target] for target in np.flatnonzero(index.targets[row])]
     if any(SEPARATOR in name for name in names):
         raise UserError(
-            f"data.label_columns: class names must not hold {SEPARATOR!r}. Found {shortened(names)}. Rename."
+            f"data.label_columns: class names must not contain {SEPARATOR!r}. Found {shortened(names)}. Rename the columns."
         )
     return SEPARATOR.join(names)
 
@@ -377,7 +388,7 @@ def _flag(cell: Any, name: str, row: int, where: str) -> int:
         return 0
     text = str(cell).strip().lower()
     if text not in _FLAGS:
-        raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {text!r} in row {row}.")
+        raise UserError(f"{where}: column {name!r} must hold 0 or 1. Found {text!r} in row {row}. Correct it.")
     return _FLAGS[text]
 
 
@@ -394,7 +405,7 @@ def _no_conflicts(
     first: dict[str, int] = {}
     repeated: list[str] = []
     differ: list[str] = []
-    # in parts: the order of a million rows would be the largest array of all
+    # in parts: a mask of a million rows would be the largest array of all
     rows = (
         start + row
         for start in range(0, len(hashes), _PART)

@@ -1,11 +1,11 @@
-"""Pillow's resize of uint8 images, level for level, for a window of the result, in operations that exporters support.
+"""Pillow's resize of uint8 images for a window of the result, with equal pixel values, in operations that exporters support.
 
-Pillow resizes in fixed point: for each axis it computes filter weights in double precision and rounds them to integers
-of 22 bits; each pass is rounded to whole levels and clipped to 0..255. It resizes along the rows first, but along the
-columns first for tall images (``src/libImaging/Resample.c``). ONNX's Resize computes in floating point and differs by
-one level in two pixels of a hundred. This module gathers, multiplies and sums the same integers as Pillow, but only
-for the pixels that the crop after the resize keeps, and only from the rows and columns they are made of. An image a
-million times as long as wide, whose resized form would fill any memory, therefore costs no more than any other.
+Pillow resizes in fixed point: for each axis it computes filter weights in double precision and rounds them to integers of 22
+bits; each pass is rounded to whole values and clipped to 0..255. It resizes along the rows first, but along the columns first
+for tall images (``src/libImaging/Resample.c``). ONNX's Resize computes in floating point and is off by one in two pixels of a
+hundred. This module gathers, multiplies and sums the same integers as Pillow, but only for the pixels that the crop after the
+resize keeps, and only from the rows and columns that they are computed from. An image a million times as long as wide, whose
+resized form would exhaust any memory, therefore costs no more than any other.
 
 No branch depends on a size, so that height and width stay dynamic in an exported graph.
 """
@@ -71,7 +71,7 @@ def resize_window(
 
 
 def _cut(images_BCHW: Tensor, axis: int, sources_NT: Tensor, wanted: Side) -> tuple[Tensor, Tensor]:
-    """Cut out the part of an axis that a window is made of; return it and the window's sources as positions in it."""
+    """Cut out the part of an axis that a window needs; return it and the window's sources as positions in it."""
     given, (count, taps) = images_BCHW.shape[axis], sources_NT.shape
     if isinstance(wanted, int) and wanted == count:
         return images_BCHW, sources_NT
@@ -92,9 +92,9 @@ def _height_then_width(images: Tensor, rows: Tensor, row_weights: Tensor, column
 
 
 def columns_first(given: Sequence[Side], wanted: Sequence[Side]) -> Side:
-    """Return 1 where Pillow 13 resizes height first (it loses more than twice as many pixels as the width), else 0.
+    """Return 1 if Pillow 13 resizes height first (it loses more than twice as many pixels as the width), else 0.
 
-    Earlier versions always begin with the width; some pixels of tall images then differ by one level.
+    Earlier versions always begin with the width; some pixels of tall images then differ by one.
     """
     lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
     return torch.sym_max(0, torch.sym_min(1, torch.sym_min(lost_height, lost_height - 2 * lost_width)))
@@ -104,7 +104,7 @@ def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
     """Return the source positions of pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
 
     Pillow accumulates the step pixel by pixel in double precision, and so does this function, because the last bit can
-    decide. From some pixel on it leaps: between two powers of two a rounded sum grows by the same amount at every step.
+    decide. From some pixel on it skips steps: between two powers of two the rounded sum grows by the same amount at every step.
     """
     step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(wanted, dtype=torch.float64)
     added = torch.sym_min(wanted, _ADDED)
@@ -154,8 +154,8 @@ def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Te
     sums_BCHN = (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
     # adding half the scale and flooring rounds halves up; in double, as exporters cannot shift negative numbers
     scale = 2.0**_BITS
-    levels_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
-    return levels_BCHN
+    rounded_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
+    return rounded_BCHN
 
 
 def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, interpolation: str) -> tuple[Tensor, Tensor]:

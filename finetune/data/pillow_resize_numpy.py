@@ -1,9 +1,9 @@
-"""A window of what Pillow's resize would make, in NumPy, without the rest of the resized image.
+"""Pillow's resize for a window of the result, in NumPy, without computing the rest of the resized image.
 
-An image a million times as long as wide would fill any memory when it is resized, and Pillow keeps the filter weights of a
-whole axis, 32 bytes a pixel of it. Here each pixel of the window is made from the pixels under it, with the fixed-point
-arithmetic of :mod:`finetune.data.pillow_resize`: the same levels, and beside the image at most 8 bytes for each pixel under one
-row or column of the window.
+Resizing an image a million times as long as wide would exhaust any memory, and Pillow keeps the filter weights of a whole
+axis, 32 bytes for each of its pixels. Here each pixel of the window is computed from the pixels under it, with the fixed-point
+arithmetic of :mod:`finetune.data.pillow_resize`. The pixel values are equal, and the memory beside the image is at most 8 bytes
+for each pixel under one row or column of the window.
 """
 
 import math
@@ -22,7 +22,7 @@ BITS = 22
 def pillow_window(
     pixels_HWC: Pixels, *, size: tuple[int, int], corner: tuple[int, int], window: tuple[int, int], interpolation: str
 ) -> Pixels:
-    """What a crop of the resized image would be.
+    """Compute a crop of the resized image.
 
     Args:
         pixels_HWC: The image.
@@ -39,7 +39,7 @@ def pillow_window(
         rows, columns = (_nearest(given[axis], size[axis], corner[axis], window[axis]) for axis in (0, 1))
         return pixels_HWC[np.ix_(rows, columns)]
     axes = (0, 1) if columns_first((given[0], given[1]), size) else (1, 0)
-    # what the first pass need not make: the second reads these rows or columns only
+    # the first pass computes only the rows or columns that the second reads
     begin, end = _span(given[axes[1]], size[axes[1]], corner[axes[1]], window[axes[1]], interpolation)
     pixels_HWC = pixels_HWC[:, begin:end] if axes[1] else pixels_HWC[begin:end]
     for axis in axes:
@@ -57,16 +57,16 @@ def pillow_window(
 
 
 def columns_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Whether Pillow 13 resizes height before width: the height loses more than twice the pixels of the width.
+    """Return whether Pillow 13 resizes height before width: the height loses more than twice the pixels of the width.
 
-    Earlier versions begin with the width always; then one level of some pixels of tall images is another.
+    Earlier versions always begin with the width; some pixels of tall images then differ by one.
     """
     lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
     return lost_height > max(0, 2 * lost_width)
 
 
 def _span(given: int, wanted: int, first: int, count: int, interpolation: str) -> tuple[int, int]:
-    """The source pixels of an axis that a window is made of."""
+    """Return the range of source pixels that a window needs along an axis."""
     begin, _ = _bounds(first, given, wanted, interpolation)
     return begin, _bounds(first + count - 1, given, wanted, interpolation)[1]
 
@@ -78,7 +78,7 @@ def _bounds(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[in
 
 
 def _taps(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int, npt.NDArray[np.float64]]:
-    """First source pixel of a pixel of the resized axis, and the weights (T,), whole numbers of 22 bits."""
+    """Return the first source pixel and the filter weights (T,) of one output pixel; the weights are whole numbers of 22 bits."""
     first, last = _bounds(pixel, given, wanted, interpolation)
     scale = given / wanted
     weights_T = np.arange(first, last, dtype=np.float64)
@@ -86,7 +86,7 @@ def _taps(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int,
     weights_T += 0.5
     weights_T *= 1 / max(scale, 1.0)
     weights_T = _filter(np.abs(weights_T, out=weights_T), interpolation)
-    # Pillow adds one after another; NumPy's own sum adds in pairs
+    # Pillow adds the weights one after another; NumPy's sum adds in pairs
     weights_T /= weights_T.cumsum()[-1]
     weights_T *= 2.0**BITS
     weights_T += np.copysign(0.5, weights_T)
@@ -94,7 +94,7 @@ def _taps(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int,
 
 
 def _filter(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
-    """The filter's height at a distance in (stretched) source pixels."""
+    """Return the filter's value at a distance in (stretched) source pixels."""
     if interpolation == "bilinear":
         return np.maximum(1 - distance, 0)
     # Keys' cubic with a = -0.5, as Pillow has it (Keys 1981, doi 10.1109/TASSP.1981.1163711)
@@ -104,17 +104,18 @@ def _filter(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArra
 
 
 def _nearest(given: int, wanted: int, first: int, count: int) -> npt.NDArray[np.int64]:
-    """Source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels.
+    """Return the source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels.
 
-    Pillow adds the step up, one pixel after another, in double precision, and so does this, for the last bit decides. Between
-    two powers of two a sum that is rounded grows by the same amount at every step, so whole stretches are leaped over.
+    Pillow adds up the step, one pixel after another, in double precision; this does the same, because the last bit can decide
+    the result. Between two powers of two the rounded sum grows by the same amount at every step, so long runs of steps are
+    skipped at once.
     """
     step = given / wanted
     position, ahead = 0.5 * step, first
     while ahead > 0:
         two = position + step + step
         growth, top = two + step - two, math.ldexp(1.0, math.frexp(two)[1])
-        # a sum that lies in the middle of two numbers is rounded to the even one: the second step is that of all further ones
+        # a sum halfway between two numbers is rounded to the even one, so all further steps equal the second
         leap = min(ahead - 2, int((top - two) / growth) - 1)
         if leap > 0 and 2 * (position + step) >= top:
             position, ahead = two + leap * growth, ahead - 2 - leap

@@ -1,4 +1,4 @@
-"""Data sets that Python holds as objects: map-style torch data sets of ``(image, target)``, one or one a split."""
+"""Data sets given as Python objects: map-style torch data sets of ``(image, target)``, one for all splits or one per split."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""Sample order and randomness, keyed by (seed, phase, epoch, sample) and never streamed.
+"""Sample order and randomness, keyed by (seed, phase, epoch, sample), with no generator state to carry.
 
-A random number depends on its key alone: not on how many were drawn before, on the process that draws it, on the number
-of workers, or on whether the run was interrupted. numpy promises that the raw output of a bit generator never changes
-between versions (NEP 19), but promises nothing like it for ``Generator.permutation``; so only raw output is used.
+A random number depends only on its key: not on how many were drawn before, on the process that draws it, on the number
+of workers, or on whether the run was interrupted. NumPy promises that the raw output of a bit generator never changes
+between versions (NEP 19) but makes no such promise for ``Generator.permutation``, so only raw output is used.
 """
 
 import hashlib
@@ -94,13 +94,13 @@ class BatchKey(NamedTuple):
 
 
 def batch_count(rows: int, batch_size: int) -> int:
-    """Return the number of batches in an epoch: of ``batch_size`` at most, but of three where one would be left over.
+    """Return the number of batches in an epoch: at most ``batch_size`` images each; of three if one would be left over.
 
     >>> [batch_count(*case) for case in ((8, 4), (9, 4), (6, 2), (7, 2), (3, 2), (1, 2), (3, 1))]
     [2, 3, 3, 3, 1, 1, 3]
     """
     batches = -(-rows // batch_size)
-    # equal batches are single images only where a batch holds two and the number of images is odd
+    # nearly equal batches hold a single image only if batch_size is 2 and the number of images is odd
     return max(1, rows // 2) if batch_size == 2 else batches
 
 
@@ -169,7 +169,7 @@ class ChunkBatches(Sampler[BatchKey]):
     """Batches that are generated on demand, each with its own number.
 
     Args:
-        chunks: Position of the view in a list of views, number and rows of each batch; consumed once, in order.
+        chunks: For each batch the position of its view in a list of views, its number and its rows; consumed once, in order.
     """
 
     def __init__(self, chunks: Iterable[tuple[int, int, Rows]]) -> None:
@@ -181,7 +181,7 @@ class ChunkBatches(Sampler[BatchKey]):
 
 
 class EvalBatches(Sampler[BatchKey]):
-    """Every row once, in order, over all processes together; without padding, so that no image counts twice.
+    """Batches of every row once, in order, over all processes together; without padding, so that no image counts twice.
 
     Args:
         rows: Rows to evaluate.

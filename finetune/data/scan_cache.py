@@ -117,7 +117,7 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
 
 
 def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
-    """Write the cache file atomically; if that fails, log a warning and go on without it."""
+    """Write the cache file atomically; if that fails, log a warning and continue without it."""
     settled = stamps["changed"] < time.time_ns() - _SETTLED_NS
     settled &= stamps["size"] >= 0
     try:

@@ -1,7 +1,7 @@
-"""The spellings of split names: one list for the folders, the tables and the data sets of other libraries.
+"""The spellings of split names: one list for folders, tables and the data sets of other libraries.
 
-A name may have words around it that say nothing (``train_set``, ``Training images``), or words that all splits of the data
-share (``seg_train`` beside ``seg_test``, ``train2017`` beside ``val2017``).
+A split's name may come with words that mean nothing (``train_set``, ``Training images``), or with words that all splits of the
+data share (``seg_train`` beside ``seg_test``, ``train2017`` beside ``val2017``).
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-# `eval` is the test split, as in `train | dev | eval`, unless there is another: see `split_names`
+# `eval` is the test split, as in `train | dev | eval`, unless there is another test split: see `split_names`
 _SPELLINGS = {
     "train": ("train", "training", "trn", "trainval", "trainvalid"),
     "val": ("val", "valid", "validation", "validate", "validating", "vld", "dev", "devel", "development"),
@@ -19,7 +19,7 @@ _SPELLINGS = {
 }
 _SPLIT_OF_WORD = {word: split for split, words in _SPELLINGS.items() for word in words}
 
-# words beside the split's that say nothing
+# words beside the split's that mean nothing
 _FILLERS = frozenset(
     word + plural
     for word in (
@@ -44,9 +44,9 @@ _WORD = re.compile(r"[^\W\d_]+?(?=[A-Z][a-z])|[^\W\d_]+|\d+")
 
 
 def split_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the names, of some that stand side by side, that name splits, each with its split.
+    """Return which of some names side by side are names of splits, each with its split.
 
-    ``eval`` is the test split, or the validation split where another name stands for test.
+    ``eval`` is the test split, or the validation split if another name stands for test.
 
     >>> split_names(["Training", "Testing", "readme"])
     {'Training': 'train', 'Testing': 'test'}
@@ -62,7 +62,7 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
         read = _read(name)
         if read.split:
             groups.setdefault(read.others, {})[name] = read
-    # words and numbers around the split's mean something, unless several splits have the same ones
+    # other words and numbers in a name mean something, unless several splits have the same ones
     groups = {
         others: group
         for others, group in groups.items()
@@ -80,7 +80,7 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def says_nothing(name: str) -> bool:
-    """Tell whether a folder's name says nothing about its images, so that it cannot be a class of its own.
+    """Tell whether a folder's name says nothing about its images, so that it cannot be the name of a class.
 
     >>> says_nothing("Images"), says_nothing("cats")
     (True, False)
@@ -90,7 +90,7 @@ def says_nothing(name: str) -> bool:
 
 
 class _Name(NamedTuple):
-    """The split that a name holds, empty for none; the other words that may mean something; whether it has a number."""
+    """The split in a name, empty for none; the other words that may mean something; whether it has a number."""
 
     split: str
     others: tuple[str, ...]

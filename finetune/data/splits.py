@@ -3,15 +3,15 @@
 Every sample has a rank key made from its *content* and the seed. Within a class the samples are ordered by their keys:
 validation takes the lower end, test the upper end, training the middle. Hence:
 
-- renaming a file changes nothing, and neither does the order in which files are listed;
-- identical contents have one key and move as one unit, so they are never in two splits; more copies of one picture than
-  a split has room for count as one, so that the other images still give each split its share;
-- a class gets its share to the nearest sample (where duplicates and its size allow) and always keeps a training sample;
+- neither renaming a file nor listing the files in another order changes anything;
+- identical contents have the same key and move as one unit, so they are never in two splits; a picture with more copies than
+  a split has room for counts as one, so that the other images still give each split its share;
+- a class gets its share to the nearest sample (as far as duplicates and its size allow) and always keeps a training sample;
 - adding ``m`` samples to a class moves at most ``m`` of the old ones across each of the two boundaries, and none
-  between validation and test. (To move none, each sample would have to be drawn by itself, and no share is then exact.)
+  between validation and test. (To move none, each sample would have to be drawn independently, and shares would be inexact.)
 
-Where the data has groups, such as the images of one patient, groups move as one unit instead, together with copies of
-their images (:mod:`finetune.data.group_splits`); of these rules the first two then hold.
+If the data has groups, such as the images of one patient, groups move as one unit instead, together with copies of their
+images (:mod:`finetune.data.group_splits`); only the first two rules then hold.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def make_folds(
     folds: int,
     groups: Rows | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Assign each sample to a fold, 0 to ``folds - 1``, int64 (N,): stratified, copies and groups in one fold."""
+    """Assign each sample to a fold, 0 to ``folds - 1``, int64 (N,): stratified, with copies and groups in one fold."""
     if groups is not None:
         return _parts_of_groups(targets, content, groups, seed=seed, fractions=[1 / folds] * folds, cover=False)
     units = _Units(targets, content, seed)
@@ -96,7 +96,7 @@ def make_folds(
     for number, members in enumerate(units.strata()):
         sizes = _counted(units.sizes[members], lambda total: -(-total // folds))
         middles = np.cumsum(sizes) - (sizes + 1) // 2
-        # each class starts at another fold; otherwise fold 0 would get all classes smaller than the number of folds
+        # each class starts at a different fold; otherwise fold 0 would get all classes smaller than the number of folds
         fold_of_unit[members] = (middles * folds // max(int(sizes.sum()), folds) + number) % folds
     return fold_of_unit[units.unit_of_row]
 
@@ -112,8 +112,8 @@ def few_per_class(
     """Choose at most ``limit`` samples per class to keep: bool (N,).
 
     The choice is nested: the samples kept with a limit of 5 are among those kept with 10. An image with several labels
-    counts for the rarest of them. A second copy of a picture, or a second image of a group, comes after the first of all
-    others, so that few images show as much as they can.
+    counts for the rarest of them. A second copy of a picture, or a second image of a group, is chosen only after the first of
+    every other one, so that few images show as much variety as possible.
     """
     units = _Units(targets, content, seed)
     keep = np.zeros(len(targets), np.bool_)
@@ -127,7 +127,7 @@ def few_per_class(
 
 
 def _places(*columns: npt.NDArray[np.generic], of: int | None = None) -> Rows:
-    """Return the place of each row among the rows that are equal in the last ``of`` columns, ordered by the first ones.
+    """Return the rank of each row among the rows that are equal in the last ``of`` columns, ordered by the first columns.
 
     >>> _places(np.array([3, 1, 2]), np.array([0, 0, 1]), of=1).tolist()
     [1, 0, 0]
@@ -153,7 +153,7 @@ def _parts_of_groups(
     fractions: Sequence[float],
     cover: bool,
 ) -> Rows:
-    """Divide samples so that neither groups nor copies of one picture are parted: the part of each, int64 (N,)."""
+    """Divide samples without dividing groups or copies of one picture: the part of each sample, int64 (N,)."""
     if not len(content):
         return np.zeros(0, np.int64)
     _, first, picture = np.unique(content, axis=0, return_index=True, return_inverse=True)
@@ -162,14 +162,14 @@ def _parts_of_groups(
     nodes = pictures + int(groups.max(initial=-1)) + 1
     links = coo_array((np.ones(len(grouped)), (picture[grouped], pictures + groups[grouped])), shape=(nodes, nodes))
     _, component = connected_components(links, directed=False)
-    # components are numbered by their smallest key, so that the order of the files means nothing
+    # components are numbered by their smallest key, so that the order of the files does not matter
     keys = rank_keys(content[first], seed)
     smallest = np.full(nodes, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(smallest, component[:pictures], keys)
     names, unit_of_picture = np.unique(component[:pictures], return_inverse=True)
     order = np.argsort(smallest[names], kind="stable")
     unit_of_picture = np.argsort(order)[unit_of_picture]
-    # each picture counts once, whatever the number of its copies
+    # each picture counts once, however many copies it has
     shown = targets[first]
     rows, columns = (np.arange(pictures), shown) if shown.ndim == 1 else np.nonzero(shown)
     width = int(targets.max(initial=0)) + 1 if targets.ndim == 1 else targets.shape[1]
@@ -183,11 +183,11 @@ def _parts_of_groups(
 
 
 def _counted(sizes: npt.NDArray[np.int64], largest: Callable[[int], int]) -> npt.NDArray[np.int64]:
-    """Count as one what has more copies than a part of the whole has room for: sizes of the units, int64.
+    """Count a unit with more copies than a split can hold as one; return the counted sizes of the units, int64.
 
     Args:
         sizes: Number of samples of each unit.
-        largest: Function from a number of samples to the largest part of them that is set aside.
+        largest: Function from a number of samples to the size of the largest split made from them.
 
     >>> _counted(np.array([1, 900, 1, 2]), lambda total: total // 4).tolist()
     [1, 1, 1, 1]
@@ -200,7 +200,7 @@ def _counted(sizes: npt.NDArray[np.int64], largest: Callable[[int], int]) -> npt
 
 
 class _Units:
-    """Units of identical contents; each unit is in the stratum of the rarest class that its samples show."""
+    """Units of samples with identical contents; each is in the stratum of the rarest class that its samples show."""
 
     def __init__(
         self, targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], content: npt.NDArray[np.uint64], seed: int
@@ -231,7 +231,7 @@ def _rarity(targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8]) -> Rows:
 
 
 def _shares(total: int, val_fraction: float, test_fraction: float) -> tuple[int, int]:
-    """Compute the sizes of val and test to the nearest sample, at least 1 each as long as train keeps a sample.
+    """Compute the sizes of val and test to the nearest sample; at least 1 each, as long as train keeps a sample.
 
     >>> _shares(100, 0.15, 0.15), _shares(3, 0.15, 0.15), _shares(2, 0.15, 0.15), _shares(1, 0.15, 0.15)
     ((15, 15), (1, 1), (1, 0), (0, 0))
@@ -246,7 +246,7 @@ def _shares(total: int, val_fraction: float, test_fraction: float) -> tuple[int,
 
 
 def _take(sizes: npt.NDArray[np.int64], share: int, *, reserve: int) -> npt.NDArray[np.bool_]:
-    """Select the units, from the first on, that fill a share; at least ``reserve`` units are left."""
+    """Select units in order until the share is filled, leaving at least ``reserve`` units."""
     taken = np.zeros(len(sizes), np.bool_)
     allowed = len(sizes) - reserve
     if share == 0 or allowed <= 0:
@@ -263,6 +263,6 @@ def _take(sizes: npt.NDArray[np.int64], share: int, *, reserve: int) -> npt.NDAr
             filled += int(size)
             allowed -= 1
     if not filled:
-        # there are only large groups of duplicates: take the smallest rather than leave the split empty
+        # all units are larger than the share: take the smallest rather than leave the split empty
         taken[int(np.argmin(sizes))] = True
     return taken

@@ -1,6 +1,6 @@
-"""Reads the cells of a table file row by row: CSV and TSV in their usual separators and encodings, and Parquet.
+"""Read the cells of a table file row by row: CSV and TSV with the usual separators and encodings, and Parquet.
 
-Training, evaluation and prediction read tables by these functions, so that all of them take the same files.
+Training, evaluation and prediction read tables with these functions, so that all of them accept the same files.
 """
 
 import csv
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError, did_you_mean, shortened
+from finetune.errors import UserError, did_you_mean, first_line, shortened
 from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, open_table
 
 TABLES = (".csv", ".tsv", ".parquet")
@@ -40,12 +40,12 @@ class TableRows:
         """Return the position of a column.
 
         Raises:
-            UserError: There is no such column, or several.
+            UserError: There is no such column, or more than one.
         """
         if self.columns.count(column) > 1:
             raise UserError(
-                f"{self.name}: every column needs a name of its own. There are {self.columns.count(column)} columns "
-                f"{column!r}. Rename all but one."
+                f"{self.name}: column names must be unique. There are {self.columns.count(column)} columns {column!r}. "
+                "Rename all but one."
             )
         if column not in self.columns:
             raise UserError(
@@ -59,11 +59,11 @@ class TableRows:
 def open_rows(path: str | Path, *, name: str) -> Iterator[TableRows]:
     """Open a table file by its suffix.
 
-    Cells of a text table are texts; the most frequent of comma, semicolon and tab in its first line separates them. Cells
-    of Parquet have their own types.
+    Cells of a text table are strings; the separator is the most frequent of comma, semicolon and tab in its first line. Cells
+    of a Parquet file have their own types.
 
     Args:
-        path: Path of the table, a ``.parquet`` file or a text.
+        path: Path of the table, a ``.parquet`` or a text file.
         name: Name of the table in messages.
 
     Raises:
@@ -93,7 +93,7 @@ def _text_cells(rows: Iterator[list[str]], width: int, wanted: Sequence[int], na
         if len(row) != width:
             raise UserError(
                 f"{name}: every row must have {width} cells. Line {number} has {len(row)}. "
-                "Quote cells that hold the separator."
+                "Quote cells that contain the separator."
             )
         yield tuple(row[position] for position in wanted)
 
@@ -105,7 +105,7 @@ def _parquet(path: str | Path, name: str) -> Iterator[TableRows]:
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
         raise UserError(
-            f"{name}: Parquet needs pyarrow. Install it by: pip install 'stagewise-finetune[parquet]'"
+            f"{name}: Parquet needs pyarrow. Install it with: pip install 'stagewise-finetune[parquet]'"
         ) from None
     check_regular(path, name=name)
     try:
@@ -118,7 +118,7 @@ def _parquet(path: str | Path, name: str) -> Iterator[TableRows]:
             columns = tuple(file.schema_arrow.names)
             yield TableRows(name, columns, lambda wanted: _parquet_cells(file, columns, wanted, name))
     except (pa.ArrowException, OSError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{name}: is not a readable Parquet file. {why}") from None
 
 

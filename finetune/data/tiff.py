@@ -1,8 +1,8 @@
-"""Decides which TIFF files Pillow decodes rightly, and reads the others by tifffile, or says what is needed.
+"""Decides which TIFF files Pillow decodes correctly; the rest are read with tifffile, or the error says what to install.
 
-TIFF has more kinds of numbers than Pillow has modes, and for some kinds Pillow gives other numbers without a word: planes
-apart, white stored as zero, bits packed, byte orders. Tests compare the kinds named here with tifffile; all others go to
-tifffile, which the extra ``tiff`` installs.
+TIFF has more sample formats than Pillow has modes, and Pillow silently misreads some: separate planes, white stored as zero,
+packed bits, byte orders. Tests compare the formats named here with tifffile; all others go to tifffile, which the extra
+``tiff`` installs.
 """
 
 import zlib
@@ -25,14 +25,14 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3
 # compressions with zlib's checksum: Adobe's number and the older one
 _DEFLATE = (8, 32946)
 _JPEG, _JPEG_TABLES = 7, 347
-# bytes that are inflated at a time
+# bytes inflated at a time
 _PIECE = 2**18
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _NAMES = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
 
 
 def pillow_reads(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Tell whether Pillow gives the numbers that a file holds."""
+    """Tell whether Pillow reads the sample values of a file correctly."""
     tags = image.tag_v2
     samples, photometric = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC)
     depths, kinds = set(tags.get(_BITS, (1,))), set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)))
@@ -50,7 +50,7 @@ def pillow_reads(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def is_camera_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Tell whether the first picture is a camera's preview of raw numbers elsewhere in the file (DNG, NEF, CR2)."""
+    """Tell whether the first picture is a camera's preview of raw data elsewhere in the file (DNG, NEF, CR2)."""
     tags = image.tag_v2
     preview = bool(tags.get(_SUBFILE_TYPE, 0) & 1) and _SUB_DIRECTORIES in tags
     canon = isinstance(image.fp, BytesIO) and image.fp.getvalue()[8:10] == b"CR"
@@ -58,19 +58,19 @@ def is_camera_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def mend_palette(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Give a loaded palette image its colours where the map holds 8 bits in place of 16, as libtiff reads it."""
+    """Correct the colours of a loaded palette image whose map holds 8-bit values in place of 16-bit ones, as libtiff does."""
     colors = image.tag_v2.get(_COLOR_MAP)
     if image.mode in ("P", "PA") and colors and max(colors) < 256:
         image.putpalette(np.array(colors, np.uint8).reshape(3, -1).T.tobytes(), "RGB")
 
 
 def check_tiff(image: TiffImagePlugin.TiffImageFile, data: memoryview) -> None:
-    """Check that all strips or tiles of a compressed file lie inside it, and the checksums of those that have one.
+    """Check that all strips or tiles of a compressed file lie inside it, and verify their checksums if they have any.
 
     libtiff stops at the last pixel of a deflated strip, before its checksum, and repairs JPEG as libjpeg does.
 
     Raises:
-        ValueError: One does not, or a checksum is wrong.
+        ValueError: A strip or tile ends outside the file, or a checksum is wrong.
     """
     tags = image.tag_v2
     if tags.get(_COMPRESSION, 1) == 1:
@@ -80,7 +80,7 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile, data: memoryview) -> None:
     )
     parts = list(zip(starts, lengths, strict=False))
     if any(start + length > len(data) for start, length in parts):
-        raise ValueError("part of its pixels lies behind the end of the file")
+        raise ValueError("some of its pixels lie past the end of the file")
     compression, tables = tags.get(_COMPRESSION), tags.get(_JPEG_TABLES, b"")
     for start, length in parts:
         if compression in _DEFLATE:
@@ -90,14 +90,14 @@ def check_tiff(image: TiffImagePlugin.TiffImageFile, data: memoryview) -> None:
 
 
 def _check_jpeg(data: memoryview, tables: bytes) -> None:
-    """Decode one strip or tile with its file's tables, as a file of its own.
+    """Decode one strip or tile as a separate file, with the tables of its file.
 
     Raises:
         ValueError: The decoder had to repair the data.
     """
     try:
         decode_jpeg(tables[:-2] + bytes(data[2:]) if tables else bytes(data), "GRAY")
-    except UnsupportedJpegError:  # a form that stands in TIFF alone; libtiff decodes it
+    except UnsupportedJpegError:  # a form that occurs only in TIFF; libtiff decodes it
         return
     except DamagedJpegError as error:
         raise ValueError(f"libjpeg reports: {error}") from None
@@ -119,17 +119,17 @@ def _check_deflated(data: memoryview) -> None:
 
 
 def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
-    """Read the header of a TIFF file by tifffile.
+    """Read the header of a TIFF file with tifffile.
 
     Raises:
-        UnreadableImage: tifffile is not installed, or the file holds something other than a picture.
+        UnreadableImage: tifffile is not installed, or the file holds something other than a grey or colour image.
     """
     try:
         import tifffile
     except ImportError:
         raise UnreadableImage(
             path,
-            f"It is a TIFF of a kind ({_kind(data)}) that needs tifffile. Install it by: "
+            f"It is a TIFF of a kind ({_kind(data)}) that needs tifffile. Install it with: "
             "pip install 'stagewise-finetune[tiff]', or convert the file to PNG.",
         ) from None
     pages = tifffile.TiffFile(BytesIO(data)).pages
@@ -144,8 +144,8 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     if not known or bands or number != stored + len(extra):
         raise UnreadableImage(
             path,
-            f"It is a TIFF of {number} x {depth} bits ({_NAMES.get(photometric, f'photometric {photometric}')}), which is no "
-            "grey or colour picture. Convert it to one, or use the channels that matter.",
+            f"It is a TIFF of {number} x {depth} bits ({_NAMES.get(photometric, f'photometric {photometric}')}), which is not a "
+            "grey or colour image. Convert it to one, or use the channels that matter.",
         )
     opacity = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if extra and photometric != _PALETTE else ""
 
@@ -197,7 +197,7 @@ def _orientation(page: Any) -> int:
 
 
 def _kind(data: bytes | bytearray) -> str:
-    """Describe the numbers of a file by its tags."""
+    """Describe the sample format of a file by its tags."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(bytes(data[:8]))
         file = BytesIO(data)
@@ -205,7 +205,7 @@ def _kind(data: bytes | bytearray) -> str:
         tags.load(file)
         bits, kind = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
         numbers = {_UNSIGNED: "", _SIGNED: "signed ", _FLOAT: "floating point "}.get(kind, "")
-        planes = ", planes apart" if tags.get(_PLANES, 1) != 1 else ""
+        planes = ", separate planes" if tags.get(_PLANES, 1) != 1 else ""
         colour = _NAMES.get(int(tags.get(_PHOTOMETRIC, -1)), "unknown colours")
         return f"{colour}, {tags.get(_SAMPLES, 1)} x {bits} {numbers}bits{planes}"
     except Exception:  # a damaged header

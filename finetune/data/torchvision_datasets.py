@@ -20,7 +20,7 @@ from finetune.data.image_source import Source, arrays_source, files_source
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.listing import UNASSIGNED, Listing, Use, merge
 from finetune.data.path_table import path_table
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, did_you_mean, first_line
 from finetune.split_settings import SplitSettings
 
 # split names of data sets that do not use train, val and test
@@ -218,4 +218,4 @@ def _picture(image: Any, channels: int) -> npt.NDArray[np.uint8]:
 
 
 def _first_line(error: Exception) -> str:
-    return ((str(error).strip() or type(error).__name__).splitlines()[0]).rstrip(".") + "."
+    return first_line(error).rstrip(".") + "."

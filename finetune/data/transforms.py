@@ -24,9 +24,9 @@ from finetune.input_spec import InputSpec
 class View(Protocol):
     """A function from a decoded image to an image of the input size.
 
-    ``at_least`` is the length of the image's shorter side, in pixels, from which the view loses nothing: a decoder may
-    give more, and should give less only where the file has less. ``global_randomness`` tells whether the view draws
-    from torch's global generator even if it is passed another one; two threads must not make such views at once.
+    ``at_least`` is the length of the image's shorter side, in pixels, from which the view loses nothing: a decoder may give
+    more, and should give less only if the file has less. ``global_randomness`` tells whether the view draws from torch's global
+    generator even if it is passed another one; two threads must not make such views at the same time.
     """
 
     @property
@@ -65,7 +65,7 @@ _CROPS = {
     "rand_augment": _Crop(area=0.25, ratio=3 / 4, mirror=0.5),
 }
 
-# source pixels per output pixel along a side of the smallest crop, where crops differ much in size
+# source pixels per output pixel along a side of the smallest crop, for crops that differ much in size
 _SHARPNESS = 0.75
 
 
@@ -76,7 +76,7 @@ def eval_view(spec: InputSpec) -> View:
 
 @dataclass(frozen=True)
 class OwnTransform:
-    """A transform of the user's, applied to each training view after the augmentation.
+    """A user-supplied transform, applied to each training view after the augmentation.
 
     Args:
         function: Function from uint8 (C, H, W) to uint8 of the same shape. It may draw from torch's global generator, which is
@@ -133,7 +133,7 @@ def train_view(
             rectangle with the output's proportions, never mirrored (text, digits, medical images). ``standard``: crops
             of 25 to 100 % of the area, mirrored at random. The other two add TrivialAugment (arXiv:2103.10158) or
             RandAugment (arXiv:1909.13719) to ``standard``.
-        transform: A transform of the user's after that; None for none. The evaluation view has none.
+        transform: A user-supplied transform after that; None for none. The evaluation view has none.
         lists: Lists of operations by the text that ``augment`` may give instead of a preset; None for none.
 
     Raises:
@@ -179,7 +179,7 @@ class EvalView:
 
     @property
     def at_least(self) -> int:
-        """Return the shorter side at which a smaller decoded JPEG still gives the same view to within a level or two."""
+        """Return the shorter side at which a smaller decoded JPEG still gives the same view, up to one or two of 256 values."""
         return sharp_side(self.spec)
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -200,16 +200,16 @@ class TrainView:
             self._further = _GreyTrivialAugment() if spec.channels == 1 else v2.TrivialAugmentWide()
         elif augment == "rand_augment":
             self._further = _GreyRandAugment() if spec.channels == 1 else v2.RandAugment()
-        # torchvision's own operations take no generator, and a transform of the user's is not given one
+        # torchvision's operations take no generator, and a user-supplied transform does not get one
         self.global_randomness = self._further is not None or transform is not None
 
     @property
     def at_least(self) -> int:
         """Return the shorter side at which no square crop is enlarged by over a third, and most are not enlarged.
 
-        Crops of ``standard`` below 44 % of the area are enlarged, by up to a third. Common practice, a shorter side of
-        256 to 500 pixels cropped to as little as 8 % of the area, enlarges far more. No crop of ``light`` is enlarged, and
-        no view is read less sharp than that of evaluation.
+        Crops of ``standard`` below 44 % of the area are enlarged, by up to a third. Common practice, which crops a shorter side
+        of 256 to 500 pixels to as little as 8 % of the area, enlarges far more. No crop of ``light`` is enlarged, and no view is
+        less sharp than that of evaluation.
         """
         sharpness = 1.0 if self._crop.inscribed else _SHARPNESS
         crop = math.ceil(sharpness * max(self.spec.size) / math.sqrt(self._crop.area))

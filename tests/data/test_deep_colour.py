@@ -34,7 +34,7 @@ FILES = {
     "tiff, big-endian": tiff(NUMBERS[..., :3], byte_order=">"),
     "tiff, compressed": by_tifffile(compression="zlib"),
     "tiff, big-endian and compressed": by_tifffile(compression="zlib", byteorder=">", rowsperstrip=4),
-    "tiff, planes apart": by_tifffile(planarconfig="separate"),
+    "tiff, separate planes": by_tifffile(planarconfig="separate"),
 }
 
 
@@ -80,7 +80,7 @@ def test_the_range_of_a_set_of_deep_colour_is_measured_and_all_of_its_levels_are
     source = folder_source(root=str(tmp_path))
     assert source.decode.integer_range == (0, 4095)
     assert len(np.unique(source.read(0))) > 200
-    assert "4095 white (12 bits), measured over the set" in " ".join(source.index.notes)
+    assert "4095 white (12 bits), measured over the data set" in " ".join(source.index.notes)
 
 
 def test_sets_that_use_all_bits_are_read_as_before():

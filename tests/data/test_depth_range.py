@@ -49,13 +49,14 @@ def test_integers_fill_the_fewest_bits_that_hold_the_largest_of_the_set(tmp_path
 def test_the_start_of_a_run_says_how_deep_images_are_read(tmp_path):
     (note,) = folder_source(root=write_deep(tmp_path / "deep", 3912)).index.notes
     assert note == (
-        "8 deep images of integer numbers from 0 to 3912: 0 becomes black and 4095 white (12 bits), measured over the set."
-    ) or note.startswith("8 deep images of integer numbers from ")
+        "8 images with more than 8 bits (integer, 0 to 3912): 0 becomes black and 4095 white (12 bits), measured over the data "
+        "set."
+    ) or note.startswith("8 images with more than 8 bits (integer, ")
     assert "4095 white (12 bits)" in note
     wide = folder_source(root=write_deep(tmp_path / "wide", 3912), decode=DecodeOptions(integer_range=(0, 65535)))
     (note,) = wide.index.notes
     assert note.startswith("warning: ")
-    assert "65535 white (16 bits), as given. Only 6.0% of the levels are used" in note
+    assert "65535 white (16 bits), as given. The images use only 6.0% of that range" in note
 
 
 def test_eight_bit_images_are_read_as_ever_beside_deep_ones(tmp_path):

@@ -207,7 +207,7 @@ def test_images_two_folders_down_and_other_split_names_are_noted(tmp_path):
     assert notes == [
         "Training/ is read as the train split",
         "Testing/ is read as the test split",
-        "2 images lie in folders below those of their classes, such as Training/b/may, and count for these",
+        "2 images lie in folders below class folders, such as Training/b/may, and are counted in those classes",
     ]
 
 

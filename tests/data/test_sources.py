@@ -85,7 +85,7 @@ def test_rules_that_there_are_not_are_refused(tmp_path):
 
 def test_folds_are_refused_where_the_folder_has_a_validation_split(tmp_path):
     write_folder(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1})
-    with pytest.raises(UserError, match="has a validation split of its own"):
+    with pytest.raises(UserError, match="has its own validation split"):
         folder_source(root=str(tmp_path), split=SplitSettings(folds=2))
 
 
@@ -110,7 +110,7 @@ def test_unreadable_files_are_all_named_before_anything_starts(tmp_path):
         f"data.root={str(tmp_path)!r}: every image must be readable. 2 files cannot be read:",
         "  a/empty.jpg: The file is empty.",
         "  b/page.png: It is a web page, not an image.",
-        "Replace or remove them, or train without them by data.on_unreadable=skip.",
+        "Replace or remove them, or train without them: data.on_unreadable=skip.",
     ]
 
 

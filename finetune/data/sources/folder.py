@@ -28,13 +28,13 @@ def folder_source(
     Args:
         root: Path of the folder, or of several folders that form one data set.
         layout: How the folders are read, ``auto``, ``classes`` or ``splits``.
-        group_pattern: Regular expression whose match in a relative path names the group of an image, which no made split
-            parts; None for no groups.
+        group_pattern: Regular expression whose match in a relative path names the group of an image; generated splits never
+            divide a group. None for no groups.
         split: Rule for the splits that the folder lacks.
         decode: How the files become pixels; images of more than ``max_pixels`` count as unreadable. None for the defaults.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
-        use: What the data set is for.
-        listing: Listing of the folders, if it is known, so that they are not listed again.
+        use: Purpose of the data set.
+        listing: Listing of the folders, if known, so that they are not listed again.
 
     Raises:
         UserError: See :func:`finetune.data.image_folder.list_training_folders` and :mod:`finetune.data.assign_splits`.

@@ -25,7 +25,7 @@ class SourceKind:
         own: Settings under ``data`` that this source alone gives a meaning.
         needs: Own settings that must be given, each with what to write.
         defaults: Values of own settings that were not given.
-        place: Own setting with the file or folder of the user's; None if there is none that must exist.
+        place: Own setting with the user's file or folder; None if there is none that must exist.
         splits: Settings of the splits that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         channels: Number of channels of its images where the configuration does not say.
