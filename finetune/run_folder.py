@@ -1,4 +1,4 @@
-"""The run folder: its files by name, the record of how the run was started, and what must hold when it is resumed."""
+"""The run folder: its files by name, and the record of how the run was started, which a resumed run reads."""
 
 import os
 import time
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 3
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 PLAN = "plan.json"
-# in the folder of a sweep: the records and logs of its jobs
+# folder below that of a sweep, with the records and logs of its jobs
 JOBS = "jobs"
 
 
@@ -54,12 +54,12 @@ class RecordedData:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """What was decided where the configuration says ``auto``; a resumed run uses it again.
+    """What was decided for settings that are ``auto``; a resumed run uses the same.
 
     Args:
-        precision: Precision; a word such as ``32-true``, which whoever uses it checks.
+        precision: Precision such as ``32-true``, unchecked.
         caches: Cache policy of each phase; :func:`finetune.activation_cache.policy.policies_from_plain` reads them.
-        objects: Classes of the objects that Python gave the run, by argument; None for none.
+        objects: Classes of the objects that were given to the run from Python, by argument; None for none.
     """
 
     precision: Json = None
@@ -76,7 +76,7 @@ class RunRecord:
         config: Whole configuration.
         model: Description of the network, from which it is rebuilt without downloads.
         data: The data.
-        decided: Choices of the program.
+        decided: Decisions for settings that are ``auto``.
         versions: Versions of Python, of finetune and of the libraries that a result depends on.
         threads: Threads that torch computed with.
     """
@@ -117,12 +117,12 @@ class PhaseFolder:
 
     @property
     def trials(self) -> Path:
-        """Heads of several rates, while they train."""
+        """Heads trained at several rates, while the phase runs."""
         return self.path / "trials.ckpt"
 
     @property
     def result(self) -> Path:
-        """What the phase did; its presence says that the phase is finished."""
+        """Result of the phase; its presence means that the phase is finished."""
         return self.path / "result.json"
 
 
@@ -138,7 +138,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration, for people and for resuming."""
+        """The configuration, to read and to resume from."""
         return self.path / CONFIG
 
     @property
@@ -153,12 +153,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One row an epoch."""
+        """Metrics, one row per epoch."""
         return self.path / "metrics.csv"
 
     @property
     def predictions(self) -> Path:
-        """One row a test image."""
+        """Predictions, one row per test image."""
         return self.path / "predictions.csv"
 
     @property
@@ -168,7 +168,7 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """Metrics of the run; its presence says that the run is finished."""
+        """Metrics of the run; its presence means that the run is finished."""
         return self.path / "results.json"
 
     @property
@@ -183,12 +183,12 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The page for people."""
+        """The report."""
         return self.path / REPORT
 
     @property
     def logger_ids(self) -> Path:
-        """Ids of the run in the stores of its loggers, by which a resumed run goes on in them."""
+        """Ids of the run in the stores of its loggers, so that a resumed run continues there."""
         return self.path / "loggers.json"
 
     @property
@@ -206,10 +206,10 @@ class RunFolder:
         return PhaseFolder(self.path / "phases" / f"{number}-{name}")
 
     def spare_files(self) -> list[Path]:
-        """Return checkpoints and weights between phases of a finished run, which no command needs; empty before it is finished.
+        """Return the checkpoints and weights between phases of a finished run, which no command needs; empty for other runs.
 
-        ``movement.json`` keeps what the report says of them. The weights after the last phase stay: the bundle can be
-        written again from them.
+        ``movement.json`` keeps what the report shows of them. The weights after the last phase are kept, so that the bundle can
+        be written again from them.
         """
         if not self.is_finished or not self.movement.is_file() or not self.final_weights.is_file():
             return []
@@ -223,7 +223,7 @@ class RunFolder:
 
     @property
     def movement(self) -> Path:
-        """How far each stage moved in each phase, for the report; there once the weights between phases may be deleted."""
+        """How far each stage moved in each phase, for the report; written before the weights between phases are deleted."""
         return self.path / "movement.json"
 
     @property
@@ -246,7 +246,7 @@ def create_run_folder(
     plan: "Sequence[DataclassInstance]",
     decided: Decisions,
 ) -> None:
-    """Create the run folder. ``run.json`` is written last; once it exists, the run can be resumed.
+    """Create the run folder. ``run.json`` is written last: once it exists, the run can be resumed.
 
     Args:
         run_dir: New or empty folder.
@@ -255,9 +255,9 @@ def create_run_folder(
         model: Description of the network, from which it is rebuilt without downloads.
         index: Index of the images.
         plan: One entry per phase.
-        decided: Choices of the program where the configuration says ``auto``; a resumed run uses them again.
+        decided: Decisions for settings that are ``auto``; a resumed run uses the same.
     """
-    import torch  # imported here, so that reading a record does not take the seconds that importing torch takes
+    import torch  # imported here, so that reading a record does not have to wait for torch
 
     make_folder(run_dir)
     write_text(run_dir / CONFIG, config_yaml)

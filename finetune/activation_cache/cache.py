@@ -126,7 +126,7 @@ class ActivationStore:
         if entry is None:
             raise FileError(
                 f"cache: {why_unusable() or f'there is no longer room for {layout.bytes / 1e6:.0f} MB of activations'}. This run "
-                "began with cached activations, and its result depends on them. Make room, or point FINETUNE_CACHE at another "
+                "started with cached activations, and its result depends on them. Make room, or point FINETUNE_CACHE at another "
                 "folder."
             )
         return entry
@@ -187,7 +187,7 @@ def depends_on(
     """
     stages = backbone.stages[: backbone.stages.index(cached_stage) + 1]
     state = {n: t for n, t in backbone.state_dict().items() if backbone.stage_of(n.removeprefix("net.")) in stages}
-    # the code of a library's network is that of its version; the user's own may have changed since
+    # the version of a library identifies its code; user-supplied code may have changed since
     own = {"code": code_digest(type(module) for module in backbone.net.modules())} if backbone.source == OWN else {}
     return {
         **own,
@@ -317,7 +317,7 @@ def eval_features(
     device: torch.device,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, Tensor]:
-    """Return pooled features (N, D) float32 of the evaluation view of every image of the given splits, by way of the cache.
+    """Return pooled features (N, D) float32 of the evaluation view of every image of the given splits, using the cache.
 
     Args:
         classifier: Model in evaluation mode.

@@ -1,8 +1,8 @@
 """Tensors on disk, one row per image: computed in chunks by one or more processes, checked at every read, limited in size.
 
 Each folder of the cache is one entry: ``meta.json`` describes it, ``data.bin`` holds the rows, ``rows.bin`` the checksum of
-each row, and ``chunks.bin`` marks the chunks that are written. A chunk is claimed by a lock that the system releases when its
-process dies, so processes share the work without communicating, and an unfinished entry is continued.
+each row, and ``chunks.bin`` marks the chunks that are written. A process claims a chunk with a lock that the system releases
+when the process dies, so processes share the work without communicating, and an unfinished entry is continued.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-# times that an entry is begun in one opening: another process may begin it with another layout in between
+# how often opening an entry may recreate its files: another process may recreate them with another layout in between
 _ATTEMPTS = 3
 META, DATA, ROWS, CHUNKS, USED, LOCK = "meta.json", "data.bin", "rows.bin", "chunks.bin", "used", "lock"
 # changing this number keeps a version from reading rows that another version wrote with a different meaning
@@ -164,13 +164,13 @@ class Entry:
         begun = 0
         while True:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            # what this process has just written and cannot read would be begun again for ever
+            # files that this process wrote and cannot read back would be recreated forever
             if self._fits(must_be_readable=begun > 0):
                 return
             if begun == _ATTEMPTS:
                 raise FileError(
-                    f"{self.folder}: the files of this cache are not as they were written {_ATTEMPTS} times. Check the disk, or "
-                    "use another one: FINETUNE_CACHE=FOLDER."
+                    f"{self.folder}: the files of this cache did not read back as written after {_ATTEMPTS} attempts. Check the "
+                    "disk, or use another one: FINETUNE_CACHE=FOLDER."
                 )
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,15 +183,15 @@ class Entry:
                 begun += 1
 
     def _fits(self, *, must_be_readable: bool = False) -> bool:
-        """Return whether the files are there and of the right size.
+        """Return whether the files exist and have the right size.
 
         Raises:
-            FileError: The disk does not give them back, and they must be readable.
+            FileError: The files must be readable, and the disk cannot read them back.
         """
         try:
             meta = read_json(self.folder / META, dict)
             for name in (DATA, ROWS, CHUNKS):
-                # the files to write into must be the cache's own, not links to files elsewhere
+                # writing must not follow links to files elsewhere
                 if not stat.S_ISREG((self.folder / name).lstat().st_mode):
                     return False
             sizes = tuple((self.folder / name).stat().st_size for name in (DATA, ROWS, CHUNKS))
@@ -261,7 +261,7 @@ class Entry:
 
         Call this twice: first for the chunks that no process has claimed and, once these are written, for those of other
         processes. A process that waited earlier would hold chunks that others may be waiting for. It would also claim its own
-        chunks again, and compute those still being loaded twice, because locks belong to the process.
+        chunks again and compute those that are still being loaded twice, because locks belong to the process.
 
         Args:
             wait: Whether to wait for chunks of other processes until they are written or those processes have died.
@@ -307,7 +307,7 @@ class Entry:
 
     def _changed(self, what: str) -> FileError:
         return FileError(
-            f"{self.folder / DATA}: changed or damaged while it was in use; {what}. It is computed again at the next start."
+            f"{self.folder / DATA}: changed or damaged while in use; {what}. It will be computed again at the next start."
         )
 
     def flush(self) -> None:

@@ -18,7 +18,7 @@ from finetune.config.overrides import values_of
 from finetune.config.reach import notes
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
-from finetune.errors import RunError, UserError
+from finetune.errors import RunError, UserError, first_line
 from finetune.file_errors import in_words
 from finetune.plain import Json, from_plain, to_plain
 from finetune.run_folder import JOBS, RunFolder
@@ -51,8 +51,8 @@ class SweepStart:
         expected = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
         if direction is not None and SweepStart.command != "train":
             raise Refused(
-                f"finetune {SweepStart.command}: cannot be searched over: its jobs leave no figure on validation. "
-                "finetune train can."
+                f"finetune {SweepStart.command}: a sweeper cannot search over it, because its jobs produce no validation metric. "
+                "Search with finetune train."
             )
         if direction not in (None, expected):
             raise Refused(
@@ -63,9 +63,9 @@ class SweepStart:
             # created at once: if two sweeps want the same folder, only one gets it
             (folder / JOBS).mkdir(parents=True)
         except FileExistsError:
-            raise Refused(f"hydra.sweep.dir={folder}: holds a sweep already. Choose another folder.") from None
+            raise Refused(f"hydra.sweep.dir={folder}: already holds a sweep. Choose another folder.") from None
         except OSError as error:
-            raise Refused(in_words(error, folder, "cannot be made", name=f"hydra.sweep.dir={folder}")) from error
+            raise Refused(in_words(error, folder, "cannot be created", name=f"hydra.sweep.dir={folder}")) from error
         SweepStart.folder = folder
         print(f"sweep: {folder}", flush=True)
 
@@ -89,8 +89,8 @@ class JobRecord:
         val: Validation accuracy; None for a command that does not train, likewise below.
         test: Test accuracy.
         monitored: Validation value of the monitored metric.
-        message: Why it failed; None if it did not.
-        mistake: Whether a mistake of the user's was the cause; None if it did not fail.
+        message: Reason of the failure; None if the job did not fail.
+        mistake: Whether a mistake by the user was the cause; None if the job did not fail.
         seconds: Wall time; None until the job ends.
     """
 
@@ -129,7 +129,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class _Metrics:
-    """What a record needs of ``results.json``."""
+    """The part of ``results.json`` that a record needs."""
 
     val: Mapping[str, Json]
     test: Mapping[str, Json]
@@ -206,10 +206,8 @@ class Job:
             if is_rank_zero():
                 with (folder / f"{number}.log").open("a", encoding="utf-8") as log:
                     traceback.print_exception(error, file=log)
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             mistake = isinstance(error, UserError)
-            if not mistake and not isinstance(error, RunError):
-                first = f"{type(error).__name__}: {first}"
+            first = first_line(error, with_type=not mistake and not isinstance(error, RunError))
             record = replace(record, status="failed", message=str(error) if mistake else first, mistake=mistake)
         except KeyboardInterrupt:
             self._write(file, replace(record, status="stopped"))

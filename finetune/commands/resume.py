@@ -1,4 +1,4 @@
-"""``finetune resume``: continue a stopped run, with a result identical to the bit to an uninterrupted one."""
+"""``finetune resume``: continue a stopped run, with a result bitwise identical to that of an uninterrupted one."""
 
 import shlex
 import sys
@@ -34,11 +34,11 @@ A run whose configuration, data or program version has changed since is refused,
 
 A run folder is data: of the classes that its configuration names, only optimizers, local loggers and callbacks of torch,
 timm and Lightning are built. A run that names other classes, contacts an address or holds links out of its folder is
-refused with a list of them; --trust shows the list and continues.
+refused with a list of these; --trust shows the list and continues.
 
 Settings that the result does not depend on can be changed, and stay changed:
   data.root=DIR, data.path=PATH      where the data is now
-  data.num_workers=4                 the result stays the same to the bit
+  data.num_workers=4                 the result stays bitwise identical
   trainer.devices=2, trainer.num_nodes=2, trainer.accelerator=gpu, trainer.strategy=ddp
                                      the same except for rounding, dropout and mixup"""
 
@@ -55,7 +55,7 @@ FREE = {
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune resume`` and return the exit status."""
     parser = Arguments("resume", ABOUT, ending="RUN is a run folder.")
     parser.add_argument(
         "words", metavar="RUN [DIR] [key=value ...]", nargs="*", help="a run folder, and settings that may change"
@@ -105,7 +105,7 @@ def resume(
         objects: Objects from Python that take the place of settings; none on the command line.
 
     Returns:
-        The result; None where the run had finished before.
+        The result; None if the run had already finished.
 
     Raises:
         UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
@@ -181,7 +181,7 @@ def _go_on(
 
     changed = differences(record.versions, versions())
     if changed and not anyway:
-        _refuse(run_dir, "begun with other versions (--anyway continues, and the result may differ)", changed)
+        _refuse(run_dir, "started with other versions (--anyway continues, and the result may differ)", changed)
 
     from finetune.build import assemble
 
@@ -200,8 +200,8 @@ def _go_on(
 
     if torch.get_num_threads() != record.threads:
         show(
-            f"This run began with {record.threads} threads and continues with {torch.get_num_threads()}: sums are "
-            "taken in another order, so the result will not be identical to the bit. OMP_NUM_THREADS sets the number."
+            f"This run started with {record.threads} threads and continues with {torch.get_num_threads()}: sums are "
+            "taken in another order, so the result will not be bitwise identical. OMP_NUM_THREADS sets the number."
         )
     if is_rank_zero():
         # so that the next resume needs no overrides
@@ -221,7 +221,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
     fixed = [word for word in overrides if word.lstrip("+").partition("=")[0] not in FREE]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: cannot be changed in a run that has begun. The result depends on it. These can: {', '.join(FREE)}. "
+            f"{fixed[0]}: cannot be changed in a run that has started. The result depends on it. These can: {', '.join(FREE)}. "
             "For anything else start a new run."
         )
     return with_absolute_paths(changed(config, check_overrides(overrides)))

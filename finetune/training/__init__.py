@@ -1,1 +1,1 @@
-"""Phases to trained weights."""
+"""Train a schedule of phases."""

@@ -21,7 +21,7 @@ MOST_KEPT = 4_000_000
 
 
 def reusable_validation(validated: Validation | None, *, step: int, images: int) -> Validation | None:
-    """Return the fit's last validation if it covered every image with the weights the phase hands on, else None.
+    """Return the fit's last validation if it covered every image with the weights the phase passes on, else None.
 
     Args:
         validated: Validation that the fit kept.
@@ -41,7 +41,7 @@ class EvaluationModule(pl.LightningModule):
         classifier: Network with its final weights.
         forward: Forward pass from what the batches hold.
         embedded_rows: Rows of the index whose embeddings are kept; None keeps none.
-        own_metrics: Metrics of the user's by name; None for none.
+        own_metrics: User-supplied metrics by name; None for none.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ def evaluate(
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
         running: Function that returns the context around each call of the Trainer.
-        own_metrics: Metrics of the user's by name; None for none.
+        own_metrics: User-supplied metrics by name; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
     for split in ("val", "test"):

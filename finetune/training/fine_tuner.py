@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
-from finetune.metrics import right_answers
+from finetune.metrics import correct_predictions
 from finetune.models.classifier import Classifier
 from finetune.models.raw_images import check_range
 from finetune.training.callbacks.guards import Guards
@@ -27,7 +27,7 @@ SCHEDULES = tuple(name for name, schedule in LR_SCHEDULES.items() if not schedul
 
 
 class FineTuner(StagedModule):
-    """Trains chosen stages of a classifier and keeps the others frozen to the bit.
+    """Trains chosen stages of a classifier and keeps the others frozen, bitwise unchanged.
 
         module = finetune.FineTuner(model, train=["layer4", "head"], lr=1e-3, layer_decay=0.5, loss=nn.CrossEntropyLoss())
         Trainer(max_epochs=3).fit(module, train_loader, val_loader)
@@ -199,7 +199,7 @@ class FineTuner(StagedModule):
     def _evaluate(self, batch: Any, split: str) -> None:
         images, targets = _pair(batch)
         logits_BK = self(images)
-        right_B = right_answers(logits_BK, targets)
+        right_B = correct_predictions(logits_BK, targets)
         values = {f"{split}/loss": self._mean_loss(logits_BK, targets), f"{split}/acc": right_B.float().mean()}
         self.log_dict(values, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(images))
 

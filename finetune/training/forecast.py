@@ -126,7 +126,6 @@ class _Machine:
         self._eval_read_s = self._read(eval_view(spec))
 
     def phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
-        """Forecast one phase."""
         with low_rank(self._classifier, phase, seed=0, merge=False):
             return self._phase(phase, policy, make_optimizer)
 

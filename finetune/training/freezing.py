@@ -5,7 +5,7 @@ does not hold them. So the modes have one owner, :func:`apply_phase`, called bef
 
 ``batch_norm`` decides whether running statistics of *trainable* stages move. The default, ``eval``, was chosen by
 measurement. ResNet-18 was pretrained on formula images for 14 minutes on one core (these weights are not in a release). It was
-fine-tuned at 32 pixels on 20 labelled images a class, through the default schedule's phases in 120 steps in all. Test accuracy
+fine-tuned at 32 pixels on 20 labelled images per class, through the default schedule's phases in 120 steps in all. Test accuracy
 in % over three seeds, with standard error:
 
 | data | batch | ``train`` | ``eval`` | ``eval`` - ``train``, paired |

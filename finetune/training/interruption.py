@@ -21,12 +21,12 @@ from finetune.errors import Interrupted, RunError, UserError
 
 # Ctrl-C; sent by schedulers, service managers and kill; sent by SLURM before the time limit; a lost terminal
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
-# torchrun and timeout forward a signal that the whole process group has already received; a person's second Ctrl-C comes later
+# torchrun and timeout forward a signal that the whole process group has already received; a user's second Ctrl-C comes later
 _SAME_SIGNAL_S = 0.5
 
 
 class Interruption:
-    """Handles signals inside its ``with`` block.
+    """Handles the signals that stop a run, inside its ``with`` block.
 
     A signal that already has a handler, or is ignored (``nohup``), is left as it is.
 
@@ -94,11 +94,11 @@ class Interruption:
         self._training = True
 
     def end_training(self) -> None:
-        """Let signals raise at once again. One that arrived after the last step raises at the next :meth:`check`."""
+        """Let signals raise at once again. A signal that arrived after the last step raises at the next :meth:`check`."""
         self._training = False
 
     def check(self) -> None:
-        """Stop here if a signal has asked for it.
+        """Stop here if a signal has arrived.
 
         Raises:
             Interrupted: A signal has arrived.

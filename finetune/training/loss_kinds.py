@@ -1,7 +1,7 @@
 """The losses that ``loss.name`` can select; :mod:`finetune.training.losses` computes them for one label and for several.
 
-Each is a cross-entropy whose terms are weighted by how far the network is from the right answer. A new one of this family is a
-function and a line in :data:`LOSSES`; any other loss is a module of the user's: ``loss._target_``.
+Each is a cross-entropy whose terms are weighted by how far the network is from the true class. A new one of this family is a
+function and a line in :data:`LOSSES`; any other loss is a user-supplied module: ``loss._target_``.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ class LossKind:
     """A value of ``loss.name``.
 
     Args:
-        weigh: Function that returns the weight of each term from 1 minus the probability of the right answer and from the
+        weigh: Function that returns the weight of each term from 1 minus the probability of the true class and from the
             loss's own settings; None weights all terms alike.
         own: Settings under ``loss`` that this loss alone reads, each with its name in a plan.
     """

@@ -96,7 +96,7 @@ class MultiLabelLoss(_Loss):
 
 
 class OwnLoss(nn.Module):
-    """Adapts a loss of the user's to a loss of each image.
+    """Adapts a user-supplied loss to a loss of each image.
 
     Args:
         loss: Module from logits (B, K) and targets, (B,) or (B, K), to one number for the batch, or to losses (B,). One number

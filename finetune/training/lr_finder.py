@@ -1,7 +1,7 @@
 """Find a learning rate by a range test that scales all groups together, so that their ratios are kept.
 
 The range test of Smith (2017, arXiv 1506.01186, section 3.3): train for a few steps while the rate grows by a constant factor
-per step, and see where the loss falls. Afterwards the network is restored to the bit.
+per step, and see where the loss falls. Afterwards the network is restored exactly.
 """
 
 import math
@@ -216,7 +216,7 @@ class RateSweep(PhaseModule):
 
 @contextmanager
 def unchanged(classifier: Classifier) -> Iterator[None]:
-    """Restore weights, buffers, modes and gradient flags to the bit after the block."""
+    """Restore weights, buffers, modes and gradient flags exactly after the block."""
     tensors = dict(classifier.named_parameters()) | dict(classifier.named_buffers())
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     flags = {name: parameter.requires_grad for name, parameter in classifier.named_parameters()}

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step: nothing to restore, nothing to restore wrongly.
+"""Learning-rate schedules as pure functions of the step, so there is no state to checkpoint.
 
 A new schedule is a function and a line in :data:`LR_SCHEDULES`.
 """

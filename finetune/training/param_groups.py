@@ -10,7 +10,7 @@ from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
 from finetune.training.phases import Phase
 
-# groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which a schedule scales
+# groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which Guards reads
 ParamGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParamGroups], torch.optim.Optimizer]
 # state of an optimizer by parameter name; its entries depend on the optimizer
@@ -28,7 +28,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], weight_decay: float) -> ParamGroups:
-    """Build the groups of the parameters that require a gradient, in the order of the network.
+    """Build groups of the parameters that require a gradient, in the order of the network.
 
     Args:
         classifier: Network to which the phase has been applied.
@@ -55,14 +55,14 @@ def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], we
         by_group.setdefault((stage, decays(name, parameter)), []).append(parameter)
     if uncovered:
         raise UserError(
-            f"{shortened(uncovered)}: trainable, but of no stage with a learning rate. Stages with one: "
+            f"{shortened(uncovered)}: trainable, but their stage has no learning rate. Stages with one: "
             f"{', '.join(rates)}. Freeze these parameters or give their stage a rate."
         )
     empty = [stage for stage in rates if not any(stage == matched for matched, _ in by_group)]
     if empty:
         raise UserError(
             f"{', '.join(empty)}: named as trainable, but without a trainable parameter. "
-            "Take the stage out of the phase, or choose other parameters than those that it lacks."
+            "Take the stage out of the phase, or choose parameters that it has."
         )
     order = {stage: position for position, stage in enumerate(classifier.stages)}
     return [

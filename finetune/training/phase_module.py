@@ -1,4 +1,4 @@
-"""The LightningModule of one phase of a run, on keyed batches of images or cached activations; a resume gives the same bits."""
+"""The LightningModule of one phase of a run, on keyed batches of images or cached activations."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from torchmetrics import Metric
 from finetune.checksums import remedy
 from finetune.data.loading import Batch
 from finetune.data.sampling import key
-from finetune.errors import RunError, UserError
-from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
+from finetune.errors import RunError, UserError, first_line
+from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.results import EpochRow
 from finetune.training.callbacks.checkpoint_contents import check_progress, naming
@@ -44,7 +44,7 @@ class FitSettings:
         number: Position of the phase in the schedule, from 0.
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         compiled: Whether ``torch.compile`` compiles the trainable part.
-        keep_validation: Whether to keep the outputs of the validation whose weights the phase hands on.
+        keep_validation: Whether to keep the outputs of the validation whose weights the phase passes on.
     """
 
     monitor: str
@@ -69,7 +69,7 @@ class PhaseModule(StagedModule):
         settings: Settings that the run decides.
         batches_per_epoch: Training batches in an epoch.
         file_of: Function that returns the file of a row, for messages.
-        own_metrics: Metrics of the user's by name; None for none.
+        own_metrics: User-supplied metrics by name; None for none.
         carried: Optimizer state of the phase before, by parameter name; None starts with a fresh one.
         cached_stage: Stage whose cached output the batches hold instead of images; None if they hold images.
     """
@@ -123,7 +123,7 @@ class PhaseModule(StagedModule):
         return [self._guards, self._norms, *kept, self._log, PhaseStopping(self.progress)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make the optimizer, with the state that the phase before hands on, if any."""
+        """Make the optimizer, with the state that the phase before passes on, if any."""
         optimizer = super().configure_optimizers()
         if self._carried:
             for name, parameter in self.classifier.named_parameters():
@@ -152,7 +152,7 @@ class PhaseModule(StagedModule):
 
     @property
     def validated(self) -> Validation | None:
-        """Return the validation of the weights that the phase hands on; None if it was not kept."""
+        """Return the validation of the weights that the phase passes on; None if it was not kept."""
         return None if self._validation is None else self._validation.validated
 
     @contextmanager
@@ -170,10 +170,8 @@ class PhaseModule(StagedModule):
         except Exception as error:
             if not self._restoring:
                 raise
-            why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-            raise UserError(
-                f"{checkpoint}: cannot be resumed from. {type(error).__name__}: {why}. {remedy(checkpoint)}."
-            ) from error
+            why = first_line(error, with_type=True).rstrip(".")
+            raise UserError(f"{checkpoint}: cannot be resumed from. {why}. {remedy(checkpoint)}.") from error
 
     def on_train_start(self) -> None:
         """Note that Lightning has restored the checkpoint."""
@@ -198,7 +196,7 @@ class PhaseModule(StagedModule):
         self.set_rates()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """Return this process's share of the batch's mean loss, the loss of each image, and which images are right."""
+        """Return this process's share of the batch's mean loss, the loss of each image, and which predictions are correct."""
         images, targets = batch.images, batch.targets
         if self._mixer is not None:
             images, targets = self._mixer(images.float() / 255, targets)
@@ -209,7 +207,7 @@ class PhaseModule(StagedModule):
         return {
             "loss": loss,
             "losses": losses_B.detach(),
-            "right": right_answers(logits_BK.detach(), batch.targets),
+            "right": correct_predictions(logits_BK.detach(), batch.targets),
         }
 
     def on_validation_start(self) -> None:
@@ -230,7 +228,7 @@ class PhaseModule(StagedModule):
                 f"monitor={self.progress.monitor!r}: not a validation metric. Metrics: {', '.join(sorted(scalars))}."
             )
         self.progress.history.append((scalars[self.progress.monitor], scalars["val/loss"]))
-        # on every process, for callbacks of the user's; the values already cover all images
+        # on every process, for user-supplied callbacks; the values already cover all images
         self.log_dict(scalars, logger=False, batch_size=1)
 
     def trainable_state(self) -> dict[str, torch.Tensor]:

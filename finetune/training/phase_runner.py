@@ -1,12 +1,12 @@
 """One phase of a run: freeze, cache, train, restore, write the result.
 
-What is written, in order, each whole or not at all, so that a kill between any two of them can be resumed from:
+The files are written atomically and in this order, so that a run killed between any two of them can be resumed:
 
 1. ``start.safetensors`` before the first step (of a later phase: by the phase before, at its end);
 2. at the end of each epoch ``best.ckpt`` if it improved, ``metrics.csv``, ``last.ckpt``; after a signal ``last.ckpt`` alone
    (:mod:`finetune.training.callbacks.checkpoints`);
 3. at the end of the phase the chosen epoch is loaded; ``metrics.csv``; all weights as the next phase's start, or as
-   ``final.safetensors``; last ``result.json``, which says that the phase is finished.
+   ``final.safetensors``; last ``result.json``, which marks the phase as finished.
 """
 
 import os
@@ -45,12 +45,12 @@ from finetune.training.staged_module import checkpoint_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseOutcome:
-    """The result of a phase, and what it hands on to the next phase and to the test.
+    """The result of a phase, and what it passes on to the next phase and to the test.
 
     Args:
         result: Result of the phase.
         optimizer_state: State of the optimizer by parameter name; None if this process did not fit the phase.
-        validation: Last validation, if it covered every image with the weights that the phase hands on; else None.
+        validation: Last validation, if it covered every image with the weights that the phase passes on; else None.
     """
 
     result: PhaseResult
@@ -59,7 +59,7 @@ class PhaseOutcome:
 
 
 class PhaseRunner:
-    """Runs one phase to its end, from wherever an earlier process left it.
+    """Runs one phase to its end, starting where an earlier process left it.
 
     Args:
         context: Objects that the phases of the run share.
@@ -82,7 +82,7 @@ class PhaseRunner:
 
         Args:
             optimizer_state: State of the optimizer after the phase before; None reads it from that phase's checkpoint if this
-                phase carries it on.
+                phase continues with it.
         """
         self._session.go_on(f"in phase {self._number + 1} ({self._phase.name})")
         if os.path.lexists(self._folder.result):
@@ -137,7 +137,7 @@ class PhaseRunner:
         return PhaseOutcome(result=result)
 
     def _carried(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:
-        """Return the optimizer's state after the phase before, if this phase carries it on; else None."""
+        """Return the optimizer's state after the phase before, if this phase continues with it; else None."""
         if not self._phase.carry_optimizer or self._number == 0:
             return None
         if optimizer_state is not None:
@@ -179,9 +179,10 @@ class PhaseRunner:
         context, phase, settings = self._context, self._phase, self._context.settings
         if cache is None:
             setting = "solver='lbfgs': solves the head" if phase.must_solve_head else "lr_trials: trains heads"
+            instead = "solver=gradient" if phase.must_solve_head else "one lr instead of lr_trials"
             raise UserError(
                 f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
-                f"({self._policy.why})."
+                f"({self._policy.why}). Make the cache possible, or set {instead}."
             )
         if self._solves_head:
             result = solved_phase(
@@ -213,7 +214,7 @@ class PhaseRunner:
         return PhaseOutcome(result=result)
 
     def _fit(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseOutcome:
-        """Fit the phase from its start or its last checkpoint, and load the weights that it hands on."""
+        """Fit the phase from its start or its last checkpoint, and load the weights that it passes on."""
         module = self._module(cache, carried)
         checkpoint = read_checkpoint(self._folder.last) if os.path.lexists(self._folder.last) else None
         if checkpoint is not None:
@@ -270,8 +271,8 @@ class PhaseRunner:
         trainer = self._session.fit_trainer(self._context, self._number)
         if processes not in (None, trainer.world_size):
             self._context.show(
-                f"  begun by {processes} processes, goes on with {trainer.world_size}: gradients are summed in another "
-                "order, and dropout and mixup draw anew in each process, so the result is not the same to the bit"
+                f"  started with {counted(processes, 'process')}, continuing with {trainer.world_size}: gradients are summed in "
+                "a different order and each process draws its own dropout and mixup, so the result will not be bitwise identical"
             )
         with self._session.running(self._context, trainer), module.restoring(self._folder.last):
             trainer.fit(
@@ -306,7 +307,7 @@ class PhaseRunner:
         """Check that a checkpoint has the contents that the phase would write.
 
         Raises:
-            ContentsError: It has not.
+            ContentsError: Its contents differ.
         """
         classifier = self._context.classifier
         check_last(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from finetune.checksums import checked_path, verify
+from finetune.checksums import checked_path, remedy, verify
 from finetune.distributed import is_rank_zero
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, first_line, shortened
 from finetune.models.classifier import Classifier
 from finetune.run_folder import PhaseFolder
 from finetune.safe_files import inside, load_tensors
@@ -34,17 +34,19 @@ def load_weights(classifier: Classifier, path: Path) -> None:
     """Load all weights and buffers.
 
     Raises:
-        UserError: The file is damaged, holds numbers that are not finite, or belongs to another network.
+        UserError: The file is damaged, holds values that are not finite, or belongs to another network.
     """
     verify(path)
     state = load_tensors(inside(path.parent, path.name))
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
-        raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}.")
+        raise UserError(f"{path}: damaged. It holds values that are not finite: {shortened(broken)}. {remedy(path)}.")
     try:
         classifier.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{path}: does not fit this run's network. {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path}: does not fit this run's network. {first_line(error).rstrip(':')}. {remedy(path)}."
+        ) from error
 
 
 def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
@@ -56,7 +58,7 @@ def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
 
 
 def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFolder) -> None:
-    """Load the weights that a phase hands on: those of its best or its last epoch, averaged if the phase averages.
+    """Load the weights that a phase passes on: those of its best or its last epoch, averaged if the phase averages.
 
     Raises:
         UserError: The checkpoint is missing or damaged, or belongs to another phase.

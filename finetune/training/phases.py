@@ -31,14 +31,14 @@ class Phase:
             five away, as a ResNet's is.
         lr_slice: Rates of the deepest and the last trainable stage; the rates between are spaced evenly by ratio
             (fastai's ``slice(lo, hi)``).
-        stage_lr: Explicit rates of single stages, which override the rules above.
+        stage_lr: Rates of single stages, which override the rules above.
         lr_schedule: ``cosine``, ``constant``, ``one_cycle`` or ``plateau``.
         warmup_epochs: Epochs of linear warmup from zero.
         weight_decay: Weight decay of the parameters that decay (weights of two or more dimensions).
-        batch_norm: ``train`` lets running statistics of trainable stages move, ``eval`` keeps them.
-        parameters: ``all`` of a trainable backbone stage, or only its ``norms``, ``bias`` or ``gates``, or a product of low rank
-            beside the weights of its linear layers (``lora``).
-        lora_rank: Rank of that product.
+        batch_norm: ``train`` updates the running statistics of trainable stages, ``eval`` keeps them.
+        parameters: ``all`` of a trainable backbone stage, or only its ``norms``, ``bias`` or ``gates``, or low-rank adapters on
+            its linear layers (``lora``).
+        lora_rank: Rank of the adapters.
         batch_size: Images in one step over all devices.
         augment: Name of the training view.
         optimizer: ``_target_`` node of the optimizer.
@@ -49,7 +49,7 @@ class Phase:
         ema_decay: Decay of the exponential moving average of the weights, per optimizer step; None does not average.
         gradient_clip: Largest norm of the gradient; None does not clip.
         accumulate: Batches whose gradients are summed into one optimizer step.
-        restore: Weights handed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
+        restore: Weights passed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
         patience: Epochs without a better metric after which the phase stops; None never stops early.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
             image), or the number of training views of each image.
@@ -95,7 +95,7 @@ class Phase:
 
     @property
     def must_solve_head(self) -> bool:
-        """Return whether the phase solves its head in any case; ``solver='auto'`` solves it if its features can be cached."""
+        """Return whether the phase must solve its head; ``solver='auto'`` solves it only if its features can be cached."""
         return self.solver == "lbfgs"
 
     @property
@@ -104,11 +104,11 @@ class Phase:
         return self.must_solve_head or bool(self.lr_trials)
 
     def steps_per_epoch(self, batches: int) -> int:
-        """Return the optimizer steps in an epoch of so many batches."""
+        """Return the optimizer steps in an epoch of ``batches`` batches."""
         return -(-batches // self.accumulate)
 
     def total_steps(self, batches: int) -> int:
-        """Return the optimizer steps of the whole phase, at most, from the batches in an epoch."""
+        """Return the optimizer steps of the whole phase, at most, if an epoch has ``batches`` batches."""
         steps = self.epochs * self.steps_per_epoch(batches)
         return min(steps, self.max_steps or steps)
 
@@ -209,7 +209,7 @@ def build_schedule(
         train = tuple(stage for stage in named if stage not in pinned)
         if named and not train:
             problems.append(
-                f"{where}.train={list(given['train'])}: nothing is left to train. freeze={list(freeze)} pins all of it. "
+                f"{where}.train={list(given['train'])}: nothing is left to train. freeze={list(freeze)} freezes all of it. "
                 "Take a stage out of freeze, or name another one here."
             )
         problems += [

@@ -21,12 +21,12 @@ from finetune.safe_files import read_json
 log = logging.getLogger(__name__)
 
 FULL, HALF = "32-true", "bf16-mixed"
-# smallest speed-up worth bf16: large enough that a trial under load would decide the same
+# smallest speed-up that justifies bf16: large enough that a trial under load chooses the same
 _WORTH = 1.2
 # on images of 16 pixels, torch 2.15's bf16 kernels on a CPU gave gradients that are not finite, and were no faster
 _SMALLEST_PX = 64
 _TRIAL_S = 0.5
-# a pass that took this many times as long by the wall clock as by the processor's shared the processor
+# above this ratio of wall-clock to CPU time, other programs competed for the CPU
 _LOADED = 1.2
 
 
@@ -35,7 +35,7 @@ class Precision:
     """The precision that a run computes in.
 
     Args:
-        name: Name that Lightning's Trainer takes.
+        name: Name of the precision, as Lightning's Trainer takes it.
         why: Reason, in words.
     """
 
@@ -44,7 +44,7 @@ class Precision:
 
     @property
     def item_bytes(self) -> int:
-        """Return the bytes of one number of an activation."""
+        """Return the bytes per value of an activation."""
         return 2 if "16" in self.name else 4
 
 
@@ -65,7 +65,7 @@ def choose_precision(setting: str, classifier: Classifier, *, accelerator: str) 
     if accelerator not in ("auto", "cpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
         return Precision(name=FULL, why=f"bf16 has not been tried on {accelerator}")
     if not _has_bf16_instructions():
-        return Precision(name=FULL, why="this processor has no instructions for bf16")
+        return Precision(name=FULL, why="this processor has no bf16 instructions")
     smallest = min(classifier.input_spec.size)
     if smallest < _SMALLEST_PX:
         return Precision(name=FULL, why=f"bf16 gains nothing on images of {smallest} pixels")
@@ -85,8 +85,8 @@ class PrecisionTrial:
     """A comparison of fp32 and bf16 on this processor.
 
     Args:
-        gain: Time of a forward pass in fp32 over that in bf16, on one thread; 0 if bf16 gives numbers that are not finite.
-        undisturbed: Whether the processor did nothing else during the fastest pass of each.
+        gain: Time of a forward pass in fp32 over that in bf16, on one thread; 0 if bf16 gives values that are not finite.
+        undisturbed: Whether no other program competed for the CPU during the fastest pass of each.
     """
 
     gain: float
@@ -94,9 +94,9 @@ class PrecisionTrial:
 
 
 def _known_trial(classifier: Classifier) -> PrecisionTrial:
-    """Return the trial's result, stored if it was undisturbed, so that every run with this network here decides alike."""
+    """Return a trial's result; an undisturbed one is stored, so that every run with this network chooses the same precision."""
     file = cache_folder("precision.json")
-    # "one thread": earlier versions stored trials on all threads, which load had decided
+    # "one thread": earlier versions stored trials on all threads, whose results depended on the load
     name = "|".join(
         [_processor(), torch.__version__, classifier.backbone.name, str(classifier.input_spec.size), "one thread"]
     )
@@ -117,7 +117,7 @@ def _known_trial(classifier: Classifier) -> PrecisionTrial:
         try:
             write_checked_json(file, known | {name: round(trial.gain, 3)})
         except FileError as error:
-            log.warning("%s The trial is made again next time.", error)
+            log.warning("%s The trial will be repeated next time.", error)
     return trial
 
 
@@ -138,18 +138,18 @@ def _is_clear(gain: float) -> bool:
 def _trial(classifier: Classifier) -> PrecisionTrial:
     """Time forward passes in fp32 and bf16 in turn on one thread, and compare the fastest of each.
 
-    Threads that wait for each other burn processor time while another program holds one of them up, and the shorter passes of
-    bf16 lose more by it. A single thread waits for no other.
+    Threads that wait for each other use up CPU time while another program delays one of them, which slows the shorter passes of
+    bf16 more. A single thread does not wait.
     """
     spec = classifier.input_spec
     images = torch.randint(0, 256, (8, spec.channels, *spec.size), dtype=torch.uint8)
-    # processor seconds and wall-clock seconds of the fastest pass: equal if nothing else ran
+    # CPU seconds and wall-clock seconds of the fastest pass: equal if nothing else ran
     best = {False: (math.inf, math.inf), True: (math.inf, math.inf)}
     finite = True
     deadline = time.monotonic() + _TRIAL_S
     rounds = 0
     with torch.inference_mode(), evaluating(classifier), one_thread():
-        # the first pass of each pays for the choice of kernels; a clear result needs no further rounds
+        # the first pass of each includes the choice of kernels; a clear result needs no further rounds
         while rounds < 2 or (time.monotonic() < deadline and not _is_clear(best[False][0] / best[True][0])):
             for half in (False, True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -1,12 +1,12 @@
-"""Watch the other processes of a run: when one of them dies, end the run with a message instead of waiting for it for ever.
+"""Watch the other processes of a run: when one of them dies, end the run with a message instead of hanging.
 
 Lightning starts one process for each further device and checks on them every five seconds; when one has failed, it kills
-all of them, this one included, without a message. In the other direction it does nothing: if the first process is killed
+all of them, including this one, without a message. It does nothing in the other direction: if the first process is killed
 before the others have connected to it, they wait for half an hour.
 
 Why not torchrun's agent (``torch.distributed.launcher``)? Tried with torch 2.15 and gloo, two ranks on one machine:
 
-- A killed rank is reported after 0.3 s, as here, and the others are ended.
+- A killed rank is reported after 0.3 s, as here, and the other one is ended.
 - After ``kill -9`` of the agent both ranks train on without a parent until they are killed by hand. Here the others notice
   within 0.2 s that the process that started them is gone, and end.
 - SIGUSR1, which SLURM sends before a time limit, kills the agent and leaves the ranks, unless TORCHELASTIC_SIGNALS_TO_HANDLE
@@ -46,7 +46,7 @@ class RankMonitor:
     Args:
         resume_hint: Advice on how to continue, appended to the message.
         interruption: Signals that stop the run, here and in the other processes.
-        patience_s: Seconds that this process has to end by itself, with its own message, after another has died.
+        patience_s: Seconds that this process has to end by itself, with its own message, after another one has died.
     """
 
     def __init__(self, *, resume_hint: str, interruption: Interruption, patience_s: float = 5.0) -> None:
@@ -67,7 +67,7 @@ class RankMonitor:
         self._over.set()
         for process in self._processes():
             if error is not None:
-                # it would wait for this process, and print a message about that
+                # otherwise it would wait for this process, and print a message about it
                 process.kill()
         if self._started_by is None:
             os.environ.pop(STARTED_BY, None)
@@ -91,7 +91,9 @@ class RankMonitor:
             return self._interruption.stopped(number)
         broken = any(words in str(error) for words in _CONNECTION_LOST)
         if message is None and broken and dist.is_available() and dist.is_initialized():
-            message = "The connection to another process of the run is lost. The message of that process, above, gives the cause."
+            message = (
+                "The connection to another process of the run was lost. That process's message, above, gives the cause."
+            )
         return error if message is None else RunError(f"{message}\n{self._hint}")
 
     def _processes(self) -> list[subprocess.Popen[bytes]]:
@@ -103,13 +105,13 @@ class RankMonitor:
         return self._parent is not None or bool(self._processes())
 
     def _lost(self) -> str | None:
-        """Return what happened to a process of this run; None while all of them live."""
+        """Return what happened to a process of this run; None while all of them are alive."""
         if self._parent is not None and os.getppid() != self._parent:
             return "The first process of the run has ended before the others."
         for number, process in enumerate(self._processes(), 1):
             if status := process.poll():
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"has failed (status {status})"
-                return f"Process {number} of the run {how}, so the others cannot go on."
+                return f"Process {number} of the run {how}, so the others cannot continue."
         return None
 
     def _signal(self) -> int:
@@ -126,7 +128,7 @@ class RankMonitor:
             self._interruption.number = self._signal()
             if self._over.wait(self._patience_s):
                 return
-            # the main thread may wait for ever in a call that no exception can reach
+            # the main thread may hang in a call that no exception can interrupt
             stopped = self._interruption.stopped(number) if (number := self._signal()) else None
             text = str(stopped) if stopped is not None else f"{process_name()}: {message}\n{self._hint}"
             print(text, file=sys.stderr, flush=True)
@@ -151,14 +153,14 @@ def check_strategy(trainer: pl.Trainer) -> None:
     if not known or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         name = type(trainer.strategy).__name__
         raise UserError(
-            f"trainer.strategy: Lightning made it a {name}, which is not supported. Only strategy=ddp is, by which the "
-            "program is started once for each device; it needs a script or the command, not a notebook. For one device "
-            "set trainer.devices=1."
+            f"trainer.strategy: Lightning chose {name}, which is not supported. Use trainer.strategy=ddp, which starts the "
+            "program once per device and needs a script or the command, not a notebook. For one device set "
+            "trainer.devices=1."
         )
 
 
 def end_other_ranks(*, patience_s: float = 60.0) -> None:
-    """Wait until the processes that this one has started have ended, and close the connection to them."""
+    """Wait for the processes that this one started to end, and close the connection to them."""
     deadline = time.monotonic() + patience_s
     if _started:
         torch.set_num_threads(_threads_at_import)

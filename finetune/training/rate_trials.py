@@ -1,8 +1,8 @@
 """Train one head for each of several learning rates side by side on cached features; validation chooses one.
 
-On fixed features a rate can be tried at the cost of a head: the features are read once for all. Each head starts from the same
-weights and sees the same batches and dropout masks as in a run of its own, so the chosen head equals the one that a run at its
-rate would have ended with.
+On fixed features, trying a rate costs only the training of a head: the features are read once and shared by all heads. Each head
+starts from the same weights and sees the same batches and dropout masks as in a separate run, so the chosen head equals the one
+that a run at its rate would have ended with.
 """
 
 import copy
@@ -23,7 +23,7 @@ from finetune.data.loading import Batch
 from finetune.data.sampling import key
 from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
-from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
+from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.results import EpochRow, PhaseResult, TrialResult
 from finetune.training.callbacks.checkpoint_contents import (
@@ -54,8 +54,8 @@ class Trial:
         optimizer: Optimizer of the head's weights.
         progress: History of its epochs.
         rows: Row of metrics for each of its epochs.
-        kept: Weights of the epoch that it hands on.
-        sums: Loss, right answers and images of the epoch so far.
+        kept: Weights of the epoch that it passes on.
+        sums: Loss, correct predictions and images of the epoch so far.
         lost: Whether its loss became NaN or infinite.
     """
 
@@ -117,7 +117,7 @@ class RateTrials:
         self.trials: list[Trial] = []
         first = classifier.head
         for rate in phase.lr_trials:
-            # groups are built from the parameters of a classifier, so each head takes its place there in turn
+            # groups are built from a classifier's parameters, so each head becomes the classifier's head in turn
             classifier.head = copy.deepcopy(first)
             groups = build_param_groups(classifier, rates={HEAD: rate}, weight_decay=phase.weight_decay)
             progress = EpochHistory(monitor=monitor, patience=phase.patience)
@@ -191,7 +191,7 @@ class RateTrials:
         if phase.gradient_clip:
             torch.nn.utils.clip_grad_norm_(trial.head.parameters(), phase.gradient_clip)
         trial.optimizer.step()
-        right = right_answers(logits_BK, targets).sum()
+        right = correct_predictions(logits_BK, targets).sum()
         for place, value in enumerate((losses_B.detach().double().sum(), right, len(losses_B))):
             trial.sums[place] += float(value)
 
@@ -275,7 +275,7 @@ class RateTrials:
         check_history(saved.get("history"))
         check_rows(saved.get("rows"), phase=self._phase.name)
         if len(saved["rows"]) != len(saved["history"]) or bool(saved["rows"]) != bool(saved["kept"]):
-            raise ContentsError("One of its heads has no row for each of its epochs")
+            raise ContentsError("One of its heads does not have a row for each epoch")
         check_sums(saved.get("sums"))
 
     def chosen(self) -> Trial:

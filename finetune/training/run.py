@@ -74,7 +74,7 @@ class Run:
     def _evaluate(self, session: RunSession, validation: Validation | None) -> dict[str, SplitEvaluation]:
         """Evaluate the final weights on the validation and the test images."""
         self.free_memory()
-        session.go_on("before the test was over")
+        session.go_on("before the test finished")
         context, last = self.context, len(self.context.schedule) - 1
         return evaluate(
             phase=context.schedule[last],
@@ -89,7 +89,7 @@ class Run:
         )
 
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
-        """Write predictions, outputs, bundle and, last, the results; from then on the run counts as finished."""
+        """Write predictions, outputs, the bundle and, last, the results; from then on the run counts as finished."""
         context, folder = self.context, self.context.folder
         results = run_results(
             classifier=context.classifier,

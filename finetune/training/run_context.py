@@ -58,7 +58,7 @@ class Factories:
         trainer: Function that makes a Trainer from the arguments that the run decides.
         optimizer: Function of a phase that returns the function from parameter groups to an optimizer.
         loss: Function that makes the training loss of a phase.
-        metrics: Metrics of the user's by name, beside those of every run; each evaluation copies them.
+        metrics: User-supplied metrics by name, in addition to those of every run; each evaluation copies them.
     """
 
     trainer: Callable[..., pl.Trainer]
@@ -80,7 +80,7 @@ class RunContext:
         settings: Values that every phase reads.
         make: Functions that make what each phase needs anew.
         loggers: Loggers beside ``metrics.csv``.
-        callbacks: Callbacks of the user's.
+        callbacks: User-supplied callbacks.
     """
 
     classifier: Classifier
@@ -200,8 +200,8 @@ def run_session(context: RunContext) -> Iterator[RunSession]:
     hint = context.resume_command
     images = len(context.data.source.index.rows("train"))
     with (
-        Interruption(f"go on with: {hint}") as interruption,
-        RankMonitor(resume_hint=f"Go on with: {hint}", interruption=interruption) as rank_monitor,
+        Interruption(f"continue with: {hint}") as interruption,
+        RankMonitor(resume_hint=f"Continue with: {hint}", interruption=interruption) as rank_monitor,
     ):
         yield RunSession(
             log=MetricsCsv(context.folder.metrics),

@@ -1,4 +1,4 @@
-"""The loggers of a run, from its start or resumption to its end: each gets the same numbers, and none can undo a finished run."""
+"""The loggers of a run, from its start or resumption to its end: a logger failure never fails a finished run."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 
 from finetune.atomic_files import write_json
 from finetune.distributed import is_rank_zero
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.results import EpochRow, SplitMetrics
 from finetune.training.logger_stores import Hyperparameters, LoggerStore, Status, StoredFiles, store_of
 
@@ -24,7 +24,7 @@ class RunLoggers:
     Args:
         loggers: Loggers of Lightning by the name of their setting.
         sweep: Folder of the sweep that the run is a job of; None outside a sweep.
-        ids: File that keeps the run's ids in the stores, by which a resumed run goes on in them.
+        ids: File that keeps the run's ids in the stores, so that a resumed run continues there.
     """
 
     loggers: Mapping[str, Logger]
@@ -38,7 +38,7 @@ class RunLoggers:
 
     @contextmanager
     def recording(self, hyperparameters: Hyperparameters) -> Iterator[None]:
-        """Open the stores, and write how the block ended: as finished, failed or interrupted.
+        """Open the stores, and record how the block ended: finished, failed or interrupted.
 
         Raises:
             UserError: A store cannot be opened.
@@ -49,7 +49,7 @@ class RunLoggers:
         for name, store in self._stores():
             try:
                 store.begin(hyperparameters)
-            # from any library, and before anything was trained
+            # any library may raise anything here; nothing has been trained yet
             except (Exception, SystemExit) as error:
                 self._end("failed")
                 raise UserError(
@@ -68,7 +68,7 @@ class RunLoggers:
         self._end("finished")
 
     def finish(self, test: SplitMetrics, *, step: int, files: StoredFiles) -> None:
-        """Log the test metrics of the shipped weights and keep the files; an error here is logged and leaves the run intact."""
+        """Log the test metrics of the final weights and store the files; an error here is logged and leaves the run intact."""
         if not is_rank_zero():
             return
         numbers = {f"test/{name}": value for name, value in test.scalars().items()}
@@ -94,19 +94,19 @@ class RunLoggers:
 
 
 def log_row(loggers: Sequence[Logger], row: EpochRow) -> None:
-    """Hand the numbers of an epoch to the loggers."""
+    """Log an epoch's metrics to every logger."""
     numbers = {"epoch": row.epoch, "step": row.step, **row.values}
     for logger in loggers:
         logger.log_metrics(numbers, step=row.step)
 
 
 def mark_running(loggers: Sequence[Logger]) -> None:
-    """Mark the run as running in its stores, after the end of a fit has ended it there."""
+    """Mark the run as running again in its stores; Lightning ends it there after each fit."""
     if is_rank_zero():
         for logger in loggers:
             store_of(logger).go_on()
 
 
 def _first_line(error: BaseException) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -178,7 +178,7 @@ def test_a_cache_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytes
     ("error", "message"),
     [
         (FileError("meta.json: could not be read"), "could not be read"),
-        (ValueError(), "not as they were written 3 times"),
+        (ValueError(), "did not read back as written after 3 attempts"),
     ],
 )
 def test_what_was_just_written_and_does_not_come_back_is_not_begun_for_ever(

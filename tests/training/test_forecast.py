@@ -150,7 +150,7 @@ def test_a_plan_of_too_few_images_ends_as_its_training_would(
     root = make_pets(tmp_path / "two a class", count=2)
     for command in ("plan", "train"):
         assert main([command, *words(f"data.root={root}", f"run_dir={tmp_path / 'run'}")]) == 2
-        assert "data.test_fraction: the test split needs an image." in capsys.readouterr().err
+        assert "data.test_fraction: the test split is empty:" in capsys.readouterr().err
 
 
 def test_a_plan_tells_the_time_of_each_phase(words: Words, capsys: pytest.CaptureFixture[str]) -> None:

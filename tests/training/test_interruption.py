@@ -48,7 +48,7 @@ def whole(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[st
         ("validation_step", 1, signal.SIGTERM, "at step 3 of 6 in phase 2 (all), before its validation"),
         ("write 1-all/best.ckpt: half written", 0, signal.SIGHUP, "at step 3 of 6 in phase 2 (all)"),
         ("write 1-all/last.ckpt: half written", 1, signal.SIGTERM, "at step 6 of 6 in phase 2 (all)"),
-        ("test_step", 0, signal.SIGINT, "before the test was over"),
+        ("test_step", 0, signal.SIGINT, "before the test finished"),
         ("write model/model.safetensors: half written", 0, signal.SIGTERM, "before its results were written"),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_signal_stops_a_run_where_it_is_and_nothing_is_done_twice(
     said = run_dir.with_suffix(".out").read_text()
     assert "Traceback" not in said
     if where is not None:
-        assert f"\nstopped {where}; go on with: finetune resume {run_dir}\n" in said
+        assert f"\nstopped {where}; continue with: finetune resume {run_dir}\n" in said
 
 
 def test_a_signal_to_the_loader_processes_too_stops_the_run_in_the_same_way(

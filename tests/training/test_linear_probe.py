@@ -195,7 +195,7 @@ def test_the_probe_is_where_lp_ft_and_the_default_start(words: Words, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("head=mlp", "solves linear heads only"),
+        ("head=mlp", "solves only linear heads"),
         ("schedule.phases.0.train=[layer4,head]", "trains the head on fixed features"),
         ("schedule.mixup=0.2", "takes no mixup"),
     ],

@@ -145,7 +145,7 @@ def test_data_of_one_label_an_image_is_refused(
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(pets / "1 cat")
     assert main(["evaluate", str(run_dir), "data=folder", f"data.root={tmp_path / 'data'}"]) == 2
-    assert "has one label an image. The model was trained for several labels" in capsys.readouterr().err
+    assert "has one label per image. The model was trained for several labels" in capsys.readouterr().err
 
 
 def test_the_card_says_how_probabilities_are_had_and_names_no_export_that_is_refused(run_dir: Path) -> None:
@@ -192,5 +192,5 @@ def test_a_head_for_the_other_kind_of_labels_is_refused(run_dir: Path) -> None:
     values = read_model_json(run_dir / "model")
     file, known = run_dir / "model/head.safetensors", values["backbone_hash"]
     load_head(file, backbone_hash=known, classes=values["model"]["classes"], multi_label=True)
-    with pytest.raises(UserError, match="trained for several labels an image"):
+    with pytest.raises(UserError, match="trained for several labels per image"):
         load_head(file, backbone_hash=known, classes=values["model"]["classes"])

@@ -45,7 +45,9 @@ def test_a_trainable_parameter_of_no_group_is_named() -> None:
     classifier.get_parameter("backbone.net.layer4.0.conv1.weight").requires_grad_(True)
     with pytest.raises(UserError, match=r"in no optimizer group: backbone.net.layer4.0.conv1.weight"):
         check_cover(torch.optim.SGD(groups), classifier)
-    with pytest.raises(UserError, match=r"backbone.net.layer4.0.conv1.weight: trainable, but of no stage"):
+    with pytest.raises(
+        UserError, match=r"backbone.net.layer4.0.conv1.weight: trainable, but their stage has no learning rate"
+    ):
         build_param_groups(classifier, rates={"head": 0.1}, weight_decay=0.0)  # type: ignore[arg-type]
 
 

@@ -82,15 +82,15 @@ def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message(tmp_path: P
         waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (tmp_path / "waiting").write_text(str(waiting.pid))
         with RankMonitor(
-            resume_hint="Go on with: finetune resume here", interruption=Interruption(""), patience_s=0.2
+            resume_hint="Continue with: finetune resume here", interruption=Interruption(""), patience_s=0.2
         ) as rank_monitor:
             rank_monitor.watch(SimpleNamespace(procs=[failing, waiting]))
             stuck()
 
     assert forked_ranks(job, tmp_path / "out", world=1) == [1]
     (text,) = said(tmp_path / "out", world=1)
-    assert "Process 1 of the run has failed (status 3), so the others cannot go on." in text
-    assert "Go on with: finetune resume here" in text
+    assert "Process 1 of the run has failed (status 3), so the others cannot continue." in text
+    assert "Continue with: finetune resume here" in text
     assert gone(int((tmp_path / "waiting").read_text()))
 
 
@@ -103,7 +103,7 @@ def test_a_process_whose_starter_was_killed_ends_though_it_waits(tmp_path: Path)
             while not (tmp_path / "watching").exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        with RankMonitor(resume_hint="Go on.", interruption=Interruption(""), patience_s=0.2):
+        with RankMonitor(resume_hint="Continue.", interruption=Interruption(""), patience_s=0.2):
             (tmp_path / "watching").touch()
             stuck()
 
@@ -127,8 +127,8 @@ def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of
     ):
         assert run.wait(PATIENCE_S) == 1, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
-    assert "Process 1 of the run was killed by SIGKILL, so the others cannot go on." in text
-    assert "Go on with: finetune resume 'a b'" in text
+    assert "Process 1 of the run was killed by SIGKILL, so the others cannot continue." in text
+    assert "Continue with: finetune resume 'a b'" in text
     assert "Traceback" not in text
     assert not (tmp_path / "a b/results.json").exists()
     with (
@@ -157,7 +157,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(rank: int,
     )
     assert stopped == [143, 143]
     first, second = said(tmp_path / "stopped")
-    assert f"stopped at step 3 of 10 in phase 2 (all); go on with: finetune resume {tmp_path / 'run'}" in first
+    assert f"stopped at step 3 of 10 in phase 2 (all); continue with: finetune resume {tmp_path / 'run'}" in first
     assert "Traceback" not in first + second
     assert forked_ranks(lambda: resume(tmp_path / "run", trust=True), tmp_path / "resumed") == [0, 0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
@@ -176,7 +176,7 @@ def test_a_signal_to_the_second_process_outside_training_ends_the_command_as_sto
     with (tmp_path / "log").open("w") as log, command(asked, output=log, folder=tmp_path) as run:
         assert run.wait(PATIENCE_S) == 143, (tmp_path / "log").read_text()
     text = (tmp_path / "log").read_text()
-    assert "stopped in phase 1 (head); go on with: finetune resume run" in text
+    assert "stopped in phase 1 (head); continue with: finetune resume run" in text
     assert "Traceback" not in text
 
 

@@ -22,7 +22,7 @@ _VERSION = re.compile(r"\d{1,4}(\.\w{1,20}){1,5}")
 
 
 class ContentsError(ValueError):
-    """A checkpoint holds an impossible value; the text is a sentence about it."""
+    """Raised when a checkpoint holds an invalid value; the text is a sentence without its full stop."""
 
 
 @contextmanager
@@ -47,12 +47,12 @@ def check_best(state: Mapping[str, Any], *, phase: str, weights: Mapping[str, to
         weights: Tensors that the checkpoint must hold, by name; only shapes and types count.
 
     Raises:
-        ContentsError: Something is missing, or does not fit.
+        ContentsError: Something is missing or does not fit.
     """
     check_tensors(state.get("state_dict"), weights, name="state_dict")
     own = _table(state.get("finetune"), "finetune")
     if own.get("phase") != phase:
-        raise ContentsError(f"Its phase is {_shown(own.get('phase'))}, and must be {phase!r}")
+        raise ContentsError(f"Its phase is {_shown(own.get('phase'))}, not {phase!r}")
     check_history(own.get("history"))
 
 
@@ -76,7 +76,7 @@ def check_last(
         make_optimizer: Function that makes the optimizer of the phase.
 
     Raises:
-        ContentsError: Something is missing, or does not fit.
+        ContentsError: Something is missing or does not fit.
     """
     check_best(state, phase=phase, weights=weights)
     callbacks = _table(state.get("callbacks"), "callbacks")
@@ -87,7 +87,7 @@ def check_last(
     log = _table(callbacks.get("EpochLog"), "EpochLog")
     check_rows(log.get("rows"), phase=phase)
     if course["finished"] and not 0 < len(log["rows"]) == len(state["finetune"]["history"]):
-        raise ContentsError("It is of a finished phase, and has no row for each of its epochs")
+        raise ContentsError("Its phase is finished, but it does not have a row for each epoch")
     sums = log.get("sums")
     if not (isinstance(sums, list) and sums):
         raise ContentsError("Its sums are not a list, with an entry for each process")
@@ -130,17 +130,17 @@ def check_progress(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Check that the saved counters of Lightning's loops match the Trainer's.
 
     Raises:
-        ContentsError: One is missing or of another type.
+        ContentsError: A counter is missing or has the wrong type.
     """
     if not _alike(saved, own):
-        raise ContentsError("Its loops are not those of the Trainer")
+        raise ContentsError("Its loop counters do not match the Trainer's")
 
 
 def check_tensors(saved: object, expected: Mapping[str, torch.Tensor], *, name: str, finite: bool = True) -> None:
-    """Check that tensors have the expected names, shapes and number types, and hold finite numbers.
+    """Check that tensors have the expected names, shapes and types, and hold finite values.
 
     Raises:
-        ContentsError: A tensor does not.
+        ContentsError: A tensor does not fit.
     """
     tensors = _table(saved, name)
     if tensors.keys() != expected.keys():
@@ -153,7 +153,7 @@ def check_tensors(saved: object, expected: Mapping[str, torch.Tensor], *, name: 
         if tensor.shape != example.shape:
             raise ContentsError(f"{key} in its {name} has shape {tuple(tensor.shape)}, not {tuple(example.shape)}")
         if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ContentsError(f"{key} in its {name} holds numbers that are not finite")
+            raise ContentsError(f"{key} in its {name} holds values that are not finite")
 
 
 def check_history(history: object) -> None:
@@ -163,17 +163,17 @@ def check_history(history: object) -> None:
         ContentsError: An entry is not a pair of numbers.
     """
     if not (isinstance(history, list) and all(_numbers(entry, 2) for entry in history)):
-        raise ContentsError("Its history is not a pair of numbers for each epoch")
+        raise ContentsError("Its history is not a list of pairs of numbers, one per epoch")
 
 
 def check_sums(sums: object) -> None:
-    """Check the loss, the right answers and the images of an epoch so far.
+    """Check the sums of an epoch so far: loss, correct predictions and images.
 
     Raises:
         ContentsError: They are not three numbers.
     """
     if not _numbers(sums, 3):
-        raise ContentsError("Its sums are not a loss, a number of right answers and a number of images")
+        raise ContentsError("Its sums are not a loss, a number of correct predictions and a number of images")
 
 
 def check_rows(rows: object, *, phase: str) -> None:
@@ -191,14 +191,14 @@ def check_rows(rows: object, *, phase: str) -> None:
             and all(_whole(row.get(key)) for key in ("epoch", "step"))
             and all(isinstance(key, str) and (key == "phase" or _number(value)) for key, value in row.items())
         ):
-            raise ContentsError("Its rows are not tables of the numbers of an epoch")
+            raise ContentsError("Its rows are not tables of an epoch's metrics")
 
 
 def check_count(value: object, name: str, *, most: int = 2**53) -> int:
     """Return the value if it is a whole number from 0 to ``most``.
 
     Raises:
-        ContentsError: It is not.
+        ContentsError: The value is something else.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most:
         return value
@@ -232,7 +232,7 @@ def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerF
     examples = _after_a_step(groups, parameters, make_optimizer)
     for number, held in values.items():
         if not (_whole(number) and number < len(parameters) and isinstance(held, dict)):
-            raise ContentsError(f"Its optimizer holds {_shown(number)}, which is no parameter of this phase")
+            raise ContentsError(f"Its optimizer holds {_shown(number)}, which is not a parameter of this phase")
         shape = parameters[number].shape
         example_shape, example = examples.get(len(shape), (shape, {}))
         if missing := example.keys() - held.keys():
@@ -247,7 +247,7 @@ def check_optimizer(saved: object, *, groups: Groups, make_optimizer: OptimizerF
                 # entries in the shape of their parameter: only the shape can be compared
                 expected_value = torch.empty(shape, device="meta", dtype=expected_value.dtype)
             if not _alike(value, expected_value):
-                raise ContentsError(f"{_shown(key)} of parameter {number} in its optimizer is not what it must be")
+                raise ContentsError(f"{_shown(key)} of parameter {number} in its optimizer has the wrong type or shape")
 
 
 def _after_a_step(
@@ -263,7 +263,7 @@ def _after_a_step(
         copy.grad = torch.zeros_like(copy)
     try:
         optimizer.step()
-    except Exception:  # a user's optimizer may need more than gradients
+    except Exception:  # a user-supplied optimizer may need more than gradients
         return {}
     return {ndim: (copy.shape, dict(optimizer.state[copy])) for ndim, copy in copies.items()}
 

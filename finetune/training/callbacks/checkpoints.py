@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from finetune.atomic_files import atomic_path
 from finetune.checksums import remedy, verify
 from finetune.data.datamodule import ImageDataModule
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
@@ -53,20 +53,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileError: The file cannot be read from the disk.
     """
     if not os.path.lexists(path):
-        raise UserError(f"{path}: no such checkpoint.")
+        raise UserError(f"{path}: no such checkpoint. {remedy(Path(path))}.")
     check_zip(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike
         if (failed := read_error(error, path)) is not None:
             raise failed from error
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(
             f"{path}: cannot be read as a checkpoint of tensors and plain values. {why} {remedy(Path(path))}."
         ) from error
     verify(Path(path))
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}.")
+        raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}. {remedy(Path(path))}.")
     return loaded
 
 
@@ -147,7 +147,7 @@ class PhaseCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or self._interruption is None:
             return
         if self._validation_due:
-            # begun by the run that stopped; counted anew, so that a resumed run writes what an uninterrupted one does
+            # counted by the run that stopped; reset, so that a resumed run writes the same as an uninterrupted one
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
         batches = torch.tensor(float(sum(trainer.num_val_batches)), device=trainer.strategy.root_device)
         self._shared_val_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))

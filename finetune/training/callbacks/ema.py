@@ -29,7 +29,7 @@ class StageEma(Callback):
     Lightning's ``EMAWeightAveraging`` copies the whole module with its frozen part; this holds only the trainable stages, as
     plain tensors that a checkpoint takes.
 
-    The decay rises to its final value (:func:`decay_at`), so that a short phase does not hand on the weights it began with.
+    The decay rises to its final value (:func:`decay_at`), so that a short phase does not end with its initial weights.
 
     Args:
         classifier: Network at the start of the phase.

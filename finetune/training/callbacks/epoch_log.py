@@ -15,7 +15,7 @@ class EpochLog(Callback):
     """Sums loss and accuracy over the batches of an epoch, and logs a row when the epoch ends.
 
     A checkpoint holds the rows, and the sums of an epoch that has begun: one entry per process, because adding them up at a
-    checkpoint would round differently than at the end of the epoch.
+    checkpoint would round differently from adding them up at the end of the epoch.
 
     Args:
         phase: Name of the phase.
@@ -27,9 +27,9 @@ class EpochLog(Callback):
     def __init__(self, *, phase: str, offset: tuple[int, int], accuracy: bool, norms: GradientNorms) -> None:
         self.rows: list[EpochRow] = []
         self._phase, self._offset, self._accuracy, self._norms = phase, offset, accuracy, norms
-        # sum of losses, number of right answers, number of images of the epoch so far
+        # sum of losses, number of correct predictions and number of images of the epoch so far
         self._sums = torch.zeros(3, dtype=torch.float64)
-        # the sums of every process, from a checkpoint, until the rank of this process is known
+        # the sums of every process from a checkpoint, kept until the rank of this process is known
         self._saved_sums: torch.Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -23,7 +23,9 @@ class _Step(NamedTuple):
 
 
 class Guards(Callback):
-    """Checks modes, finite losses, groups that learn and frozen tensors that stay, at almost no cost per step.
+    """Checks modes, that losses are finite, that every group gets gradients and that frozen tensors do not change.
+
+    The checks cost almost nothing per step.
 
     Args:
         classifier: Network that trains.
@@ -92,7 +94,7 @@ class Guards(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Record which groups have had a gradient; a group is checked until it has had one."""
+        """Record which groups have had a gradient; each group is checked until its first one."""
         self._steps += 1
         for group in optimizer.param_groups:
             if group["name"] in self._learning or group["peak_lr"] == 0:
@@ -112,11 +114,11 @@ class Guards(Callback):
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._check_finite(*pending)
-        # one or two steps prove nothing: a residual branch whose last gate starts at zero has no gradient at first
+        # one or two steps prove nothing: a residual branch whose last gate starts at zero gets no gradient at first
         for name in sorted(self._silent - self._warned) if self._steps > 2 else ():
             self._warned.add(name)
             warnings.warn(
-                f"optimizer group {name!r} has a positive learning rate and had no gradient in the whole of epoch "
+                f"optimizer group {name!r} has a positive learning rate but had no gradient during epoch "
                 f"{trainer.current_epoch} of phase {self._phase.name!r}: its parameters do not learn.",
                 stacklevel=2,
             )
@@ -125,12 +127,12 @@ class Guards(Callback):
             moved = [name for name, value in self._frozen.items() if now[name] != value]
             if moved:
                 raise RunError(
-                    f"phase {self._phase.name!r}: frozen, yet changed: {shortened(moved)}. A callback or own code writes "
-                    "to them; the last checkpoint is from before this epoch."
+                    f"phase {self._phase.name!r}: frozen, yet changed: {shortened(moved)}. A callback or your own code "
+                    "writes to them; the last checkpoint is from before this epoch."
                 )
 
     def _fingerprints(self) -> dict[str, int]:
-        """Return a checksum of each tensor of the frozen stages, which changes with any single bit."""
+        """Return a checksum of each tensor of the frozen stages, which any changed bit changes."""
         whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return {
             name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))

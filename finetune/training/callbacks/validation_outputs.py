@@ -13,12 +13,12 @@ from finetune.training.staged_module import StagedModule
 
 
 class ValidationOutputs(Callback):
-    """Keeps the validation of the epoch whose weights the phase hands on, if a single process sees all of it.
+    """Keeps the validation of the epoch whose weights the phase passes on, if a single process sees all of it.
 
     Args:
         progress: History of the phase.
         metrics: Metrics that the validation updates.
-        restore: Whether the phase hands on the weights of its ``best`` or its ``last`` epoch.
+        restore: Whether the phase passes on the weights of its ``best`` or its ``last`` epoch.
     """
 
     def __init__(self, progress: EpochHistory, metrics: MetricCollection, *, restore: str) -> None:
@@ -44,7 +44,7 @@ class ValidationOutputs(Callback):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep this validation if the phase may hand on its weights; the history already has its epoch."""
+        """Keep this validation if the phase may pass on its weights; the history already has its epoch."""
         if self._outputs is not None and (self._progress.improved or self._restore == "last"):
             self.validated = Validation(
                 step=trainer.global_step, metrics=split_metrics(self._metrics), outputs=self._outputs.gather()

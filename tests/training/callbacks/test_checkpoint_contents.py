@@ -73,7 +73,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "weights of NaN": (
         lambda s: [t.fill_(float("nan")) for t in s["state_dict"].values() if t.is_floating_point()],
-        "numbers that are not finite",
+        "values that are not finite",
     ),
     "weights of whole numbers": (
         lambda s: s.update(state_dict={k: t.to(torch.int64) for k, t in s["state_dict"].items()}),
@@ -87,7 +87,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no record": (lambda s: s.update(finetune=None), "finetune is None"),
     "a history of texts": (lambda s: s["finetune"].update(history=["ab"]), "history"),
     "rows of texts": (lambda s: s["callbacks"]["EpochLog"]["rows"][0].update(step="=cmd"), "rows"),
-    "a row for no epoch": (lambda s: s["callbacks"]["EpochLog"].update(rows=[]), "no row for each of its epochs"),
+    "a row for no epoch": (lambda s: s["callbacks"]["EpochLog"].update(rows=[]), "does not have a row for each epoch"),
     "sums of two": (lambda s: s["callbacks"]["EpochLog"].update(sums=[[1.0, 2.0]]), "sums"),
     "no sums": (lambda s: s["callbacks"]["EpochLog"].update(sums=[]), "sums"),
     "gradients of a text": (
@@ -105,15 +105,15 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "groups of texts": (lambda s: optimizer(s).update(param_groups=["x"]), "groups of its optimizer"),
     "a rate of a text": (lambda s: optimizer(s)["param_groups"][0].update(lr="x"), "groups of its optimizer"),
     "other parameters": (lambda s: optimizer(s)["param_groups"][0].update(params=[0] * 99), "groups of its optimizer"),
-    "a parameter that is none": (lambda s: optimizer(s)["state"].update({999: {}}), "no parameter of this phase"),
+    "a parameter that is none": (lambda s: optimizer(s)["state"].update({999: {}}), "not a parameter of this phase"),
     "state without a key": (lambda s: optimizer(s)["state"][0].clear(), "lacks"),
     "state of another shape": (
         lambda s: optimizer(s)["state"].update({0: dict.fromkeys(optimizer(s)["state"][0], torch.zeros(5))}),
-        "not what it must be",
+        "has the wrong type or shape",
     ),
     "state of texts": (
         lambda s: optimizer(s)["state"].update({0: dict.fromkeys(optimizer(s)["state"][0], "x")}),
-        "not what it must be",
+        "has the wrong type or shape",
     ),
 }
 
@@ -136,7 +136,7 @@ def test_averages_are_needed_where_the_phase_averages(saved: tuple[dict[str, Any
 def test_counters_of_other_loops_are_refused() -> None:
     own = {"epoch_progress": {"total": {"ready": 0}}, "state_dict": {}}
     check_progress({"epoch_progress": {"total": {"ready": 7}}, "state_dict": {"more": 1}}, own)
-    with pytest.raises(ContentsError, match="loops are not those of the Trainer"):
+    with pytest.raises(ContentsError, match="loop counters do not match the Trainer"):
         check_progress({}, own)
-    with pytest.raises(ContentsError, match="loops are not those of the Trainer"):
+    with pytest.raises(ContentsError, match="loop counters do not match the Trainer"):
         check_progress({"epoch_progress": {"total": 7}, "state_dict": {}}, own)
