@@ -1,4 +1,4 @@
-"""``data.augment``: the name of a training view, or a list of operations of torchvision or of the user's own.
+"""``data.augment``: the name of a training view, or a list of operations of torchvision or your own.
 
 A list may begin with the view that its operations follow, such as ``standard``; without one they follow the evaluation view.
 An operation is the name of a class in ``torchvision.transforms.v2`` (``RandomVerticalFlip``), such a name with arguments

@@ -1,8 +1,8 @@
 """The trained model as a folder of safetensors and JSON: what every command after training reads.
 
-``model.json`` holds everything but numbers in bulk, ``model.safetensors`` the weights, ``head.safetensors`` the head alone,
-``README.md`` a model card. ``model.json`` is written last and names the hash of the weights and of itself, so a folder
-without it, or with other weights, is not a bundle; ``head.safetensors`` holds a digest of its own. Nothing in it is a pickle.
+``model.json`` holds everything except the tensors, ``model.safetensors`` the weights, ``head.safetensors`` the head alone,
+``README.md`` a model card. ``model.json`` is written last and holds the hashes of the weights and of its own contents, so a
+folder without it, or with other weights, is not a bundle; ``head.safetensors`` holds its own digest. No file is a pickle.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
@@ -66,19 +66,19 @@ def save_bundle(
 ) -> Path:
     """Write a bundle; an interrupted write leaves no ``model.json`` and can be repeated.
 
-    A bundle with modules of your own names their classes, in ``model.json`` and in its model card. Their code is not in
-    it: :func:`load_bundle` takes a module of each.
+    A bundle with modules of your own names their classes in ``model.json`` and in its model card. It does not hold their
+    code: :func:`load_bundle` takes a module of each class.
 
     Args:
         classifier: The trained network.
-        folder: Made where it is missing.
+        folder: Folder of the bundle, created if missing.
         metrics: ``{"val": {...}, "test": {...}}``; None for a network that was not tested.
-        data: Where the classes come from: fingerprint and counts; None where that is not known.
-        training: Seed, schedule, and where the weights started; None where that is not known.
-        card: Markdown for people; None writes how the bundle is opened and what images it takes.
+        data: Where the classes come from: fingerprint and counts; None if unknown.
+        training: Seed, schedule, and origin of the initial weights; None if unknown.
+        card: Model card in Markdown; None writes a short one: how to open the bundle and which images it takes.
 
     Raises:
-        UserError: A module keeps state that is no tensor.
+        UserError: A module keeps state that is not a tensor.
     """
     folder = Path(folder)
     make_folder(folder)
@@ -86,8 +86,8 @@ def save_bundle(
     model, kept = classifier.describe(), classifier.state_dict()
     if odd := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
         raise UserError(
-            f"state_dict: a bundle holds tensors alone. {shortened(odd)} is none. Keep it as a buffer, or as an argument of "
-            "the constructor."
+            f"state_dict: a bundle holds only tensors. Not a tensor: {shortened(odd)}. Keep it as a buffer, or as an argument "
+            "of the constructor."
         )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
@@ -118,7 +118,7 @@ def save_bundle(
 
 
 def json_sha256(values: Mapping[str, Any]) -> str:
-    """Digest of the contents of ``model.json``, without the digest that it holds itself."""
+    """Return the SHA-256 of the contents of ``model.json`` without its own digest."""
     others = {key: value for key, value in values.items() if key != DIGEST}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
@@ -128,30 +128,30 @@ def _remedy(path: Path) -> str:
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The bundle folder at a path: the folder itself, or ``model/`` in a run folder.
+    """Return the bundle folder at a path: the folder itself, or ``model/`` in a run folder.
 
     Raises:
         UserError: There is none.
     """
     given = Path(path).expanduser()
     for folder in (given, given / "model"):
-        # also where it is no file: what it is instead is answered by who opens it
+        # also if it is not a regular file: opening it reports what it is instead
         if os.path.lexists(folder / MODEL_JSON):
             return folder
     if not given.exists():
         raise UserError(f"RUN='{path}': no such folder.")
     if (given / CONFIG).is_file():
         raise UserError(
-            f"RUN='{path}': this run has not finished, so it has no model yet. Go on with: {resume_command(path)}"
+            f"RUN='{path}': this run has not finished, so it has no model yet. Continue with: {resume_command(path)}"
         )
     raise UserError(f"RUN='{path}': neither a run nor a bundle. Expected {MODEL_JSON} or model/{MODEL_JSON} in it.")
 
 
 def read_model_json(folder: str | Path) -> dict[str, Any]:
-    """The contents of ``model.json``, checked.
+    """Read and check ``model.json``.
 
     Raises:
-        UserError: It is damaged, of a newer format, or lacks a key.
+        UserError: The file is damaged, has a newer format, or lacks a key.
     """
     path = inside(folder, MODEL_JSON, of="bundle")
     values = read_json(path, dict, remedy=_remedy(path))
@@ -168,10 +168,10 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     problems = description_problems(values["model"])
     if problems:
         raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
-    # bundles from before it was kept have none
+    # older bundles have no digest
     if DIGEST in values and values[DIGEST] != json_sha256(values):
         raise UserError(
-            f"{path}: damaged. Its contents have changed since they were written (their SHA-256 differs). Take a copy, or "
+            f"{path}: damaged. Its contents have changed since they were written (their SHA-256 differs). Restore a copy, or "
             f"write it again: delete results.json of its run, then {resume_command_near(path)}. If you changed it yourself, "
             f"remove the key {DIGEST!r}."
         )
@@ -179,16 +179,16 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
 
 
 def description_problems(model: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the ``model`` entry of ``model.json``, before anything is built from it.
+    """Return the problems with the ``model`` entry of ``model.json``, before anything is built from it.
 
     >>> description_problems({})[0]
     'model: needs the keys adapt, backbone, classes, head, input_spec'
     """
     wanted: dict[str, type] = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
-    if set(model) - {"multi_label"} != set(wanted):  # bundles from before there were several labels lack that key
+    if set(model) - {"multi_label"} != set(wanted):  # bundles written before multi-label data lack that key
         return [f"model: needs the keys {', '.join(sorted(wanted))}"]
     wanted["multi_label"] = bool
-    problems = [f"model.{key}: of another type" for key in model if not isinstance(model[key], wanted[key])]
+    problems = [f"model.{key}: has the wrong type" for key in model if not isinstance(model[key], wanted[key])]
     if problems:
         return problems
     classes, backbone, head = model["classes"], model["backbone"], model["head"]
@@ -208,7 +208,7 @@ def description_problems(model: Mapping[str, Any]) -> list[str]:
 
 
 def _own_problems(values: Mapping[str, Any], where: str, *, class_key: str) -> list[str]:
-    """What is wrong with the description of a module of the user's, beside its shape."""
+    """Return the problems with the description of a user-supplied module, apart from its sizes."""
     name, target = values.get(class_key), values.get("target")
     problems = []
     if not isinstance(name, str) or len(name) > 200 or not name.isprintable():
@@ -227,7 +227,7 @@ def _spec_problems(values: Mapping[str, Any], where: str) -> list[str]:
 
 
 def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the description of a backbone that somebody else may have written.
+    """Return the problems with the description of a backbone, which somebody else may have written.
 
     >>> backbone_problems({"source": "timm", "name": "resnet18", "kwargs": {"file": "x"}, "input_spec": {}})
     ['model.backbone.kwargs: file would read files or the network']
@@ -238,7 +238,7 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
     if backbone["source"] not in (*SOURCES, OWN):
         problems.append(f"model.backbone.source: must be one of {', '.join((*SOURCES, OWN))}")
     if not isinstance(backbone["name"], str) or not isinstance(backbone["input_spec"], dict):
-        return [*problems, "model.backbone: name must be a text, and input_spec an object"]
+        return [*problems, "model.backbone: name must be a string, and input_spec an object"]
     if backbone["source"] == OWN:
         stages = backbone["kwargs"].get("stages")
         if not isinstance(stages, dict) or not all(
@@ -254,25 +254,25 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
         problems.append(f"model.backbone.kwargs: {', '.join(refused)} would read files or the network")
     if backbone["source"] == "transformers" and "depths" not in backbone["kwargs"]:
         problems.append("model.backbone.kwargs: must hold the whole architecture, else it would be fetched")
-    # the description of a backbone alone may leave its input open
+    # the description of a single backbone may leave its input open
     if backbone["input_spec"]:
         problems += _spec_problems(backbone["input_spec"], "model.backbone.input_spec")
     return problems
 
 
 def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]) -> str:
-    """Return the message on a bundle whose classes of the user's were not given.
+    """Return the message for a bundle that needs user-supplied classes that were not given.
 
     Args:
-        path: Of the bundle, as the user wrote it.
+        path: Path of the bundle, as the user wrote it.
         model: The ``model`` entry of its ``model.json``.
         needed: The classes that were not given, by part.
     """
     classes = ", ".join(f"{printable(name)} ({part})" for part, name in needed.items())
     given = ", ".join(f'"{part}": {printable(name).rpartition(".")[2]}(...)' for part, name in needed.items())
     trust = (
-        " A configuration named them, so --trust (in Python trust=True) imports and builds them; that runs code which whoever "
-        "made the model chose."
+        " A configuration named them, so --trust (in Python trust=True) imports and builds them; that runs code chosen by "
+        "whoever made the model."
         if set(needed) <= set(own_targets(model))
         else ""
     )
@@ -283,15 +283,16 @@ def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]
 
 
 def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> Classifier:
-    """The trained network, in evaluation mode, on the CPU: uint8 images (B, C, H, W) to logits (B, K).
+    """Load the trained network in evaluation mode, on the CPU: uint8 images (B, C, H, W) to logits (B, K).
 
     Args:
         path: A bundle folder, or a run folder that has one.
-        modules: A module of each class of the user's that the bundle needs, as ``head`` and ``backbone``, built as before
+        modules: A module of each user-supplied class that the bundle needs, as ``head`` and ``backbone``, built as before
             training; the bundle's weights are loaded into them.
 
     Raises:
-        UserError: It is no bundle, its weights are not the ones that it describes, or it needs classes that were not given.
+        UserError: The folder is not a bundle, its weights are not the ones that it describes, or it needs classes that were not
+            given.
     """
     folder = find_bundle(path)
     values = read_model_json(folder)
@@ -305,7 +306,9 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
         )
     shapes = tensor_shapes(weights)
     if file_sha256(weights) != values["weights_sha256"]:
-        raise UserError(f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs).")
+        raise UserError(
+            f"{weights}: not the weights that {MODEL_JSON} describes (their SHA-256 differs). {_remedy(weights)}"
+        )
     numbers = sum(math.prod(shape) for shape in shapes.values())
     try:
         with parameters_at_most(numbers, name=str(folder / MODEL_JSON)):
@@ -314,10 +317,10 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
         if str(folder / MODEL_JSON) in str(error) or modules:
             raise
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {error}") from error
-    except Exception as error:  # a library asked for what it does not know raises whatever it likes
+    except Exception as error:  # a library may raise anything for arguments that it does not know
         if (failed := read_error(error, folder / MODEL_JSON)) is not None:
             raise failed from error
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {why}") from error
     state = load_tensors(weights)
     try:
@@ -333,7 +336,7 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{weights}: {len(broken)} tensors hold numbers that are not finite: {shortened(broken)}. "
-            "Such a network predicts nothing; train it again with a smaller rate."
+            f"{weights}: {len(broken)} tensors hold values that are not finite: {shortened(broken)}. "
+            "Such a network predicts nothing; train it again with a smaller learning rate."
         )
     return classifier.eval()

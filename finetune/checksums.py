@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.atomic_files import atomic_path, write_json
-from finetune.errors import FileError, UserError
+from finetune.errors import FileError, UserError, first_line
 from finetune.file_errors import in_words, read_error
 from finetune.resume_command import resume_command_near
 from finetune.safe_files import LARGEST_JSON, LARGEST_TABLE, check_regular, open_regular, read_json
@@ -58,7 +58,7 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def checked_path(target: str | Path) -> Iterator[Path]:
-    """Like :func:`finetune.atomic_files.atomic_path`, but also record the file's checksum.
+    """Write a file atomically, as :func:`finetune.atomic_files.atomic_path` does, and record its checksum.
 
     Raises:
         RunError: The disk is full.
@@ -157,7 +157,7 @@ def _verify_zip(path: Path) -> None:
     except Exception as error:  # zipfile raises many kinds of errors for flipped bits in headers
         if (failed := read_error(error, path)) is not None:
             raise failed from error
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{path}: damaged. {why}. {remedy(path)}.") from error
     if wrong is not None:
         raise UserError(f"{path}: damaged. Its record {wrong!r} has changed since it was written. {remedy(path)}.")

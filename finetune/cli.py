@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
-from finetune.errors import Interrupted, RunError, UserError, did_you_mean
+from finetune.errors import Interrupted, RunError, UserError, did_you_mean, first_line
 from finetune.file_errors import errno_of, file_error
 from finetune.process_tuning import collect_garbage_rarely, leave
 from finetune.terminal import guarded_output, open_missing_streams
@@ -219,8 +219,7 @@ def _fail(error: BaseException, *, status: int, show_traceback: bool) -> int:
     elif isinstance(error, KeyboardInterrupt):
         print(str(error) or "Stopped.", file=sys.stderr)
     else:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        print(f"{type(error).__name__}: {first}\nRun again with --traceback to see where.", file=sys.stderr)
+        print(f"{first_line(error, with_type=True)}\nRun again with --traceback to see where.", file=sys.stderr)
     return status
 
 

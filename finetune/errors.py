@@ -65,6 +65,25 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def first_line(error: BaseException, *, with_type: bool = False) -> str:
+    r"""Return the first line of an error's message, or the name of its type if it has none.
+
+    Args:
+        error: The error.
+        with_type: Whether the name of its type precedes the message.
+
+    >>> first_line(OSError("\nno such host\nat 10.0.0.1")), first_line(KeyError())
+    ('no such host', 'KeyError')
+    >>> first_line(ValueError("too many"), with_type=True), first_line(KeyError(), with_type=True)
+    ('ValueError: too many', 'KeyError')
+    """
+    name, text = type(error).__name__, str(error).strip()
+    if not text:
+        return name
+    first = text.splitlines()[0]
+    return f"{name}: {first}" if with_type else first
+
+
 def shortened(items: Sequence[object], show: int = 3) -> str:
     """Join the first few items of a list, followed by the number of the others.
 

@@ -93,7 +93,7 @@ class InputSpec:
         for key in ("mean", "std"):
             numbers = getattr(self, key)
             if not isinstance(numbers, tuple) or not all(_is_finite(number) for number in numbers):
-                raise UserError(f"input.{key}={numbers!r}: must be finite numbers, one a channel.")
+                raise UserError(f"input.{key}={numbers!r}: must be finite numbers, one per channel.")
         if not _is_finite(self.crop_pct):
             raise UserError(f"input.crop_pct={self.crop_pct!r}: must be a number above 0 and at most 1.")
 

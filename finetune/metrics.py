@@ -22,12 +22,11 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from finetune.errors import UserError
+from finetune.file_schema import THRESHOLD
 from finetune.results import Matrix, SplitMetrics
 
 # B = batch, K = classes, M = cells of a confusion matrix that are not zero
 
-# a multi-label image shows a class if its probability is above this
-THRESHOLD = 0.5
 # Guo et al. 2017, arXiv 1706.04599
 _BINS = 15
 # up to this many classes the confusion matrix is written in full; above, only its non-zero cells
@@ -58,9 +57,9 @@ class _SeveralLabelsMacroF1(MultilabelF1Score):
 
     def compute(self) -> torch.Tensor:
         """Return the mean over the classes with a target or a prediction; 0 if there is none."""
-        hits_K, false_K, _, missed_K = self._final_state()
-        counted_K = hits_K + false_K + missed_K > 0
-        scores_K = 2 * hits_K / (2 * hits_K + false_K + missed_K).clamp(min=1)
+        correct_K, false_K, _, missed_K = self._final_state()
+        counted_K = correct_K + false_K + missed_K > 0
+        scores_K = 2 * correct_K / (2 * correct_K + false_K + missed_K).clamp(min=1)
         return scores_K[counted_K].mean() if counted_K.any() else torch.zeros((), device=scores_K.device)
 
 
@@ -74,9 +73,9 @@ class _CountedByClass:
         """Count probabilities (B, K) against class numbers (B,)."""
         answers = preds.argmax(1)
         shown, predicted = self._images_of(target), self._images_of(answers)
-        hits = self._images_of(target, (answers == target).long())
-        missed, false = shown - hits, predicted - hits
-        self._update_state(hits, false, len(target) - hits - missed - false, missed)
+        correct = self._images_of(target, (answers == target).long())
+        missed, false = shown - correct, predicted - correct
+        self._update_state(correct, false, len(target) - correct - missed - false, missed)
 
     def _images_of(self, classes: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
         """Return sums by class, (K,), without waiting for the device as ``bincount`` does."""
@@ -143,10 +142,10 @@ def build_metrics(
     Args:
         num_classes: Number of classes.
         multi_label: Whether an image may show several.
-        own: Metrics of the user's by name, copied here; each takes probabilities and targets, and gives one number.
+        own: User-supplied metrics by name, copied here; each takes probabilities and targets, and gives one number.
 
     Raises:
-        UserError: A metric of the user's has the name of another one, or is none.
+        UserError: A user-supplied metric has the name of another one, or is none.
     """
     if multi_label:
         chosen: dict[str, Metric | MetricCollection] = {
@@ -221,7 +220,7 @@ def _counting() -> Iterator[None]:
         torch.use_deterministic_algorithms(enabled, warn_only=warns)
 
 
-def right_answers(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def correct_predictions(logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return which images are classified correctly, for multi-label in every label, bool (B,)."""
     if targets.ndim == 2:
         # a probability above one half is a logit above zero

@@ -1,4 +1,4 @@
-"""Dataclasses to and from the plain values of JSON: a file is checked where it is read, and travels as a dataclass."""
+"""Dataclasses to and from the plain values of JSON: a file is checked where it is read, and passed around as a dataclass."""
 
 import dataclasses
 import types
@@ -12,20 +12,20 @@ from finetune.errors import UserError, shortened
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    # a value of a JSON document whose keys are not ours to fix: a configuration, the arguments of a library's network
+    # a value of a JSON document with arbitrary keys: a configuration, the arguments of a library's network
     Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 else:
-    # accepted unchecked where a dataclass is read: parse_json has checked it
+    # accepted unchecked when a dataclass is read, because parse_json has checked it
     Json = object
 
 T = TypeVar("T")
 
 
 def to_plain(value: "DataclassInstance") -> dict[str, Json]:
-    """Return the fields of a dataclass as JSON values, in their order.
+    """Return the fields of a dataclass as JSON values, in order.
 
-    A field that is None is left out where None is its default: a kind of result that does not have it. A class with a
-    ``to_plain`` of its own decides for itself.
+    A field that is None is left out if None is its default: this kind of result does not have it. A class may define its own
+    ``to_plain``.
 
     >>> @dataclasses.dataclass
     ... class Point:
@@ -50,17 +50,17 @@ def _plain(value: object) -> Json:
 
 
 def from_plain(kind: type[T], value: object, *, name: str, remedy: str = "") -> T:
-    """Make a dataclass from JSON values of unknown origin; fields that it does not have are ignored.
+    """Make a dataclass from JSON values of unknown origin; unknown fields are ignored.
 
     Args:
-        kind: Dataclass to make. Its fields may be numbers, texts, ``tuple[X, ...]``, ``Mapping[str, X]``, unions and
-            dataclasses; a class with a ``from_plain`` of its own reads a mapping that has been checked.
+        kind: Dataclass to make. Its fields may be numbers, strings, ``tuple[X, ...]``, ``Mapping[str, X]``, unions and
+            dataclasses; a class with its own ``from_plain`` reads a mapping that has been checked.
         value: The value read.
         name: Name of the file in messages.
         remedy: What to do if the file is damaged, as a sentence.
 
     Raises:
-        UserError: Fields are missing or of another type; all are named.
+        UserError: Fields are missing or of the wrong type; all are named.
 
     >>> @dataclasses.dataclass
     ... class Point:
@@ -71,13 +71,13 @@ def from_plain(kind: type[T], value: object, *, name: str, remedy: str = "") -> 
     >>> from_plain(Point, {"at": [True], "name": 1}, name="x.json")
     Traceback (most recent call last):
         ...
-    finetune.errors.UserError: x.json: damaged. Missing or of another type: at[0], name.
+    finetune.errors.UserError: x.json: damaged. Missing or of the wrong type: at[0], name.
     """
     wrong: list[str] = []
     made = _read(kind, value, "", wrong)
     if wrong:
         raise UserError(
-            f"{name}: damaged. Missing or of another type: {shortened(wrong)}.{f' {remedy}' if remedy else ''}"
+            f"{name}: damaged. Missing or of the wrong type: {shortened(wrong)}.{f' {remedy}' if remedy else ''}"
         )
     return typing.cast(T, made)
 
@@ -88,7 +88,7 @@ def _hints(kind: type) -> dict[str, object]:
 
 
 def _read(kind: object, value: object, path: str, wrong: list[str]) -> object:
-    """Return a value as a type describes it; add the path of what does not fit to ``wrong``."""
+    """Return a value converted to a type; append the paths of parts that do not fit to ``wrong``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is object:
         return value
@@ -111,7 +111,7 @@ def _read(kind: object, value: object, path: str, wrong: list[str]) -> object:
         if value in arguments:
             return value
     else:
-        # to Python a truth value is a whole number too, and JSON writes 2.0 as a program likes
+        # bool is a subclass of int; and a JSON writer may write 2.0 as 2
         kinds: tuple[type, ...] = (int, float) if kind is float else (typing.cast(type, kind),)
         if isinstance(value, kinds) and (kind is bool or not isinstance(value, bool)):
             return value

@@ -1,4 +1,4 @@
-"""What a run hands on, as dataclasses: ``results.json``, and ``result.json`` of each phase.
+"""The results of a run as dataclasses: ``results.json``, and ``result.json`` of each phase.
 
 :mod:`finetune.file_schema` documents every field; the fields here have the names and the order of the files.
 """
@@ -16,7 +16,7 @@ class SplitMetrics:
     """Metrics of a split.
 
     Args:
-        acc: Fraction of images whose most probable class is the true one; with several labels, with every class right.
+        acc: Fraction of images whose most probable class is the true one; with several labels, whose classes are all correct.
         ece: Expected calibration error.
         f1_macro: F1 score, mean over the classes.
         f1_micro: With several labels, F1 score over all pairs of an image and a class; else None.
@@ -25,7 +25,7 @@ class SplitMetrics:
         loss: Mean cross-entropy in nats.
         confusion: Images by true and predicted class; with several labels a 2 x 2 matrix of each class; None above 1,000 classes.
         confusion_cells: In its place above 1,000 classes: true class, predicted class and images of each pair.
-        own: Metrics of the user's by name; None for none.
+        own: User-supplied metrics by name; None for none.
     """
 
     acc: float
@@ -146,12 +146,12 @@ class PhaseResult:
         frozen: Stages that did not.
         epochs: Epochs that were run.
         steps: Optimizer steps that were run.
-        restored: ``best`` or ``last``: the epoch whose weights were handed on.
-        weights: ``raw`` or ``ema``: the weights that were validated and handed on.
+        restored: ``best`` or ``last``: the epoch whose weights were passed on.
+        weights: ``raw`` or ``ema``: the weights that were validated and passed on.
         best_epoch: Best epoch, from 0.
         best: The monitored metric of that epoch, by name.
         rates: Peak learning rate of each stage that trained.
-        rows: Rows of ``metrics.csv``, one an epoch; None in ``results.json``, which does not repeat them.
+        rows: Rows of ``metrics.csv``, one per epoch; None in ``results.json``, which does not repeat them.
         probe: For a head that was solved, the penalties tried; else None.
         trials: For heads trained side by side, each with its rate; else None.
         cached_after: Stage whose cached output was trained on; empty where the phase trained on images.
@@ -235,7 +235,7 @@ class BackboneOrigin:
     """Where a network came from.
 
     Args:
-        source: Library of the network; ``own`` for a class of the user's.
+        source: Library of the network; ``own`` for a user-supplied class.
         name: Its name there, or that class.
         weights: Where its weights came from, as the configuration names it.
         place: Repository, package, address or file that the name stands for; empty in runs of earlier versions.
@@ -258,7 +258,7 @@ class Imbalance:
     Args:
         loss: Training loss.
         class_weights: ``balanced`` or ``none``.
-        sampling: ``balanced``, or that each image is seen once an epoch.
+        sampling: ``balanced``, or that each image is seen once per epoch.
     """
 
     loss: str

@@ -23,7 +23,7 @@ from finetune.config.schema import Config
 from finetune.config.trust import instantiate
 from finetune.counted import counted
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
-from finetune.errors import FileError, RunError, UserError
+from finetune.errors import FileError, RunError, UserError, first_line
 from finetune.file_errors import file_error
 from finetune.process_tuning import collect_garbage_as_usual, free_memory, release_freed_blocks, retain_freed_blocks
 from finetune.resume_command import resume_command
@@ -247,7 +247,7 @@ def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:
         keep_movements(classifier, folder)
         folder.delete_spare_files()
     except (OSError, UserError, RunError) as error:
-        show(f"keep=results: checkpoints stay on the disk. {str(error).splitlines()[0]} The run itself is complete.")
+        show(f"keep=results: checkpoints stay on the disk. {first_line(error)} The run itself is complete.")
 
 
 def report(
@@ -265,7 +265,7 @@ def report(
         source: Images of the run; None leaves pictures out.
         trust: Whether to build classes that the run names.
         views: Training views that the run made itself, by name.
-        given: Modules of the user's that came as objects, by part.
+        given: User-supplied modules given as objects, by part.
     """
     from finetune.commands.own_modules import modules_of
     from finetune.report.run_page import write_report
@@ -275,9 +275,8 @@ def report(
         modules = {**modules_of(run_dir, trust=trust, given=given), **given}
         show(f"report: {write_report(run_dir, source, modules=modules, views=views)}")
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         show(
-            f"report: could not be written ({type(error).__name__}: {first}). The run itself is complete. "
+            f"report: could not be written ({first_line(error, with_type=True)}). The run itself is complete. "
             f"Try again: finetune report {shlex.quote(str(run_dir))}"
         )
 
@@ -317,12 +316,11 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
             with suppress(OSError):
                 trace = escape("".join(traceback.format_exception(error)))
                 write_text(RunFolder(run_dir).error_log, trace)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{type(error).__name__}: {first}\nThe run failed; the traceback is in {RunFolder(run_dir).error_log}. "
-            f"Fix the cause, then go on with: {resume_command(run_dir)}"
+            f"{first_line(error, with_type=True)}\nThe run failed; the traceback is in {RunFolder(run_dir).error_log}. "
+            f"Fix the cause, then continue with: {resume_command(run_dir)}"
         ) from error
 
 
 def _failed(error: FileError, run_dir: Path) -> FileError:
-    return FileError(f"{error}\nThen go on with: {resume_command(run_dir)}")
+    return FileError(f"{error}\nThen continue with: {resume_command(run_dir)}")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeVar
 
-from finetune.errors import FileError, UserError
+from finetune.errors import FileError, UserError, first_line
 from finetune.file_errors import read_error
 from finetune.terminal import printable
 
@@ -132,8 +132,8 @@ def _problem(status: os.stat_result, largest: int | None) -> str:
 
 
 def _why(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (text.strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    return text.rstrip(".")
 
 
 def read_bytes(path: str | Path, *, name: str | None = None, largest: int = LARGEST_TEXT) -> bytes:
@@ -382,7 +382,7 @@ def need(
     >>> need({"a": 1, "b": "x"}, {"a": int, "b": int, "c": list}, name="x.json")
     Traceback (most recent call last):
         ...
-    finetune.errors.UserError: x.json: damaged. Missing or of another type: b, c.
+    finetune.errors.UserError: x.json: damaged. Missing or of the wrong type: b, c.
     >>> need({"a": True, "b": None}, {"a": (bool, type(None)), "b": (bool, type(None))}, name="x.json")
     """
     from finetune.errors import shortened
@@ -390,7 +390,7 @@ def need(
     wrong = [key for key, kind in kinds.items() if not _is(values.get(key), kind)]
     if wrong:
         raise UserError(
-            f"{name}: damaged. Missing or of another type: {shortened(wrong)}.{f' {remedy}' if remedy else ''}"
+            f"{name}: damaged. Missing or of the wrong type: {shortened(wrong)}.{f' {remedy}' if remedy else ''}"
         )
 
 

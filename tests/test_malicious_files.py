@@ -147,7 +147,7 @@ def test_a_pickle_as_a_weight_to_start_from(capsys, images, tmp_path, mark, sett
         assert main(words) == 2
         said = capsys.readouterr().err
         assert str(path) in said
-        assert "cannot be read as tensors alone" in said or "not a safetensors file" in said
+        assert "cannot be read as plain tensors" in said or "not a safetensors file" in said
     assert not mark.exists()
     assert not (tmp_path / "new").exists()
 
@@ -219,7 +219,7 @@ DESCRIPTIONS = {
         lambda v: v.update(format=99, versions={"finetune": "9.0"}),
         "format 99 is newer than this program reads",
     ),
-    "a list": (lambda v: v.update(model=[]), "Missing or of another type: model"),
+    "a list": (lambda v: v.update(model=[]), "Missing or of the wrong type: model"),
     "a wrong input": (lambda v: v["model"]["input_spec"].update(std=[0, 0, 0]), "must be positive"),
     "no format": (lambda v: v.pop("format"), "no format number"),
 }

@@ -1,4 +1,4 @@
-"""Metrics of one label an image and of several, against scikit-learn and torch."""
+"""Metrics with one label per image and with several, against scikit-learn and torch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sklearn import metrics as sklearn
 from torchmetrics.classification import MulticlassCohenKappa, MulticlassRecall
 
 from finetune.errors import UserError
-from finetune.metrics import build_metrics, right_answers, split_metrics, update_metrics
+from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.plain import Json, to_plain
 
 RANDOM = np.random.default_rng(0)
@@ -66,9 +66,11 @@ def test_the_macro_f1_leaves_out_a_class_without_targets_and_predictions_as_that
 
 
 def test_an_image_is_right_when_every_label_is() -> None:
-    right = right_answers(torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8))
+    right = correct_predictions(
+        torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1, 0], [1, 0]], dtype=torch.uint8)
+    )
     assert right.tolist() == [True, False]
-    assert right_answers(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
+    assert correct_predictions(torch.tensor([[1.0, -1.0], [1.0, 2.0]]), torch.tensor([0, 0])).tolist() == [True, False]
 
 
 def one_label(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, Json]:

@@ -50,39 +50,40 @@ def fit(
 
     Args:
         data: A folder of images (``DIR/<class>/*`` or ``DIR/{train,val,test}/<class>/*``); a table or a data frame with columns
-            ``path`` and ``label``, perhaps ``split``; a map-style data set of ``(image, target)``, or one for each of ``train``,
-            ``val``, ``test``; a LightningDataModule, whose data sets are taken; or ``"digits"``. Missing splits are made.
-        backbone: A network of ``conf/backbone`` or of timm, what :func:`finetune.build_backbone` returned, or a module of your
+            ``path`` and ``label``, and perhaps ``split``; a map-style data set of ``(image, target)``, or one for each of
+            ``train``, ``val``, ``test``; a LightningDataModule, whose data sets are used; or ``"digits"``. Missing splits are
+            made.
+        backbone: A network of ``conf/backbone`` or of timm, a backbone from :func:`finetune.build_backbone`, or a module of your
             own with ``stages``.
         head: ``linear``, ``mlp``, ``cosine``; settings such as ``{"name": "mlp", "hidden": 256}``; or a module of your own from
-            features (B, D) to logits (B, K). None takes the configuration's.
-        schedule: A choice of ``conf/schedule``, or phases in order.
-        weights: Where the backbone's weights come from; None takes the configuration's, or those that a module has.
+            features (B, D) to logits (B, K). None uses the configuration's.
+        schedule: Name of a schedule in ``conf/schedule``, or phases in order.
+        weights: Where the backbone's weights come from; None uses the configuration's, or those of a given module.
         stages: For a module of your own: the child modules of each stage, in order from the input.
-        lr: Highest learning rate of the schedule; phases keep their ratios to it. None leaves the schedule's.
-        epochs: Passes over the training images in every phase; None leaves the schedule's.
-        batch_size: Images in one optimizer step; None takes the configuration's.
-        size: Side, or height and width, of the network's input in pixels; None takes that of the weights.
-        channels: 1 for grey images, 3 for colour; None takes what the data has.
-        classes: Names of the classes of a data set, in the order of their numbers; None asks the data set.
+        lr: Highest learning rate of the schedule; phases keep their ratios to it. None keeps the schedule's.
+        epochs: Passes over the training images in every phase; None keeps the schedule's.
+        batch_size: Images in one optimizer step; None uses the configuration's.
+        size: Side, or height and width, of the network's input in pixels; None uses that of the weights.
+        channels: 1 for grey images, 3 for colour; None uses those of the data.
+        classes: Names of the classes of a data set, in the order of their numbers; None takes them from the data set.
         freeze: Stages that no phase trains.
-        augment: ``none``, ``light``, ``standard``, ``trivial_augment`` or ``rand_augment``; None takes the configuration's.
-        transform: Function of each training view after that, from uint8 (C, H, W) to the same.
+        augment: ``none``, ``light``, ``standard``, ``trivial_augment`` or ``rand_augment``; None uses the configuration's.
+        transform: Function applied to each training view after that, from uint8 (C, H, W) to the same.
         loss: ``cross_entropy``, ``focal``, or a module of your own from logits (B, K) and targets to one number or losses (B,).
         monitor: Metric that decides which epoch is best, ``val/acc`` for example.
-        metrics: torchmetrics metrics by name, beside those of every run; each gives one number, and may be monitored.
+        metrics: torchmetrics metrics by name, in addition to those of every run; each gives one number, and may be monitored.
         callbacks: Lightning callbacks, which every phase's Trainer gets.
-        loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None takes the configuration's.
-        run_dir: A new folder; None makes one under ``runs/``.
+        loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None uses the configuration's.
+        run_dir: A new folder; None creates one under ``runs/``.
         seed: Seed of all randomness.
-        overrides: Whatever else the command line takes, for instance ``["schedule.phases.1.epochs=5"]``.
+        overrides: Other overrides, as on the command line, for instance ``["schedule.phases.1.epochs=5"]``.
 
     Returns:
         ``run_dir``, ``bundle`` and ``results`` of the run.
 
     Raises:
-        UserError: An argument, an override, the data or the weights are not right; wrong overrides are one message.
-        RunError: Training could not go on.
+        UserError: An argument, an override, the data or the weights are wrong; all wrong overrides are named in one message.
+        RunError: Training could not continue.
     """
     from finetune.api.settings import FitArguments
     from finetune.runner import train
@@ -130,7 +131,7 @@ def resume(
     anyway: bool = False,
     trust: bool = False,
 ) -> "RunResult | None":
-    """Continue a stopped run, to the same bits, as ``finetune resume`` does.
+    """Continue a stopped run to a bitwise identical result, as ``finetune resume`` does.
 
     Args:
         run_dir: Run folder.
@@ -140,14 +141,14 @@ def resume(
         loss: The same loss, if the run was given one as an object.
         transform: The same transform, if the run was given one as an object.
         metrics: The same metrics, if the run was given some as objects.
-        callbacks: Lightning callbacks that came as objects.
-        loggers: Lightning loggers that came as objects.
+        callbacks: Lightning callbacks that were given as objects.
+        loggers: Lightning loggers that were given as objects.
         classes: Names of the classes of ``data``, if they were given.
         anyway: Continue with other versions of the program or its libraries.
         trust: Build every class that the run's configuration names.
 
     Returns:
-        The result; None where the run had finished before.
+        The result; None if the run had already finished.
 
     Raises:
         UserError: Something that the result depends on has changed, or an object is missing; the message names it.
@@ -170,7 +171,9 @@ def resume(
     if backbone is not None and not isinstance(backbone, Backbone):
         described: Any = read_run_record(folder).model["backbone"]
         if described["source"] != OWN:
-            raise UserError("backbone: this run began with a network of a library. Give finetune.build_backbone(...).")
+            raise UserError(
+                "backbone: this run started with a network of a library. Give finetune.build_backbone(...)."
+            )
         backbone = backbone_from_description(described, module=backbone)
     objects = PythonObjects(
         source=source,

@@ -1,4 +1,4 @@
-"""Trained models from Python: loaded, saved, and asked for features."""
+"""Trained models in Python: load and save them, compute features, search."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,16 +24,16 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
         modules: A module of each class of your own that the model needs, built with the arguments that it had in training:
             ``{"head": MyHead(512, 3), "backbone": MyNet()}``. The weights are loaded into these modules, strictly.
         trust: Import and build the classes that the bundle names, where a configuration named them (``head._target_``).
-            That runs code which whoever made the bundle chose.
+            That runs code chosen by whoever made the bundle.
 
     Returns:
-        A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``. Images of
-        another size than the input's are resized and cropped as the bundle says; a batch of exactly the input's size is taken as
+        A module in evaluation mode: ``uint8 (B, C, H, W)`` to logits ``(B, K)``, with ``classes`` and ``input_spec``. Images
+        that do not have the input size are resized and cropped as the bundle says; a batch of exactly that size is taken to be
         resized and cropped already. ``model.predict(images)`` takes paths, Pillow images, arrays, tensors and data frames, and
-        resizes and crops each of them, whatever its size, as ``finetune predict`` does.
+        resizes and crops every image, whatever its size, as ``finetune predict`` does.
 
     Raises:
-        UserError: There is no whole bundle, or it needs classes of your own that were not given; the message names them.
+        UserError: There is no complete bundle, or it needs classes of your own that were not given; the message names them.
     """
     from finetune.bundle import load_bundle
     from finetune.commands.own_modules import modules_of
@@ -49,17 +49,17 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
 def save_bundle(model: "Classifier", folder: str | Path) -> Path:
     """Write a model as a bundle: weights as safetensors, the rest as JSON and a model card; nothing is pickled.
 
-    A bundle with modules of your own names their classes, which :func:`load` must be given again.
+    A bundle with modules of your own names their classes; give :func:`load` a module of each.
 
     Args:
-        model: What :func:`build_classifier` or :func:`load` returned, trained since or not.
-        folder: Made where it is missing; a bundle in it is replaced.
+        model: Model from :func:`build_classifier` or :func:`load`, trained since or not.
+        folder: Folder of the bundle, created if missing; a bundle in it is replaced.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: A module keeps state that is no tensor, or ``model`` is no such model.
+        UserError: A module keeps state that is not a tensor, or ``model`` is not a classifier.
     """
     from finetune.bundle import save_bundle as save
     from finetune.errors import UserError
@@ -81,13 +81,13 @@ def embed(
     normalize: bool = False,
     batch_size: int = 32,
 ) -> "Embeddings":
-    """Features of images, in memory; ``finetune embed`` does it for many, into a file.
+    """Compute features of images in memory; ``finetune embed`` writes those of many images to a file.
 
     Args:
-        model: A run or bundle folder, what :func:`load` gave, or an :class:`finetune.embeddings.extractor.FeatureExtractor`.
+        model: A run or bundle folder, a model from :func:`load`, or a :class:`finetune.embeddings.extractor.FeatureExtractor`.
         images: uint8 (B, C, H, W), or what ``finetune predict`` takes: files, folders, patterns, lists.
-        stage: Pool the output of this stage; None takes the features below the head.
-        normalize: Scale features to length one.
+        stage: Stage whose output is pooled; None takes the features below the head.
+        normalize: Whether to scale the features to length one.
         batch_size: Images in one forward pass.
 
     Raises:
@@ -105,12 +105,12 @@ def search(
     *,
     metric: str = "cosine",
 ) -> "Neighbours":
-    """The k nearest embeddings of each query, exactly; ``rows`` and ``distances``, both (Q, k).
+    """Find the k nearest embeddings of each query, by exact search: ``rows`` and ``distances``, both (Q, k).
 
     Args:
-        embeddings: Searched in.
+        embeddings: Embeddings to search.
         queries: Embeddings by the same model, or their features (Q, D).
-        k: Neighbours of each.
+        k: Number of neighbours of each query.
         metric: ``cosine`` or ``l2``.
 
     Raises:

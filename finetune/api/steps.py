@@ -1,4 +1,4 @@
-"""The steps beside training, from Python: plan, audit, evaluate, export and the ladder, with typed results."""
+"""The other commands from Python: plan, audit, evaluate, export and the ladder, with typed results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """An export that agreed with the model that it was made from.
+    """An export that agrees with the model that it was made from.
 
     Args:
         path: File or folder of the export.
         format: Its format.
-        summary: How it was compared, and with what figures, a line each.
+        summary: Lines about how it was compared, with the figures.
     """
 
     path: Path
@@ -69,7 +69,7 @@ def plan(data: Any, **arguments: Any) -> Plan:
         **arguments: The other arguments of :func:`finetune.fit`.
 
     Raises:
-        UserError: An argument, the data or the weights are not right.
+        UserError: An argument, the data or the weights are wrong.
     """
     from finetune.api.settings import FitArguments
     from finetune.build import assemble
@@ -90,11 +90,11 @@ def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = 
 
     Args:
         data: A folder, a table, a data frame, or ``"digits"``.
-        channels: 1 to read images as grey, 3 as colour; None takes what the data has.
-        overrides: Whatever else the command line takes.
+        channels: 1 to read images as grey, 3 as colour; None uses those of the data.
+        overrides: Other overrides, as on the command line.
 
     Returns:
-        The counts, the sizes and the findings; it shows itself in a notebook.
+        The counts, the sizes and the findings; a notebook displays it as a table.
 
     Raises:
         UserError: There is no such data, or it has no files.
@@ -120,10 +120,10 @@ def evaluate(
 
     Args:
         model: A run or bundle folder, or a classifier.
-        data: Other data, as for :func:`finetune.fit`; None takes that of the run.
+        data: Other data, as for :func:`finetune.fit`; None uses that of the run.
         split: ``train``, ``val``, ``test`` or ``all``. Data without splits is all test data.
         trust: Build the classes of your own that the run names.
-        overrides: Whatever else the command line takes, ``["data.num_workers=4"]`` for example.
+        overrides: Other overrides, as on the command line, ``["data.num_workers=4"]`` for example.
 
     Returns:
         The metrics, the number of images, and the classes without one.
@@ -138,7 +138,9 @@ def evaluate(
     from finetune.models.modes import evaluating
 
     if data is None and isinstance(model, Classifier):
-        raise UserError("data: must be given for a classifier, which does not know what it was trained on.")
+        raise UserError(
+            "data: must be given for a classifier, which does not know what it was trained on. Give the data, or a run."
+        )
     if not isinstance(model, Classifier):
         words = [] if data is None else FitArguments(data=data).words_of_data()
         if words is not None:
@@ -163,21 +165,21 @@ def export(
     check: int | None = None,
     trust: bool = False,
 ) -> Export:
-    """Write a trained model in a format that other programs open, and compare it with the model on real images first.
+    """Write a trained model in a format that other programs open, after comparing the export with the model on real images.
 
     Args:
         run: Run or bundle folder.
         format: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers``, ``web``, ``head`` or ``backbone``.
-        output: File or folder to write; None takes ``exports/`` in the run.
-        images: Images to compare on; None takes the run's validation images.
+        output: File or folder to write; None uses ``exports/`` in the run.
+        images: Images to compare on; None uses the run's validation images.
         precision: ``fp32``, ``fp16`` or ``int8``, for onnx.
-        layout: ``nhwc`` or ``nchw``: where the channels of the pixels are, for onnx and torch_export.
-        check: Number of images to compare on; None takes 64, or 256 for int8.
+        layout: ``nhwc`` or ``nchw``: position of the channels, for onnx and torch_export.
+        check: Number of images to compare on; None uses 64, or 256 for int8.
         trust: Build the classes of your own that the run names.
 
     Raises:
         UserError: The format is unknown, or the export cannot be made.
-        RunError: It does not agree with the model.
+        RunError: The export does not agree with the model.
     """
     from finetune.commands.export import export_run
     from finetune.export.formats import FORMATS
@@ -228,14 +230,14 @@ def ladder(
         channels: 1 for grey images, 3 for colour.
         batch_size: Images in one optimizer step.
         augment: The training views.
-        seeds: Runs of each strategy; a seed is one split and one start.
-        epochs: Passes over the training images of every strategy that trains.
-        rungs: Names of strategies; None takes all.
-        output: A new folder, or that of an interrupted ladder, which is continued; None takes ``runs/ladder-DATA``.
-        overrides: Whatever else the command line takes.
+        seeds: Runs of each strategy; each seed gives its own split and initial weights.
+        epochs: Passes over the training images, for every strategy that trains.
+        rungs: Names of strategies; None uses all.
+        output: A new folder, or that of an interrupted ladder, which is continued; None uses ``runs/ladder-DATA``.
+        overrides: Other overrides, as on the command line.
 
     Raises:
-        UserError: There is no such strategy, or an argument is not right.
+        UserError: There is no such strategy, or an argument is wrong.
     """
     from finetune.api.settings import FitArguments
     from finetune.ladder.ladder import run_ladder
@@ -261,7 +263,7 @@ def ladder(
     )
     words = arguments.words_of_data()
     if words is None:
-        raise UserError("data: a ladder takes data that its runs can name. Give a folder, a table or a data frame.")
+        raise UserError("data: a ladder needs data that its runs can name. Give a folder, a table or a data frame.")
     # a strategy sets its own schedule, and each run its own seed
     own = [word for word in arguments.words() if not word.startswith(("schedule=", "seed="))]
     options = LadderOptions(

@@ -41,14 +41,18 @@ def _report_data(source: "Source", show: Show) -> "Audit | None":
 
 
 def _phases(config: Config, classifier: "Classifier", objects: PythonObjects, show: Show) -> "list[Phase]":
-    """Return the phases; stages without parameters of a phase's kind stay frozen in it, which is reported."""
+    """Return the phases; stages without the kind of parameters that a phase trains stay frozen in it, which is reported."""
     from finetune.training.freezing import without_empty_stages
 
     phases = []
     for phase in build_phases(config, stages=classifier.stages, network=network_name(config), objects=objects):
         phases.append(without_empty_stages(classifier, phase))
         if empty := [stage for stage in phase.train if stage not in phases[-1].train]:
-            show(f"phase {phase.name}: {', '.join(empty)} without {phase.parameters} parameters, frozen")
+            has = "has" if len(empty) == 1 else "have"
+            show(
+                f"phase {phase.name}: {', '.join(empty)} {has} no {phase.parameters} parameters and "
+                f"{'stays' if len(empty) == 1 else 'stay'} frozen"
+            )
     return phases
 
 

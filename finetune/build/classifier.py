@@ -24,7 +24,7 @@ Show = Callable[[str], None]
 
 
 def network_name(config: Config) -> str:
-    """Return the name of the network: the library's, or the class of a network of the user's.
+    """Return the name of the network: the library's, or the class of a user-supplied network.
 
     >>> network_name(Config())
     'resnet18'
@@ -34,12 +34,12 @@ def network_name(config: Config) -> str:
 
 
 def weights_origin(config: Config) -> "WeightsOrigin":
-    """Return the origin and the licence of the weights that a configuration begins with."""
+    """Return the origin and the licence of the initial weights of a configuration."""
     from finetune.models.weights_origin import WeightsOrigin, origin_of
 
     chosen = config.backbone
     if chosen._target_ is not None and chosen.weights in ("none", "given"):
-        return WeightsOrigin(place="those that the user's module has", licence=None)
+        return WeightsOrigin(place="the weights of your own module", licence=None)
     return origin_of(source=chosen.source, name=chosen.name, weights=chosen.weights)
 
 
@@ -49,7 +49,7 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
     Args:
         config: Checked configuration.
         show: Function that shows a line to the user.
-        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network of the user's is not built.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no user-supplied network is built.
 
     Raises:
         UserError: The weights are not available, or do not fit.
@@ -65,7 +65,7 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
     if chosen._target_ is not None:
         spec = InputSpec(**given, size=image_size(config.input.size) or InputSpec().size)
         backbone = own_backbone(config, input_spec=spec, trusted=trusted)
-        start = "as its class makes them" if chosen.weights == "none" else f"from {chosen.weights}"
+        start = "as its class initialises them" if chosen.weights == "none" else f"from {chosen.weights}"
         show(f"weights: {name} {start} (seed {config.seed})")
     else:
         backbone = build_backbone(
@@ -90,8 +90,8 @@ def build_model(
         config: Checked configuration.
         source: Data set of the run.
         show: Function that shows a line to the user.
-        trusted: Whether the user typed the configuration, or trusts its run; otherwise a network or a head of the user's is
-            not built.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no user-supplied network or head is
+            built.
         objects: Objects from Python; a backbone or a head among them is trained in place, not copied.
 
     Raises:
@@ -118,7 +118,7 @@ def build_model(
         view = eval_view(replace(backbone.input_spec, channels=1, size=size or backbone.input_spec.size))
         rows = source.index.rows("train")[:32]
         images = torch.stack([view(source.read(int(row))) for row in rows])
-        # only the stem is measured, so a linear head replaces a user's head, which fits only its own classes
+        # only the stem is measured, so a linear head replaces a user-supplied one, which fits only its own classes
         head = settings if own is None else "linear"
         cost = adaptation_cost(
             backbone=backbone, head=head, images_BCHW=images, adapt=config.input.adapt, seed=config.seed
@@ -159,7 +159,7 @@ def described_model(
         config: Configuration of the run.
         description: Description of the network, as the run recorded it.
         trusted: Whether the user typed the configuration, or trusts its run.
-        objects: Objects from Python, in place of those that the run began with.
+        objects: Objects from Python, in place of those that the run started with.
 
     Raises:
         UserError: The description is damaged, or a class cannot be built.

@@ -1,4 +1,4 @@
-"""Describes, before a run starts, what becomes of the images on their way to the network: enlarged, cut, reduced to a point."""
+"""Describe, before a run starts, how images change on their way to the network: enlarged, cropped, reduced to a point."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 # enlarging by less is common and costs little
 _ENLARGED = 2.0
-# stages of the usual networks halve the image five times: only below this can a map become a single position
+# the usual networks halve the image five times, so only below this size can a map become a single position
 _SMALL_PX = 64
 
 
 def input_lines(classifier: "Classifier", sizes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Return the lines about the input size: the size, the evaluation crop, an enlargement, and a last map of one position.
+    """Return the lines about the input: its size, the evaluation crop, an enlargement, and a last map of one position.
 
     Args:
         classifier: Network of the run.
@@ -39,18 +39,18 @@ def input_lines(classifier: "Classifier", sizes: Mapping[str, Sequence[int]]) ->
     if (factor := enlargement(spec, width=sizes["width"][1], height=sizes["height"][1])) >= _ENLARGED:
         lines.append(
             f"input: the median image, {sizes['height'][1]} x {sizes['width'][1]} pixels, is enlarged {factor:.1f} times. "
-            "A smaller input.size computes less; pretrained weights often want the larger one. Compare both."
+            "A smaller input.size is faster; pretrained weights often work better at the larger one. Compare both."
         )
     if max(spec.size) <= _SMALL_PX and last_map(classifier) == (1, 1):
         lines.append(
-            f"input: at this size the last feature map is 1 x 1, so the last stage sees no neighbours. input.size={2 * height} "
-            "gives it some."
+            f"input: at this size the last feature map is 1 x 1, so the last stage has no spatial context. "
+            f"input.size={2 * height} gives it some."
         )
     return lines
 
 
 def enlargement(spec: InputSpec, *, width: int, height: int) -> float:
-    """Return by how much the evaluation view enlarges an image; below 1 it makes it smaller.
+    """Return the factor by which the evaluation view enlarges an image; below 1 it shrinks the image.
 
     >>> enlargement(InputSpec(size=(224, 224), crop_pct=1.0), width=28, height=56)
     8.0
@@ -61,7 +61,7 @@ def enlargement(spec: InputSpec, *, width: int, height: int) -> float:
 
 @torch.no_grad()
 def last_map(classifier: "Classifier") -> tuple[int, int] | None:
-    """Return height and width of the last feature map that a spatial convolution makes, found by a forward pass of one image.
+    """Return height and width of the last feature map of a spatial convolution, measured by a forward pass of one image.
 
     Returns:
         None for a network without convolutions.
@@ -73,7 +73,7 @@ def last_map(classifier: "Classifier") -> tuple[int, int] | None:
         if isinstance(output, Tensor):
             shapes.append((output.shape[-2], output.shape[-1]))
 
-    # not those of 1 x 1: squeeze-and-excitation has them behind a pooled map
+    # without those of 1 x 1, which squeeze-and-excitation applies to a pooled map
     spatial = [
         module
         for module in classifier.backbone.modules()

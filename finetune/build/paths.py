@@ -74,7 +74,7 @@ def check_data_is_there(config: Config, *, command: str) -> None:
 
 
 def _places(data: DataConfig) -> list[Any]:
-    """Return the files or folders of the user's that the data is read from; empty for data of another kind."""
+    """Return the user's files or folders that the data is read from; empty for data of another kind."""
     kind = SOURCES.get(data.source)
     value = getattr(data, kind.place) if kind is not None and kind.place is not None else []
     return value if isinstance(value, list) else [value]

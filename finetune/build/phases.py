@@ -66,15 +66,15 @@ def build_phases(
             )
         if phase.carry_optimizer and before is not None and "lora" in (before.parameters, phase.parameters):
             problems.append(
-                f"schedule.phases[{position}].carry_optimizer=True: parameters=lora trains others in each phase, whose "
-                "moments cannot be carried. Leave it out."
+                f"schedule.phases[{position}].carry_optimizer=True: parameters=lora trains different parameters in each "
+                "phase, so their moments cannot be carried. Leave it out."
             )
         if phase.lr_trials:
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
         if phase.must_solve_head:
             where = f"schedule.phases[{position}].solver='lbfgs'"
             if not _has_linear_head(config, objects):
-                problems.append(f"{where}: solves linear heads only. Choose head=linear, or solver=gradient.")
+                problems.append(f"{where}: solves only linear heads. Choose head=linear, or solver=gradient.")
             if _has_own_loss(config, objects):
                 problems.append(f"{where}: needs a built-in convex loss. Leave your own loss out, or solver=gradient.")
             if phase.train != ("head",):
@@ -93,13 +93,14 @@ def build_phases(
 
 
 def _check_monitor(config: Config, phases: "Sequence[Phase]") -> None:
-    """Check that every phase measures the monitored metric; one that solves its head or tries rates measures no own one."""
+    """Check that every phase measures the monitored metric; one that solves its head or tries rates measures no user-supplied one."""
     without = [phase.name for phase in phases if phase.needs_features]
     if without and config.monitor.removeprefix("val/") in config.metrics:
         raise ConfigError(
             [
                 f"monitor={config.monitor!r}: a metric of your own is not measured in phase {without[0]!r}, which solves "
-                "its head or tries several rates. Monitor val/acc or val/loss, or train that phase by solver=gradient and one lr."
+                "its head or tries several rates. Monitor val/acc or val/loss, or train that phase with solver=gradient and one "
+                "lr."
             ]
         )
 
@@ -119,14 +120,14 @@ _OF_A_DESCENT = (
 
 
 def _descends(config: Config, objects: PythonObjects, phases: "Sequence[Phase]", position: int) -> bool:
-    """Return whether a phase with ``solver=auto`` must be trained step by step, or asks for it by its own settings."""
+    """Return whether a phase with ``solver=auto`` must be trained step by step, or whose own settings require it."""
     phase, settings = phases[position], config.schedule.phases[position]
     later = phases[position + 1] if position + 1 < len(phases) else None
     return (
         any(getattr(settings, name) not in (None, {}, []) for name in _OF_A_DESCENT)
         or not _has_linear_head(config, objects)
         or _has_own_loss(config, objects)
-        # a solved head does not measure metrics of the user's
+        # a solved head does not measure user-supplied metrics
         or config.monitor.removeprefix("val/") in config.metrics
         or phase.train != ("head",)
         or bool(phase.mixup or phase.cutmix or phase.lr_trials)

@@ -65,7 +65,7 @@ def _class_of(value: object) -> str:
 
 
 def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: str) -> None:
-    """Check that a resumed run is given the objects that it began with.
+    """Check that a resumed run is given the objects that it started with.
 
     Args:
         needed: Names that :meth:`PythonObjects.names` returned when the run began.
@@ -81,7 +81,7 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: s
     call = ", ".join([repr(run), *(f"{key}=..." for key in needed)])
     what = ", ".join(f"{key} ({name})" for key, name in needed.items()) or "no objects"
     raise UserError(
-        f"RUN='{run}': must be resumed with the objects that it began with. It began with {what}; given: "
+        f"RUN='{run}': must be resumed with the objects that it started with. It started with {what}; given: "
         f"{', '.join(given) or 'none'}. Write in Python: finetune.resume({call})."
     )
 

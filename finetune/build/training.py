@@ -32,7 +32,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
         trusted: Whether the user typed that name; if not, it must be an optimizer of torch or timm.
 
     Raises:
-        UserError: The node's target is not an optimizer, or refuses its arguments.
+        UserError: The node's target is not an optimizer, or does not accept its arguments.
     """
     node = dict(phase.optimizer)
     target = str(node.pop("_target_", DEFAULT_OPTIMIZER))
@@ -47,7 +47,9 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
                     return make(groups, **arguments, fused=True)
             return make(groups, **arguments)
         except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer._target_={target}: refuses its arguments {arguments}. {error}") from error
+            raise UserError(
+                f"optimizer._target_={target}: does not accept its arguments {arguments}. {error}"
+            ) from error
 
     return build
 
@@ -82,10 +84,10 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     Args:
         config: Checked configuration.
         source: Data set that gives the classes.
-        trusted: Whether the user typed the configuration, or trusts its run; otherwise a loss of the user's is not built.
+        trusted: Whether the user typed the configuration, or trusts its run; otherwise no user-supplied loss is built.
 
     Raises:
-        UserError: A loss of the user's cannot be built, or does not take the targets.
+        UserError: A user-supplied loss cannot be built, or does not take the targets.
     """
     import torch
 
@@ -121,7 +123,7 @@ _OF_SEVERAL_LABELS = ("val/f1_micro", "val/map")
 
 
 def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metrics: Collection[str] = ()) -> None:
-    """Check what training needs besides data and network before the run folder is made, so that none of it fails later.
+    """Check what training needs besides data and network before the run folder is created, so that none of it fails later.
 
     Args:
         config: Checked configuration that the user typed.
@@ -133,7 +135,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
     if config.monitor in _OF_SEVERAL_LABELS and not multi_label:
-        raise UserError(f"monitor={config.monitor!r}: only for several labels an image. Write monitor=val/f1_macro.")
+        raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Write monitor=val/f1_macro.")
     monitors = [
         *_MONITORS,
         *_OF_SEVERAL_LABELS[: 2 * multi_label],
@@ -144,7 +146,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
             f"monitor={config.monitor!r}: not a validation metric. Metrics: {', '.join(monitors)}."
             f"{did_you_mean(config.monitor, monitors)}"
         )
-    # of a Python object the configuration holds only the class
+    # for a Python object, the configuration holds only its class
     own = {name: node for name, node in config.metrics.items() if "_target_" in node or "object" not in node}
     for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
@@ -195,7 +197,7 @@ _TRANSLATED = {
 
 
 def _translated(error: UserError, config: Config) -> UserError:
-    """Return a message of Lightning's Trainer as one about the setting that caused it."""
+    """Translate a message of Lightning's Trainer into one about the setting that caused it."""
     text = str(error)
     values = {key: config.trainer.get(key) for key in ("accelerator", "devices", "strategy", "precision")}
     return next((UserError(template.format(**values)) for part, template in _TRANSLATED.items() if part in text), error)
@@ -214,7 +216,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
         UserError: The node sets an argument that the run decides.
     """
     if not isinstance(precision, str):  # from run.json, which someone else may have written
-        raise UserError(f"precision={str(precision)[:80]!r}: must be a word such as 32-true.")
+        raise UserError(f"precision={str(precision)[:80]!r}: must be a string such as 32-true.")
 
     def build(**decided: Any) -> Any:
         if taken := sorted(set(config.trainer) & set(decided)):

@@ -1,4 +1,4 @@
-"""Build the user's own modules that a configuration names by class: a network, a head, a loss and a transform."""
+"""Build the user-supplied modules that a configuration names by class: a network, a head, a loss and a transform."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
 from finetune.config.trust import build_module, instantiate, module_node, objects_named
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
@@ -148,8 +148,8 @@ def trying(rule: str, *, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(f"{rule}. {type(error).__name__}: {why}. {advice}") from error
+        why = first_line(error, with_type=True).rstrip(".")
+        raise UserError(f"{rule}. {why}. {advice}") from error
 
 
 def _seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":

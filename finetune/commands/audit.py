@@ -23,7 +23,7 @@ Takes the same key=value as finetune train. The exit status is 1 if a finding wo
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune audit`` and return the exit status."""
     parser = ComposingArguments("audit", ABOUT)
     parser.add_argument(
         "--output",

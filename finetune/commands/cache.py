@@ -19,7 +19,7 @@ and schedule.cache=off trains without a cache."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune cache`` and return the exit status."""
     parser = Arguments("cache", ABOUT, ending="")
     parser.usage = "finetune cache list | clear"
     parser.add_argument("words", metavar="list | clear", nargs="*", help=argparse.SUPPRESS)

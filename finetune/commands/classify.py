@@ -29,7 +29,7 @@ Writes a folder for each method:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune classify`` and return the exit status."""
     parser = Arguments("classify", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("--method", choices=["knn", "logistic", "all"], default="all")

@@ -28,7 +28,7 @@ _TYPICAL, _DOUBTFUL, _SHEET_CLUSTERS, _SHEET_DOUBTS = 10, 6, 60, 60
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune cluster`` and return the exit status."""
     parser = Arguments("cluster", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("--method", choices=["kmeans", "hdbscan"], default="kmeans")

@@ -69,7 +69,7 @@ def split_words(words: Sequence[str]) -> EmbedArguments:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune embed`` and return the exit status."""
     parser = Arguments("embed", ABOUT)
     parser.add_argument(
         "words", metavar="RUN | IMAGES | key=value", nargs="+", help="what is embedded, and by which model"
@@ -206,9 +206,9 @@ def data_set(
     config.input.channels = extractor.spec.channels
     if line.run is not None:
         read_alike(config, line.overrides, extractor.decode)
-    # features need no training part; what would keep the data from being trained on is said, as the audit says it
+    # features need no training split; problems that would prevent training are reported as the audit reports them
     source = build_source(config, use="audit")
     for problem in source.index.problems:
         if problem.severity == "error":
-            print(f"warning: {problem.text}. It is embedded all the same.")
+            print(f"warning: {problem.text}. Embedding it anyway.")
     return source, {"seed": config.seed, "data": asdict(config.data)}

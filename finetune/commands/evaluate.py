@@ -34,7 +34,7 @@ split is tested, otherwise all of it. With --at-least the exit status is 1 if a 
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune evaluate`` and return the exit status."""
     parser = Arguments("evaluate", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument(
@@ -92,7 +92,7 @@ def evaluate_run(
         run: Run or bundle folder.
         overrides: Words that name other data, or change the run's own.
         split: ``train``, ``val``, ``test`` or ``all``; None takes test, or all of data that has no splits of its own.
-        trust: Whether to build classes of the user's that the run names.
+        trust: Whether to build user-supplied classes that the run names.
 
     Returns:
         The metrics, the model, and the split.

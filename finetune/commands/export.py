@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.export.formats import FORMATS, check_request
 from finetune.export.formats.kind import ExportJob, ExportRequest
 
@@ -26,7 +26,7 @@ on real images before it is put in place; the figures go to parity.json, and tho
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune export`` and return the exit status."""
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", required=True, choices=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
@@ -79,7 +79,7 @@ def export_run(
         precision: ``fp32``, ``fp16`` or ``int8``.
         layout: ``nhwc`` or ``nchw``.
         check: Number of images to compare on; None takes 64, or 256 for int8.
-        trust: Whether to build classes of the user's that the run names.
+        trust: Whether to build user-supplied classes that the run names.
 
     Returns:
         What was written, and lines on how it was compared.
@@ -167,7 +167,7 @@ def choose_images(
         )
         why = "the run has no validation images"
     except UserError as error:
-        validation, why = None, str(error).splitlines()[0]
+        validation, why = None, first_line(error)
     if validation is not None:
         return validation
     if int8:

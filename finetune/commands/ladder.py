@@ -21,7 +21,7 @@ _OWN = dict.fromkeys(("schedule", "experiment", "seed", "run_dir", "name"), "") 
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune ladder`` and return the exit status."""
     parser = _Arguments("ladder", ABOUT, sweeps=False)
     whole = numeric(int, least=1)
     parser.add_argument(

@@ -55,7 +55,7 @@ class Suggestion:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune lr-find`` and return the exit status."""
     parser = ComposingArguments("lr-find", ABOUT)
     parser.add_argument(
         "--phase",

@@ -1,4 +1,4 @@
-"""Builds the user's own modules that a bundle names, for a user who trusts it."""
+"""Build user-supplied modules that a bundle names, for a user who trusts it."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -14,7 +14,7 @@ HELP = "import and build the classes of your own that RUN names; this runs their
 
 
 def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> "dict[str, nn.Module]":
-    """Build the user's own modules that a run or bundle needs, from the nodes that a configuration named.
+    """Build the user-supplied modules that a run or bundle needs, from the nodes that a configuration named.
 
     Args:
         run: Run folder or bundle folder.

@@ -22,7 +22,7 @@ Takes the same key=value as finetune train. Nothing is trained and nothing is wr
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune plan`` and return the exit status."""
     return run_composed("plan", ComposingArguments("plan", ABOUT).parse(argv)[1], task)
 
 

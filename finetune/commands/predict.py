@@ -9,6 +9,7 @@ from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.counted import counted
 from finetune.errors import UserError
+from finetune.file_schema import THRESHOLD
 
 if TYPE_CHECKING:
     from finetune.inference.job_store import JobRow
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
     from finetune.inference.torch_engine import TorchEngine
     from finetune.report.prediction_sheet import PredictionSheet
 
-ABOUT = """\
+ABOUT = f"""\
 Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
 IMAGES are files, folders with all images below them, patterns ('photos/**/*.jpg'), lists (.csv, .tsv or .parquet with a
 column path, .txt with one path per line), or - for a list on standard input. Unreadable images become rows with the reason.
-A multi-label model predicts all classes above 0.5, joined by ';'; probability is that of the top one.
+A multi-label model predicts all classes above {THRESHOLD}, joined by ';'; probability is that of the top one.
 If interrupted, run the same command to continue. In CSV, a name that a spreadsheet would take for a formula gets an
 apostrophe before it.
 RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime, without PyTorch."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune predict`` and return the exit status."""
     parser = Arguments("predict", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("images", metavar="IMAGES", nargs="+")

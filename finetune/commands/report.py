@@ -7,7 +7,7 @@ from finetune.commands.options import Arguments
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.config.overrides import moved_data
 from finetune.config.schema import Config
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.file_schema import EVALUATION
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Images are shown if the run's data is still there. If it has moved, give its fol
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune report`` and return the exit status."""
     parser = Arguments("report", ABOUT, ending="RUN is a run folder.")
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("overrides", metavar="DIR", nargs="*", help="where the data is now; also data.root=DIR")
@@ -54,7 +54,7 @@ def write_from_files(run_dir: "Path", config: Config, *, trust: bool = False) ->
     try:
         source = build_source(config, listing=check_paths(config))
     except UserError as error:
-        why = f"No images are shown. {str(error).splitlines()[0]}"
+        why = f"No images are shown. {first_line(error)}"
         print(why)
     try:
         views = _list_views(run_dir, config, modules, trust=trust)
@@ -83,6 +83,6 @@ def _list_views(
     try:
         lists = build_augment_lists(config, spec=spec, trusted=trust)
     except UserError as error:
-        print(f"No training views are shown. {str(error).splitlines()[0]}")
+        print(f"No training views are shown. {first_line(error)}")
         return {}
     return {text: train_view(spec, augment=text, lists=lists) for text in lists}

@@ -1,4 +1,4 @@
-"""``finetune runs``: list runs, compare them side by side, free the disk of what is no longer needed."""
+"""``finetune runs``: list runs, compare them side by side, and delete files that are no longer needed."""
 
 import contextlib
 import csv
@@ -24,21 +24,21 @@ from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
 ABOUT = """\
 list [DIR...]       the runs below DIR (default: runs): state, test accuracy with its 95 % interval, time, size on disk
 compare RUN RUN...  side by side: settings that differ, curves of validation, metrics of validation and test
-clean [DIR...]      delete checkpoints and weights inside finished runs that nothing reads any more; --yes does it, without it
-                    they are only counted. Models, reports and results stay, and unfinished runs are not touched
+clean [DIR...]      delete checkpoints and weights inside finished runs that nothing reads any more; without --yes they are only
+                    counted. Models, reports and results stay, and unfinished runs are not touched
 
-Intervals are Wilson's, for the test images of the run: another draw of as many images would lie in them."""
+Intervals are 95 % Wilson intervals of the accuracy, from the number of test images."""
 
 _EMPTY: Mapping[str | None, None] = dict.fromkeys(("null", "[]", "{}"))
 _ACTIONS = ("list", "compare", "clean")
 _BARS = "▁▂▃▄▅▆▇█"
-# how deep runs lie below a folder: runs of a sweep or a ladder are in folders of their own
+# levels below a folder at which runs are searched: a sweep or a ladder has a folder for its runs
 _DEPTH = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What is shown of a run.
+    """The summary of a run that the table shows.
 
     Args:
         path: Run folder.
@@ -90,7 +90,7 @@ def wilson(share: float, images: int, *, z: float = 1.96) -> tuple[float, float]
 
 
 def curve(values: Sequence[float]) -> str:
-    """Return numbers as a line of bars, the smallest lowest.
+    """Return numbers as a line of bars whose heights run from the smallest to the largest.
 
     >>> curve([0.0, 0.5, 1.0])
     '▁▅█'
@@ -105,7 +105,7 @@ def curve(values: Sequence[float]) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune runs`` and return the exit status."""
     parser = Arguments("runs", ABOUT, ending="")
     parser.add_argument("words", metavar="list | compare | clean, and folders", nargs="*", help="default: list runs")
     parser.add_argument("--yes", action="store_true", help="of clean: delete")
@@ -151,10 +151,10 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def summary_of(path: Path) -> RunSummary:
-    """Read a run.
+    """Read the summary of a run.
 
     Raises:
-        UserError: The folder is not a run, or a file of it cannot be read.
+        UserError: The folder is not a run, or one of its files cannot be read.
     """
     from finetune.run_folder import RunFolder
 
@@ -191,7 +191,7 @@ def _results(path: Path) -> Results:
 
 
 def _numbers(rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
-    """Return a column of ``metrics.csv``, without cells that are empty or no numbers."""
+    """Return a column of ``metrics.csv``, without cells that are empty or not numbers."""
     numbers = []
     for row in rows:
         with contextlib.suppress(KeyError, ValueError):
@@ -222,7 +222,7 @@ def listed(runs: Sequence[RunSummary]) -> list[str]:
     unfinished = [one.path for one in runs if one.state != "finished"]
     lines = _aligned(rows)
     lines += ["", f"{len(runs)} runs, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
-    lines += [f"go on with: {resume_command(path)}" for path in unfinished]
+    lines += [f"continue with: {resume_command(path)}" for path in unfinished]
     if len(runs) > 1:
         pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])
         lines.append(f"side by side: finetune runs compare {pair}")
@@ -237,7 +237,7 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
     keys = [
         key
         for key in dict.fromkeys(key for one in runs for key in one.settings)
-        # a phase that another run lacks says nothing by the settings that it leaves as they are
+        # of a phase that another run lacks, the settings without a value are not differences
         if key != "run_dir" and len({_EMPTY.get(text := one.settings.get(key), text) for one in runs}) > 1
     ]
     rows = [["settings that differ", *names]]
@@ -260,7 +260,7 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
     lines += ["", *_aligned(curves)] if len(curves) > 1 else []
     prints = {one.results.data.fingerprint for one in runs if one.results}
     if len(prints) > 1:
-        lines += ["", "The runs were tested on different data or other splits: their figures cannot be compared."]
+        lines += ["", "The runs were tested on different data or splits: their metrics cannot be compared."]
     return lines
 
 
@@ -284,7 +284,7 @@ def _cleaned(paths: Sequence[Path], *, delete: bool) -> list[str]:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # cells of a comparison share the terminal; a long value is cut in the middle
+    # the columns of a comparison share the width of the terminal; a long value is cut in the middle
     room = max(12, shutil.get_terminal_size().columns // max(len(widths), 1)) if sum(widths) > 160 else max(widths)
     cut = [
         [cell if len(cell) <= room else f"{cell[: room // 2]}..{cell[2 - room // 2 :]}" for cell in row[1:]]

@@ -33,7 +33,7 @@ _SHEET_GROUPS = 200
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune search`` and return the exit status."""
     parser = Arguments("search", ABOUT)
     parser.add_argument("embeddings", metavar="EMBEDDINGS")
     parser.add_argument("queries", metavar="QUERY", nargs="*")

@@ -32,7 +32,7 @@ _NEEDS = ("starlette", "uvicorn", "python_multipart")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune serve`` and return the exit status."""
     parser = Arguments("serve", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument(

@@ -12,7 +12,7 @@ values and an example."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune settings`` and return the exit status."""
     parser = Arguments("settings", ABOUT, ending="")
     parser.add_argument("word", metavar="WORD", nargs="?", help="what to look up (default: all settings)")
     parser.add_argument("--markdown", action="store_true", help="print all as a page of Markdown")

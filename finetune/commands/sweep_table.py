@@ -51,7 +51,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
     for record in records:
         if record.status == "stopped" and (Path(record.run_dir) / RECORD).is_file():
             line = resume_command(record.run_dir)
-            print(f"job {record.job} was stopped; go on with: {line}")
+            print(f"job {record.job} was stopped; continue with: {line}")
     failed = [record for record in records if record.status == "failed"]
     if failed or not records:
         problem = _failure(failed, len(records), folder)

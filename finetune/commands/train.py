@@ -19,7 +19,7 @@ Several devices: trainer.devices=2. Several machines: on each of them, with N it
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune train`` and return the exit status."""
     return run_composed("train", ComposingArguments("train", ABOUT).parse(argv)[1], task)
 
 

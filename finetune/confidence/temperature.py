@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from finetune.file_schema import THRESHOLD
+
 BINS = 15
-# most probabilities in memory at a time, or used for a fit: with many classes and images they would not fit into memory
+# most probabilities in memory at a time, or used for a fit: those of many classes and images would not fit into memory
 _AT_ONCE = 2**24
 # probabilities are in single precision; below this value their logarithm is meaningless
 _TINY = 1e-30
@@ -23,8 +25,8 @@ class Reliability:
     """Confidence compared with accuracy, in bins of equal width.
 
     Args:
-        confidence: Mean confidence of each bin; nan for an empty bin.
-        right: Fraction of right answers in each bin; nan for an empty bin.
+        confidence: Mean confidence of each bin; NaN for an empty bin.
+        right: Fraction of correct predictions in each bin; NaN for an empty bin.
         counts: Number of answers in each bin.
         ece: Expected calibration error: mean gap between confidence and accuracy, weighted by the counts.
     """
@@ -48,7 +50,7 @@ def reliability(confidence_N: Floats, right_N: npt.NDArray[np.bool_]) -> Reliabi
 
 
 def answers(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return the confidence of each answer, and whether it is right.
+    """Return the confidence of each answer, and whether it is correct.
 
     Single-label, the answer of an image is its most probable class; multi-label, every pair of an image and a class is an
     answer to whether the image shows the class.
@@ -129,10 +131,10 @@ def fit_temperature(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) 
 def why_not_tempered(probabilities_NK: Floats, targets: npt.NDArray[np.integer], temperature: float) -> str:
     """Return why these images do not support a temperature that was fitted on them; empty if they do.
 
-    Without a wrong answer the loss falls without end as the temperature falls, so its best value says nothing. Otherwise the
-    temperature must fit better than 1 beyond chance (likelihood-ratio test, 95 %). Of simulated networks that need no temperature
-    (3 classes, 12 to 400 validation images, 150 draws each) a temperature that was always offered made 98 to 100 % worse, and one
-    that had passed this test 3 to 7 %.
+    If every answer is correct, the loss keeps falling as the temperature falls, so the best value means nothing. Otherwise the
+    temperature must fit better than 1 by more than chance (likelihood-ratio test, 95 %). Of simulated networks that need no
+    temperature (3 classes, 12 to 400 validation images, 150 draws each), always applying a temperature made 98 to 100 % worse,
+    and applying one only if it passes this test made 3 to 7 % worse.
 
     Args:
         probabilities_NK: Probabilities of the classes on the images of the fit.
@@ -140,10 +142,12 @@ def why_not_tempered(probabilities_NK: Floats, targets: npt.NDArray[np.integer],
         temperature: The one that :func:`fit_temperature` returned.
     """
     several = targets.ndim == 2
-    shown = (probabilities_NK > 0.5) == (targets > 0) if several else probabilities_NK.argmax(axis=1) == targets
+    shown = (probabilities_NK > THRESHOLD) == (targets > 0) if several else probabilities_NK.argmax(axis=1) == targets
     if shown.all():
-        return "no answer on the validation images is wrong, so they do not say how sure the network should be"
+        return (
+            "every answer on the validation images is correct, so they do not tell how confident the network should be"
+        )
     gain = 2 * targets.size * (assess(probabilities_NK, targets)[1] - assess(probabilities_NK, targets, temperature)[1])
     if gain <= _BY_CHANCE:
-        return f"on {len(targets):,} validation images it fits no better than chance would let it"
+        return f"on {len(targets):,} validation images it fits no better than by chance"
     return ""

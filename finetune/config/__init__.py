@@ -23,7 +23,7 @@ from finetune.config.overrides import values_of
 from finetune.config.plain_yaml import read_plain_yaml
 from finetune.config.schema import Config
 from finetune.config.whole_schedule import spread
-from finetune.errors import ConfigError, UserError, did_you_mean
+from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.listed_classes import RUN_DIR
 
 
@@ -88,7 +88,7 @@ def changed(config: Config, accepted: Sequence[str]) -> Config:
 
 def omegaconf_message(error: Exception) -> str:
     """Return one line from an OmegaConf or Hydra error: the key, its value and the expected value."""
-    first = str(getattr(error, "msg", None) or error).strip().splitlines()[0]
+    first = first_line(error)
     key = getattr(error, "full_key", None)
     return f"{key}: {first}" if key and not first.startswith(str(key)) else first
 
@@ -235,7 +235,7 @@ def hydra_message(error: BaseException) -> str:
         return f"{lines[0].split()[-1]}: there is no phase of that number. Phases are numbered from 0."
     cause = error.__cause__
     if cause is not None and str(cause).strip():
-        why = str(cause).strip().splitlines()[0]
+        why = first_line(cause)
         if why not in lines[0]:
             return f"{lines[0].rstrip('.')}: {why}"
     useful = [line for line in lines if not line.startswith(("full_key", "object_type", "Set the environment"))]

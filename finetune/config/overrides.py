@@ -15,7 +15,7 @@ from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
-from finetune.errors import ConfigError, did_you_mean
+from finetune.errors import ConfigError, did_you_mean, first_line
 from finetune.run_names import RECORD
 
 # short names of settings that are typed often
@@ -361,7 +361,7 @@ class _Reader:
             name, _, value = text.partition("=")
             if value and not _HYDRA_VALUE.match(value) and key not in self._groups:
                 return self._checked(f"{name}={quoted(value)}", key, typed=shown)
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise _WrongWordError(
                 f"{shown}: not an override. {why}. Write key=value, and quote values with spaces or '='."
             ) from None
@@ -439,7 +439,7 @@ class _Reader:
         return chosen[-1] if chosen else "gradual"
 
     def _accepted(self, words: list[str]) -> list[str]:
-        """Return the words if all of them are right."""
+        """Return the words if all of them are correct."""
         try:
             for word in words:
                 self.read(word)

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.safe_files import LARGEST_YAML, checked_yaml, read_text
 from finetune.terminal import printable
 
@@ -25,7 +25,7 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
         # OmegaConf's loader reads 1e-3 as a number and refuses duplicate keys
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{path}: cannot be read as YAML. {printable(why)}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values. It holds a {type(loaded).__name__}.")

@@ -1,10 +1,10 @@
 """Trust: which classes a configuration may name, by where it comes from. All classes that are built by name are built here.
 
-Trusted is what the user typed: this command line, the packaged ``conf/``, the user's ``--config-dir``. The contents of a run
+What the user typed is trusted: this command line, the packaged ``conf/``, the user's ``--config-dir``. The contents of a run
 folder, a bundle, an embeddings file or a model folder are data: only the classes of :mod:`finetune.listed_classes` are built from
-it, from plain values, and they write only inside the run folder. Nothing else that it names is even imported, unless the user has
-read the list of those names and typed ``finetune resume RUN --trust``. This is a list of what is allowed; there is no list of
-what is forbidden.
+them, with plain values as arguments, and these classes write only inside the run folder. Nothing else that the data names is even
+imported, unless the user has read the list of those names and typed ``finetune resume RUN --trust``. This is an allowlist; there
+is no blocklist.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, UserError, did_you_mean
+from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.listed_classes import CONTROL_KEYS, OPTIMIZERS, RUN_DIR, listing_package, unlisted, unlisted_in
 from finetune.resume_command import resume_command
 from finetune.terminal import printable
@@ -39,7 +39,7 @@ _WHERE = "Install the package that holds it, or put its folder on PYTHONPATH."
 
 
 def needs_trust(config: Config) -> list[str]:
-    """Return what a configuration names and data may not, one line each as ``resume --trust`` shows it; import nothing.
+    """Return what a configuration names that data may not name, one line each, as ``resume --trust`` shows it; import nothing.
 
     >>> config = Config(callbacks={"x": {"_target_": "torch.load", "f": "x.pth"}})
     >>> needs_trust(config)
@@ -69,7 +69,7 @@ def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = F
         raise UserError(
             f"RUN='{run_dir}': names what a run folder may not decide by itself, so nothing of it has been run or "
             f"contacted:\n{lines}\n"
-            "If you trust whoever made this run, or it is your own, go on with: "
+            "If you trust whoever made this run, or it is your own, continue with: "
             f"{resume_command(run_dir, trust=True)}"
         )
     return untrusted
@@ -85,7 +85,7 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         **arguments: Further arguments from the program itself, passed on unchanged.
 
     Raises:
-        UserError: The target may not be built, cannot be found, or refuses its arguments.
+        UserError: The target may not be built, cannot be found, or does not accept its arguments.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
@@ -105,7 +105,7 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         return hydra_instantiate(_with_run_dir(node, run_dir), **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        why = str(cause).strip().splitlines()[0]
+        why = first_line(cause)
         if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
             raise UserError(f"{target}: cannot be imported. {why}. {_WHERE}") from error
         raise UserError(f"{target}: does not take these arguments. {why}.") from error
@@ -190,7 +190,7 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
     except (TypeError, ValueError):
         takes = {}
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        why = first_line(error).rstrip(".")
         raise UserError(f"_target_={printable(target)!r}: cannot be imported. {why}. {_WHERE}") from error
     any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     taken = {key: value for key, value in offered.items() if key in takes or any_keyword}
@@ -198,7 +198,7 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
 
 
 def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.Module":
-    """Build a user's own module.
+    """Build a user-supplied module.
 
     Args:
         node: ``_target_`` and its arguments.
@@ -236,7 +236,7 @@ def objects_named(node: Mapping[str, Any], *, trusted: bool) -> list[Any]:
     try:
         return [get_object(target) for target in targets]
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        why = first_line(error).rstrip(".")
         raise UserError(f"_target_: cannot be imported. {why}. {_WHERE}") from error
 
 
@@ -335,7 +335,9 @@ def _refuse_interpolation(value: Any, target: str) -> None:
     """Refuse ``${...}``, which Hydra would resolve while building; typed values are already resolved."""
     if isinstance(value, str):
         if "${" in value:
-            raise UserError(f"{target}: {printable(value)!r} cannot be handed on. '${{' stands for another value.")
+            raise UserError(
+                f"{target}: {printable(value)!r} cannot be passed on. Hydra would interpolate '${{'. Write the value itself."
+            )
     elif isinstance(value, Mapping):
         for inner in value.values():
             _refuse_interpolation(inner, target)

@@ -1,4 +1,4 @@
-"""Embed images into a file: images are streamed, stored batch by batch, and skipped if the file already has them."""
+"""Embed images into a file: images are streamed, their features stored batch by batch, and known images skipped."""
 
 import itertools
 import logging
@@ -45,8 +45,8 @@ class EmbedSummary:
     Args:
         images: Number of rows in the file.
         computed: Number of these rows that went through the network; the others were taken from the earlier file.
-        changed: Number of computed rows whose path had another content in the earlier file.
-        gone: Number of rows of the earlier file whose path is not among the images; the new file does not have them.
+        changed: Number of computed rows whose path had different content in the earlier file.
+        gone: Number of rows of the earlier file whose path is not among the images; they are not in the new file.
         unreadable: Path and reason of each file that could not be read.
     """
 
@@ -204,7 +204,7 @@ def _compute(
     lookup: EmbeddingLookup | None,
     settings: Settings,
 ) -> None:
-    """Store one row per image: why it cannot be read, its features, or the row of the earlier file that has them."""
+    """Store one row per image: the reason why it cannot be read, its features, or the row of the earlier file with them."""
     widths: set[int] = set()
 
     def is_whole(row: JobRow) -> bool:
@@ -291,7 +291,7 @@ def _cast(features: npt.NDArray[np.float32], precision: str) -> Features:
         if not np.isfinite(features).all():
             raise UserError("the network computes features that are not finite. Its weights are unusable.")
         raise UserError(
-            f"--precision {precision}: holds numbers up to {np.finfo(precision).max:g}. The features reach "
+            f"--precision {precision}: holds values up to {np.finfo(precision).max:g}. The features reach "
             f"{np.abs(features).max():g}. Use --precision float32."
         )
     return cast

@@ -191,7 +191,7 @@ def extractor_from_run(
     Args:
         run: Run folder or bundle folder.
         stage: See :class:`FeatureExtractor`.
-        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
+        modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: There is no complete bundle, or no such stage.
@@ -253,7 +253,7 @@ def restore_extractor(
     Args:
         metadata: Metadata of the embeddings.
         run: Present location of the run or bundle; None takes the recorded one.
-        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
+        modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: The model cannot be loaded, or has other weights now.

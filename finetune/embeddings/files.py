@@ -23,7 +23,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from finetune.atomic_files import atomic_path
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.inference.prediction_table import check_file
 from finetune.safe_files import check_regular, need, parse_json
 from finetune.terminal import encodable
@@ -158,7 +158,7 @@ def open_embeddings(path: Path) -> Iterator[StoredEmbeddings]:
         *(ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, struct.error, zlib.error),
         *(NotImplementedError, AttributeError, RuntimeError, MemoryError, AssertionError),
     ) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(
             f"EMBEDDINGS='{path}': cannot be read as finetune embeddings. {why} Make them again with: finetune embed"
         ) from error

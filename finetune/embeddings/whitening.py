@@ -142,7 +142,7 @@ def load_whitening(path: Path) -> tuple[Whitening, Mapping[str, Json]]:
     if set(state) != set(shapes) or shapes != {"mean": (dim,), "directions": (kept, dim), "variances": (kept,)}:
         raise UserError(f"{path}: damaged. Its tensors do not belong together.")
     if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in state.values()):
-        raise UserError(f"{path}: damaged. It holds numbers that are not finite. Make the embeddings again.")
+        raise UserError(f"{path}: damaged. It holds values that are not finite. Make the embeddings again.")
     if (state["variances"] <= 0).any():
         raise UserError(f"{path}: damaged. A variance must be positive. Make the embeddings again.")
     return Whitening(**state, images=metadata["images"], split=metadata["split"]), metadata["identity"]

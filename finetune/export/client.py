@@ -21,7 +21,7 @@ Array = npt.NDArray[np.generic]
 
 
 def pillow(path: str, *, grey: bool, reading: Mapping[str, Any] | None = None) -> Image.Image:
-    """Open an image file, apply its EXIF orientation, scale deep numbers as ``reading`` says, and convert it to RGB or grey."""
+    """Open an image file, apply its EXIF orientation, scale high bit depths as ``reading`` says, and convert to RGB or grey."""
     with Image.open(path) as image:
         if grey:
             image.draft(
@@ -65,7 +65,7 @@ class ClientJob(TypedDict, total=False):
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
     files: list[str]
-    reading: Mapping[str, Any]  # how the run reads files: high_depth, and the ranges of deep images
+    reading: Mapping[str, Any]  # how the run reads files: high_depth, and the ranges of images of high bit depth
     # of a part
     given: str  # .npy file of what the part takes
     in_chans: int

@@ -61,7 +61,7 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
             failed = target.with_name(f"{target.name}.parity.json")
             write_json(failed, to_plain(report))
             problem = (
-                "the part computes something else than in the trained model"
+                "the part computes something different from the trained model"
                 if export_format.part is not None
                 else "the export's predictions differ from the trained model's"
             )
@@ -97,7 +97,7 @@ def check_target(request: ExportRequest, target: Path) -> Path:
 
 
 def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
-    """Compare an export's predictions with the model's; measure its speed where the format has one."""
+    """Compare an export's predictions with the model's; measure its speed if the format supports it."""
     request, export_format, images = job.request, job.request.format, job.images
     reference = make_reference(
         job.classifier, images.files, origin=images.origin, targets=images.targets, decode=images.decode

@@ -13,7 +13,7 @@ from finetune.data.pillow_resize import Side, resize_window
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 
-# B = batch, C = channels of the user's image, H/W = image height/width, K = classes
+# B = batch, C = channels of the images, H/W = image height/width, K = classes
 
 Layout = Literal["nhwc", "nchw"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)

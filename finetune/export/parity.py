@@ -36,8 +36,8 @@ BATCH = 16
 
 
 FP32 = Bounds()
-# half precision keeps 11 bits; eight-bit weights and activations keep 8 per layer: single probabilities move, the top class
-# rarely changes
+# half precision keeps 11 bits; eight-bit weights and activations keep 8 bits per layer: probabilities change a little, the top
+# class rarely does
 FP16 = Bounds(from_pixels=2e-2, from_files=2e-2, agreement=0.99)
 INT8 = Bounds(from_pixels=1.0, from_files=1.0, mean=0.03, agreement=0.95)
 BOUNDS = {"fp32": FP32, "fp16": FP16, "int8": INT8}
@@ -52,7 +52,7 @@ class Reference:
         pixels: Evaluation views, uint8 (N, C, H, W).
         shares: Probabilities, float32 (N, K).
         origin: Where the images come from, for the report.
-        decoded_otherwise: Whether Pillow's plain conversion of each file gives other pixels than our decoder, bool (N,).
+        decoded_otherwise: Whether plain Pillow decodes each file to other pixels than our decoder, bool (N,).
         reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
             a probability that this causes.
         unreadable: Number of files left out because they cannot be read.
@@ -82,7 +82,7 @@ def make_reference(
 ) -> Reference:
     """Compute the trained model's probabilities as ``finetune predict`` does, but read large JPEGs at full scale.
 
-    ``finetune predict`` reads large JPEGs at half their size or less where that is enough; other clients read them in full. The
+    ``finetune predict`` reads large JPEGs at half their size or less if that is enough; other clients read them in full. The
     difference is measured and reported.
 
     Raises:
@@ -198,10 +198,10 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
 def run_client(jobs: Sequence[client.ClientJob], formats: Sequence[ExportFormat], folder: str) -> list[client.Opened]:
     """Run :mod:`finetune.export.client` on all jobs in one fresh process that cannot import this package; return its answers.
 
-    The text of each format's client goes along, because the file that it stands in cannot be imported there.
+    The text of each format's client is passed along, because its file cannot be imported there.
 
     Args:
-        jobs: What to open, and on which images.
+        jobs: Exports to open, and the images for each.
         formats: Format of each job.
         folder: Folder for the files that pass between the processes.
 
@@ -288,8 +288,8 @@ def compare(
         )
     if reference.reduced[0]:
         remarks.append(
-            f"{reference.reduced[0]} large JPEG files are read by finetune at a reduced scale, here in full; that alone "
-            f"changes its own probabilities by up to {reference.reduced[1]:.1e}"
+            f"finetune reads {reference.reduced[0]} large JPEG files at a reduced scale, here they were read in full; that alone "
+            f"changes the probabilities by up to {reference.reduced[1]:.1e}"
         )
     accuracy = None
     if reference.targets is not None:

@@ -113,7 +113,7 @@ def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | N
 
 
 def _stem_channels(classifier: Classifier) -> int:
-    if not classifier.backbone.first_convs:  # a module of the user's without a convolution
+    if not classifier.backbone.first_convs:  # a user-supplied module without a convolution
         return len(classifier.input_spec.mean)
     conv = classifier.backbone.net.get_submodule(classifier.backbone.first_convs[0])
     return int(conv.in_channels)  # type: ignore[arg-type]  # nn.Module types attributes as Tensor

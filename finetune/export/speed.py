@@ -21,7 +21,7 @@ _SECONDS, _FEWEST_ROUNDS, _MOST_ROUNDS = 5.0, 3, 15
 
 
 def measure_speed(classifier: Classifier, files: Mapping[str, Path], *, layout: Layout) -> Speed:
-    """Time the path from pixels to probabilities; the ways take turns and use the same number of threads.
+    """Time the path from pixels to probabilities; the variants are timed in turn and use the same number of threads.
 
     Args:
         classifier: Trained model in evaluation mode.

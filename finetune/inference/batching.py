@@ -54,7 +54,7 @@ class Batcher:
             batch = await self._next_batch()
             try:
                 probabilities = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
-            except Exception as error:  # any error of the network goes to the callers; the loop must go on
+            except Exception as error:  # any error of the network goes to the callers; the loop must continue
                 answers: list[Any] = [error] * len(batch)
             else:
                 answers = list(probabilities)

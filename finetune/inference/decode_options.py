@@ -21,7 +21,7 @@ def decode_options_of(run: str | Path) -> DecodeOptions:
     folder = find_bundle(run)
     model = read_model_json(folder)
     values = {key: model["data"].get(key, default) for key, default in DecodeOptions().to_plain().items()}
-    # only data sets with deep images have these
+    # only data sets with images of high bit depth have these
     values |= {
         key: model["data"][key] for key in ("integer_range", "float_range") if model["data"].get(key) is not None
     }

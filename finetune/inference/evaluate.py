@@ -67,7 +67,7 @@ def _check_labels(classifier: Classifier, source: Source) -> None:
         return
     kinds = {True: "several labels", False: "one label"}
     raise UserError(
-        f"data: has {kinds[source.index.multi_label]} an image. The model was trained for {kinds[classifier.multi_label]}. "
+        f"data: has {kinds[source.index.multi_label]} per image. The model was trained for {kinds[classifier.multi_label]}. "
         "Several come from a table: data=manifest data.path=FILE with data.label_separator or data.label_columns."
     )
 

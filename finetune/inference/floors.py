@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from finetune.errors import UserError, did_you_mean
 
-# metrics of which more is better; the last two belong to data with several labels an image
+# metrics of which more is better; the last two belong to data with several labels per image
 _METRICS = ("acc", "f1_macro", "f1_micro", "map")
 _SHORT = {"f1": "f1_macro", "accuracy": "acc"}
 
@@ -50,7 +50,7 @@ def shortfalls(floors: Mapping[str, float], scalars: Mapping[str, float]) -> lis
     for metric in floors:
         if metric not in scalars:
             known = [name for name in _METRICS if name in scalars]
-            raise UserError(f"--at-least {metric}=: needs several labels an image. Metrics here: {', '.join(known)}.")
+            raise UserError(f"--at-least {metric}=: needs several labels per image. Metrics here: {', '.join(known)}.")
     return [
         f"{metric} {scalars[metric]:.6g} is below {floor:g}"
         for metric, floor in floors.items()

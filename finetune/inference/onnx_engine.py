@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, first_line, shortened
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
 from finetune.memory_limit import memory_limit
@@ -68,7 +68,7 @@ class OnnxEngine:
             with memory_limit(memory):
                 self.session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
-            first = str(error).strip().splitlines()[0]
+            first = first_line(error)
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
         self.classes = tuple(described["classes"])
@@ -152,7 +152,7 @@ class OnnxEngine:
         try:
             outputs = [self.session.run(None, {"images": image})[0] for image in images]
         except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise UserError(f"RUN='{self._path}': cannot be computed. {first}") from None
         expected = (1, len(self.classes))
         for probabilities in outputs:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.errors import UserError
+from finetune.file_schema import THRESHOLD
 from finetune.inference.image_paths import ListedPath
 from finetune.inference.job_progress import image_progress
 from finetune.inference.job_store import JobRow, JobStore, job_path
@@ -17,9 +18,6 @@ from finetune.inference.read_ahead import ReadResult, read_ahead
 from finetune.plain import Json
 
 log = logging.getLogger(__name__)
-
-# a multi-label image shows a class if its probability is above this
-HALF = 0.5
 
 
 class Classifies(Protocol):
@@ -122,7 +120,7 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
             continue
         row = next(probabilities)
         # for multi-label models, keep at least all classes above the threshold
-        count = max(top_k, int((row > HALF).sum())) if engine.multi_label else top_k
+        count = max(top_k, int((row > THRESHOLD).sum())) if engine.multi_label else top_k
         best = np.argsort(-row, kind="stable")[:count]
         result = [[int(number), float(row[number])] for number in best]
         rows.append(JobRow(path=read.item, stamp=read.stamp, result=result, data=_given(read.item)))
@@ -164,6 +162,8 @@ def _prediction(row: JobRow, engine: Engine, top_k: int) -> Prediction:
     if row.error:
         return Prediction(path=_path_of(row), error=row.error)
     top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
-    shown = sorted(number for number, probability in row.result if probability > HALF) if engine.multi_label else ()
+    shown = (
+        sorted(number for number, probability in row.result if probability > THRESHOLD) if engine.multi_label else ()
+    )
     labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
     return Prediction(path=_path_of(row), top=top, labels=labels)

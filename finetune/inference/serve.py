@@ -30,8 +30,9 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from finetune.errors import UserError
+from finetune.file_schema import THRESHOLD
 from finetune.inference.batching import Batcher
-from finetune.inference.predict import HALF, Classifies
+from finetune.inference.predict import Classifies
 from finetune.inference.serve_metrics import Metrics
 from finetune.inference.serve_pages import ServedPage
 from finetune.plain import Json
@@ -248,7 +249,7 @@ class Server:
         classes = self.engine.classes
         row |= {"predicted": classes[best[0]], "probability": float(probabilities[best[0]])}
         if self.engine.multi_label:
-            row["predicted"] = [classes[at] for at in range(len(classes)) if probabilities[at] > HALF]
+            row["predicted"] = [classes[at] for at in range(len(classes)) if probabilities[at] > THRESHOLD]
         return row | {"top": [{"class": classes[at], "probability": float(probabilities[at])} for at in best]}
 
     def _read(self, data: bytes, name: str) -> Any:

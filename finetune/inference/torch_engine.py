@@ -23,7 +23,7 @@ class TorchEngine:
 
     Args:
         run: Run folder or bundle folder.
-        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
+        modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
         UserError: There is no complete bundle.

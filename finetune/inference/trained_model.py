@@ -10,16 +10,13 @@ import torch
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
-from finetune.file_schema import LABELS
+from finetune.file_schema import LABELS, THRESHOLD
 from finetune.inference.given_images import GivenImage, given_images
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.table import frame
 
 # N = images, K = classes
-
-# a multi-label image shows a class if its probability is above this
-HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +126,7 @@ def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, bat
                 classify()
         classify()
     if not answers.names:
-        raise UserError("images: there are none.")
+        raise UserError("images: none given. Pass files, a folder or arrays.")
     return frame(answers.columns())
 
 
@@ -168,11 +165,11 @@ class _Answers:
 
     def _predicted(self, row_K: npt.NDArray[np.float32]) -> str:
         if self.multi_label:
-            return LABELS.join(name for name, share in zip(self.classes, row_K, strict=True) if share > HALF)
+            return LABELS.join(name for name, share in zip(self.classes, row_K, strict=True) if share > THRESHOLD)
         return self.classes[int(row_K.argmax())]
 
     def _margin(self, row_K: npt.NDArray[np.float32]) -> float:
         if self.multi_label:
-            return float(2 * np.abs(row_K - HALF).min())
+            return float(2 * np.abs(row_K - THRESHOLD).min())
         second, first = np.sort(row_K)[-2:]
         return float(first - second)

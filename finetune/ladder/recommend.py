@@ -97,7 +97,7 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
     growth = curves[0][-1]["per_class"] / curves[0][-2]["per_class"]
     verdict = "more images would likely help" if gain > 0.005 else "more images of this kind would change little"
     return (
-        f"From {curves[0][-2]['per_class']:.0f} to {curves[0][-1]['per_class']:.0f} images a class ({growth:.1f} times as "
+        f"From {curves[0][-2]['per_class']:.0f} to {curves[0][-1]['per_class']:.0f} images per class ({growth:.1f} times as "
         f"many) the frozen features gained {100 * gain:.1f} points: {verdict}."
     )
 

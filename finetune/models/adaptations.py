@@ -13,7 +13,7 @@ from finetune.errors import UserError, did_you_mean
 if TYPE_CHECKING:  # a configuration is checked against this table before torch is loaded
     from torch import Tensor
 
-# B = batch, C = channels of the user's image, S = input channels of the stem
+# B = batch, C = channels of the images, S = input channels of the stem
 
 PRETRAINED_CHANNELS = 3
 
@@ -43,13 +43,13 @@ class Adaptation:
             the stem was pretrained on, and a seed; None leaves the convolution as it is.
         statistics: Returns the mean or the standard deviation for that number of channels from those of the pretrained ones;
             None leaves them as they are.
-        grey: Whether it is defined for one channel.
-        many: Whether it is defined for two, or for more than three.
-        appends_one: Whether the constant 1 follows the channel of a grey image as a second one.
-        is_new: Whether the stem starts at random weights, also for three channels.
-        exact: Whether a grey image gives the logits of its three equal channels; if not, the difference is measured.
-        needs_channels: Whether ``input.channels`` must say how many there are.
-        keeps_native: Whether it changes nothing in a network of the user's that takes the images' channels itself.
+        grey: Whether the adaptation is defined for one channel.
+        many: Whether it is defined for two channels, or more than three.
+        appends_one: Whether the constant 1 is appended to a grey image as a second channel.
+        is_new: Whether the stem starts with random weights, even for three channels.
+        exact: Whether a grey image gives the same logits as three equal channels; if not, the difference is measured.
+        needs_channels: Whether ``input.channels`` must be given as a number.
+        keeps_native: Whether it changes nothing in a user-supplied network that already takes the images' channels.
     """
 
     kernel: "Callable[[Tensor, int, Pretraining, int], Tensor] | None" = None
@@ -71,7 +71,7 @@ def adaptation(name: str) -> Adaptation:
     """
     if name not in ADAPTATIONS:
         raise UserError(
-            f"input.adapt={name!r}: unknown. Ways: {', '.join(ADAPTATIONS)}.{did_you_mean(name, ADAPTATIONS)}"
+            f"input.adapt={name!r}: not known. Choices: {', '.join(ADAPTATIONS)}.{did_you_mean(name, ADAPTATIONS)}"
         )
     return ADAPTATIONS[name]
 
@@ -87,7 +87,7 @@ def adaptations_for(channels: int) -> list[str]:
 
 
 def single(values: Sequence[float]) -> list[float]:
-    """Round to single precision, so that kernels folded in double precision use the constants of the buffers."""
+    """Round to single precision, so that kernels folded in double precision use the same constants as the buffers."""
     import torch
 
     rounded: list[float] = torch.tensor(values, dtype=torch.float32).tolist()

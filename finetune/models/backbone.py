@@ -23,19 +23,19 @@ class Backbone(nn.Module):
 
     Args:
         net: Network of the library, with its classifier removed.
-        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`, or ``own`` for a module of the user's.
-        name: Name of the network in that library; of a module of the user's, its class.
+        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`, or ``own`` for a user-supplied module.
+        name: Name of the network in that library; of a user-supplied module, its class.
         kwargs: Further keywords of its constructor; plain values.
         stage_map: Stage of each parameter and module.
         num_features: Length ``D`` of the features.
-        input_spec: Input that the weights expect; ``mean`` has one number for each channel of the stem, three but for
-            modules of the user's.
+        input_spec: Input that the weights expect; ``mean`` has one number for each channel of the stem, which are three except
+            in user-supplied modules.
         first_convs: Dotted names of the convolutions in ``net`` that take the image; a stem with branches has several.
-        fixed_size: Whether the network takes images of ``input_spec.size`` only.
-        steps: Modules of each stage that, run one after the other, compute the network; None if it is not such a
-            chain, and then it can only be split after its last stage.
+        fixed_size: Whether the network takes only images of ``input_spec.size``.
+        steps: Modules of each stage that, run one after the other, compute the network; None if the network is not such a
+            chain and can only be split after its last stage.
         neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
-        pools: Whether the network gives maps ``(B, D, h, w)``, which are averaged over their pixels.
+        pools: Whether the network returns maps ``(B, D, h, w)``, which are averaged over their pixels.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Backbone(nn.Module):
         return self.stages if self._steps is not None else self.stages[-1:]
 
     def split(self, stage: str) -> tuple[nn.Module, nn.Module]:
-        """Cut the network in two after a stage; run in sequence, the parts give the same bits as :meth:`forward`.
+        """Cut the network in two after a stage; the two parts in sequence give a result bitwise identical to :meth:`forward`.
 
         Args:
             stage: Stage to cut after, one of :attr:`boundaries`.
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
         if stage not in self.boundaries:
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
-            # of a structure (transformers) or a map `Backbone.forward` makes the features
+            # `Backbone.forward` turns a structure (transformers) or a map into the features
             return _Whole(self) if self._pools or self.source == "transformers" else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
@@ -130,12 +130,12 @@ class Backbone(nn.Module):
         """Check that the network takes images of this size.
 
         Raises:
-            UserError: The network takes one size only, and this is another one.
+            UserError: The network takes only one size, and this is another one.
         """
         if self.fixed_size and size is not None and size != self.input_spec.size:
             height, width = self.input_spec.size
             raise UserError(
-                f"input.size={list(size)}: {self.name} was built for {height}x{width} pixels only. Leave input.size "
+                f"input.size={list(size)}: {self.name} takes only {height}x{width} pixels. Leave input.size "
                 f"out, or build it for another size with backbone.kwargs.img_size={list(size)}."
             )
 
@@ -168,10 +168,10 @@ class Backbone(nn.Module):
             self.adapted = (channels, adapt)
 
     def _takes_as_is(self, *, channels: int, adapt: str) -> bool:
-        """Tell whether a module of the user's takes these images without a change of its stem.
+        """Tell whether a user-supplied module takes these images without a change to its stem.
 
         Raises:
-            UserError: It does not, and its stem cannot be changed.
+            UserError: The module does not take them, and its stem cannot be changed.
         """
         native = len(self.input_spec.mean)
         if channels == native and adaptation(adapt).keeps_native:

@@ -1,4 +1,4 @@
-"""Builds backbones: by name from a library, from a module of the user's, or from a description."""
+"""Builds backbones: by name from a library, from a user-supplied module, or from a description."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def build_backbone(
 
 
 def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
-    """Load weights into a module of the user's, which has none in a library.
+    """Load weights into a user-supplied module, which has none in a library.
 
     Args:
         backbone: Network of source ``own``.
@@ -95,7 +95,7 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
 
     Args:
         description: Plain values.
-        module: The network, where it is the user's own; None for a library's.
+        module: The network, if it is user-supplied; None for a library's.
 
     Raises:
         UserError: The description does not fit this version, or the module does not fit the description.
@@ -104,7 +104,7 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
         raise UserError(f"model description: the backbone needs the keys {sorted(missing)}.")
     if description["source"] == OWN:
         if module is None:
-            raise UserError(f"backbone: {description['name']} is a class of the user's. Give a module of it.")
+            raise UserError(f"backbone: {description['name']} is a user-supplied class. Give a module of it.")
         kwargs = description["kwargs"]
         spec = InputSpec.from_dict(description["input_spec"])
         return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
@@ -122,7 +122,7 @@ def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: in
     for key in sorted(FILE_KEYS & set(kwargs)):
         raise UserError(
             f"backbone.kwargs.{key}={str(kwargs[key])[:200]!r}: would let {source} open a file or an address by itself, and "
-            "execute what lies there. Give weights as backbone.weights=PATH; they are read as tensors alone."
+            "execute what lies there. Give weights as backbone.weights=PATH; only their tensors are read."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Channel adaptation: feeds images with one channel, or more than three, to a network pretrained on three.
+"""Channel adaptation: feed images with one channel, or more than three, to a network pretrained on three.
 
 In pretraining the network saw ``(x_c - mean_c) / std_c`` for three channels c, convolved with ``W_c``. For a grey image
 g with replicated channels, that convolution can be written with two input channels, for any m and s::
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from finetune.errors import UserError
 from finetune.models.adaptations import PRETRAINED_CHANNELS, Pretraining, adaptation, adaptations_for
 
-# B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
+# B = batch, C = channels of the images, S = input channels of the stem, H/W = image height/width
 
 
 def check_adapt(*, channels: int, adapt: str, native: int = PRETRAINED_CHANNELS) -> None:
     """Check that an adaptation exists for this number of channels.
 
     Args:
-        channels: Number of channels of the user's images.
+        channels: Number of channels of the images.
         adapt: Adaptation, one of :data:`finetune.models.adaptations.ADAPTATIONS`.
-        native: Number of channels that the network takes itself.
+        native: Number of channels that the network takes without an adaptation.
 
     Raises:
         UserError: The adaptation is unknown, or does not exist for this number of channels.
@@ -49,7 +49,7 @@ class InputAdapter(nn.Module):
     Its constants are not part of the state dict, because the input specification gives them.
 
     Args:
-        channels: Number of channels ``C`` of the user's images.
+        channels: Number of channels ``C`` of the images.
         adapt: Adaptation, one of :data:`finetune.models.adaptations.ADAPTATIONS`; for three channels only ``reinit`` has an
             effect.
         mean: Mean per channel that the pretrained network expects, one for each channel of its stem, scale 0 to 1.
@@ -99,11 +99,11 @@ def adapt_stem(
     """Change the first convolution in place so that it takes the output of :class:`InputAdapter`.
 
     ``expand`` leaves it as it is. ``fold`` starts as the same function of a grey image (see the top of this file);
-    after that the two kernels train independently. The others: :mod:`finetune.models.adaptations`.
+    after that the two kernels train independently. For the others see :mod:`finetune.models.adaptations`.
 
     Args:
         conv: First convolution, with three input channels and one group.
-        channels: Number of channels of the user's images.
+        channels: Number of channels of the images.
         adapt: Adaptation, one of :data:`finetune.models.adaptations.ADAPTATIONS`.
         mean: Mean per channel of the pretrained input.
         std: Standard deviation per channel of the pretrained input.

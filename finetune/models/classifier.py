@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, first_line, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import backbone_from_description
@@ -23,7 +23,7 @@ from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
 from finetune.plain import Json
 
-# B = batch, C = channels of the user's image, S = input channels of the stem, H/W = image height/width
+# B = batch, C = channels of the images, S = input channels of the stem, H/W = image height/width
 # D = features, K = classes
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,12 @@ class Classifier(nn.Module):
 
     Args:
         backbone: Network without classifier, its stem adapted to ``input_spec.channels``.
-        head: Module from features ``(B, D)`` to logits ``(B, K)``: a head of :mod:`finetune.models.heads`, or the user's own.
+        head: Module from features ``(B, D)`` to logits ``(B, K)``: from :mod:`finetune.models.heads`, or user-supplied.
         input_spec: Specification of the images; mean and std are those of the pretrained network.
         adapt: Adaptation from ``input_spec.channels`` to the channels of the stem.
         classes: Class names in the order of the logits.
         multi_label: Whether an image may show several classes or none; each logit then stands by itself.
-        head_target: Node that built a head of the user's, where a configuration named it.
+        head_target: Node that built a user-supplied head, if a configuration named it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
 
     @property
     def head_settings(self) -> dict[str, Json]:
-        """Return plain JSON values that describe the head: its name and settings, or the class of the user's."""
+        """Return plain JSON values that describe the head: its name and settings, or the user-supplied class."""
         if isinstance(self.head, Head):
             return dict(self.head.settings)
         widths = {"num_features": self.backbone.num_features, "num_classes": len(self.classes)}
@@ -154,21 +154,21 @@ class Classifier(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits ``(B, K)`` of raw images.
 
-        Images of exactly the input size are taken as they are: they are views already, such as a training gives. Images of
-        any other size are resized and cropped as ``input_spec`` says, level for level as ``finetune predict`` and an export do.
+        Images of exactly the input size are used as they are: they are taken to be views already, as in training. Images of
+        any other size are resized and cropped as ``input_spec`` says, exactly as ``finetune predict`` and an export do.
 
         Args:
             images_BCHW: uint8 from 0 to 255, or float in [0, 1].
 
         Raises:
-            UserError: The channels are not in second place, or the values are not on the scale that their type has.
+            UserError: The channels are not the second dimension, or the values are not on the scale of their type.
         """
         logits_BK: Tensor = self.head(self.embed(images_BCHW))
         return logits_BK
 
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
         check_layout(images_BCHW, self.input_spec)
-        # a graph that is traced or compiled cannot ask for values, and a training step on a GPU would wait for them
+        # a graph that is traced or compiled cannot read values, and a training step on a GPU would wait for them
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # torch
         if not traced and (images_BCHW.device.type == "cpu" or not torch.is_grad_enabled()):
             check_range(images_BCHW)
@@ -220,16 +220,16 @@ def build_classifier(
             :func:`finetune.models.heads.build_head` except the two sizes; or a module of your own from features
             ``(B, D)`` to logits ``(B, K)``, which is used as it is. ``backbone.num_features`` is D.
         classes: Class names in the order of the logits.
-        channels: Number of channels of the images; None for as many as the backbone takes.
-        size: Height and width in pixels; None for the size the weights were trained with.
+        channels: Number of channels of the images; None for those that the backbone takes.
+        size: Height and width in pixels; None for the size that the weights were trained with.
         adapt: Channel adaptation, one of :data:`finetune.models.adaptations.ADAPTATIONS`.
         seed: Seed of all random weights made here: those of a new stem and of the head.
         multi_label: Whether an image may show several classes or none.
-        head_target: Node that built a head of your own, where a configuration named it.
+        head_target: Node that built a head of your own, if a configuration named it.
 
     Raises:
         UserError: Channels and adaptation cannot be combined, a setting of the head is out of range, or a head of your own
-            does not take the features or gives other than K logits.
+            does not take the features or does not give K logits.
     """
     if not isinstance(backbone, Backbone):
         raise UserError(
@@ -267,10 +267,10 @@ def build_classifier(
 
 @torch.no_grad()
 def _check_takes_images(classifier: Classifier) -> None:
-    """Check by a forward pass that a network of the user's takes images of the chosen size and channels.
+    """Check by a forward pass that a user-supplied network takes images of the chosen size and channels.
 
     Raises:
-        UserError: It does not.
+        UserError: The network does not take them.
     """
     spec = classifier.input_spec
     parameter = next(classifier.backbone.parameters())
@@ -283,8 +283,8 @@ def _check_takes_images(classifier: Classifier) -> None:
         with torch.random.fork_rng(devices=[]), evaluating(classifier):
             features_BD = classifier.embed(zeros)
     except Exception as error:  # the user's code may raise anything
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(f"{rule} failed with {type(error).__name__}: {why}. Choose another size.") from error
+        why = first_line(error, with_type=True).rstrip(".")
+        raise UserError(f"{rule} failed with {why}. Choose another size.") from error
     if features_BD.shape != (2, classifier.backbone.num_features):
         raise UserError(f"{rule} gave {tuple(features_BD.shape)}. Choose another size.")
 
@@ -296,11 +296,10 @@ def classifier_from_description(
 
     Args:
         description: Plain values.
-        modules: The user's own modules that the description needs, as ``head`` and ``backbone``; their weights stay as
-            they are.
+        modules: User-supplied modules that the description needs, as ``head`` and ``backbone``; their weights are not changed.
 
     Raises:
-        UserError: The description is incomplete or does not fit this version, or a module is missing, needless or does not
+        UserError: The description is incomplete or does not fit this version, or a module is missing, not needed or does not
             fit.
     """
     # descriptions written before multi-label support lack the key

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import shortened
+from finetune.errors import first_line, shortened
 
 # seconds; the hub's own client retries for about a minute before it gives up
 PROBE_TIMEOUT = 5.0
@@ -45,7 +45,7 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)
     except Exception as error:  # offline mode, no route, proxy, certificate: each raises another class
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise UnavailableError(f"{cache} (no file of {repo}) and {constants.ENDPOINT} ({reason})") from None
     for filename in filenames:
         try:
@@ -55,7 +55,7 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
         except EntryNotFoundError:
             continue
         except HfHubHTTPError as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
             raise UnavailableError(f"{constants.ENDPOINT}/{repo} ({reason})") from None
     raise UnavailableError(f"{constants.ENDPOINT}/{repo}, which has none of {shortened(filenames)}")
 

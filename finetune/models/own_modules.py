@@ -1,4 +1,4 @@
-"""The user's own modules in a model: their classes, and a check of each by one forward pass."""
+"""User-supplied modules in a model: their classes, and a check of each by one forward pass."""
 
 import hashlib
 import inspect
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.models.modes import evaluating
 
 # B = batch, D = features, K = classes
 
-# in descriptions: the name of a head, and the source of a backbone, that is a module of the user's
+# in descriptions: the name of a head, and the source of a backbone, that is a user-supplied module
 OWN = "own"
-# packages whose version stands for their code
+# packages whose version identifies their code
 _LIBRARIES = ("builtins", "torch", "torchvision", "timm", "transformers", "finetune", "typing", "abc")
 
 
@@ -45,7 +45,7 @@ def code_digest(things: Iterable[type | Callable[..., Any]]) -> str:
 
 
 def _source(thing: type | Callable[..., Any]) -> str:
-    """Return the text of the file that defines a class or a function, of it alone, or its name."""
+    """Return the text of the file that defines a class or a function, or else its own source, or its name."""
     with suppress(OSError, TypeError, UnicodeDecodeError):  # defined in a notebook, or compiled
         return Path(inspect.getfile(thing)).read_text()
     with suppress(OSError, TypeError):
@@ -57,7 +57,7 @@ def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:
     """Check by a forward pass of zeros that a head maps features ``(B, D)`` to logits ``(B, K)``.
 
     Raises:
-        UserError: It does not.
+        UserError: The head does not.
 
     >>> check_head(nn.Linear(8, 3), num_features=8, num_classes=3)
     """
@@ -75,16 +75,16 @@ def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:
 def own_head_settings(
     head: nn.Module, *, num_features: int, num_classes: int, target: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return plain JSON values that describe a head of the user's: its class, its widths, and the node that built it."""
+    """Return plain JSON values that describe a user-supplied head: its class, its widths, and the node that built it."""
     settings = {"name": OWN, "class": class_name(head), "num_features": num_features, "num_classes": num_classes}
     return settings if target is None else {**settings, "target": dict(target)}
 
 
 def own_classes(model: Mapping[str, Any]) -> dict[str, str]:
-    """Return the classes of the user's that a model needs, by part: ``head`` and ``backbone``.
+    """Return the user-supplied classes that a model needs, by part: ``head`` and ``backbone``.
 
     Args:
-        model: What :meth:`finetune.models.classifier.Classifier.describe` returned.
+        model: Description from :meth:`finetune.models.classifier.Classifier.describe`.
     """
     needed = {}
     if model["head"].get("name") == OWN:
@@ -95,7 +95,7 @@ def own_classes(model: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_targets(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the nodes that built the user's modules, by part; a module that came as an object has none."""
+    """Return the nodes that built the user-supplied modules, by part; a module that was given as an object has none."""
     targets = {"head": model["head"].get("target"), "backbone": model["backbone"]["kwargs"].get("target")}
     return {part: dict(target) for part in own_classes(model) if (target := targets[part]) is not None}
 
@@ -107,11 +107,11 @@ def forward_zeros(net: nn.Module, shape: Sequence[int], *, rule: str, advice: st
     Args:
         net: Module to try.
         shape: Shape of the input.
-        rule: Start of the message on a failure: what must hold, and what was tried.
+        rule: Start of the message if that fails: the rule, and what was tried.
         advice: End of that message: what to do.
 
     Raises:
-        UserError: The module raises an error, or returns no tensor.
+        UserError: The module raises an error, or does not return a tensor.
     """
     parameter = next(iter(net.parameters()), None)
     # a lazy parameter has no type yet
@@ -122,8 +122,8 @@ def forward_zeros(net: nn.Module, shape: Sequence[int], *, rule: str, advice: st
         with torch.random.fork_rng(devices=[]), evaluating(net):
             output = net(zeros)
     except Exception as error:  # the user's code may raise anything
-        why = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-        raise UserError(f"{rule} failed with {type(error).__name__}: {why}. {advice}.") from error
+        why = first_line(error, with_type=True).rstrip(".")
+        raise UserError(f"{rule} failed with {why}. {advice}.") from error
     if not isinstance(output, Tensor):
         raise UserError(f"{rule} gave a {type(output).__name__}, not a tensor. {advice}.")
     return output

@@ -1,7 +1,7 @@
-"""ImageNet weights that packages of the Python index carry: a way to real weights where the hub is out of reach.
+"""ImageNet weights in packages of the Python index, for machines that cannot reach the hub.
 
-A package is read as data: its file of tensors is found by the installed distribution's own list, compared with the hash
-below and read without pickle's code; the package itself is never imported.
+A package is read as data: its file of tensors is found by the installed distribution's list of files, compared with the hash
+below and read without running pickled code; the package itself is never imported.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ def package_of(network: str) -> WeightsPackage:
         network: timm's name, with or without tag.
 
     Raises:
-        UserError: No package does.
+        UserError: No package carries them.
     """
     family = network.partition(".")[0]
     if family not in PACKAGES:
@@ -107,7 +107,7 @@ def timm_state(network: str, *, depths: Sequence[int]) -> dict[str, Tensor]:
         depths: Number of blocks in each of its stages.
 
     Raises:
-        UserError: No package carries them, it is not installed, or its file is another one.
+        UserError: No package carries them, the package is not installed, or its file has another hash.
     """
     package = package_of(network)
     path = _file_of(package)
@@ -124,7 +124,7 @@ def timm_state(network: str, *, depths: Sequence[int]) -> dict[str, Tensor]:
 def under_timm_names(state: Mapping[str, Tensor], *, depths: Sequence[int]) -> dict[str, Tensor]:
     """Rename the layers of an EfficientNet of ``efficientnet_pytorch`` to timm's.
 
-    Blocks are counted from end to end there, and within each stage here.
+    That package numbers the blocks through the whole network, timm within each stage.
 
     Args:
         state: Tensors under the package's names.

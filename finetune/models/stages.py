@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-# what torch.nn.utils.parametrize puts between a layer and the modules that compute its weight
+# part of a name that torch.nn.utils.parametrize puts between a layer and the modules that compute its weight
 _PARAMETRIZED = ".parametrizations."
 RESERVED = ("stem", "head")
 # stages of every ResNet with torchvision's names, by the prefixes of their parameters
@@ -77,10 +77,10 @@ class StageMap:
         self._stage_of_module = {name: placed[id(module)] for name, module in every}
 
     def _place_modules(self, net: nn.Module, stages: Mapping[int, int]) -> dict[int, int]:
-        """Place each module with its parameters; one without any goes with its parent or the module before it.
+        """Assign each module to the stage of its parameters; one without any follows its parent or the module before it.
 
-        A container that spans several stages goes with the last of them: such a container does its own work after its
-        children (an example is timm's functional dropout before the classifier).
+        A container that spans several stages belongs to the last of them, because it does its own work after its children (an
+        example is timm's functional dropout before the classifier).
         """
         placed: dict[int, int] = {}
         inside_one: dict[str, bool] = {"": False}

@@ -1,4 +1,4 @@
-"""Weight files: reads without pickle, fits weights to a network or reports the differences, hashes and writes them."""
+"""Weight files: read without pickle, fit to a network (or report the differences), hash and write."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
 from finetune.models.heads import build_head
 from finetune.models.own_modules import OWN
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_KEY = "finetune"
-# inside that entry: SHA-256 of the tensors and of the rest of the entry
+# key in that entry: SHA-256 of the tensors and of the rest of the entry
 DIGEST_KEY = "sha256"
 FORMAT_VERSION = 1
 # averaged weights first: in a file that holds both, they are the ones its author evaluated
@@ -65,7 +65,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
             if (failed := read_error(error, path, name=name)) is not None:
                 raise failed from error
             raise UserError(
-                f"backbone.weights='{path}': cannot be read as tensors alone. {_what_is_wrong(error)} "
+                f"backbone.weights='{path}': cannot be read as plain tensors. {_what_is_wrong(error)} "
                 "Nothing in it was executed. Save its state dict as .safetensors and give that file."
             ) from None
     state = _recognised(content, path=path)
@@ -78,7 +78,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 
 
 def _what_is_wrong(error: Exception) -> str:
-    """Return in a sentence why torch does not read a file; its own message is advice on how to read it unsafely.
+    """Return in a sentence why torch cannot read a file; torch's own message advises how to read it unsafely.
 
     >>> _what_is_wrong(RuntimeError("Weights only load failed ... Unsupported global: GLOBAL my.Net was not an allowed"))
     'It holds a Python object: my.Net.'
@@ -86,9 +86,8 @@ def _what_is_wrong(error: Exception) -> str:
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return f"It holds a Python object: {printable(named[1])[:200]}."
     if "Weights only load failed" in str(error):
-        return "It is a damaged pickle, or holds more than tensors."
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {printable(first_line)[:200].rstrip('.')}."
+        return "It is a damaged pickle, or holds other objects than tensors."
+    return f"{printable(first_line(error, with_type=True))[:200].rstrip('.')}."
 
 
 def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
@@ -101,7 +100,7 @@ def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
         if key is None:
             raise UserError(
                 f"backbone.weights='{path}': holds no state dict. Its keys: {shortened(sorted(map(str, content)))}. "
-                f"Looked for {', '.join(CONTAINERS)}."
+                f"Looked for {', '.join(CONTAINERS)}. Save the state dict under one of these keys, or by itself."
             )
         recognised.append(f"the state dict under {key!r}")
         content = content[key]
@@ -110,7 +109,10 @@ def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
     state = dict(content)
     if not all(isinstance(value, Tensor) for value in state.values()):
         odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
-        raise UserError(f"backbone.weights='{path}': not a plain state dict. No tensor under {shortened(odd)}.")
+        raise UserError(
+            f"backbone.weights='{path}': not a plain state dict. No tensor under {shortened(odd)}. Save only the tensors, for "
+            "example net.state_dict()."
+        )
     if state.pop("n_averaged", None) is not None:
         recognised.append("the counter of an averaged model")
     state, cut = _without_prefixes(state)
@@ -126,7 +128,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
     while prefix := next((p for p in PREFIXES if any(key.startswith(p) for key in state)), None):
         shorter = {key.removeprefix(prefix): value for key, value in state.items()}
         if len(shorter) < len(state):
-            # two copies of one network, such as a teacher and its student: the user has to choose
+            # two copies of one network, such as a teacher and its student: the user must choose
             repeated = [key for key in state if key.startswith(prefix) and key.removeprefix(prefix) in state]
             raise UserError(
                 f"backbone.weights: holds the same names with and without the prefix {prefix!r} "
@@ -140,7 +142,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list
 def under_own_names(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     """Return a state dict of plain names under the names of a network whose own names begin with a known prefix.
 
-    :func:`load_state_dict_file` removes ``net.`` and the like, which a module of the user's may call its child.
+    :func:`load_state_dict_file` removes ``net.`` and the like, which may be the name of a child in a user-supplied module.
 
     >>> net = nn.Sequential()
     >>> net.model = nn.Linear(1, 1, bias=False)
@@ -166,7 +168,7 @@ def fit_state_dict(
         net: Network that takes the tensors; its dtype is kept.
         state: Tensors under the names of ``net``; a classifier (``fc.*`` and the like) is removed, which is logged.
         origin: Name of the state dict in messages.
-        neutral: Tensors that the state dict may lack, only all of them together, with their default values; None for
+        neutral: Tensors that the state dict may lack, but only all of them together, with their default values; None for
             none.
 
     Returns:
@@ -177,7 +179,7 @@ def fit_state_dict(
     """
     own = net.state_dict()
     if neutral and not set(neutral) & set(state):
-        log.info("%s: has no %s; they start neutral.", origin, shortened(list(neutral)))
+        log.info("%s: has no %s; they are initialised so that they change nothing.", origin, shortened(list(neutral)))
         state = {**state, **neutral}
     extra = [key for key in state if key not in own]
     classifier = [key for key in extra if key.startswith(CLASSIFIERS)]
@@ -202,7 +204,7 @@ def fit_state_dict(
             "Choose the backbone.name that these weights were made for."
         )
     if classifier:
-        log.info("%s: cut the classifier %s; the head is new.", origin, shortened(classifier))
+        log.info("%s: dropped the classifier weights %s; the head is new.", origin, shortened(classifier))
     net.load_state_dict({key: state.get(key, own[key]) for key in own})
     return classifier
 
@@ -267,12 +269,15 @@ def check_digest(name: str, state: Mapping[str, Tensor], entry: str | None) -> N
     try:
         metadata = json.loads(entry or "{}")
     except ValueError as error:
-        raise UserError(f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is not JSON. {error}.") from None
+        raise UserError(
+            f"{name}: damaged. The entry {METADATA_KEY!r} of its metadata is not JSON. {error}. Restore a copy, or export it "
+            "again."
+        ) from None
     recorded = metadata.pop(DIGEST_KEY, None) if isinstance(metadata, dict) else None
     if recorded is not None and recorded != _digest(state, metadata):
         raise UserError(
             f"{name}: damaged. Its tensors or its metadata have changed since they were written (their SHA-256 differs). "
-            "Take a copy, or export it again."
+            "Restore a copy, or export it again."
         )
 
 
@@ -384,14 +389,14 @@ def load_head(
         own: The user's own head, into which the weights are loaded; None builds the head that the file describes.
 
     Raises:
-        UserError: The file does not hold a head, or holds one that was trained on another backbone, another class list
-            or another kind of labels, or one of a class of the user's that was not given.
+        UserError: The file does not hold a head, the head was trained on another backbone, another class list or another kind of
+            labels, or it needs a user-supplied class that was not given.
     """
     name = f"head.weights='{path}'"
     check_safetensors(path, name=name)
     metadata = read_metadata(path)
     if metadata is None or metadata.get("kind") != "head":
-        raise UserError(f"{name}: not a head. Make one by `finetune export RUN --format head`.")
+        raise UserError(f"{name}: not a head. Make one with `finetune export RUN --format head`.")
     need(metadata, {"head": dict, "classes": list, "backbone_hash": str}, name=name)
     if metadata["classes"] != list(classes):
         trained_classes, given_classes = metadata["classes"], list(classes)
@@ -404,8 +409,8 @@ def load_head(
     if metadata.get("multi_label", False) != multi_label:
         kinds = {True: "several labels", False: "one label"}
         raise UserError(
-            f"head.weights='{path}': trained for {kinds[not multi_label]} an image. The data has {kinds[multi_label]} "
-            "an image. Train a new head."
+            f"head.weights='{path}': trained for {kinds[not multi_label]} per image. The data has {kinds[multi_label]} "
+            "per image. Train a new head."
         )
     if metadata["backbone_hash"] != backbone_hash:
         raise UserError(
@@ -416,7 +421,7 @@ def load_head(
     described = metadata["head"].get("name")
     if described == OWN and own is None:
         raise UserError(
-            f"{name}: holds the weights of a class of the user's, {printable(str(metadata['head'].get('class')))[:200]}. "
+            f"{name}: holds the weights of a user-supplied class, {printable(str(metadata['head'].get('class')))[:200]}. "
             "Give that class too: head._target_=CLASS."
         )
     if described != OWN and own is not None:
@@ -438,5 +443,5 @@ def load_head(
         raise UserError(f"{name}: damaged. Its tensors do not fit its own description. {error}") from None
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
-        raise UserError(f"{name}: holds numbers that are not finite: {shortened(broken)}. Train a new head.")
+        raise UserError(f"{name}: holds values that are not finite: {shortened(broken)}. Train a new head.")
     return head

@@ -22,8 +22,8 @@ class WeightsOrigin:
 
     Args:
         place: Repository, address, package or file.
-        licence: Its name in timm's spelling, ``unknown`` where nobody recorded one; None for random weights.
-        revision: Commit of the hub's repository, where it is known.
+        licence: Its name in timm's spelling, ``unknown`` if none is recorded; None for random weights.
+        revision: Commit of the hub's repository, if known.
     """
 
     place: str
@@ -37,17 +37,17 @@ class WeightsOrigin:
 
     @property
     def warning(self) -> str | None:
-        """What to know before training, where the licence does not simply allow it."""
+        """What the user should know before training; None if the licence is permissive."""
         if self.licence is None or self.licence in PERMISSIVE:
             return None
         if self.licence == UNKNOWN:
-            # files are the user's own, and need no reminder
+            # files belong to the user and need no reminder
             fetched = self.place.startswith(("hub:", "http"))
             return f"licence: none is recorded for {self.place}. Look there before commercial use." if fetched else None
         words = self.licence.lower().replace("_", "-").split("-")
         if "nc" in words or "noncommercial" in words or self.licence in _RESEARCH_ONLY:
             return f"licence: {self.licence} forbids commercial use of these weights and of what is trained from them."
-        return f"licence: {self.licence} has terms of its own. Read them before commercial use of these weights."
+        return f"licence: {self.licence} has its own terms. Read them before commercial use of these weights."
 
 
 def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
@@ -61,7 +61,7 @@ def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
     if weights == "none":
         return WeightsOrigin(place="random weights", licence=None)
     if weights == "embedded":
-        return WeightsOrigin(place="inside this package, taught by formulas", licence="apache-2.0")
+        return WeightsOrigin(place="inside this package, trained on formula-generated images", licence="apache-2.0")
     if weights == "package":
         package = package_of(name)
         return WeightsOrigin(place=package.place, licence=package.licence)
@@ -83,13 +83,13 @@ def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
 
 
 def _of_hub(repo: str, *, licence: str) -> WeightsOrigin:
-    """Return the origin of a hub repository, with the commit that lies in the hub's cache."""
+    """Return the origin of a hub repository, with the commit in the hub's cache."""
     name, _, marked = repo.partition("@")
     return WeightsOrigin(place=f"hub:{name}", licence=licence, revision=cached_revision(repo) or marked or None)
 
 
 def _of_path(path: Path) -> WeightsOrigin:
-    """Return the origin of a file or folder; a bundle hands on the licence of the weights that it began from."""
+    """Return the origin of a file or folder; a bundle inherits the licence of the weights that its training started from."""
     for file, keys in (
         (path / "model.json", ("training", "backbone", "licence")),
         (path / "model" / "model.json", ("training", "backbone", "licence")),
@@ -110,5 +110,5 @@ def _content(file: Path) -> Mapping[str, object]:
     try:
         return read_json(file, dict)
     except (UserError, OSError, ValueError):
-        # loading the weights says what is wrong with it
+        # loading the weights reports the problem
         return {}

@@ -40,7 +40,6 @@ class PlainFractals:
         self.codes = ifs.good_codes(keys_K.cpu(), singular_values=False).to(keys_K.device)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         codes = ifs.perturbed(self.codes.select(classes_B), keys_B, amount=0.1)
         points_B2P, hue_BP = ifs.attractor(codes)
         points_B2P = ifs.fitted(points_B2P.nan_to_num(0.0, 1e6, -1e6))
@@ -63,7 +62,6 @@ class Fractals:
         self.codes = ifs.good_codes(keys_K.cpu(), singular_values=True).to(keys_K.device)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         codes = ifs.perturbed(self.codes.select(classes_B), keys_B, amount=0.06)
         points_B2P, hue_BP = ifs.attractor(codes)
         points_B2P = ifs.fitted(points_B2P.nan_to_num(0.0, 1e6, -1e6))
@@ -96,7 +94,6 @@ class ContourShapes:
         self.shapes = contours(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         shapes = Contours(
             gielis_K4=self.shapes.gielis_K4[classes_B], harmonics_KJ3=self.shapes.harmonics_KJ3[classes_B]
         )
@@ -129,7 +126,6 @@ class Glyphs:
         self.lines_KSV2 = glyphs(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         pose = draw_pose(keys_B, salt=20, scale=(0.3, 0.95), turn_degrees=22.0, stretch=1.5, shear=0.3, bend=0.13)
         lines_BSV2 = self.lines_KSV2[classes_B]
         # an unsteady hand: whole strokes are slightly displaced
@@ -160,7 +156,6 @@ class NoiseTextures:
         self.patterns = textures(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         patterns = Textures(
             spectrum_K5=self.patterns.spectrum_K5[classes_B],
             fold_K=self.patterns.fold_K[classes_B],
@@ -181,7 +176,6 @@ class DeadLeaves:
         self.worlds = leaves(keys_K)
 
     def render(self, classes_B: Tensor, keys_B: Tensor, size: int) -> Tensor:
-        """Draw images; see :class:`Family`."""
         world = self.worlds
         worlds = Leaves(
             corners_K=world.corners_K[classes_B],

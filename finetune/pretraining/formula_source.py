@@ -77,7 +77,7 @@ def fractals_source(
     if images_per_class <= sum(held_out):
         raise UserError(
             f"data.images_per_class={images_per_class}: must leave something to train on. Validation and test take "
-            f"{sum(held_out)} of them. Use more images a class."
+            f"{sum(held_out)} of them. Use more images per class."
         )
     renderer = FormulaRenderer(recipe=recipe, classes=classes, seed=split.seed)
     rows = torch.arange(classes * images_per_class)

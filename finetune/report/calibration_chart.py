@@ -35,7 +35,7 @@ def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -
                 linewidth=1.3,
             )
             below.stairs(curve.counts, edges, color=colour, linewidth=1.3)
-        above.set_ylabel("share shown" if multi_label else "share right")
+        above.set_ylabel("share shown" if multi_label else "share correct")
         above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         above.grid()
         below.set_yscale("symlog", linthresh=1)
@@ -45,4 +45,4 @@ def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -
             "probability of the class" if multi_label else "confidence (probability of the predicted class)"
         )
         below.set_xlim(0, 1)
-        return inline_svg(figure, name="calibration", says="Share of right answers by confidence")
+        return inline_svg(figure, name="calibration", says="Share of correct predictions by confidence")

@@ -104,7 +104,7 @@ def most_confused(confusion_KK: csr_array) -> list[int]:
 
 
 def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
-    """Draw the matrix, each row shaded by its fraction of the true class; hits and mistakes have different colours."""
+    """Draw the matrix, each row shaded by its fraction of the true class; correct predictions and mistakes differ in colour."""
     chosen = most_confused(confusion_KK)
     inside = confusion_KK[chosen][:, chosen].toarray()
     order = clustered_order(inside)

@@ -1,4 +1,4 @@
-"""Gallery of test images worth checking: confident mistakes and uncertain hits."""
+"""Gallery of test images worth checking: confident mistakes and uncertain correct predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.image_source import Source
-from finetune.file_schema import labels_above_half
-from finetune.metrics import THRESHOLD
+from finetune.file_schema import THRESHOLD, labels_above_half
 from finetune.report.thumbnails import source_thumbnail
 
-MISTAKES, HITS = 24, 12
+MISTAKES, CORRECT = 24, 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class Answer:
     probability: float
 
 
-def right_answers(evaluation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+def correct_predictions(evaluation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
     """Return which images were classified correctly; for multi-label, in every label."""
     probabilities, targets = evaluation["probabilities"], evaluation["targets"]
     if targets.ndim == 2:
@@ -49,22 +48,23 @@ def right_answers(evaluation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.boo
 def choose(
     evaluation: dict[str, npt.NDArray[Any]], paths: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[Answer], list[Answer]]:
-    """Return the most confident mistakes, most confident first, and the least confident hits, least confident first.
+    """Return the most confident mistakes, most confident first, and the least confident correct ones, least confident first.
 
-    For multi-label, a mistake is as confident as its most confident wrong label, and a hit as its least confident label.
+    For multi-label, a mistake is as confident as its most confident wrong label, and a correct prediction as its least confident
+    label.
     """
     probabilities, targets = evaluation["probabilities"], evaluation["targets"]
-    right = right_answers(evaluation)
+    is_correct = correct_predictions(evaluation)
     if targets.ndim == 2:
         wrongness = np.abs(probabilities - targets).max(axis=1)
         sureness = np.abs(probabilities - THRESHOLD).min(axis=1)
     else:
         wrongness = sureness = probabilities.max(axis=1)
-    mistakes = np.flatnonzero(~right)
-    hits = np.flatnonzero(right)
+    mistakes = np.flatnonzero(~is_correct)
+    correct = np.flatnonzero(is_correct)
     mistakes = mistakes[np.argsort(-wrongness[mistakes], kind="stable")][:MISTAKES]
-    hits = hits[np.argsort(sureness[hits], kind="stable")][:HITS]
-    chosen = [[_answer(evaluation, int(place), paths, classes) for place in places] for places in (mistakes, hits)]
+    correct = correct[np.argsort(sureness[correct], kind="stable")][:CORRECT]
+    chosen = [[_answer(evaluation, int(place), paths, classes) for place in places] for places in (mistakes, correct)]
     return chosen[0], chosen[1]
 
 

@@ -71,7 +71,7 @@ def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
             )
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis)
-        axes.set_xlabel("labelled images a class")
+        axes.set_xlabel("labelled images per class")
         axes.set_ylabel("test accuracy of a probe on frozen features, %")
         axes.grid(color=GRID)
         if curves:

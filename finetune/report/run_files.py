@@ -21,7 +21,7 @@ from finetune.run_folder import RunFolder
 from finetune.run_names import CONFIG
 from finetune.safe_files import LARGEST_JSON, inside, load_tensors, parse_json, read_text
 
-# of metrics.csv; None for an empty cell
+# a cell of metrics.csv; None if empty
 Cell = float | str | None
 Kind = TypeVar("Kind")
 _REMEDY = "Put a copy of it back, if there is one; else train again."
@@ -29,7 +29,7 @@ _REMEDY = "Put a copy of it back, if there is one; else train again."
 
 @dataclass(frozen=True, kw_only=True)
 class PlanEntry:
-    """What a report needs of an entry of ``plan.json``.
+    """The part of an entry of ``plan.json`` that a report needs.
 
     Args:
         name: Name of the phase.
@@ -104,15 +104,15 @@ def check_run(run: str | Path) -> Path:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise UserError(f"RUN='{run}': no such folder.")
-    # whatever it is: opening it reports anything that is not a regular file
+    # also if it is not a regular file, which opening it reports
     if os.path.lexists(RunFolder(folder).results):
         return folder
     if (folder / "model.json").is_file():
         raise UserError(
-            f"RUN='{run}': a bundle, which does not record how it was trained. A report needs the run's own folder."
+            f"RUN='{run}': a bundle, which does not record how it was trained. A report needs the run folder. Give that."
         )
     if (folder / CONFIG).is_file():
-        raise UserError(f"RUN='{run}': this run has not finished. Go on with: {resume_command(run)}")
+        raise UserError(f"RUN='{run}': this run has not finished. Continue with: {resume_command(run)}")
     raise UserError(f"RUN='{run}': not a run folder. It has no results.json.")
 
 
@@ -127,7 +127,7 @@ def read_run(run: str | Path) -> RunFiles:
     predictions = _table(folder.predictions, ("path",))
     evaluation = _evaluation(folder.evaluation)
     if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
-        raise UserError(f"{folder.evaluation}: holds other test images than predictions.csv.")
+        raise UserError(f"{folder.evaluation}: holds other test images than predictions.csv. {_REMEDY}")
     return RunFiles(
         run_dir=folder.path,
         results=results,
@@ -150,7 +150,7 @@ def _text(path: Path) -> str:
 def _json(path: Path, kind: type[Kind]) -> Kind:
     value = parse_json(_text(path), kind, name=str(path), remedy=_REMEDY)
     if not value:
-        raise UserError(f"{path}: damaged. It holds no {kind.__name__} with anything in it. {_REMEDY}")
+        raise UserError(f"{path}: damaged. It does not hold a {kind.__name__}, or an empty one. {_REMEDY}")
     return value
 
 
@@ -190,7 +190,7 @@ def _table(path: Path, columns: Sequence[str]) -> Sequence[dict[str, str]]:
     # a row that is too long has extra cells under the key None; one that is too short has cells that are None
     wrong = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
     if wrong is not None:
-        raise UserError(f"{path}: damaged. Row {wrong} has another number of cells than the first. {_REMEDY}")
+        raise UserError(f"{path}: damaged. Row {wrong} and the first differ in their number of cells. {_REMEDY}")
     return rows
 
 
@@ -213,7 +213,7 @@ def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     loaded = {name: tensor.numpy() for name, tensor in load_tensors(inside(path.parent, path.name)).items()}
     broken = [name for name, array in loaded.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if broken:
-        raise UserError(f"{path}: damaged. It holds numbers that are not finite: {shortened(broken)}. {_REMEDY}")
+        raise UserError(f"{path}: damaged. It holds values that are not finite: {shortened(broken)}. {_REMEDY}")
     arrays: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for name, array in loaded.items():
         split, _, what = name.partition("/")

@@ -19,7 +19,7 @@ from finetune.data.audit_text import short
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
 from finetune.data.transforms import View, eval_view
-from finetune.file_schema import REPORT
+from finetune.file_schema import REPORT, THRESHOLD
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
@@ -39,12 +39,14 @@ from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
 from finetune.run_folder import RunFolder
 
-# most images with a heat map, among the mistakes and among the hits
+# most images with a heat map, among the mistakes and among the correct predictions
 _LOOKED_AT = 6
-# training views are shown of this many classes, of each this many
+# training views are shown for this many classes, this many of each
 _VIEWED_CLASSES = 4
 _VIEWS = 4
-_OTHER_DATA = "The data has changed since the run (another fingerprint), so no images are shown beside its answers."
+_OTHER_DATA = (
+    "The data has changed since the run (its fingerprint differs), so no images are shown beside the predictions."
+)
 
 
 def write_report(
@@ -61,8 +63,8 @@ def write_report(
         run_dir: Run folder.
         source: Images of the run; None if they are not available.
         why_no_images: Text shown in place of the images if there are none.
-        modules: Modules of the user's that the model needs; see :func:`finetune.bundle.load_bundle`.
-        views: Lists of operations that training views were made by, to be shown in pictures; None for none.
+        modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
+        views: Lists of operations that made training views, to be shown in pictures; None for none.
 
     Returns:
         The file written.
@@ -198,7 +200,7 @@ class Movement:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """Counts and scores of a class; a score is None where it is not defined.
+    """Counts and scores of a class; a score is None if it is not defined.
 
     Args:
         name: Name of the class.
@@ -263,7 +265,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """An image with the places that spoke for the predicted class.
+    """An image with a heat map of the places that support the predicted class.
 
     Args:
         answer: The prediction.
@@ -282,14 +284,14 @@ class ShownImages:
 
     Args:
         mistakes: The most confident mistakes.
-        hits: The least confident hits.
+        correct: The least confident correct predictions.
         wrong: Number of all mistakes.
         cams: Heat maps of a few of each.
         cam_stage: Where the heat maps were computed; None without them.
     """
 
     mistakes: Sequence[gallery.ShownAnswer] = ()
-    hits: Sequence[gallery.ShownAnswer] = ()
+    correct: Sequence[gallery.ShownAnswer] = ()
     wrong: int = 0
     cams: Sequence[HeatMap] = ()
     cam_stage: Where | None = None
@@ -303,13 +305,13 @@ def _headline(run: RunFiles) -> Headline:
     if not run.multi_label:
         intervals = bootstrap.intervals(confusion_of(test, len(run.classes)))
     elif evaluation:
-        shown = evaluation["probabilities"] > 0.5
+        shown = evaluation["probabilities"] > THRESHOLD
         intervals = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
     seconds = run.results.seconds.training
     return Headline(
         images=images,
         intervals=intervals,
-        # resampling images that are all correct gives only correct ones: such an interval would claim too much
+        # resampling images that are all correct gives only correct ones, so the interval would be too narrow
         no_mistake=test.acc == 1.0 and images >= 3,
         time=f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min",
         trainable=max(phase.trainable for phase in run.plan),
@@ -330,20 +332,20 @@ def _classes(run: RunFiles) -> list[ClassScores]:
     """Return each class with its counts and scores, lowest F1 first; classes without a test image come last."""
     if run.multi_label:
         confusion = np.array(run.results.test.confusion, dtype=np.int64)
-        hits, support, assigned = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
+        correct, support, assigned = confusion[:, 1, 1], confusion[:, 1].sum(axis=1), confusion[:, :, 1].sum(axis=1)
     else:
         matrix = confusion_of(run.results.test, len(run.classes))
-        hits, support, assigned = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+        correct, support, assigned = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     rows = [
         ClassScores(
             name=name,
             train=run.results.data.counts["train"][k],
             test=int(support[k]),
-            recall=hits[k] / support[k] if support[k] else None,
-            precision=hits[k] / assigned[k] if assigned[k] else None,
-            f1=2 * hits[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
-            missed=int(support[k] - hits[k]),
-            false=int(assigned[k] - hits[k]),
+            recall=correct[k] / support[k] if support[k] else None,
+            precision=correct[k] / assigned[k] if assigned[k] else None,
+            f1=2 * correct[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
+            missed=int(support[k] - correct[k]),
+            false=int(assigned[k] - correct[k]),
         )
         for k, name in enumerate(run.classes)
     ]
@@ -389,7 +391,7 @@ def _maps(run: RunFiles) -> list[Markup]:
     places = np.searchsorted(test["rows"], test["embedded_rows"])
     # an image with several labels takes the colour of the class with the highest probability
     groups = test["probabilities"][places].argmax(axis=1) if run.multi_label else test["targets"][places]
-    wrong = ~gallery.right_answers(test)[places]
+    wrong = ~gallery.correct_predictions(test)[places]
     return [
         embedding_map.map_chart(points, method=method, groups=groups, names=run.classes, wrong=wrong)
         for method, points in embedding_map.projections(test["embeddings"]).items()
@@ -397,13 +399,13 @@ def _maps(run: RunFiles) -> list[Markup]:
 
 
 def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> ShownImages:
-    """Return mistakes and hits with their thumbnails, and heat maps of a few of each."""
+    """Return mistakes and correct predictions with their thumbnails, and heat maps of a few of each."""
     test = run.evaluation.get("test")
     if test is None:
         return ShownImages()
-    mistakes, hits = gallery.choose(test, run.paths, run.classes)
+    mistakes, correct = gallery.choose(test, run.paths, run.classes)
     cams, cam_stage = [], None
-    few = [*mistakes[:_LOOKED_AT], *hits[:_LOOKED_AT]]
+    few = [*mistakes[:_LOOKED_AT], *correct[:_LOOKED_AT]]
     if source is not None and few:
         view = eval_view(classifier.input_spec)
         images: dict[gallery.Answer, torch.Tensor] = {}
@@ -420,8 +422,8 @@ def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> Sho
             ]
     return ShownImages(
         mistakes=gallery.shown(mistakes, source),
-        hits=gallery.shown(hits, source),
-        wrong=int((~gallery.right_answers(test)).sum()),
+        correct=gallery.shown(correct, source),
+        wrong=int((~gallery.correct_predictions(test)).sum()),
         cams=cams,
         cam_stage=cam_stage,
     )

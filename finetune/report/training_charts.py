@@ -88,7 +88,7 @@ def _grid(
 
 def curve_charts(run: RunFiles) -> list[Markup]:
     """Plot loss and accuracy of training and validation over the whole run, with phases and their best epochs."""
-    several = "share with every class right" if run.multi_label else "accuracy"
+    several = "share with all classes correct" if run.multi_label else "accuracy"
     charts = [
         ("loss", "loss", {"train/loss": "training", "val/loss": "validation"}),
         ("metric", several, {"train/acc": "training", "val/acc": "validation", "val/f1_macro": "validation, macro F1"}),

@@ -2,6 +2,8 @@
 
 import shlex
 
+from finetune.file_schema import THRESHOLD
+
 _PYTHON = """\
 import finetune
 import torch
@@ -16,7 +18,7 @@ probabilities = model.probabilities(logits)[0]
 {answer}
 """
 _ONE = "print(model.classes[int(probabilities.argmax())], float(probabilities.max()))"
-_SEVERAL = "print([name for name, share in zip(model.classes, probabilities) if share > 0.5])"
+_SEVERAL = f"print([name for name, share in zip(model.classes, probabilities) if share > {THRESHOLD}])"
 
 
 def python_snippet(run: str, *, multi_label: bool, temperature: float | None = None, trust: bool = False) -> str:
@@ -26,7 +28,7 @@ def python_snippet(run: str, *, multi_label: bool, temperature: float | None = N
         run: Run folder.
         multi_label: Whether an image may show several classes.
         temperature: Divisor of the logits; None leaves the probabilities unscaled.
-        trust: Whether the model needs classes of the user's.
+        trust: Whether the model needs user-supplied classes.
     """
     text = _PYTHON.format(
         bundle=f"{run}/model",
@@ -42,7 +44,7 @@ def commands(run: str, *, multi_label: bool, trust: bool = False) -> list[tuple[
     Args:
         run: Run folder.
         multi_label: Whether an image may show several classes.
-        trust: Whether the model needs classes of the user's.
+        trust: Whether the model needs user-supplied classes.
     """
     name, option = shlex.quote(run), " --trust" if trust else ""
     # the other programs' formats hold one label per image
@@ -51,7 +53,7 @@ def commands(run: str, *, multi_label: bool, trust: bool = False) -> list[tuple[
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
         ("test it on other data", f"finetune evaluate {name} data=DIR{option}"),
         (
-            "hand on the head" if multi_label else "hand it to programs without PyTorch",
+            "export the head" if multi_label else "export it for programs without PyTorch",
             f"finetune export {name} --format {form}{option}",
         ),
     ]

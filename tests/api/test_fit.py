@@ -136,7 +136,7 @@ def test_a_killed_run_of_own_parts_is_resumed_with_them_to_the_same_bits(
     with pytest.raises(finetune.RunError, match="struck by lightning"):
         finetune.fit(**OWN | own_parts() | {"callbacks": [Killed()], "run_dir": tmp_path / "run"})
     with pytest.raises(
-        UserError, match=r"It began with data .*, head .*test_fit\.Head.*finetune\.resume\(.*head=\.\.\."
+        UserError, match=r"It started with data .*, head .*test_fit\.Head.*finetune\.resume\(.*head=\.\.\."
     ):
         finetune.resume(tmp_path / "run")
     resumed = finetune.resume(tmp_path / "run", **own_parts(), classes=["red", "green", "blue"])
@@ -327,8 +327,8 @@ def test_the_record_of_a_run_names_its_objects(own_run: tuple[Any, Count, Path])
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": [b"a", "b"]}, r"data: column 'label' must hold texts or numbers\. Row 1 holds bytes"),
-        ({"label": ["a", ["b", "c"]]}, r"column 'label' must hold texts or numbers\. Row 2 holds a list"),
+        ({"label": [b"a", "b"]}, r"data: column 'label' must hold text or numbers\. Row 1 holds bytes"),
+        ({"label": ["a", ["b", "c"]]}, r"column 'label' must hold text or numbers\. Row 2 holds a list"),
         ({"label": ["a", np.array([1])]}, r"column 'label' .* Row 2 holds a list"),
         ({"path": [b"0.png", "1.png"]}, r"column 'path' .* Row 1 holds bytes"),
         ({"kind": ["a", {"b"}]}, r"column 'kind' .* Row 2 holds a list"),
@@ -352,7 +352,7 @@ def test_a_missing_label_of_a_frame_is_refused_with_its_row_and_columns_that_are
 
 def test_two_columns_of_one_name_are_refused():
     frame = pd.DataFrame([["0.png", "a", "b"]], columns=["path", "label", "label"])
-    with pytest.raises(UserError, match=r"data: every column needs a name of its own\. There are several label"):
+    with pytest.raises(UserError, match=r"data: column names must be unique\. There are several label"):
         arguments(frame)
 
 

@@ -127,7 +127,7 @@ def test_the_configuration_and_python_have_the_same_defaults():
 def test_data_without_a_validation_image_says_why(tmp_path):
     root = write_folder(tmp_path / "data", {"a": 20, "b": 20})
     with pytest.raises(
-        UserError, match=r"data\.val_fraction=0\.0 sets none aside\. Raise it, or give a validation split"
+        UserError, match=r"data\.val_fraction=0\.0 sets no image aside\. Raise it, or give a validation split"
     ):
         source_of("data=folder", f"data.root={root}", "data.val_fraction=0")
     split = write_folder(tmp_path / "split", {"train/a": 6, "train/b": 6, "val/a": 2, "val/b": 2})

@@ -188,7 +188,7 @@ def test_settings_that_contradict_each_other_are_refused_at_composition(changes:
             ["head=own", "head._target_=torch.nn.Linear", "head.kwargs={in_features: 512, out_features: 5}"],
             r"must map features \(B, 512\) to logits \(B, 3\)\. .* gave \(2, 5\)",
         ),
-        ([*HEAD, "schedule=probe"], r"solver='lbfgs': solves linear heads only"),
+        ([*HEAD, "schedule=probe"], r"solver='lbfgs': solves only linear heads"),
         ([*LOSS, "schedule=probe"], r"solver='lbfgs': needs a built-in convex loss"),
     ],
 )

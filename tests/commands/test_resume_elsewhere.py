@@ -81,7 +81,7 @@ def test_what_the_result_depends_on_cannot_be_changed(
     word: str, moved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["resume", str(moved), word]) == 2
-    assert f"{word}: cannot be changed in a run that has begun" in capsys.readouterr().err
+    assert f"{word}: cannot be changed in a run that has started" in capsys.readouterr().err
     assert not (moved / "results.json").exists()
 
 

@@ -86,7 +86,7 @@ def test_runs_are_listed_with_state_accuracy_and_size(run_dir: Path, tmp_path: P
     assert f"{runs / 'done'}" in out
     assert "finished" in out
     assert "not finished" in out
-    assert f"go on with: finetune resume {runs / 'sweep/0'}" in out
+    assert f"continue with: finetune resume {runs / 'sweep/0'}" in out
     share = json.loads((run_dir / "results.json").read_text())["test"]["acc"]
     assert f"{share:.4f} (" in out
 

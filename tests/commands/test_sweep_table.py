@@ -126,7 +126,7 @@ def test_a_sweep_without_a_job_has_failed(tmp_path: Path) -> None:
         (["-m", "hydra/launcher=jobblib"], "hydra/launcher=jobblib: not known."),
         (["seed=1,2"], "seed=1,2: several values. Add -m"),
         (["-m", "seed=1,2", "run_dir=mine"], "run_dir=mine: the runs of a sweep cannot share a folder."),
-        (["-m", "seed=1,2", "hydra.sweep.dir=old"], "holds a sweep already"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=old"], "already holds a sweep"),
         (["sweep=optuna", "monitor=val/loss"], "Write hydra.sweeper.direction=minimize."),
         (["sweep=null"], "sweep=null: not a choice. Leave it out"),
     ],
@@ -209,7 +209,7 @@ def test_ctrl_c_stops_every_job_and_says_how_to_go_on(words: Words, tmp_path: Pa
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, (said, wrong)
     assert [row["status"] for row in rows(sweep)] == ["stopped", "stopped"]
-    assert f"go on with: finetune resume {sweep / '1'}" in said
+    assert f"continue with: finetune resume {sweep / '1'}" in said
     assert "Traceback" not in said + wrong
 
 
@@ -237,7 +237,7 @@ def test_a_command_that_measures_nothing_cannot_be_searched_over(
     words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", *words("sweep=optuna", f"hydra.sweep.dir={tmp_path / 'sweep'}")]) == 2
-    assert "finetune plan: cannot be searched over" in capsys.readouterr().err
+    assert "finetune plan: a sweeper cannot search over it" in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
 
 

@@ -81,11 +81,13 @@ def test_no_temperature_is_supported_by_faultless_answers_or_by_a_gain_that_chan
     faultless = sure.argmax(1).numpy()
     fitted = fit_temperature(sure.numpy(), faultless)
     assert fitted < 0.1
-    assert why_not_tempered(sure.numpy(), faultless, fitted).startswith("no answer on the validation images is wrong")
+    assert why_not_tempered(sure.numpy(), faultless, fitted).startswith(
+        "every answer on the validation images is correct"
+    )
     # labels drawn from the probabilities: nothing to mend
     drawn = torch.multinomial(sure, 1, generator=generator)[:, 0].numpy()
     fitted = fit_temperature(sure.numpy(), drawn)
-    assert "no better than chance" in why_not_tempered(sure.numpy(), drawn, fitted)
+    assert "no better than by chance" in why_not_tempered(sure.numpy(), drawn, fitted)
 
 
 def test_a_network_that_is_far_too_sure_gets_its_temperature_with_one_label_and_with_several() -> None:

@@ -78,7 +78,7 @@ def test_a_foreign_target_is_refused_wherever_it_stands_and_nothing_of_it_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rewrite(foreign, lambda config: PLACES[place](config, node))
-    with pytest.raises(UserError, match=r"go on with: finetune resume .* --trust") as caught:
+    with pytest.raises(UserError, match=r"continue with: finetune resume .* --trust") as caught:
         resume(foreign)
     assert node["_target_"] in str(caught.value)
     assert not (tmp_path / "MARK").exists()
@@ -268,7 +268,7 @@ def test_a_word_of_the_record_in_place_of_the_precision_builds_nothing(foreign: 
         record["decided"]["precision"] = precision
         write_checked_json(foreign / "run.json", record)
         for trust in (False, True):
-            with pytest.raises(UserError, match=r"must be a word|cannot be handed on"):
+            with pytest.raises(UserError, match=r"must be a string|cannot be passed on"):
                 resume(foreign, trust=trust)
     assert not (tmp_path / "made").exists()
 
@@ -314,7 +314,7 @@ def test_the_name_of_a_run_folder_is_not_resolved_either(
     monkeypatch.setenv("SECRET", "hunter2")
     monkeypatch.chdir(tmp_path)
     named = foreign.rename(tmp_path / "${oc.env:SECRET}")
-    with pytest.raises(UserError, match="cannot be handed on"):
+    with pytest.raises(UserError, match="cannot be passed on"):
         resume(Path(named.name))
     assert not list(tmp_path.rglob("*hunter2*"))
 
@@ -488,5 +488,5 @@ def test_a_keyword_that_opens_files_is_refused_from_the_command_line_too_with_th
     assert "backbone.weights=PATH" in said
     assert not (tmp_path / "EXECUTED").exists()
     assert main([*words, f"backbone.weights={pickled}"]) == 2
-    assert "cannot be read as tensors alone" in capsys.readouterr().err
+    assert "cannot be read as plain tensors" in capsys.readouterr().err
     assert not (tmp_path / "EXECUTED").exists()

@@ -180,7 +180,7 @@ def test_features_can_be_scaled_to_length_one(tmp_path: Path) -> None:
 
 def test_features_beyond_half_precision_are_refused_with_the_way_out(tmp_path: Path) -> None:
     paths = write(tmp_path / "images", *"abc")
-    with pytest.raises(UserError, match=r"holds numbers up to 65504.*Use --precision float32"):
+    with pytest.raises(UserError, match=r"holds values up to 65504.*Use --precision float32"):
         embed(FakeExtractor(scale=1e4), paths, tmp_path / "e.npz")
     with pytest.raises(UserError, match="that are not finite"):
         embed(FakeExtractor(scale=float("nan")), paths, tmp_path / "e.npz")

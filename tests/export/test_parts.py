@@ -68,7 +68,7 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
     monkeypatch.setattr(parts, "export_head", spoilt)
     target = tmp_path / "out" / "part.safetensors"
     images = made_up_images(tmp_path, channels=3, count=4)
-    with pytest.raises(RunError, match="computes something else than in the trained model, so it was deleted"):
+    with pytest.raises(RunError, match="computes something different from the trained model, so it was deleted"):
         export_checked(
             ExportJob(classifier=model, request=ExportRequest(format=FORMATS["head"]), images=images), target
         )

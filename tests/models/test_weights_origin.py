@@ -30,7 +30,7 @@ def test_every_tag_of_timms_table_has_its_licence_and_a_warning_unless_it_is_per
     ("name", "warning"),
     [
         ("convnextv2_tiny", "cc-by-nc-4.0 forbids commercial use"),
-        ("vit_small_patch16_dinov3", "dinov3-license has terms of its own"),
+        ("vit_small_patch16_dinov3", "dinov3-license has its own terms"),
         ("vit_base_patch16_224.bamboo", "none is recorded for hub:"),
         ("resnet18", None),
         ("tf_efficientnet_lite0.in1k", None),

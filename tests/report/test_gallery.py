@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune.report.gallery import choose, right_answers
+from finetune.report.gallery import choose, correct_predictions
 
 
 def test_the_surest_mistakes_and_the_least_sure_hits_come_first() -> None:
@@ -23,7 +23,7 @@ def test_with_several_labels_one_wrong_label_is_a_mistake() -> None:
     shares = np.array([[0.9, 0.2, 0.95], [0.6, 0.1, 0.1], [0.9, 0.02, 0.03], [0.2, 0.45, 0.1]], np.float32)
     targets = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]], np.uint8)
     evaluation = {"rows": np.arange(4), "targets": targets, "probabilities": shares}
-    assert right_answers(evaluation).tolist() == [False, True, True, False]
+    assert correct_predictions(evaluation).tolist() == [False, True, True, False]
     mistakes, hits = choose(evaluation, list("abcd"), ["x", "y", "z"])
     assert [(a.path, a.true, a.found) for a in mistakes] == [("a", "x", "x;z"), ("d", "z", "")]
     assert [a.path for a in hits] == ["b", "c"]

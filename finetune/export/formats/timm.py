@@ -60,7 +60,7 @@ def export_timm(classifier: "Classifier", folder: Path) -> None:
     net = classifier.backbone
     plain = plain_resnet(classifier)
     if net.source != "timm" and plain is None:
-        origin = "is a class of the user's" if net.source == OWN else f"comes from {net.source}"
+        origin = "is a user-supplied class" if net.source == OWN else f"comes from {net.source}"
         raise no_layout("timm", f"the network {net.name!r} {origin}")
     state, spec = state_with_linear_head(classifier, "timm"), classifier.input_spec
     name = net.name if net.source == "timm" else str(plain)

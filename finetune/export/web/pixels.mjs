@@ -1,7 +1,7 @@
 // Decode image files to the same pixels as `finetune predict`, or refuse them with a reason.
 //
 // PNG files are decoded here by the rules of finetune/data/decode.py, because a canvas holds 8 bits premultiplied by alpha and so
-// loses levels of 16-bit and of transparent images. The browser decodes the other formats, without colour management and over
+// loses values of 16-bit and of transparent images. The browser decodes the other formats, without colour management and over
 // white.
 
 const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
@@ -30,7 +30,7 @@ export async function readImage(file, { channels, maxPixels, longestSide, highDe
     const header = readJpeg(bytes);
     checkSize(header.width, header.height, { maxPixels, longestSide });
     if (header.components === 4) throw new Refused("It is a CMYK image, which browsers convert in ways of their own.");
-    if (header.precision !== 8) throw new Refused(`It has ${header.precision} bits a channel; browsers read 8.`);
+    if (header.precision !== 8) throw new Refused(`It has ${header.precision} bits per channel; browsers read 8.`);
     if (!header.ends) throw new Refused("It is damaged or cut short.");
     if (Math.min(header.width, header.height) >= reducedFrom) {
       notes.push("It is read whole here; finetune predict reads so large a JPEG at a reduced scale and may answer a little differently.");
@@ -86,7 +86,7 @@ function isSrgb(profile) {
 // of sRGB, adapted to D50, as profiles hold them
 const PRIMARIES = { rXYZ: [0.4361, 0.2225, 0.0139], gXYZ: [0.3851, 0.7169, 0.0971], bXYZ: [0.1431, 0.0606, 0.7141] };
 
-/** Whether a curve of a profile (ICC.1, curveType and parametricCurveType) differs from sRGB's by at most two levels. */
+/** Whether a curve of a profile (ICC.1, curveType and parametricCurveType) differs from sRGB's by at most two of 256 values. */
 function isSrgbCurve(view, at) {
   const kind = view.getUint32(at);
   let curve;

@@ -1,4 +1,4 @@
-"""Makes a backbone of the user's own module, divided into stages by the names of its child modules."""
+"""Make a backbone of a user-supplied module, divided into stages by the names of its child modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, did_you_mean, first_line
 from finetune.models.backbone import PRESETS, Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm
@@ -90,7 +90,7 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
         raise UnavailableError(f"{cfg.get('url')} ({error})") from None
     except (SafetensorError, RuntimeError) as error:
         place = overlay["file"] if overlay else cfg.get("url")
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise UnavailableError(f"{place}, which is damaged or does not fit these backbone.kwargs ({reason})") from None
     net.load_state_dict(loaded.state_dict())
     log.info("backbone %s: ImageNet weights %s.", backbone.name, cfg.get("hf_hub_id") or cfg.get("url"))
