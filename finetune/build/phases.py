@@ -93,7 +93,7 @@ def build_phases(
 
 
 def _check_monitor(config: Config, phases: "Sequence[Phase]") -> None:
-    """Check that every phase measures the monitored metric; one that solves its head or tries rates measures no user-supplied one."""
+    """Check that every phase measures the monitored metric; phases that solve a head or try rates measure only built-in ones."""
     without = [phase.name for phase in phases if phase.needs_features]
     if without and config.monitor.removeprefix("val/") in config.metrics:
         raise ConfigError(
