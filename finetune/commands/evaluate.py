@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 _PLACES = ("data=", "data.root=", "data.path=", "data.name=")
 
 ABOUT = """\
-Test a trained run. Without key=value it is tested on the test split it was made with.
-Other data: its folder or table, or data=... key=value; classes are aligned by name. If it has splits of its own, its test
-split is tested, otherwise all of it. With --at-least the exit status is 1 if a metric is below its floor, for pipelines."""
+Test a trained run. Without key=value it is tested on its own test split.
+Other data: its folder or table, or data=... key=value; classes are aligned by name. If it has its own splits, its test split is
+used, otherwise all of it. With --at-least the exit status is 1 if a metric is below its floor, for pipelines."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--split",
         choices=["train", "val", "test", "all"],
-        help="default: test; all of data that has no splits of its own",
+        help="default: test; all, for data without splits",
     )
     parser.add_argument("--output", type=home_path, metavar="FILE", help="write the metrics as JSON")
     parser.add_argument(
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _default_split(source: "Source", *, other_data: bool) -> str:
-    """Return ``test``, or ``all`` for other data that is all in one split, such as one with no training part."""
+    """Return ``test``, or ``all`` for other data that lies in a single split."""
     filled = [split for split, images in source.index.images().items() if images]
     return "all" if other_data and len(filled) == 1 else "test"
 
@@ -91,7 +91,7 @@ def evaluate_run(
     Args:
         run: Run or bundle folder.
         overrides: Words that name other data, or change the run's own.
-        split: ``train``, ``val``, ``test`` or ``all``; None takes test, or all of data that has no splits of its own.
+        split: ``train``, ``val``, ``test`` or ``all``; None uses ``test``, or ``all`` for data without splits.
         trust: Whether to build user-supplied classes that the run names.
 
     Returns:
@@ -124,12 +124,12 @@ def evaluate_run(
     source = _moved_data(run, config, overrides)
     if source is None:
         with _naming_own_config(run, overrides):
-            # other data is all tested, unless it has splits of its own
+            # all of other data is tested, unless it has its own splits
             source = build_source(config, use="test" if other_data else "train", listing=listing)
     split = split or _default_split(source, other_data=other_data)
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
-        raise UserError(f"--split {split}: no image is in it. Counts: {source.index.images()}.")
+        raise UserError(f"--split {split}: has no images. Counts: {source.index.images()}. Choose another split.")
     return evaluate(classifier, source, rows, num_workers=config.data.num_workers), classifier, split
 
 

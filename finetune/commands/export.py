@@ -21,8 +21,8 @@ _LINES = "\n".join(f"  {name:13} {export_format.about}" for name, export_format 
 ABOUT = f"""\
 Write the trained model, or a part of it, in a format that other programs open.
 {_LINES}
-Each is opened by its own library in a fresh process, where finetune cannot be imported, and compared with the trained model
-on real images before it is put in place; the figures go to parity.json, and those of onnx to the model card too."""
+Each export is opened by its own library in a fresh process, where finetune cannot be imported, and compared with the trained
+model on real images before it is put in place; the figures go to parity.json, and those of onnx also to the model card."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -74,22 +74,22 @@ def export_run(
     Args:
         run: Run or bundle folder.
         form: Name of the format.
-        output: File or folder to write; None takes ``exports/`` in the run.
-        images: Images to compare on; None takes the run's validation images.
+        output: File or folder to write; None uses ``exports/`` in the run.
+        images: Images to compare on; None uses the run's validation images.
         precision: ``fp32``, ``fp16`` or ``int8``.
         layout: ``nhwc`` or ``nchw``.
-        check: Number of images to compare on; None takes 64, or 256 for int8.
+        check: Number of images to compare on; None uses 64, or 256 for int8.
         trust: Whether to build user-supplied classes that the run names.
 
     Returns:
-        What was written, and lines on how it was compared.
+        The file or folder written, and lines about the comparison.
 
     Raises:
         UserError: The export cannot be made.
-        RunError: It does not agree with the model.
+        RunError: The export does not agree with the model.
     """
     if check is None:
-        # accuracy at eight bits is reported too, which needs more images
+        # at eight bits the accuracy is also reported, which needs more images
         check = 256 if precision == "int8" else 64
 
     from finetune.bundle import find_bundle
@@ -109,7 +109,7 @@ def export_run(
     if classifier.multi_label and request.format.part is None:
         raise UserError(
             f"--format {form}: holds one label per image, as a softmax. This model predicts several. Export "
-            "--format head or backbone, or use the bundle by finetune.load."
+            "--format head or backbone, or use the bundle with finetune.load."
         )
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
@@ -132,14 +132,14 @@ def export_run(
 def choose_images(
     run: str, classifier: "Classifier", paths: Sequence[str] | None, *, count: int, int8: bool, folder: Path
 ) -> "CheckImages":
-    """Choose images to compare an export on: those given, the run's validation images, or made-up ones (and print why).
+    """Choose images to compare an export on: the given ones, the run's validation images, or synthetic ones (and print why).
 
     Raises:
         UserError: There is no image at the given paths, or int8 has no real images to calibrate on.
     """
     from finetune.build.data import build_source
     from finetune.commands.evaluate import data_config
-    from finetune.export.images import CheckImages, images_of_source, made_up_images
+    from finetune.export.images import CheckImages, images_of_source, synthetic_images
     from finetune.export.quantize import CALIBRATION_IMAGES
     from finetune.inference.image_paths import find_images
 
@@ -172,5 +172,5 @@ def choose_images(
         return validation
     if int8:
         raise UserError(f"--precision int8: needs images like those it will see, for calibration. {why} Give --images.")
-    print(f"compared on made-up images: {why} --images PATH compares on yours.")
-    return made_up_images(folder, channels=classifier.input_spec.channels, count=count)
+    print(f"compared on synthetic images: {why} --images PATH compares on yours.")
+    return synthetic_images(folder, channels=classifier.input_spec.channels, count=count)

@@ -29,7 +29,7 @@ lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of this command alone."""
+    """The options of the command."""
 
     phase: str = "0"
     steps: int = 100

@@ -57,11 +57,11 @@ class Arguments(argparse.ArgumentParser):
         return given
 
     def help_for(self, words: Sequence[str]) -> str:
-        """Return the help; ``words`` are those of the command line that asks for it."""
+        """Return the help; ``words`` are those of the command line that requested it."""
         return self.format_help().rstrip()
 
     def flags(self) -> list[str]:
-        """Return the options that the command takes, the long forms."""
+        """Return the long forms of the options that the command takes."""
         shown = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
         return [*(action.option_strings[-1] for action in shown), "--traceback"]
 
@@ -71,7 +71,7 @@ class Arguments(argparse.ArgumentParser):
         if line := self.line_for(word, argv):
             raise UserError(line)
         known = sorted(self.flags())
-        # in place of an unknown option, --help would not do what was meant
+        # --help is never what an unknown option meant
         meant = [option for option in known if option != "--help"]
         near = re.search(r"'(.+)'", did_you_mean(word.partition("=")[0].replace("_", "-"), meant))
         if near is None:
@@ -80,7 +80,7 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Write: {command_line(self.command, words)}")
 
     def line_for(self, word: str, argv: Sequence[str]) -> str | None:
-        """Return the message that answers an unknown option with the right line, or None where there is none."""
+        """Return a message with the correct line for an unknown option, or None if there is none."""
         return None
 
     def _form(self) -> str:
@@ -88,7 +88,7 @@ class Arguments(argparse.ArgumentParser):
         return f"finetune {self.command} takes {' and '.join(takes) or 'options only'}."
 
     def wrong(self, message: str) -> UserError:
-        """Return the error of a line as a whole, with the form that the line should have."""
+        """Return an error about the whole line, with the usage of the command."""
         return UserError(
             f"{self.prog}: {message if message.endswith(('.', '?')) else message + '.'}\n{self.format_usage().strip()}"
         )
@@ -112,7 +112,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 def _completed(argv: Sequence[str]) -> list[str]:
-    """Return the words with the value that ``--cfg`` and ``--info`` take where none follows.
+    """Return the words with the default value of ``--cfg`` and ``--info`` if none follows.
 
     >>> _completed(["--cfg", "data=digits"])
     ['--cfg=job', 'data=digits']

@@ -59,7 +59,7 @@ def all_keys(section: type = Config, prefix: str = "") -> Iterator[Key]:
 
 
 def type_of(path: str) -> Any:
-    """Return the type of a key, or None where the path is no key or lies in a free-form part.
+    """Return the type of a key, or None if the path is not a key or lies in a free-form part.
 
     >>> type_of("schedule.phases.1.train")
     list[str]
@@ -107,12 +107,12 @@ def find_key(path: str) -> tuple[str | None, bool]:
     return None, typing.get_origin(plain_type(at)) is dict
 
 
-# keys whose allowed words are a table of the part that knows them, so that a new one is a line there alone
+# keys whose allowed words are the names in another module's table, so that a new one is a line in that table alone
 _TABLES: dict[str, list[str]] = {"adapt": list(ADAPTATIONS), "lr_schedule": list(LR_SCHEDULES)}
 
 
 def choices_of(one: "dataclasses.Field[Any]") -> list[str]:
-    """Return the words that a field allows; empty if it allows others than words.
+    """Return the words that a field allows; empty if it also allows other values.
 
     >>> from finetune.config.schema import InputConfig
     >>> choices_of(InputConfig.__dataclass_fields__["adapt"])[:2]

@@ -1,4 +1,4 @@
-"""The words that set a run's configuration: short forms are spelt out, mistakes are answered with the line to type."""
+"""The words that set a run's configuration: short forms are spelled out, and a mistake is answered with the line to type."""
 
 import os
 import re
@@ -25,7 +25,7 @@ TABLES = (".csv", ".tsv", ".parquet")
 _SWEEPING = ("train", "plan", "audit", "lr-find")
 _PATHS = ("data.root", "data.path", "backbone.weights", "head.weights", "run_dir")
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
-# what Hydra's grammar gives a meaning of its own: a list, a node, a quoted text, an interpolation, a function
+# starts of values with a meaning in Hydra's grammar: a list, a node, a quoted text, an interpolation, a function
 _HYDRA_VALUE = re.compile(r"[\[{'\"$]|\w+\(")
 
 
@@ -52,11 +52,11 @@ class TypedLine:
 
 
 class _WrongWordError(Exception):
-    """A word that is no override of this configuration.
+    """Raised for a word that is not an override of this configuration.
 
     Args:
-        problem: What is wrong with it.
-        fix: Words to type instead; empty where they are not known.
+        problem: Message about the word.
+        fix: Words to type instead; empty if unknown.
     """
 
     def __init__(self, problem: str, fix: Sequence[str] = ()) -> None:
@@ -71,7 +71,7 @@ def check_overrides(
     several: bool = False,
     line: TypedLine | None = None,
 ) -> list[str]:
-    """Spell out short forms, and refuse what names no key, no group or no choice; all problems at once.
+    """Spell out short forms, and refuse words that name no key, group or choice; all problems at once.
 
     A folder is a data set, ``backbone=`` takes any name of timm, a list needs no brackets, ``~`` is the home folder.
 
@@ -82,7 +82,7 @@ def check_overrides(
         line: The command line that holds the words; None if they come from Python.
 
     Returns:
-        The overrides in Hydra's form: new keys in free-form parts need its ``++``, which users need not know.
+        The overrides in Hydra's form: new keys in free-form parts get its ``++``, which users need not know.
 
     Raises:
         ConfigError: One message for each wrong word, then the whole line to type if it is known.
@@ -125,7 +125,7 @@ def as_hydra_writes(overrides: Sequence[str]) -> list[str]:
 
 
 def values_of(accepted: Sequence[str]) -> dict[str, Any]:
-    """Return the values of checked overrides by their dotted keys, for a configuration that exists already.
+    """Return the values of checked overrides by their dotted keys, for an existing configuration.
 
     >>> values_of(["++trainer.devices=2", "data.root='a b'"])
     {'trainer.devices': 2, 'data.root': 'a b'}
@@ -189,7 +189,7 @@ def _parts(value: str) -> list[str]:
 
 
 def _with_home(value: str) -> str:
-    """Replace ``~`` where a path begins; Hydra's grammar has no such letter.
+    """Replace ``~`` at the start of a path, because Hydra's grammar does not have this character.
 
     >>> _with_home("a~b")
     'a~b'
@@ -225,7 +225,7 @@ def data_words(place: str) -> list[str]:
 
 
 def moved_data(word: str) -> str:
-    """Return the override that says where a run's data is now; ``key=value`` stays as it is.
+    """Return the override for the new location of a run's data; ``key=value`` stays as it is.
 
     >>> moved_data("pets"), moved_data("labels.csv"), moved_data("data.num_workers=2")
     ("data.root='pets'", "data.path='labels.csv'", 'data.num_workers=2')
@@ -239,7 +239,7 @@ class _Reader:
     """Reads one word after the other.
 
     Args:
-        words: All words, of which one may depend on another.
+        words: All words; one may depend on another.
         extra_dirs: Folders with further configurations.
         several: Whether commas separate the values of a sweep.
         command: The command; None if the words come from Python.
@@ -256,7 +256,7 @@ class _Reader:
         """Return the overrides that a word stands for.
 
         Raises:
-            _WrongWordError: It is no override.
+            _WrongWordError: The word is not an override.
         """
         if word.startswith("~") and "=" not in word and word != "~" and not word.startswith("~/"):
             return self._checked(word, word[1:])
@@ -288,7 +288,7 @@ class _Reader:
         others = [other for other in self._words if other.startswith(("data=", "data.root=", "data.path="))]
         if (path / RECORD).is_file():
             lines = "\n".join(f"  {command_line(name, [word])}" for name in ("resume", "evaluate", "report"))
-            raise _WrongWordError(f"{word}: is a run, not a data set. What there is to do with a run:\n{lines}")
+            raise _WrongWordError(f"{word}: is a run, not a data set. To use a run, write:\n{lines}")
         if path.is_dir() or path.suffix in TABLES:
             places = [other for other in self._words if "=" not in other and looks_like_a_path(other)]
             if others or len(places) > 1:
@@ -450,7 +450,7 @@ class _Reader:
 
 @lru_cache(maxsize=1)
 def _by_last_part() -> dict[str, str]:
-    """Return keys outside the phases by their last part, where one key alone has it, and the short forms."""
+    """Return keys outside the phases by their last part, if only one key has it, and the short forms."""
     paths: dict[str, list[str]] = {}
     for key in all_keys():
         if ".N." not in key.path:

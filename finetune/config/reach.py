@@ -1,4 +1,4 @@
-"""Settings that reach nothing, or less than their names say: each is named in one line before a run begins."""
+"""Settings that have no effect, or less than their names say: each is reported in one line before a run starts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from finetune.training.loss_kinds import LOSSES
 # setting of all phases -> the key by which a phase replaces it
 _SHARED = {f"schedule.{key}": key for key in PhaseSettings.__dataclass_fields__}
 _SHARED |= {"data.batch_size": "batch_size", "data.augment": "augment", "optimizer": "optimizer"}
-# what a head that is solved, not trained step by step, does not read
+# settings that do not apply to a head that is solved instead of trained step by step
 _OF_STEPS = {"epochs", "lr", "lr_schedule", "warmup_epochs", "optimizer", "batch_size", "layer_decay", "patience"}
-# what stages below the head alone read
+# settings that apply only to stages below the head
 _OF_THE_BACKBONE = {"layer_decay", "batch_norm", "parameters", "lora_rank"}
 
 
 @dataclass(frozen=True)
 class _Condition:
-    """When a setting is read at all.
+    """The condition under which a setting has an effect.
 
     Args:
-        holds: Whether a configuration reads it.
+        holds: Function that returns whether it has one in a configuration.
         needs: The setting that it belongs to.
     """
 
@@ -35,7 +35,7 @@ def _of_loss(name: str) -> _Condition:
 
 
 def _of_head(key: str) -> _Condition | None:
-    """Return when a setting of some kinds of heads alone is read; None for any other setting."""
+    """Return the condition of a setting that only some kinds of heads have; None for any other setting."""
     section, _, name = key.partition(".")
     if section != "head":
         return None
@@ -71,7 +71,7 @@ def notes(config: Config, typed: Mapping[str, Any]) -> list[str]:
 
 
 def _shared(config: Config, key: str, value: Any, setting: str, typed: Mapping[str, Any]) -> str | None:
-    """Return the line on a setting that all phases share, if some phases do not read it."""
+    """Return the line about a setting that all phases share, if it has no effect on some of them."""
     reached, other, unread = [], [], []
     for number, phase in enumerate(config.schedule.phases):
         own = getattr(phase, setting)
@@ -99,7 +99,7 @@ def _shared(config: Config, key: str, value: Any, setting: str, typed: Mapping[s
 
 
 def _unread(config: Config, phase: PhaseConfig) -> set[str]:
-    """Return the settings that a phase has no use for."""
+    """Return the settings that have no effect on a phase."""
     solver = phase.solver or config.schedule.solver
     unread = _OF_STEPS | _OF_THE_BACKBONE if solver == "lbfgs" else set()
     if (phase.parameters or config.schedule.parameters) != "lora":

@@ -36,7 +36,7 @@ class FeatureExtractor(nn.Module):
         backbone: Backbone whose stem is adapted to the images' channels. It is shared and not changed.
         spec: Input that the network expects.
         adapt: Method that adapted the images' channels to the stem.
-        stage: Stage whose output is pooled; None takes the network's own features.
+        stage: Stage whose output is pooled; None uses the network's own features.
         decode: How files are decoded, to the channels of ``spec``; None for the defaults.
         origin: Where the network can be loaded from again: ``run``, or ``weights`` and ``seed``.
 
@@ -220,8 +220,8 @@ def extractor_from_backbone(
         seed: Seed of the backbone and of the adapted stem, recorded for the same reason.
         channels: Number of image channels.
         adapt: Method that adapts the image channels to the stem.
-        size: Height and width in pixels; None takes what the weights expect.
-        stage: Stage whose output is pooled; None takes the network's own features.
+        size: Height and width in pixels; None uses those that the weights expect.
+        stage: Stage whose output is pooled; None uses the network's own features.
         decode: How files are decoded, to that many channels; None for the defaults.
 
     Raises:
@@ -252,11 +252,11 @@ def restore_extractor(
 
     Args:
         metadata: Metadata of the embeddings.
-        run: Present location of the run or bundle; None takes the recorded one.
+        run: Current location of the run or bundle; None uses the recorded one.
         modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
 
     Raises:
-        UserError: The model cannot be loaded, or has other weights now.
+        UserError: The model cannot be loaded, or its weights have changed.
     """
     try:
         model, stage, recorded = metadata["model"], metadata["stage"], metadata["reading"]

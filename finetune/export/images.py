@@ -76,14 +76,14 @@ def _file(source: Source, row: int, folder: Path) -> str:
     return str(written)
 
 
-def made_up_images(folder: Path, *, channels: int, count: int) -> CheckImages:
+def synthetic_images(folder: Path, *, channels: int, count: int) -> CheckImages:
     """Write smooth seeded noise of several sizes and shapes as PNG files."""
     random = np.random.default_rng(0)
     files = []
     for number in range(count):
         width, height = (int(side) for side in random.integers(48, 400, 2))
         coarse = random.integers(0, 256, (8, 8) if channels == 1 else (8, 8, 3), dtype=np.uint8)
-        path = folder / f"made-up-{number:04}.png"
+        path = folder / f"synthetic-{number:04}.png"
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
         files.append(str(path))
-    return CheckImages(files=files, origin=f"{count} made-up images", calibration=files)
+    return CheckImages(files=files, origin=f"{count} synthetic images", calibration=files)

@@ -1,6 +1,6 @@
-"""What the formats of timm, torchvision and transformers share: a linear head, a stem of three channels, the names of ResNets.
+"""Common parts of the timm, torchvision and transformers formats: a linear head, a stem of three channels, names of ResNets.
 
-These libraries take colour images only. The stem of a one-channel network is therefore rewritten with three channels, so that
+These libraries take only colour images. The stem of a one-channel network is therefore rewritten with three channels, so that
 it computes the same function of a grey image repeated to three channels; see :func:`colour_stem`.
 """
 
@@ -36,7 +36,7 @@ def timm_preparation(spec: InputSpec) -> dict[str, Json]:
     return {
         "input_size": [PRETRAINED_CHANNELS, *spec.size],
         "interpolation": spec.interpolation,
-        # timm would resize to size / crop_pct and then crop even where both sides are squashed
+        # timm would resize to size / crop_pct and then crop even if both sides are squashed
         "crop_pct": spec.crop_pct if spec.crop_mode == "center" else 1.0,
         "crop_mode": spec.crop_mode,
         "mean": list(spec.mean),
@@ -60,7 +60,7 @@ def colour_stem(classifier: Classifier, conv: str) -> Tensor:
         conv: Name of the convolution in the backbone's network.
 
     Raises:
-        UserError: The stem has other channels, or the means are equal and V is not zero.
+        UserError: The stem has another number of channels, or the means are equal and V is not zero.
     """
     weight = classifier.backbone.net.get_submodule(conv).get_parameter("weight").detach()
     if weight.shape[1] == PRETRAINED_CHANNELS and classifier.input_spec.channels in (1, PRETRAINED_CHANNELS):
@@ -80,8 +80,8 @@ def colour_stem(classifier: Classifier, conv: str) -> Tensor:
         spread = float((away_C**2).sum())
         if spread < 1e-6 and float(constant.abs().max()) > 0:
             raise UserError(
-                "this layout cannot hold the folded stem: its second kernel reads a constant channel, and where "
-                f"input.mean={list(spec.mean)} is the same for all channels no stem of three computes the same. "
+                "this layout cannot hold the folded stem: its second kernel reads a constant channel, and because "
+                f"input.mean={list(spec.mean)} is the same for all channels, no three-channel stem computes the same. "
                 "Use --format onnx or --format torch_export, or train with input.adapt=expand."
             )
         if spread >= 1e-6:

@@ -44,7 +44,7 @@ def export_backbone(classifier: Classifier, path: Path) -> None:
 
 @torch.inference_mode()
 def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, images: CheckImages) -> ParityReport:
-    """Report the largest difference of a probability when a part's own client does its half of the work."""
+    """Report the largest difference of a probability if the part's client does its half of the work."""
     part = export_format.part
     assert part is not None
     own = own_classes(classifier.describe())
@@ -105,7 +105,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
 
 
 def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | None:
-    """Return the function, of plain libraries, that does a part's half of the work; None if there is none."""
+    """Return the function that does a part's half of the work with plain libraries; None if there is none."""
     if part == "head":
         return HEADS[str(classifier.head_settings["name"])].logits_alone
     alone: Callable[..., Any] | None = source_module(classifier.backbone.source).network_alone

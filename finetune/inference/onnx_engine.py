@@ -58,7 +58,7 @@ class OnnxEngine:
         if repeats:
             raise UserError(
                 f"RUN='{path}': not an ONNX file of finetune. It holds {', '.join(repeats)}, which no export has and "
-                "which could run forever."
+                "which could run forever. Make one with: finetune export RUN --format onnx"
             )
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 4
@@ -67,7 +67,7 @@ class OnnxEngine:
             # loaded from memory: our models are single files, and references to external tensor files cannot be resolved
             with memory_limit(memory):
                 self.session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
+        except Exception as error:  # ONNX Runtime raises a dozen of its own exception classes
             first = first_line(error)
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
@@ -76,7 +76,7 @@ class OnnxEngine:
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
         self.at_least = sharp_side(self.spec)
-        # files written before this entry existed lack it; they are read with the defaults
+        # older files lack this entry; they are read with the defaults
         recorded = described.get("reading", {})
         self.options = DecodeOptions(channels=self.channels, **recorded)
         digest = hashlib.sha256(content).hexdigest()
@@ -92,7 +92,7 @@ class OnnxEngine:
         inputs = [(tensor.name, tensor.type) for tensor in self.session.get_inputs()]
         if text is None or inputs != [("images", "tensor(uint8)")]:
             raise UserError(
-                f"RUN='{path}': not an ONNX file of finetune's. Its inputs: {shortened([name for name, _ in inputs])}. "
+                f"RUN='{path}': not an ONNX file of finetune. Its inputs: {shortened([name for name, _ in inputs])}. "
                 "Make one with: finetune export RUN --format onnx"
             )
         try:
@@ -151,7 +151,7 @@ class OnnxEngine:
         """
         try:
             outputs = [self.session.run(None, {"images": image})[0] for image in images]
-        except Exception as error:  # ONNX Runtime raises a dozen exception classes of its own
+        except Exception as error:  # ONNX Runtime raises a dozen of its own exception classes
             first = first_line(error)
             raise UserError(f"RUN='{self._path}': cannot be computed. {first}") from None
         expected = (1, len(self.classes))

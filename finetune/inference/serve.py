@@ -1,9 +1,10 @@
 """HTTP server for a trained model: takes image uploads and returns classes; a bad upload does not affect other requests.
 
 ``POST /predict`` takes one image as the body, or any number as a form (``multipart/form-data``); ``GET /info``, ``/health``
-and ``/metrics`` report the model, whether the server is ready, and its counts; ``/`` is a page that
-tries it. The server runs on Starlette and uvicorn.
-LitServe, which uses both too, was tried (0.2.19): when six requests with one bad image shared a batch, all six got the image's
+and ``/metrics`` report the model, whether the server is ready, and its counts; ``/`` is a page to try it. The server runs on
+Starlette and uvicorn.
+
+LitServe, which also uses both, was tried (0.2.19): when six requests with one bad image shared a batch, all six got the image's
 422; SIGTERM ended the parent process but left its workers running; and its queue has no limit.
 """
 
@@ -88,7 +89,7 @@ class Server:
         limits: Limits on uploads, and batch settings.
         log: Function that is called with one line of JSON per request.
         allowed_hosts: Host names that requests may use besides loopback names and IP addresses; ``*`` allows any.
-        pages: Files to answer with, by their path; see :func:`finetune.inference.serve_pages.serve_pages`.
+        pages: Files to serve, by their path; see :func:`finetune.inference.serve_pages.serve_pages`.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Server:
             self._log(json.dumps(line))
 
     async def _predict(self, request: Request) -> Response:
-        # requests still being uploaded are held in memory too
+        # requests that are still being uploaded also take memory
         if self.taken + self.reading >= self.limits.images:
             await self._discard(request)
             raise _busy()
@@ -209,7 +210,7 @@ class Server:
             async with whole.form(max_files=self.limits.images, max_fields=100) as form:
                 files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
                 return [(file.filename or "", await file.read()) for file in files]
-        except HTTPException:  # Starlette itself refuses a malformed form with a 400
+        except HTTPException:  # Starlette refuses a malformed form with a 400
             raise
         except (ValueError, LookupError) as error:
             raise HTTPException(400, f"The form cannot be read: {error}") from None

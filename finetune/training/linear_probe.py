@@ -4,10 +4,10 @@ For each penalty ``s`` the convex problem ``mean_i loss(W x_i + b, y_i) + s/2 |W
 by L-BFGS in float64 on the whole training split, from the strongest penalty to the weakest, each starting from the solution
 before it. This is the first step of LP-FT (Kumar et al. 2022, arXiv 2202.10054).
 
-The penalty with the smallest validation loss is chosen, measured by the loss that was minimised. On frozen features of four
-sets of real pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), the rules to choose
-the penalty gave these test accuracies in % and test losses; *one error* is the strongest penalty within one standard error of
-the best accuracy:
+The penalty with the smallest validation loss is chosen, measured with the loss that was minimised. On frozen features of four
+sets of real pictures (128 px, one split; the standard error of an accuracy is 2.5, 1.8, 1.8 and 1.1 points), three rules for
+choosing the penalty gave these test accuracies in % and test losses; *one error* is the strongest penalty within one standard
+error of the best accuracy:
 
 | network, pictures (test images) | iterations | by accuracy | one error | by loss |
 |---|---|---|---|---|
@@ -49,7 +49,7 @@ STRENGTHS = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
 _TOLERANCE = 1e-4
 # iterations of L-BFGS for one penalty
 _MAX_ITERATIONS = 1000
-# share of the median deviation: a feature that fires in one of hundreds of training images deviates by a thousandth of it
+# share of the median deviation: that of a feature that fires in one of hundreds of training images is a thousandth of it
 _LEAST_SCALE = 0.1
 
 
@@ -80,8 +80,8 @@ class Heads:
 def feature_scale(features_ND: Tensor) -> Tensor:
     """Return the divisor of each feature: its standard deviation, with a floor; infinity if the feature never changes.
 
-    The floor is a tenth of the median deviation. Without it, a feature that is near zero in all training images but one has
-    a tiny deviation, and an image in which it fires gets a value of a thousand.
+    The floor is a tenth of the median deviation. Without it, a feature that is near zero in all training images but one would
+    have a tiny deviation, and an image in which it fires would get a value of a thousand.
 
     >>> feature_scale(torch.tensor([[0.0, 0.0, 0.0, 7.0], [2.0, 4.0, 1e-3, 7.0]]))
     tensor([1.0000, 2.0000, 0.1000,    inf])
@@ -135,7 +135,7 @@ def solve_heads(
 
     start = np.zeros(num_classes * (width + 1))
     weights, biases, losses, iterations, gradients = [], [], [], [], []
-    # products this small gain nothing from a second thread, and on a busy machine it makes them 40 times slower
+    # products this small gain nothing from a second thread, which makes them 40 times slower on a busy machine
     with one_thread():
         for strength in strengths:
             solution = minimize(
@@ -148,7 +148,7 @@ def solve_heads(
                     "maxiter": max_iterations,
                     "maxfun": 2 * max_iterations,
                     "gtol": _TOLERANCE,
-                    # the gradient decides: stop on the loss only where float64 cannot lower it further
+                    # the gradient decides: stop on the loss only if float64 cannot lower it further
                     "ftol": 64 * np.finfo(np.float64).eps,
                 },
             )

@@ -10,7 +10,7 @@ from finetune.errors import RunError
 from finetune.export.export import export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
-from finetune.export.images import made_up_images
+from finetune.export.images import synthetic_images
 from finetune.export.parity import ClientAnswer, compare, make_reference
 from finetune.file_schema import PARITY, check_fields
 from finetune.report.export_section import tell_card
@@ -49,7 +49,7 @@ def test_an_export_that_predicts_something_else_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = settled_classifier(name="resnet10t", size=(32, 32))
-    images = made_up_images(tmp_path, channels=3, count=4)
+    images = synthetic_images(tmp_path, channels=3, count=4)
     whole = FORMATS["torch_export"]
 
     def spoilt(job: ExportJob, path: Path) -> None:

@@ -11,7 +11,7 @@ from finetune.export import parts
 from finetune.export.export import export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
-from finetune.export.images import made_up_images
+from finetune.export.images import synthetic_images
 from finetune.file_schema import PARITY, check_fields
 from finetune.models.classifier import Classifier
 from finetune.plain import to_plain
@@ -35,7 +35,7 @@ def test_a_part_computes_its_half_in_a_process_without_this_package(
     tmp_path: Path, form: str, settings: dict[str, Any]
 ) -> None:
     model = model_of(settings)
-    images = made_up_images(tmp_path, channels=model.input_spec.channels, count=6)
+    images = synthetic_images(tmp_path, channels=model.input_spec.channels, count=6)
     target = tmp_path / "out" / f"{form}.safetensors"
     report = export_checked(
         ExportJob(classifier=model, request=ExportRequest(format=FORMATS[form]), images=images), target
@@ -67,7 +67,7 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
 
     monkeypatch.setattr(parts, "export_head", spoilt)
     target = tmp_path / "out" / "part.safetensors"
-    images = made_up_images(tmp_path, channels=3, count=4)
+    images = synthetic_images(tmp_path, channels=3, count=4)
     with pytest.raises(RunError, match="computes something different from the trained model, so it was deleted"):
         export_checked(
             ExportJob(classifier=model, request=ExportRequest(format=FORMATS["head"]), images=images), target

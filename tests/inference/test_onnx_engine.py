@@ -88,7 +88,7 @@ def test_other_files_are_refused_with_what_they_are(tmp_path):
     graph = onnx.helper.make_graph([node], "other", values[:1], values[1:])
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), str(tmp_path / "other.onnx"))
-    with pytest.raises(UserError, match=r"not an ONNX file of finetune's\. Its inputs: x"):
+    with pytest.raises(UserError, match=r"not an ONNX file of finetune\. Its inputs: x"):
         OnnxEngine(tmp_path / "other.onnx")
 
 
