@@ -17,7 +17,7 @@ start from. Each has its reason as a comment. Nothing is trained, and nothing is
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run ``finetune init`` and return the exit status."""
     parser = Arguments("init", ABOUT, ending="")
     parser.add_argument("data", metavar="DIR", help="a folder of images, or a table of them (.csv, .tsv, .parquet)")
     parser.add_argument("--output", type=home_path, metavar="FILE", help="default: DIR's name, .yaml, in this folder")
@@ -80,7 +80,7 @@ def starting_settings(place: str) -> str:
     proposals += settings_of_images(source, found)
     sizes = " x ".join(str(found.sizes[name][1]) for name in ("width", "height"))
     modes = ", ".join(f"{count} {name}" for name, count in found.modes.items())
-    labels = "several labels an image" if source.index.multi_label else "one label an image"
+    labels = "several labels per image" if source.index.multi_label else "one label per image"
     splits = ", ".join(f"{name} {count}" for name, count in found.split_images.items())
     head = [
         f"{Path(place).name}: {found.images:,} images, {len(found.classes)} classes, {labels}; {modes}; median {sizes} px.",

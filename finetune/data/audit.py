@@ -1,4 +1,4 @@
-"""The audit of a data set before training: its counts, sizes and faults."""
+"""The audit of a data set before training: its counts, sizes and problems."""
 
 import os
 import unicodedata
@@ -32,13 +32,13 @@ IMBALANCED = 10
 TINY_SHARE = 0.25
 # the network sees only the middle of an image whose longer side exceeds this many times the shorter
 LONG = 5
-# pictures that are opened to look for borders
+# most pictures that are opened to look for borders
 _MOST_BORDERS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One kind of fault or fact that the audit reports.
+    """One kind of problem or fact that the audit reports.
 
     Args:
         kind: Stable name, such as ``leakage``.
@@ -46,7 +46,7 @@ class Finding:
         text: Description of the finding.
         remedy: Advice on what to do about it.
         files: Files concerned; files that belong together are in one group.
-        rows: Rows of those files in the index, in the same groups; empty where they have none.
+        rows: Rows of those files in the index, in the same groups; empty if they have none.
     """
 
     kind: str
@@ -101,8 +101,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     Args:
         source: Data set with scan facts for every row of its index.
         left_out: Paths of pictures beside the images that are not read.
-        look_alikes: Whether to search for near-duplicates (the same picture in other bytes) as well,
-            which opens files again.
+        look_alikes: Whether to search also for near-duplicates (the same picture in other bytes), which opens files again.
     """
     index, facts = source.index, source.facts
     assert facts is not None, "an audit needs a scan of every row"
@@ -159,7 +158,7 @@ def _unreadable(index: Index) -> Iterable[Finding]:
             kind="unreadable",
             severity="error",
             text=f"unreadable: {_files(len(index.skipped))}",
-            remedy="Replace or remove them, or train without them by data.on_unreadable=skip.",
+            remedy="Replace or remove them, or train without them: data.on_unreadable=skip.",
             files=tuple((f"{path}: {reason}",) for path, reason in index.skipped),
         )
 
@@ -182,7 +181,7 @@ def _duplicates(source: Source) -> Iterable[Finding]:
             kind="conflicting labels",
             severity="error",
             text=f"under different labels, byte for byte the same: {_pictures(len(conflicts))}",
-            remedy="Keep each under its right label.",
+            remedy="Keep each under its correct label.",
             files=_named_groups(index, conflicts),
             rows=tuple(conflicts),
         )
@@ -190,7 +189,7 @@ def _duplicates(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="leakage",
             severity="error",
-            text=f"in more than one split, so that what is tested was trained on: {_pictures(len(leaks))}",
+            text=f"in more than one split, so test images were seen in training: {_pictures(len(leaks))}",
             remedy="Remove the copies, or give all images without splits: splits made here never separate copies.",
             files=_named_groups(index, leaks),
             rows=tuple(leaks),
@@ -213,7 +212,7 @@ def _groups(index: Index) -> Iterable[Finding]:
             yield Finding(
                 kind="groups in several splits",
                 severity="error",
-                text=f"{index.groups.setting}: in more than one split, so that what is tested was trained on: "
+                text=f"{index.groups.setting}: in more than one split, so test images were seen in training: "
                 f"{len(parted):,} group{'s' * (len(parted) != 1)}",
                 remedy="Put each group into one split, or give all images without splits: splits made here keep groups whole.",
                 files=tuple(
@@ -261,8 +260,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="near-duplicates in part",
             severity="note",
-            text=f"more than {MOST_PICTURES:,}, so that only those in different splits were compared, and mirrored, turned and "
-            f"cropped copies are not found: {_pictures(len(rows))}",
+            text=f"too many images to compare all pairs (more than {MOST_PICTURES:,}): only pairs in different splits were "
+            f"compared, and mirrored, turned and cropped copies are missed: {_pictures(len(rows))}",
             remedy="Audit parts of at most that many pictures to find more.",
         )
     if len(rows) <= MOST_PICTURES:
@@ -274,14 +273,14 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
             yield Finding(
                 kind="copies uncertain",
                 severity="note",
-                text="all pictures are so much alike that half of the copies, the cropped and turned ones above all, are not "
-                f"found, and a pair may be two pictures of like things: {_pictures(len(rows))}",
-                remedy="Where they come in series, keep each series in one split by data.group_column or data.group_pattern.",
+                text="the images are so similar that about half the copies, mostly cropped and turned ones, are missed, and a "
+                f"pair may show different, similar objects: {_pictures(len(rows))}",
+                remedy="If they come in series, keep each series in one split with data.group_column or data.group_pattern.",
             )
         others = np.setdiff1d(first, rows)
     else:
         alike, others = [], np.sort(first)
-    # small pictures, and too many for the comparison of all pairs, are compared as a whole and across splits alone
+    # small pictures, and pictures too many for the comparison of all pairs, are compared only as a whole and across splits
     alike += [
         (int(others[one]), int(others[other]))
         for one, other in alike_across(
@@ -297,11 +296,11 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
     within = [pair for pair in alike if pair not in {*across, *unlike}]
     for kind, pairs, where, remedy in (
         ("near-duplicates", across, "in different splits",
-         "if a pair shows one scene, put both into one split with a manifest that has a split column."),
+         "if a pair shows the same scene, put both into one split with a manifest that has a split column."),
         ("near-duplicates under different labels", unlike, "under different labels",
-         "if a pair shows one scene, keep it under its right label."),
+         "if a pair shows the same scene, keep it under its correct label."),
         ("near-duplicates within a split", within, "in one split, counting more than others",
-         "if a pair shows one scene, remove one of them."),
+         "if a pair shows the same scene, remove one of them."),
     ):  # fmt: skip
         if pairs:
             yield Finding(
@@ -316,8 +315,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
         yield Finding(
             kind="pictures of one kind",
             severity="note",
-            text=f"so much alike that copies cannot be told from others, so none is reported: {_pictures(of_one_kind)}",
-            remedy="Where they come in series, keep each series in one split by data.group_column or data.group_pattern.",
+            text=f"so similar that copies cannot be distinguished from others, so none is reported: {_pictures(of_one_kind)}",
+            remedy="If they come in series, keep each series in one split with data.group_column or data.group_pattern.",
         )
 
 
@@ -378,10 +377,10 @@ def _class_shortcuts(index: Index, table: np.ndarray[Any, Any]) -> Iterable[Find
     for fact, classes in class_shortcuts(index.targets, table).items():
         names = [index.classes[target] for target in classes]
         yield Finding(
-            kind=f"class told by {fact}",
+            kind=f"class identifiable by {fact}",
             severity="warning",
-            text=f"told from the other classes by the {fact} of their files alone: {len(names)} of {len(index.classes)} classes",
-            remedy="Bring all classes into one format and size, or a network may learn that instead of what they show.",
+            text=f"identifiable by the {fact} of their files alone: {len(names)} of {len(index.classes)} classes",
+            remedy="Bring all classes into one format and size, or a network may learn that instead of the content.",
             files=tuple((name,) for name in names),
         )
 
@@ -397,15 +396,14 @@ def _borders(source: Source) -> Iterable[Finding]:
 
     with ThreadPoolExecutor(threads_here(source)) as pool:
         borders = np.fromiter(pool.map(border, rows.tolist()), np.int64, len(rows))
-    told = classes_by_border(index.targets[rows].astype(np.int64), borders)
-    if told:
+    framed = classes_by_border(index.targets[rows].astype(np.int64), borders)
+    if framed:
         yield Finding(
-            kind="class told by border",
+            kind="class identifiable by border",
             severity="warning",
-            text=f"told from the other classes by a frame or bars around their pictures alone: {len(told)} of "
-            f"{len(index.classes)} classes",
-            remedy="Cut them off, or a network may learn that instead of what the pictures show.",
-            files=tuple((index.classes[target],) for target in told),
+            text=f"identifiable by a frame or bars around their pictures alone: {len(framed)} of {len(index.classes)} classes",
+            remedy="Cut the borders off, or a network may learn them instead of the content.",
+            files=tuple((index.classes[target],) for target in framed),
         )
 
 
@@ -427,7 +425,7 @@ def _classes(index: Index) -> Iterable[Finding]:
                 kind=f"classes missing from {split}",
                 severity="warning",
                 text=f"{split} has no image of {len(absent)} of {len(index.classes)} classes",
-                remedy="Add some; the result says nothing about these classes, which keep their numbers.",
+                remedy="Add images; the metrics say nothing about these classes.",
                 files=tuple((name,) for name in absent),
             )
     folded = Counter(map(_folded, index.classes))
@@ -437,13 +435,13 @@ def _classes(index: Index) -> Iterable[Finding]:
             kind="class names alike",
             severity="warning",
             text="some class names differ only in capitals or blanks",
-            remedy="Join them if they mean the same.",
+            remedy="Merge them if they mean the same.",
             files=tuple((name,) for name in alike),
         )
 
 
 def _folded(name: str) -> str:
-    """Return a class name without regard to capitals, blanks and Unicode's compatible forms."""
+    """Return a class name in a form that ignores capitals, blanks and Unicode's compatible forms."""
     return "".join(unicodedata.normalize("NFKC", name).split()).casefold()
 
 

@@ -1,11 +1,11 @@
-"""Finds plain borders around pictures: frames, letterboxes and pillarboxes of one level with a straight inner edge."""
+"""Find plain borders around pictures: frames, letterboxes and pillarboxes of one grey value with a straight inner edge."""
 
 import numpy as np
 import numpy.typing as npt
 
-# levels by which a border may vary: recompression and noise
+# 8-bit values by which a border may vary, from recompression and noise
 _SAME = 20
-# share of a line that must have the border's level, and share of the first line inside that must not
+# share of a line that must have the border's value, and share of the first line inside that must not
 _PLAIN, _INSIDE = 0.9, 0.5
 # lines at the inner edge that recompression blurs
 _BLURRED = 2
@@ -16,7 +16,7 @@ _BUCKETS = 4
 
 
 def border_of(grey_HW: npt.NDArray[np.uint8]) -> int:
-    """Return a number that tells which sides have a border and of which level; 0 for none.
+    """Return a number that encodes which sides have a border and its grey value; 0 for none.
 
     >>> letterbox = np.pad(np.random.default_rng(0).integers(60, 200, (40, 60), np.uint8), ((6, 6), (0, 0)))
     >>> border_of(letterbox), border_of(letterbox[6:-6])
@@ -41,7 +41,7 @@ _ORDER = (0, 2, 1, 3)
 
 
 def _level_of_border(lines_HW: npt.NDArray[np.uint8]) -> float | None:
-    """Return the level of the border at the top, or None if there is none."""
+    """Return the grey value of the border at the top, or None if there is none."""
     level = float(np.median(lines_HW[0]))
     most = int(_THICKEST * len(lines_HW))
     plain = (np.abs(lines_HW[: most + 1].astype(np.int16) - level) <= _SAME).mean(axis=1) >= _PLAIN

@@ -1,21 +1,21 @@
-"""Finds shortcuts (Geirhos et al. 2020), which a network may learn: classes that format, size or border of files give away."""
+"""Find file properties (format, size, border) that identify a class: shortcuts that a network may learn (Geirhos et al. 2020)."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# both a class and the others need this many images, and this share of each must be classified right by the fact
+# both a class and the others need this many images, and the fact must classify this share of each correctly
 _LEAST_IMAGES = 10
 _LEAST_SHARE = 0.97
-# pictures of a class that are opened: enough for the share
+# most pictures of a class that are opened: enough to measure the share
 _EXAMINED = 64
 
 
 def class_shortcuts(
     targets: npt.NDArray[np.int64] | npt.NDArray[np.uint8], table: np.ndarray[Any, Any]
 ) -> dict[str, list[int]]:
-    """Return the classes that one fact about the files separates from all others, by the name of the fact.
+    """Return the classes that a single fact about the files separates from all others, by the name of the fact.
 
     Args:
         targets: Class of each image, int64 (N,).
@@ -67,17 +67,17 @@ def some_of_each_class(targets: npt.NDArray[np.int64], *, most: int) -> npt.NDAr
 
 
 def _by_value(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
-    """Tell whether the values that are more usual in a class than outside are nearly all of it, and nearly none outside."""
+    """Tell whether the values that are more frequent in a class than outside cover nearly all of it, and almost none outside."""
     _, position = np.unique(column, return_inverse=True)
     inside = np.bincount(position[own], minlength=position.max() + 1) / own.sum()
     outside = np.bincount(position[~own], minlength=position.max() + 1) / (~own).sum()
-    # a value of one image proves nothing, so only values of several count
+    # a value of a single image proves nothing, so only values of several images count
     usual = (inside > outside) & (inside * own.sum() >= 3)
     return bool(inside[usual].sum() >= _LEAST_SHARE and outside[usual].sum() <= 1 - _LEAST_SHARE)
 
 
 def _by_limit(own: npt.NDArray[np.bool_], column: npt.NDArray[np.int64]) -> bool:
-    """Tell whether nearly all of a class lies on one side of a limit, and nearly all others on the other side."""
+    """Tell whether nearly all of a class lies on one side of a threshold, and nearly all others on the other side."""
     values, position = np.unique(column, return_inverse=True)
     if len(values) < 2:
         return False

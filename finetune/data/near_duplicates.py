@@ -1,13 +1,13 @@
-"""Finds pictures that show one photograph in different ways: mirrored, turned, cropped, framed, graded or recompressed.
+"""Find pictures that show the same photograph: mirrored, turned, cropped, framed, colour-graded or recompressed.
 
-A small grey copy of every picture is looked at in many ways: whole, in crops, turned a little, mirrored and in quarter turns.
-Pictures are candidates if one way of looking at one resembles the whole of the other (the cosine of two grids of 8 x 8 cells).
-A candidate counts only if the fine detail agrees too. Both are brought to the same place, each pixel is set against its
-surroundings, and the two must correlate, in most parts of the picture and not only along an outline that things of one kind
-share. They must also agree better than the closest pictures of the data set do that are no copies, and pictures that agree
-with dozens of others, such as X-rays or cells of one make, are of one kind and no copies.
+A small grey copy of every picture is viewed in many ways: whole, in crops, turned a little, mirrored and in quarter turns.
+Two pictures are candidates if one view of the first resembles the whole of the second (the cosine of two grids of 8 x 8 cells).
+A candidate counts only if the fine detail agrees too. The two are aligned, each pixel is normalised by its local mean and
+deviation, and the two must correlate, in most parts of the picture and not only along an outline that objects of one kind
+share. They must also agree better than the closest pictures of the data set that are not copies; pictures that agree with
+dozens of others, such as X-rays or cells of the same kind, are not copies.
 
-``tests/benchmarks/planted_copies.py`` measures what is found and what is found wrongly.
+``tests/benchmarks/planted_copies.py`` measures which copies are found, and how many pairs are found wrongly.
 """
 
 import itertools
@@ -33,7 +33,7 @@ LEAST_SIDE = 32
 
 _SIDE = 64
 _CELLS = 8
-# closest pictures of each one that are looked at in detail
+# closest pictures of each picture that are compared in detail
 _NEIGHBOURS = 5
 _LEAST_RESEMBLANCE = 0.8
 # correlation of the fine detail of two copies: of the whole, and the median of its parts, which is also above that of close
@@ -51,9 +51,9 @@ _MOST_ALIGNED = 10_000
 _MOST_OF_ONE = (60, 3)
 # mean square of the detail from which a part counts
 _LEAST_DETAIL = 0.02
-# pictures whose levels deviate less have no structure to compare
+# pictures whose 8-bit values deviate less have no structure to compare
 _LEAST_DEVIATION = 3.0
-# shifts that are tried when two pictures are brought to the same place, in pixels of the small copy
+# shifts that are tried when two pictures are aligned, in pixels of the small copy
 _SHIFT = 6
 _BLOCK = 512
 # side of the parts in which the fine detail is compared, in pixels of the small copy
@@ -207,7 +207,7 @@ def _candidates(small_NSS: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _detail(seen_NSS: Tensor) -> Tensor:
-    """Set each pixel against its surroundings: less the mean there, divided by the deviation there."""
+    """Return each pixel normalised by its local mean and deviation."""
     pixels = seen_NSS[:, None]
 
     def around(values: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def _detail(seen_NSS: Tensor) -> Tensor:
 
     smooth = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
     centred = smooth - around(smooth)
-    # four levels keep noise in flat areas small
+    # adding 4 of 256 values keeps noise in flat areas small
     return (centred / (around(centred**2).sqrt() + 4))[:, 0]
 
 

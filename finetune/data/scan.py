@@ -31,7 +31,7 @@ MODES = (
     *("RGB;16", "RGBA;16", "LA;16"),  # of which Pillow keeps 8 bits
 )
 
-# modes of one channel; one of opacity may come on top
+# modes of one channel, with or without alpha
 _GREY = ("1", "L", "LA", "I", "F")
 
 DEEP = ("", "integer", "float")
@@ -51,7 +51,7 @@ FACT_TYPE = np.dtype(
         ("profile", np.bool_),
         ("darkest", np.uint8),
         ("brightest", np.uint8),
-        # of images of more than 8 bits: what their numbers are, and the smallest and largest
+        # of images of more than 8 bits: kind of their sample values, and the smallest and largest value
         ("deep", np.uint8),
         ("low", np.float64),
         ("high", np.float64),
@@ -63,7 +63,7 @@ Table = npt.NDArray[np.void]
 # shorter side, in pixels, that is enough for the perceptual hash
 _LOOK_AT = 32
 _CHUNK = 512
-# share of the darkest and of the brightest pixels in floating point that does not count: filters overshoot, detectors spark
+# share of the darkest and of the brightest pixels in floating point that does not count: filters overshoot, sensors have hot pixels
 _OUTLIERS = 0.001
 
 

@@ -10,7 +10,7 @@ from finetune.data.audit import IMBALANCED, Audit
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_source import Source
 
-# a run should have so many steps an epoch, or batch statistics and the course of the rate become coarse
+# a run should have this many steps per epoch, or batch statistics and the learning-rate schedule become coarse
 _STEPS = 8
 _USUAL_BATCH = 32
 # images of a shorter side below this, in pixels, are enlarged a lot by the usual 224
@@ -58,7 +58,7 @@ def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
         flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in ("path", "split")]
         others = [name for name in columns if name not in ("path", "split", *flags)]
         if len(flags) > 1:
-            reason = f"there is no column label, and {len(flags)} columns hold only 0 and 1: several labels an image."
+            reason = f"there is no column label, and {len(flags)} columns hold only 0 and 1: several labels per image."
             proposals.append(Proposal(key="data.label_columns", value=flags, reason=reason))
         elif near := [
             name for name in others if name.lower() in ("class", "category", "target", "diagnosis", "species", "y")

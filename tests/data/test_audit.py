@@ -269,5 +269,7 @@ def test_the_audit_says_where_too_many_pictures_are_compared_in_part(tmp_path, m
     monkeypatch.setattr("finetune.data.audit.MOST_PICTURES", 7)
     (found,) = [one for one in audit(folder_source(root=str(root))).findings if one.kind == "near-duplicates in part"]
     assert "near-duplicates in part" not in whole
-    assert "more than 7, so that only those in different splits were compared" in found.text
+    assert (
+        "too many images to compare all pairs (more than 7): only pairs in different splits were compared" in found.text
+    )
     assert found.text.endswith(": 8 pictures")

@@ -58,7 +58,7 @@ def test_a_class_told_by_its_border_alone_is_a_finding_of_the_audit(name, tmp_pa
         image = scene(number, (90 + number, 70 + number))
         (BORDERED[name](image) if number % 3 == 1 else image).save(folder / f"{number}.jpg", quality=85)
     (finding,) = [
-        one for one in audit(folder_source(root=str(tmp_path))).findings if one.kind == "class told by border"
+        one for one in audit(folder_source(root=str(tmp_path))).findings if one.kind == "class identifiable by border"
     ]
     assert (finding.severity, finding.files) == ("warning", (("b",),))
     assert "1 of 3 classes" in finding.text
