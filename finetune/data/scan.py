@@ -63,7 +63,7 @@ Table = npt.NDArray[np.void]
 # shorter side, in pixels, that is enough for the perceptual hash
 _LOOK_AT = 32
 _CHUNK = 512
-# share of the darkest and of the brightest pixels in floating point that does not count: filters overshoot, sensors have hot pixels
+# share of the darkest and of the brightest pixels in floating point that is ignored: filters overshoot, sensors have hot pixels
 _OUTLIERS = 0.001
 
 
