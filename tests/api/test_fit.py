@@ -310,7 +310,7 @@ def test_a_monitor_that_a_solved_head_does_not_measure_is_refused_before_the_run
 
 @pytest.mark.parametrize("part", [{"head": Head(512, 3)}, {"loss": Loss()}], ids=["head", "loss"])
 def test_a_solver_for_linear_heads_takes_no_own_head_or_loss(part: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"solver='lbfgs': (solves linear heads only|needs a built-in convex loss)"):
+    with pytest.raises(UserError, match=r"solver='lbfgs': (solves only linear heads|needs a built-in convex loss)"):
         finetune.fit(Colours(), **QUICK | {"schedule": "probe", "run_dir": tmp_path / "run", **part})
     assert not (tmp_path / "run").exists()
 

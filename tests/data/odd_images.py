@@ -333,7 +333,7 @@ def _unreadable_files() -> list[OddImage]:
     cut = "cut short"
     return [
         OddImage("empty.jpg", b"", reason="empty"),
-        OddImage("text.png", b"this is no image\n", reason="no known image format"),
+        OddImage("text.png", b"this is no image\n", reason="any known image format"),
         OddImage("web_page.jpg", b"\n<!DOCTYPE html><html>404</html>", reason="a web page"),
         OddImage("document.jpg", b"%PDF-1.7 ...", reason="a PDF document"),
         OddImage("archive.png", b"PK\x03\x04" + bytes(60), reason="a ZIP archive"),

@@ -115,7 +115,7 @@ def test_without_tifffile_a_tiff_is_right_or_refused_with_the_way_to_read_it(mon
 def test_without_pillow_heif_the_way_to_read_heic_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     file = next(file for file in READABLE if file.name == "heic.heic")
-    with pytest.raises(UnreadableImage, match=r"pip install 'stagewise-finetune\[heif\]'.* Or convert it"):
+    with pytest.raises(UnreadableImage, match=r"pip install 'stagewise-finetune\[heif\]'.* or convert the file"):
         decode_bytes(file.data, DecodeOptions(), path=file.name)
 
 

@@ -221,7 +221,7 @@ def test_a_network_that_is_no_chain_says_where_it_can_be_split() -> None:
 
 def test_a_network_of_one_size_refuses_another_and_can_be_built_for_it() -> None:
     backbone = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none")
-    with pytest.raises(UserError, match=r"built for 224x224 pixels only.* backbone\.kwargs\.img_size=\[64, 64\]"):
+    with pytest.raises(UserError, match=r"takes only 224x224 pixels.* backbone\.kwargs\.img_size=\[64, 64\]"):
         build_classifier(backbone=backbone, head={"name": "linear"}, classes=("a", "b"), channels=3, size=(64, 64))
     built = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=64)
     assert built.input_spec.size == (64, 64)

@@ -211,7 +211,7 @@ def test_a_process_that_dies_ends_the_run_with_a_message(how: str, who: int, wor
     assert statuses[who] == (-signal.SIGKILL if how == DIE else 1)
     assert statuses[1 - who] == 1
     survivor = said(tmp_path / "out")[1 - who]
-    assert "RunError: The connection to another process of the run is lost" in survivor
+    assert "RunError: The connection to another process of the run was lost" in survivor
     assert f"finetune resume {tmp_path / 'run'}" in survivor
     if how == FAIL:
         assert "the disk under this process is gone" in said(tmp_path / "out")[who]
