@@ -153,7 +153,14 @@ def test_lists_in_a_sweep_are_values_of_it(composed: list[Config]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("plan nowhere", "nowhere: not understood. finetune plan takes key=value"),
+        ("plan nowhere", "nowhere: no such folder. finetune plan takes key=value"),
+        ("plan data=nowhere", "data='nowhere': not a choice, and no such folder or table. Choices: digits, folder"),
+        ("train nowhere", "nowhere: no such folder. finetune train takes key=value"),
+        ("audit nowhere", "nowhere: no such folder. finetune audit takes key=value"),
+        ("init data=nowhere", "DIR='data=nowhere': no such folder or table."),
+        ("evaluate nowhere", "RUN='nowhere': no such folder."),
+        ("evaluate nowhere data=nowhere", "data='nowhere': not a choice, and no such folder or table."),
+        ("predict nowhere x.png --output y.csv", "RUN='nowhere': no such folder."),
         ("~/nowhere", "/nowhere: no such folder"),
         ("pets data=digits", "data=digits, pets: the data is given more than once"),
         ("pets epochs=many", "epochs=many: must be a whole number."),

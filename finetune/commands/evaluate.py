@@ -177,9 +177,12 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     """Return the configuration of the data: the run's own, changed by overrides, or a new one.
 
     Raises:
-        UserError: There is no configuration, or an override is wrong.
+        UserError: There is no such folder or no configuration in it, or an override is wrong.
     """
-    own = Path(run).expanduser() / CONFIG
+    folder = Path(run).expanduser()
+    if not folder.exists():
+        raise UserError(f"RUN='{run}': no such folder.")
+    own = folder / CONFIG
     if any(word.startswith("data=") for word in overrides):
         return compose(overrides)
     if not os.path.lexists(own):

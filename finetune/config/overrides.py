@@ -307,7 +307,9 @@ class _Reader:
         if not fix and is_timm_name(word):
             fix = [f"backbone={word}"]
         example = ", for example data=digits" if self._command else ", for example 'data=digits'"
-        raise _WrongWordError(f"{word}: not understood. {takes} key=value{example}, or a folder of images.", fix)
+        # a word that names nothing else was most likely meant as a folder
+        problem = "not understood" if fix else "no such folder"
+        raise _WrongWordError(f"{word}: {problem}. {takes} key=value{example}, or a folder of images.", fix)
 
     def _choice(self, sign: str, group: str, value: str) -> list[str]:
         """Read ``group=choice``."""
@@ -402,8 +404,9 @@ class _Reader:
             if group == "augment":
                 near = f"{near} Without a file: {', '.join(AUGMENTS)}."
             guess = re.search(r"Did you mean '(.+?)'", near)
+            problem = "not a choice, and no such folder or table" if group == "data" and not guess else "not a choice"
             raise _WrongWordError(
-                f"{group}={name!r}: not a choice. Choices: {', '.join(valid)}.{near}",
+                f"{group}={name!r}: {problem}. Choices: {', '.join(valid)}.{near}",
                 [text.replace(name, guess[1])] if guess else [],
             )
 

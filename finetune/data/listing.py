@@ -163,7 +163,7 @@ def _class_problems(listing: Listing) -> Iterator[DataProblem]:
             remedy="Add images, or remove these classes.",
             files=tuple(named),
         )
-    if len(listing.classes) < 2:
+    if len(listing.classes) < 2 and not any(one.kind == "one folder too high" for one in listing.problems):
         yield DataProblem(
             kind="one class",
             severity="error",

@@ -77,20 +77,14 @@ def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
 
 
 def settings_of_images(source: Source, found: Audit) -> list[Proposal]:
-    """Propose settings by the sizes, channels and counts of the images.
+    """Propose settings other than the defaults by the sizes and counts of the images.
 
     Args:
         source: Data set with scan facts, of which unreadable files were skipped.
         found: Its audit.
     """
-    facts, index = source.facts, source.index
-    assert facts is not None, "an audited data set has been scanned"
+    index = source.index
     proposals: list[Proposal] = []
-    if facts.grey().all():
-        reason = (
-            "all images are grey. One channel through the untouched stem gives exactly what three equal ones would."
-        )
-        proposals.append(Proposal(key="input.channels", value=1, reason=reason))
     side = min(found.sizes["width"][1], found.sizes["height"][1])
     if side < _SMALL_PX:
         size = max(32, -(-side // 32) * 32)
@@ -102,7 +96,8 @@ def settings_of_images(source: Source, found: Audit) -> list[Proposal]:
     train = found.split_images["train"]
     if train < _STEPS * _USUAL_BATCH:
         batch = max(2, 1 << max(train // _STEPS, 1).bit_length() - 1)
-        reason = f"{train} training images make {-(-train // _USUAL_BATCH)} steps of {_USUAL_BATCH}; {batch} makes more of them."
+        steps = -(-train // _USUAL_BATCH)
+        reason = f"{train} training images make {steps} step{'s' * (steps != 1)} of {_USUAL_BATCH}; {batch} makes more of them."
         proposals.append(Proposal(key="data.batch_size", value=batch, reason=reason))
     counts = found.counts["train"]
     if max(counts) >= IMBALANCED * max(1, min(counts)) and not index.multi_label:

@@ -31,12 +31,12 @@ def test_what_it_writes_for_small_grey_imbalanced_images_trains(
     written = (tmp_path / "plates.yaml").read_text()
     values = yaml.safe_load(written)
     assert values["data"] == {"root": str(tmp_path / "plates"), "batch_size": 4}
-    assert values["input"] == {"channels": 1, "size": 32}
+    assert values["input"] == {"size": 32}
     assert values["loss"] == {"class_weights": "balanced"}
     assert values["monitor"] == "val/f1_macro"
     # each has its reason above it
     lines = [line.strip() for line in written.splitlines()]
-    for key in ("root:", "batch_size:", "channels:", "size:", "class_weights:", "monitor:"):
+    for key in ("root:", "batch_size:", "size:", "class_weights:", "monitor:"):
         at = next(number for number, line in enumerate(lines) if line.startswith(key))
         assert lines[at - 1].startswith("# "), key
     assert "of more than 8 bits" in written
@@ -45,7 +45,7 @@ def test_what_it_writes_for_small_grey_imbalanced_images_trains(
     tiny = ["backbone=resnet10t", "weights=none", "schedule=frozen", "epochs=1", "logger=none", "report=false"]
     assert main(["--config-dir", ".", "--config-name", "plates", *tiny, "data.num_workers=0", "run_dir=run"]) == 0
     used = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert (used["input"]["channels"], used["data"]["batch_size"], used["monitor"]) == (1, 4, "val/f1_macro")
+    assert (used["input"]["channels"], used["data"]["batch_size"], used["monitor"]) == ("auto", 4, "val/f1_macro")
     assert (tmp_path / "run/results.json").is_file()
 
     assert main(["init", "plates"]) == 2
