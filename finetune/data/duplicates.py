@@ -8,7 +8,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from finetune.data.perceptual_hash import distance
-from finetune.data.transforms import eval_view
 from finetune.input_spec import InputSpec
 
 Rows = npt.NDArray[np.int64]
@@ -91,6 +90,9 @@ def _equal(values: npt.NDArray[np.unsignedinteger[Any]]) -> Iterator[Rows]:
 
 
 def _thumbnail(image_CHW: Tensor) -> npt.NDArray[np.float32]:
+    # imported late: torchvision takes two seconds, and few audits need it
+    from finetune.data.transforms import eval_view
+
     view = eval_view(InputSpec(channels=int(image_CHW.shape[0]), size=(32, 32), crop_mode="squash"))
     grey = view(image_CHW).float().mean(dim=0)
     centred: npt.NDArray[np.float32] = (grey - grey.mean()).numpy()

@@ -4,14 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from finetune.data.image_source import Source
 from finetune.data.sampling import BatchKey, Rows, key, views_of
-from finetune.data.transforms import View
+
+if TYPE_CHECKING:  # an audit makes no views, and torchvision takes two seconds
+    from finetune.data.transforms import View
 
 # more threads would mostly wait for Python's lock
 _MOST_THREADS = 8
@@ -76,7 +78,7 @@ def threads_here(source: Source) -> int:
 
 
 def views_of_rows(
-    source: Source, view: View, rows: Sequence[int], *, seeds: Sequence[int] | None, threads: int
+    source: Source, view: "View", rows: Sequence[int], *, seeds: Sequence[int] | None, threads: int
 ) -> list[torch.Tensor]:
     """Make one view of each row, uint8 (C, H, W), in order; the result does not depend on the number of threads.
 
@@ -105,7 +107,7 @@ def views_of_rows(
         return list(pool.map(whole, rows, row_seeds))
 
 
-def _in_order(view: View, images: Iterable[torch.Tensor], seeds: Sequence[int | None]) -> list[torch.Tensor]:
+def _in_order(view: "View", images: Iterable[torch.Tensor], seeds: Sequence[int | None]) -> list[torch.Tensor]:
     """Make one view after the other from torch's global generator, and restore that generator afterwards."""
     before, views = torch.get_rng_state(), []
     for image, seed in zip(images, seeds, strict=True):
@@ -128,7 +130,7 @@ class ViewDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self, *, source: Source, view: View, seed: int = 0, phase: str | None = None, views: int | None = None
+        self, *, source: Source, view: "View", seed: int = 0, phase: str | None = None, views: int | None = None
     ) -> None:
         self._source, self._view, self._seed, self._phase, self._views = source, view, seed, phase, views
 

@@ -1,15 +1,18 @@
 """The audit as an HTML page: each finding with thumbnails of its files, and training views on request."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from finetune.data.audit import Audit, Finding
 from finetune.data.image_source import Source
 from finetune.data.sampling import key
-from finetune.data.transforms import View
 from finetune.report.pages import render_page
 from finetune.report.thumbnails import data_url, source_thumbnail
+
+if TYPE_CHECKING:  # without views on the page, an audit does without torchvision
+    from finetune.data.transforms import View
 
 # most groups of thumbnails per finding, and views per class
 _GROUPS = 12
@@ -61,7 +64,7 @@ class ShownFinding:
     more: int
 
 
-def audit_page(audit: Audit, source: Source, *, name: str, view: View | None = None, view_words: str = "") -> str:
+def audit_page(audit: Audit, source: Source, *, name: str, view: "View | None" = None, view_words: str = "") -> str:
     """Render the audit as HTML with its images embedded.
 
     Args:
@@ -88,7 +91,7 @@ def audit_page(audit: Audit, source: Source, *, name: str, view: View | None = N
 
 
 def training_views(
-    source: Source, view: View, *, most_classes: int | None = None, views: int = _VIEWS
+    source: Source, view: "View", *, most_classes: int | None = None, views: int = _VIEWS
 ) -> list[ClassViews]:
     """Return training views of each class, made from its first training images.
 

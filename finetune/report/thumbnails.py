@@ -10,7 +10,6 @@ from torch import Tensor
 
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
-from finetune.data.transforms import eval_view
 from finetune.input_spec import InputSpec
 
 SIDE_PX = 112
@@ -18,6 +17,9 @@ SIDE_PX = 112
 
 def thumbnail(image_CHW: Tensor, *, side_px: int = SIDE_PX) -> str:
     """Return a uint8 image of any size as a JPEG whose longer side is at most ``side_px`` pixels; never enlarged."""
+    # imported late: torchvision takes two seconds
+    from finetune.data.transforms import eval_view
+
     height, width = image_CHW.shape[-2:]
     scale = min(1.0, side_px / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

@@ -55,3 +55,33 @@ def test_few_pictures_and_pictures_without_structure_have_no_copies(pictures):
 def test_a_set_of_pictures_of_one_kind_is_said_to_be_uncertain():
     assert Copies(pairs=[], agreement=[], threshold=0.97).uncertain
     assert not Copies(pairs=[], agreement=[], threshold=0.88).uncertain
+
+
+def test_plain_grounds_outlines_and_letters_are_not_taken_for_copies():
+    from PIL import Image, ImageDraw
+
+    random = np.random.default_rng(0)
+    pictures = []
+    for number in range(60):
+        ground, front = (tuple(random.integers(0, 256, 3).tolist()) for _ in range(2))
+        image = Image.new("RGB", (120, 120), ground)
+        draw = ImageDraw.Draw(image)
+        x, y, w, h = *random.uniform(20, 50, 2).tolist(), *random.uniform(35, 60, 2).tolist()
+        if number % 3 == 0:
+            draw.ellipse((x, y, x + w, y + h), fill=front)
+        elif number % 3 == 1:
+            draw.rectangle((x, y, x + w, y + h), fill=front)
+        else:
+            draw.text((x, y - 10), "OQCGU"[number % 5], fill=front, font_size=70 + number // 3)
+        pictures.append(pixels(image))
+    rows = np.arange(len(pictures))
+    copies = near_duplicates(rows, small_copies(rows, lambda row: pictures[row]))
+    assert (copies.pairs, copies.of_one_kind) == ([], 0)
+
+
+def test_an_audit_of_good_pictures_does_without_torchvision():
+    import subprocess
+    import sys
+
+    code = "import sys, finetune.data.audit, finetune.report.audit_page; print('torchvision' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
