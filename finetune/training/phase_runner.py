@@ -182,7 +182,8 @@ class PhaseRunner:
             instead = "solver=gradient" if phase.must_solve_head else "one lr instead of lr_trials"
             raise UserError(
                 f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
-                f"({self._policy.why}). Make the cache possible, or set {instead}."
+                f"({self._policy.why}). Remove the cause, for example raise cache.max_gb or free "
+                f"disk space, or set {instead}."
             )
         if self._solves_head:
             result = solved_phase(
