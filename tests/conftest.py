@@ -1,6 +1,7 @@
 """Data made for the tests: small image folders, and trained runs that several tests look at."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ torch.set_num_threads(1)
 
 TINY = (
     "backbone=timm",
-    "backbone.name=resnet10t",
+    # the stages of any ResNet with a tenth of the weights of resnet10t: most of a small run is reading and writing them
+    "backbone.name=test_resnet",
     "backbone.weights=none",
     "input.size=32",
     "data.num_workers=0",
@@ -30,6 +32,9 @@ TINY = (
     # tests look at the weights between phases
     "keep=all",
 )
+
+# for tests that need what a larger network learns, or what it weighs beside the other files of a run
+TINY_RESNET10T = tuple("backbone.name=resnet10t" if word.startswith("backbone.name=") else word for word in TINY)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,6 +59,14 @@ def own_features_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     """Not the user's."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("FINETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Sync no file: a run does so some eighty times. What a power cut leaves is tested in processes of their own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from finetune.commands.resume import resume
 from finetune.file_lock import LOCK
-from tests.conftest import TINY, make_pets
+from tests.conftest import TINY_RESNET10T, make_pets
 from tests.runs import outcome, train_tiny
 from tests.training.killing import Events, Strike, run_killed, run_whole, steps_of
 from tests.training.ranks import TWO, forked_ranks, said
@@ -176,7 +176,11 @@ class Campaign:
             if "data=manifest" in configuration.words:
                 data = [f"data.path={table}", "data.label_separator=|"]
             network = [word for word in configuration.words if word.startswith("backbone=")]
-            tiny = [word for word in TINY if not network or word not in ("backbone=timm", "backbone.name=resnet10t")]
+            tiny = [
+                word
+                for word in TINY_RESNET10T
+                if not network or word not in ("backbone=timm", "backbone.name=resnet10t")
+            ]
             self._words[name] = [*data, *tiny, *configuration.words]
             if configuration.workers != (0,):
                 self._words[name].remove("data.num_workers=0")

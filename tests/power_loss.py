@@ -102,7 +102,7 @@ class Uninterrupted:
     """
 
     def __init__(self, folder: Path, layer: Layer, *, more: Iterable[str] = ()) -> None:
-        from tests.conftest import TINY, make_pets
+        from tests.conftest import TINY_RESNET10T, make_pets
         from tests.runs import outcome, train_tiny
 
         self.folder, self.layer = folder, layer
@@ -110,7 +110,7 @@ class Uninterrupted:
         # facts of files that are younger than two seconds are not kept, and then no two runs would write the same
         for path in pets.rglob("*"):
             os.utime(path, (1_700_000_000, 1_700_000_000))
-        self.words = ["data=folder", f"data.root={pets}", *TINY, *PHASES, *more]
+        self.words = ["data=folder", f"data.root={pets}", *TINY_RESNET10T, *PHASES, *more]
         self.root = folder / "whole"
         self.root.mkdir()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from tests.conftest import TINY, make_pets
+from tests.conftest import TINY_RESNET10T, make_pets
 
 README = Path(__file__).parent.parent / "README.md"
-SHORT = ["schedule.epochs=1", *TINY]
+SHORT = ["schedule.epochs=1", *TINY_RESNET10T]
 EPOCHS = {"frozen": 1, "full": 1, "lp_ft": 2, "gradual": 3}
 
 
@@ -36,7 +36,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     trained = 0
     for _, *words in lines:
         if words[0] == "ladder":
-            assert main([*words, *TINY]) == 0, words
+            assert main([*words, *TINY_RESNET10T]) == 0, words
             continue
         composes = words[0] in ("plan", "audit", "lr-find", "pets") or words[0].startswith("-")
         if composes:

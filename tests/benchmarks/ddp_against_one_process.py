@@ -22,7 +22,7 @@ from finetune.build import assemble
 from finetune.config import compose
 from finetune.data.datamodule import Batch
 from finetune.training.quiet_lightning import quiet_lightning
-from tests.conftest import TINY, make_pets
+from tests.conftest import TINY_RESNET10T, make_pets
 from tests.runs import train_tiny
 from tests.training.ranks import forked_ranks, said
 
@@ -34,7 +34,15 @@ def job(pets: Path) -> list[str]:
     """Overrides of the job."""
     rates = [f"schedule.phases.{n}.{name}={value}" for n in (0, 1) for name, value in (("lr", RATE), ("epochs", 1))]
     optimizer = ["optimizer=sgd", "schedule.lr_schedule=constant", "schedule.weight_decay=0", "schedule.restore=last"]
-    return ["data=folder", f"data.root={pets}", *TINY, "schedule=head_then_all", *rates, *optimizer]
+    # the network of the page that shows this, notebooks/06_is_it_really_frozen.ipynb
+    return [
+        "data=folder",
+        f"data.root={pets}",
+        *TINY_RESNET10T,
+        "schedule=head_then_all",
+        *rates,
+        *optimizer,
+    ]
 
 
 class Plain(pl.LightningModule):

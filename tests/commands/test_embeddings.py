@@ -27,7 +27,7 @@ from finetune.file_schema import (
     RETRIEVAL,
     check_fields,
 )
-from tests.conftest import TINY
+from tests.conftest import TINY_RESNET10T
 from tests.runs import train_tiny
 
 Words = Callable[..., list[str]]
@@ -37,7 +37,14 @@ BARE = ("backbone=timm", "backbone.name=resnet10t", "backbone.weights=none", "in
 
 @pytest.fixture(scope="module")
 def run_dir(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["data=folder", f"data.root={pets}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1", "seed=4"]
+    words = [
+        "data=folder",
+        f"data.root={pets}",
+        *TINY_RESNET10T,
+        "schedule=frozen",
+        "schedule.phases.0.epochs=1",
+        "seed=4",
+    ]
     return train_tiny(words, tmp_path_factory.mktemp("embed") / "run").run_dir
 
 
@@ -280,7 +287,7 @@ def test_mistakes_are_told_and_write_nothing(
 def test_what_training_computed_is_not_computed_again(
     words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = train_tiny(words("schedule=frozen", "schedule.epochs=2"), tmp_path / "run")
+    run = train_tiny(words("backbone.name=resnet10t", "schedule=frozen", "schedule.epochs=2"), tmp_path / "run")
     sizes: list[int] = []
     whole = FeatureExtractor.embed
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from finetune.cli import main
-from tests.conftest import TINY
+from tests.conftest import TINY_RESNET10T
 from tests.runs import outcome, train_tiny
 
 
@@ -19,7 +19,13 @@ def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(pets, at / "pets")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(at)
-        words = ["data=folder", "data.root=pets", *TINY, "schedule=head_then_all", "schedule.phases.0.epochs=1"]
+        words = [
+            "data=folder",
+            "data.root=pets",
+            *TINY_RESNET10T,
+            "schedule=head_then_all",
+            "schedule.phases.0.epochs=1",
+        ]
         return train_tiny([*words, "schedule.phases.1.epochs=1", "optimizer=sgd"], at / "run").run_dir
 
 

@@ -11,7 +11,7 @@ from finetune.commands.runs import RunSummary, compared, curve, runs_below, summ
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.run_folder import RunFolder
-from tests.conftest import TINY
+from tests.conftest import TINY_RESNET10T
 
 Captured = pytest.CaptureFixture[str]
 SHORT = ["schedule=head_then_all", "epochs=1", "report=true"]
@@ -21,7 +21,7 @@ SHORT = ["schedule=head_then_all", "epochs=1", "report=true"]
 def run_dir(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> Path:
     """A finished run with the settings of a user, who does not say what to keep."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    tiny = [word for word in TINY if word not in ("keep=all", "report=false")]
+    tiny = [word for word in TINY_RESNET10T if word not in ("keep=all", "report=false")]
     assert main([str(pets), *tiny, *SHORT, f"run_dir={folder}"]) == 0
     return folder
 

@@ -16,7 +16,7 @@ from finetune.errors import UserError
 from finetune.inference.decode_options import decode_options_of
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
-from tests.conftest import TINY
+from tests.conftest import TINY_RESNET10T
 from tests.runs import train_tiny
 
 
@@ -36,7 +36,13 @@ def microscope(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(microscope: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["data=folder", f"data.root={microscope}", "data.high_depth=stretch", "data.max_pixels=600", *TINY]
+    words = [
+        "data=folder",
+        f"data.root={microscope}",
+        "data.high_depth=stretch",
+        "data.max_pixels=600",
+        *TINY_RESNET10T,
+    ]
     words += ["schedule=frozen", "schedule.phases.0.epochs=1"]
     return train_tiny(words, tmp_path_factory.mktemp("reading") / "run").run_dir
 

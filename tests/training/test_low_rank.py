@@ -110,7 +110,7 @@ def test_an_error_inside_leaves_the_weights_as_they_were() -> None:
 
 def test_a_network_without_linear_layers_is_refused_before_a_run_begins(words: Words, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"parameters='lora': 'resnet10t' has no linear layers of more than lora_rank=8"
+        UserError, match=r"parameters='lora': 'test_resnet' has no linear layers of more than lora_rank=8"
     ):
         train_tiny(words("schedule=full", "schedule.parameters=lora"), tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists()

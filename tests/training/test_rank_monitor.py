@@ -18,6 +18,7 @@ from finetune.commands.resume import resume
 from finetune.distributed import STARTED_BY
 from finetune.training.interruption import Interruption
 from finetune.training.rank_monitor import RankMonitor
+from tests.conftest import TINY
 from tests.runs import outcome, train_tiny
 from tests.training.ranks import DIE, PATIENCE_S, SIGNAL, TWO, cluster, forked_ranks, free_port, recorded, said
 
@@ -25,6 +26,15 @@ Words = Callable[..., list[str]]
 
 SHORT = ("schedule=head_then_all", "schedule.phases.0.epochs=1", "schedule.phases.1.epochs=2", "data.augment=standard")
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of two processes that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    asked = ["data=folder", f"data.root={pets}", *TINY, *SHORT, *TWO]
+    assert forked_ranks(lambda: train_tiny(asked, folder / "run"), folder / "out") == [0, 0]
+    return folder / "run"
 
 
 @contextmanager
@@ -114,11 +124,10 @@ def test_a_process_whose_starter_was_killed_ends_though_it_waits(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of_the_uninterrupted_one(
-    words: Words, tmp_path: Path
+    words: Words, whole: Path, tmp_path: Path
 ) -> None:
     asked = words(*SHORT, *TWO)
     recorder = ["callbacks.rows._target_=tests.training.ranks.RecordRows", f"callbacks.rows.folder='{tmp_path}'"]
-    assert forked_ranks(lambda: train_tiny(asked, tmp_path / "whole"), tmp_path / "out") == [0, 0]
     # the command's name left out, and a blank in the folder's
     killed = [*asked, *recorder, "run_dir=a b"]
     with (
@@ -141,14 +150,15 @@ def test_a_killed_process_ends_a_run_on_two_devices_and_resume_gives_the_bits_of
     assert lines[0].startswith("trusted: callbacks.rows: tests.training.ranks.RecordRows(")
     assert lines[1] == "resuming: a b"
     assert len(lines) == len(set(lines))
-    assert outcome(tmp_path / "a b") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "a b") == outcome(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(rank: int, words: Words, tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    rank: int, words: Words, whole: Path, tmp_path: Path
+) -> None:
     asked = words(*SHORT, *TWO)
-    assert forked_ranks(lambda: train_tiny(asked, tmp_path / "whole"), tmp_path / "out") == [0, 0]
     seen = tmp_path / "seen"
     stopped = forked_ranks(
         lambda: train_tiny([*asked, *recorded(seen)], tmp_path / "run"),
@@ -160,7 +170,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(rank: int,
     assert f"stopped at step 3 of 10 in phase 2 (all); continue with: finetune resume {tmp_path / 'run'}" in first
     assert "Traceback" not in first + second
     assert forked_ranks(lambda: resume(tmp_path / "run", trust=True), tmp_path / "resumed") == [0, 0]
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == outcome(whole)
     for number in (0, 1):
         places = [line.split("[")[0] for line in (seen / f"rows.{number}").read_text().splitlines()]
         assert len(places) == len(set(places)) == 15
@@ -198,11 +208,10 @@ def test_a_sweep_on_two_devices_runs_each_job_once(words: Words, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_two_processes_do(words: Words, tmp_path: Path) -> None:
+def test_two_nodes_train_as_two_processes_do(words: Words, whole: Path, tmp_path: Path) -> None:
     asked = words(*SHORT)
     # the documented command, once on each node; torchrun sets the variables
     nodes = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
-    assert forked_ranks(lambda: train_tiny([*asked, *TWO], tmp_path / "whole"), tmp_path / "out") == [0, 0]
     port = free_port()
     with ExitStack() as stack:
         started = []
@@ -216,4 +225,4 @@ def test_two_nodes_train_as_two_processes_do(words: Words, tmp_path: Path) -> No
             assert process.wait(PATIENCE_S) == 0, (tmp_path / f"log{node}").read_text()
     assert (tmp_path / "log1").read_text() == ""
     assert "bundle: run/model" in (tmp_path / "log0").read_text()
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == outcome(whole)

@@ -96,7 +96,13 @@ def test_every_step_of_a_phase_uses_the_rate_of_its_own_number(
 
 
 def test_a_plateau_lowers_the_rate_of_all_groups_together(words: Words, tmp_path: Path) -> None:
-    given = ["schedule=full", "schedule.lr_schedule=plateau", "schedule.phases.0.epochs=7", "monitor=val/loss"]
+    given = [
+        "schedule=full",
+        "schedule.lr_schedule=plateau",
+        "schedule.phases.0.epochs=7",
+        "monitor=val/loss",
+        "backbone.name=resnet10t",
+    ]
     # a rate so small that the validation loss stands still in its leading digits, and one that makes it worse
     run_dir = train_tiny(
         words(*given, "schedule.phases.0.lr=0.2", "schedule.layer_decay=0.5"), tmp_path / "run"
