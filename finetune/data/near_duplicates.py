@@ -281,21 +281,24 @@ def _correlations(small_NSS: Tensor, pairs_P2: Tensor) -> Tensor:
 
 def _agreements(small_NSS: Tensor, pairs_P2: Tensor, ways_P: Tensor) -> _Agreement:
     """Return how well each pair agrees at the small shift, scale and turn where its fine detail correlates best."""
-    ways = _ways()
+    ways, nudges = _ways(), list(_nudges())
     best = _Agreement(**{name: torch.zeros(len(pairs_P2)) for name in _Agreement.__annotations__})
-    waiting = torch.arange(len(pairs_P2))
-    for number, nudge in enumerate(_nudges()):
-        for some in torch.split(waiting, _BLOCK) if len(waiting) else ():
-            pairs, maps = pairs_P2[some], ways[ways_P[some]].clone()
-            maps[:, :, :2] = maps[:, :, :2] @ nudge
-            first = _detail(_looked_at(small_NSS[pairs[:, 0]], maps, _SIDE))
-            now = _aligned(first, _detail(small_NSS[pairs[:, 1]].float()))
-            better = now.correlation_P > best.correlation_P[some]
-            for name in _Agreement.__annotations__:
-                getattr(best, name)[some[better]] = getattr(now, name)[better]
-        if number == 0:
-            order = best.correlation_P.argsort(descending=True)
-            waiting = order[: min(_MOST_ALIGNED, int((best.correlation_P >= _LEAST_BEFORE).sum()))]
+
+    def align(rows: Tensor, nudges: list[Tensor]) -> None:
+        for some in torch.split(rows, _BLOCK) if len(rows) else ():
+            pairs = pairs_P2[some]
+            other = _Template(_detail(small_NSS[pairs[:, 1]].float()))
+            for nudge in nudges:
+                maps = ways[ways_P[some]].clone()
+                maps[:, :, :2] = maps[:, :, :2] @ nudge
+                now = _aligned(_detail(_looked_at(small_NSS[pairs[:, 0]], maps, _SIDE)), other)
+                better = now.correlation_P > best.correlation_P[some]
+                for name in _Agreement.__annotations__:
+                    getattr(best, name)[some[better]] = getattr(now, name)[better]
+
+    align(torch.arange(len(pairs_P2)), nudges[:1])
+    order = best.correlation_P.argsort(descending=True)
+    align(order[: min(_MOST_ALIGNED, int((best.correlation_P >= _LEAST_BEFORE).sum()))], nudges[1:])
     return best
 
 
@@ -306,17 +309,29 @@ def _nudges() -> Iterator[Tensor]:
         yield torch.tensor([[cosine, -sine], [sine, cosine]]) * scale
 
 
-def _aligned(one_PSS: Tensor, other_PSS: Tensor) -> _Agreement:
+class _Template:
+    """The middle of pictures, which is looked for in others, with what does not depend on these.
+
+    Args:
+        detail_PSS: Fine detail of the pictures.
+    """
+
+    def __init__(self, detail_PSS: Tensor) -> None:
+        middle = slice(_SHIFT, _SIDE - _SHIFT)
+        self.middle_PSS = detail_PSS[:, middle, middle]
+        self.energy_P11 = (self.middle_PSS**2).sum(dim=(1, 2), keepdim=True)
+        inside = torch.zeros(_SIDE, _SIDE)
+        inside[middle, middle] = 1
+        self.inside = torch.fft.rfft2(inside).conj()
+        self.spectrum = torch.fft.rfft2(detail_PSS * inside).conj()
+
+
+def _aligned(one_PSS: Tensor, other: _Template) -> _Agreement:
     """Return how well pairs agree at the shift where they correlate most; a picture and its negative agree too."""
     middle = slice(_SHIFT, _SIDE - _SHIFT)
-    template = torch.zeros_like(other_PSS)
-    template[:, middle, middle] = other_PSS[:, middle, middle]
-    inside = torch.zeros(_SIDE, _SIDE)
-    inside[middle, middle] = 1
-    spectrum = torch.fft.rfft2(one_PSS)
-    products = torch.fft.irfft2(spectrum * torch.fft.rfft2(template).conj(), s=(_SIDE, _SIDE))
-    energy = torch.fft.irfft2(torch.fft.rfft2(one_PSS**2) * torch.fft.rfft2(inside).conj(), s=(_SIDE, _SIDE))
-    norm = (energy.clamp_min(1e-6) * (template**2).sum(dim=(1, 2), keepdim=True)).sqrt() + 1e-6
+    products = torch.fft.irfft2(torch.fft.rfft2(one_PSS) * other.spectrum, s=(_SIDE, _SIDE))
+    energy = torch.fft.irfft2(torch.fft.rfft2(one_PSS**2) * other.inside, s=(_SIDE, _SIDE))
+    norm = (energy.clamp_min(1e-6) * other.energy_P11).sqrt() + 1e-6
     shifts = torch.arange(-_SHIFT, _SHIFT + 1)
     near = (products / norm)[:, shifts][:, :, shifts].flatten(1)
     strongest = near.abs().argmax(dim=1, keepdim=True)
@@ -324,7 +339,7 @@ def _aligned(one_PSS: Tensor, other_PSS: Tensor) -> _Agreement:
     down = strongest[:, 0] // len(shifts) - _SHIFT
     right = strongest[:, 0] % len(shifts) - _SHIFT
     moved = _moved(one_PSS, down, right)
-    return _by_parts(value, moved[:, middle, middle], other_PSS[:, middle, middle] * value.sign()[:, None, None])
+    return _by_parts(value, moved[:, middle, middle], other.middle_PSS * value.sign()[:, None, None])
 
 
 def _moved(pictures_PSS: Tensor, down_P: Tensor, right_P: Tensor) -> Tensor:
