@@ -223,13 +223,14 @@ def as_shown(output: str) -> str:
 def shape(line: str) -> str:
     """Return a line without its figures, which differ between machines and between large and small runs.
 
-    >>> shape("  epoch 2/3  val/loss 0.0994  about 2 min left")
-    'epoch # val/loss # about #'
+    >>> shape("  epoch 2/3  val/loss 0.0994  about 2 min left"), shape("1 epoch, 7 steps") == shape("3 epochs, 21 steps")
+    ('epoch # val/loss # #', True)
     """
     line = re.sub(r"\b(about )?[\d.,]+ ?(ms|s|min|h|MB|kB|KB|GB)\b( left)?", "#", line)
     line = re.sub(r"[-+]?\d[\d.,e/%x+-]*", "#", line)
     line = re.sub(r"(# )+#", "#", re.sub(r"[▁▂▃▄▅▆▇█]+", "#", re.sub(r"[-─═]{3,}", "-", line)))
-    return " ".join(line.split())
+    # one of a thing, and several
+    return re.sub(r"(?<=# )(\w+?)s\b", r"\1", " ".join(line.split()))
 
 
 def missing_lines(documented: str, output: str) -> list[str]:

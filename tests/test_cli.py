@@ -74,7 +74,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["export", "nowhere", "--format", "web"], "RUN='nowhere': no such folder."),
         (["resume"], "finetune resume: needs one RUN"),
         (["resume", "nowhere"], "RUN='nowhere': no such folder."),
-        (["evaluate", "nowhere"], "RUN='nowhere': a bundle does not record where its data is"),
+        (["evaluate", "nowhere"], "RUN='nowhere': no such folder."),
         (["export", "nowhere", "--format", "head"], "RUN='nowhere': no such folder."),
         (["embed", "nowhere", "--output", "e.npz"], "RUN='nowhere': no such folder."),
         (["search", "nowhere.npz", "x.png"], "EMBEDDINGS='nowhere.npz': no such file."),

@@ -28,7 +28,7 @@ def test_list_names_what_there_is(base: Path, capsys: pytest.CaptureFixture[str]
     assert main(["cache", "list"]) == 0
     out = capsys.readouterr().out
     assert "resnet18 after layer4, 10 train images, none view 0  unfinished" in out
-    assert "in 1 entries" in out
+    assert "in 1 entry" in out
 
 
 def test_clear_keeps_what_is_in_use(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

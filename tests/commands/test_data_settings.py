@@ -97,7 +97,7 @@ def test_a_split_that_is_not_wanted_is_left_out_by_a_fraction_of_0(tmp_path):
     root = write_folder(tmp_path / "data", {"a": 20, "b": 20})
     index = source_of("data=folder", f"data.root={root}", "data.test_fraction=0").index
     assert index.counts() == {"train": [17, 17], "val": [3, 3], "test": [0, 0]}
-    assert any("no test split" in note for note in index.notes)
+    assert any("No test split" in note for note in index.notes)
 
 
 def test_settings_of_the_splits_are_refused_before_the_data_is_looked_at():

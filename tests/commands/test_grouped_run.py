@@ -66,6 +66,6 @@ def test_data_without_a_training_part_is_embedded_with_a_warning(
     source, _ = data_set(compose(words), split_words(words), SimpleNamespace(spec=InputSpec()))  # type: ignore[arg-type]
     assert source.index.images() == {"train": 0, "val": 0, "test": 6}
     assert (
-        "warning: every class needs a training image. Only in val or test: a, b. It is embedded"
+        "warning: every class needs a training image. Only in val or test: a, b. Embedding it anyway"
         in capsys.readouterr().out
     )

@@ -185,8 +185,8 @@ def test_settings_that_contradict_each_other_are_refused_at_composition(changes:
         ),
         ([*HEAD, "head.kwargs.depth=2"], r"head\._target_: tests.models.own_parts.Head: does not take these arguments"),
         (
-            ["head=own", "head._target_=torch.nn.Linear", "head.kwargs={in_features: 512, out_features: 5}"],
-            r"must map features \(B, 512\) to logits \(B, 3\)\. .* gave \(2, 5\)",
+            ["head=own", "head._target_=torch.nn.Linear", "head.kwargs={in_features: 96, out_features: 5}"],
+            r"must map features \(B, 96\) to logits \(B, 3\)\. .* gave \(2, 5\)",
         ),
         ([*HEAD, "schedule=probe"], r"solver='lbfgs': solves only linear heads"),
         ([*LOSS, "schedule=probe"], r"solver='lbfgs': needs a built-in convex loss"),

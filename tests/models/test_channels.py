@@ -84,7 +84,7 @@ def test_three_channels_leave_the_stem_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("channels", "adapt", "message"),
     [
-        (1, "fould", "input.adapt='fould': unknown. .* Did you mean 'fold'"),
+        (1, "fould", "input.adapt='fould': not known. .* Did you mean 'fold'"),
         (5, "expand", "not defined for input.channels=5. Choose input.adapt=tile or input.adapt=reinit"),
         (1, "tile", "not defined for input.channels=1"),
     ],

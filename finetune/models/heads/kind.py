@@ -57,8 +57,8 @@ class HeadKind:
     is_linear: bool = False
 
     def own_settings(self, section: object) -> dict[str, Any]:
-        """Return the own settings of this kind from the ``head`` section of the configuration."""
-        return {key: getattr(section, key) for key in self.own}
+        """Return the own settings of this kind; one without a field in the ``head`` section has its default."""
+        return {key: getattr(section, key, setting.default) for key, setting in self.own.items()}
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Check those of the settings that belong to this kind.
