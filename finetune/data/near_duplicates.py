@@ -253,8 +253,9 @@ class _Agreement:
         A plain ground, one outline or a letter agrees with many others, so pictures with few corners have to agree everywhere,
         or to be the same pixel by pixel.
 
-        Measured by ``planted_copies.py``: 4 copies of each kind among 518 photographs of fruit, fish and flowers, most on a
-        plain ground, and 2,050 icons, letters, shapes, drawings and tiles of drawings without a planted copy.
+        Measured with the kinds of ``tests/benchmarks/planted_copies.py``: 4 copies of each among 518 photographs of fruit, fish
+        and flowers, most on a plain ground; and, by a script that is not kept, 2,050 icons, letters, shapes, drawings and tiles
+        of drawings without a planted copy.
 
         | corners | or fewer with agreement, unlike | or correlation | photographs: copies, kinds, besides | others: pairs |
         |---|---|---|---|---|
