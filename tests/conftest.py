@@ -104,6 +104,17 @@ def words(pets: Path) -> Callable[..., list[str]]:
     return make
 
 
+@pytest.fixture(scope="module")
+def resized_in_two_parts() -> Iterator[None]:
+    """Let a graph resize in two parts instead of eight: each part is traced and exported, which takes most of an export.
+
+    ``tests/export/test_matrix.py`` and the commands of the README export the eight.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("finetune.data.pillow_resize._PARTS", 2)
+        yield
+
+
 @pytest.fixture
 def ray_launcher() -> Iterator[None]:
     """What hydra-ray-launcher 1.2.2 makes known to Hydra; the package asks for Ray itself, which is too large for here."""

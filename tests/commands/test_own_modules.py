@@ -294,6 +294,7 @@ def test_a_loss_is_tried_before_anything_is_trained() -> None:
     ).shape == (2,)
 
 
+@pytest.mark.usefixtures("resized_in_two_parts")
 @pytest.mark.parametrize("form", ["onnx", "torch_export"])
 def test_a_run_of_own_classes_is_exported_to_programs_that_have_neither_them_nor_finetune(
     form: str, run_dir: Path, tmp_path: Path

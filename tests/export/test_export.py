@@ -19,6 +19,8 @@ from tests.export.odd_files import write_files
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier
 
+pytestmark = pytest.mark.usefixtures("resized_in_two_parts")
+
 
 def test_the_command_hands_over_a_checked_export_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -36,7 +36,7 @@ if not WHOLE:
 
 @pytest.mark.slow
 def test_every_format_predicts_what_was_trained_in_a_process_without_this_package(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images").mkdir()
     files = write_files(tmp_path / "images", max(FILES.values()))
@@ -45,6 +45,9 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
         model = settled_classifier(name=name, channels=channels, adapt=adapt, size=(64, 64))
         reference = make_reference(model, files[: FILES[name]], origin="files")
         assert reference.shares.std(0).min() > 0.01, "answers that do not vary would prove nothing"
+        if name != "resnet18" and not WHOLE:
+            # each part is traced and exported: the eight of the first network show what they compute
+            monkeypatch.setattr("finetune.data.pillow_resize._PARTS", 2)
         with quiet_exporter():
             program = traced(model, layout="nhwc")  # one trace serves two formats
         for form, (write, filename) in WRITERS.items():

@@ -17,6 +17,8 @@ from tests.export.odd_files import write_files
 from tests.export.pictures import CLASSES, picture
 from tests.export.trained import settled_classifier
 
+pytestmark = pytest.mark.usefixtures("resized_in_two_parts")
+
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:

@@ -25,6 +25,8 @@ from tests.export.pictures import picture
 from tests.export.trained import settled_classifier
 from tests.report.browser import Browser, require_chromium
 
+pytestmark = pytest.mark.usefixtures("resized_in_two_parts")
+
 # folder for screenshots that a person can check
 PICTURES = os.environ.get("FINETUNE_PICTURES")
 

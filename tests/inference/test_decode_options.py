@@ -87,6 +87,7 @@ def test_a_setting_out_of_range_is_damage(data: dict[str, object], tmp_path: Pat
         decode_options_of(folder)
 
 
+@pytest.mark.usefixtures("resized_in_two_parts")
 def test_an_onnx_export_reads_images_as_the_run_does(run_dir: Path, microscope: Path, tmp_path: Path) -> None:
     command = ["export", str(run_dir), "--format", "onnx", "--check", "4", "--output", str(tmp_path / "model.onnx")]
     assert main(command) == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.cli import main
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
@@ -19,13 +20,27 @@ from tests.export.odd_files import write_files
 from tests.export.trained import settled_classifier
 
 # Pillow reports damaged metadata by UserWarnings; decode.py silences them, but pytest resets the filters
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.usefixtures("resized_in_two_parts"),
+]
 
 
-def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_imports_torch(tmp_path):
-    model = settled_classifier(name="resnet10t", size=(32, 32))
+@pytest.fixture(scope="module")
+def model():
+    return settled_classifier(name="resnet10t", size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """The model as an ONNX file, which no test changes."""
+    path = tmp_path_factory.mktemp("engine") / "model.onnx"
+    export_onnx(model, path)
+    return path
+
+
+def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_imports_torch(tmp_path, model, exported):
     bundle = small_bundle(tmp_path / "run", model)
-    export_onnx(model, tmp_path / "model.onnx")
     (tmp_path / "images").mkdir()
     write_files(tmp_path / "images", 12)
     # resized without regard to the crop, each would take ten gigabytes
@@ -41,13 +56,16 @@ def test_the_command_predicts_with_an_onnx_file_as_with_the_run_and_never_import
         "heavy = {'torch', 'torchvision', 'timm', 'lightning', 'onnx'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
-    tables = []
-    for run, guarded in ((tmp_path / "model.onnx", True), (bundle, False)):
-        output = tmp_path / f"{run.name}.csv"
-        words = ["predict", str(run), str(tmp_path / "images"), "--output", str(output)]
-        start = [sys.executable, "-c", script] if guarded else [sys.executable, "-m", "finetune"]
-        done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
+
+    def guarded(words):
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        return done.returncode
+
+    tables = []
+    for run, command in ((exported, guarded), (bundle, main)):
+        output = tmp_path / f"{run.name}.csv"
+        assert command(["predict", str(run), str(tmp_path / "images"), "--output", str(output)]) == 0
         tables.append(list(csv.DictReader(output.open(encoding="utf-8"))))
     for ours, theirs in zip(*tables, strict=True):
         assert ours["predicted"] == theirs["predicted"]
@@ -136,10 +154,9 @@ def test_an_onnx_file_with_a_loop_is_refused_before_it_is_computed(tmp_path):
         OnnxEngine(tmp_path / "a.onnx")
 
 
-def test_an_onnx_file_that_asks_for_memory_out_of_proportion_is_refused(tmp_path):
-    export_onnx(settled_classifier(name="resnet10t", size=(32, 32)), tmp_path / "model.onnx")
-    OnnxEngine(tmp_path / "model.onnx")
-    model = onnx.load(str(tmp_path / "model.onnx"))
+def test_an_onnx_file_that_asks_for_memory_out_of_proportion_is_refused(tmp_path, exported):
+    OnnxEngine(exported)
+    model = onnx.load(str(exported))
     model.graph.initializer.extend([onnx.numpy_helper.from_array(np.array([4 * 2**30], np.int64), "shape")])
     output = model.graph.output[0].name
     for node in model.graph.node:
