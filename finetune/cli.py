@@ -1,6 +1,5 @@
 """The command table. Imports nothing heavy, so that help, completion and errors appear before torch is loaded."""
 
-import errno
 import importlib
 import os
 import re
@@ -13,7 +12,7 @@ from typing import NoReturn
 
 from finetune.distributed import is_rank_zero, process_name
 from finetune.errors import Interrupted, RunError, UserError, did_you_mean, first_line
-from finetune.file_errors import errno_of, file_error
+from finetune.file_errors import file_error, out_of_memory
 from finetune.process_tuning import collect_garbage_rarely, leave
 from finetune.terminal import guarded_output, open_missing_streams
 from finetune.terminal_log import show_log
@@ -189,7 +188,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _without_memory(error: Exception) -> RunError | None:
     """Return the message for an allocation that failed; None for another error. Torch's own type is a RuntimeError's text."""
-    if errno_of(error) != errno.ENOMEM:
+    if not out_of_memory(error):
         return None
     size = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     return RunError(

@@ -63,6 +63,11 @@ def errno_of(error: BaseException) -> int | None:
     return None
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation was refused, whatever the code that asked for it makes of that."""
+    return errno_of(error) == errno.ENOMEM
+
+
 def file_of(error: BaseException) -> Path | None:
     """Return the file that the system named in its error; None if it named none."""
     at: BaseException | None = error

@@ -215,3 +215,18 @@ def test_an_allocation_that_fails_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith("Out of memory")
     assert "--traceback" not in said
+
+
+def test_a_network_for_which_there_is_no_memory_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 73728 bytes. Error code 12"
+        )
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    assert main(["plan", "data=digits", "backbone=resnet10t", "backbone.weights=none"]) == 1
+    said = capsys.readouterr().err
+    assert "Out of memory, at 73728 bytes more. Free memory, or" in said
+    assert "Did you mean" not in said

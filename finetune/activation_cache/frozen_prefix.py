@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from finetune.file_errors import out_of_memory
 from finetune.models.batch_norm_folding import folded
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
@@ -51,7 +52,9 @@ def _with_half_weights(net: nn.Module, example: Tensor) -> nn.Module:
     half = deepcopy(net).to(torch.get_autocast_dtype(example.device.type))
     try:
         same = torch.equal(half(example), net(example))
-    except RuntimeError:  # an operation that autocast leaves in single precision
+    except RuntimeError as error:  # an operation that autocast leaves in single precision
+        if out_of_memory(error):
+            raise
         same = False
     return half if same else net
 

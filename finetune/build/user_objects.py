@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.config.schema import Config
 from finetune.config.trust import build_module, instantiate, module_node, objects_named
 from finetune.errors import UserError, first_line
+from finetune.file_errors import out_of_memory
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
@@ -148,6 +149,8 @@ def trying(rule: str, *, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
+        if out_of_memory(error):
+            raise
         why = first_line(error, with_type=True).rstrip(".")
         raise UserError(f"{rule}. {why}. {advice}") from error
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from finetune.file_errors import out_of_memory
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
@@ -31,7 +32,9 @@ def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
     try:
         fused: nn.Module = fuse(net)
         expected, actual = net(example), fused(example)
-    except Exception:  # torch.fx raises its own errors and those that the network's code raises under tracing
+    except Exception as error:  # torch.fx raises its own errors and those that the network's code raises under tracing
+        if out_of_memory(error):
+            raise
         return net, False
     if float((expected - actual).abs().max()) > TOLERANCE * float(expected.abs().max()):
         return net, False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import UserError, first_line, shortened
+from finetune.file_errors import out_of_memory
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import backbone_from_description
@@ -283,6 +284,8 @@ def _check_takes_images(classifier: Classifier) -> None:
         with torch.random.fork_rng(devices=[]), evaluating(classifier):
             features_BD = classifier.embed(zeros)
     except Exception as error:  # the user's code may raise anything
+        if out_of_memory(error):
+            raise
         why = first_line(error, with_type=True).rstrip(".")
         raise UserError(f"{rule} failed with {why}. Choose another size.") from error
     if features_BD.shape != (2, classifier.backbone.num_features):

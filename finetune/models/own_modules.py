@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import UserError, first_line
+from finetune.file_errors import out_of_memory
 from finetune.models.modes import evaluating
 
 # B = batch, D = features, K = classes
@@ -122,6 +123,8 @@ def forward_zeros(net: nn.Module, shape: Sequence[int], *, rule: str, advice: st
         with torch.random.fork_rng(devices=[]), evaluating(net):
             output = net(zeros)
     except Exception as error:  # the user's code may raise anything
+        if out_of_memory(error):
+            raise
         why = first_line(error, with_type=True).rstrip(".")
         raise UserError(f"{rule} failed with {why}. {advice}.") from error
     if not isinstance(output, Tensor):

@@ -10,6 +10,7 @@ from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from finetune.errors import UserError, did_you_mean, first_line
+from finetune.file_errors import out_of_memory
 from finetune.models.backbone import PRESETS, Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm
@@ -89,6 +90,8 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     except OSError as error:
         raise UnavailableError(f"{cfg.get('url')} ({error})") from None
     except (SafetensorError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         place = overlay["file"] if overlay else cfg.get("url")
         reason = first_line(error)
         raise UnavailableError(f"{place}, which is damaged or does not fit these backbone.kwargs ({reason})") from None
@@ -109,6 +112,8 @@ def _create(name: str, kwargs: Mapping[str, Any], **more: Any) -> Any:
     try:
         return timm.create_model(_tagged(name), num_classes=0, **kwargs, **more)
     except RuntimeError as error:  # an unknown tag
+        if out_of_memory(error):
+            raise
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise UserError(f"backbone.name={name!r}: {error}.{did_you_mean(name, tags)}") from None
 

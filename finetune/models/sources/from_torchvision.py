@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models
 
 from finetune.errors import UserError, did_you_mean
+from finetune.file_errors import out_of_memory
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError
@@ -76,6 +77,8 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     except OSError as error:
         raise UnavailableError(f"torch's cache {torch.hub.get_dir()}/checkpoints and {weights.url} ({error})") from None
     except (RuntimeError, UnpicklingError, EOFError) as error:  # wrong hash, or a truncated file
+        if out_of_memory(error):
+            raise
         raise UnavailableError(f"{torch.hub.get_dir()}/checkpoints, where {weights.url} is damaged ({error})") from None
     fit_state_dict(backbone.net, state, origin=str(weights), neutral=backbone.neutral)
     preset = weights.transforms()
