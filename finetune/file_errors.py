@@ -29,7 +29,10 @@ _CAUSES = {
 }
 # safetensors ends with "(os error 28)"; torch's writer has only the system's words
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-_WORDS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)}
+_WORDS = {
+    os.strerror(number): number
+    for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM)
+}
 
 # torch's allocators report a refused allocation as a RuntimeError
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
@@ -41,6 +44,8 @@ def errno_of(error: BaseException) -> int | None:
     >>> errno_of(RuntimeError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
     True
     >>> errno_of(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")) == errno.ENOMEM
+    True
+    >>> errno_of(RuntimeError("unable to mmap 136748 bytes from file <x>: Cannot allocate memory (12)")) == errno.ENOMEM
     True
     >>> errno_of(ValueError("wrong")) is None
     True

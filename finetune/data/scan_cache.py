@@ -90,16 +90,18 @@ def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
 
 
 def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
-    """Read stamps and facts of the last scan; return None if the cache file is missing or unreadable."""
+    """Read stamps and facts of the last scan; return None if the cache file is missing, or unreadable, which is logged."""
     try:
         # opened here, because numpy leaves a damaged file open
         check_zip(file)  # the cache's own files are not compressed; a compressed one may unpack to any size
         with open_regular(file) as opened, np.load(opened, allow_pickle=False) as arrays:
             stamps, table, problems = arrays["stamps"], arrays["table"], arrays["problems"]
         reasons = parse_json(problems.tobytes(), list, name=str(file))
+    except FileError as error:
+        log.warning("%s The images are opened again.", error)
+        return None
     except (
         OSError,
-        FileError,
         ValueError,
         KeyError,
         zipfile.BadZipFile,

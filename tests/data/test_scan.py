@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,13 @@ def test_a_file_replaced_by_one_of_its_size_and_date_is_opened_again(tmp_path, o
     opened.clear()
     assert cached_facts(listing.root, listing.paths).content[0].tolist() == content_hash(data).tolist()
     assert len(opened) == 1
+
+
+def test_a_cache_that_the_disk_does_not_give_back_is_named_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    # reading the first bytes of a process's memory is an input/output error
+    assert facts_cache._load(Path("/proc/self/mem")) is None
+    assert "/proc/self/mem: could not be read, the disk reports an input/output error" in caplog.text
+    assert "The images are opened again." in caplog.text
+    caplog.clear()
+    assert facts_cache._load(Path("/nowhere/facts.npz")) is None
+    assert caplog.text == ""
