@@ -79,8 +79,7 @@ def assemble(
     Raises:
         UserError: Parts of the configuration do not fit together, or objects do not fit the configuration.
     """
-    listing = check_paths(config) if objects.source is None else None
-    source = objects.source or build_source(config, listing=listing)
+    source = build_source(config, listing=check_paths(config)) if objects.source is None else objects.source
     if description is None:
         from finetune.build.input_lines import input_lines
 

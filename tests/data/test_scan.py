@@ -13,6 +13,7 @@ from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
 from finetune.data.scan import facts_of_arrays, gather
 from finetune.data.scan_cache import cached_facts
+from finetune.errors import FileError
 from tests.data.folders import write_folder, write_image
 from tests.data.odd_images import picture, saved, stored_for
 from tests.data.raw_formats import exif
@@ -206,11 +207,15 @@ def test_a_file_replaced_by_one_of_its_size_and_date_is_opened_again(tmp_path, o
     assert len(opened) == 1
 
 
-def test_a_cache_that_the_disk_does_not_give_back_is_named_and_made_again(caplog: pytest.LogCaptureFixture) -> None:
-    # reading the first bytes of a process's memory is an input/output error
-    assert facts_cache._load(Path("/proc/self/mem")) is None
-    assert "/proc/self/mem: could not be read, the disk reports an input/output error" in caplog.text
-    assert "The images are opened again." in caplog.text
-    caplog.clear()
+def test_a_cache_that_the_disk_does_not_give_back_is_named_and_made_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert facts_cache._load(Path("/nowhere/facts.npz")) is None
     assert caplog.text == ""
+
+    def fail(file: Path) -> None:
+        raise FileError(f"{file}: could not be read, the disk reports an input/output error.")
+
+    monkeypatch.setattr(facts_cache, "check_zip", fail)
+    assert facts_cache._load(Path("facts.npz")) is None
+    assert "facts.npz: could not be read, the disk reports an input/output error. The images are opened" in caplog.text
