@@ -5,6 +5,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from finetune.counted import counted
+from finetune.errors import UserError
+
 # set by torchrun, by Lightning's own launcher, and by SLURM
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 # number of processes: set by torchrun, and for a SLURM job step
@@ -13,6 +16,9 @@ _SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 RUN_DIR_OF_RUN, STARTED_BY = "FINETUNE_RUN_DIR", "FINETUNE_STARTED_BY"
 # variables that Lightning leaves in the environment after it has started processes
 _LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
+
+# loader processes wait for storage and share their memory; a rank on a processor has a network and gradients of its own
+MOST_LOADERS_PER_CORE, MOST_RANKS_PER_CORE = 16, 4
 
 
 def is_rank_zero() -> bool:
@@ -33,6 +39,11 @@ def started_together() -> bool:
     return RUN_DIR_OF_RUN not in os.environ and (
         not is_rank_zero() or any(int(os.environ.get(name) or 1) > 1 for name in _SIZES)
     )
+
+
+def knows_other_machines() -> bool:
+    """Whether this process was told where the other machines of a run are: by torchrun, by SLURM, or by hand."""
+    return started_together() or "MASTER_ADDR" in os.environ
 
 
 def ignore_signals_to_the_group() -> None:
@@ -58,6 +69,31 @@ def process_lives(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_processes(number: int, *, setting: str, per_core: int) -> None:
+    """Refuse more processes than this machine can hold.
+
+    A saved configuration, or a slip of the finger, can ask for any number, and each process takes memory before it does anything.
+
+    Args:
+        number: Processes that would be started.
+        setting: Name of the setting that asks for them.
+        per_core: Most processes for each core of this process.
+
+    Raises:
+        UserError: There would be more.
+    """
+    if number > per_core * cores():
+        raise UserError(
+            f"{setting}={number}: at most {per_core * cores()} processes on this machine, {per_core} for each of its "
+            f"{counted(cores(), 'core')}. Use fewer."
+        )
 
 
 @contextmanager

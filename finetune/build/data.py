@@ -1,7 +1,9 @@
 """Build the data of a run: the source that a configuration names, and the data module that feeds the network."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.augment_settings import augment_settings
@@ -10,6 +12,7 @@ from finetune.build.user_objects import own_transform
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.data.sources import source_kind
+from finetune.distributed import MOST_LOADERS_PER_CORE, cores
 from finetune.errors import UserError
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
@@ -19,6 +22,8 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.image_source import Source
     from finetune.data.listing import Listing, Use
     from finetune.models.classifier import Classifier
+
+log = logging.getLogger(__name__)
 
 # keys of `data` that concern the loader, not the source of the images
 _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
@@ -107,6 +112,27 @@ def _choose_channels(source: "Source") -> None:
     else:
         note = f"3. {grey.sum():,} of {len(grey):,} images are grey and become three equal channels."
     source.index.notes += (f"input.channels=auto: {note}",)
+
+
+def with_loaders_that_fit(config: Config, *, saved_in: Path) -> Config:
+    """Return a saved configuration whose loader processes this machine can hold; else their number is chosen here.
+
+    The run may have been made on a larger machine, or edited, and no result depends on the number.
+
+    Args:
+        config: Configuration read from a run.
+        saved_in: File it was read from, for the warning.
+    """
+    most = MOST_LOADERS_PER_CORE * cores()
+    if (config.data.num_workers or 0) <= most:
+        return config
+    log.warning(
+        "%s: data.num_workers=%d is more than the %d that this machine is allowed; chosen automatically.",
+        saved_in,
+        config.data.num_workers,
+        most,
+    )
+    return replace(config, data=replace(config.data, num_workers=None))
 
 
 def build_data(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.build.user_objects import own_loss
 from finetune.config.schema import Config
 from finetune.config.trust import DEFAULT_OPTIMIZER, check_node, instantiate, optimizer_class
+from finetune.distributed import MOST_RANKS_PER_CORE, knows_other_machines, require_processes
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.listed_classes import TRAINER
 from finetune.results import Imbalance
@@ -203,6 +204,18 @@ def _translated(error: UserError, config: Config) -> UserError:
     return next((UserError(template.format(**values)) for part, template in _TRANSLATED.items() if part in text), error)
 
 
+def _require_room_for_devices(devices: object) -> None:
+    """Refuse a number of devices that Lightning would list, and start processes for, before it looks at the machine.
+
+    Raises:
+        UserError: There are neither so many accelerators nor cores for so many processes.
+    """
+    import torch
+
+    if isinstance(devices, (int, str)) and str(devices).isdecimal() and int(devices) > torch.accelerator.device_count():
+        require_processes(int(devices), setting="trainer.devices", per_core=MOST_RANKS_PER_CORE)
+
+
 def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted: bool) -> Callable[..., Any]:
     """Return a function that builds a Lightning Trainer from the configuration's node and the arguments that a run decides.
 
@@ -223,6 +236,12 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
             raise UserError(
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
+            )
+        _require_room_for_devices(config.trainer.get("devices"))
+        if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
+            raise UserError(
+                f"trainer.num_nodes={config.trainer['num_nodes']}: this process was not told of other machines, and would wait "
+                "for them in vain. Start it by torchrun on each machine (finetune train --help has the line), or by SLURM."
             )
         try:
             return instantiate(

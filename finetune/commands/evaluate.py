@@ -187,8 +187,7 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
         return compose(overrides)
     if not os.path.lexists(own):
         raise UserError(f"RUN='{run}': a bundle does not record where its data is. Give data=DIR.")
-    own = inside(own.parent, own.name)
-    if not overrides:
-        return from_yaml(own)
-    accepted = check_overrides(overrides)
-    return changed(from_yaml(own), accepted)
+    from finetune.build.data import with_loaders_that_fit
+
+    saved = with_loaders_that_fit(from_yaml(inside(own.parent, own.name)), saved_in=own)
+    return changed(saved, check_overrides(overrides)) if overrides else saved

@@ -16,7 +16,7 @@ from finetune.config import changed, check_overrides, from_yaml, to_plain, to_ya
 from finetune.config.overrides import moved_data
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
-from finetune.distributed import is_rank_zero
+from finetune.distributed import is_rank_zero, knows_other_machines
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.process_tuning import release_freed_blocks
@@ -111,6 +111,7 @@ def resume(
         UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
             something that only the user may name.
     """
+    from finetune.build.data import with_loaders_that_fit
     from finetune.checksums import require_checksums, verify
     from finetune.run_folder import RunFolder, differences, files_read_back, read_run_record
     from finetune.run_names import CONFIG, RECORD
@@ -136,7 +137,10 @@ def resume(
             RunFolder(run_dir).delete_spare_files()
         return None
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
-    config = _changed(config, overrides)
+    if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
+        # continues on this machine; a number typed now is refused with the way to start the others
+        config = replace(config, trainer={**config.trainer, "num_nodes": 1})
+    config = _changed(with_loaders_that_fit(config, saved_in=run_dir / CONFIG), overrides)
     then, now = _comparable(record.config), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     same_as_typed = typed is not None and _placeless(with_absolute_paths(typed)) == _placeless(config)

@@ -14,6 +14,7 @@ from pathlib import Path
 from finetune.commands.options import Arguments, home_path
 from finetune.config import flat
 from finetune.config.plain_yaml import read_plain_yaml
+from finetune.counted import counted
 from finetune.errors import UserError, did_you_mean
 from finetune.plain import from_plain
 from finetune.results import Results
@@ -221,7 +222,7 @@ def listed(runs: Sequence[RunSummary]) -> list[str]:
         )
     unfinished = [one.path for one in runs if one.state != "finished"]
     lines = _aligned(rows)
-    lines += ["", f"{len(runs)} runs, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
+    lines += ["", f"{counted(len(runs), 'run')}, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
     lines += [f"continue with: {resume_command(path)}" for path in unfinished]
     if len(runs) > 1:
         pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])

@@ -1,6 +1,5 @@
 """The LightningDataModule: batches made from a source, a view, and the sample order of one phase."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,7 +16,7 @@ from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
 from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, batch_count, views_of
 from finetune.data.transforms import AugmentList, OwnTransform, View, eval_view, train_view
-from finetune.distributed import ignore_signals_to_the_group
+from finetune.distributed import MOST_LOADERS_PER_CORE, cores, ignore_signals_to_the_group, require_processes
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 
@@ -109,11 +108,10 @@ def default_workers(source: Source, *, on_cpu: bool) -> int:
     1.04 times as fast as with one loader process, and a pass of a frozen prefix 1.1 times. With slow disks, loader processes
     always help, because they read ahead.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # with fewer torch threads than cores, a core is left for a loader process
-    crowded = on_cpu and cores <= min(FEW_CORES, torch.get_num_threads())
+    crowded = on_cpu and cores() <= min(FEW_CORES, torch.get_num_threads())
     threads_do = crowded and getattr(source, "many_threads", False)
-    return 0 if threads_do or getattr(source, "in_memory", False) else min(8, max(1, cores - 1))
+    return 0 if threads_do or getattr(source, "in_memory", False) else min(8, max(1, cores() - 1))
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -133,6 +131,9 @@ class ImageDataModule(pl.LightningDataModule):
         sample_weights: Sampling weights, one per row of the index: training rows are drawn in proportion to them. None
             takes each row once.
         worker_init: Function called in each loader process with the worker's number; None for none.
+
+    Raises:
+        UserError: There would be more loader processes than this machine can hold.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.transform = transform
         self.augment_lists = dict(augment_lists or {})
         self._eval_batch_size, self._sample_weights = eval_batch_size, sample_weights
+        require_processes(num_workers or 0, setting="data.num_workers", per_core=MOST_LOADERS_PER_CORE)
         self._num_workers, self._worker_init = num_workers, worker_init
         self.begin_phase(name="train", batch_size=batch_size, augment=augment)
 

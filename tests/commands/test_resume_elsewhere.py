@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune.checksums import keep_checksum
 from finetune.cli import main
 from tests.conftest import TINY_RESNET10T
 from tests.runs import outcome, train_tiny
@@ -80,6 +81,22 @@ def test_other_workers_are_said_and_change_nothing(
     assert main(["resume", str(moved), "data.num_workers=2"]) == 0
     assert "data.num_workers: 0 -> 2 (the result does not depend on it)" in capsys.readouterr().out
     assert outcome(moved) == outcome(finished)
+
+
+def test_more_workers_and_machines_than_there_are_here_are_left_out_with_a_word(
+    moved: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as a run of a larger machine, or of several, records them; a million loaders would take all memory here
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    config["data"]["num_workers"], config["trainer"]["num_nodes"] = 10**6, 2
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    keep_checksum(moved / "config.yaml")
+    assert main(["resume", str(moved)]) == 0
+    printed = capsys.readouterr()
+    assert "config.yaml: data.num_workers=1000000 is more than the" in printed.err
+    assert outcome(moved) == outcome(finished)
+    assert main(["evaluate", str(moved), "data.num_workers=1000000"]) == 2
+    assert "data.num_workers=1000000: at most" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["seed=1", "data.batch_size=4", "trainer.precision=bf16-mixed"])

@@ -12,6 +12,7 @@ from finetune.data.loading import Batch, views_of_rows
 from finetune.data.sources.digits import digits_source
 from finetune.data.sources.folder import folder_source
 from finetune.data.transforms import train_view
+from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 
 SPEC = InputSpec(size=(16, 16))
@@ -96,9 +97,18 @@ def test_loader_processes_are_for_files_where_threads_do_not_serve(pets: Path, m
     cores.add(FEW_CORES)
     assert default_workers(files, on_cpu=True) == FEW_CORES
     files.many_threads = False
-    cores.clear()
+    cores.intersection_update({0})
     assert default_workers(files, on_cpu=True) == 1
     assert data(pets, num_workers=3).num_workers == 3
+
+
+def test_more_loader_processes_than_the_machine_holds_are_refused(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    assert data(pets, num_workers=32).num_workers == 32
+    with pytest.raises(
+        UserError, match=r"data\.num_workers=33: at most 32 processes on this machine, 16 for each of its 2"
+    ):
+        data(pets, num_workers=33)
 
 
 @pytest.mark.parametrize("augment", ["none", "standard", "trivial_augment"])

@@ -437,7 +437,10 @@ YAML = [
     _put_kind("a seed of NaN", "seed", float("nan")),
     _put_kind("an input of 10^9 pixels", "input.size", 10**9),
     _put_kind("a batch of 10^12", "data.batch_size", 10**12),
-    _put_kind("a million workers", "data.num_workers", 10**6),
+    # chosen automatically, with a warning
+    _put_kind("a million workers", "data.num_workers", 10**6, may_pass=True),
+    _put_kind("a billion devices", "trainer.devices", 10**9),
+    _put_kind("machines that are not there", "trainer.num_nodes", 2, may_pass=True),
     _put_kind("a rate of NaN", "schedule.lr", float("nan")),
     _put_kind("a rate of infinity", "schedule.lr", float("inf")),
     _put_kind("phases that are a text", "schedule.phases", "x"),

@@ -23,6 +23,12 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
         ),
         (["trainer.accelerator=gppu"], "trainer.accelerator='gppu': not known. Choices: auto, cpu, gpu, mps, tpu."),
         (["trainer.accelerator=cpu", "trainer.devices=x"], "trainer.devices='x': must be a positive whole number"),
+        (
+            ["trainer.devices=1000000000"],
+            "trainer.devices=1000000000: at most 8 processes on this machine, 4 for each of",
+        ),
+        (["trainer.devices='9'"], "trainer.devices=9: at most 8 processes"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2: this process was not told of other machines"),
         (["trainer.strategy=dpp"], "trainer.strategy='dpp': not known. Choices: auto, ddp, fsdp."),
         (["trainer.precision=fp16"], "trainer.precision='fp16': not known. Choices: auto, 32-true"),
         (
@@ -41,7 +47,11 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
         (["callbacks.stop.patience=3"], "callbacks.stop: must be a node with a _target_ and its arguments."),
     ],
 )
-def test_a_mistake_is_one_message_about_its_setting(words: list[str], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_about_its_setting(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.distributed.cores", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 0)
     with pytest.raises(UserError) as caught:
         check_training(compose(["data=digits", "logger=none", *words]), tmp_path / "run", multi_label=False)
     assert message in str(caught.value)
@@ -53,6 +63,15 @@ def test_a_device_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"trainer\.accelerator='gpu': this machine has no GPU"):
         check_training(compose(["data=digits", "trainer.accelerator=gpu"]), tmp_path / "run", multi_label=False)
+
+
+def test_machines_are_waited_for_where_they_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    check_training(
+        compose(["data=digits", "trainer.num_nodes=2", "trainer.accelerator=cpu", "trainer.devices=1"]),
+        tmp_path / "run",
+        multi_label=False,
+    )
 
 
 def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
