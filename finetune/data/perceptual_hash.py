@@ -4,6 +4,8 @@ It consists of two difference hashes of 64 bits (Neal Krawetz, "Kind of Like Tha
 cell of an 8 x 8 grid is darker than its right neighbour, and darker than the cell below it.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,8 +40,14 @@ def _cells(values: npt.NDArray[np.float32], *, axis: int) -> npt.NDArray[np.floa
     if length < _GRID:
         sampled: npt.NDArray[np.float32] = values.take(np.arange(_GRID) * length // _GRID, axis=axis)
         return sampled
-    edges = np.arange(_GRID) * length // _GRID
+    edges, widths = _parts(length)
     sums = np.add.reduceat(values, edges, axis=axis)
-    widths = np.diff(np.append(edges, length)).astype(np.float32)
-    means: npt.NDArray[np.float32] = (sums / (widths[:, None] if axis == 0 else widths)).astype(np.float32)
+    means: npt.NDArray[np.float32] = (sums / (widths[:, None] if axis == 0 else widths)).astype(np.float32, copy=False)
     return means
+
+
+@lru_cache(maxsize=1024)
+def _parts(length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return where nine equal parts of an axis begin, and their widths."""
+    edges = np.arange(_GRID) * length // _GRID
+    return edges, np.diff(edges, append=length).astype(np.float32)

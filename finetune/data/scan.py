@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ Table = npt.NDArray[np.void]
 
 # shorter side, in pixels, that is enough for the perceptual hash
 _LOOK_AT = 32
-_CHUNK = 512
+# files that a thread scans before it takes the next: handing over each small file alone cost as much as scanning it
+_FILES_A_TASK = 32
+_CHUNK = 1024
 # share of the darkest and of the brightest pixels in floating point that is ignored: filters overshoot, sensors have hot pixels
 _OUTLIERS = 0.001
 
@@ -123,13 +126,17 @@ def gather(
     problems: dict[str, int] = {}
     progress = Progress("checking images", total=len(wanted))
 
-    def fill(position: int) -> str:
-        return _fill(table[position : position + 1], os.path.join(root, paths[int(wanted[position])]), max_pixels)
+    def fill(positions: range) -> list[str]:
+        return [
+            _fill(table[position : position + 1], os.path.join(root, paths[int(wanted[position])]), max_pixels)
+            for position in positions
+        ]
 
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(wanted), _CHUNK):
             positions = range(start, min(start + _CHUNK, len(wanted)))
-            for position, reason in zip(positions, pool.map(fill, positions), strict=True):
+            tasks = [positions[first : first + _FILES_A_TASK] for first in range(0, len(positions), _FILES_A_TASK)]
+            for position, reason in zip(positions, chain.from_iterable(pool.map(fill, tasks)), strict=True):
                 if reason:
                     table["problem"][position] = problems.setdefault(reason, len(problems) + 1)
             progress.advance(len(positions))
