@@ -92,6 +92,19 @@ def test_the_audit_guesses_a_grouping_from_file_names_with_the_pattern_for_it(fo
     ]
 
 
+def test_one_folder_too_high_is_one_finding_and_no_guess_of_groups(tmp_path):
+    names = {"pets": ("cat", "dog", "hamster"), "cars": ("vw", "bmw", "fiat")}
+    paths = [
+        f"{top}/{name}/{name}_{number}.png" for top, below in names.items() for name in below for number in range(4)
+    ]
+    for number, path in enumerate(paths):
+        write_image(tmp_path / path, number)
+    assert guess_groups(index_of(paths)) is not None
+    found = audit(folder_source(root=str(tmp_path)), look_alikes=False)
+    assert [finding.kind for finding in found.findings if finding.severity != "note"] == ["one folder too high"]
+    assert "likely groups" not in {finding.kind for finding in found.findings}
+
+
 def index_of(paths, classes=2):
     rows = len(paths)
     return Index(
