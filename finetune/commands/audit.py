@@ -54,16 +54,18 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     """Audit the data of one configuration."""
     result, source = audit_source(config)
 
-    from finetune.augment_settings import augment_settings
-    from finetune.build.augment_lists import build_augment_lists
     from finetune.data.audit_text import as_text
-    from finetune.data.transforms import in_words, train_view
-    from finetune.input_spec import InputSpec
     from finetune.report.audit_page import audit_page
 
     print(as_text(result))
     view, words = None, ""
     if views:
+        # imported here: torchvision takes seconds
+        from finetune.augment_settings import augment_settings
+        from finetune.build.augment_lists import build_augment_lists
+        from finetune.data.transforms import in_words, train_view
+        from finetune.input_spec import InputSpec
+
         size = config.input.size if config.input.size is not None else 128
         pair = (size, size) if isinstance(size, int) else tuple(size)
         spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))

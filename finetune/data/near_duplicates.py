@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -181,8 +182,8 @@ def _ways() -> Tensor:
 def _looked_at(small_NSS: Tensor, way_23: Tensor, side: int) -> Tensor:
     """Return pictures as looked at in one way, or each in its own, float (N, side, side)."""
     pixels = small_NSS[:, None].float()
-    maps = way_23.expand(len(pixels), 2, 3) if way_23.ndim == 2 else way_23
-    places = F.affine_grid(maps, [len(pixels), 1, side, side], align_corners=False)
+    maps = way_23[None] if way_23.ndim == 2 else way_23
+    places = F.affine_grid(maps, [len(maps), 1, side, side], align_corners=False).expand(len(pixels), -1, -1, -1)
     seen: Tensor = F.grid_sample(pixels, places, mode="bilinear", padding_mode="border", align_corners=False)[:, 0]
     return seen
 
@@ -220,15 +221,24 @@ def _candidates(small_NSS: Tensor) -> tuple[Tensor, Tensor]:
 
 def _detail(seen_NSS: Tensor) -> Tensor:
     """Return each pixel normalised by its local mean and deviation."""
-    pixels = seen_NSS[:, None]
-
-    def around(values: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(values, (4, 4, 4, 4), mode="reflect"), 9, stride=1)
-
-    smooth = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
-    centred = smooth - around(smooth)
+    fine, around = _averages(3), _averages(9)
+    smooth = fine @ seen_NSS @ fine.T
+    centred = smooth - around @ smooth @ around.T
     # adding 4 of 256 values keeps noise in flat areas small
-    return (centred / (around(centred**2).sqrt() + 4))[:, 0]
+    return centred / ((around @ centred**2 @ around.T).sqrt() + 4)
+
+
+@cache
+def _averages(width: int) -> Tensor:
+    """Return the matrix that averages each pixel of a column with those around it, reflected at the ends, (S, S)."""
+    rows = torch.eye(_SIDE)[None]
+    return F.avg_pool1d(F.pad(rows, (width // 2, width // 2), mode="reflect"), width, stride=1)[0].T.contiguous()
+
+
+@cache
+def _means_of_parts(side: int) -> Tensor:
+    """Return the matrix that averages parts of a column, each half over the next, (number of parts, side)."""
+    return F.avg_pool1d(torch.eye(side)[None], _PART, stride=_PART // 2)[0].T.contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,9 +363,10 @@ def _moved(pictures_PSS: Tensor, down_P: Tensor, right_P: Tensor) -> Tensor:
 
 def _by_parts(correlation_P: Tensor, one_PSS: Tensor, other_PSS: Tensor) -> _Agreement:
     """Compare pairs that lie at the same place part by part."""
+    parts = _means_of_parts(one_PSS.shape[-1])
 
-    def means(values: Tensor) -> Tensor:
-        return F.avg_pool2d(values[:, None], _PART, stride=_PART // 2)[:, 0].flatten(1)
+    def means(values_PSS: Tensor) -> Tensor:
+        return (parts @ values_PSS @ parts.T).flatten(1)
 
     one, other = means(one_PSS**2), means(other_PSS**2)
     correlation = means(one_PSS * other_PSS) / ((one * other).sqrt() + 1e-3)
