@@ -108,7 +108,7 @@ def words(pets: Path) -> Callable[..., list[str]]:
 def resized_in_two_parts() -> Iterator[None]:
     """Let a graph resize in two parts instead of eight: each part is traced and exported, which takes most of an export.
 
-    ``tests/export/test_matrix.py`` and the commands of the README export the eight.
+    ``tests/export/test_matrix.py`` exports the eight.
     """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("finetune.data.pillow_resize._PARTS", 2)

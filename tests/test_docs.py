@@ -70,6 +70,7 @@ def test_the_page_of_settings_has_every_key(site: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("resized_in_two_parts")
 def test_the_code_of_the_pages_runs_and_prints_what_they_show(
     docs_blocks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

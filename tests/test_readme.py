@@ -26,6 +26,7 @@ def short(words: list[str]) -> list[str]:
     return [*words, *SHORT, *[f"schedule.phases.{number}.epochs=1" for number in range(phases)]]
 
 
+@pytest.mark.usefixtures("resized_in_two_parts")
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_pets(tmp_path / "pets", count=10)

@@ -5,6 +5,7 @@ under a second.
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.listed_classes import RUN_DIR
 
 
+@functools.cache
 def register_schema() -> None:
     """Register the dataclasses with Hydra, so that composition itself checks names and types."""
     from hydra.core.config_store import ConfigStore
