@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Arguments, home_path, numeric
 from finetune.commands.own_modules import HELP, modules_of
 from finetune.counted import counted
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.file_schema import THRESHOLD
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ def run(argv: Sequence[str]) -> int:
     if sheet is not None:
         write_sheet(sheet, engine, given.sheet, model=given.run)
         print(f"sheet: {given.sheet}")
+    if errors and errors == rows:
+        raise RunError(
+            f"{' '.join(given.images)}: no image could be read, so nothing was predicted. {given.output} has the reason of each."
+        )
     return 0
 
 

@@ -114,10 +114,10 @@ class Embeddings:
             UserError: The labels do not meet these conditions.
         """
         if self.multi_label:
-            raise UserError(f"{what}: needs one label per image. These images have several.")
+            raise UserError(f"EMBEDDINGS: {what} needs one label per image. These images have several.")
         if len(np.unique(self.labels[self.labelled_rows()])) < 2:
             raise UserError(
-                f"{what}: needs images of at least two classes. Labels come with data=..., "
+                f"EMBEDDINGS: {what} needs labelled images of at least two classes. Labels come with data=..., "
                 "for example: finetune embed RUN data=DIR --output FILE"
             )
 

@@ -179,11 +179,13 @@ def _measured(run_dir: Path) -> dict[str, float]:
     phases = [
         from_plain(_PhaseSize, phase, name=str(folder.plan), remedy=_AGAIN) for phase in read_json(folder.plan, list)
     ]
+    if not phases:
+        raise UserError(f"{folder.plan}: damaged. It has no phases. {_AGAIN}")
     return {
         "val": results.val.acc,
         "test": results.test.acc,
         "seconds": results.seconds.training,
-        "trained": max((phase.trainable for phase in phases), default=0),
+        "trained": max(phase.trainable for phase in phases),
     }
 
 

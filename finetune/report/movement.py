@@ -93,8 +93,15 @@ def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, flo
     with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
         for name, _ in classifier.named_parameters():
             stage = classifier.stage_of(name)
-            start = old.get_tensor(name).double()
-            moved[stage] += float((new.get_tensor(name).double() - start).square().sum())
+            start, end = old.get_tensor(name).double(), new.get_tensor(name).double()
+            if start.shape != end.shape:
+                raise RuntimeError(
+                    f"{name} is {tuple(start.shape)} in {before.name}, {tuple(end.shape)} in {after.name}."
+                )
+            for path, weights in ((before, start), (after, end)):
+                if not weights.isfinite().all():
+                    raise UserError(f"{path}: damaged. {name} holds numbers that are not finite.")
+            moved[stage] += float((end - start).square().sum())
             length[stage] += float(start.square().sum())
     return {
         stage: float(np.sqrt(moved[stage] / length[stage])) if length[stage] else (None if moved[stage] else 0.0)

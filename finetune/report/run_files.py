@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.checksums import verify
+from finetune.counted import counted
 from finetune.errors import UserError, shortened
 from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
 from finetune.plain import Json, from_plain
@@ -24,6 +25,8 @@ from finetune.safe_files import LARGEST_JSON, inside, load_tensors, parse_json, 
 # a cell of metrics.csv; None if empty
 Cell = float | str | None
 Kind = TypeVar("Kind")
+# axes of the tensors of evaluation.safetensors; targets have one, or two for several labels
+_AXES = {"rows": 1, "probabilities": 2, "embedded_rows": 1, "embeddings": 2}
 _REMEDY = "Put a copy of it back, if there is one; else train again."
 
 
@@ -231,7 +234,14 @@ def _evaluation(path: Path) -> dict[str, dict[str, npt.NDArray[Any]]]:
     ]
     if missing:
         raise UserError(f"{path}: damaged. It lacks {shortened(missing)}. {_REMEDY}")
-    for split in ("test", "val"):
-        if len({len(arrays[split][what]) for what in ("rows", "targets", "probabilities")}) != 1:
-            raise UserError(f"{path}: damaged. The tensors of {split} belong to different images. {_REMEDY}")
+    for split, tensors in arrays.items():
+        for together in (("rows", "targets", "probabilities"), ("embedded_rows", "embeddings")):
+            shapes = [tensors[what].shape for what in together if what in tensors]
+            if len({shape[:1] for shape in shapes}) > 1 or () in shapes:
+                raise UserError(f"{path}: damaged. The tensors of {split} belong to different images. {_REMEDY}")
+        for what, axes in _AXES.items():
+            if what in tensors and tensors[what].ndim != axes:
+                raise UserError(
+                    f"{path}: damaged. {split}/{what} has {counted(tensors[what].ndim, 'axis', 'axes')}, not {axes}. {_REMEDY}"
+                )
     return arrays

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune.checksums import CHECKSUMS, keep_checksum
 from finetune.cli import main
 from finetune.ladder.recommend import Rung, more_data, recommend
 from finetune.ladder_result import LadderResult
@@ -74,6 +75,20 @@ def test_what_was_finished_is_not_trained_again(
     ]
     assert (folder / "runs/scratch-1/results.json").stat().st_mtime_ns == untouched
     assert "recommended:" in capsys.readouterr().out
+
+
+def test_a_plan_without_phases_is_damaged(finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, words = finished
+    plan = folder / "runs/probe-0/plan.json"
+    kept = {path: path.read_bytes() for path in (plan, plan.with_name(CHECKSUMS))}
+    plan.write_text("[]")
+    keep_checksum(plan)
+    try:
+        assert main(words) == 2
+        assert f"{plan}: damaged. It has no phases." in capsys.readouterr().err
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
 
 
 def test_the_page_names_classes_and_commands_escaped(finished: tuple[Path, list[str]]) -> None:

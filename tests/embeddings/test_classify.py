@@ -116,7 +116,7 @@ def test_without_a_record_of_the_model_there_is_no_result_to_compare(
 
 
 def test_labels_and_two_classes_are_needed() -> None:
-    with pytest.raises(UserError, match="classify: needs images of at least two classes"):
+    with pytest.raises(UserError, match="EMBEDDINGS: classify needs labelled images of at least two classes"):
         split_index(embeddings_of(np.eye(4)))
     with pytest.raises(UserError, match="needs one label per image"):
         split_index(embeddings_of(np.eye(4), [0, 1, 0, 1], multi_label=True))

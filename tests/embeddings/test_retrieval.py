@@ -69,5 +69,5 @@ def test_images_that_are_alone_in_their_class_do_not_count_and_labels_are_needed
     assert (found.queries, found.alone) == (4, 1)
     with pytest.raises(UserError, match="no query has another image of its class"):
         retrieval_quality(made, queries=np.array([2]), among=rows)
-    with pytest.raises(UserError, match="needs images of at least two classes"):
+    with pytest.raises(UserError, match="needs labelled images of at least two classes"):
         retrieval_quality(embeddings_of(np.eye(5)), queries=rows, among=rows)

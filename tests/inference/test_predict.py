@@ -101,6 +101,15 @@ def test_rows_say_what_the_network_says_and_why_a_file_is_unreadable(
     assert [path.name for path in tmp_path.iterdir()] == ["p.csv"]
 
 
+def test_a_list_of_which_nothing_can_be_read_is_a_failure_with_its_reasons_kept(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("path\nnowhere/1.png\nnowhere/2.png\n")
+    assert main(["predict", str(bundle), str(tmp_path / "list.csv"), "--output", str(tmp_path / "p.csv")]) == 1
+    assert "list.csv: no image could be read, so nothing was predicted." in capsys.readouterr().err
+    assert ["nowhere" in row["path"] and bool(row["error"]) for row in rows_of(tmp_path / "p.csv")] == [True, True]
+
+
 def test_the_three_forms_hold_the_same_rows(tmp_path: Path) -> None:
     paths = [f"img{n}" for n in range(20)] + ["bad"]
     for suffix in (".csv", ".jsonl", ".parquet"):

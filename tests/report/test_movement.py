@@ -1,11 +1,13 @@
 """How far stages moved, compared with distances computed by hand."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from finetune.errors import UserError
 from finetune.report.movement import movements
 from tests.export.trained import settled_classifier
 
@@ -42,3 +44,26 @@ def test_a_stage_that_started_at_zero_has_no_relative_distance(tmp_path: Path) -
     save_file(state, tmp_path / "after.safetensors")
     (moved, _) = movements(classifier, [tmp_path / "zero.safetensors", tmp_path / "after.safetensors"])
     assert moved["head"] is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: torch.full_like(weights, torch.nan), r"after\.safetensors: damaged\. .*not finite"),
+        # subtraction would broadcast it
+        (
+            lambda weights: weights[:1].clone(),
+            r"one of these is damaged, or not of this network.* in before\.safetensors",
+        ),
+    ],
+)
+def test_weights_that_are_no_numbers_or_of_another_shape_are_named(
+    damage: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    classifier = settled_classifier(name="resnet10t")
+    state = {name: tensor.clone().contiguous() for name, tensor in classifier.state_dict().items()}
+    save_file(state, tmp_path / "before.safetensors")
+    name = next(name for name, _ in classifier.named_parameters())
+    save_file({**state, name: damage(state[name])}, tmp_path / "after.safetensors")
+    with pytest.raises(UserError, match=message):
+        movements(classifier, [tmp_path / "before.safetensors", tmp_path / "after.safetensors"])

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from finetune.checksums import keep_checksum
 from finetune.cli import main
@@ -216,6 +218,24 @@ def test_what_is_missing_in_the_run_s_folder_is_left_out_and_said(copy: Path) ->
     assert "files in phases/ have been removed" in page
     assert "has kept no evaluation.safetensors" in page
     assert "Confusion matrix" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("test/embeddings", (3, 3), "The tensors of test belong to different images."),
+        ("val/probabilities", (2,), "The tensors of val belong to different images."),
+        ("test/rows", (), "The tensors of test belong to different images."),
+    ],
+)
+def test_outputs_of_another_shape_are_damaged(
+    name: str, shape: tuple[int, ...], message: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "evaluation.safetensors"
+    save_file({**load_file(path), name: torch.ones(shape)}, path)
+    keep_checksum(path)
+    assert main(["report", str(copy)]) == 2
+    assert f"{path}: damaged. {message}" in capsys.readouterr().err
 
 
 def test_an_error_in_the_report_leaves_the_run_good(
