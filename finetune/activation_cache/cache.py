@@ -24,7 +24,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.own_modules import OWN, code_digest
 from finetune.models.weights import state_hash
 from finetune.plain import Json
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.versions import versions
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ class ActivationCache:
         self,
         *,
         classifier: Classifier,
-        phase: Phase,
+        phase: ResolvedPhase,
         choice: CachePolicy,
         images: ImageViews,
         seed: int,

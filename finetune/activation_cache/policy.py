@@ -35,7 +35,7 @@ from finetune.data.index import Index
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.plain import Json
-from finetune.training.phases import HEAD, Phase
+from finetune.training.phases import HEAD, ResolvedPhase
 
 # fraction of the free disk space that one phase may take
 _SHARE_OF_FREE = 0.5
@@ -63,7 +63,7 @@ class CachePolicy:
     bytes: int
     why: str
 
-    def augment(self, phase: Phase) -> str:
+    def augment(self, phase: ResolvedPhase) -> str:
         """Return the augmentation of the training images of a phase that trains without a cache."""
         return "none" if self.cached_view == "evaluation" else phase.augment
 
@@ -72,12 +72,12 @@ class CachePolicy:
         return asdict(self)
 
 
-def solves_head(phase: Phase, policy: CachePolicy) -> bool:
+def solves_head(phase: ResolvedPhase, policy: CachePolicy) -> bool:
     """Return whether a phase solves its head instead of training it step by step."""
     return phase.must_solve_head or (phase.solver == "auto" and policy.cached_stage is not None)
 
 
-def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> list[CachePolicy]:
+def policies_from_plain(values: Sequence[object], phases: Sequence[ResolvedPhase]) -> list[CachePolicy]:
     """Return the policies of a run's phases from the plain values in its record.
 
     Raises:
@@ -88,7 +88,7 @@ def policies_from_plain(values: Sequence[object], phases: Sequence[Phase]) -> li
     return [_from_plain(value, phase) for value, phase in zip(values, phases, strict=True)]
 
 
-def _from_plain(value: object, phase: Phase) -> CachePolicy:
+def _from_plain(value: object, phase: ResolvedPhase) -> CachePolicy:
     names = {field.name for field in fields(CachePolicy)}
     if not isinstance(value, dict) or set(value) != names:
         raise ValueError(f"The cache of phase {phase.name!r} must have the keys {', '.join(sorted(names))}")
@@ -104,7 +104,7 @@ def _from_plain(value: object, phase: Phase) -> CachePolicy:
     return CachePolicy(**value)
 
 
-def last_frozen_stage(classifier: Classifier, phase: Phase) -> str | None:
+def last_frozen_stage(classifier: Classifier, phase: ResolvedPhase) -> str | None:
     """Return the last stage of the frozen prefix at which the network can be split, or None if there is none.
 
     With stem and layer1 frozen this is ``layer1``; if the stem trains, None.
@@ -128,7 +128,7 @@ def pool_size(epochs: int) -> int:
 
 
 def plan_caches(
-    classifier: Classifier, phases: Sequence[Phase], index: Index, *, max_gb: float, item_bytes: int
+    classifier: Classifier, phases: Sequence[ResolvedPhase], index: Index, *, max_gb: float, item_bytes: int
 ) -> list[CachePolicy]:
     """Choose a policy for each phase.
 
@@ -144,7 +144,7 @@ def plan_caches(
 
 
 def _choose(
-    classifier: Classifier, phase: Phase, images: dict[str, int], *, max_gb: float, item_bytes: int
+    classifier: Classifier, phase: ResolvedPhase, images: dict[str, int], *, max_gb: float, item_bytes: int
 ) -> CachePolicy:
     asked_views = phase.cache if isinstance(phase.cache, int) else None
 
@@ -185,7 +185,7 @@ def _choose(
     )
 
 
-def _training_views(phase: Phase, shape: Sequence[int]) -> int | None:
+def _training_views(phase: ResolvedPhase, shape: Sequence[int]) -> int | None:
     """Return how many training views of each image to cache; None caches the evaluation view."""
     if phase.augment == "none" or phase.cache == "features":
         return None
@@ -195,7 +195,7 @@ def _training_views(phase: Phase, shape: Sequence[int]) -> int | None:
     return None if head_on_features else pool_size(phase.epochs)
 
 
-def _describe(phase: Phase, views: int | None) -> str:
+def _describe(phase: ResolvedPhase, views: int | None) -> str:
     if phase.augment == "none":
         return "the evaluation view of each image"
     if views is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.image_source import Source
     from finetune.models.classifier import Classifier
-    from finetune.training.phases import Phase
+    from finetune.training.phases import ResolvedPhase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class RunParts:
     source: "Source"
     classifier: "Classifier"
     data: "ImageDataModule"
-    phases: "list[Phase]"
+    phases: "list[ResolvedPhase]"
 
 
 def _report_data(source: "Source", show: Show) -> "Audit | None":
@@ -40,7 +40,7 @@ def _report_data(source: "Source", show: Show) -> "Audit | None":
     return audited
 
 
-def _phases(config: Config, classifier: "Classifier", objects: PythonObjects, show: Show) -> "list[Phase]":
+def _phases(config: Config, classifier: "Classifier", objects: PythonObjects, show: Show) -> "list[ResolvedPhase]":
     """Return the phases; stages without the kind of parameters that a phase trains stay frozen in it, which is reported."""
     from finetune.training.freezing import without_empty_stages
 

@@ -11,12 +11,12 @@ from finetune.errors import ConfigError
 from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:
-    from finetune.training.phases import Phase
+    from finetune.training.phases import ResolvedPhase
 
 
 def build_phases(
     config: Config, *, stages: Sequence[str], network: str, objects: PythonObjects = PythonObjects()
-) -> "list[Phase]":
+) -> "list[ResolvedPhase]":
     """Resolve the schedule of a configuration against the network.
 
     Args:
@@ -92,7 +92,7 @@ def build_phases(
     return phases
 
 
-def _check_monitor(config: Config, phases: "Sequence[Phase]") -> None:
+def _check_monitor(config: Config, phases: "Sequence[ResolvedPhase]") -> None:
     """Check that every phase measures the monitored metric; phases that solve a head or try rates measure only built-in ones."""
     without = [phase.name for phase in phases if phase.needs_features]
     if without and config.monitor.removeprefix("val/") in config.metrics:
@@ -119,7 +119,7 @@ _OF_A_DESCENT = (
 )
 
 
-def _descends(config: Config, objects: PythonObjects, phases: "Sequence[Phase]", position: int) -> bool:
+def _descends(config: Config, objects: PythonObjects, phases: "Sequence[ResolvedPhase]", position: int) -> bool:
     """Return whether a phase with ``solver=auto`` must be trained step by step, or whose own settings require it."""
     phase, settings = phases[position], config.schedule.phases[position]
     later = phases[position + 1] if position + 1 < len(phases) else None
@@ -146,7 +146,7 @@ def _has_own_loss(config: Config, objects: PythonObjects) -> bool:
     return config.loss._target_ is not None or objects.loss is not None
 
 
-def _rate_trials(phase: "Phase", *, where: str) -> list[str]:
+def _rate_trials(phase: "ResolvedPhase", *, where: str) -> list[str]:
     """Return the problems that prevent training several heads side by side in a phase."""
     problems = []
     if phase.train != ("head",):

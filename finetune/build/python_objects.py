@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from finetune.data.transforms import OwnTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
-    from finetune.training.phases import Phase
+    from finetune.training.phases import ResolvedPhase
 
 # value of `data.source` in the configuration of a run whose data is an object
 PYTHON = "python"
@@ -86,7 +86,9 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: s
     )
 
 
-def loss_with_objects(loss: "nn.Module", *, num_classes: int, multi_label: bool) -> "Callable[[Phase], nn.Module]":
+def loss_with_objects(
+    loss: "nn.Module", *, num_classes: int, multi_label: bool
+) -> "Callable[[ResolvedPhase], nn.Module]":
     """Return a function that gives every phase the user's loss, after trying the loss on two images.
 
     Raises:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.image_source import Source
     from finetune.plain import Json
     from finetune.training.param_groups import OptimizerFactory, ParamGroups
-    from finetune.training.phases import Phase
+    from finetune.training.phases import ResolvedPhase
 
 
-def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
+def optimizer_factory(phase: "ResolvedPhase", *, trusted: bool) -> "OptimizerFactory":
     """Return a function that builds the optimizer of a phase from its parameter groups.
 
     Args:
@@ -55,7 +55,7 @@ def optimizer_factory(phase: "Phase", *, trusted: bool) -> "OptimizerFactory":
     return build
 
 
-def _can_be_fused(make: Callable[..., Any], arguments: Mapping[str, Any], phase: "Phase") -> bool:
+def _can_be_fused(make: Callable[..., Any], arguments: Mapping[str, Any], phase: "ResolvedPhase") -> bool:
     """Return whether to ask torch for the optimizer's fused one-pass kernel.
 
     AdamW on the 11 million weights of ResNet-18 takes 5 ms with it instead of 32 ms on two cores. In mixed precision, Lightning
@@ -79,7 +79,7 @@ def imbalance(config: Config) -> Imbalance:
     )
 
 
-def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Callable[[Phase], nn.Module]":
+def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Callable[[ResolvedPhase], nn.Module]":
     """Return a function that builds the training loss of a phase, single-label or multi-label.
 
     Args:
@@ -107,7 +107,7 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
         balanced = positive_weights(counts, len(index.rows("train"))) if index.multi_label else class_weights(counts)
         weights = torch.tensor(balanced, dtype=torch.float32)
 
-    def build(phase: "Phase") -> "nn.Module":
+    def build(phase: "ResolvedPhase") -> "nn.Module":
         return loss(
             name=config.loss.name,
             label_smoothing=phase.label_smoothing,

@@ -19,7 +19,7 @@ from finetune.plain import to_plain
 
 if TYPE_CHECKING:
     from finetune.training.lr_finder import Sweep
-    from finetune.training.phases import Phase
+    from finetune.training.phases import ResolvedPhase
 
 ABOUT = """\
 Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then
@@ -89,7 +89,7 @@ def run(argv: Sequence[str]) -> int:
     return run_composed("lr-find", line, partial(task, options=options))
 
 
-def choose_phase(phases: "Sequence[Phase]", asked: str) -> int:
+def choose_phase(phases: "Sequence[ResolvedPhase]", asked: str) -> int:
     """Return the position of a phase, given by its number or name.
 
     Raises:

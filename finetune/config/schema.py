@@ -339,7 +339,7 @@ def _shared(key: str, default: Any) -> Any:
 
 @dataclass
 class PhaseConfig(PhaseSettings):
-    """One phase and the stages that it trains; settings that are null are taken from ``schedule``."""
+    """The setting of one phase and of the stages that it trains; settings that are null are taken from ``schedule``."""
 
     name: str = setting("phase", "name of the phase, and of its folder")
     train: list[str] = setting(

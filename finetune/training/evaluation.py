@@ -14,7 +14,7 @@ from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.training.eval_outputs import SplitEvaluation, SplitOutputs, Validation, sample_of
 from finetune.training.phase_forward import PhaseForward
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # most numbers of a validation's outputs that are kept in memory during training
 MOST_KEPT = 4_000_000
@@ -81,7 +81,7 @@ class EvaluationModule(pl.LightningModule):
 
 def evaluate(
     *,
-    phase: Phase,
+    phase: ResolvedPhase,
     make_cache: Callable[[], ActivationCache | None],
     validated: Validation | None,
     classifier: Classifier,

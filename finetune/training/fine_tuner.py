@@ -19,7 +19,7 @@ from finetune.training.freezing import apply_phase
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.lr_schedules import LR_SCHEDULES
 from finetune.training.param_groups import OptimizerFactory
-from finetune.training.phases import Phase, expand_stages
+from finetune.training.phases import ResolvedPhase, expand_stages
 from finetune.training.staged_module import StagedModule
 
 # a user's own Trainer keeps no history of validation, so `plateau` is left out
@@ -106,7 +106,7 @@ class FineTuner(StagedModule):
             )
         if problems:
             raise ConfigError(problems)
-        phase = Phase(
+        phase = ResolvedPhase(
             name="fit",
             train=tuple(stages),
             stages=classifier.stages,

@@ -32,7 +32,7 @@ from finetune.training.linear_probe import solve_heads
 from finetune.training.low_rank import low_rank
 from finetune.training.lr_finder import unchanged
 from finetune.training.param_groups import OptimizerFactory, phase_param_groups
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # images in a timed batch: enough for a forward pass of about half a second, and at least two for BatchNorm
 _MIN_IMAGES, _MAX_IMAGES, _READ_IMAGES = 2, 64, 8
@@ -80,11 +80,11 @@ def fastest_of_three(call: Callable[[], object], *, clock: Callable[[], float] =
 def forecast(
     *,
     classifier: Classifier,
-    phases: Sequence[Phase],
+    phases: Sequence[ResolvedPhase],
     caches: Sequence[CachePolicy],
     data: ImageDataModule,
     trainer: pl.Trainer,
-    make_optimizer: Callable[[Phase], OptimizerFactory],
+    make_optimizer: Callable[[ResolvedPhase], OptimizerFactory],
     timer: Timer = fastest_of_three,
 ) -> list[Forecast]:
     """Forecast the wall time of each phase.
@@ -125,11 +125,11 @@ class _Machine:
         self._rows = {split: len(data.source.index.rows(split)) for split in ("train", "val")}
         self._eval_read_s = self._read(eval_view(spec))
 
-    def phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
+    def phase(self, phase: ResolvedPhase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         with low_rank(self._classifier, phase, seed=0, merge=False):
             return self._phase(phase, policy, make_optimizer)
 
-    def _phase(self, phase: Phase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
+    def _phase(self, phase: ResolvedPhase, policy: CachePolicy, make_optimizer: OptimizerFactory) -> Forecast:
         apply_phase(self._classifier, phase)
         train, val = self._rows["train"], self._rows["val"]
         read_s = self._read(self._data.view(policy.augment(phase)))
@@ -185,7 +185,7 @@ class _Machine:
         )
         return ten_s / 10 * _SOLVER_ITERATIONS * rows / timed
 
-    def _trained(self, policy: CachePolicy, phase: Phase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    def _trained(self, policy: CachePolicy, phase: ResolvedPhase) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Return the network that each step of a phase computes, and a batch for it."""
         if policy.cached_stage is None:
             return self._classifier, self._images[: phase.batch_size]
@@ -197,7 +197,7 @@ class _Machine:
         return trainable_part, repeated[: phase.batch_size]
 
     def _step(
-        self, network: Callable[[Tensor], Tensor], batch: Tensor, phase: Phase, make_optimizer: OptimizerFactory
+        self, network: Callable[[Tensor], Tensor], batch: Tensor, phase: ResolvedPhase, make_optimizer: OptimizerFactory
     ) -> Callable[[], object]:
         groups = phase_param_groups(self._classifier, phase)
         optimizer = make_optimizer(groups)

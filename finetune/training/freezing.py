@@ -33,7 +33,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from finetune.models.classifier import Classifier
 from finetune.training.low_rank import LORA, adapted_layers, adapter_names
-from finetune.training.phases import HEAD, Phase
+from finetune.training.phases import HEAD, ResolvedPhase
 
 
 def trainable_names(classifier: Classifier, *, train: Collection[str], parameters: str = "all") -> set[str]:
@@ -62,7 +62,7 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
     }
 
 
-def without_empty_stages(classifier: Classifier, phase: Phase) -> Phase:
+def without_empty_stages(classifier: Classifier, phase: ResolvedPhase) -> ResolvedPhase:
     """Return the phase without the backbone stages that have no parameters of its kind, such as a stem without norms.
 
     Raises:
@@ -78,7 +78,7 @@ def without_empty_stages(classifier: Classifier, phase: Phase) -> Phase:
     return replace(phase, train=tuple(stage for stage in phase.train if stage in filled))
 
 
-def apply_phase(classifier: Classifier, phase: Phase) -> None:
+def apply_phase(classifier: Classifier, phase: ResolvedPhase) -> None:
     """Set the gradient flag of every parameter and the mode of every module to what a phase asks for.
 
     Frozen stages get no gradient and evaluation mode, BatchNorm and dropout included. Trainable stages get training
@@ -97,7 +97,7 @@ def apply_phase(classifier: Classifier, phase: Phase) -> None:
             module.training = stage in phase.train and not keep
 
 
-def wrong_modes(classifier: Classifier, phase: Phase) -> list[str]:
+def wrong_modes(classifier: Classifier, phase: ResolvedPhase) -> list[str]:
     """Return the names of modules and parameters whose mode or gradient flag is not the phase's."""
     names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
     wrong = [name for name, parameter in classifier.named_parameters() if parameter.requires_grad != (name in names)]

@@ -40,7 +40,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
 from finetune.one_thread import one_thread
 from finetune.results import EpochRow, PhaseResult, ProbeResult
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # N = images, D = features, K = classes, S = strengths
 
@@ -221,7 +221,7 @@ def smallest(values: Sequence[float]) -> int:
 def probe_phase(
     *,
     classifier: Classifier,
-    phase: Phase,
+    phase: ResolvedPhase,
     cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,
@@ -277,7 +277,7 @@ def probe_phase(
 def solved_phase(
     *,
     classifier: Classifier,
-    phase: Phase,
+    phase: ResolvedPhase,
     cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from finetune.data.sampling import key
 from finetune.errors import UserError
 from finetune.models.classifier import HEAD, Classifier
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 LORA = "lora"
 # between the name of a layer and that of what parametrizes it
@@ -68,7 +68,7 @@ def adapted_layers(classifier: Classifier, *, train: Collection[str], rank: int)
 
 
 @contextmanager
-def low_rank(classifier: Classifier, phase: Phase, *, seed: int, merge: bool) -> Iterator[None]:
+def low_rank(classifier: Classifier, phase: ResolvedPhase, *, seed: int, merge: bool) -> Iterator[None]:
     """Adapt the linear layers of a phase with ``parameters: lora`` inside the block; of any other phase, do nothing.
 
     Args:

@@ -24,7 +24,7 @@ from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 Curve = npt.NDArray[np.float64]
 # fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the sweep
@@ -43,7 +43,7 @@ class Sweep:
         diverged: Whether the sweep ended early, because the loss was not finite or far above its minimum.
     """
 
-    phase: Phase
+    phase: ResolvedPhase
     stage: str
     rates: Curve
     losses: Curve
@@ -158,7 +158,7 @@ class RateSweep(PhaseModule):
         highest: float,
         steps: int,
         classifier: Classifier,
-        phase: Phase,
+        phase: ResolvedPhase,
         optimizer: OptimizerFactory,
         loss: nn.Module,
         seed: int,
@@ -239,11 +239,11 @@ def find_rate(
     *,
     classifier: Classifier,
     data: ImageDataModule,
-    phase: Phase,
+    phase: ResolvedPhase,
     seed: int,
     make_trainer: Callable[..., pl.Trainer],
-    make_optimizer: Callable[[Phase], OptimizerFactory],
-    make_loss: Callable[[Phase], nn.Module],
+    make_optimizer: Callable[[ResolvedPhase], OptimizerFactory],
+    make_loss: Callable[[ResolvedPhase], nn.Module],
     lowest: float = 1e-7,
     highest: float = 10.0,
     steps: int = 100,

@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which Guards reads
 ParamGroups = list[dict[str, Any]]
@@ -78,7 +78,7 @@ def build_param_groups(classifier: Classifier, *, rates: Mapping[str, float], we
     ]
 
 
-def phase_param_groups(classifier: Classifier, phase: Phase) -> ParamGroups:
+def phase_param_groups(classifier: Classifier, phase: ResolvedPhase) -> ParamGroups:
     """Build the groups of a phase that has been applied to the classifier."""
     return build_param_groups(classifier, rates=phase.rates(), weight_decay=phase.weight_decay)
 

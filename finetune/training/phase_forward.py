@@ -14,7 +14,7 @@ from finetune.activation_cache.policy import last_frozen_stage
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 
 class PhaseForward:
@@ -27,7 +27,9 @@ class PhaseForward:
         compiled: Whether :meth:`compile` compiles the trainable part.
     """
 
-    def __init__(self, classifier: Classifier, phase: Phase, *, cached_stage: str | None, compiled: bool) -> None:
+    def __init__(
+        self, classifier: Classifier, phase: ResolvedPhase, *, cached_stage: str | None, compiled: bool
+    ) -> None:
         self._classifier = classifier
         self._is_cached, self._compiles = cached_stage is not None, compiled
         self._cached_stage = cached_stage or last_frozen_stage(classifier, phase)

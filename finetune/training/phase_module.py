@@ -30,7 +30,7 @@ from finetune.training.eval_outputs import Validation
 from finetune.training.losses import build_mixer
 from finetune.training.param_groups import OptimizerFactory, OptimizerState
 from finetune.training.phase_forward import PhaseForward
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.staged_module import PREFIX, StagedModule, checkpoint_tensors
 
 
@@ -78,7 +78,7 @@ class PhaseModule(StagedModule):
         self,
         *,
         classifier: Classifier,
-        phase: Phase,
+        phase: ResolvedPhase,
         optimizer: OptimizerFactory,
         loss: nn.Module,
         settings: FitSettings,

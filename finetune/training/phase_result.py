@@ -8,7 +8,7 @@ from finetune.plain import from_plain, to_plain
 from finetune.results import PhaseResult
 from finetune.safe_files import inside, need, read_json
 from finetune.training.callbacks.checkpoint_contents import ContentsError, check_rows
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # fields that every finished phase has, but that an entry of results.json from another version may lack
 _ALWAYS: dict[str, type | tuple[type, ...]] = {
@@ -26,7 +26,7 @@ def write_phase_result(path: Path, result: PhaseResult) -> None:
     write_checked_json(path, to_plain(result))
 
 
-def read_phase_result(path: Path, phase: Phase) -> PhaseResult:
+def read_phase_result(path: Path, phase: ResolvedPhase) -> PhaseResult:
     """Read the result of a finished phase.
 
     Raises:

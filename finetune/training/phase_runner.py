@@ -36,7 +36,7 @@ from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phase_result import read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.rate_trials import tried_phase
 from finetune.training.run_context import RunContext, RunSession
 from finetune.training.run_loggers import log_row, mark_running
@@ -303,7 +303,7 @@ class PhaseRunner:
         )
 
     def _check_last(
-        self, checkpoint: Mapping[str, Any], phase: Phase, *, averages: Mapping[str, torch.Tensor] | None = None
+        self, checkpoint: Mapping[str, Any], phase: ResolvedPhase, *, averages: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         """Check that a checkpoint has the contents that the phase would write.
 

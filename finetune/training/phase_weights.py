@@ -19,7 +19,7 @@ from finetune.safetensors_writer import write_tensors
 from finetune.training.callbacks.checkpoint_contents import check_best, check_tensors, naming, saved_averages
 from finetune.training.callbacks.checkpoints import read_checkpoint
 from finetune.training.freezing import tensors_of
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.staged_module import PREFIX, checkpoint_tensors
 
 
@@ -57,7 +57,7 @@ def begin_from_start_weights(classifier: Classifier, path: Path) -> None:
         save_weights(classifier, path)
 
 
-def restore_chosen_epoch(classifier: Classifier, phase: Phase, folder: PhaseFolder) -> None:
+def restore_chosen_epoch(classifier: Classifier, phase: ResolvedPhase, folder: PhaseFolder) -> None:
     """Load the weights that a phase passes on: those of its best or its last epoch, averaged if the phase averages.
 
     Raises:

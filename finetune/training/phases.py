@@ -16,8 +16,10 @@ ALIASES = ("all", "backbone", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A period of training with one fixed set of trainable stages.
+class ResolvedPhase:
+    """A phase as it will run: a period of training with one fixed set of trainable stages, every setting filled in.
+
+    Its setting is :class:`finetune.config.schema.PhaseConfig`, which Python users know as ``finetune.Phase``.
 
     Args:
         name: Name of the phase, of its folder and of its rows in the metrics.
@@ -120,10 +122,10 @@ class Phase:
         likewise choose a decay nearer to 1 for a deeper network.
 
         >>> resnet = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-        >>> Phase(name="p", train=("layer4", "head"), stages=resnet, lr=0.1, layer_decay=0.5).rates()
+        >>> ResolvedPhase(name="p", train=("layer4", "head"), stages=resnet, lr=0.1, layer_decay=0.5).rates()
         {'layer4': 0.05, 'head': 0.1}
         >>> vit = ("stem", *(f"blocks.{number}" for number in range(12)), "head")
-        >>> 1 / Phase(name="p", train=vit, stages=vit, lr=1.0, layer_decay=0.5).rates()["stem"]
+        >>> 1 / ResolvedPhase(name="p", train=vit, stages=vit, lr=1.0, layer_decay=0.5).rates()["stem"]
         32.0
         """
         if self.lr_slice is not None:
@@ -185,7 +187,7 @@ def build_schedule(
     freeze: Sequence[str],
     stages: Sequence[str],
     network: str,
-) -> list[Phase]:
+) -> list[ResolvedPhase]:
     """Resolve a schedule against a network.
 
     Args:
@@ -199,7 +201,7 @@ def build_schedule(
         ConfigError: A stage is unknown, or ``freeze`` leaves a phase nothing to train; all such problems together.
     """
     pinned, problems = expand_stages(freeze, stages, where="freeze", network=network)
-    known = {field.name for field in dataclasses.fields(Phase)}
+    known = {field.name for field in dataclasses.fields(ResolvedPhase)}
     resolved = []
     for position, settings in enumerate(phases):
         where = f"schedule.phases[{position}]"
@@ -224,7 +226,7 @@ def build_schedule(
                 fields[key] = tuple(fields[key])
         fields |= {"train": train, "stages": tuple(stages)}
         if train:
-            resolved.append(Phase(**fields))
+            resolved.append(ResolvedPhase(**fields))
     if problems:
         raise ConfigError(problems)
     return resolved

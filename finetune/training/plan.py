@@ -11,7 +11,7 @@ from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
 from finetune.training.linear_probe import STRENGTHS
 from finetune.training.low_rank import low_rank
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ class PlannedPhase:
     total: int
     stages: Mapping[str, PlannedStage]
     cache: CachePolicy
-    settings: Phase
+    settings: ResolvedPhase
     time: Forecast | None = None
 
 
 def build_plan(
-    classifier: Classifier, phases: Sequence[Phase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
+    classifier: Classifier, phases: Sequence[ResolvedPhase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
 ) -> list[PlannedPhase]:
     """Return the plan of each phase; nothing is trained or changed."""
     images = len(data.source.index.rows("train"))

@@ -41,7 +41,7 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
-from finetune.training.phases import HEAD, Phase
+from finetune.training.phases import HEAD, ResolvedPhase
 
 
 @dataclass(kw_only=True)
@@ -100,7 +100,7 @@ class RateTrials:
         self,
         *,
         classifier: Classifier,
-        phase: Phase,
+        phase: ResolvedPhase,
         loss: nn.Module,
         monitor: str,
         make_optimizer: OptimizerFactory,
@@ -297,7 +297,7 @@ class RateTrials:
 def tried_phase(
     *,
     classifier: Classifier,
-    phase: Phase,
+    phase: ResolvedPhase,
     cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,

@@ -22,7 +22,7 @@ from finetune.training.callbacks.progress_display import EpochLines, PhaseProgre
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.rank_monitor import RankMonitor, check_strategy
 from finetune.training.time_left import TimeLeft
 
@@ -62,8 +62,8 @@ class Factories:
     """
 
     trainer: Callable[..., pl.Trainer]
-    optimizer: Callable[[Phase], OptimizerFactory]
-    loss: Callable[[Phase], nn.Module]
+    optimizer: Callable[[ResolvedPhase], OptimizerFactory]
+    loss: Callable[[ResolvedPhase], nn.Module]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
 
@@ -85,7 +85,7 @@ class RunContext:
 
     classifier: Classifier
     data: ImageDataModule
-    schedule: Sequence[Phase]
+    schedule: Sequence[ResolvedPhase]
     caches: Sequence[CachePolicy]
     folder: RunFolder
     settings: RunSettings

@@ -8,13 +8,13 @@ from finetune.models.classifier import Classifier
 from finetune.training.freezing import tensors_of
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, check_cover, phase_param_groups
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 # prefix of the classifier's names in a module's state dict
 PREFIX = "classifier."
 
 
-def checkpoint_tensors(classifier: Classifier, phase: Phase) -> dict[str, torch.Tensor]:
+def checkpoint_tensors(classifier: Classifier, phase: ResolvedPhase) -> dict[str, torch.Tensor]:
     """Return the weights and buffers of the stages that a phase trains, by their names in a checkpoint."""
     return {PREFIX + name: tensor for name, tensor in tensors_of(classifier, phase.train).items()}
 
@@ -34,7 +34,7 @@ class StagedModule(pl.LightningModule):
     def __init__(
         self,
         classifier: Classifier,
-        phase: Phase,
+        phase: ResolvedPhase,
         *,
         optimizer: OptimizerFactory,
         loss: nn.Module,

@@ -3,17 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 
-def cost_of(phase: Phase) -> float:
+def cost_of(phase: ResolvedPhase) -> float:
     """Estimate the work of one image relative to a forward pass.
 
     A backward pass costs two forward passes, and reaches back to the first stage that trains.
 
     >>> stages = ("stem", "layer1", "layer2", "head")
     >>> settings = {"name": "p", "stages": stages, "epochs": 1, "lr": 0.1, "batch_size": 8, "augment": "none"}
-    >>> cost_of(Phase(train=("head",), **settings)), cost_of(Phase(train=("stem", "head"), **settings))
+    >>> cost_of(ResolvedPhase(train=("head",), **settings)), cost_of(ResolvedPhase(train=("stem", "head"), **settings))
     (1.5, 3.0)
     """
     reached = len(phase.stages) - phase.stages.index(phase.train[0])
@@ -32,7 +32,9 @@ class TimeLeft:
         clock: Function that returns a time in seconds.
     """
 
-    def __init__(self, phases: Sequence[Phase], *, images: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, phases: Sequence[ResolvedPhase], *, images: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._work = [phase.epochs * images * cost_of(phase) for phase in phases]
         self._clock = clock
         # work done before this process started to train, and the time then; a resumed run did some in another process

@@ -14,7 +14,7 @@ from finetune.models.classifier import Classifier, build_classifier
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.quiet_lightning import quiet_lightning
 
 CLASSES = ("1 cat", "2 dog", "10 owl")
@@ -39,10 +39,10 @@ def tiny_classifier(
     return classifier
 
 
-def phase_for(classifier: Classifier, train: Sequence[str], **settings: Any) -> Phase:
+def phase_for(classifier: Classifier, train: Sequence[str], **settings: Any) -> ResolvedPhase:
     """A short phase."""
     given = {"name": "test", "epochs": 1, "lr": 0.01, "batch_size": 8, "augment": "none", **settings}
-    return Phase(train=tuple(s for s in classifier.stages if s in train), stages=classifier.stages, **given)
+    return ResolvedPhase(train=tuple(s for s in classifier.stages if s in train), stages=classifier.stages, **given)
 
 
 def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -52,7 +52,7 @@ def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
 
 def fit(
     classifier: Classifier,
-    phase: Phase,
+    phase: ResolvedPhase,
     root: Path,
     *,
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = adamw,

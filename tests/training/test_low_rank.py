@@ -14,7 +14,7 @@ from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import apply_phase, trainable_names, without_empty_stages, wrong_modes
 from finetune.training.low_rank import adapter_names, low_rank
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from tests.runs import outcome, train_tiny
 from tests.training.killing import Strike, run_killed
 
@@ -34,7 +34,7 @@ def vit() -> Classifier:
     return finetune.build_classifier(backbone, classes=["a", "b"], size=(32, 32))
 
 
-def lora_phase(classifier: Classifier, **more: object) -> Phase:
+def lora_phase(classifier: Classifier, **more: object) -> ResolvedPhase:
     stages = classifier.stages
     settings = {
         "name": "p",
@@ -45,7 +45,7 @@ def lora_phase(classifier: Classifier, **more: object) -> Phase:
         "lora_rank": 2,
         **more,
     }
-    return Phase(**settings)  # type: ignore[arg-type]
+    return ResolvedPhase(**settings)  # type: ignore[arg-type]
 
 
 def bits(classifier: Classifier) -> dict[str, bytes]:

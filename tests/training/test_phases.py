@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.training.phases import Phase, build_schedule, expand_stages
+from finetune.training.phases import ResolvedPhase, build_schedule, expand_stages
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 DEFAULTS: dict[str, Any] = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": "none"}
 
 
-def schedule(*phases: dict[str, Any], freeze: tuple[str, ...] = ()) -> list[Phase]:
+def schedule(*phases: dict[str, Any], freeze: tuple[str, ...] = ()) -> list[ResolvedPhase]:
     named = [{"name": f"p{n}", **phase} for n, phase in enumerate(phases)]
     return build_schedule(phases=named, defaults=DEFAULTS, freeze=freeze, stages=STAGES, network="resnet18")
 
@@ -20,7 +20,7 @@ def schedule(*phases: dict[str, Any], freeze: tuple[str, ...] = ()) -> list[Phas
 @pytest.mark.parametrize("blocks", [1, 4, 8, 12, 24])
 def test_layer_decay_reaches_the_first_stage_of_every_network_alike(blocks: int) -> None:
     stages = ("stem", *(f"blocks.{number}" for number in range(blocks)), "head")
-    rates = Phase(name="p", train=stages, stages=stages, lr=1.0, layer_decay=0.5).rates()
+    rates = ResolvedPhase(name="p", train=stages, stages=stages, lr=1.0, layer_decay=0.5).rates()
     assert rates["stem"] == pytest.approx(1 / 32)
     assert rates["head"] == 1
     steps = [later / earlier for earlier, later in itertools.pairwise(rates.values())]

@@ -22,7 +22,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import PhaseModule
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def by_parameter(state: Mapping[str, Any], classifier: Classifier, phase: Phase) -> OptimizerState:
+def by_parameter(state: Mapping[str, Any], classifier: Classifier, phase: ResolvedPhase) -> OptimizerState:
     """Return the optimizer state of a checkpoint by parameter name; the phase must have been applied."""
     groups = phase_param_groups(classifier, phase)
     names = {id(parameter): name for name, parameter in classifier.named_parameters()}

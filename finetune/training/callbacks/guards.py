@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from finetune.errors import RunError, shortened
 from finetune.models.classifier import Classifier
 from finetune.training.freezing import tensors_of, wrong_modes
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 
 
 class _Step(NamedTuple):
@@ -33,7 +33,9 @@ class Guards(Callback):
         file_of: Function that returns the file of a row of the index; None if batches do not hold rows.
     """
 
-    def __init__(self, *, classifier: Classifier, phase: Phase, file_of: Callable[[int], str] | None = None) -> None:
+    def __init__(
+        self, *, classifier: Classifier, phase: ResolvedPhase, file_of: Callable[[int], str] | None = None
+    ) -> None:
         self._classifier, self._phase, self._file_of = classifier, phase, file_of
         self._modes_checked = False
         self._frozen: dict[str, int] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.phases import Phase
+from finetune.training.phases import ResolvedPhase
 from finetune.training.time_left import TimeLeft
 from tests.runs import train_tiny
 
@@ -23,8 +23,8 @@ class Screen(io.StringIO):
         return True
 
 
-def phase(name: str, *train: str, epochs: int = 1) -> Phase:
-    return Phase(name=name, train=train, stages=STAGES, epochs=epochs, lr=0.1, batch_size=8, augment="none")
+def phase(name: str, *train: str, epochs: int = 1) -> ResolvedPhase:
+    return ResolvedPhase(name=name, train=train, stages=STAGES, epochs=epochs, lr=0.1, batch_size=8, augment="none")
 
 
 def test_in_a_pipe_each_epoch_is_one_plain_line_and_the_end_a_table(
