@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.run_folder import RunFolder
     from finetune.training.logger_stores import StoredFiles
+    from finetune.training.phases import ResolvedPhase
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 
@@ -69,28 +71,43 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
 
     with make_run_dir(config, run_dir) as run_dir:
         if is_rank_zero():
-            precision, caches = decide(config, parts)
+            decision = decide(config, parts)
             create_run_folder(
                 run_dir,
                 config=to_plain(config),
                 config_yaml=to_yaml(config),
                 model=parts.classifier.describe(),
                 index=parts.source.index,
-                plan=build_plan(parts.classifier, parts.phases, parts.data, caches=caches),
+                plan=build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches),
                 decided=Decisions(
-                    precision=precision.name,
-                    caches=tuple(choice.to_plain() for choice in caches),
+                    precision=decision.precision.name,
+                    caches=tuple(policy.to_plain() for policy in decision.caches),
                     objects=objects.names() or None,
                 ),
             )
-            show(f"precision: {precision.name} ({precision.why})")
+            show(f"precision: {decision.precision.name} ({decision.precision.why})")
         show(f"run: {run_dir}")
         return execute(config, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
 
 
-def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolicy]]":
-    """Decide what depends on the network: the precision, and which phases train on a cache."""
-    from finetune.activation_cache.policy import plan_caches
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """How a run computes, decided from the network and the machine before anything is trained.
+
+    Args:
+        precision: Precision of the computation.
+        caches: Cache policy of each phase.
+        phases: The phases, with their solvers decided.
+    """
+
+    precision: "Precision"
+    caches: "list[CachePolicy]"
+    phases: "list[ResolvedPhase]"
+
+
+def decide(config: Config, parts: RunParts) -> Computation:
+    """Decide the precision, which phases train on a cache, and which of them solve their heads."""
+    from finetune.activation_cache.policy import plan_caches, with_solvers
     from finetune.training.precision import choose_precision
 
     precision = choose_precision(
@@ -101,7 +118,7 @@ def decide(config: Config, parts: RunParts) -> "tuple[Precision, list[CachePolic
     caches = plan_caches(
         parts.classifier, parts.phases, parts.source.index, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
     )
-    return precision, caches
+    return Computation(precision=precision, caches=caches, phases=with_solvers(parts.phases, caches))
 
 
 def execute(
@@ -125,7 +142,7 @@ def execute(
     """
     import torch
 
-    from finetune.activation_cache.policy import policies_from_plain
+    from finetune.activation_cache.policy import policies_from_plain, with_solvers
     from finetune.build.classifier import weights_origin
     from finetune.build.python_objects import loss_with_objects, with_objects_named
     from finetune.models.own_modules import own_classes
@@ -167,7 +184,7 @@ def execute(
             context = RunContext(
                 classifier=parts.classifier,
                 data=parts.data,
-                schedule=parts.phases,
+                schedule=with_solvers(parts.phases, caches),
                 caches=caches,
                 folder=RunFolder(run_dir),
                 settings=RunSettings(

@@ -24,7 +24,7 @@ accuracy in % and test loss of a frozen ``tf_efficientnet_lite0`` with its Image
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -72,9 +72,14 @@ class CachePolicy:
         return asdict(self)
 
 
-def solves_head(phase: ResolvedPhase, policy: CachePolicy) -> bool:
-    """Return whether a phase solves its head instead of training it step by step."""
-    return phase.must_solve_head or (phase.solver == "auto" and policy.cached_stage is not None)
+def with_solvers(phases: Sequence[ResolvedPhase], policies: Sequence[CachePolicy]) -> list[ResolvedPhase]:
+    """Return the phases with ``solver='auto'`` decided: on cached features the head is solved, else trained step by step."""
+    return [
+        replace(phase, solver="lbfgs" if policy.cached_stage is not None else "gradient")
+        if phase.solver == "auto"
+        else phase
+        for phase, policy in zip(phases, policies, strict=True)
+    ]
 
 
 def policies_from_plain(values: Sequence[object], phases: Sequence[ResolvedPhase]) -> list[CachePolicy]:
@@ -164,8 +169,7 @@ def _choose(
         return no_cache("mixup and cutmix mix pixels, which cached activations no longer have")
     if unusable := why_unusable():
         return no_cache(unusable)
-    needs_features = phase.needs_features or phase.solver == "auto"
-    if phase.cache == "auto" and phase.epochs == 1 and not needs_features:
+    if phase.cache == "auto" and phase.epochs == 1 and not phase.needs_features:
         return no_cache("one epoch sees each image once")
     shape = activation_shape(classifier, stage)
     views = _training_views(phase, shape)

@@ -59,7 +59,7 @@ def build_phases(
             )
         before = phases[position - 1] if position > 0 else None
         if phase.carry_optimizer and before is not None and before.needs_features:
-            how = "solves the head and" if before.must_solve_head else "tries several rates and"
+            how = "solves the head and" if before.solver == "lbfgs" else "tries several rates and"
             problems.append(
                 f"schedule.phases[{position}].carry_optimizer=True: the phase before {how} has no moments to carry. "
                 "Leave it out."
@@ -71,7 +71,7 @@ def build_phases(
             )
         if phase.lr_trials:
             problems += _rate_trials(phase, where=f"schedule.phases[{position}].lr_trials={list(phase.lr_trials)}")
-        if phase.must_solve_head:
+        if phase.solver == "lbfgs":
             where = f"schedule.phases[{position}].solver='lbfgs'"
             if not _has_linear_head(config, objects):
                 problems.append(f"{where}: solves only linear heads. Choose head=linear, or solver=gradient.")

@@ -138,7 +138,7 @@ def task(config: Config, *, options: Options) -> int:
             data=parts.data,
             phase=phase,
             seed=config.seed,
-            make_trainer=trainer_factory(config, folder, precision=decide(config, parts)[0].name, trusted=True),
+            make_trainer=trainer_factory(config, folder, precision=decide(config, parts).precision.name, trusted=True),
             make_optimizer=partial(optimizer_factory, trusted=True),
             make_loss=loss_of(config, parts.source, trusted=True),
             lowest=options.lowest,

@@ -64,18 +64,18 @@ def planned(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Pre
     from finetune.training.quiet_lightning import quiet_lightning
 
     parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
-    precision, caches = decide(config, parts)
-    plan = build_plan(parts.classifier, parts.phases, parts.data, caches=caches)
+    decision = decide(config, parts)
+    plan = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
     with quiet_lightning():
-        trainer = trainer_factory(config, Path(), precision=precision.name, trusted=True)(
+        trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )
         times = forecast(
             classifier=parts.classifier,
-            phases=parts.phases,
-            caches=caches,
+            phases=decision.phases,
+            caches=decision.caches,
             data=parts.data,
             trainer=trainer,
             make_optimizer=partial(optimizer_factory, trusted=True),
         )
-    return [replace(phase, time=t) for phase, t in zip(plan, times, strict=True)], precision
+    return [replace(phase, time=t) for phase, t in zip(plan, times, strict=True)], decision.precision

@@ -208,7 +208,7 @@ def _on_features(
 
         config = compose([*_words(overrides, seed), "schedule=probe"])
         parts = assemble(config, trusted=True)
-        precision, _ = decide(config, parts)
+        precision = decide(config, parts).precision
         began = time.monotonic()
         with quiet_lightning():
             trainer = trainer_factory(config, folder, precision=precision.name, trusted=True)(

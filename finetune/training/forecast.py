@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.activation_cache.frozen_prefix import Prefix, in_half_precision
-from finetune.activation_cache.policy import CachePolicy, solves_head
+from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import threads_here, views_of_rows
 from finetune.data.sampling import batch_count
@@ -139,7 +139,7 @@ class _Machine:
             augmented = (policy.views or 0) * train
             plain = val if policy.views else train + val
             cache_s = augmented * self._beside(read_s, prefix_s) + plain * self._beside(self._eval_read_s, prefix_s)
-        if solves_head(phase, policy):
+        if phase.solves_head:
             return Forecast(cache_s=cache_s, train_s=self._solve((policy.views or 1) * train))
         network, batch = self._trained(policy, phase)
         step_s = self._timer(self._step(network, batch, phase, make_optimizer)) / len(batch)

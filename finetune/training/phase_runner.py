@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from finetune.activation_cache.cache import ActivationCache
-from finetune.activation_cache.policy import solves_head
 from finetune.counted import counted
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
@@ -95,7 +94,7 @@ class PhaseRunner:
             cache = self._context.open_cache(self._number)
             self._begin_data(cache)
             self._announce()
-            outcome = self._fit(cache, carried) if self._needs_trainer else self._train_head(cache)
+            outcome = self._train_head(cache) if self._phase.needs_features else self._fit(cache, carried)
             if cache is not None:
                 cache.close()
         result = replace(
@@ -106,19 +105,11 @@ class PhaseRunner:
             seconds=round(time.monotonic() - began, 3),
         )
         self._session.log.add(result.rows or ())
-        if not self._needs_trainer:
+        if self._phase.needs_features:
             for row in result.rows or ():
                 log_row(self._context.loggers, row)
         self._write(result)
         return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
-
-    @property
-    def _solves_head(self) -> bool:
-        return solves_head(self._phase, self._policy)
-
-    @property
-    def _needs_trainer(self) -> bool:
-        return not self._solves_head and not self._phase.lr_trials
 
     @property
     def _weights_after(self) -> Path:
@@ -163,7 +154,7 @@ class PhaseRunner:
 
     def _announce(self) -> None:
         phase = self._phase
-        if self._solves_head:
+        if phase.solves_head:
             plan = "solving the head"
         elif phase.lr_trials:
             plan = f"training {len(phase.lr_trials)} heads at lr {', '.join(f'{rate:g}' for rate in phase.lr_trials)}"
@@ -178,14 +169,14 @@ class PhaseRunner:
         """Train only the head on cached features, without a fit: solve it, or try several rates side by side."""
         context, phase, settings = self._context, self._phase, self._context.settings
         if cache is None:
-            setting = "solver='lbfgs': solves the head" if phase.must_solve_head else "lr_trials: trains heads"
-            instead = "solver=gradient" if phase.must_solve_head else "one lr instead of lr_trials"
+            setting = "solver='lbfgs': solves the head" if phase.solves_head else "lr_trials: trains heads"
+            instead = "solver=gradient" if phase.solves_head else "one lr instead of lr_trials"
             raise UserError(
                 f"schedule.phases[{self._number}].{setting} on cached features, and this phase has no cache "
                 f"({self._policy.why}). Remove the cause, for example raise cache.max_gb or free "
                 f"disk space, or set {instead}."
             )
-        if self._solves_head:
+        if phase.solves_head:
             result = solved_phase(
                 classifier=context.classifier,
                 phase=phase,

@@ -55,8 +55,9 @@ class ResolvedPhase:
         patience: Epochs without a better metric after which the phase stops; None never stops early.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
             image), or the number of training views of each image.
-        solver: ``gradient`` trains by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features;
-            ``auto`` solves it if the features can be cached, else trains by the optimizer.
+        solver: ``gradient`` trains by the optimizer; ``lbfgs`` solves a linear head to convergence on cached features.
+            ``auto``, which solves it if the features are cached, stands only until the caches are planned:
+            :func:`finetune.activation_cache.policy.with_solvers` replaces it.
     """
 
     name: str
@@ -96,14 +97,15 @@ class ResolvedPhase:
         return tuple(stage for stage in self.stages if stage not in self.train)
 
     @property
-    def must_solve_head(self) -> bool:
-        """Return whether the phase must solve its head; ``solver='auto'`` solves it only if its features can be cached."""
+    def solves_head(self) -> bool:
+        """Return whether the phase solves its head instead of training it step by step."""
+        assert self.solver != "auto", "with_solvers decides it"
         return self.solver == "lbfgs"
 
     @property
     def needs_features(self) -> bool:
-        """Return whether the phase solves its head or tries several rates: both work only on cached features."""
-        return self.must_solve_head or bool(self.lr_trials)
+        """Return whether the phase solves its head, or may, or tries several rates: these work only on cached features."""
+        return self.solver != "gradient" or bool(self.lr_trials)
 
     def steps_per_epoch(self, batches: int) -> int:
         """Return the optimizer steps in an epoch of ``batches`` batches."""

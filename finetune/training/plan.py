@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune.activation_cache.policy import CachePolicy, solves_head
+from finetune.activation_cache.policy import CachePolicy
 from finetune.counted import counted
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
@@ -79,7 +79,7 @@ def build_plan(
         with low_rank(classifier, phase, seed=0, merge=False):
             names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
             trained = {name: classifier.get_parameter(name).numel() for name in names}
-        solved = solves_head(phase, cache)
+        solved = phase.solves_head
         rates = dict.fromkeys(phase.train, 0.0) if solved else phase.rates()
         steps = phase.total_steps(data.batches_per_epoch(phase.batch_size))
         seen = min(steps * phase.batch_size * phase.accumulate, phase.epochs * images)
@@ -140,7 +140,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
         ]
         for name, stage in phase.stages.items():
             trains = stage.mode == "train"
-            descends = trains and not solves_head(settings, cache)
+            descends = trains and not settings.solves_head
             rate = f"{stage.lr:.3g}" if descends else "-"
             decay = f"{stage.weight_decay:.3g}" if descends else "-"
             norm = stage.batch_norm if trains else "-"
@@ -152,7 +152,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
 
 def _training_in_words(phase: PlannedPhase) -> str:
     settings = phase.settings
-    if solves_head(settings, phase.cache):
+    if settings.solves_head:
         return (
             f"solves the head on all {phase.images} images at once; validation loss chooses among {len(STRENGTHS)} penalties "
             f"from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}"

@@ -150,7 +150,7 @@ def test_which_views_each_phase_trains_on(
     words: Words, changes: list[str], expected: list[tuple[str | None, int | None]]
 ) -> None:
     config = compose(words(*ONE_EACH, *changes))
-    _, caches = decide(config, assemble(config))
+    caches = decide(config, assemble(config)).caches
     assert [(cache.cached_stage, cache.views) for cache in caches] == expected
 
 

@@ -28,15 +28,15 @@ def forecasts(words: list[str], *, cost_s: float = 1.0) -> list[Forecast]:
 
     config = compose(words)
     parts = assemble(config)
-    precision, caches = decide(config, parts)
-    trainer = trainer_factory(config, Path(), precision=precision.name, trusted=True)(
+    decision = decide(config, parts)
+    trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(
         logger=False, enable_checkpointing=False
     )
     before = {name: tensor.clone() for name, tensor in parts.classifier.state_dict().items()}
     found = forecast(
         classifier=parts.classifier,
-        phases=parts.phases,
-        caches=caches,
+        phases=decision.phases,
+        caches=decision.caches,
         data=parts.data,
         trainer=trainer,
         make_optimizer=partial(optimizer_factory, trusted=True),
@@ -115,12 +115,12 @@ def test_a_slow_machine_times_few_images(words: Words) -> None:
         config = compose(words("schedule=full"))
         parts = assemble(config)
         parts.classifier.backbone.register_forward_pre_hook(lambda module, args: seen.add(len(args[0])))
-        _, caches = decide(config, parts)
+        decision = decide(config, parts)
         trainer = trainer_factory(config, Path(), precision="32-true", trusted=True)(logger=False)
         forecast(
             classifier=parts.classifier,
-            phases=parts.phases,
-            caches=caches,
+            phases=decision.phases,
+            caches=decision.caches,
             data=parts.data,
             trainer=trainer,
             make_optimizer=partial(optimizer_factory, trusted=True),

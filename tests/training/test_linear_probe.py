@@ -12,13 +12,13 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from finetune.activation_cache.policy import solves_head
 from finetune.build import assemble
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.runner import decide
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
+from finetune.training.plan import build_plan
 from tests.runs import moved_stages, train_tiny
 
 Words = Callable[..., list[str]]
@@ -173,12 +173,10 @@ def test_a_probe_moves_the_head_alone(words: Words, tmp_path: Path) -> None:
 def test_the_default_schedule_solves_its_head_where_it_can(words: Words, change: str, solved: bool) -> None:
     config = compose(words("schedule=gradual", change))
     parts = assemble(config)
-    _, caches = decide(config, parts)
-    assert [solves_head(phase, cache) for phase, cache in zip(parts.phases, caches, strict=True)] == [
-        solved,
-        False,
-        False,
-    ]
+    decision = decide(config, parts)
+    assert [phase.solves_head for phase in decision.phases] == [solved, False, False]
+    (first, *_) = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
+    assert first.settings.to_plain()["solver"] == ("lbfgs" if solved else "gradient")
 
 
 def test_the_probe_is_where_lp_ft_and_the_default_start(words: Words, tmp_path: Path) -> None:
