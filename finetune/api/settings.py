@@ -1,13 +1,12 @@
 """From the arguments of Python's functions to a configuration and the objects beside it."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.build.python_objects import PYTHON, PythonObjects
-from finetune.config import compose, to_config, to_plain
+from finetune.config import compose
 from finetune.config.overrides import data_words, quoted
 from finetune.config.schema import Config, PhaseConfig
 from finetune.errors import UserError
@@ -53,7 +52,7 @@ class FitArguments:
             UserError: An argument or an override is wrong; one message for all overrides.
         """
         words, data = self._data()
-        config = self._with_phases(compose([*words, *self.words(), *self.overrides]))
+        config = compose([*words, *self.words(), *self.overrides], phases=self._phases())
         source = None if data is None else self._source(data, config)
         if source is not None:
             config = replace(config, input=replace(config.input, channels=source.decode.channels))
@@ -112,10 +111,8 @@ class FitArguments:
         elif isinstance(self.head, Mapping):
             words += [f"head.{key}={value}" for key, value in self.head.items()]
         if isinstance(self.schedule, str):
-            words += [f"schedule={self.schedule}"]
-            words += [
-                f"{key}={value}" for key, value in (("lr", self.lr), ("epochs", self.epochs)) if value is not None
-            ]
+            words.append(f"schedule={self.schedule}")
+        words += [f"{key}={value}" for key, value in (("lr", self.lr), ("epochs", self.epochs)) if value is not None]
         if isinstance(self.loss, str):
             words.append(f"loss={self.loss}")
         if isinstance(self.loggers, str):
@@ -138,10 +135,10 @@ class FitArguments:
         words += [] if self.run_dir is None else [f"run_dir={quoted(self.run_dir)}"]
         return words
 
-    def _with_phases(self, config: Config) -> Config:
-        """Put the phases of a list in place of those of the default schedule; phases without a name get that of their stages."""
+    def _phases(self) -> list[PhaseConfig] | None:
+        """Return the phases of a list, or None for a schedule by its name; phases without a name get that of their stages."""
         if isinstance(self.schedule, str):
-            return config
+            return None
         phases, taken = [], set()
         for phase in self.schedule:
             if not isinstance(phase, PhaseConfig):
@@ -155,10 +152,8 @@ class FitArguments:
             while name in taken:
                 name, number = f"{name.rstrip('0123456789').rstrip('-')}-{number}", number + 1
             taken.add(name)
-            phases.append(dataclasses.asdict(replace(phase, name=name, train=train)))
-        plain = to_plain(config)
-        plain["schedule"] = {**plain["schedule"], "name": "custom", "phases": phases}
-        return to_config({**plain, "lr": self.lr, "epochs": self.epochs})
+            phases.append(replace(phase, name=name, train=train))
+        return phases
 
     def source_for(self, config: Config) -> "Source":
         """Build the data set of a run again from its object.

@@ -22,7 +22,7 @@ from finetune.config.overrides import command_line as command_line
 from finetune.config.overrides import quoted as quoted
 from finetune.config.overrides import values_of
 from finetune.config.plain_yaml import read_plain_yaml
-from finetune.config.schema import Config
+from finetune.config.schema import Config, PhaseConfig
 from finetune.config.whole_schedule import spread
 from finetune.errors import ConfigError, UserError, did_you_mean, first_line
 from finetune.listed_classes import RUN_DIR
@@ -122,8 +122,13 @@ def from_yaml(path: Path) -> Config:
         raise UserError(f"{path}: {error}") from error
 
 
-def compose(overrides: Sequence[str]) -> Config:
+def compose(overrides: Sequence[str], *, phases: Sequence[PhaseConfig] | None = None) -> Config:
     """Compose the configuration of a run from overrides, as the command line does.
+
+    Args:
+        overrides: Words as typed.
+        phases: Phases of a schedule of the user's own, in place of those of the schedule that the overrides name; None keeps
+            them.
 
     Raises:
         UserError: An override is wrong.
@@ -132,6 +137,7 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     accepted = check_overrides(overrides)
@@ -142,7 +148,11 @@ def compose(overrides: Sequence[str]) -> Config:
             composed = hydra_compose("train", overrides=accepted)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(hydra_message(error)) from error
-    return to_config(composed)
+    if phases is None:
+        return to_config(composed)
+    values: Any = OmegaConf.to_container(composed)
+    values["schedule"] |= {"name": "custom", "phases": list(map(dataclasses.asdict, phases))}
+    return to_config(values)
 
 
 def printed(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> str:

@@ -170,6 +170,8 @@ def test_phases_in_a_list_take_the_names_of_their_stages_and_share_the_schedule_
     assert config.schedule.lr == 0.1
     config, _ = arguments("digits", schedule="frozen", epochs=7)
     assert [phase.epochs for phase in config.schedule.phases] == [7]
+    config, _ = arguments("digits", schedule=phases, overrides=["epochs=5"])
+    assert [phase.epochs for phase in config.schedule.phases] == [5, 5, 5]
 
 
 def test_arguments_become_the_settings_that_they_name(tmp_path: Path) -> None:
