@@ -15,7 +15,7 @@ from finetune.atomic_files import write_text
 from finetune.build import RunParts, assemble
 from finetune.build.classifier import network_name
 from finetune.build.loggers import build_loggers
-from finetune.build.paths import check_typed_places, with_absolute_paths
+from finetune.build.paths import with_absolute_paths
 from finetune.build.python_objects import PythonObjects
 from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.build.training import check_training, imbalance, loss_of, optimizer_factory, trainer_factory
@@ -59,8 +59,7 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
     show_log()
     compiles(config.compile)
     run_dir = choose_run_dir(config)
-    check_typed_places(config)
-    config = with_absolute_paths(config)
+    recorded = with_absolute_paths(config)
     parts = assemble(
         config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True, objects=objects
     )
@@ -74,8 +73,8 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
             decision = decide(config, parts)
             create_run_folder(
                 run_dir,
-                config=to_plain(config),
-                config_yaml=to_yaml(config),
+                config=to_plain(recorded),
+                config_yaml=to_yaml(recorded),
                 model=parts.classifier.describe(),
                 index=parts.source.index,
                 plan=build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches),
@@ -87,7 +86,7 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
             )
             show(f"precision: {decision.precision.name} ({decision.precision.why})")
         show(f"run: {run_dir}")
-        return execute(config, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
+        return execute(recorded, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune.api.settings import FitArguments
 from finetune.cli import main, split_command
 from finetune.commands.hydra_job import ComposingArguments
 from finetune.config import check_overrides, compose
@@ -22,8 +23,9 @@ FIRST_GUESSES = {
     "pets/": ["data=folder", "data.root='pets'"],
     "~/pets": ["data=folder", "data.root='HOME/pets'"],
     "data=pets": ["data=folder", "data.root='pets'"],
-    "data.root=~/pets": ["data.root='HOME/pets'"],
-    "'data.root=[~/pets,~/more pets]'": ["data.root=['HOME/pets','HOME/more pets']"],
+    "data.root=~/pets": ["data.root='~/pets'"],
+    "'data.root=[~/pets,~/more pets]'": ["data.root=['~/pets','~/more pets']"],
+    "pets hydra.run.dir=~/out": ["data=folder", "data.root='pets'", "hydra.run.dir='HOME/out'"],
     "'my pets (2)'": ["data=folder", "data.root='my pets (2)'"],
     "'data.root=my pets (2)'": ["data.root='my pets (2)'"],
     "'data.root=no pets (3)'": ["data.root='no pets (3)'"],
@@ -46,7 +48,7 @@ FIRST_GUESSES = {
     "weights=None": ["backbone.weights=none"],
     "backbone=efficientnet_b0": ["backbone=timm", "backbone.name=efficientnet_b0"],
     "backbone=resnet50.a1_in1k": ["backbone=timm", "backbone.name=resnet50.a1_in1k"],
-    "pets logger=none run_dir=~/out": ["data=folder", "data.root='pets'", "logger=none", "run_dir='HOME/out'"],
+    "pets logger=none run_dir=~/out": ["data=folder", "data.root='pets'", "logger=none", "run_dir='~/out'"],
 }
 
 # line after `finetune` -> the line that the answer gives
@@ -195,6 +197,28 @@ def test_home_is_expanded_in_a_file_and_from_python(
     assert composed[0].data.root == str(home / "pets")
     assert composed[0].trainer["default_root_dir"] == str(home / "out")
     assert composed[0].run_dir == str(home / "run")
+    words = [
+        "data=manifest",
+        *(f"{key}=~/a b" for key in ("data.root", "data.path", "backbone.weights", "head.weights")),
+    ]
+    typed, _ = FitArguments(data="~/pets", weights=Path("~/w.pth"), run_dir="~/run").config_and_objects()
+    assert (typed.data.root, typed.backbone.weights, typed.run_dir) == (
+        *(str(home / name) for name in ("pets", "w.pth", "run")),
+    )
+    assert main(["plan", *words]) == 0
+    line = composed[1]
+    places = (line.data.root, line.data.path, line.backbone.weights, line.head.weights)
+    assert places == (str(home / "a b"),) * 4
+
+
+def test_a_run_names_its_data_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    (tmp_path / "empty/cat").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["empty", "logger=none"]) == 2
+    assert capsys.readouterr().err.startswith("data.root='empty': no images found.")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

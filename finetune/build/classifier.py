@@ -140,7 +140,7 @@ def build_model(
     )
     if config.head.weights:
         classifier.head = load_head(
-            Path(config.head.weights).expanduser(),
+            Path(config.head.weights),
             backbone_hash=state_hash(classifier.backbone),
             classes=classes,
             multi_label=classifier.multi_label,

@@ -1,4 +1,4 @@
-"""Check the paths that the user typed before torch is loaded, and make them absolute before they are written down."""
+"""Check the paths that the user typed before torch is loaded, and make those absolute that a run writes down."""
 
 import os
 from dataclasses import replace
@@ -13,20 +13,8 @@ if TYPE_CHECKING:  # a wrong path is reported before NumPy is loaded
     from finetune.data.listing import Listing, Use
 
 
-def check_typed_places(config: Config) -> None:
-    """Refuse missing data or weights, naming the paths as the user typed them, before they are made absolute.
-
-    Raises:
-        UserError: A path does not exist.
-    """
-    data, weights = config.data, config.backbone.weights
-    places = [*_places(data), weights if _is_path(weights) else None]
-    if any(place and not Path(str(place)).expanduser().exists() for place in places):
-        check_paths(config)
-
-
 def with_absolute_paths(config: Config) -> Config:
-    """Return the configuration with paths of data and weights that do not depend on the working directory.
+    """Return the configuration as a run records it: its paths of data and weights do not depend on the working directory.
 
     A run can be resumed, tested and reported from any directory, even after its folder has been moved.
 
@@ -36,20 +24,20 @@ def with_absolute_paths(config: Config) -> Config:
     data, backbone, head = config.data, config.backbone, config.head
     for key, place in (("data.root", data.root), ("data.path", data.path), ("run_dir", config.run_dir)):
         for one in place if isinstance(place, list) else [place]:
-            _must_be_utf8(key, _absolute(str(one)) if one else "")
+            _must_be_utf8(key, os.path.abspath(str(one)) if one else "")
     kind = SOURCES.get(data.source)
     root = kind.defaults.get("root") if kind is not None and data.root is None else data.root
     if isinstance(root, str) and root:
-        root = _absolute(root)
+        root = os.path.abspath(root)
     elif isinstance(root, list):
-        root = [_absolute(str(one)) for one in root]
+        root = [os.path.abspath(str(one)) for one in root]
     return replace(
         config,
-        data=replace(data, root=root, path=data.path and _absolute(data.path)),
+        data=replace(data, root=root, path=data.path and os.path.abspath(data.path)),
         backbone=replace(
-            backbone, weights=_absolute(backbone.weights) if _is_path(backbone.weights) else backbone.weights
+            backbone, weights=os.path.abspath(backbone.weights) if _is_path(backbone.weights) else backbone.weights
         ),
-        head=replace(head, weights=head.weights and _absolute(head.weights)),
+        head=replace(head, weights=head.weights and os.path.abspath(head.weights)),
     )
 
 
@@ -66,7 +54,7 @@ def check_data_is_there(config: Config, *, command: str) -> None:
     kind = SOURCES.get(config.data.source)
     key = kind.place if kind is not None else None
     for place in _places(config.data):
-        if place and not Path(place).expanduser().exists():
+        if place and not Path(place).exists():
             raise UserError(
                 f"data.{key}={str(place)!r}: no longer exists. The run was trained on data at that path. If it has moved, "
                 f"give its new path: {command} data.{key}={'DIR' if key == 'root' else 'PATH'}"
@@ -95,10 +83,6 @@ def _is_path(weights: str) -> bool:
     return looks_like_path and not weights.startswith("hub:")
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
-
-
 def check_paths(config: Config, *, use: "Use" = "train") -> "Listing | None":
     """Check the location of the data as far as possible before torch is imported, which takes seconds.
 
@@ -117,6 +101,6 @@ def check_paths(config: Config, *, use: "Use" = "train") -> "Listing | None":
     if kind is not None and kind.check is not None:
         listing = kind.check(**kind.own_settings(config.data), use=use)
     weights = config.backbone.weights
-    if _is_path(weights) and not Path(weights).expanduser().exists():
+    if _is_path(weights) and not Path(weights).exists():
         raise UserError(f"backbone.weights={weights!r}: no such file or folder.")
     return listing

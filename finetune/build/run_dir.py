@@ -35,7 +35,7 @@ def choose_run_dir(config: Config) -> Path:
             "them must name the same folder. Write run_dir=DIR, on a disk that every node sees."
         )
     if config.run_dir:
-        folder = Path(config.run_dir).expanduser()
+        folder = Path(config.run_dir)
         if not is_rank_zero():
             return folder
         _must_be_empty(folder, config)

@@ -37,7 +37,10 @@ def register_schema() -> None:
 
 
 def to_config(composed: Any) -> Config:
-    """Convert a composed OmegaConf node to the plain dataclass, with every interpolation resolved.
+    """Convert a composed OmegaConf node to the plain dataclass, with every interpolation and every ``~`` resolved.
+
+    A setting typed on the command line, in a file or in Python becomes a setting of the run here, so no later place asks about
+    ``~``. Relative paths stay as typed, for messages; :mod:`finetune.build.paths` makes those that are recorded absolute.
 
     Raises:
         ConfigError: A mandatory value is missing, or a value has the wrong type.
@@ -46,7 +49,7 @@ def to_config(composed: Any) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), _at_home(composed))
+        typed = OmegaConf.merge(OmegaConf.structured(Config), _with_home(composed))
         run_dir = typed.run_dir
         typed.run_dir = RUN_DIR
         missing = sorted(OmegaConf.missing_keys(typed))
@@ -61,16 +64,16 @@ def to_config(composed: Any) -> Config:
     return spread(config)
 
 
-def _at_home(values: Any) -> Any:
+def _with_home(values: Any) -> Any:
     """Return a configuration with every text that begins with ``~`` as a path from the home folder."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(values, (DictConfig, ListConfig)):
         values = OmegaConf.to_container(values)
     if isinstance(values, dict):
-        return {key: _at_home(value) for key, value in values.items()}
+        return {key: _with_home(value) for key, value in values.items()}
     if isinstance(values, list):
-        return [_at_home(value) for value in values]
+        return [_with_home(value) for value in values]
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -188,15 +188,20 @@ def _parts(value: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _with_home(value: str) -> str:
-    """Replace ``~`` at the start of a path, because Hydra's grammar does not have this character.
+def _with_home(value: str, replacement: Callable[[str], str] = str) -> str:
+    """Quote paths that begin with ``~``, because Hydra's grammar does not have this character.
 
-    >>> _with_home("a~b")
-    'a~b'
+    Args:
+        value: Value as typed.
+        replacement: Function applied to each of these paths. By default they stay as typed:
+            :func:`finetune.config.to_config` replaces the ``~`` of settings.
+
+    >>> _with_home("[~/a,~/b c]"), _with_home("a~b")
+    ("['~/a','~/b c']", 'a~b')
     """
     return re.sub(
         r"(^|[\[,:]\s*)(~(?:[/\\\w][^,\[\]{}]*)?)(?=$|[,\]}])",
-        lambda m: m[1] + quoted(os.path.expanduser(m[2])),
+        lambda m: m[1] + quoted(replacement(m[2])),
         value,
     )
 
@@ -216,12 +221,13 @@ def data_words(place: str) -> list[str]:
     >>> data_words("labels.csv")
     ['data=manifest', "data.path='labels.csv'"]
     """
-    path = Path(place).expanduser()
+    typed = Path(place)
+    path = typed.expanduser()
     if path.suffix in TABLES and not path.is_dir():
-        return ["data=manifest", f"data.path={quoted(path)}"]
+        return ["data=manifest", f"data.path={quoted(typed)}"]
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        return ["data=huggingface", f"data.path={quoted(path)}"]
-    return ["data=folder", f"data.root={quoted(path)}"]
+        return ["data=huggingface", f"data.path={quoted(typed)}"]
+    return ["data=folder", f"data.root={quoted(typed)}"]
 
 
 def moved_data(word: str) -> str:
@@ -268,7 +274,8 @@ class _Reader:
         if key in self._groups:
             return self._choice(sign, key, value.strip())
         if key.startswith(("hydra", "/")) or "@" in key:
-            return self._checked(f"{sign}{key}={_with_home(value)}", key)
+            # Hydra's own settings do not pass to_config
+            return self._checked(f"{sign}{key}={_with_home(value, os.path.expanduser)}", key)
         if "-" in key and (key.replace("-", "_") in SHORT or find_key(key.replace("-", "_"))[0] is None):
             key = key.replace("-", "_")
         key = SHORT.get(key, key)
@@ -319,7 +326,7 @@ class _Reader:
         if group == "data" and len(strange) == len(parts) and all(looks_like_a_path(part) for part in parts):
             if len(parts) == 1:
                 return data_words(value)
-            return ["data=folder", f"data.root={','.join(quoted(Path(part).expanduser()) for part in parts)}"]
+            return ["data=folder", f"data.root={','.join(quoted(Path(part)) for part in parts)}"]
         if group == "augment" and len(parts) == 1 and value in AUGMENTS:
             return self._checked(f"{sign}data.augment={value}", "data.augment")
         if group == "backbone" and strange and all(is_timm_name(part) for part in parts):
@@ -336,7 +343,7 @@ class _Reader:
         if key == "backbone.weights" and value.lower() in ("false", "null", "random", "scratch"):
             return "none"
         if key in _PATHS and re.search(r"[^\w./-]", value) and Path(value).expanduser().exists():
-            return quoted(Path(value).expanduser())
+            return quoted(Path(value))
         if kind is float and not self._several and re.fullmatch(r"0,\d+", value):
             raise _WrongWordError(
                 f"{key}={value}: must be a number, with a point.", [f"{key}={value.replace(',', '.')}"]

@@ -165,7 +165,7 @@ def _open(
         raise UserError(
             "data.source='huggingface': needs the library datasets. Install it: pip install datasets."
         ) from None
-    full = os.path.abspath(os.path.expanduser(path))
+    full = os.path.abspath(path)
     if not os.path.isdir(full):
         raise UserError(f"data.path={path!r}: no such folder. Looked for {full}.")
     saved = any(os.path.isfile(os.path.join(full, name)) for name in ("dataset_dict.json", "state.json"))

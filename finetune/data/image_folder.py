@@ -71,7 +71,7 @@ def check_root(root: str) -> str:
     """
     if not root:
         raise UserError("data.root=: must name a folder of images. Give data.root=DIR.")
-    path = os.path.abspath(os.path.expanduser(root))
+    path = os.path.abspath(root)
     if not os.path.exists(path):
         parent = path
         while not os.path.isdir(parent):
@@ -119,8 +119,8 @@ def pictures_left_out(root: str | Sequence[str]) -> list[str]:
     """Return the files below a folder that look like pictures by suffix or first bytes but are not read."""
     pictures = []
     for top in [root] if isinstance(root, str) else root:
-        links = Links(check_root(top))
-        waiting = [check_root(top)]
+        above = check_root(top)
+        links, waiting = Links(above), [above]
         while waiting:
             folder = waiting.pop()
             try:

@@ -52,7 +52,7 @@ def check_manifest(path: str) -> str:
     Raises:
         UserError: The file does not exist, or its suffix is not that of a table.
     """
-    full = os.path.abspath(os.path.expanduser(path))
+    full = os.path.abspath(path)
     if not os.path.exists(full):
         raise UserError(f"data.path={path!r}: no such file. Looked for {full}. Give a CSV, TSV or Parquet file.")
     check_regular(full, name=f"data.path={path!r}")
@@ -106,7 +106,7 @@ def read_manifest(
         )
     full = check_manifest(path)
     where = f"data.path={path!r}"
-    home = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(full)
+    home = os.path.abspath(root) if root else os.path.dirname(full)
     with open_rows(full, name=where) as table:
         reader = _ManifestReader(table, columns, where=where, home=home)
         reader.read()

@@ -59,7 +59,7 @@ def torchvision_source(
     Raises:
         UserError: There is no such data set, it is not for classification, or it could not be downloaded.
     """
-    parts = _open(name, os.path.expanduser(root))
+    parts = _open(name, root)
     classes = _classes(parts)
     labels = {key: _labels(name, part) for key, part in parts.items()}
     files = {key: _files(part) for key, part in parts.items()}
@@ -159,7 +159,7 @@ def _files(part: Any) -> list[str] | None:
 def _listing(
     name: str, root: str, classes: Sequence[str], paths: list[str], labels: npt.NDArray[np.int64], split: str
 ) -> Listing:
-    top = os.path.abspath(os.path.expanduser(root))
+    top = os.path.abspath(root)
     return Listing(
         origin=f"data.name={name!r}",
         root=top,

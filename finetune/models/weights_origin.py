@@ -68,7 +68,7 @@ def origin_of(*, source: str, name: str, weights: str) -> WeightsOrigin:
     if weights.startswith("hub:"):
         return _of_hub(weights.removeprefix("hub:"), licence=UNKNOWN)
     if weights != "imagenet" and not weights.isupper():
-        return _of_path(Path(weights).expanduser())
+        return _of_path(Path(weights))
     if source == "timm":
         from finetune.models.sources.from_timm import pretrained_cfg
 
