@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import finetune
 from finetune.cli import main
 from finetune.config import compose
+from finetune.config.overrides import data_words, looks_like_a_path, moved_data
 from finetune.data.image_source import ArraySource, arrays_source
-from finetune.data.sources import SOURCES
+from finetune.data.sources import SOURCES, place_settings
 from finetune.data.sources.kind import SourceKind
 from finetune.errors import UserError
 from finetune.export.client import Array, PartClient
@@ -202,6 +203,22 @@ def test_the_new_format_is_written_checked_and_explained(
     assert json.loads((tmp_path / "head.npz.parity.json").read_text())["format"] == "arrays"
     assert main(["export", str(run_dir), "--format", "arrays", "--output", str(tmp_path / "head.csv")]) == 2
     assert "must end in .npz" in capsys.readouterr().err
+
+
+def test_a_file_that_a_new_source_recognises_needs_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = SourceKind(
+        builder=lambda: stripes_source, own=("name",), place="name", recognises=lambda path: path.suffix == ".vol"
+    )
+    monkeypatch.setitem(SOURCES, "volumes", volumes)
+    assert data_words("a.vol") == ["data=volumes", "data.name='a.vol'"]
+    assert moved_data("a.vol") == "data.name='a.vol'"
+    assert looks_like_a_path("a.vol")
+    assert place_settings() == ("data.root", "data.path", "data.name")
+
+
+def test_a_saved_data_set_that_has_moved_is_named_as_its_kind_names_it(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert moved_data(str(tmp_path)) == f"data.path='{tmp_path}'"
 
 
 @pytest.mark.usefixtures("kinds")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.config.keys import path_keys
 from finetune.config.schema import Config, DataConfig
 from finetune.data.sources import SOURCES
 from finetune.errors import UserError
@@ -21,19 +22,17 @@ def with_absolute_paths(config: Config) -> Config:
     Raises:
         UserError: A path is not valid UTF-8, so the files of a run cannot store it.
     """
-    data, backbone, head = config.data, config.backbone, config.head
-    for key, place in (("data.root", data.root), ("data.path", data.path), ("run_dir", config.run_dir)):
-        for one in place if isinstance(place, list) else [place]:
-            _must_be_utf8(key, os.path.abspath(str(one)) if one else "")
-    kind = SOURCES.get(data.source)
-    root = kind.defaults.get("root") if kind is not None and data.root is None else data.root
-    if isinstance(root, str) and root:
-        root = os.path.abspath(root)
-    elif isinstance(root, list):
-        root = [os.path.abspath(str(one)) for one in root]
+    backbone, head = config.backbone, config.head
+    kind = SOURCES.get(config.data.source)
+    defaults = {} if kind is None else kind.defaults
+    data = {}
+    for name in (key.removeprefix("data.") for key in path_keys() if key.startswith("data.")):
+        given = getattr(config.data, name)
+        data[name] = _absolute(defaults.get(name) if given is None else given, key=f"data.{name}")
+    _absolute(config.run_dir, key="run_dir")
     return replace(
         config,
-        data=replace(data, root=root, path=data.path and os.path.abspath(data.path)),
+        data=replace(config.data, **data),
         backbone=replace(
             backbone, weights=os.path.abspath(backbone.weights) if _is_path(backbone.weights) else backbone.weights
         ),
@@ -66,6 +65,17 @@ def _places(data: DataConfig) -> list[Any]:
     kind = SOURCES.get(data.source)
     value = getattr(data, kind.place) if kind is not None and kind.place is not None else []
     return value if isinstance(value, list) else [value]
+
+
+def _absolute(place: Any, *, key: str) -> Any:
+    """Return a path, or a list of them, as absolute paths that the files of a run can store; empty and None stay."""
+    if isinstance(place, list):
+        return [_absolute(one, key=key) for one in place]
+    if not place:
+        return place
+    path = os.path.abspath(str(place))
+    _must_be_utf8(key, path)
+    return path
 
 
 def _must_be_utf8(key: str, path: str) -> None:

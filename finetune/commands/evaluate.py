@@ -13,7 +13,7 @@ from finetune.config import changed, check_overrides, compose, from_yaml
 from finetune.config.overrides import TypedLine
 from finetune.config.schema import Config
 from finetune.counted import counted
-from finetune.data.sources import source_kind
+from finetune.data.sources import naming_settings, place_settings, source_kind
 from finetune.errors import RunError, UserError
 from finetune.run_names import CONFIG
 from finetune.safe_files import inside
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from finetune.data.image_source import Source
     from finetune.inference.evaluate import Evaluation
     from finetune.models.classifier import Classifier
-
-# settings that name other data than the run's own
-_PLACES = ("data=", "data.root=", "data.path=", "data.name=")
 
 ABOUT = """\
 Test a trained run. Without key=value it is tested on its own test split.
@@ -113,7 +110,7 @@ def evaluate_run(
     from finetune.inference.decode_options import decode_options_of
     from finetune.inference.evaluate import evaluate
 
-    other_data = any(word.startswith(_PLACES) for word in overrides)
+    other_data = any(word.partition("=")[0] in ("data", *naming_settings()) for word in overrides)
     with _naming_own_config(run, overrides):
         if not other_data:
             check_data_is_there(config, command=f"finetune evaluate {shlex.quote(run)}")
@@ -150,11 +147,11 @@ def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
 
 
 def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":
-    """Return the run's own data if ``data.root`` or ``data.path`` only gives its new location, else None."""
+    """Return the run's own data if the overrides only give its new location, else None."""
     from finetune.build.data import build_source
     from finetune.bundle import find_bundle, read_model_json
 
-    if not overrides or not all(word.startswith(("data.root=", "data.path=")) for word in overrides):
+    if not overrides or not all(word.partition("=")[0] in place_settings() for word in overrides):
         return None
     try:
         source = build_source(config)

@@ -97,9 +97,8 @@ def starting_settings(place: str) -> str:
         "  - _self_",
         "",
     ]
-    at = "path" if config.data.source != "folder" else "root"
     # by section and key; a setting of the top level stands under the empty key of its own name
-    values: dict[str, dict[str, tuple[Any, list[str]]]] = {"data": {at: (place, ["where the data is."])}}
+    values: dict[str, dict[str, tuple[Any, list[str]]]] = {"data": {str(kind.place): (place, ["where the data is."])}}
     for one in proposals:
         section, _, key = one.key.rpartition(".")
         values.setdefault(section or key, {})[key if section else ""] = (one.value, [one.reason])

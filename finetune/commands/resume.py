@@ -16,6 +16,7 @@ from finetune.config import changed, check_overrides, from_yaml, to_plain, to_ya
 from finetune.config.overrides import moved_data
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
+from finetune.data.sources import place_settings
 from finetune.distributed import is_rank_zero, knows_other_machines
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
@@ -44,8 +45,7 @@ Settings that the result does not depend on can be changed, and stay changed:
 
 # setting that may change when a run is resumed -> effect of the change on the result
 FREE = {
-    "data.root": "the data must be the same, which is checked",
-    "data.path": "the data must be the same, which is checked",
+    **dict.fromkeys(place_settings(), "the data must be the same, which is checked"),
     "data.num_workers": "the result does not depend on it",
     **dict.fromkeys(
         ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),

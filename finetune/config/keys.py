@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from finetune.config.schema import Config, setting_of
@@ -56,6 +57,16 @@ def all_keys(section: type = Config, prefix: str = "") -> Iterator[Key]:
         if dataclasses.is_dataclass(entry):
             assert isinstance(entry, type)
             yield from all_keys(entry, f"{path}.N.")
+
+
+@lru_cache(maxsize=1)
+def path_keys() -> tuple[str, ...]:
+    """Return the keys whose values are paths, or may be.
+
+    >>> path_keys()
+    ('run_dir', 'data.root', 'data.path', 'backbone.weights', 'head.weights')
+    """
+    return tuple(key.path for key in all_keys() if setting_of(key.field).is_path)
 
 
 def type_of(path: str) -> Any:

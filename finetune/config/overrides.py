@@ -13,17 +13,16 @@ from typing import Any
 from finetune.augment_settings import AUGMENTS
 from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import group_choices, phase_names
-from finetune.config.keys import all_keys, find_key, type_of
+from finetune.config.keys import all_keys, find_key, path_keys, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
+from finetune.data.sources import ANY_FOLDER, SOURCES, place_settings, recognised
 from finetune.errors import ConfigError, did_you_mean, first_line
 from finetune.run_names import RECORD
 
 # short names of settings that are typed often
 SHORT = {"batch_size": "data.batch_size", "weights": "backbone.weights"}
-TABLES = (".csv", ".tsv", ".parquet")
 # commands that take several values of a setting, by -m
 _SWEEPING = ("train", "plan", "audit", "lr-find")
-_PATHS = ("data.root", "data.path", "backbone.weights", "head.weights", "run_dir")
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
 # starts of values with a meaning in Hydra's grammar: a list, a node, a quoted text, an interpolation, a function
 _HYDRA_VALUE = re.compile(r"[\[{'\"$]|\w+\(")
@@ -212,7 +211,8 @@ def looks_like_a_path(text: str) -> bool:
     >>> looks_like_a_path("./pets"), looks_like_a_path("resnet18")
     (True, False)
     """
-    return "/" in text or text.startswith(("~", ".")) or text.endswith(TABLES) or Path(text).expanduser().exists()
+    path = Path(text)
+    return "/" in text or text.startswith(("~", ".")) or recognised(path) is not None or path.expanduser().exists()
 
 
 def data_words(place: str) -> list[str]:
@@ -222,12 +222,8 @@ def data_words(place: str) -> list[str]:
     ['data=manifest', "data.path='labels.csv'"]
     """
     typed = Path(place)
-    path = typed.expanduser()
-    if path.suffix in TABLES and not path.is_dir():
-        return ["data=manifest", f"data.path={quoted(typed)}"]
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        return ["data=huggingface", f"data.path={quoted(typed)}"]
-    return ["data=folder", f"data.root={quoted(typed)}"]
+    name = recognised(typed.expanduser()) or ANY_FOLDER
+    return [f"data={name}", f"data.{SOURCES[name].place}={quoted(typed)}"]
 
 
 def moved_data(word: str) -> str:
@@ -236,9 +232,10 @@ def moved_data(word: str) -> str:
     >>> moved_data("pets"), moved_data("labels.csv"), moved_data("data.num_workers=2")
     ("data.root='pets'", "data.path='labels.csv'", 'data.num_workers=2')
     """
-    if "=" in word and not Path(word).expanduser().exists():
+    path = Path(word).expanduser()
+    if "=" in word and not path.exists():
         return word
-    return f"data.{'path' if word.endswith(TABLES) else 'root'}={quoted(word)}"
+    return f"data.{SOURCES[recognised(path) or ANY_FOLDER].place}={quoted(word)}"
 
 
 class _Reader:
@@ -292,11 +289,12 @@ class _Reader:
     def _bare(self, word: str) -> list[str]:
         """Read a word without ``=``: a folder or a table is the data of the run."""
         path = Path(word).expanduser()
-        others = [other for other in self._words if other.startswith(("data=", "data.root=", "data.path="))]
+        given_by = ("data=", *(f"{key}=" for key in place_settings()))
+        others = [other for other in self._words if other.startswith(given_by)]
         if (path / RECORD).is_file():
             lines = "\n".join(f"  {command_line(name, [word])}" for name in ("resume", "evaluate", "report"))
             raise _WrongWordError(f"{word}: is a run, not a data set. To use a run, write:\n{lines}")
-        if path.is_dir() or path.suffix in TABLES:
+        if path.is_dir() or recognised(path) is not None:
             places = [other for other in self._words if "=" not in other and looks_like_a_path(other)]
             if others or len(places) > 1:
                 given = ", ".join([*others, *places])
@@ -326,7 +324,8 @@ class _Reader:
         if group == "data" and len(strange) == len(parts) and all(looks_like_a_path(part) for part in parts):
             if len(parts) == 1:
                 return data_words(value)
-            return ["data=folder", f"data.root={','.join(quoted(Path(part)) for part in parts)}"]
+            place = SOURCES[ANY_FOLDER].place
+            return [f"data={ANY_FOLDER}", f"data.{place}={','.join(quoted(Path(part)) for part in parts)}"]
         if group == "augment" and len(parts) == 1 and value in AUGMENTS:
             return self._checked(f"{sign}data.augment={value}", "data.augment")
         if group == "backbone" and strange and all(is_timm_name(part) for part in parts):
@@ -342,7 +341,7 @@ class _Reader:
             return quoted(value)
         if key == "backbone.weights" and value.lower() in ("false", "null", "random", "scratch"):
             return "none"
-        if key in _PATHS and re.search(r"[^\w./-]", value) and Path(value).expanduser().exists():
+        if key in path_keys() and re.search(r"[^\w./-]", value) and Path(value).expanduser().exists():
             return quoted(Path(value))
         if kind is float and not self._several and re.fullmatch(r"0,\d+", value):
             raise _WrongWordError(

@@ -25,6 +25,7 @@ class Setting:
         most: Largest number.
         below: Limit that a number must stay under.
         example: An override to copy.
+        is_path: Whether it is a path, or may be one.
     """
 
     meaning: str
@@ -34,6 +35,7 @@ class Setting:
     most: Optional[float] = None
     below: Optional[float] = None
     example: str = ""
+    is_path: bool = False
 
     def limits(self) -> str:
         """Return the range of a number in words; empty if there is none.
@@ -79,7 +81,10 @@ class DataConfig:
 
     source: str = setting("folder", "kind of data; data=NAME chooses it with its own settings")
     root: Any = setting(
-        None, "folder of images, or a list of folders that together are one data set", example="data.root=~/pets"
+        None,
+        "folder of images, or a list of folders that together are one data set",
+        example="data.root=~/pets",
+        is_path=True,
     )
     layout: str = setting(
         "auto",
@@ -89,6 +94,7 @@ class DataConfig:
         None,
         "file of a table (data=manifest), or folder of a data set on disk (data=huggingface)",
         example="data=labels.csv",
+        is_path=True,
     )
     name: Optional[str] = setting(
         None, "name of a torchvision data set (data=torchvision)", example="data.name=OxfordIIITPet"
@@ -228,6 +234,7 @@ class BackboneConfig:
         "imagenet",
         "imagenet | none (random, or as your own class initialises them) | embedded | hub:NAME | a weights file | a bundle",
         example="weights=path/to/resnet18.safetensors",
+        is_path=True,
     )
     kwargs: dict[str, Any] = setting(dict, "further arguments of the network's constructor")
     _target_: Optional[str] = setting(
@@ -252,6 +259,7 @@ class HeadConfig:
         None,
         "a file of finetune export --format head to start from; null: random",
         example="head.weights=head.safetensors",
+        is_path=True,
     )
     _target_: Optional[str] = setting(
         None,
@@ -420,7 +428,10 @@ class Config:
         None, "name of the run, part of the name of its folder; null: data, network and schedule"
     )
     run_dir: Optional[str] = setting(
-        None, "new folder for the run; null: a folder under runs/, named by date and time", example="run_dir=my_run"
+        None,
+        "new folder for the run; null: a folder under runs/, named by date and time",
+        example="run_dir=my_run",
+        is_path=True,
     )
     monitor: str = setting(
         "val/acc",

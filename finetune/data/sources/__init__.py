@@ -1,5 +1,7 @@
 """The kinds of data: ``data.source`` names one. A new one is a file like those beside this, and a line in :data:`SOURCES`."""
 
+from pathlib import Path
+
 from finetune.data.sources.digits import DIGITS
 from finetune.data.sources.folder import FOLDER
 from finetune.data.sources.fractals import FRACTALS
@@ -17,6 +19,32 @@ SOURCES: dict[str, SourceKind] = {
     "torchvision": TORCHVISION,
     "huggingface": HUGGINGFACE,
 }
+
+# data of a file or folder that no kind recognises
+ANY_FOLDER = "folder"
+
+
+def recognised(path: Path) -> str | None:
+    """Return the name of the kind that recognises a file or folder as its own; None if none does, as for folders of images."""
+    return next((name for name, kind in SOURCES.items() if kind.recognises is not None and kind.recognises(path)), None)
+
+
+def place_settings() -> tuple[str, ...]:
+    """Return the settings with the user's file or folder.
+
+    >>> place_settings()
+    ('data.root', 'data.path')
+    """
+    return tuple(dict.fromkeys(f"data.{kind.place}" for kind in SOURCES.values() if kind.place is not None))
+
+
+def naming_settings() -> tuple[str, ...]:
+    """Return the settings that name a data set of their kind.
+
+    >>> naming_settings()
+    ('data.root', 'data.path', 'data.name')
+    """
+    return tuple(dict.fromkeys(f"data.{key}" for kind in SOURCES.values() for key in kind.needs))
 
 
 def source_kind(name: str) -> SourceKind:

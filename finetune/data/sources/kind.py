@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.split_settings import SplitSettings
@@ -26,6 +27,8 @@ class SourceKind:
         needs: Own settings that must be given, each with what to write.
         defaults: Values of own settings that were not given.
         place: Own setting with the user's file or folder; None if there is none that must exist.
+        recognises: Returns whether a file or folder that the user names without a setting is data of this kind; None for a kind
+            that is always named.
         splits: Settings of the splits that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         channels: Number of channels of its images where the configuration does not say.
@@ -39,6 +42,7 @@ class SourceKind:
     needs: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     place: str | None = None
+    recognises: Callable[[Path], bool] | None = None
     splits: tuple[str, ...] = SPLIT_KEYS
     decodes: bool = False
     channels: int = 3

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.sources.kind import SourceKind
+from finetune.data.table_file import TABLES
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
 
@@ -74,6 +75,7 @@ MANIFEST = SourceKind(
     own=("path", "root", *_COLUMNS, *_GROUPS),
     needs={"path": "FILE, a CSV, TSV or Parquet table"},
     place="path",
+    recognises=lambda path: path.suffix in TABLES and not path.is_dir(),
     decodes=True,
     check=_check,
 )
