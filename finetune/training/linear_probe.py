@@ -39,7 +39,8 @@ from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
 from finetune.one_thread import one_thread
-from finetune.results import EpochRow, PhaseResult, ProbeResult
+from finetune.results import EpochRow, ProbeResult
+from finetune.training.phase_result import Trained
 from finetune.training.phases import ResolvedPhase
 
 # N = images, D = features, K = classes, S = strengths
@@ -285,8 +286,8 @@ def solved_phase(
     trainer: pl.Trainer,
     views: int | None,
     offset: tuple[int, int],
-) -> PhaseResult:
-    """Run :func:`probe_phase` as a phase of a run, and return its result with one row of metrics.
+) -> Trained:
+    """Run :func:`probe_phase` as a phase of a run, and return what it came to, with one row of metrics.
 
     Args:
         classifier: Network with a linear head, which is changed in place.
@@ -316,17 +317,11 @@ def solved_phase(
         step=offset[1] + sum(solved.iterations),
         values={"train/loss": solved.train_loss, **{f"val/{name}": value for name, value in chosen.items()}},
     )
-    return PhaseResult(
-        name=phase.name,
-        train=phase.train,
-        frozen=phase.frozen,
-        epochs=1,
-        steps=sum(solved.iterations),
-        restored="best",
-        weights="raw",
-        best_epoch=0,
-        best={monitor: chosen[monitor.removeprefix("val/")]},
-        rates={},
-        probe=solved.result,
+    return Trained(
         rows=(row,),
+        steps=sum(solved.iterations),
+        rates={},
+        best_epoch=0,
+        best=chosen[monitor.removeprefix("val/")],
+        probe=solved.result,
     )

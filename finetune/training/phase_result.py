@@ -1,11 +1,14 @@
-"""Read and write ``result.json`` in the folder of a phase; its presence means that the phase is finished."""
+"""The result of a phase: made from what its training came to, and kept as ``result.json``, which marks the phase as finished."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.activation_cache.policy import CachePolicy
 from finetune.checksums import remedy, verify, write_checked_json
 from finetune.errors import UserError
 from finetune.plain import from_plain, to_plain
-from finetune.results import PhaseResult
+from finetune.results import EpochRow, PhaseResult, ProbeResult, TrialResult
 from finetune.safe_files import inside, need, read_json
 from finetune.training.callbacks.checkpoint_contents import ContentsError, check_rows
 from finetune.training.phases import ResolvedPhase
@@ -19,6 +22,62 @@ _ALWAYS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
 }
 _FIELDS = set(PhaseResult.__dataclass_fields__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the training of a phase came to, by whichever way the phase trains.
+
+    Args:
+        rows: Rows of ``metrics.csv``, one per epoch.
+        steps: Optimizer steps that were run.
+        rates: Peak learning rate of each stage that trained.
+        best_epoch: Best epoch, from 0.
+        best: The monitored metric of that epoch.
+        probe: For a head that was solved, the penalties tried; else None.
+        trials: For heads trained side by side, each with its rate; else None.
+    """
+
+    rows: tuple[EpochRow, ...]
+    steps: int
+    rates: Mapping[str, float]
+    best_epoch: int
+    best: float
+    probe: ProbeResult | None = None
+    trials: tuple[TrialResult, ...] | None = None
+
+
+def phase_result(
+    phase: ResolvedPhase, trained: Trained, *, monitor: str, policy: CachePolicy, seconds: float
+) -> PhaseResult:
+    """Return the result of a phase.
+
+    Args:
+        phase: The phase.
+        trained: What its training came to.
+        monitor: Name of the monitored metric.
+        policy: What the phase trained on.
+        seconds: Wall time in this process.
+    """
+    return PhaseResult(
+        name=phase.name,
+        train=phase.train,
+        frozen=phase.frozen,
+        epochs=len(trained.rows),
+        steps=trained.steps,
+        restored="best" if phase.solves_head else phase.restore,
+        weights="ema" if phase.ema_decay and not phase.needs_features else "raw",
+        best_epoch=trained.best_epoch,
+        best={monitor: trained.best},
+        rates=trained.rates,
+        rows=trained.rows,
+        probe=trained.probe,
+        trials=trained.trials,
+        cached_after=policy.cached_stage or "",
+        cached_view=policy.cached_view,
+        views=policy.views or 0,
+        seconds=round(seconds, 3),
+    )
 
 
 def write_phase_result(path: Path, result: PhaseResult) -> None:

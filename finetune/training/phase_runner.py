@@ -12,7 +12,7 @@ The files are written atomically and in this order, so that a run killed between
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from finetune.training.linear_probe import solved_phase
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phase_result import read_phase_result, write_phase_result
+from finetune.training.phase_result import Trained, phase_result, read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
 from finetune.training.phases import ResolvedPhase
 from finetune.training.rate_trials import tried_phase
@@ -94,22 +94,25 @@ class PhaseRunner:
             cache = self._context.open_cache(self._number)
             self._begin_data(cache)
             self._announce()
-            outcome = self._train_head(cache) if self._phase.needs_features else self._fit(cache, carried)
+            if self._phase.needs_features:
+                trained, state, validation = self._train_head(cache), None, None
+            else:
+                trained, state, validation = self._fit(cache, carried)
             if cache is not None:
                 cache.close()
-        result = replace(
-            outcome.result,
-            cached_after=self._policy.cached_stage or "",
-            cached_view=self._policy.cached_view,
-            views=self._policy.views or 0,
-            seconds=round(time.monotonic() - began, 3),
+        result = phase_result(
+            self._phase,
+            trained,
+            monitor=self._context.settings.monitor,
+            policy=self._policy,
+            seconds=time.monotonic() - began,
         )
         self._session.log.add(result.rows or ())
         if self._phase.needs_features:
             for row in result.rows or ():
                 log_row(self._context.loggers, row)
         self._write(result)
-        return PhaseOutcome(result=result, optimizer_state=outcome.optimizer_state, validation=outcome.validation)
+        return PhaseOutcome(result=result, optimizer_state=state, validation=validation)
 
     @property
     def _weights_after(self) -> Path:
@@ -165,7 +168,7 @@ class PhaseRunner:
             )
         self._context.show(f"phase {self._number + 1} of {len(self._context.schedule)}: {phase.name}, {plan}")
 
-    def _train_head(self, cache: ActivationCache | None) -> PhaseOutcome:
+    def _train_head(self, cache: ActivationCache | None) -> Trained:
         """Train only the head on cached features, without a fit: solve it, or try several rates side by side."""
         context, phase, settings = self._context, self._phase, self._context.settings
         if cache is None:
@@ -177,7 +180,7 @@ class PhaseRunner:
                 f"disk space, or set {instead}."
             )
         if phase.solves_head:
-            result = solved_phase(
+            return solved_phase(
                 classifier=context.classifier,
                 phase=phase,
                 cache=cache,
@@ -188,25 +191,29 @@ class PhaseRunner:
                 views=self._policy.views,
                 offset=self._offset,
             )
-        else:
-            result = tried_phase(
-                classifier=context.classifier,
-                phase=phase,
-                cache=cache,
-                data=context.data,
-                loss=context.make.loss(phase),
-                monitor=settings.monitor,
-                make_optimizer=context.make.optimizer(phase),
-                trainer=context.quiet_trainer(),
-                seed=settings.seed,
-                offset=self._offset,
-                checkpoint=self._folder.trials,
-                interruption=self._session.interruption,
-            )
-        return PhaseOutcome(result=result)
+        return tried_phase(
+            classifier=context.classifier,
+            phase=phase,
+            cache=cache,
+            data=context.data,
+            loss=context.make.loss(phase),
+            monitor=settings.monitor,
+            make_optimizer=context.make.optimizer(phase),
+            trainer=context.quiet_trainer(),
+            seed=settings.seed,
+            offset=self._offset,
+            checkpoint=self._folder.trials,
+            interruption=self._session.interruption,
+        )
 
-    def _fit(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseOutcome:
-        """Fit the phase from its start or its last checkpoint, and load the weights that it passes on."""
+    def _fit(
+        self, cache: ActivationCache | None, carried: OptimizerState | None
+    ) -> tuple[Trained, OptimizerState | None, Validation | None]:
+        """Fit the phase from its start or its last checkpoint, and load the weights that it passes on.
+
+        Returns:
+            What the fit came to, and the other fields of :class:`PhaseOutcome`.
+        """
         module = self._module(cache, carried)
         checkpoint = read_checkpoint(self._folder.last) if os.path.lexists(self._folder.last) else None
         if checkpoint is not None:
@@ -221,14 +228,21 @@ class PhaseRunner:
             del checkpoint  # three times the size of the network
             steps, optimizer_state = self._run_trainer(module, processes)
         restore_chosen_epoch(self._context.classifier, self._phase, self._folder)
-        result = self._fitted(module, steps)
-        kept = result.best_epoch if self._phase.restore == "best" else result.epochs - 1
+        best = module.progress.best_epoch
+        trained = Trained(
+            rows=tuple(module.rows),
+            steps=steps,
+            rates=self._phase.rates(),
+            best_epoch=best,
+            best=module.progress.history[best][0],
+        )
+        kept = best if self._phase.restore == "best" else len(module.rows) - 1
         validation = reusable_validation(
             module.validated,
             step=module.rows[kept].step - self._offset[1],
             images=len(self._context.data.source.index.rows("val")),
         )
-        return PhaseOutcome(result=result, optimizer_state=optimizer_state, validation=validation)
+        return trained, optimizer_state, validation
 
     def _module(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseModule:
         context, settings = self._context, self._context.settings
@@ -276,22 +290,6 @@ class PhaseRunner:
         mark_running(self._context.loggers)
         trainer.strategy.barrier("phase end")
         return trainer.global_step, module.optimizer_state()
-
-    def _fitted(self, module: PhaseModule, steps: int) -> PhaseResult:
-        phase, best = self._phase, module.progress.best_epoch
-        return PhaseResult(
-            name=phase.name,
-            train=tuple(phase.train),
-            frozen=tuple(phase.frozen),
-            epochs=len(module.rows),
-            steps=steps,
-            restored=phase.restore,
-            weights="ema" if phase.ema_decay else "raw",
-            best_epoch=best,
-            best={self._context.settings.monitor: module.progress.history[best][0]},
-            rates=phase.rates(),
-            rows=tuple(module.rows),
-        )
 
     def _check_last(
         self, checkpoint: Mapping[str, Any], phase: ResolvedPhase, *, averages: Mapping[str, torch.Tensor] | None = None

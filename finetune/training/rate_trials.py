@@ -25,7 +25,7 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.results import EpochRow, PhaseResult, TrialResult
+from finetune.results import EpochRow, TrialResult
 from finetune.training.callbacks.checkpoint_contents import (
     ContentsError,
     check_count,
@@ -41,6 +41,7 @@ from finetune.training.epoch_history import EpochHistory
 from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
+from finetune.training.phase_result import Trained
 from finetune.training.phases import HEAD, ResolvedPhase
 
 
@@ -308,8 +309,8 @@ def tried_phase(
     offset: tuple[int, int],
     checkpoint: Path,
     interruption: Interruption,
-) -> PhaseResult:
-    """Train the heads of all rates, put the best one into the classifier, and return the result of the phase.
+) -> Trained:
+    """Train the heads of all rates, put the best one into the classifier, and return what its training came to.
 
     When a signal stops the run, the heads and the step are saved in ``checkpoint``, and a resumed run continues from there.
 
@@ -372,17 +373,11 @@ def tried_phase(
     interruption.end_training()
     best = heads.chosen()
     classifier.head.load_state_dict(best.kept)
-    return PhaseResult(
-        name=phase.name,
-        train=phase.train,
-        frozen=phase.frozen,
-        epochs=len(best.rows),
-        steps=best.rows[-1].step - offset[1],
-        restored=phase.restore,
-        weights="raw",
-        best_epoch=best.progress.best_epoch,
-        best={monitor: best.progress.history[best.progress.best_epoch][0]},
-        rates={HEAD: best.rate},
-        trials=tuple(trial.result for trial in heads.trials),
+    return Trained(
         rows=tuple(best.rows),
+        steps=best.rows[-1].step - offset[1],
+        rates={HEAD: best.rate},
+        best_epoch=best.progress.best_epoch,
+        best=best.progress.history[best.progress.best_epoch][0],
+        trials=tuple(trial.result for trial in heads.trials),
     )
