@@ -15,6 +15,7 @@ from finetune.errors import UserError, did_you_mean, shortened
 from finetune.listed_classes import TRAINER
 from finetune.results import Imbalance
 from finetune.training.loss_kinds import LOSSES
+from finetune.training.quiet_lightning import QUIET_TRAINER
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
     from torch import nn
@@ -165,13 +166,10 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
         default_root_dir=str(run_dir),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        logger=False,
         log_every_n_steps=1,
         plugins=[],
         callbacks=[],
+        **QUIET_TRAINER,
     )
 
 

@@ -61,15 +61,13 @@ def planned(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Pre
     from finetune.runner import decide
     from finetune.training.forecast import forecast
     from finetune.training.plan import build_plan
-    from finetune.training.quiet_lightning import quiet_lightning
+    from finetune.training.quiet_lightning import QUIET_TRAINER, quiet_lightning
 
     parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
     decision = decide(config, parts)
     plan = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
     with quiet_lightning():
-        trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-        )
+        trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(**QUIET_TRAINER)
         times = forecast(
             classifier=parts.classifier,
             phases=decision.phases,

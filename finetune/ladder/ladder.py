@@ -26,7 +26,7 @@ from finetune.run_folder import RunFolder
 from finetune.runner import decide, train
 from finetune.safe_files import need, read_json
 from finetune.terminal_log import show
-from finetune.training.quiet_lightning import quiet_lightning
+from finetune.training.quiet_lightning import QUIET_TRAINER, quiet_lightning
 
 _DELETE = "Delete it to make it again."
 _AGAIN = "Delete the folder of the run to train it again."
@@ -211,9 +211,7 @@ def _on_features(
         precision = decide(config, parts).precision
         began = time.monotonic()
         with quiet_lightning():
-            trainer = trainer_factory(config, folder, precision=precision.name, trusted=True)(
-                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-            )
+            trainer = trainer_factory(config, folder, precision=precision.name, trusted=True)(**QUIET_TRAINER)
             parts.classifier.eval()
             features = eval_features(
                 parts.classifier,

@@ -25,6 +25,7 @@ from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phases import ResolvedPhase
+from finetune.training.quiet_lightning import QUIET_TRAINER
 
 Curve = npt.NDArray[np.float64]
 # fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the sweep
@@ -284,10 +285,7 @@ def find_rate(
             num_sanity_val_steps=0,
             limit_val_batches=0,
             use_distributed_sampler=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            logger=False,
+            **QUIET_TRAINER,
         )
         leave_signals_alone(trainer)
         with Interruption("nothing is kept; the same command begins again"):

@@ -1,14 +1,22 @@
-"""Silences what Lightning prints by itself."""
+"""Silences what Lightning prints and writes by itself."""
 
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from finetune.distributed import is_rank_zero
 from finetune.terminal import escape
+
+# arguments of a Trainer that shows and writes nothing
+QUIET_TRAINER: Mapping[str, bool] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:

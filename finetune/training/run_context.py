@@ -23,6 +23,7 @@ from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phases import ResolvedPhase
+from finetune.training.quiet_lightning import QUIET_TRAINER
 from finetune.training.rank_monitor import RankMonitor, check_strategy
 from finetune.training.time_left import TimeLeft
 
@@ -122,14 +123,7 @@ class RunContext:
 
     def quiet_trainer(self) -> pl.Trainer:
         """Make a Trainer that writes nothing, for evaluation and for heads that need no fit."""
-        return self.make.trainer(
-            default_root_dir=str(self.folder.path),
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            logger=False,
-        )
+        return self.make.trainer(default_root_dir=str(self.folder.path), use_distributed_sampler=False, **QUIET_TRAINER)
 
 
 @dataclass(frozen=True, kw_only=True)
