@@ -26,13 +26,13 @@ class Reliability:
 
     Args:
         confidence: Mean confidence of each bin; NaN for an empty bin.
-        right: Fraction of correct predictions in each bin; NaN for an empty bin.
+        accuracy: Fraction of correct answers in each bin; NaN for an empty bin.
         counts: Number of answers in each bin.
         ece: Expected calibration error: mean gap between confidence and accuracy, weighted by the counts.
     """
 
     confidence: Floats
-    right: Floats
+    accuracy: Floats
     counts: npt.NDArray[np.int64]
     ece: float
 
@@ -43,10 +43,10 @@ def reliability(confidence_N: Floats, right_N: npt.NDArray[np.bool_]) -> Reliabi
     counts = np.bincount(places, minlength=BINS)
     with np.errstate(invalid="ignore"):
         confidence = np.bincount(places, weights=confidence_N, minlength=BINS) / counts
-        right = np.bincount(places, weights=right_N, minlength=BINS) / counts
+        accuracy = np.bincount(places, weights=right_N, minlength=BINS) / counts
     filled = counts > 0
-    ece = float((np.abs(confidence - right)[filled] * counts[filled]).sum() / max(counts.sum(), 1))
-    return Reliability(confidence=confidence, right=right, counts=counts, ece=ece)
+    ece = float((np.abs(confidence - accuracy)[filled] * counts[filled]).sum() / max(counts.sum(), 1))
+    return Reliability(confidence=confidence, accuracy=accuracy, counts=counts, ece=ece)
 
 
 def answers(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> tuple[Floats, npt.NDArray[np.bool_]]:

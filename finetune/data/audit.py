@@ -207,16 +207,16 @@ def _duplicates(source: Source) -> Iterable[Finding]:
 
 def _groups(index: Index) -> Iterable[Finding]:
     if index.groups is not None:
-        parted = _parted(index, index.groups)
-        if parted:
+        divided = _in_several_splits(index, index.groups)
+        if divided:
             yield Finding(
                 kind="groups in several splits",
                 severity="error",
                 text=f"{index.groups.setting}: in more than one split, so test images were seen in training: "
-                f"{len(parted):,} group{'s' * (len(parted) != 1)}",
+                f"{len(divided):,} group{'s' * (len(divided) != 1)}",
                 remedy="Put each group into one split, or give all images without splits: splits made here keep groups whole.",
                 files=tuple(
-                    (f"{index.groups.name(rows[0])!r}", *(_named(index, row) for row in rows)) for rows in parted
+                    (f"{index.groups.name(rows[0])!r}", *(_named(index, row) for row in rows)) for rows in divided
                 ),
             )
         return
@@ -225,18 +225,18 @@ def _groups(index: Index) -> Iterable[Finding]:
     guess = guess_groups(index)
     if guess is None:
         return
-    parted = _parted(index, guess.groups)
+    divided = _in_several_splits(index, guess.groups)
     yield Finding(
         kind="likely groups",
-        severity="warning" if parted else "note",
-        text=f"by their names, {guess.words}: {len(guess.groups.names):,} groups, {len(parted):,} of them in several splits",
+        severity="warning" if divided else "note",
+        text=f"by their names, {guess.words}: {len(guess.groups.names):,} groups, {len(divided):,} of them in several splits",
         remedy=f"If they belong together, keep each in one split: data.group_pattern='{guess.pattern}'",
-        files=_named_groups(index, parted),
-        rows=tuple(parted),
+        files=_named_groups(index, divided),
+        rows=tuple(divided),
     )
 
 
-def _parted(index: Index, groups: Groups) -> list[tuple[int, ...]]:
+def _in_several_splits(index: Index, groups: Groups) -> list[tuple[int, ...]]:
     """Return for each group that lies in several splits its first row in each of them."""
     grouped = np.flatnonzero(groups.numbers >= 0)
     pairs, first = np.unique(

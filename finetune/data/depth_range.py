@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.data.color import Range, declared_range
 from finetune.data.decode import DecodeOptions
-from finetune.data.scan import DEEP, Facts
+from finetune.data.scan import SAMPLE_KINDS, Facts
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 # a range is too wide if the images use less than this share of it: fewer than 64 of 256 values
@@ -35,7 +35,7 @@ class Measured:
 
 def measured(facts: Facts, kind: str) -> Measured | None:
     """Return the value range of the high-bit-depth images of a kind, ``integer`` or ``float``; None if there are none."""
-    rows = facts.table[(facts.table["deep"] == DEEP.index(kind)) & (facts.table["problem"] == 0)]
+    rows = facts.table[(facts.table["deep"] == SAMPLE_KINDS.index(kind)) & (facts.table["problem"] == 0)]
     return Measured(len(rows), float(rows["low"].min()), float(rows["high"].max())) if len(rows) else None
 
 

@@ -150,7 +150,7 @@ class LabelColumn:
             classes = natural_order(names[number] for number in used)
             position = {name: target for target, name in enumerate(classes)}
             return classes, taken(np.array([position.get(name, 0) for name in names], np.int64), codes)
-        sets = [{part.strip() for part in _parted(name, self.separator)} - {""} for name in names]
+        sets = [{part.strip() for part in _labels_of(name, self.separator)} - {""} for name in names]
         classes = natural_order(name for number in used for name in sets[number])
         if not self.verbatim:
             self._refuse_equal_numbers(classes)
@@ -180,7 +180,7 @@ def taken(table: npt.NDArray[Any], codes: npt.NDArray[np.signedinteger[Any]]) ->
     return result
 
 
-def _parted(text: str, separator: str) -> list[str]:
+def _labels_of(text: str, separator: str) -> list[str]:
     return text.split() if separator.isspace() else text.split(separator)
 
 

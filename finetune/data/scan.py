@@ -31,11 +31,11 @@ MODES = (
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
     *("RGB;16", "RGBA;16", "LA;16"),  # of which Pillow keeps 8 bits
 )
+# of the samples of images of more than 8 bits
+SAMPLE_KINDS = ("", "integer", "float")
 
 # modes of one channel, with or without alpha
 _GREY = ("1", "L", "LA", "I", "F")
-
-DEEP = ("", "integer", "float")
 
 # `problem` is 0 where the file was read
 FACT_TYPE = np.dtype(
@@ -211,12 +211,12 @@ def _colour_numbers(data: bytearray, path: str) -> npt.NDArray[Any]:
 def _extent(numbers: npt.NDArray[Any]) -> tuple[int, float, float]:
     """Return the kind of an image's numbers, their smallest and their largest, without outliers in floating point."""
     if numbers.dtype.kind != "f":
-        return DEEP.index("integer"), float(numbers.min()), float(numbers.max())
+        return SAMPLE_KINDS.index("integer"), float(numbers.min()), float(numbers.max())
     finite = np.sort(numbers[np.isfinite(numbers)], axis=None)
     if not finite.size:
         return 0, 0.0, 0.0
     spare = int(_OUTLIERS * (finite.size - 1))
-    return DEEP.index("float"), float(finite[spare]), float(finite[-1 - spare])
+    return SAMPLE_KINDS.index("float"), float(finite[spare]), float(finite[-1 - spare])
 
 
 def _holds_several(image: Opened) -> bool:

@@ -27,7 +27,7 @@ def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -
             filled = curve.counts > 0
             above.plot(
                 curve.confidence[filled],
-                curve.right[filled],
+                curve.accuracy[filled],
                 style,
                 color=colour,
                 markersize=4,
