@@ -103,11 +103,15 @@ def squared(distance: Tensor, settings: Mapping[str, float]) -> Tensor:
 def kinds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         stripes = SourceKind(
-            builder=lambda: stripes_source, own=("name",), needs={"name": "PATTERN"}, channels=1, check=check_stripes
+            builder=lambda: stripes_source,
+            specific=("name",),
+            needs={"name": "PATTERN"},
+            channels=1,
+            check=check_stripes,
         )
         patch.setitem(SOURCES, "stripes", stripes)
         in_range = HeadSetting(default=0.25, holds=lambda value: abs(value) <= 1, rule="must lie between -1 and 1")
-        centred = HeadKind(module=CentredHead, logits_alone=logits_alone, own={"centre": in_range})
+        centred = HeadKind(module=CentredHead, logits_alone=logits_alone, specific={"centre": in_range})
         patch.setitem(HEADS, "centred", centred)
         arrays = ExportFormat(
             name="arrays",
@@ -207,7 +211,7 @@ def test_the_new_format_is_written_checked_and_explained(
 
 def test_a_file_that_a_new_source_recognises_needs_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     volumes = SourceKind(
-        builder=lambda: stripes_source, own=("name",), place="name", recognises=lambda path: path.suffix == ".vol"
+        builder=lambda: stripes_source, specific=("name",), place="name", recognises=lambda path: path.suffix == ".vol"
     )
     monkeypatch.setitem(SOURCES, "volumes", volumes)
     assert data_words("a.vol") == ["data=volumes", "data.name='a.vol'"]

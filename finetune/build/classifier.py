@@ -109,7 +109,7 @@ def build_model(
     size = image_size(config.input.size)
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
-        settings |= kind.own_settings(config.head)
+        settings |= kind.specific_settings(config.head)
     if not ADAPTATIONS[config.input.adapt].exact and source.decode.channels == 1:
         import torch
 

@@ -78,7 +78,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     """
     data = config.data
     kind = source_kind(data.source)
-    own = kind.own_settings(data)
+    specific = kind.specific_settings(data)
     for key in fields(DataConfig):
         # a test on other data may keep settings of the run's own data
         value = getattr(data, key.name)
@@ -95,7 +95,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
     meant = {"use": use} if kind.decodes else {}
     known = {"listing": listing} if listing is not None else {}
-    source = kind.builder()(**own, split=split_settings(config), **pixels, **meant, **known)
+    source = kind.builder()(**specific, split=split_settings(config), **pixels, **meant, **known)
     if kind.decodes and config.input.channels == "auto":
         _choose_channels(source)
     return source

@@ -109,7 +109,7 @@ def check_paths(config: Config, *, use: "Use" = "train") -> "Listing | None":
     kind = SOURCES.get(config.data.source)
     listing = None
     if kind is not None and kind.check is not None:
-        listing = kind.check(**kind.own_settings(config.data), use=use)
+        listing = kind.check(**kind.specific_settings(config.data), use=use)
     weights = config.backbone.weights
     if _is_path(weights) and not Path(weights).exists():
         raise UserError(f"backbone.weights={weights!r}: no such file or folder.")

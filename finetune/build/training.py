@@ -113,7 +113,7 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
             name=config.loss.name,
             label_smoothing=phase.label_smoothing,
             class_weights=weights,
-            **LOSSES[config.loss.name].own_settings(config.loss),
+            **LOSSES[config.loss.name].specific_settings(config.loss),
         )
 
     return build

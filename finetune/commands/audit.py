@@ -103,5 +103,5 @@ def audit_source(config: Config) -> "tuple[Audit, Source]":
     source = build_source(config, use="audit", listing=listing)
     if source.facts is None:
         raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
-    left_out = kind.left_out(**kind.own_settings(config.data)) if kind.left_out is not None else ()
+    left_out = kind.left_out(**kind.specific_settings(config.data)) if kind.left_out is not None else ()
     return audit(source, left_out=left_out), source

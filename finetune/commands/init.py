@@ -75,7 +75,7 @@ def starting_settings(place: str) -> str:
     if source.facts is None:
         raise UserError(f"DIR='{place}': has no files to look at.")
     kind = source_kind(config.data.source)
-    left_out = kind.left_out(**kind.own_settings(config.data)) if kind.left_out is not None else ()
+    left_out = kind.left_out(**kind.specific_settings(config.data)) if kind.left_out is not None else ()
     found = audit(source, left_out=left_out)
     proposals += settings_of_images(source, found)
     sizes = " x ".join(str(found.sizes[name][1]) for name in ("width", "height"))

@@ -41,12 +41,12 @@ def _of_head(key: str) -> _Condition | None:
         return None
     from finetune.models.heads import HEADS  # loads torch, which the run needs next
 
-    kinds = [kind for kind, head in HEADS.items() if name in head.own]
+    kinds = [kind for kind, head in HEADS.items() if name in head.specific]
     return _Condition(lambda config: config.head.name in kinds, f"head={' or '.join(kinds)}") if kinds else None
 
 
 _ONLY_WITH: Mapping[str, _Condition] = {
-    **{f"loss.{key}": _of_loss(name) for name, kind in LOSSES.items() for key in kind.own},
+    **{f"loss.{key}": _of_loss(name) for name, kind in LOSSES.items() for key in kind.specific},
     "cache.max_gb": _Condition(lambda config: not _is_off(config), "a schedule.cache that is not off"),
     "data.fold": _Condition(lambda config: config.data.folds is not None, "data.folds=N"),
 }

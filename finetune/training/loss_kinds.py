@@ -18,21 +18,21 @@ class LossKind:
 
     Args:
         weigh: Function that returns the weight of each term from 1 minus the probability of the true class and from the
-            loss's own settings; None weights all terms alike.
-        own: Settings under ``loss`` that this loss alone reads, each with its name in a plan.
+            loss's specific settings; None weights all terms alike.
+        specific: Settings under ``loss`` that this loss alone reads, each with its name in a plan.
     """
 
     weigh: "Callable[[Tensor, Mapping[str, float]], Tensor] | None" = None
-    own: Mapping[str, str] = field(default_factory=dict)
+    specific: Mapping[str, str] = field(default_factory=dict)
 
-    def own_settings(self, section: object) -> dict[str, float]:
-        """Return the values of the loss's own settings from the ``loss`` section of a configuration."""
-        return {key: getattr(section, key) for key in self.own}
+    def specific_settings(self, section: object) -> dict[str, float]:
+        """Return the values of the specific settings from the ``loss`` section of a configuration."""
+        return {key: getattr(section, key) for key in self.specific}
 
     def in_words(self, name: str, section: object) -> str:
         """Return the loss as a plan names it: ``focal, gamma 2``."""
-        settings = self.own_settings(section)
-        return ", ".join([name, *(f"{word} {settings[key]:g}" for key, word in self.own.items())])
+        settings = self.specific_settings(section)
+        return ", ".join([name, *(f"{word} {settings[key]:g}" for key, word in self.specific.items())])
 
 
 def _focal(distance: "Tensor", settings: Mapping[str, float]) -> "Tensor":
@@ -43,5 +43,5 @@ def _focal(distance: "Tensor", settings: Mapping[str, float]) -> "Tensor":
 
 LOSSES: dict[str, LossKind] = {
     "cross_entropy": LossKind(),
-    "focal": LossKind(weigh=_focal, own={"focal_gamma": "gamma"}),
+    "focal": LossKind(weigh=_focal, specific={"focal_gamma": "gamma"}),
 }

@@ -26,10 +26,10 @@ class _Loss(nn.Module):
         name: str = "cross_entropy",
         label_smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
-        **own: float,
+        **specific: float,
     ) -> None:
         super().__init__()
-        self._weigh, self._own = LOSSES[name].weigh, own
+        self._weigh, self._specific = LOSSES[name].weigh, specific
         self._smoothing = label_smoothing
         # settings, not state: they must not enter a checkpoint
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -44,7 +44,7 @@ class TrainingLoss(_Loss):
         class_weights: One weight per class (K,), or None. The loss of an image is multiplied by its class's weight; unlike
             ``torch.nn.functional.cross_entropy`` the mean is over images, so that a batch's scale does not depend on
             which classes it holds.
-        own: The loss's own settings.
+        specific: Settings that this loss alone has.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class TrainingLoss(_Loss):
         logs_BK = F.log_softmax(logits_BK, dim=1)
         losses_BK = -shares_BK * logs_BK
         if self._weigh is not None:
-            losses_BK = losses_BK * self._weigh(1 - logs_BK.exp(), self._own)
+            losses_BK = losses_BK * self._weigh(1 - logs_BK.exp(), self._specific)
         if self.class_weights is not None:
             losses_BK = losses_BK * self.class_weights
         return losses_BK.sum(1)
@@ -74,7 +74,7 @@ class MultiLabelLoss(_Loss):
         label_smoothing: Moves each target towards a half: 0 and 1 become ``s / 2`` and ``1 - s / 2``.
         class_weights: Weight of the positive images of each class (K,), as ``pos_weight`` of
             ``torch.nn.functional.binary_cross_entropy_with_logits``; or None.
-        own: The loss's own settings.
+        specific: Settings that this loss alone has.
     """
 
     def forward(self, logits_BK: torch.Tensor, targets_BK: torch.Tensor) -> torch.Tensor:
@@ -88,8 +88,8 @@ class MultiLabelLoss(_Loss):
         positive_BK = -shares_BK * F.logsigmoid(logits_BK)
         negative_BK = -(1 - shares_BK) * F.logsigmoid(-logits_BK)
         if self._weigh is not None:
-            positive_BK = positive_BK * self._weigh((-logits_BK).sigmoid(), self._own)
-            negative_BK = negative_BK * self._weigh(logits_BK.sigmoid(), self._own)
+            positive_BK = positive_BK * self._weigh((-logits_BK).sigmoid(), self._specific)
+            negative_BK = negative_BK * self._weigh(logits_BK.sigmoid(), self._specific)
         if self.class_weights is not None:
             positive_BK = positive_BK * self.class_weights
         return (positive_BK + negative_BK).mean(1)

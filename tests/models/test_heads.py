@@ -54,5 +54,5 @@ def test_a_setting_out_of_range_is_refused_by_its_name(settings: dict[str, Any],
 @pytest.mark.parametrize("name", list(HEADS))
 def test_every_setting_of_a_kind_can_be_configured_with_the_default_that_it_has_in_python(name: str) -> None:
     kind = HEADS[name]
-    assert all(hasattr(HeadConfig(), key) for key in kind.own)
-    assert kind.own_settings(HeadConfig()) == {key: setting.default for key, setting in kind.own.items()}
+    assert all(hasattr(HeadConfig(), key) for key in kind.specific)
+    assert kind.specific_settings(HeadConfig()) == {key: setting.default for key, setting in kind.specific.items()}

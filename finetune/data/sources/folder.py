@@ -63,7 +63,7 @@ def _left_out(*, root: str | Sequence[str], **_: Any) -> Sequence[str]:
 
 FOLDER = SourceKind(
     builder=lambda: folder_source,
-    own=("root", "layout", "group_pattern"),
+    specific=("root", "layout", "group_pattern"),
     needs={"root": "DIR, the folder that holds your images"},
     place="root",
     decodes=True,

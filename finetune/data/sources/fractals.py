@@ -17,6 +17,6 @@ def _builder() -> "Callable[..., Source]":
 
 FRACTALS = SourceKind(
     builder=_builder,
-    own=("recipe", "classes", "images_per_class", "image_size"),
+    specific=("recipe", "classes", "images_per_class", "image_size"),
     splits=("val_fraction", "test_fraction"),
 )

@@ -17,7 +17,7 @@ def _builder() -> "Callable[..., Source]":
 
 HUGGINGFACE = SourceKind(
     builder=_builder,
-    own=("path", "image_column", "label_column", "group_column"),
+    specific=("path", "image_column", "label_column", "group_column"),
     needs={"path": "DIR, a data set on disk"},
     place="path",
     recognises=lambda path: any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")),

@@ -20,25 +20,25 @@ class SourceKind:
     """A value of ``data.source``.
 
     Args:
-        builder: Function that imports and returns the builder of the source. The builder takes the settings of ``own``,
+        builder: Function that imports and returns the builder of the source. The builder takes the settings of ``specific``,
             ``split``, and for images that are decoded ``decode``, ``on_unreadable`` and ``use``, else ``channels``; and
             ``listing`` if ``check`` returns one.
-        own: Settings under ``data`` that this source alone gives a meaning.
-        needs: Own settings that must be given, each with what to write.
-        defaults: Values of own settings that were not given.
-        place: Own setting with the user's file or folder; None if there is none that must exist.
+        specific: Settings under ``data`` that this source gives a meaning.
+        needs: Specific settings that must be given, each with what to write.
+        defaults: Values of specific settings that were not given.
+        place: Specific setting with the user's file or folder; None if there is none that must exist.
         recognises: Returns whether a file or folder that the user names without a setting is data of this kind; None for a kind
             that is always named.
         splits: Settings of the splits that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         channels: Number of channels of its images where the configuration does not say.
-        check: Checks the place without loading torch; takes the own settings, and ``use``: what the data is for. It may
+        check: Checks the place without loading torch; takes the specific settings, and ``use``: what the data is for. It may
             return the listing of the data.
-        left_out: Returns the files at the place that are pictures but are not read; takes the own settings.
+        left_out: Returns the files at the place that are pictures but are not read; takes the specific settings.
     """
 
     builder: "Callable[[], Callable[..., Source]]"
-    own: tuple[str, ...] = ()
+    specific: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     place: str | None = None
@@ -52,9 +52,9 @@ class SourceKind:
     @property
     def settings(self) -> tuple[str, ...]:
         """Return all settings under ``data`` that this source takes."""
-        return (*self.own, *self.splits, *(FILE_KEYS if self.decodes else ()))
+        return (*self.specific, *self.splits, *(FILE_KEYS if self.decodes else ()))
 
-    def own_settings(self, data: object) -> dict[str, Any]:
-        """Return the own settings, from a ``data`` section of the configuration or by default."""
-        given = {key: value for key in self.own if (value := getattr(data, key)) is not None}
+    def specific_settings(self, data: object) -> dict[str, Any]:
+        """Return the values of the specific settings, from a ``data`` section of the configuration or by default."""
+        given = {key: value for key in self.specific if (value := getattr(data, key)) is not None}
         return {**self.defaults, **given}

@@ -72,7 +72,7 @@ _GROUPS = ("group_column", "group_pattern")
 
 MANIFEST = SourceKind(
     builder=lambda: manifest_source,
-    own=("path", "root", *_COLUMNS, *_GROUPS),
+    specific=("path", "root", *_COLUMNS, *_GROUPS),
     needs={"path": "FILE, a CSV, TSV or Parquet table"},
     place="path",
     recognises=lambda path: path.suffix in TABLES and not path.is_dir(),

@@ -17,7 +17,7 @@ def _builder() -> "Callable[..., Source]":
 
 TORCHVISION = SourceKind(
     builder=_builder,
-    own=("name", "root"),
+    specific=("name", "root"),
     needs={"name": "NAME, such as OxfordIIITPet"},
     # the folder that holds the data set, or that it is downloaded to
     defaults={"root": "data"},

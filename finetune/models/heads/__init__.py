@@ -12,7 +12,7 @@ HEADS: dict[str, HeadKind] = {"linear": LINEAR, "mlp": MLP, "cosine": COSINE}
 
 
 def build_head(
-    *, name: str, num_features: int, num_classes: int, drop_rate: float = 0.0, seed: int = 0, **own: float
+    *, name: str, num_features: int, num_classes: int, drop_rate: float = 0.0, seed: int = 0, **specific: float
 ) -> Head:
     """Build a head with seeded weights; leave the global random state alone.
 
@@ -22,7 +22,7 @@ def build_head(
         num_classes: Number of classes ``K``, at least 2.
         drop_rate: Probability of dropping a feature in training, 0 to below 1.
         seed: Seed of the weights.
-        own: Settings of its kind; those of other kinds have no effect. ``hidden`` (``mlp``): width of the hidden layer, 512.
+        specific: Settings of its kind; those of other kinds have no effect. ``hidden`` (``mlp``): width of the hidden layer, 512.
             ``scale`` (``cosine``): initial value of the learned scale, 16.
 
     Raises:
@@ -38,13 +38,13 @@ def build_head(
         raise UserError(f"head.num_classes={num_classes}: a classifier needs at least two classes.")
     if not 0 <= drop_rate < 1:
         raise UserError(f"head.drop_rate={drop_rate}: must be at least 0 and below 1.")
-    known = {key for kind in HEADS.values() for key in kind.own}
-    if unknown := sorted(set(own) - known):
+    known = {key for kind in HEADS.values() for key in kind.specific}
+    if unknown := sorted(set(specific) - known):
         raise TypeError(f"{unknown[0]!r} is no setting of a head. Settings: {', '.join(sorted(known))}.")
     for kind in HEADS.values():
-        kind.check(own)
+        kind.check(specific)
     chosen = HEADS[name]
-    settings = {key: own.get(key, setting.default) for key, setting in chosen.own.items()}
+    settings = {key: specific.get(key, setting.default) for key, setting in chosen.specific.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return chosen.module(num_features=num_features, num_classes=num_classes, drop_rate=drop_rate, **settings)
@@ -52,4 +52,4 @@ def build_head(
 
 def sizes_of_heads() -> tuple[str, ...]:
     """Return the settings, of any kind of head, that are a number of units."""
-    return tuple(key for kind in HEADS.values() for key, setting in kind.own.items() if setting.is_size)
+    return tuple(key for kind in HEADS.values() for key, setting in kind.specific.items() if setting.is_size)

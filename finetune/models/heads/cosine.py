@@ -53,5 +53,5 @@ def _logits_alone(features: Any, weights: Mapping[str, Any], functional: Any) ->
 COSINE = HeadKind(
     module=CosineHead,
     logits_alone=_logits_alone,
-    own={"scale": HeadSetting(default=16.0, holds=lambda scale: scale > 0, rule="must be positive")},
+    specific={"scale": HeadSetting(default=16.0, holds=lambda scale: scale > 0, rule="must be positive")},
 )

@@ -15,7 +15,7 @@ from finetune.plain import Json
 class Head(nn.Module):
     """A head of the package, from ``(B, D)`` features to ``(B, K)`` logits.
 
-    A subclass takes ``num_features``, ``num_classes``, ``drop_rate`` and the own settings of its kind, and stores them with
+    A subclass takes ``num_features``, ``num_classes``, ``drop_rate`` and the specific settings of its kind, and stores them with
     its ``name`` in ``settings``, from which :func:`finetune.models.heads.build_head` builds it again.
     """
 
@@ -47,18 +47,18 @@ class HeadKind:
         module: Class of the head.
         logits_alone: Computes the logits from features, the state dict and ``torch.nn.functional``. The check of an exported
             head runs the text of this function in a process that cannot import this package, so it uses its arguments alone.
-        own: Settings that this kind alone has.
+        specific: Settings that this kind alone has.
         is_linear: Whether it is one linear layer ``fc``, which ``solver=lbfgs`` solves to convergence.
     """
 
     module: type[Head]
     logits_alone: Callable[[Any, Mapping[str, Any], Any], Any]
-    own: Mapping[str, HeadSetting] = field(default_factory=dict)
+    specific: Mapping[str, HeadSetting] = field(default_factory=dict)
     is_linear: bool = False
 
-    def own_settings(self, section: object) -> dict[str, Any]:
-        """Return the own settings of this kind; one without a field in the ``head`` section has its default."""
-        return {key: getattr(section, key, setting.default) for key, setting in self.own.items()}
+    def specific_settings(self, section: object) -> dict[str, Any]:
+        """Return the values of the specific settings; one without a field in the ``head`` section has its default."""
+        return {key: getattr(section, key, setting.default) for key, setting in self.specific.items()}
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Check those of the settings that belong to this kind.
@@ -66,6 +66,6 @@ class HeadKind:
         Raises:
             UserError: A value is out of range.
         """
-        for key, setting in self.own.items():
+        for key, setting in self.specific.items():
             if key in settings and not setting.holds(settings[key]):
                 raise UserError(f"head.{key}={settings[key]}: {setting.rule}.")

@@ -50,7 +50,7 @@ def _logits_alone(features: Any, weights: Mapping[str, Any], functional: Any) ->
 MLP = HeadKind(
     module=MLPHead,
     logits_alone=_logits_alone,
-    own={
+    specific={
         "hidden": HeadSetting(default=512, holds=lambda width: width >= 1, rule="must be at least 1", is_size=True),
     },
 )
