@@ -44,7 +44,8 @@ def task(config: Config) -> int:
     images = ", ".join(f"{n} {split}" for split, n in index.images().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
-    print(f"weights: {weights_origin(config).in_words()}")
+    if config.backbone.weights != "none":
+        print(f"origin of the weights: {weights_origin(config).in_words()}")
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
     print(f"precision: {precision.name} ({precision.why})")

@@ -1,6 +1,5 @@
 """Builds backbones: by name from a library, from a user-supplied module, or from a description."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from finetune.models.sources import FILE_KEYS, OWNED_KEYS, source_module
 from finetune.models.sources.from_own import backbone_of
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
-
-log = logging.getLogger(__name__)
 
 
 def build_backbone(
@@ -63,9 +60,7 @@ def build_backbone(
             raise UserError(f"{key}: only for a module of your own. For {name!r} its library sets it. Leave it out.")
     backbone = _architecture(source, name, kwargs, seed=seed)
     weights = "imagenet" if weights is None else str(weights)
-    if weights == "none":
-        log.info("backbone %s: random weights from seed %d.", name, seed)
-    else:
+    if weights != "none":
         load_weights(backbone, weights)
     return backbone
 
