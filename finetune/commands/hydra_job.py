@@ -141,14 +141,14 @@ class ComposingArguments(Arguments):
         words = list(argv)
         at = words.index(word)
         if not joined:
-            value = words[at + 1] if at + 1 < len(words) and "=" not in words[at + 1] else "true"
+            value = words[at + 1] if _is_value(words[at + 1 :]) else "true"
         setting = f"{key}={value}"
         rest = [*words[:at], setting, *words[at + 1 + (not joined and value != "true") :]]
         if value.endswith((".yaml", ".yml")):
             file = Path(value)
             named = ["--config-dir", str(file.parent), "--config-name", file.stem]
-            line = command_line(self.command, [*words[:at], *named, *words[at + 2 - bool(joined) :]])
-            return f"{option}: no such option. Write: {line}"
+            options, settings = self._apart([*words[:at], *named, *words[at + 2 - bool(joined) :]])
+            return f"{option}: no such option. Write: {command_line(self.command, [*options, *settings])}"
         try:
             check_overrides([setting])
         except ConfigError as error:
@@ -160,13 +160,38 @@ class ComposingArguments(Arguments):
             raise self._refused(option, rest) from None
         return str(self._refused(option, rest))
 
+    def _apart(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Return the options among the words, each with its value, and the other words; an unknown option is a setting."""
+        options, others, rest = [], [], list(words)
+        while rest:
+            word = rest.pop(0)
+            option, joined, value = word.partition("=")
+            action = self._option_string_actions.get(option)
+            if not word.startswith("-"):
+                others.append(word)
+            elif action is None:
+                value = value if joined else rest.pop(0) if _is_value(rest) else "true"
+                others.append(f"{option.lstrip('-').replace('-', '_')}={value}")
+            else:
+                takes_next = not joined and action.nargs != 0 and rest
+                options += [word, *([rest.pop(0)] if takes_next else [])]
+        return options, others
+
     def _refused(self, option: str, rest: Sequence[str]) -> UserError:
+        options, settings = self._apart(rest)
         try:
-            check_overrides([word for word in rest if not word.startswith("-")], line=TypedLine(self.command))
+            check_overrides(settings, line=TypedLine(self.command, before=tuple(options)))
         except ConfigError as error:
             if error.problems[-1].startswith("Write: "):
                 return UserError(f"{option}: is a setting, not an option.\n{error.problems[-1]}")
-        return UserError(f"{option}: is a setting, not an option.\nWrite: {command_line(self.command, rest)}")
+        return UserError(
+            f"{option}: is a setting, not an option.\nWrite: {command_line(self.command, [*options, *settings])}"
+        )
+
+
+def _is_value(following: Sequence[str]) -> bool:
+    """Whether the next word is the value of an option, not a setting or another option."""
+    return bool(following) and "=" not in following[0] and not following[0].startswith("--")
 
 
 def run_composed(command: str, line: CommandLine, task: Task) -> int:
