@@ -110,14 +110,14 @@ def write_sheet(sheet: "PredictionSheet", engine: "TorchEngine | OnnxEngine", pa
     import torch
 
     from finetune.atomic_files import write_text
-    from finetune.data.decode import decode_file, to_tensor
+    from finetune.data.decode import decode_file
     from finetune.data.transforms import eval_view
     from finetune.inference.torch_engine import TorchEngine
 
     view = eval_view(engine.classifier.input_spec if isinstance(engine, TorchEngine) else engine.spec)
 
     def read(file: str) -> torch.Tensor:
-        return view(to_tensor(decode_file(file, engine.options, at_least=view.at_least)))
+        return view.of_pixels(decode_file(file, engine.options, at_least=view.at_least))
 
     classifier = engine.classifier if isinstance(engine, TorchEngine) else None
     write_text(path, sheet.render(model=Path(model).name, read=read, classifier=classifier))

@@ -45,7 +45,7 @@ class Source(Protocol):
                 reads the full size.
 
         Returns:
-            uint8 (channels, H, W).
+            uint8 (channels, H, W), whatever the order of its memory; see :func:`finetune.data.decode.to_tensor`.
 
         Raises:
             UnreadableImage: The file is damaged or missing.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from finetune.data.assign_splits import arrange
-from finetune.data.decode import DecodeOptions
+from finetune.data.decode import DecodeOptions, to_tensor
 from finetune.data.image_file import content_hash
 from finetune.data.index import SPLITS, Index
 from finetune.data.listing import UNASSIGNED, Listing, check_classes
@@ -51,7 +51,7 @@ class DatasetSource:
         """Return the pixels of one item, uint8 (C, H, W)."""
         number, position = self._places[row].tolist()
         image, _ = _item(self._datasets[number], position)
-        return pixels_of(image, f"data: the image of item {position}", self.decode)
+        return to_tensor(pixels_of(image, f"data: the image of item {position}", self.decode))
 
 
 def dataset_source(
@@ -125,9 +125,9 @@ def _item(dataset: Any, position: int) -> tuple[Any, Any]:
 
 
 def _content(image: Any, position: int, decode: DecodeOptions) -> npt.NDArray[np.uint64]:
-    pixels = pixels_of(image, f"data: the image of item {position}", decode)
+    pixels_CHW = to_tensor(pixels_of(image, f"data: the image of item {position}", decode))
     content: npt.NDArray[np.uint64] = content_hash(
-        repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
+        repr(tuple(pixels_CHW.shape)).encode() + pixels_CHW.contiguous().numpy().tobytes()
     )
     return content
 

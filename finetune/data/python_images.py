@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from finetune.data.color import to_pixels
-from finetune.data.decode import DecodeOptions, to_tensor
+from finetune.data.color import Pixels, to_pixels
+from finetune.data.decode import DecodeOptions
 from finetune.errors import UserError
 from finetune.input_spec import check_float_range
 
@@ -20,8 +19,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 FORMS = "Give a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W), of uint8 or of floats in [0, 1]."
 
 
-def pixels_of(image: Any, name: str, options: DecodeOptions) -> Tensor:
-    """Return uint8 (C, H, W) of an object that holds pixels; grey and colour are converted into each other as for files.
+def pixels_of(image: Any, name: str, options: DecodeOptions) -> Pixels:
+    """Return uint8 (H, W, C) of an object that holds pixels; grey and colour are converted into each other as for files.
 
     Args:
         image: Pillow image, array (H, W) or (H, W, C), or tensor (C, H, W).
@@ -34,7 +33,7 @@ def pixels_of(image: Any, name: str, options: DecodeOptions) -> Tensor:
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
         pixels = to_pixels(upright, channels=options.channels, rule=options.rule)
-        return to_tensor(pixels[..., None] if options.channels == 1 else pixels)
+        return pixels[..., None] if options.channels == 1 else pixels
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
@@ -52,7 +51,7 @@ def pixels_of(image: Any, name: str, options: DecodeOptions) -> Tensor:
             "depth is known."
         )
     # copied: the array may be read-only, or change
-    return torch.from_numpy(np.array(_in_channels(pixels_HWC, options.channels, name))).permute(2, 0, 1)
+    return np.array(_in_channels(pixels_HWC, options.channels, name))
 
 
 def _in_channels(pixels_HWC: npt.NDArray[np.uint8], channels: int, name: str) -> npt.NDArray[np.uint8]:

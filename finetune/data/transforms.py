@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (the name th
 
 from finetune.augment_settings import AUGMENTS
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
+from finetune.data.pillow_resize_numpy import Pixels
 from finetune.errors import UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
@@ -69,7 +70,7 @@ _CROPS = {
 _SHARPNESS = 0.75
 
 
-def eval_view(spec: InputSpec) -> View:
+def eval_view(spec: InputSpec) -> "EvalView":
     """Return the deterministic view for evaluation and prediction: the network's own resize and centre crop."""
     return EvalView(spec)
 
@@ -183,9 +184,13 @@ class EvalView:
         return sharp_side(self.spec)
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""
-        pixels_HWC = evaluation_pixels(image.permute(1, 2, 0).numpy(), self.spec)
-        return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+        """Turn an image of a source, uint8 (C, H, W), into uint8 (C, *size)."""
+        return self.of_pixels(image.permute(1, 2, 0).numpy())
+
+    def of_pixels(self, pixels_HWC: Pixels) -> Tensor:
+        """Turn the pixels of a file or of Python, uint8 (H, W, C), into uint8 (C, *size)."""
+        view_HWC = evaluation_pixels(pixels_HWC, self.spec)
+        return torch.from_numpy(view_HWC).permute(2, 0, 1).contiguous()
 
 
 class TrainView:

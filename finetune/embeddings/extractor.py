@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
-from finetune.data.decode import DecodeOptions, decode_bytes, to_tensor
+from finetune.data.decode import DecodeOptions, decode_bytes
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.decode_options import decode_options_of, recorded_options
@@ -107,7 +107,7 @@ class FeatureExtractor(nn.Module):
         Raises:
             UnreadableImage: The image cannot be read.
         """
-        return self.view(to_tensor(decode_bytes(data, self.decode, path=path, at_least=self.view.at_least)))
+        return self.view.of_pixels(decode_bytes(data, self.decode, path=path, at_least=self.view.at_least))
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:

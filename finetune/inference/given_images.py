@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+from finetune.data.decode import DecodeOptions, decode_file
 from finetune.data.image_file import UnreadableImage
 from finetune.data.python_images import pixels_of
-from finetune.data.transforms import View
+from finetune.data.transforms import EvalView
 from finetune.errors import UserError
 from finetune.inference.image_paths import PATH_COLUMNS, find_images
 
@@ -34,7 +34,7 @@ class GivenImage:
     error: str = ""
 
 
-def given_images(images: Any, *, options: DecodeOptions, view: View) -> Iterator[GivenImage]:
+def given_images(images: Any, *, options: DecodeOptions, view: EvalView) -> Iterator[GivenImage]:
     """Yield the evaluation view of each image, one after the other.
 
     Args:
@@ -49,10 +49,11 @@ def given_images(images: Any, *, options: DecodeOptions, view: View) -> Iterator
     """
     for name, image in _one_by_one(images):
         if not isinstance(image, str):
-            yield GivenImage(name=name, pixels_CHW=view(pixels_of(image, name, options)))
+            yield GivenImage(name=name, pixels_CHW=view.of_pixels(pixels_of(image, name, options)))
             continue
         try:
-            yield GivenImage(name=name, pixels_CHW=view(to_tensor(decode_file(image, options, at_least=view.at_least))))
+            pixels_HWC = decode_file(image, options, at_least=view.at_least)
+            yield GivenImage(name=name, pixels_CHW=view.of_pixels(pixels_HWC))
         except UnreadableImage as error:
             yield GivenImage(name=name, error=str(error))
 

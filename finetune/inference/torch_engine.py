@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune.bundle import find_bundle, load_bundle, read_model_json
-from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, to_tensor
+from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.transforms import eval_view
 from finetune.inference.decode_options import decode_options_of
 from finetune.models.batch_norm_folding import fast_logits
@@ -41,12 +41,12 @@ class TorchEngine:
 
     def read(self, path: str) -> torch.Tensor:
         """Return the evaluation view of a file, uint8 (C, H, W)."""
-        return self.view(to_tensor(decode_file(path, self.options, at_least=self.view.at_least)))
+        return self.view.of_pixels(decode_file(path, self.options, at_least=self.view.at_least))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> torch.Tensor:
         """Return the evaluation view of an image file given as bytes; ``name`` is used in messages only."""
         options = replace(self.options, max_pixels=max_pixels)
-        return self.view(to_tensor(decode_bytes(data, options, path=name, at_least=self.view.at_least)))
+        return self.view.of_pixels(decode_bytes(data, options, path=name, at_least=self.view.at_least))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:

@@ -39,6 +39,7 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop_of_a_pillow_
     view = eval_view(spec(interpolation=interpolation, crop_pct=crop_pct))
     wanted = v2.functional.pil_to_tensor(reference(Image.fromarray(image.permute(1, 2, 0).numpy())))
     assert torch.equal(view(image), wanted)
+    assert torch.equal(view.of_pixels(image.permute(1, 2, 0).numpy()), wanted)
 
 
 @pytest.mark.parametrize("mode", ["center", "squash"])
