@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,15 @@ Find a learning rate: the rates of all stages rise together, in constant ratios,
 the network is restored. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
 lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next."""
 
+# a quoted name or path that Hydra reads alike without its quotes
+_QUOTED = re.compile(r"^([\w.+]+=)'(?!(?:null|true|false|nan|inf)')([A-Za-z./][\w./-]*)'$", re.IGNORECASE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of the command."""
 
-    phase: str = "0"
+    phase: str | None = None
     steps: int = 100
     lowest: float = 1e-7
     highest: float = 10.0
@@ -61,8 +65,8 @@ def run(argv: Sequence[str]) -> int:
         "--phase",
         default=Options.phase,
         metavar="N",
-        help="of the schedule, counted from 0, or its name (0). A later phase is swept from the weights at the start: "
-        "weights=PATH and head.weights=PATH can name better ones",
+        help="of the schedule, counted from 0, or its name (the first that trains by a rate). A later phase is swept from the "
+        "weights at the start: weights=PATH and head.weights=PATH can name better ones",
     )
     steps = numeric(int, least=10, why=", to give a usable curve")
     parser.add_argument("--steps", type=steps, default=Options.steps, metavar="N", help="of the sweep (100)")
@@ -89,13 +93,18 @@ def run(argv: Sequence[str]) -> int:
     return run_composed("lr-find", line, partial(task, options=options))
 
 
-def choose_phase(phases: "Sequence[ResolvedPhase]", asked: str) -> int:
+def choose_phase(phases: "Sequence[ResolvedPhase]", asked: str | None) -> int:
     """Return the position of a phase, given by its number or name.
+
+    None chooses the first phase that trains by a rate. A phase that solves its head has none; with one it would train step by
+    step instead.
 
     Raises:
         UserError: There is no such phase.
     """
     names = [phase.name for phase in phases]
+    if asked is None:
+        return next((number for number, phase in enumerate(phases) if phase.solver == "gradient"), 0)
     if asked in names:
         return names.index(asked)
     if asked.isdigit() and int(asked) < len(names):
@@ -216,9 +225,11 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
 def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:
     """Return the training command with the given overrides in place of earlier values of the same settings.
 
-    >>> command_with(["schedule.phases.0.lr=0.01"], ["data=digits", "run_dir=here", "schedule.phases.0.lr=1"])
-    'finetune data=digits schedule.phases.0.lr=0.01'
+    >>> command_with(["schedule.phases.0.lr=0.01"], ["data.root='pets'", "run_dir=here", "schedule.phases.0.lr=1"])
+    'finetune data.root=pets schedule.phases.0.lr=0.01'
     """
     replaced = {word.partition("=")[0] for word in overrides} | {"run_dir"}
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in replaced]
-    return shlex.join(["finetune", *kept, *overrides])
+    # quotes that Hydra's grammar does not need would be quoted again for the shell
+    plain = [_QUOTED.sub(r"\1\2", word) for word in kept]
+    return shlex.join(["finetune", *plain, *overrides])

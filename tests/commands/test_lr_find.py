@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
+from finetune.commands.lr_find import choose_phase
 from finetune.config import compose
+from finetune.training.phases import ResolvedPhase
 
 Words = Callable[..., list[str]]
 
@@ -22,13 +24,14 @@ def test_it_writes_the_table_the_numbers_and_the_picture_and_says_the_command(
     asked = words("schedule=gradual", "schedule.phases.1.lr=0.5", f"run_dir={str(folder)!r}")
     # training is configured for two devices; the search needs one, and must not start a second process
     asked += ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu"]
-    assert main(["lr-find", "--phase", "top", "--steps=15", *asked, "--lowest", "1e-5", "--highest", "0.1"]) == 0
+    assert main(["lr-find", "--steps=15", *asked, "--lowest", "1e-5", "--highest", "0.1"]) == 0
     assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.json", "lr_find.svg"}
     with (folder / "lr_find.csv").open() as file:
         rows = list(csv.DictReader(file))
     told = json.loads((folder / "lr_find.json").read_text())
     assert list(rows[0]) == ["step", "loss", "smoothed", "lr/layer4", "lr/head"]
     assert len(rows) == told["steps"] == 15
+    # the head before it is solved, without a rate
     assert told["phase"] == "top"
     assert {"".join(node.itertext()).strip() for node in ET.parse(folder / "lr_find.svg").iter()} >= {
         "learning rate of head; the other stages keep their ratio to it"
@@ -44,6 +47,13 @@ def test_it_writes_the_table_the_numbers_and_the_picture_and_says_the_command(
     assert config.schedule.phases[1].lr == pytest.approx(told["suggestions"]["valley"]["lr"], rel=5e-3)
     assert config.run_dir is None
     assert config.trainer["devices"] == 2
+
+
+def test_a_phase_is_given_by_number_or_name_and_else_the_first_with_a_rate() -> None:
+    common = {"train": ("head",), "stages": ("stem", "head"), "lr": 0.1}
+    phases = [ResolvedPhase(name=name, solver=solver, **common) for name, solver in (("a", "lbfgs"), ("b", "gradient"))]
+    assert [choose_phase(phases, asked) for asked in (None, "a", "0", "b", "1")] == [1, 0, 0, 1, 1]
+    assert choose_phase(phases[:1], None) == 0
 
 
 @pytest.mark.parametrize(
