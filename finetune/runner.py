@@ -156,7 +156,7 @@ def execute(
     from finetune.training.run import Run
     from finetune.training.run_context import Factories, RunContext, RunSettings
 
-    decided = wait_for_run_record(run_dir).decided
+    folder, decided = RunFolder(run_dir), wait_for_run_record(run_dir).decided
     try:
         caches = policies_from_plain(decided.caches, parts.phases)
     except ValueError as error:
@@ -179,13 +179,13 @@ def execute(
         if not torch.cuda.is_available():
             retain_freed_blocks()
     with loggers.recording(flat({key: value for key, value in to_plain(config).items() if key != "logger"})):
-        with quiet_lightning(), failures_logged(run_dir, config), handed_down(run_dir):
+        with quiet_lightning(), failures_logged(folder), handed_down(run_dir):
             context = RunContext(
                 classifier=parts.classifier,
                 data=parts.data,
                 schedule=with_solvers(parts.phases, caches),
                 caches=caches,
-                folder=RunFolder(run_dir),
+                folder=folder,
                 settings=RunSettings(
                     seed=config.seed,
                     monitor=config.monitor,
@@ -234,11 +234,11 @@ def execute(
         loggers.finish(
             result.results.test,
             step=sum(phase.steps for phase in result.results.phases),
-            files=stored_files(RunFolder(run_dir)),
+            files=stored_files(folder),
         )
     if is_rank_zero():
         if config.keep != "all":
-            keep_results_only(parts.classifier, run_dir)
+            keep_results_only(parts.classifier, folder)
         own = bool(own_classes(parts.classifier.describe()))
         lines = commands(str(run_dir), multi_label=parts.source.index.multi_label, trust=own)
         show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
@@ -253,12 +253,10 @@ def stored_files(folder: "RunFolder") -> "StoredFiles":
     return StoredFiles(bundle=folder.bundle, others=[file for file in files if file.is_file()])
 
 
-def keep_results_only(classifier: "Classifier", run_dir: Path) -> None:
+def keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
     """Delete checkpoints and weights between phases of a finished run; an error here is printed and leaves the run intact."""
     from finetune.report.movement import keep_movements
-    from finetune.run_folder import RunFolder
 
-    folder = RunFolder(run_dir)
     try:
         keep_movements(classifier, folder)
         folder.delete_spare_files()
@@ -308,7 +306,7 @@ def handed_down(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
+def failures_logged(folder: "RunFolder") -> Iterator[None]:
     """Save the traceback of an unexpected error in the run folder, and explain how to continue.
 
     Raises:
@@ -317,26 +315,24 @@ def failures_logged(run_dir: Path, config: Config) -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        raise _failed(error, run_dir) from error
+        raise _failed(error, folder) from error
     except (UserError, RunError):
         raise
     except Exception as error:
         if (failed := file_error(error, None, "could not be read or written")) is not None:
-            raise _failed(failed, run_dir) from error
+            raise _failed(failed, folder) from error
         import traceback
-
-        from finetune.run_folder import RunFolder
 
         if is_rank_zero():
             # if the log cannot be written, the message can still be shown
             with suppress(OSError):
                 trace = escape("".join(traceback.format_exception(error)))
-                write_text(RunFolder(run_dir).error_log, trace)
+                write_text(folder.error_log, trace)
         raise RunError(
-            f"{first_line(error, with_type=True)}\nThe run failed; the traceback is in {RunFolder(run_dir).error_log}. "
-            f"Fix the cause, then continue with: {resume_command(run_dir)}"
+            f"{first_line(error, with_type=True)}\nThe run failed; the traceback is in {folder.error_log}. "
+            f"Fix the cause, then continue with: {resume_command(folder.path)}"
         ) from error
 
 
-def _failed(error: FileError, run_dir: Path) -> FileError:
-    return FileError(f"{error}\nThen continue with: {resume_command(run_dir)}")
+def _failed(error: FileError, folder: "RunFolder") -> FileError:
+    return FileError(f"{error}\nThen continue with: {resume_command(folder.path)}")
