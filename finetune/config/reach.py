@@ -74,12 +74,12 @@ def _shared(config: Config, key: str, value: Any, setting: str, typed: Mapping[s
     """Return the line about a setting that all phases share, if it has no effect on some of them."""
     reached, other, unread = [], [], []
     for number, phase in enumerate(config.schedule.phases):
-        own = getattr(phase, setting)
+        value_here = getattr(phase, setting)
         if setting in _unread(config, phase):
             unread.append(phase.name)
-        elif own not in (None, [], {}):
+        elif value_here not in (None, [], {}):
             if f"schedule.phases.{number}.{setting}" not in typed:
-                other.append(f"{phase.name} ({setting}={own})")
+                other.append(f"{phase.name} ({setting}={value_here})")
         elif key.startswith("data.") and getattr(config.schedule, setting) is not None:
             return f"{key}={value}: has no effect. schedule.{setting} replaces it."
         else:
