@@ -40,6 +40,7 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     Raises:
         UserError: The weights cannot be obtained or do not fit; the message lists what was tried and what to do.
     """
+    # for a path typed in Python: the configuration has replaced the ~ of its settings
     path = Path(weights).expanduser()
     try:
         if weights == "imagenet":
