@@ -104,7 +104,7 @@ def choose_phase(phases: "Sequence[ResolvedPhase]", asked: str | None) -> int:
     """
     names = [phase.name for phase in phases]
     if asked is None:
-        return next((number for number, phase in enumerate(phases) if phase.solver == "gradient"), 0)
+        return next((number for number, phase in enumerate(phases) if not phase.solves_head), 0)
     if asked in names:
         return names.index(asked)
     if asked.isdigit() and int(asked) < len(names):
@@ -132,8 +132,9 @@ def task(config: Config, *, options: Options) -> int:
 
     folder = choose_run_dir(replace(config, name=f"{config.name or config.schedule.name}-lr-find"))
     parts = assemble(config, show, trusted=True)
-    number = choose_phase(parts.phases, options.phase)
-    phase = parts.phases[number]
+    how = decide(config, parts)
+    number = choose_phase(how.phases, options.phase)
+    phase = how.phases[number]
     from finetune.training.lr_finder import find_rate
 
     show(
@@ -147,7 +148,7 @@ def task(config: Config, *, options: Options) -> int:
             data=parts.data,
             phase=phase,
             seed=config.seed,
-            make_trainer=trainer_factory(config, folder, precision=decide(config, parts).precision.name, trusted=True),
+            make_trainer=trainer_factory(config, folder, precision=how.precision.name, trusted=True),
             make_optimizer=partial(optimizer_factory, trusted=True),
             make_loss=loss_of(config, parts.source, trusted=True),
             lowest=options.lowest,

@@ -12,6 +12,7 @@ import pytest
 from finetune.cli import main
 from finetune.commands.lr_find import choose_phase
 from finetune.config import compose
+from finetune.errors import UserError
 from finetune.training.phases import ResolvedPhase
 
 Words = Callable[..., list[str]]
@@ -54,6 +55,18 @@ def test_a_phase_is_given_by_number_or_name_and_else_the_first_with_a_rate() -> 
     phases = [ResolvedPhase(name=name, solver=solver, **common) for name, solver in (("a", "lbfgs"), ("b", "gradient"))]
     assert [choose_phase(phases, asked) for asked in (None, "a", "0", "b", "1")] == [1, 0, 0, 1, 1]
     assert choose_phase(phases[:1], None) == 0
+
+
+@pytest.mark.parametrize(("cache", "swept"), [("auto", "top"), ("off", "head")])
+def test_a_head_that_would_be_solved_but_cannot_be_has_a_rate_to_find(
+    cache: str, swept: str, words: Words, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def name_the_phase(*, phase: ResolvedPhase, **others: object) -> None:
+        raise UserError(f"sweeps {phase.name}")
+
+    monkeypatch.setattr("finetune.training.lr_finder.find_rate", name_the_phase)
+    assert main(["lr-find", *words("schedule=gradual", f"schedule.cache={cache}")]) == 2
+    assert capsys.readouterr().err.strip() == f"sweeps {swept}"
 
 
 @pytest.mark.parametrize(
