@@ -21,7 +21,7 @@ from finetune.data.image_file import FORMAT_OF_SUFFIX
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.loading import threads_here
-from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, near_duplicates, small_copies
+from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, READ_AT_LEAST, near_duplicates, small_copies
 from finetune.data.scan import KINDS, MODES
 from finetune.html import html_table
 from finetune.plain import Json
@@ -267,9 +267,9 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
             remedy="Audit parts of at most that many pictures to find more.",
         )
     if len(rows) <= MOST_PICTURES:
-        copies = near_duplicates(
-            rows, small_copies(rows, partial(source.read, at_least=64), threads=threads_here(source))
-        )
+        threads = threads_here(source)
+        small = small_copies(rows, partial(source.read, at_least=64), threads=threads)
+        copies = near_duplicates(rows, small, partial(source.read, at_least=READ_AT_LEAST), threads=threads)
         alike, of_one_kind = copies.pairs, copies.of_one_kind
         if copies.uncertain:
             yield Finding(

@@ -5,7 +5,8 @@ Two pictures are candidates if one view of the first resembles the whole of the 
 A candidate counts only if the fine detail agrees too. The two are aligned, each pixel is normalised by its local mean and
 deviation, and the two must correlate in nearly all parts of the picture, many of them with corners: along one outline,
 objects of one kind agree. They must also agree better than the closest pictures of the data set that are not copies;
-pictures that agree with dozens of others, such as X-rays or cells of the same kind, are not copies.
+pictures that agree with dozens of others, such as X-rays or cells of the same kind, are not copies. The few pairs that are left
+are read again at 160 pixels, aligned exactly and compared everywhere (:mod:`finetune.data.exact_alignment`).
 
 ``tests/benchmarks/planted_copies.py`` measures which copies are found, and how many pairs are found wrongly.
 """
@@ -15,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,20 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the name that torch's own pages use)
 
+from finetune.data.exact_alignment import SIDE, Comparison, compare, grey_picture
+
 # N = pictures, P = pairs, S = side of a small copy, V = ways to look at a picture
 
 # above this number of pictures the comparison of all pairs would take minutes
 MOST_PICTURES = 25_000
 # pictures with a shorter side below this have no fine detail, in pixels
 LEAST_SIDE = 32
+
+# pixels of the shorter side with which likely pairs are read again
+READ_AT_LEAST = SIDE
+
+# pictures of 100 kB that are kept while likely pairs are compared
+_MOST_KEPT = 512
 
 _SIDE = 64
 _CELLS = 8
@@ -51,6 +60,14 @@ _MANY_CORNERS = 50
 _LEAST_AGREEMENT_OF_FEW = 0.98
 _MOST_UNLIKE_OF_FEW = 0.02
 _LEAST_WHOLE = 0.99
+# share of the pixels with fine texture, and of unlike parts, with which pictures of few corners are compared exactly all the same
+_LEAST_TEXTURE = 0.05
+_MOST_UNLIKE_OF_TEXTURED = 0.25
+# correlation that all parts of two copies reach at 160 pixels, and all small parts of two drawings
+_LEAST_OF_ALL = 0.7
+_LEAST_OF_SMALL = 0.75
+# parts with corners, of 361, that these and mirrored and turned pictures need: many letters and arrows are others mirrored
+_LEAST_EXACT_CORNERS = 120
 # a pair that correlates less before it is aligned in detail is not aligned
 _LEAST_BEFORE = 0.3
 # pairs that are aligned in detail: where all pictures are close, more would take minutes
@@ -109,12 +126,17 @@ def small_copies(rows: npt.NDArray[np.int64], read: Callable[[int], Tensor], *, 
     return torch.stack(copies) if copies else torch.zeros(0, _SIDE, _SIDE, dtype=torch.uint8)
 
 
-def near_duplicates(rows: npt.NDArray[np.int64], small_NSS: Tensor) -> Copies:
+def near_duplicates(
+    rows: npt.NDArray[np.int64], small_NSS: Tensor, read: Callable[[int], Tensor], *, threads: int = 1
+) -> Copies:
     """Return the pairs of pictures that show one photograph in different bytes.
 
     Args:
         rows: Rows to compare, of different contents, at most ``MOST_PICTURES``.
         small_NSS: Small copy of each, from :func:`small_copies`; the pictures themselves have at least ``LEAST_SIDE``.
+        read: Function that reads the picture of a row again, uint8 (C, H, W), with at least ``READ_AT_LEAST`` pixels if it has
+            them; called for likely pairs alone.
+        threads: Number of threads that may read at once.
     """
     if len(rows) < 2:
         return Copies(pairs=[], agreement=[], threshold=_LEAST_AGREEMENT)
@@ -125,26 +147,79 @@ def near_duplicates(rows: npt.NDArray[np.int64], small_NSS: Tensor) -> Copies:
     pairs_P2, ways_P = _candidates(small_NSS)
     agreement = _agreements(small_NSS, pairs_P2, ways_P)
     threshold = _threshold(pairs_P2[:, 0], agreement.parts_P, len(rows))
-    best: dict[tuple[int, int], float] = {}
-    counts = (agreement.correlation_P >= _LEAST_CORRELATION) & (agreement.parts_P >= threshold)
-    counts &= agreement.proves_a_copy(_correlations(small_NSS, pairs_P2))
-    for (one, other), value in zip(pairs_P2[counts].tolist(), agreement.parts_P[counts].tolist(), strict=True):
-        pair = (min(one, other), max(one, other))
-        best[pair] = max(value, best.get(pair, 0.0))
-    kind = _of_one_kind(list(best), len(rows), most=_MOST_OF_ONE[threshold == _MOST_AGREEMENT])
-    ordered = sorted(pair for pair in best if not kind[pair[0]])
+    agrees = (agreement.correlation_P >= _LEAST_CORRELATION) & (agreement.parts_P >= threshold)
+    rich = agrees & agreement.is_rich(_correlations(small_NSS, pairs_P2))
+    textured = (_texture(small_NSS) >= _LEAST_TEXTURE)[pairs_P2].all(dim=1)
+    few = agrees & ~rich & textured & (agreement.unlike_P <= _MOST_UNLIKE_OF_TEXTURED)
+    kind = _of_one_kind(pairs_P2[rich].numpy(), len(rows), most=_MOST_OF_ONE[threshold == _MOST_AGREEMENT])
+    # each pair once, as the first is mapped to the second or the other way, whichever agrees better
+    best: dict[tuple[int, int], int] = {}
+    for place in torch.nonzero(rich | few)[:, 0].tolist():
+        one, other = sorted(pairs_P2[place].tolist())
+        before = best.get((one, other))
+        if (
+            not kind[one]
+            and not kind[other]
+            and (before is None or agreement.correlation_P[place] > agreement.correlation_P[before])
+        ):
+            best[one, other] = place
+
+    # pictures of one series stand in many pairs
+    @lru_cache(maxsize=_MOST_KEPT)
+    def picture(row: int) -> Tensor:
+        return grey_picture(read(int(rows[row])))
+
+    def confirmed(place: int) -> bool:
+        one, other = map(picture, pairs_P2[place].tolist())
+        exact = compare(one, other, agreement.map_P23[place], negative=bool(agreement.negative_P[place]))
+        return proves_a_copy(exact, rich=bool(rich[place]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        proved = pool.map(confirmed, best.values())
+        found = sorted((pair, place) for (pair, place), is_copy in zip(best.items(), proved, strict=True) if is_copy)
     return Copies(
-        pairs=[(int(rows[one]), int(rows[other])) for one, other in ordered],
-        agreement=[best[pair] for pair in ordered],
+        pairs=[(int(rows[one]), int(rows[other])) for (one, other), _ in found],
+        agreement=[float(agreement.parts_P[place]) for _, place in found],
         threshold=threshold,
         of_one_kind=int(kind.sum()),
     )
 
 
-def _of_one_kind(pairs: list[tuple[int, int]], pictures: int, *, most: int) -> npt.NDArray[np.bool_]:
+def proves_a_copy(exact: Comparison, *, rich: bool) -> bool:
+    """Tell whether two pictures that were aligned exactly are copies.
+
+    All parts have to agree. Photographs may differ in a few, as under a logo; drawings that do are others of one series, such as
+    playing cards.
+
+    Args:
+        exact: How they agree.
+        rich: Whether the small copies agree in rich detail.
+    """
+    agrees = exact.least >= _LEAST_OF_ALL
+    if not exact.textured:
+        agrees &= exact.least_small >= _LEAST_OF_SMALL
+    if not rich:
+        return agrees and exact.corners >= _LEAST_EXACT_CORNERS
+    if exact.textured:
+        return agrees or exact.unlike <= _MOST_UNLIKE
+    return agrees and (not exact.turned or exact.corners >= _LEAST_EXACT_CORNERS)
+
+
+def _texture(small_NSS: Tensor) -> Tensor:
+    """Return the share of the pixels whose surroundings are neither flat nor an edge, (N,)."""
+    around = _averages(3)
+    shares = []
+    for some in torch.split(small_NSS, _BLOCK):
+        pixels = some.float()
+        mean = around @ pixels @ around.T
+        deviation = (around @ pixels**2 @ around.T - mean**2).clamp_min(0).sqrt()
+        shares.append(((deviation > 1) & (deviation < 6)).float().mean(dim=(1, 2)))
+    return torch.cat(shares)
+
+
+def _of_one_kind(pairs_P2: npt.NDArray[np.int64], pictures: int, *, most: int) -> npt.NDArray[np.bool_]:
     """Tell which pictures agree, directly or by way of others, with so many that they are of one kind, bool (N,)."""
-    ends = np.array(pairs, np.int64).reshape(-1, 2)
-    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(pictures, pictures))
+    links = coo_array((np.ones(len(pairs_P2)), (pairs_P2[:, 0], pairs_P2[:, 1])), shape=(pictures, pictures))
     _, component = connected_components(links, directed=False)
     of_one_kind: npt.NDArray[np.bool_] = (np.bincount(component) > most)[component]
     return of_one_kind
@@ -250,14 +325,18 @@ class _Agreement:
         parts_P: Median correlation over the parts that show any detail.
         corners_P: Number of parts that agree and whose detail runs in two directions.
         unlike_P: Share of the parts that show any detail and do not agree.
+        map_P23: Affine map from places in the second picture to places in the first, both from -1 to 1.
+        negative_P: Whether one picture is the negative of the other, bool.
     """
 
     correlation_P: Tensor
     parts_P: Tensor
     corners_P: Tensor
     unlike_P: Tensor
+    map_P23: Tensor
+    negative_P: Tensor
 
-    def proves_a_copy(self, whole_P: Tensor) -> Tensor:
+    def is_rich(self, whole_P: Tensor) -> Tensor:
         """Tell for which pairs what agrees is rich enough, bool (P,).
 
         A plain ground, one outline or a letter agrees with many others, so pictures with few corners have to agree everywhere,
@@ -293,7 +372,15 @@ def _correlations(small_NSS: Tensor, pairs_P2: Tensor) -> Tensor:
 def _agreements(small_NSS: Tensor, pairs_P2: Tensor, ways_P: Tensor) -> _Agreement:
     """Return how well each pair agrees at the small shift, scale and turn where its fine detail correlates best."""
     ways, nudges = _ways(), list(_nudges())
-    best = _Agreement(**{name: torch.zeros(len(pairs_P2)) for name in _Agreement.__annotations__})
+    none = torch.zeros(len(pairs_P2))
+    best = _Agreement(
+        correlation_P=none,
+        parts_P=none.clone(),
+        corners_P=none.clone(),
+        unlike_P=none.clone(),
+        map_P23=torch.zeros(len(pairs_P2), 2, 3),
+        negative_P=none.bool(),
+    )
 
     def align(rows: Tensor, nudges: list[Tensor]) -> None:
         for some in torch.split(rows, _BLOCK) if len(rows) else ():
@@ -302,7 +389,7 @@ def _agreements(small_NSS: Tensor, pairs_P2: Tensor, ways_P: Tensor) -> _Agreeme
             for nudge in nudges:
                 maps = ways[ways_P[some]].clone()
                 maps[:, :, :2] = maps[:, :, :2] @ nudge
-                now = _aligned(_detail(_looked_at(small_NSS[pairs[:, 0]], maps, _SIDE)), other)
+                now = _aligned(_detail(_looked_at(small_NSS[pairs[:, 0]], maps, _SIDE)), other, maps)
                 better = now.correlation_P > best.correlation_P[some]
                 for name in _Agreement.__annotations__:
                     getattr(best, name)[some[better]] = getattr(now, name)[better]
@@ -337,7 +424,7 @@ class _Template:
         self.spectrum = torch.fft.rfft2(detail_PSS * inside).conj()
 
 
-def _aligned(one_PSS: Tensor, other: _Template) -> _Agreement:
+def _aligned(one_PSS: Tensor, other: _Template, maps_P23: Tensor) -> _Agreement:
     """Return how well pairs agree at the shift where they correlate most; a picture and its negative agree too."""
     middle = slice(_SHIFT, _SIDE - _SHIFT)
     products = torch.fft.irfft2(torch.fft.rfft2(one_PSS) * other.spectrum, s=(_SIDE, _SIDE))
@@ -350,7 +437,9 @@ def _aligned(one_PSS: Tensor, other: _Template) -> _Agreement:
     down = strongest[:, 0] // len(shifts) - _SHIFT
     right = strongest[:, 0] % len(shifts) - _SHIFT
     moved = _moved(one_PSS, down, right)
-    return _by_parts(value, moved[:, middle, middle], other.middle_PSS * value.sign()[:, None, None])
+    shift_P21 = torch.stack([right, down], dim=1)[:, :, None] * 2 / _SIDE
+    shifted = torch.cat([maps_P23[:, :, :2], maps_P23[:, :, 2:] + maps_P23[:, :, :2] @ shift_P21], dim=2)
+    return _by_parts(value, moved[:, middle, middle], other.middle_PSS * value.sign()[:, None, None], shifted)
 
 
 def _moved(pictures_PSS: Tensor, down_P: Tensor, right_P: Tensor) -> Tensor:
@@ -361,7 +450,7 @@ def _moved(pictures_PSS: Tensor, down_P: Tensor, right_P: Tensor) -> Tensor:
     return pictures_PSS.gather(1, rows).gather(2, columns)
 
 
-def _by_parts(correlation_P: Tensor, one_PSS: Tensor, other_PSS: Tensor) -> _Agreement:
+def _by_parts(correlation_P: Tensor, one_PSS: Tensor, other_PSS: Tensor, maps_P23: Tensor) -> _Agreement:
     """Compare pairs that lie at the same place part by part."""
     parts = _means_of_parts(one_PSS.shape[-1])
 
@@ -382,6 +471,8 @@ def _by_parts(correlation_P: Tensor, one_PSS: Tensor, other_PSS: Tensor) -> _Agr
         parts_P=correlation.masked_fill(~shown, math.nan).nanmedian(dim=1).values.nan_to_num(),
         corners_P=(shown & agrees & (lesser >= _LEAST_CORNER)).sum(dim=1).float(),
         unlike_P=(shown & ~agrees).sum(dim=1) / shown.sum(dim=1).clamp_min(1),
+        map_P23=maps_P23,
+        negative_P=correlation_P < 0,
     )
 
 

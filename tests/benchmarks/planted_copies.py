@@ -2,13 +2,15 @@
 
     uv run python tests/benchmarks/planted_copies.py                       # generated pictures alone
     uv run python tests/benchmarks/planted_copies.py --folder DIR --others 2000
+    uv run python tests/benchmarks/planted_copies.py --mixed DIR DIR --others 20000 --sheet pairs.png   # nothing is planted
 
 Each kind is planted ``--times`` times, each time from another picture. A kind counts as found if more than half of its copies
 are found with their original. Pictures of a folder that are found although none was planted are listed, to be looked at: real
-folders hold copies of their own.
+folders hold copies of their own. ``--sheet`` shows them side by side. Files of equal bytes count once.
 """
 
 import argparse
+import hashlib
 import io
 import time
 from collections import defaultdict
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from finetune.data.near_duplicates import near_duplicates, small_copies
+from finetune.data.decode import decode_image
+from finetune.data.image_file import UnreadableImage
+from finetune.data.near_duplicates import READ_AT_LEAST, near_duplicates, small_copies
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -197,19 +201,78 @@ def plant(originals: list[Image.Image]) -> tuple[list[torch.Tensor], dict[tuple[
     return pictures, planted
 
 
+def image_files(folders: list[Path]) -> list[Path]:
+    """The image files of some folders, of which equal ones count once, in an order by chance that is always the same."""
+    by_bytes = {}
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file():
+            by_bytes.setdefault(hashlib.blake2b(path.read_bytes()).digest(), path)
+    files = list(by_bytes.values())
+    np.random.default_rng(0).shuffle(files)
+    return files
+
+
+def compare_mixed(folders: list[Path], *, most: int, sheet: Path | None) -> None:
+    """Print the pairs that are found among real pictures without planted copies."""
+    files, small = [], []
+    for path in image_files(folders):
+        if len(files) == most:
+            break
+        try:
+            small.append(
+                small_copies(np.arange(1), lambda _, path=path: decode_image(str(path), channels=3, at_least=64))
+            )
+        except UnreadableImage:
+            continue
+        files.append(path)
+    began = time.process_time()
+    found = near_duplicates(
+        np.arange(len(files)),
+        torch.cat(small),
+        lambda row: decode_image(str(files[row]), channels=3, at_least=READ_AT_LEAST),
+    )
+    print(f"{len(found.pairs)} pairs among {len(files)} pictures; {found.of_one_kind} pictures are of one kind")
+    print(f"{time.process_time() - began:.0f} s of processor time, threshold {found.threshold:.2f}")
+    for (one, other), value in zip(found.pairs, found.agreement, strict=True):
+        print(f"  {value:.2f}  {files[one]} = {files[other]}")
+    if sheet is not None:
+        draw_sheet([(files[one], files[other]) for one, other in found.pairs]).save(sheet)
+
+
+def draw_sheet(pairs: list[tuple[Path, Path]], side: int = 80, across: int = 8) -> Image.Image:
+    """Pairs side by side, numbered in the order in which they are listed."""
+    width, height = 2 * side + 12, side + 14
+    image = Image.new("RGB", (across * width, -(-len(pairs) // across) * height), "white")
+    draw = ImageDraw.Draw(image)
+    for number, pair in enumerate(pairs):
+        left, top = number % across * width, number // across * height
+        for place, path in enumerate(pair):
+            seen = decode_image(str(path), channels=3, at_least=side).permute(1, 2, 0).numpy()
+            image.paste(Image.fromarray(seen).resize((side, side)), (left + place * (side + 2), top))
+        draw.text((left, top + side), str(number), fill="black", font_size=10)
+    return image
+
+
 def main() -> None:
     """Print what is found of each kind, and what is found besides."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="real pictures; generated ones without it")
+    parser.add_argument(
+        "--mixed", type=Path, nargs="+", metavar="DIR", help="real pictures, among which nothing is planted"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="picture of the pairs found with --mixed")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--others", type=int, default=500)
     args = parser.parse_args()
+    if args.mixed:
+        compare_mixed(args.mixed, most=args.others, sheet=args.sheet)
+        return
     wanted = args.times * len(KINDS)
     if args.folder:
-        files = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        np.random.default_rng(0).shuffle(files)
-        files = files[: wanted + args.others]
-        images = [Image.open(path).convert("RGB") for path in files]
+        files = image_files([args.folder])[: wanted + args.others]
+        images = [
+            Image.fromarray(decode_image(str(path), channels=3).permute(1, 2, 0).contiguous().numpy()) for path in files
+        ]
         names = [str(path.relative_to(args.folder)) for path in files]
     else:
         images = [generated(number) for number in range(wanted + args.others)]
@@ -219,7 +282,7 @@ def main() -> None:
     pictures += [pixels(image) for image in images[wanted:]]
     began = time.perf_counter()
     rows = np.arange(len(pictures))
-    found = near_duplicates(rows, small_copies(rows, lambda row: pictures[row]))
+    found = near_duplicates(rows, small_copies(rows, lambda row: pictures[row]), lambda row: pictures[row])
     seconds = time.perf_counter() - began
     times, hits = defaultdict(int), defaultdict(int)
     for pair, kind in planted.items():
