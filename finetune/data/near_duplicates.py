@@ -151,6 +151,7 @@ def near_duplicates(
     rich = agrees & agreement.is_rich(_correlations(small_NSS, pairs_P2))
     textured = (_texture(small_NSS) >= _LEAST_TEXTURE)[pairs_P2].all(dim=1)
     few = agrees & ~rich & textured & (agreement.unlike_P <= _MOST_UNLIKE_OF_TEXTURED)
+    few &= threshold < _MOST_AGREEMENT  # in a set of one kind, other pictures agree as well
     kind = _of_one_kind(pairs_P2[rich].numpy(), len(rows), most=_MOST_OF_ONE[threshold == _MOST_AGREEMENT])
     # each pair once, as the first is mapped to the second or the other way, whichever agrees better
     best: dict[tuple[int, int], int] = {}
