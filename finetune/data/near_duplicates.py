@@ -192,6 +192,12 @@ def proves_a_copy(exact: Comparison, *, rich: bool) -> bool:
     All parts have to agree. Photographs may differ in a few, as under a logo; drawings that do are others of one series, such as
     playing cards.
 
+    Measured as in :meth:`_Agreement.is_rich`: of 200 copies among 700 photographs, 173 of 45 kinds were found without this step
+    and 178 of 46 kinds are with it, and no other pair. Among 20,399 mixed pictures (drawings, stamps, solar cells, clothes,
+    photographs), 618 likely pairs are compared and 444 reported: seen side by side, 184 pairs of solar cells of one pattern and
+    260 of one drawing, most recoloured or turned, among them two of different meaning (N in its own crop of the letter with a
+    tilde, and one flag in the colours of another). No playing cards of other ranks, emblems or letters are left.
+
     Args:
         exact: How they agree.
         rich: Whether the small copies agree in rich detail.
