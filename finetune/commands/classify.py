@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.commands.options import Arguments, home_path, output_folder
 from finetune.counted import counted
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +57,7 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
     from finetune.embeddings.classify import METHODS, fit_and_test, split_index
 
     embeddings.require_metadata("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
+    _recorded(embeddings)
     index, rows, notes = split_index(embeddings, seed=given.seed)
     for note in notes:
         print(note)
@@ -71,6 +74,51 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
         )
     print(f"results: {folder}")
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Backbone:
+    """What is needed of the description of a backbone."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """What is needed of the record of the model that made embeddings."""
+
+    backbone: _Backbone
+    hash: str
+    weights: str | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is needed of the record of embeddings."""
+
+    model: _Model
+    stages: tuple[str, ...]
+    stage: str
+    fingerprint: str | None = None
+    skipped: int | None = None
+
+
+def _recorded(embeddings: "Embeddings") -> _Record:
+    """Return what the embeddings record of the model that made them.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    from finetune.plain import from_plain
+
+    record = from_plain(_Record, embeddings.metadata, name="EMBEDDINGS", remedy="Make them with finetune embed.")
+    if record.stage not in record.stages:
+        raise UserError(
+            f"EMBEDDINGS: damaged. {record.stage[:80]!r} is none of the stages. Make them with finetune embed."
+        )
+    return record
 
 
 def write_result(
@@ -107,13 +155,12 @@ def results_of(
     from finetune.results import BackboneOrigin, DataFacts, Imbalance, PhaseResult, Results, Seconds
     from finetune.versions import versions
 
-    metadata, classifier = embeddings.metadata, result.classifier
-    model = metadata["model"]
-    backbone = model["backbone"]
+    record, classifier = _recorded(embeddings), result.classifier
+    model, backbone = record.model, record.model.backbone
     phase = PhaseResult(
         name=classifier.method,
         train=("head",),
-        frozen=tuple(metadata["stages"]),
+        frozen=record.stages,
         epochs=0,
         steps=classifier.steps,
         restored="last",
@@ -121,7 +168,7 @@ def results_of(
         best_epoch=0,
         best={"val/acc": result.metrics["val"].acc},
         rates={},
-        cached_after=metadata["stage"],
+        cached_after=record.stage,
         cached_view="evaluation",
         views=1,
         seconds=result.seconds,
@@ -133,15 +180,15 @@ def results_of(
         seconds=Seconds(training=result.seconds, phases={classifier.method: result.seconds}),
         data=DataFacts(
             # the data set's own fingerprint, so that runs on the same data can be recognised
-            fingerprint=(metadata.get("fingerprint") if own_splits else None) or index.fingerprint(),
+            fingerprint=(record.fingerprint if own_splits else None) or index.fingerprint(),
             classes=tuple(index.classes),
             counts={split: tuple(counts) for split, counts in index.counts().items()},
-            skipped=int(metadata.get("skipped") or 0),
-            **metadata["reading"],
+            skipped=record.skipped or 0,
+            **embeddings.metadata["reading"],
         ),
         versions=versions(),
         backbone=BackboneOrigin(
-            source=backbone["source"], name=backbone["name"], weights=model["weights"] or f"run {model['run']}"
+            source=backbone.source, name=backbone.name, weights=model.weights or f"run {model.run}"
         ),
         schedule=f"{classifier.method} on embeddings",
         imbalance=Imbalance(loss="cross_entropy", class_weights="none", sampling="each image once"),
@@ -168,5 +215,5 @@ def _write_head(path: Path, arrays: "Mapping[str, NDArray[np.floating[Any]]]", e
     head = build_head(name="linear", num_features=embeddings.num_features, num_classes=len(embeddings.classes))
     state = {f"fc.{name}": torch.from_numpy(array).float() for name, array in arrays.items()}
     head.load_state_dict(state)
-    hashed = metadata["model"]["hash"]
+    hashed = _recorded(embeddings).model.hash
     save_head(path, head=head, settings=head.settings, backbone_hash=hashed, classes=embeddings.classes)

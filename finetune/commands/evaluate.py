@@ -127,7 +127,9 @@ def evaluate_run(
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
         raise UserError(f"--split {split}: has no images. Counts: {source.index.images()}. Choose another split.")
-    return evaluate(classifier, source, rows, num_workers=config.data.num_workers), classifier, split
+    place = None if config.data.source == "python" else source_kind(config.data.source).place
+    name = "data" if place is None else f"data.{place}={getattr(config.data, place)!r}"
+    return evaluate(classifier, source, rows, num_workers=config.data.num_workers, name=name), classifier, split
 
 
 @contextmanager

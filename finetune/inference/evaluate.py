@@ -44,8 +44,15 @@ class Evaluation:
         return html_table(["metric", "value"], rows, caption=counted(self.images, "image"))
 
 
-def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def class_positions(
+    model: Sequence[str], data: Sequence[str], *, name: str = "data"
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the position of each of the data's classes in the model's class list.
+
+    Args:
+        model: Classes of the model.
+        data: Classes of the data.
+        name: What the user calls the data, for the message.
 
     Raises:
         UserError: The data has a class that the model does not know.
@@ -56,8 +63,8 @@ def class_positions(model: Sequence[str], data: Sequence[str]) -> np.ndarray[Any
     unknown = [name for name in data if name not in model]
     if unknown:
         raise UserError(
-            f"data: classes that the model was not trained on: {shortened(unknown)}. It knows {shortened(list(model))}. "
-            "Rename or remove these folders."
+            f"{name}: classes that the model was not trained on: {shortened(unknown)}. It knows {shortened(list(model))}. "
+            "Rename or remove these classes."
         )
     return np.array([list(model).index(name) for name in data], dtype=np.int64)
 
@@ -73,7 +80,9 @@ def _check_labels(classifier: Classifier, source: Source) -> None:
 
 
 @torch.inference_mode()
-def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None) -> Evaluation:
+def evaluate(
+    classifier: Classifier, source: Source, rows: Rows, *, num_workers: int | None = None, name: str = "data"
+) -> Evaluation:
     """Compute metrics on the given rows of a source.
 
     Args:
@@ -81,6 +90,7 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         source: Images and labels; its classes may be fewer than the model's, or in another order.
         rows: Rows of the source's index.
         num_workers: Number of loader processes; None chooses automatically.
+        name: What the user calls the data, for messages.
 
     Returns:
         The metrics, the number of images, and the names of the classes without one.
@@ -89,7 +99,7 @@ def evaluate(classifier: Classifier, source: Source, rows: Rows, *, num_workers:
         UserError: The data has a class that the model does not know, or single-label data meets a multi-label model or the
             reverse.
     """
-    positions = torch.from_numpy(class_positions(classifier.classes, source.index.classes))
+    positions = torch.from_numpy(class_positions(classifier.classes, source.index.classes, name=name))
     data = ImageDataModule(source=source, spec=classifier.input_spec, num_workers=num_workers)
     _check_labels(classifier, source)
     metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)

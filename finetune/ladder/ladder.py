@@ -179,14 +179,14 @@ def _measured(run_dir: Path) -> dict[str, float]:
     phases = [
         from_plain(_PhaseSize, phase, name=str(folder.plan), remedy=_AGAIN) for phase in read_json(folder.plan, list)
     ]
-    if not phases:
-        raise UserError(f"{folder.plan}: damaged. It has no phases. {_AGAIN}")
-    return {
-        "val": results.val.acc,
-        "test": results.test.acc,
-        "seconds": results.seconds.training,
-        "trained": max(phase.trainable for phase in phases),
-    }
+    if not phases or min(phase.trainable for phase in phases) < 0:
+        raise UserError(f"{folder.plan}: damaged. It has no phases, or a phase with fewer than no parameters. {_AGAIN}")
+    val, test, seconds = results.val.acc, results.test.acc, results.seconds.training
+    if not (0 <= val <= 1 and 0 <= test <= 1 and seconds >= 0):
+        raise UserError(
+            f"{folder.results}: damaged. Accuracies {val:g} and {test:g} in {seconds:g} seconds cannot be. {_AGAIN}"
+        )
+    return {"val": val, "test": test, "seconds": seconds, "trained": max(phase.trainable for phase in phases)}
 
 
 def _clear_unbegun(run_dir: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,26 @@ def test_mistakes_are_told_and_write_nothing(
     assert main(words) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"model": {"hash": "x"}}, "Missing or of the wrong type: model.backbone"),
+        ({"stages": ["stem"], "stage": "layer9"}, "'layer9' is none of the stages"),
+    ],
+)
+def test_a_damaged_record_of_the_model_is_named_before_anything_is_fitted(
+    damage: dict[str, Any], message: str, own: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    embeddings = Embeddings.load(own)
+    broken = tmp_path / "broken.npz"
+    replace(embeddings, metadata={**embeddings.metadata, **damage}).save(broken)
+    assert main(["classify", str(broken), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"EMBEDDINGS='{broken}': damaged." in error
+    assert message in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_training_computed_is_not_computed_again(

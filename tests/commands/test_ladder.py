@@ -77,18 +77,34 @@ def test_what_was_finished_is_not_trained_again(
     assert "recommended:" in capsys.readouterr().out
 
 
-def test_a_plan_without_phases_is_damaged(finished: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("plan.json", lambda plan: [], "damaged. It has no phases"),
+        ("plan.json", lambda plan: [{**plan[0], "trainable": -1}], "a phase with fewer than no parameters"),
+        ("results.json", lambda results: results | {"test": results["test"] | {"acc": -1.0}}, "and -1 in"),
+    ],
+)
+def test_numbers_of_a_run_that_cannot_be_are_damaged(
+    name: str,
+    damage: Callable[[Any], Any],
+    message: str,
+    finished: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder, words = finished
-    plan = folder / "runs/probe-0/plan.json"
-    kept = {path: path.read_bytes() for path in (plan, plan.with_name(CHECKSUMS))}
-    plan.write_text("[]")
-    keep_checksum(plan)
+    path = folder / "runs/probe-0" / name
+    kept = {file: file.read_bytes() for file in (path, path.with_name(CHECKSUMS))}
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    keep_checksum(path)
     try:
         assert main(words) == 2
-        assert f"{plan}: damaged. It has no phases." in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{path}: damaged." in error
+        assert message in error
     finally:
-        for path, content in kept.items():
-            path.write_bytes(content)
+        for file, content in kept.items():
+            file.write_bytes(content)
 
 
 def test_the_page_names_classes_and_commands_escaped(finished: tuple[Path, list[str]]) -> None:
