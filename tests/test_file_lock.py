@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import shlex
 import socket
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.build.run_dir import choose_run_dir, make_run_dir
-from finetune.config import compose
+from finetune.config import check_overrides, compose
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock, remove_left_lock
 
@@ -111,6 +113,21 @@ def test_of_six_runs_with_one_run_dir_one_gets_it(tmp_path: Path) -> None:
     # and when it has ended, what it left is not written over
     with pytest.raises(UserError, match="must be new or empty"):
         choose_run_dir(compose(["data=digits", f"run_dir={tmp_path / 'run'}"]))
+
+
+def test_the_folder_of_a_run_bears_the_name_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "my pets").mkdir()
+    (tmp_path / "v1.2").mkdir()
+    (tmp_path / "plates.csv").touch()
+    lines = {
+        f"data=folder 'data.root={tmp_path}/my pets/'": "my-pets",
+        f"data=folder data.root=[{tmp_path}/v1.2,{tmp_path}/other]": "v1.2+other",
+        f"data=manifest data.path={tmp_path}/plates.csv": "plates",
+        "data=digits": "digits",
+    }
+    for line, name in lines.items():
+        folder = choose_run_dir(compose(check_overrides(shlex.split(line))))
+        assert re.sub(r"^[\d-]+_[\d-]{8}-", "", folder.name) == f"{name}-resnet18-gradual"
 
 
 def test_a_run_that_was_killed_before_it_wrote_anything_leaves_its_folder_free(tmp_path: Path) -> None:

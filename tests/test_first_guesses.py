@@ -90,6 +90,17 @@ MISTAKES = {
     "predict my_run pets --output p.csv --top_k 3": "finetune predict my_run pets --output p.csv --top-k 3",
     "ladder pets --output out --epoch 2": "finetune ladder pets --output out --epochs 2",
     "pets max_pixels=100": "finetune pets data.max_pixels=100",
+    "evaluate my_run split=val": "finetune evaluate my_run --split val",
+    "evaluate my_run split=vall trust=true": "finetune evaluate my_run --split val --trust",
+    "lr-find pets steps=60": "finetune lr-find pets --steps 60",
+    "ladder pets seeds=2 output=out": "finetune ladder pets --seeds 2 --output out",
+    "predict my_run pets output=p.csv top_k=3": "finetune predict my_run pets --output p.csv --top-k 3",
+    "predict my_run pets": "finetune predict my_run pets --output predictions.csv",
+    "predict my_run pets p.jsonl": "finetune predict my_run pets --output p.jsonl",
+    "embed my_run pets": "finetune embed my_run pets --output embeddings.npz",
+    "export my_run": "finetune export my_run --format onnx",
+    "export my_run timm": "finetune export my_run --format timm",
+    "export my_run format=web": "finetune export my_run --format web",
     "evaluate my_run dta=pets": "finetune evaluate my_run data=pets",
 }
 

@@ -1,6 +1,7 @@
 """Check the paths that the user typed before torch is loaded, and make those absolute that a run writes down."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,22 @@ def _places(data: DataConfig) -> list[Any]:
     kind = SOURCES.get(data.source)
     value = getattr(data, kind.place) if kind is not None and kind.place is not None else []
     return value if isinstance(value, list) else [value]
+
+
+def data_name(config: Config) -> str:
+    """Return a short name of the data for the names of folders: of its folder or table if it lies in one, else of its kind.
+
+    >>> data_name(Config(data=DataConfig(source="folder", root="a/my pets/")))
+    'my-pets'
+    """
+    names = [_name_of(place) for place in _places(config.data) if place]
+    name = re.sub(r"[^\w.+-]+", "-", "+".join(names) or config.data.name or "").strip("-.")
+    return name[:40] or config.data.source
+
+
+def _name_of(place: str) -> str:
+    path = Path(os.path.abspath(os.path.expanduser(place)))
+    return path.name if path.is_dir() else path.stem
 
 
 def _absolute(place: Any, *, key: str) -> Any:

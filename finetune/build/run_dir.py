@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.atomic_files import make_folder, sync_folder
 from finetune.build.classifier import network_name
+from finetune.build.paths import data_name
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError
@@ -40,7 +41,7 @@ def choose_run_dir(config: Config) -> Path:
             return folder
         _must_be_empty(folder, config)
         return folder
-    name = config.name or f"{config.data.source}-{network_name(config)}-{config.schedule.name}"
+    name = config.name or f"{data_name(config)}-{network_name(config)}-{config.schedule.name}"
     return Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{name.replace('/', '_')}"
 
 

@@ -75,6 +75,7 @@ def run(argv: Sequence[str]) -> int:
         "words", metavar="RUN | IMAGES | key=value", nargs="+", help="what is embedded, and by which model"
     )
     parser.add_argument("--output", required=True, type=home_path, metavar="FILE", help="embeddings.npz or .parquet")
+    parser.examples["--output"] = ("embeddings.npz", "embeddings.parquet")
     parser.add_argument("--stage", metavar="NAME", help="pool the output of this stage (default: the last)")
     parser.add_argument("--normalize", action="store_true", help="scale features to length one (L2)")
     parser.add_argument("--whiten", action="store_true", help="PCA whitening, fitted once and kept beside FILE")

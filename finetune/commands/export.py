@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> int:
     parser = Arguments("export", ABOUT)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", required=True, choices=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
+    parser.examples["--format"] = ("onnx", *(name for name in FORMATS if name != "onnx"))
     parser.add_argument("--output", type=home_path, metavar="PATH", help="default: exports/ in RUN")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="for onnx")
     parser.add_argument(

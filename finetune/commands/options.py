@@ -2,11 +2,14 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.config import command_line
+from finetune.config.keys import find_key
+from finetune.config.overrides import SHORT
 from finetune.errors import UserError, did_you_mean
 
 # what Hydra's --cfg and --info print; the first is taken where the word is left out
@@ -34,6 +37,8 @@ class Arguments(argparse.ArgumentParser):
             add_help=False,
         )
         self.command = command
+        # required option -> values to propose where it is missing, the first of them if no word tells which
+        self.examples: dict[str, tuple[str, ...]] = {}
         self.add_argument("-h", "--help", action="store_true", help="show this text")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -51,7 +56,12 @@ class Arguments(argparse.ArgumentParser):
             option = word.partition("=")[0]
             if re.fullmatch(r"--[A-Za-z].*|-[A-Za-z]", option) and option not in self._option_string_actions:
                 self._refuse(word, list(argv))
-        given, unknown = self.parse_known_intermixed_args(words)
+        self._refuse_options_as_settings(list(argv))
+        with self._nothing_required():
+            given, unknown = self.parse_known_intermixed_args(words)
+        for action in self._actions:
+            if action.required and action.option_strings and getattr(given, action.dest) is None:
+                self._refuse_missing(action, list(argv))
         if unknown:
             self._refuse(unknown[0], list(argv))
         return given
@@ -78,6 +88,68 @@ class Arguments(argparse.ArgumentParser):
             raise UserError(f"{word}: no such option. Options: {', '.join(known)}.")
         words = [near[1] + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]
         raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Write: {command_line(self.command, words)}")
+
+    @contextmanager
+    def _nothing_required(self) -> Iterator[None]:
+        """Let the parser pass over missing options while the block runs."""
+        required = [action for action in self._actions if action.required and action.option_strings]
+        for action in required:
+            action.required = False
+        try:
+            yield
+        finally:
+            for action in required:
+                action.required = True
+
+    def _refuse_options_as_settings(self, argv: list[str]) -> None:
+        """Answer options that are written as settings, ``split=val``, with the line that gives them."""
+        takes_settings = any("key=value" in str(action.metavar) for action in self._actions)
+        words, wrong, problems = [], [], []
+        for word, before in zip(argv, ["", *argv], strict=False):
+            name, joined, value = word.partition("=")
+            action = self._option_string_actions.get(f"--{name.replace('_', '-')}")
+            if (
+                not joined
+                or action is None
+                or action.help == argparse.SUPPRESS
+                or before.startswith("-")
+                or Path(word).exists()
+                or (takes_settings and (name in SHORT or find_key(name)[0] is None))
+            ):
+                words.append(word)
+                continue
+            option = action.option_strings[-1]
+            wrong.append(word)
+            if action.choices is not None and value not in action.choices:
+                near = re.search(r"'(.+)'", did_you_mean(value, list(action.choices)))
+                if near is None:
+                    problems.append(f"{option} {value}: not a choice. Choices: {', '.join(action.choices)}.")
+                value = near[1] if near else value
+            words += [option] if action.nargs == 0 else [option, value]
+        if not wrong:
+            return
+        ending = problems or [f"Write: {command_line(self.command, words)}"]
+        raise UserError("\n".join([*(f"{word}: is an option, not a setting." for word in wrong), *ending]))
+
+    def _refuse_missing(self, action: argparse.Action, argv: list[str]) -> NoReturn:
+        """Answer a missing option with the line that gives it: the value is a word of the line that can be one, or an example."""
+        option, examples = action.option_strings[-1], self.examples[action.option_strings[-1]]
+        suffixes = {Path(example).suffix for example in examples}
+        meant = [
+            word
+            for word in argv
+            if not word.startswith("-")
+            and not Path(word).exists()
+            and (word in examples if action.choices is not None else Path(word).suffix in suffixes)
+        ]
+        value = meant[-1] if meant else examples[0]
+        words = list(argv)
+        if meant:
+            del words[len(words) - 1 - words[::-1].index(value)]
+        choices = f" One of {', '.join(map(str, action.choices))}." if action.choices is not None else ""
+        raise UserError(
+            f"{option}: must be given.{choices}\nWrite: {command_line(self.command, [*words, option, value])}"
+        )
 
     def line_for(self, word: str, argv: Sequence[str]) -> str | None:
         """Return a message with the correct line for an unknown option, or None if there is none."""

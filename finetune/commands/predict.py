@@ -36,6 +36,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", required=True, type=home_path, metavar="FILE", help="predictions.csv, .jsonl or .parquet"
     )
+    parser.examples["--output"] = ("predictions.csv", "predictions.jsonl", "predictions.parquet")
     parser.add_argument(
         "--sheet", type=home_path, metavar="FILE.html", help="also a page of pictures by class and confidence"
     )

@@ -119,7 +119,10 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         wait_seconds=given.wait_ms / 1000,
         top_k=min(given.top_k, len(engine.classes)),
     )
-    listening.listen(2048)  # uvicorn's own value; from here on clients wait instead of being refused
+    try:
+        listening.listen(2048)  # uvicorn's own value; from here on clients wait instead of being refused
+    except OSError as error:  # another server that was bound to the address too began to listen first
+        raise _cannot_listen(given.host, given.port, error) from None
     host, port = listening.getsockname()[:2]
     print(f"serving {given.run} at http://{host}:{port}/predict (a page to try it: http://{host}:{port}/)", flush=True)
     pages = serve_pages(
@@ -168,8 +171,14 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listening is not None:
             listening.close()
-        raise UserError(f"--host {host} --port {port}: cannot listen there. {error.strerror}. Give another.") from None
+        raise _cannot_listen(host, port, error) from None
     return listening
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    return UserError(
+        f"--host {host} --port {port}: cannot listen there. {error.strerror}. Give another; --port 0 takes a free one."
+    )
 
 
 def _log(path: str | None) -> Callable[[str], None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import conf_dir, group_choices
 from finetune.config.keys import Key, all_keys, choices_of
 from finetune.config.overrides import SHORT
@@ -14,6 +15,10 @@ from finetune.config.schema import setting_of
 from finetune.errors import UserError, did_you_mean
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_PRECISION = (
+    "Precision of the computation, an argument of Lightning's Trainer: auto, 32-true, bf16-mixed, 16-mixed, ...",
+    "auto, the default, is bf16-mixed where this machine computes the network faster in it, else 32-true.",
+)
 # in a phase alone: all its other keys stand under schedule too
 _OF_A_PHASE = ("schedule.phases.N.name", "schedule.phases.N.train")
 
@@ -160,6 +165,8 @@ def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
             for text in texts
             if plain in text.key.replace("_", " ") or plain in f"{text.meaning} {text.allowed}".lower()
         ]
+    if not found and not lines:
+        lines = _elsewhere(word, texts)
     for text in found:
         lines += ["", *text.lines()] if lines else text.lines()
     if not lines:
@@ -168,6 +175,34 @@ def explain(word: str | None, extra_dirs: Sequence[Path] = ()) -> list[str]:
             f"finetune settings {word}: no setting is about that.{did_you_mean(name, sorted(known))} "
             "finetune settings lists all."
         )
+    return lines
+
+
+def _elsewhere(word: str, texts: Sequence[SettingText]) -> list[str]:
+    """Return the settings that a word of another tool, or an argument of Lightning's Trainer, stands for; empty if none."""
+    name, _, value = word.partition("=")
+    name = name.replace("-", "_").lower()
+    foreign = FOREIGN.get(name)
+    if name in MISPLACED:
+        foreign = MISPLACED[name][1]
+    elif foreign is None and name.startswith("trainer."):
+        foreign = name
+    if foreign is None:
+        return []
+    written = foreign(value or "VALUE") if callable(foreign) else [f"{foreign}={value or 'VALUE'}"]
+    lines = [f"{name}: written {' '.join(written)}"]
+    for one in written:
+        key = one.partition("=")[0]
+        key = SHORT.get(key, key)
+        if key == "trainer.precision":
+            lines += [f"  {line}" for line in _PRECISION]
+        for text in texts:
+            if (
+                text.key == key
+                or key.startswith(f"{text.key}.")
+                or (key in group_choices() and text.key == f"{key}.name")
+            ):
+                lines += ["", *text.lines()]
     return lines
 
 

@@ -35,6 +35,12 @@ _NEEDS: Mapping[str, str] = {
     "NeptuneLogger": "neptune",
     "TensorBoardLogger": "tensorboard",
 }
+# setting of a user's module -> what its class is built with
+_PASSED = {
+    "head": "A head is built with num_features and num_classes, where its class has arguments of these names, and with "
+    "head.kwargs: head.kwargs.depth=2.",
+    "backbone": "A network is built with backbone.kwargs: backbone.kwargs.depth=2.",
+}
 _WHERE = "Install the package that holds it, or put its folder on PYTHONPATH."
 
 
@@ -105,10 +111,9 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         return hydra_instantiate(_with_run_dir(node, run_dir), **arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        why = first_line(cause)
         if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
-            raise UserError(f"{target}: cannot be imported. {why}. {_WHERE}") from error
-        raise UserError(f"{target}: does not take these arguments. {why}.") from error
+            raise UserError(f"{target}: cannot be imported. {_import_reason(error)}. {_WHERE}") from error
+        raise UserError(f"{target}: does not take these arguments. {first_line(cause).rstrip('.')}.") from error
 
 
 def check_node(node: Any, *, where: str) -> None:
@@ -124,24 +129,12 @@ def check_node(node: Any, *, where: str) -> None:
     import inspect
     from importlib.util import find_spec
 
-    from hydra.utils import get_object
-
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(
             f"{where}: must be a node with a _target_ and its arguments. Write {where}._target_=my.module.Class."
         )
     target = node["_target_"]
-    # Hydra logs what is raised here too
-    log = logging.getLogger("hydra.utils")
-    heard, log.disabled = log.disabled, True
-    try:
-        made = get_object(target)
-    except Exception as error:
-        why = str(error.__cause__ or error).strip().splitlines()
-        cause = next((line for line in why if "No module" in line), (why or [type(error).__name__])[0])
-        raise UserError(f"{where}._target_={target!r}: cannot be imported. {cause.rstrip('.')}. {_WHERE}") from error
-    finally:
-        log.disabled = heard
+    made = _imported(target, where=f"{where}._target_")
     package = _NEEDS.get(target.rpartition(".")[2])
     if package is not None and find_spec(package) is None:
         raise UserError(f"{where}: needs the package {package}. Install it: pip install {package}")
@@ -181,17 +174,13 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
     """
     import inspect
 
-    from hydra.utils import get_object
-
     _refuse_untrusted(target, trusted=trusted)
+    made = _imported(target)
     takes: Mapping[str, inspect.Parameter]
     try:
-        takes = inspect.signature(get_object(target)).parameters
+        takes = inspect.signature(made).parameters
     except (TypeError, ValueError):
         takes = {}
-    except Exception as error:
-        why = first_line(error).rstrip(".")
-        raise UserError(f"_target_={printable(target)!r}: cannot be imported. {why}. {_WHERE}") from error
     any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     taken = {key: value for key, value in offered.items() if key in takes or any_keyword}
     return {**taken, **arguments, "_target_": target}
@@ -214,7 +203,8 @@ def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.M
     try:
         module = instantiate(node, trusted=True)
     except UserError as error:
-        raise UserError(f"{where}._target_: {error}") from error
+        passed = f" {_PASSED[where]}" if "does not take these arguments" in str(error) and where in _PASSED else ""
+        raise UserError(f"{where}._target_: {error}{passed}") from error
     if not isinstance(module, nn.Module):
         raise UserError(
             f"{where}._target_={node['_target_']!r}: must build an nn.Module. It built a {type(module).__name__}."
@@ -228,16 +218,38 @@ def objects_named(node: Mapping[str, Any], *, trusted: bool) -> list[Any]:
     Raises:
         UserError: The node is not trusted, or one of them cannot be imported.
     """
-    from hydra.utils import get_object
-
     targets = list(_targets(node))
     for target in targets:
         _refuse_untrusted(target, trusted=trusted)
+    return [_imported(target) for target in targets]
+
+
+def _imported(target: str, *, where: str = "_target_") -> Any:
+    """Import the class or function of a dotted name, which the user typed or trusts.
+
+    Raises:
+        UserError: It cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    # Hydra logs what is raised here too
+    log = logging.getLogger("hydra.utils")
+    heard, log.disabled = log.disabled, True
     try:
-        return [get_object(target) for target in targets]
+        return get_object(target)
     except Exception as error:
-        why = first_line(error).rstrip(".")
-        raise UserError(f"_target_: cannot be imported. {why}. {_WHERE}") from error
+        raise UserError(
+            f"{where}={printable(target)!r}: cannot be imported. {_import_reason(error)}. {_WHERE}"
+        ) from error
+    finally:
+        log.disabled = heard
+
+
+def _import_reason(error: BaseException) -> str:
+    """Return why an import failed: the first line of the error that Hydra's errors were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error, with_type=not isinstance(error, (ImportError, AttributeError))).rstrip(".:")
 
 
 def _refuse_untrusted(target: str, *, trusted: bool) -> None:
@@ -261,12 +273,7 @@ def optimizer_class(target: str, *, trusted: bool) -> Any:
                 f"optimizer._target_={target!r}: data may name optimizers of torch.optim and timm.optim only."
             )
         return _resolve(target)
-    from hydra.utils import get_object
-
-    try:
-        return get_object(target)
-    except Exception as error:
-        raise UserError(f"optimizer._target_={target!r}: cannot be imported. {error}") from error
+    return _imported(target, where="optimizer._target_")
 
 
 def _resolve(target: str) -> type:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble
-from finetune.build.paths import check_paths
+from finetune.build.paths import check_paths, data_name
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.commands.resume import resume
@@ -71,7 +71,7 @@ def run_ladder(overrides: Sequence[str], options: LadderOptions) -> LadderResult
     """
     base = compose(overrides)
     check_paths(base)
-    folder = options.folder(base.data.source)
+    folder = options.folder(data_name(base))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: must be a folder. It is a file. Choose another name.")
     folder.mkdir(parents=True, exist_ok=True)

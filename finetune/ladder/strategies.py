@@ -56,7 +56,7 @@ class LadderOptions:
     output: str | None = None
 
     def folder(self, data: str) -> Path:
-        """Return the folder of the ladder for a data source."""
+        """Return the folder of the ladder for data of this name."""
         return Path(self.output or f"runs/ladder-{data}").expanduser()
 
 

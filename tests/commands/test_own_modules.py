@@ -183,7 +183,11 @@ def test_settings_that_contradict_each_other_are_refused_at_composition(changes:
             ["head=own", "head._target_=collections.OrderedDict"],
             r"head\._target_='collections\.OrderedDict': must build an nn",
         ),
-        ([*HEAD, "head.kwargs.depth=2"], r"head\._target_: tests.models.own_parts.Head: does not take these arguments"),
+        (
+            [*HEAD, "head.kwargs.depth=2"],
+            r"head\._target_: tests.models.own_parts.Head: does not take these arguments.*built with num_features and num_cl",
+        ),
+        (["head=own", "head._target_=no_such.Head"], r"imported\. No module named 'no_such'\. Install"),
         (
             ["head=own", "head._target_=torch.nn.Linear", "head.kwargs={in_features: 96, out_features: 5}"],
             r"must map features \(B, 96\) to logits \(B, 3\)\. .* gave \(2, 5\)",

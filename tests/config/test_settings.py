@@ -45,6 +45,11 @@ def test_the_overview_has_a_line_for_every_key(capsys: Captured) -> None:
         ("permanent wave", []),
         ("patience", ["schedule.patience=null"]),
         ("mixup", ["schedule.mixup=0.0"]),
+        ("precision", ["precision: written trainer.precision=VALUE", "  example: trainer.devices=2"]),
+        ("gpus=2", ["gpus: written trainer.devices=2"]),
+        ("trainer.max_time", ["trainer.max_time: written trainer.max_time=VALUE"]),
+        ("bs", ["data.batch_size=32"]),
+        ("trainer.max_epochs", ["trainer.max_epochs: written epochs=VALUE"]),
         ("median", []),
     ],
 )

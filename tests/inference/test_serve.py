@@ -25,6 +25,7 @@ import uvicorn
 from PIL import Image
 
 from finetune.cli import main
+from finetune.commands import predict
 from finetune.errors import UserError
 from finetune.inference.batching import Batcher
 from finetune.inference.http_server import connection_with
@@ -356,6 +357,24 @@ def test_mistakes_are_told_before_the_model_is_loaded(bundle: Path, capsys: pyte
     assert f"--port {port}: cannot listen there. Address already in use" in capsys.readouterr().err
     assert main(["serve", str(bundle), "--max-queue", "0"]) == 2
     assert "--max-queue 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_an_address_that_another_server_takes_while_the_model_is_loaded_is_one_message(
+    bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = predict.choose_engine
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+
+        def load_slowly(*given: str, trust: bool) -> object:
+            other.listen()
+            return load(*given, trust=trust)
+
+        monkeypatch.setattr(predict, "choose_engine", load_slowly)
+        assert main(["serve", str(bundle), "--port", str(port)]) == 2
+    assert f"--port {port}: cannot listen there. Address already in use" in capsys.readouterr().err
 
 
 PAGES = serve_pages(name="a <model>", classes=["a", "<b>", "c"], multi_label=False, upload_bytes=10_000, top_k=2)
