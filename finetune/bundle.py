@@ -41,7 +41,7 @@ LARGEST_SIDE = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 
-# key of model.json -> the type of its value; docs in `docs` of finetune.results
+# key of model.json -> the type of its value; finetune.file_schema documents them
 _KEYS: dict[str, type] = {
     "format": int,
     "model": dict,
@@ -81,14 +81,14 @@ def save_bundle(
         UserError: A module keeps state that is not a tensor.
     """
     folder = Path(folder)
-    make_folder(folder)
-    (folder / MODEL_JSON).unlink(missing_ok=True)
     model, kept = classifier.describe(), classifier.state_dict()
     if odd := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
         raise UserError(
             f"state_dict: a bundle holds only tensors. Not a tensor: {shortened(odd)}. Keep it as a buffer, or as an argument "
             "of the constructor."
         )
+    make_folder(folder)
+    (folder / MODEL_JSON).unlink(missing_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
         write_tensors(part, state)

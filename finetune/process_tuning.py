@@ -1,6 +1,6 @@
 """Changes of the command-line process for speed: Python's garbage collection and glibc's allocator.
 
-Only ``cli`` and ``commands`` import this module. Importing the package, loading a model or building a module from Python
+The commands use it, and :mod:`finetune.runner` for them. Importing the package, loading a model or building a module from Python
 changes neither (``tests/test_imports.py``).
 """
 

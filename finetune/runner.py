@@ -129,7 +129,7 @@ def execute(
     tune_process: bool = False,
     objects: PythonObjects = PythonObjects(),
 ) -> "RunResult":
-    """Train the remaining phases of a run; shared by ``train`` and ``resume``.
+    """Finish a run, for ``train`` and ``resume``: train the remaining phases, test, write the bundle, results and report.
 
     Args:
         config: Configuration of the run.

@@ -29,6 +29,13 @@ from finetune.errors import ConfigError, UserError
         (["head.drop_rate=1"], "head.drop_rate=1.0: must be at least 0 and below 1."),
         (["input.adapt=fol"], "Did you mean 'fold'?"),
         (["loss.name=focl"], "Did you mean 'focal'?"),
+        *(
+            (
+                [f"{key}=none", "data.transform._target_=my.Own"],
+                "data.transform: follows the augmentation, and with augment",
+            )
+            for key in ("data.augment", "schedule.augment")
+        ),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_path(words: list[str], message: str) -> None:

@@ -165,7 +165,7 @@ def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source |
 
 
 def read_alike(config: Config, overrides: Sequence[str], options: "DecodeOptions") -> None:
-    """Read image files as in training, unless an override says otherwise."""
+    """Set how image files are read to what training recorded, unless an override says otherwise."""
     recorded = options.to_plain()
     for key in set(recorded) & set(source_kind(config.data.source).settings):
         if not any(word.startswith(f"data.{key}=") for word in overrides):

@@ -166,7 +166,7 @@ def choose_images(
             calibration=calibration,
             folder=folder,
         )
-        why = "the run has no validation images"
+        why = "the run has no validation images."
     except UserError as error:
         validation, why = None, first_line(error)
     if validation is not None:

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class SweepStart:
         direction = config.hydra.sweeper.get("direction")
         if direction is not None and not isinstance(direction, Sequence):
             direction = direction.name
-        expected = "minimize" if smaller_is_better(str(config.monitor)) else "maximize"
+        expected = "minimize" if smaller_is_better(str(config.monitor), config.metrics) else "maximize"
         if direction is not None and SweepStart.command != "train":
             raise Refused(
                 f"finetune {SweepStart.command}: a sweeper cannot search over it, because its jobs produce no validation metric. "
@@ -89,6 +89,7 @@ class JobRecord:
         val: Validation accuracy; None for a command that does not train, likewise below.
         test: Test accuracy.
         monitored: Validation value of the monitored metric.
+        minimize: Whether smaller values of it are better.
         message: Reason of the failure; None if the job did not fail.
         mistake: Whether a mistake by the user was the cause; None if the job did not fail.
         seconds: Wall time; None until the job ends.
@@ -105,6 +106,7 @@ class JobRecord:
     message: str | None = None
     mistake: bool | None = None
     seconds: float | None = None
+    minimize: bool = False
 
     def in_words(self) -> str:
         """Describe for the user how the job ended."""
@@ -187,6 +189,7 @@ class Job:
             overrides=tuple(hydra.overrides.task),
             run_dir=str(composed.run_dir),
             monitor=str(composed.monitor),
+            minimize=smaller_is_better(str(composed.monitor), composed.metrics),
             status="running",
         )
         file = folder / f"{number}.json"
@@ -252,6 +255,18 @@ def _number(metrics: Mapping[str, Json], name: str) -> float | None:
     return value if isinstance(value, float | int) else None
 
 
-def smaller_is_better(monitor: str) -> bool:
-    """Whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch."""
-    return monitor.endswith(("loss", "ece"))
+def smaller_is_better(monitor: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether smaller values of a metric are better, by the same rule that a run uses to select its best epoch.
+
+    Args:
+        monitor: Name of the metric.
+        metrics: Nodes of user-supplied metrics by name, as the user typed them.
+    """
+    from finetune.config.trust import objects_named
+    from finetune.training.epoch_history import minimizes
+
+    says = None
+    with suppress(Exception):  # a class that cannot be imported ends each job with its own message
+        node = {"_target_": str(metrics[monitor.removeprefix("val/")]["_target_"])}
+        says = getattr(objects_named(node, trusted=True)[0], "higher_is_better", None)
+    return minimizes(monitor, higher_is_better=says)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.atomic_files import write_text
-from finetune.commands.jobs import JobRecord, smaller_is_better
+from finetune.commands.jobs import JobRecord
 from finetune.errors import RunError, UserError
 from finetune.plain import from_plain
 from finetune.resume_command import resume_command
@@ -98,7 +98,9 @@ def _short(value: str) -> str:
 def best(records: Sequence[JobRecord]) -> str | None:
     """Return a line that names the best job by the monitored validation metric; None if there is no such job.
 
-    >>> job = JobRecord(job=0, overrides=(), run_dir="s/0", monitor="val/loss", status="finished", monitored=0.5)
+    >>> job = JobRecord(
+    ...     job=0, overrides=(), run_dir="s/0", monitor="val/loss", status="finished", monitored=0.5, minimize=True
+    ... )
     >>> best([job, replace(job, job=1, monitored=0.25)])
     'best val/loss: job 1, 0.2500'
     """
@@ -106,7 +108,7 @@ def best(records: Sequence[JobRecord]) -> str | None:
     known = [(value, record) for value, record in measured if math.isfinite(value)]
     if not known or len({record.monitor for _, record in known}) > 1:
         return None
-    choose = min if smaller_is_better(known[0][1].monitor) else max
+    choose = min if known[0][1].minimize else max
     value, chosen = choose(known, key=lambda entry: entry[0])
     return f"best {chosen.monitor}: job {chosen.job}, {value:.4f}"
 

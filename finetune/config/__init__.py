@@ -1,7 +1,7 @@
 """The configuration: locates ``conf/``, composes it, and explains mistakes in it.
 
-Only this module and the commands use Hydra and OmegaConf. It does not import torch, so a mistyped key is reported in well
-under a second.
+Only ``finetune.config``, ``finetune.build`` and the commands use Hydra and OmegaConf. This module does not import torch, so a
+mistyped key is reported in well under a second.
 """
 
 import dataclasses

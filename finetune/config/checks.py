@@ -104,9 +104,11 @@ def _own_modules(config: Config) -> list[str]:
     transform = config.data.transform
     if transform and not isinstance(transform.get("_target_"), str):
         problems.append("data.transform: must have a _target_. Write data.transform._target_=my.module.Transform.")
-    if transform and config.data.augment == "none":
+    views = [phase.augment or schedule.augment or config.data.augment for phase in schedule.phases]
+    if transform and all(view == "none" for view in views or [config.data.augment]):
         problems.append(
-            "data.transform: follows data.augment, and data.augment=none has no training view. Choose light."
+            "data.transform: follows the augmentation, and with augment=none in every phase there is no training view. "
+            "Choose light."
         )
     return problems
 

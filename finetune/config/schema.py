@@ -435,8 +435,8 @@ class Config:
     )
     monitor: str = setting(
         "val/acc",
-        "validation metric that decides which epoch is best: val/acc, val/f1_macro, val/loss, val/ece or val/NAME of metrics; "
-        "with several labels per image also val/f1_micro and val/map",
+        "validation metric that decides which epoch is best: val/acc, val/f1_macro, val/loss, val/ece or val/NAME of metrics "
+        "(less is better if its higher_is_better is False); with several labels per image also val/f1_micro and val/map",
         example="monitor=val/loss",
     )
     epochs: Optional[int] = setting(None, "epochs of each phase of the schedule; null: as the schedule says", above=0)

@@ -58,15 +58,17 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
             else _check_whole(job, staged)
         )
         if not report.passed:
-            failed = target.with_name(f"{target.name}.parity.json")
+            failed = target.with_name(f"{target.name}.failed.parity.json")
             write_json(failed, to_plain(report))
             problem = (
                 "the part computes something different from the trained model"
                 if export_format.part is not None
                 else "the export's predictions differ from the trained model's"
             )
+            earlier = "; the earlier export is unchanged" if target.exists() else ""
             raise RunError(
-                f"--format {export_format.name}: {problem}, so it was deleted. {'. '.join(report.problems)}. Details: {failed}"
+                f"--format {export_format.name}: {problem}, so it was deleted{earlier}. {'. '.join(report.problems)}. "
+                f"Details: {failed}"
             )
         if export_format.is_folder:
             write_json(staged / PARITY, to_plain(report))
@@ -82,8 +84,8 @@ def check_target(request: ExportRequest, target: Path) -> Path:
     """Return the path for the report of an export to ``target``, after checking that the export would overwrite nothing else.
 
     Raises:
-        UserError: The target is a folder that is not one of our exports, a folder where a file must go, or a part without
-            its suffix.
+        UserError: The target is a folder or a file that is not one of our exports, a folder where a file must go, or a part
+            without its suffix.
     """
     if request.format.is_folder:
         if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
@@ -93,7 +95,13 @@ def check_target(request: ExportRequest, target: Path) -> Path:
         raise UserError(f"--output {target}: must end in {suffix}.")
     if target.is_dir():
         raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / request.filename}.")
-    return target.with_name(f"{target.name}.parity.json")
+    report = target.with_name(f"{target.name}.parity.json")
+    if target.exists() and not report.is_file():
+        raise UserError(
+            f"--output {target}: must be new or an earlier export, which has {report.name} beside it. It is another file. "
+            "Choose another name."
+        )
+    return report
 
 
 def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
@@ -111,10 +119,16 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
 
 def _move_into_place(made: Path, target: Path) -> None:
     """Rename into place; move an earlier folder aside first, because a folder cannot be renamed onto a non-empty one."""
-    aside = made.with_name(f"{made.name}.earlier")
-    if target.is_dir():
-        os.replace(target, aside)
-    else:
-        with made.open("rb") if made.is_file() else open(made / PARITY, "rb") as written:
-            os.fsync(written.fileno())
-    os.replace(made, target)
+    with (made if made.is_file() else made / PARITY).open("rb") as written:
+        os.fsync(written.fileno())
+    if not target.is_dir():
+        os.replace(made, target)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}.earlier.part")
+    os.replace(target, aside)
+    try:
+        os.replace(made, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -4,6 +4,19 @@ import math
 from dataclasses import dataclass, field
 
 
+def minimizes(monitor: str, *, higher_is_better: bool | None = None) -> bool:
+    """Return whether smaller values of a metric are better.
+
+    Args:
+        monitor: Name of the metric.
+        higher_is_better: What a user-supplied metric says of itself, as torchmetrics' do; None if it says nothing.
+
+    >>> minimizes("val/loss"), minimizes("val/acc"), minimizes("val/mae", higher_is_better=False)
+    (True, False, True)
+    """
+    return monitor.endswith(("loss", "ece")) if higher_is_better is None else not higher_is_better
+
+
 @dataclass(kw_only=True)
 class EpochHistory:
     """Holds the monitored metric and the validation loss of each finished epoch, and decides from them.
@@ -14,7 +27,8 @@ class EpochHistory:
     uninterrupted one would have.
 
     Args:
-        monitor: Name of the metric; a name that ends in ``loss`` or ``ece`` is better when smaller.
+        monitor: Name of the metric.
+        minimize: Whether smaller values of it are better; None for a built-in metric: of a loss and a calibration error.
         patience: Epochs without improvement after which to stop; None never stops.
         history: Metric and validation loss of each epoch.
 
@@ -26,11 +40,12 @@ class EpochHistory:
     monitor: str
     patience: int | None = None
     history: list[tuple[float, float]] = field(default_factory=list)
+    minimize: bool | None = None
 
     @property
     def smaller_is_better(self) -> bool:
         """Return whether the metric is a loss or an error."""
-        return self.monitor.endswith(("loss", "ece"))
+        return minimizes(self.monitor) if self.minimize is None else self.minimize
 
     def _better(self, new: tuple[float, float], old: tuple[float, float]) -> bool:
         return self._rank(new) < self._rank(old)

@@ -52,9 +52,7 @@ def trainable_names(classifier: Classifier, *, train: Collection[str], parameter
             for name, _ in classifier.named_parameters()
             if (stage := classifier.stage_of(name)) in train and (stage == HEAD or name in adapters)
         }
-    # gates scale the inputs of norms and head, so these train with them
-    kinds = {"norms": ("norms",), "bias": ("bias",), "gates": ("gates", "norms")}
-    chosen = None if parameters == "all" else classifier.select(*kinds[parameters])
+    chosen = None if parameters == "all" else classifier.select(parameters)
     return {
         name
         for name, _ in classifier.named_parameters()

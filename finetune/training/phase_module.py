@@ -40,6 +40,7 @@ class FitSettings:
 
     Args:
         monitor: Metric that decides which epoch was best.
+        minimize: Whether smaller values of it are better; None for a built-in metric.
         seed: Seed of the run; part of the key of each step's randomness.
         number: Position of the phase in the schedule, from 0.
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
@@ -48,6 +49,7 @@ class FitSettings:
     """
 
     monitor: str
+    minimize: bool | None = None
     seed: int = 0
     number: int = 0
     offset: tuple[int, int] = (0, 0)
@@ -99,7 +101,7 @@ class PhaseModule(StagedModule):
         # a checkpoint holds only the trainable stages; the others are in the phase's start.safetensors
         self.strict_loading = False
         self.phase_number = settings.number
-        self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience)
+        self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience, minimize=settings.minimize)
         self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
         self._seed, self._carried = settings.seed, carried
         self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=settings.compiled)

@@ -9,6 +9,7 @@ The files are written atomically and in this order, so that a run killed between
    ``final.safetensors``; last ``result.json``, which marks the phase as finished.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from finetune.results import PhaseResult
 from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
+from finetune.training.epoch_history import minimizes
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase
@@ -94,12 +96,11 @@ class PhaseRunner:
             cache = self._context.open_cache(self._number)
             self._begin_data(cache)
             self._announce()
-            if self._phase.needs_features:
-                trained, state, validation = self._train_head(cache), None, None
-            else:
-                trained, state, validation = self._fit(cache, carried)
-            if cache is not None:
-                cache.close()
+            with contextlib.closing(cache) if cache is not None else contextlib.nullcontext():
+                if self._phase.needs_features:
+                    trained, state, validation = self._train_head(cache), None, None
+                else:
+                    trained, state, validation = self._fit(cache, carried)
         result = phase_result(
             self._phase,
             trained,
@@ -247,6 +248,7 @@ class PhaseRunner:
     def _module(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseModule:
         context, settings = self._context, self._context.settings
         outputs = len(context.data.source.index.rows("val")) * len(context.classifier.classes)
+        own = context.make.metrics.get(settings.monitor.removeprefix("val/"))
         return PhaseModule(
             classifier=context.classifier,
             phase=self._phase,
@@ -254,6 +256,7 @@ class PhaseRunner:
             loss=context.make.loss(self._phase),
             settings=FitSettings(
                 monitor=settings.monitor,
+                minimize=None if own is None else minimizes(settings.monitor, higher_is_better=own.higher_is_better),
                 seed=settings.seed,
                 number=self._number,
                 offset=self._offset,

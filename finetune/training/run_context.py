@@ -38,7 +38,7 @@ class RunSettings:
         seed: Key of all randomness.
         facts: Decisions made before training, for the results.
         monitor: Metric that decides which epoch is best.
-        checkpoint_every: Batches between checkpoints inside an epoch; None writes them only at the ends of epochs.
+        checkpoint_every: Optimizer steps between checkpoints inside an epoch; None writes them only at the ends of epochs.
         cache_limit_bytes: Limit of the whole activation cache, in bytes.
         compiled: Whether ``torch.compile`` compiles the trainable part.
     """

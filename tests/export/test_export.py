@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 
 from finetune.cli import main
 from finetune.errors import RunError
-from finetune.export.export import export_checked
+from finetune.export.export import _move_into_place, export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import synthetic_images
@@ -63,8 +64,8 @@ def test_an_export_that_predicts_something_else_is_not_left_behind(
         export_checked(
             ExportJob(classifier=model, request=ExportRequest(format=FORMATS["torch_export"]), images=images), target
         )
-    assert [path.name for path in target.parent.iterdir()] == ["model.pt2.parity.json"]
-    assert not json.loads((target.parent / "model.pt2.parity.json").read_text())["passed"]
+    assert [path.name for path in target.parent.iterdir()] == ["model.pt2.failed.parity.json"]
+    assert not json.loads((target.parent / "model.pt2.failed.parity.json").read_text())["passed"]
 
 
 def test_a_folder_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +76,39 @@ def test_a_folder_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.Ca
     assert main(command) == 2
     assert "must be new, empty or an earlier export" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+
+
+def test_a_file_of_the_users_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_bundle(tmp_path / "run", size=(32, 32))
+    (tmp_path / "thesis.onnx").write_text("years")
+    command = ["export", str(tmp_path / "run"), "--format", "onnx", "--output", str(tmp_path / "thesis.onnx")]
+    assert main(command) == 2
+    assert "must be new or an earlier export, which has thesis.onnx.parity.json beside it" in capsys.readouterr().err
+    assert (tmp_path / "thesis.onnx").read_text() == "years"
+
+
+def test_an_earlier_folder_comes_back_where_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, made = tmp_path / "export", tmp_path / "made"
+    for folder, text in ((target, "earlier"), (made, "new")):
+        folder.mkdir()
+        (folder / "parity.json").write_text(text)
+    whole = os.replace
+
+    def fails(source: Path, destination: Path) -> None:
+        if source == made:
+            raise OSError("no")
+        whole(source, destination)
+
+    monkeypatch.setattr("os.replace", fails)
+    with pytest.raises(OSError, match="no"):
+        _move_into_place(made, target)
+    assert (target / "parity.json").read_text() == "earlier"
+    monkeypatch.undo()
+    _move_into_place(made, target)
+    assert (target / "parity.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def test_swapped_class_names_fail_the_comparison(tmp_path: Path) -> None:

@@ -72,5 +72,5 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
         export_checked(
             ExportJob(classifier=model, request=ExportRequest(format=FORMATS["head"]), images=images), target
         )
-    assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.parity.json"]
-    assert not json.loads((target.parent / "part.safetensors.parity.json").read_text())["passed"]
+    assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.failed.parity.json"]
+    assert not json.loads((target.parent / "part.safetensors.failed.parity.json").read_text())["passed"]

@@ -4,8 +4,9 @@ import math
 import random
 
 import torch
+from torchmetrics import MeanAbsoluteError
 
-from finetune.training.epoch_history import EpochHistory
+from finetune.training.epoch_history import EpochHistory, minimizes
 
 
 def test_the_plateau_is_torchs_reduce_on_plateau() -> None:
@@ -29,6 +30,14 @@ def test_a_tie_is_decided_by_the_loss_and_then_by_the_earlier_epoch() -> None:
 
 def test_a_loss_is_better_when_smaller() -> None:
     assert EpochHistory(monitor="val/loss", history=[(0.5, 0.5), (0.4, 0.4), (0.6, 0.6)]).best_epoch == 1
+
+
+def test_a_metric_of_the_users_own_says_itself_which_way_is_better() -> None:
+    history = [(0.5, 0.5), (0.4, 0.4), (0.6, 0.6)]
+    assert EpochHistory(monitor="val/mae", minimize=True, history=list(history)).best_epoch == 1
+    assert EpochHistory(monitor="val/gloss", minimize=False, history=list(history)).best_epoch == 2
+    assert minimizes("val/mae", higher_is_better=MeanAbsoluteError().higher_is_better)
+    assert not minimizes("val/share", higher_is_better=None)
 
 
 def test_a_value_that_is_no_number_is_never_the_best() -> None:

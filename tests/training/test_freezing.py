@@ -107,6 +107,14 @@ def test_norms_alone_train_with_the_head() -> None:
     assert len(expected) > 20
 
 
+def test_the_gates_of_a_network_without_norms_train() -> None:
+    backbone = finetune.build_backbone("cifar_resnet8", source="residual", weights="none", norm="none", scaling="fixup")
+    classifier = finetune.build_classifier(backbone, classes=["a", "b"], size=(32, 32))
+    names = trainable_names(classifier, train=classifier.stages, parameters="gates")
+    assert len(names) > 10
+    assert not [name for name in names if "conv" in name]
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "resnet10t"])
 def test_biases_alone_train_with_the_head(name: str) -> None:
     classifier = finetune.build_classifier(finetune.build_backbone(name, weights="none"), classes=["a", "b"])

@@ -134,7 +134,10 @@ class Guards(Callback):
                 )
 
     def _fingerprints(self) -> dict[str, int]:
-        """Return a checksum of each tensor of the frozen stages, which any changed bit changes."""
+        """Return the sum of the bits of each tensor of the frozen stages, taken as whole numbers.
+
+        A write by a callback or an optimizer changes it; values that only change places do not.
+        """
         whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
         return {
             name: int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum(dtype=torch.int64))
