@@ -14,11 +14,11 @@ from finetune.input_spec import InputSpec
 if TYPE_CHECKING:
     from finetune.api.figures import plot_confusion, show_batch, top_losses
     from finetune.api.fit import fit, resume
-    from finetune.api.models import embed, load, save_bundle, search
+    from finetune.api.models import embed, load, predict, save_bundle, search
     from finetune.api.steps import Export, Plan, audit, evaluate, export, ladder, plan
     from finetune.config.schema import PhaseConfig as Phase
     from finetune.embeddings.embeddings import Embeddings
-    from finetune.inference.trained_model import TrainedModel, predict
+    from finetune.inference.trained_model import TrainedModel
     from finetune.ladder_result import LadderResult
     from finetune.models.backbone import Backbone
     from finetune.models.build import build_backbone
@@ -44,7 +44,7 @@ _LATER = {
     "RunResult": "finetune.training.results",
     "Table": "finetune.table",
     "TrainedModel": "finetune.inference.trained_model",
-    "predict": "finetune.inference.trained_model",
+    "predict": "finetune.api.models",
     "show_batch": "finetune.api.figures",
     "plot_confusion": "finetune.api.figures",
     "top_losses": "finetune.api.figures",

@@ -23,7 +23,7 @@ from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
-from finetune.models.own_modules import OWN, own_classes, own_targets
+from finetune.models.own_modules import OWN, modules_text, own_classes, own_targets
 from finetune.models.size_limit import parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.weights import save_head, state_hash
@@ -269,16 +269,17 @@ def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]
         needed: The classes that were not given, by part.
     """
     classes = ", ".join(f"{printable(name)} ({part})" for part, name in needed.items())
-    given = ", ".join(f'"{part}": {printable(name).rpartition(".")[2]}(...)' for part, name in needed.items())
     trust = (
         " A configuration named them, so --trust (in Python trust=True) imports and builds them; that runs code chosen by "
         "whoever made the model."
         if set(needed) <= set(own_targets(model))
-        else ""
+        else " The command line cannot build it, as nothing names how: it was given as an object. For a head that commands can "
+        "build, train with head._target_=module.Class and its folder on PYTHONPATH."
     )
     return (
         f"RUN={path!r}: needs classes that are not part of finetune: {classes}. None of it has been built. In Python give a "
-        f"module of each: finetune.load({path!r}, modules={{{given}}}).{trust}"
+        f"module of each: finetune.load({path!r}, {modules_text(model, needed)}), which "
+        f"finetune.evaluate, finetune.export and the others take.{trust}"
     )
 
 

@@ -144,7 +144,7 @@ def execute(
     from finetune.activation_cache.policy import policies_from_plain, with_solvers
     from finetune.build.classifier import weights_origin
     from finetune.build.python_objects import loss_with_objects, with_objects_named
-    from finetune.models.own_modules import own_classes
+    from finetune.models.own_modules import modules_text, own_classes
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
     from finetune.report.usage import commands
@@ -239,8 +239,13 @@ def execute(
     if is_rank_zero():
         if config.keep != "all":
             keep_results_only(parts.classifier, folder)
-        own = bool(own_classes(parts.classifier.describe()))
-        lines = commands(str(run_dir), multi_label=parts.source.index.multi_label, trust=own)
+        model = parts.classifier.describe()
+        lines = commands(
+            str(run_dir),
+            multi_label=parts.source.index.multi_label,
+            trust=bool(own_classes(model)),
+            modules=modules_text(model),
+        )
         show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
     return result
 

@@ -4,18 +4,18 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.api.model_argument import run_folder
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from finetune.api.model_argument import Run
     from finetune.inference.evaluate import Evaluation
-    from finetune.training.results import RunResult
 
 # up to this many classes their names and counts are written into the matrix
 _MOST_NAMED = 25
@@ -71,7 +71,7 @@ def show_batch(
     return _pictures(pictures, titles)
 
 
-def plot_confusion(result: "RunResult | Evaluation | str | Path") -> "Figure":
+def plot_confusion(result: "Run | Evaluation") -> "Figure":
     """Return the confusion matrix of a test: a row for each true class, a column for each predicted one.
 
     Args:
@@ -103,7 +103,7 @@ def plot_confusion(result: "RunResult | Evaluation | str | Path") -> "Figure":
     return figure
 
 
-def top_losses(run: "RunResult | str | Path", *, images: int = 9) -> "Figure":
+def top_losses(run: "Run", *, images: int = 9) -> "Figure":
     """Return the test images of a run that the model was most wrong about, with true class, answer and loss.
 
     Args:
@@ -120,7 +120,7 @@ def top_losses(run: "RunResult | str | Path", *, images: int = 9) -> "Figure":
     from finetune.run_folder import RunFolder
     from finetune.safe_files import inside, read_text
 
-    folder = check_run(_folder_of(run))
+    folder = check_run(run_folder(run))
     file = RunFolder(folder).predictions
     rows = list(csv.DictReader(io.StringIO(read_text(inside(folder, file.name)), newline="")))
     if rows and "target_probability" not in rows[0]:
@@ -146,14 +146,8 @@ def _metrics_of(result: Any) -> tuple[Any, Sequence[str]]:
 
     if isinstance(result, Evaluation):
         return result.metrics, ()
-    if not isinstance(result, (RunResult, str, Path)):
-        raise UserError(f"result: must be of finetune.fit or finetune.evaluate. It is a {type(result).__name__}.")
-    results = result.results if isinstance(result, RunResult) else read_run(result).results
+    results = result.results if isinstance(result, RunResult) else read_run(run_folder(result, "result")).results
     return results.test, results.data.classes
-
-
-def _folder_of(run: Any) -> Path:
-    return Path(getattr(run, "run_dir", run)).expanduser()
 
 
 def _label(index: Any, row: int) -> str:

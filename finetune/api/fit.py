@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.model_argument import run_folder
 from finetune.config.schema import PhaseConfig
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torchmetrics import Metric
 
+    from finetune.api.model_argument import Run
     from finetune.models.backbone import Backbone
     from finetune.training.results import RunResult
 
@@ -117,7 +119,7 @@ def fit(
 
 
 def resume(
-    run_dir: str | Path,
+    run_dir: "Run",
     *,
     data: Any = None,
     backbone: "nn.Module | Backbone | None" = None,
@@ -165,7 +167,7 @@ def resume(
     from finetune.run_names import CONFIG
     from finetune.safe_files import inside
 
-    folder = Path(run_dir).expanduser()
+    folder = run_folder(run_dir, "run_dir")
     config = from_yaml(inside(folder, CONFIG))
     source = None if data is None else FitArguments(data=data, classes=classes).source_for(config)
     if backbone is not None and not isinstance(backbone, Backbone):

@@ -4,23 +4,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.model_argument import model_argument
+from finetune.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor, nn
+    from torch import nn
 
+    from finetune.api.model_argument import Run
     from finetune.embeddings.embeddings import Embeddings
     from finetune.embeddings.extractor import FeatureExtractor
+    from finetune.embeddings.image_records import DatasetRecords
     from finetune.embeddings.search import Neighbours
     from finetune.inference.trained_model import TrainedModel
     from finetune.models.classifier import Classifier
 
 
-def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "TrainedModel":
+def load(path: "Run", *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "TrainedModel":
     """Load a trained model from a bundle folder or a run folder.
 
     Args:
-        path: A bundle folder, or a run folder that has one.
+        path: A bundle folder, a run folder that has one, or what :func:`finetune.fit` returned.
         modules: A module of each class of your own that the model needs, built with the arguments that it had in training:
             ``{"head": MyHead(512, 3), "backbone": MyNet()}``. The weights are loaded into these modules, strictly.
         trust: Import and build the classes that the bundle names, where a configuration named them (``head._target_``).
@@ -35,15 +40,51 @@ def load(path: str | Path, *, modules: "Mapping[str, nn.Module] | None" = None, 
     Raises:
         UserError: There is no complete bundle, or it needs classes of your own that were not given; the message names them.
     """
-    from finetune.bundle import load_bundle
-    from finetune.commands.own_modules import modules_of
-    from finetune.inference.decode_options import decode_options_of
-    from finetune.inference.trained_model import trained_model
+    from finetune.data.decode import DecodeOptions
+    from finetune.inference.trained_model import TrainedModel, trained_model
 
-    given = dict(modules or {})
-    if trust:
-        given |= modules_of(path, trust=True, given=given)
-    return trained_model(load_bundle(path, modules=given), decode=decode_options_of(path))
+    model = model_argument(path, "path", modules=modules, trust=trust).load()
+    if isinstance(model, TrainedModel):
+        return model
+    return trained_model(model, decode=DecodeOptions(channels=model.input_spec.channels))
+
+
+def predict(
+    model: "Run | Classifier",
+    images: Any,
+    *,
+    uncertain_below: float = 0.2,
+    batch_size: int = 32,
+    modules: "Mapping[str, nn.Module] | None" = None,
+    trust: bool = False,
+) -> Any:
+    """Classify images in any form, each resized and cropped as ``finetune predict`` does.
+
+        finetune.predict("runs/pets", "photos")                         # a folder; also files, patterns, lists of them
+        finetune.predict(model, [Image.open("a.jpg"), array])           # Pillow images, arrays (H, W, C), tensors (C, H, W)
+        finetune.predict(run, table)                                    # a data frame with a column path
+
+    Args:
+        model: A run or bundle folder, what :func:`finetune.fit` returned, or a model in memory, on any device.
+        images: The images.
+        uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
+            probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
+        batch_size: Images in one forward pass.
+        modules: Modules of your own that the run needs, as for :func:`load`.
+        trust: Build the classes of your own that the run names.
+
+    Returns:
+        A pandas DataFrame where pandas is installed, else a :class:`finetune.Table`. A row for each image: ``image`` (its
+        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, the
+        probability of every class under its name, and ``error``, the reason why a file cannot be read.
+
+    Raises:
+        UserError: There is no such model, the images are in no known form, or there are none.
+    """
+    from finetune.inference.trained_model import predict as classify
+
+    loaded = model_argument(model, "model", modules=modules, trust=trust).load()
+    return classify(loaded, images, uncertain_below=uncertain_below, batch_size=batch_size)
 
 
 def save_bundle(model: "Classifier", folder: str | Path) -> Path:
@@ -62,7 +103,6 @@ def save_bundle(model: "Classifier", folder: str | Path) -> Path:
         UserError: A module keeps state that is not a tensor, or ``model`` is not a classifier.
     """
     from finetune.bundle import save_bundle as save
-    from finetune.errors import UserError
     from finetune.models.classifier import Classifier
 
     if not isinstance(model, Classifier):
@@ -74,28 +114,85 @@ def save_bundle(model: "Classifier", folder: str | Path) -> Path:
 
 
 def embed(
-    model: "Classifier | FeatureExtractor | str | Path",
-    images: "Tensor | str | Path | Sequence[str | Path]",
+    model: "Run | Classifier | FeatureExtractor",
+    images: Any = None,
     *,
+    data: Any = None,
     stage: str | None = None,
     normalize: bool = False,
     batch_size: int = 32,
+    modules: "Mapping[str, nn.Module] | None" = None,
+    trust: bool = False,
+    overrides: Sequence[str] = (),
 ) -> "Embeddings":
     """Compute features of images in memory; ``finetune embed`` writes those of many images to a file.
 
+        finetune.embed(run, "photos")        # images, without labels
+        finetune.embed(run, data="pets")     # a data set, with its labels and splits
+        finetune.embed(run)                  # the run's own data set
+
     Args:
-        model: A run or bundle folder, a model from :func:`load`, or a :class:`finetune.embeddings.extractor.FeatureExtractor`.
-        images: uint8 (B, C, H, W), or what ``finetune predict`` takes: files, folders, patterns, lists.
+        model: A run or bundle folder, what :func:`finetune.fit` returned, a model in memory, or a
+            :class:`finetune.embeddings.extractor.FeatureExtractor`.
+        images: uint8 (B, C, H, W), or what :func:`predict` takes: files, folders, Pillow images, arrays, data frames.
+        data: A data set, as for :func:`finetune.fit`, in place of ``images``.
         stage: Stage whose output is pooled; None takes the features below the head.
         normalize: Whether to scale the features to length one.
         batch_size: Images in one forward pass.
+        modules: Modules of your own that the run needs, as for :func:`load`.
+        trust: Build the classes of your own that the run names.
+        overrides: Other overrides of the data set, as on the command line.
 
     Raises:
         UserError: There is no such model, stage or image, or an image cannot be read.
     """
+    from finetune.embeddings.extractor import FeatureExtractor, extractor_from_classifier
     from finetune.embeddings.in_memory import embed_in_memory
+    from finetune.inference.trained_model import TrainedModel
 
-    return embed_in_memory(model, images, stage=stage, normalize=normalize, batch_size=batch_size)
+    if images is not None and data is not None:
+        raise UserError("images and data: only one of them can be embedded. Leave one out.")
+    folder = None
+    if isinstance(model, FeatureExtractor):
+        if stage not in (None, model.stage):
+            raise UserError(f"stage={stage!r}: this extractor was made for {model.stage!r}.")
+        extractor = model
+    else:
+        argument = model_argument(model, "model", modules=modules, trust=trust)
+        loaded, folder = argument.load(), argument.folder
+        decode = loaded.decode if isinstance(loaded, TrainedModel) else None
+        extractor = extractor_from_classifier(loaded, stage=stage, decode=decode, run=folder)
+    if images is None:
+        images = _data_set(data, folder, extractor, overrides)
+    return embed_in_memory(extractor, images, normalize=normalize, batch_size=batch_size)
+
+
+def _data_set(
+    data: Any, folder: str | None, extractor: "FeatureExtractor", overrides: Sequence[str]
+) -> "DatasetRecords":
+    """Return the images of a data set, read as the model's own were; None is the data set of the run."""
+    from dataclasses import asdict
+
+    from finetune.api.settings import FitArguments
+    from finetune.build.data import build_source
+    from finetune.commands.evaluate import data_config, read_alike
+    from finetune.config import compose
+    from finetune.embeddings.image_records import DatasetRecords
+
+    channels = extractor.spec.channels
+    if data is None and folder is None:
+        raise UserError("images: must be given for a model that lies in no folder. Give images, or data=.")
+    arguments = None if data is None else FitArguments(data=data, channels=channels, overrides=overrides)
+    words = [] if arguments is None else arguments.words_of_data()
+    if arguments is not None and words is None:
+        return DatasetRecords(arguments.evaluation_source())
+    typed = [*(words or []), *overrides]
+    config = compose(typed) if folder is None else data_config(folder, typed)
+    config.input.channels = channels
+    read_alike(config, typed, extractor.decode)
+    # features need no training split
+    source = build_source(config, use="audit")
+    return DatasetRecords(source, data={"seed": config.seed, "data": asdict(config.data)})
 
 
 def search(
@@ -116,8 +213,15 @@ def search(
     Raises:
         UserError: The widths differ, or a setting is out of range.
     """
+    import numpy as np
+
     from finetune.embeddings.embeddings import Embeddings
     from finetune.embeddings.search import nearest
 
+    for name, value, others in (("embeddings", embeddings, ()), ("queries", queries, (np.ndarray,))):
+        if not isinstance(value, (Embeddings, *others)):
+            raise UserError(
+                f"{name}: must be embeddings. It is a {type(value).__name__}. Compute them: finetune.embed(model, images)."
+            )
     wanted = queries.features if isinstance(queries, Embeddings) else queries
     return nearest(embeddings.features, wanted, k, metric=metric)

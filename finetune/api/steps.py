@@ -1,15 +1,19 @@
 """The other commands from Python: plan, audit, evaluate, export and the ladder, with typed results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.model_argument import model_argument
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
 from finetune.ladder.strategies import STRATEGIES, LadderOptions
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from finetune.api.model_argument import Run
     from finetune.data.audit import Audit
     from finetune.inference.evaluate import Evaluation
     from finetune.ladder_result import LadderResult
@@ -109,19 +113,21 @@ def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = 
 
 
 def evaluate(
-    model: "str | Path | Classifier",
+    model: "Run | Classifier",
     data: Any = None,
     *,
     split: str = "test",
+    modules: "Mapping[str, nn.Module] | None" = None,
     trust: bool = False,
     overrides: Sequence[str] = (),
 ) -> "Evaluation":
     """Test a model on its own test split, or on other data, whose classes are aligned by name.
 
     Args:
-        model: A run or bundle folder, or a classifier.
+        model: A run or bundle folder, what :func:`finetune.fit` returned, or a model in memory.
         data: Other data, as for :func:`finetune.fit`; None uses that of the run.
         split: ``train``, ``val``, ``test`` or ``all``. Data without splits is all test data.
+        modules: Modules of your own that the run needs, as for :func:`finetune.load`.
         trust: Build the classes of your own that the run names.
         overrides: Other overrides, as on the command line, ``["data.num_workers=4"]`` for example.
 
@@ -134,28 +140,27 @@ def evaluate(
     from finetune.api.settings import FitArguments
     from finetune.commands.evaluate import evaluate_run
     from finetune.inference.evaluate import evaluate_split
-    from finetune.models.classifier import Classifier
     from finetune.models.modes import evaluating
 
-    if data is None and isinstance(model, Classifier):
+    argument = model_argument(model, "model", modules=modules, trust=trust)
+    if data is None and argument.given is not None and not argument.records_data:
         raise UserError(
             "data: must be given for a classifier, which does not know what it was trained on. Give the data, or a run."
         )
-    if not isinstance(model, Classifier):
-        words = [] if data is None else FitArguments(data=data).words_of_data()
-        if words is not None:
-            return evaluate_run(str(model), [*words, *overrides], split=split, trust=trust)[0]
-        from finetune.api.models import load
-
-        model = load(model, trust=trust)
-    arguments = FitArguments(data=data, channels=model.input_spec.channels, classes=model.classes, overrides=overrides)
+    words = [] if data is None else FitArguments(data=data).words_of_data()
+    if words is not None and argument.folder is not None:
+        overrides = [*words, *overrides]
+        return evaluate_run(argument.folder, overrides, split=split, trust=trust, load=argument.load)[0]
+    loaded = argument.load()
+    channels = loaded.input_spec.channels
+    arguments = FitArguments(data=data, channels=channels, classes=loaded.classes, overrides=overrides)
     source = arguments.evaluation_source()
-    with evaluating(model):
-        return evaluate_split(model, source, split)
+    with evaluating(loaded):
+        return evaluate_split(loaded, source, split)
 
 
 def export(
-    run: str | Path,
+    run: "Run",
     format: str,  # as the command's option
     *,
     output: str | Path | None = None,
@@ -163,18 +168,20 @@ def export(
     precision: str = "fp32",
     layout: str = "nhwc",
     check: int | None = None,
+    modules: "Mapping[str, nn.Module] | None" = None,
     trust: bool = False,
 ) -> Export:
     """Write a trained model in a format that other programs open, after comparing the export with the model on real images.
 
     Args:
-        run: Run or bundle folder.
+        run: Run or bundle folder, what :func:`finetune.fit` returned, or a model from :func:`finetune.load`.
         format: ``onnx``, ``torch_export``, ``timm``, ``torchvision``, ``transformers``, ``web``, ``head`` or ``backbone``.
         output: File or folder to write; None uses ``exports/`` in the run.
         images: Images to compare on; None uses the run's validation images.
         precision: ``fp32``, ``fp16`` or ``int8``, for onnx.
         layout: ``nhwc`` or ``nchw``: position of the channels, for onnx and torch_export.
         check: Number of images to compare on; None uses 64, or 256 for int8.
+        modules: Modules of your own that the run needs, as for :func:`finetune.load`.
         trust: Build the classes of your own that the run names.
 
     Raises:
@@ -192,8 +199,9 @@ def export(
     ):
         if value not in choices:
             raise UserError(f"{name}={value!r}: must be one of {', '.join(choices)}.{did_you_mean(value, choices)}")
+    argument = model_argument(run, modules=modules, trust=trust)
     path, lines = export_run(
-        str(run),
+        argument.require_folder("run"),
         format,
         output=None if output is None else Path(output).expanduser(),
         images=None if images is None else [str(image) for image in images],
@@ -201,6 +209,7 @@ def export(
         layout=layout,
         check=check,
         trust=trust,
+        load=argument.load_saved,
     )
     return Export(path=path, format=format, summary=tuple(lines))
 

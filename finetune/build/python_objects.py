@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.build.user_objects import trying
 from finetune.config.schema import Config
 from finetune.errors import UserError
+from finetune.resume_command import resume_in_python
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,11 +79,10 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: s
     given = objects.names()
     if set(given) == set(needed):
         return
-    call = ", ".join([repr(run), *(f"{key}=..." for key in needed)])
     what = ", ".join(f"{key} ({name})" for key, name in needed.items()) or "no objects"
     raise UserError(
         f"RUN='{run}': must be resumed with the objects that it started with. It started with {what}; given: "
-        f"{', '.join(given) or 'none'}. Write in Python: finetune.resume({call})."
+        f"{', '.join(given) or 'none'}. Write in Python: {resume_in_python(run, needed)}."
     )
 
 

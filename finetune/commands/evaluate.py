@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +81,12 @@ def _default_split(source: "Source", *, other_data: bool) -> str:
 
 
 def evaluate_run(
-    run: str, overrides: Sequence[str], *, split: str | None, trust: bool
+    run: str,
+    overrides: Sequence[str],
+    *,
+    split: str | None,
+    trust: bool,
+    load: "Callable[[], Classifier] | None" = None,
 ) -> "tuple[Evaluation, Classifier, str]":
     """Test a trained run on its own data or on other data.
 
@@ -90,6 +95,7 @@ def evaluate_run(
         overrides: Words that name other data, or change the run's own.
         split: ``train``, ``val``, ``test`` or ``all``; None uses ``test``, or ``all`` for data without splits.
         trust: Whether to build user-supplied classes that the run names.
+        load: Function that returns the model; None loads it from the run.
 
     Returns:
         The metrics, the model, and the split.
@@ -109,13 +115,14 @@ def evaluate_run(
     from finetune.build.paths import check_data_is_there, check_paths
     from finetune.inference.decode_options import decode_options_of
     from finetune.inference.evaluate import evaluate
+    from finetune.models.modes import evaluating
 
     other_data = any(word.partition("=")[0] in ("data", *naming_settings()) for word in overrides)
     with _naming_own_config(run, overrides):
         if not other_data:
             check_data_is_there(config, command=f"finetune evaluate {shlex.quote(run)}")
         listing = check_paths(config, use="test" if other_data else "train")
-    classifier = load_bundle(run, modules=modules_of(run, trust=trust))
+    classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
     config.input.channels = classifier.input_spec.channels
     read_alike(config, overrides, decode_options_of(run))
     source = _moved_data(run, config, overrides)
@@ -129,7 +136,9 @@ def evaluate_run(
         raise UserError(f"--split {split}: has no images. Counts: {source.index.images()}. Choose another split.")
     place = None if config.data.source == "python" else source_kind(config.data.source).place
     name = "data" if place is None else f"data.{place}={getattr(config.data, place)!r}"
-    return evaluate(classifier, source, rows, num_workers=config.data.num_workers, name=name), classifier, split
+    with evaluating(classifier):
+        tested = evaluate(classifier, source, rows, num_workers=config.data.num_workers, name=name)
+    return tested, classifier, split
 
 
 @contextmanager

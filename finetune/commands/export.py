@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +69,7 @@ def export_run(
     layout: str,
     check: int | None,
     trust: bool,
+    load: "Callable[[], Classifier] | None" = None,
 ) -> tuple[Path, list[str]]:
     """Write an export of a run once it agrees with the trained model.
 
@@ -81,6 +82,7 @@ def export_run(
         layout: ``nhwc`` or ``nchw``.
         check: Number of images to compare on; None uses 64, or 256 for int8.
         trust: Whether to build user-supplied classes that the run names.
+        load: Function that returns the run's model; None loads it from the run.
 
     Returns:
         The file or folder written, and lines about the comparison.
@@ -106,7 +108,7 @@ def export_run(
     check_request(request)
     target = output or home_path(run) / "exports" / request.filename
     check_target(request, target)
-    classifier = load_bundle(run, modules=modules_of(run, trust=trust))
+    classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
     if classifier.multi_label and request.format.part is None:
         raise UserError(
             f"--format {form}: holds one label per image, as a softmax. This model predicts several. Export "

@@ -1,35 +1,44 @@
 """Embed a few images in memory, without a file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.data.image_file import content_hash, read_image_file
+from finetune.data.python_images import pixels_of
 from finetune.embeddings.embeddings import Embeddings, collect
-from finetune.embeddings.extractor import FeatureExtractor, extractor_from_classifier, extractor_from_run
+from finetune.embeddings.extractor import FeatureExtractor
 from finetune.embeddings.files import Block
+from finetune.embeddings.image_records import DatasetRecords
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
-from finetune.inference.image_paths import find_images
-from finetune.models.classifier import Classifier
+from finetune.inference.given_images import one_by_one
 from finetune.versions import versions
-
-Images = Tensor | str | Path | Sequence[str | Path]
 
 
 def embed_in_memory(
-    model: Classifier | FeatureExtractor | str | Path,
-    images: Images,
+    extractor: FeatureExtractor,
+    images: Any,
     *,
-    stage: str | None = None,
     normalize: bool = False,
     batch_size: int = 32,
 ) -> Embeddings:
-    """Embed images in memory; see :func:`finetune.embed`."""
-    extractor = _extractor(model, stage)
+    """Embed images in memory; see :func:`finetune.embed`.
+
+    Args:
+        extractor: Network.
+        images: Images in any form, or the records of a data set, which have labels and splits.
+        normalize: Whether to scale the features to length one.
+        batch_size: Images in one forward pass.
+
+    Raises:
+        UserError: There is no image, or one cannot be read.
+    """
     metadata = {
         **extractor.identity,
         "model": extractor.model,
@@ -44,10 +53,11 @@ def embed_in_memory(
         "classes": None,
         "multi_label": False,
         "versions": versions(),
+        **(images.metadata if isinstance(images, DatasetRecords) else {}),
     }
 
     def blocks() -> Iterator[Block]:
-        batch: list[tuple[str, bytes, Tensor]] = []
+        batch: list[_Image] = []
         for image in _views(images, extractor):
             batch.append(image)
             if len(batch) == batch_size:
@@ -62,23 +72,32 @@ def embed_in_memory(
     return embeddings
 
 
-def _extractor(model: Classifier | FeatureExtractor | str | Path, stage: str | None) -> FeatureExtractor:
-    if isinstance(model, Classifier):
-        return extractor_from_classifier(model, stage=stage)
-    if not isinstance(model, FeatureExtractor):
-        return extractor_from_run(model, stage=stage)
-    if stage not in (None, model.stage):
-        raise UserError(f"stage={stage!r}: this extractor was made for {model.stage!r}.")
-    return model
+@dataclass(frozen=True, kw_only=True)
+class _Image:
+    path: str
+    content: bytes
+    view: Tensor
+    label: str = ""
+    split: str = ""
 
 
-def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, bytes, Tensor]]:
-    """Yield name, content hash and view of each image."""
+def _views(images: Any, extractor: FeatureExtractor) -> Iterator[_Image]:
+    if isinstance(images, DatasetRecords):
+        for record in images:
+            content, view = images.read(record, extractor, lambda content: False)
+            assert isinstance(view, Tensor), "no features are cached, and no content is known"
+            yield _Image(path=record.path, content=content, view=view, label=record.label, split=record.split)
+        return
     if not isinstance(images, Tensor):
-        several = [images] if isinstance(images, str | Path) else images
-        for path in find_images(several):
-            data = read_image_file(path, max_pixels=extractor.decode.max_pixels)
-            yield str(Path(path).absolute()), content_hash(data).tobytes(), extractor.read(data, path)
+        for name, image in one_by_one(images):
+            if isinstance(image, str):
+                data = read_image_file(image, max_pixels=extractor.decode.max_pixels)
+                path, content = str(Path(image).absolute()), content_hash(data).tobytes()
+                yield _Image(path=path, content=content, view=extractor.read(data, image))
+            else:
+                pixels_HWC = pixels_of(image, name, extractor.decode)
+                content = content_hash(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).tobytes()
+                yield _Image(path=name.replace(" ", "/"), content=content, view=extractor.view.of_pixels(pixels_HWC))
         return
     if images.ndim != 4 or images.dtype != torch.uint8 or images.shape[1] != extractor.spec.channels:
         raise UserError(
@@ -86,16 +105,16 @@ def _views(images: Images, extractor: FeatureExtractor) -> Iterator[tuple[str, b
             f"(B, {extractor.spec.channels}, H, W)."
         )
     for number, image in enumerate(images):
-        content = content_hash(repr(tuple(image.shape)).encode() + image.numpy().tobytes())
-        yield f"image/{number}", content.tobytes(), extractor.view(image)
+        digest = content_hash(repr(tuple(image.shape)).encode() + image.numpy().tobytes())
+        yield _Image(path=f"image/{number}", content=digest.tobytes(), view=extractor.view(image))
 
 
-def _block(batch: list[tuple[str, bytes, Tensor]], extractor: FeatureExtractor, *, normalize: bool) -> Block:
-    features = extractor.embed([view for _, _, view in batch])
+def _block(batch: list[_Image], extractor: FeatureExtractor, *, normalize: bool) -> Block:
+    features = extractor.embed([image.view for image in batch])
     return Block(
-        paths=[path for path, _, _ in batch],
-        labels=[""] * len(batch),
-        splits=[""] * len(batch),
-        contents=[content.hex() for _, content, _ in batch],
+        paths=[image.path for image in batch],
+        labels=[image.label for image in batch],
+        splits=[image.split for image in batch],
+        contents=[image.content.hex() for image in batch],
         features=np.asarray(l2_normalize(features) if normalize else features),
     )

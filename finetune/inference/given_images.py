@@ -47,7 +47,7 @@ def given_images(images: Any, *, options: DecodeOptions, view: EvalView) -> Iter
     Raises:
         UserError: The images are in none of these forms, or there is no image at a path.
     """
-    for name, image in _one_by_one(images):
+    for name, image in one_by_one(images):
         if not isinstance(image, str):
             yield GivenImage(name=name, pixels_CHW=view.of_pixels(pixels_of(image, name, options)))
             continue
@@ -58,8 +58,12 @@ def given_images(images: Any, *, options: DecodeOptions, view: EvalView) -> Iter
             yield GivenImage(name=name, error=str(error))
 
 
-def _one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each image, and the image: a path as a text, or an object that holds pixels."""
+def one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each image, and the image: a path as a text, or an object that holds pixels.
+
+    Raises:
+        UserError: The images are in no known form, or there is no image at a path.
+    """
     if isinstance(images, (str, Path)):
         yield from ((path, path) for path in find_images([images]))
     elif hasattr(images, "columns") and hasattr(images, "__getitem__"):

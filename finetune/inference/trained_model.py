@@ -48,22 +48,24 @@ class TrainedModel(Classifier):
     two differ on pictures that happen to have the input size, where ``input_spec.crop_pct`` is below 1.
 
     ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``decode`` how its image files
-    are decoded.
+    are decoded. ``folder`` is the run or bundle that it was loaded from.
     """
 
     decode: DecodeOptions
+    folder: str | None = None
 
     def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""
         return predict(self, images, uncertain_below=uncertain_below, batch_size=batch_size)
 
 
-def trained_model(classifier: Classifier, *, decode: DecodeOptions) -> TrainedModel:
+def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str | None = None) -> TrainedModel:
     """Return a classifier as a :class:`TrainedModel` of the same modules, in evaluation mode.
 
     Args:
         classifier: Loaded network.
         decode: How image files were decoded in training, from :func:`finetune.inference.decode_options.decode_options_of`.
+        folder: Run or bundle folder that it was loaded from; None for none.
     """
     model = TrainedModel(
         backbone=classifier.backbone,
@@ -74,7 +76,7 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions) -> TrainedMo
         multi_label=classifier.multi_label,
         head_target=classifier.head_target,
     )
-    model.decode = decode
+    model.decode, model.folder = decode, folder
     model.eval()
     return model
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.errors import UserError, first_line
 from finetune.file_errors import out_of_memory
 from finetune.models.modes import evaluating
+from finetune.terminal import printable
 
 # B = batch, D = features, K = classes
 
@@ -99,6 +100,24 @@ def own_targets(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the nodes that built the user-supplied modules, by part; a module that was given as an object has none."""
     targets = {"head": model["head"].get("target"), "backbone": model["backbone"]["kwargs"].get("target")}
     return {part: dict(target) for part in own_classes(model) if (target := targets[part]) is not None}
+
+
+def modules_text(model: Mapping[str, Any], parts: Collection[str] | None = None) -> str:
+    """Return the ``modules=`` that :func:`finetune.load` needs, as Python text; empty for a model that needs none.
+
+    Args:
+        model: Description from :meth:`finetune.models.classifier.Classifier.describe`.
+        parts: Parts to give; None for those that were given as objects, which nothing names how to build.
+
+    >>> modules_text({"head": {"name": "own", "class": "mine.Head"}, "backbone": {"source": "timm", "kwargs": {}}})
+    'modules={"head": Head(...)}'
+    """
+    needed = own_classes(model)
+    chosen = set(needed) - set(own_targets(model)) if parts is None else set(parts)
+    given = ", ".join(
+        f'"{part}": {printable(name).rpartition(".")[2]}(...)' for part, name in needed.items() if part in chosen
+    )
+    return f"modules={{{given}}}" if given else ""
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from finetune.data.image_source import Source
 from finetune.data.transforms import View, eval_view
 from finetune.file_schema import REPORT, THRESHOLD
 from finetune.models.classifier import Classifier
-from finetune.models.own_modules import own_classes
+from finetune.models.own_modules import modules_text, own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.audit_page import training_views
 from finetune.report.calibration_chart import calibration_chart
@@ -93,6 +93,7 @@ def run_page(
     moved = kept_movements(RunFolder(run.run_dir), run.stages, len(run.plan))
     weights = run.weights()
     own = bool(own_classes(classifier.describe()))
+    given = modules_text(classifier.describe())
     return render_page(
         "run.html",
         run=run,
@@ -116,8 +117,9 @@ def run_page(
             multi_label=run.multi_label,
             temperature=calibrated.temperature if calibrated and calibrated.helps else None,
             trust=own,
+            modules=given,
         ),
-        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own),
+        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own, modules=given),
         configuration=settings_in_use(run.config),
         **vars(_images(run, classifier, source)),
     )

@@ -21,7 +21,9 @@ _ONE = "print(model.classes[int(probabilities.argmax())], float(probabilities.ma
 _SEVERAL = f"print([name for name, share in zip(model.classes, probabilities) if share > {THRESHOLD}])"
 
 
-def python_snippet(run: str, *, multi_label: bool, temperature: float | None = None, trust: bool = False) -> str:
+def python_snippet(
+    run: str, *, multi_label: bool, temperature: float | None = None, trust: bool = False, modules: str = ""
+) -> str:
     """Return Python code that classifies one image.
 
     Args:
@@ -29,31 +31,38 @@ def python_snippet(run: str, *, multi_label: bool, temperature: float | None = N
         multi_label: Whether an image may show several classes.
         temperature: Divisor of the logits; None leaves the probabilities unscaled.
         trust: Whether the model needs user-supplied classes.
+        modules: Text of the modules that Python must be given, from :func:`finetune.models.own_modules.modules_text`.
     """
     text = _PYTHON.format(
         bundle=f"{run}/model",
-        trust=", trust=True" if trust else "",
+        trust=f", {modules}" if modules else ", trust=True" if trust else "",
         answer=_SEVERAL if multi_label else _ONE,
     )
     return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")
 
 
-def commands(run: str, *, multi_label: bool, trust: bool = False) -> list[tuple[str, str]]:
-    """Return command lines, each with what it does.
+def commands(run: str, *, multi_label: bool, trust: bool = False, modules: str = "") -> list[tuple[str, str]]:
+    """Return command lines, each with what it does; lines of Python for a model that no command can build.
 
     Args:
         run: Run folder.
         multi_label: Whether an image may show several classes.
         trust: Whether the model needs user-supplied classes.
+        modules: Text of the modules that Python must be given, from :func:`finetune.models.own_modules.modules_text`.
     """
-    name, option = shlex.quote(run), " --trust" if trust else ""
     # the other programs' formats hold one label per image
     form = "head" if multi_label else "onnx"
+    export = "export the head" if multi_label else "export it for programs without PyTorch"
+    if modules:
+        return [
+            ("open it in Python, with your own modules", f"model = finetune.load({run!r}, {modules})"),
+            ("classify a folder of images", "model.predict('IMAGES')"),
+            ("test it on other data", "finetune.evaluate(model, 'DIR')"),
+            (export, f"finetune.export(model, {form!r})"),
+        ]
+    name, option = shlex.quote(run), " --trust" if trust else ""
     return [
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
         ("test it on other data", f"finetune evaluate {name} data=DIR{option}"),
-        (
-            "export the head" if multi_label else "export it for programs without PyTorch",
-            f"finetune export {name} --format {form}{option}",
-        ),
+        (export, f"finetune export {name} --format {form}{option}"),
     ]

@@ -24,6 +24,7 @@ from finetune.config.overrides import data_words
 from finetune.config.schema import Config
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, RunError, UserError
+from finetune.models.own_modules import modules_text
 from tests.conftest import TINY
 
 SETTINGS = [word for word in TINY if not word.startswith(("backbone=", "backbone.name", "logger"))]
@@ -127,6 +128,36 @@ def test_the_bundle_of_own_parts_names_the_head_and_answers_as_the_run_did(own_r
         tested = pd.read_csv(file)
     rows = [int(path.rpartition("/")[2]) for path in tested["path"]]
     assert list(table["predicted"].iloc[rows]) == list(tested["predicted"])
+
+
+def test_a_run_of_a_head_given_as_an_object_shows_the_calls_in_python_that_open_it(
+    own_run: tuple[Any, Count, Path], tmp_path: Path
+) -> None:
+    from finetune.report.usage import commands, python_snippet
+    from finetune.resume_command import resume_command
+
+    run, _, _ = own_run
+    with pytest.raises(UserError, match=r"The command line cannot build it.* train with head\._target_=module\.Class"):
+        finetune.export(run, "onnx", trust=True)
+    model = finetune.load(run, modules={"head": Head(512, 3)})
+    text = modules_text(model.describe())
+    assert text == 'modules={"head": Head(...)}'
+    lines = [line for _, line in commands("own run", multi_label=False, modules=text)]
+    assert lines == [
+        "model = finetune.load('own run', modules={\"head\": Head(...)})",
+        "model.predict('IMAGES')",
+        "finetune.evaluate(model, 'DIR')",
+        "finetune.export(model, 'onnx')",
+    ]
+    assert "finetune.load('own run/model', modules={\"head\": Head(...)})" in python_snippet(
+        "own run", multi_label=False, trust=True, modules=text
+    )
+    made = finetune.export(model, "backbone", output=tmp_path / "backbone.safetensors", check=2)
+    assert made.path.exists()
+    tested = finetune.evaluate(run, Colours(), split="all", modules={"head": Head(512, 3)})
+    assert tested.images == 36
+    assert "head=..." in resume_command(run.run_dir)
+    assert "in Python" in resume_command(run.run_dir)
 
 
 def test_a_killed_run_of_own_parts_is_resumed_with_them_to_the_same_bits(
@@ -398,7 +429,8 @@ def test_an_error_of_your_own_code_is_one_message_with_its_traceback_in_the_run_
             raise KeyError("a key of mine")
 
     with pytest.raises(
-        RunError, match=r"KeyError: 'a key of mine'\nThe run failed; .*/run/error\.log\. .* finetune resume"
+        RunError,
+        match=r"KeyError: 'a key of mine'\nThe run failed; .*/run/error\.log\. .* finetune\.resume\('.*', data=\.\.\.\)",
     ):
         finetune.fit(Colours(), **QUICK, callbacks=[Fails()], run_dir=tmp_path / "run")
     trace = (tmp_path / "run/error.log").read_text()

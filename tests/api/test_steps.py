@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import finetune
 from finetune.errors import UserError
@@ -73,6 +74,46 @@ def test_evaluate_repeats_the_test_of_a_run_and_takes_other_data_and_loaded_mode
         finetune.evaluate(model)
 
 
+@pytest.mark.parametrize("form", ["result", "model", "folder"])
+def test_every_step_takes_the_result_of_a_fit_and_a_loaded_model_where_it_takes_a_folder(
+    form: str, run: Any, tmp_path: Path
+) -> None:
+    given = {"result": run, "model": finetune.load(run), "folder": str(run.run_dir)}[form]
+    assert finetune.load(given).classes == run.results.data.classes
+    assert finetune.evaluate(given, split="val").metrics.acc == pytest.approx(run.results.val.acc)
+    made = finetune.export(given, "head", output=tmp_path / "head.safetensors", check=2)
+    assert made.path.is_file()
+    own = finetune.embed(given)
+    assert own.classes == run.results.data.classes
+    assert {own.split(row) for row in range(len(own))} == {"train", "val", "test"}
+    picture = own.paths[0]
+    assert list(finetune.predict(given, picture)["image"]) == [picture]
+
+
+def test_labelled_data_is_embedded_with_its_labels_and_pictures_in_memory_as_their_files(run: Any, pets: Path) -> None:
+    from PIL import Image
+
+    labelled = finetune.embed(run, data=pets)
+    assert (len(labelled), labelled.label(0)) == (65, Path(labelled.paths[0]).parent.name)
+    file = pets / "2 dog" / "3.png"
+    with Image.open(file) as picture:
+        of_object = finetune.embed(run, [picture.copy()])
+    np.testing.assert_array_equal(of_object.features, finetune.embed(run, file).features)
+    with pytest.raises(UserError, match=r"images and data: only one of them"):
+        finetune.embed(run, file, data=pets)
+
+
+def test_a_model_trained_since_it_was_loaded_is_tested_as_it_is_and_exported_only_once_it_is_saved(
+    run: Any, tmp_path: Path
+) -> None:
+    model = finetune.load(run)
+    with torch.no_grad():
+        next(model.head.parameters()).zero_()
+    with pytest.raises(UserError, match=r"run: this model's weights are no longer those in .*finetune\.save_bundle"):
+        finetune.export(model, "head", output=tmp_path / "head.safetensors")
+    assert finetune.evaluate(model).metrics != finetune.evaluate(run).metrics
+
+
 def test_an_export_is_compared_and_says_where_it_is(run: Any, pets: Path, tmp_path: Path) -> None:
     made = finetune.export(run.bundle, "head", output=tmp_path / "head.safetensors", images=[pets], check=4)
     assert (made.path, made.path.is_file()) == (tmp_path / "head.safetensors", True)
@@ -112,7 +153,7 @@ def test_figures_show_views_confusions_and_the_worst_answers(run: Any, pets: Pat
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
     assert all(isinstance(figure, Figure) for figure in (batch, confusion, worst))
-    with pytest.raises(UserError, match=r"result: must be of finetune\.fit"):
+    with pytest.raises(UserError, match=r"result: must be a run\. It is a int\. Give its folder"):
         finetune.plot_confusion(3)  # type: ignore[arg-type]  # the mistake under test
 
 
