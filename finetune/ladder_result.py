@@ -37,8 +37,19 @@ class RungResult:
         >>> RungResult(name="full", runs=runs, val=0.9, test=0.85, seconds=1.0, trained=9.0).test_in_words()
         '0.8500'
         """
-        interval = "" if self.test_interval is None else f" ± {scale * self.test_interval:.{digits}f}"
-        return f"{scale * self.test:.{digits}f}{interval}"
+        ends = self.test_range()
+        if ends is None or self.test_interval is None:
+            return f"{scale * self.test:.{digits}f}"
+        if self.test - self.test_interval >= 0 and self.test + self.test_interval <= 1:
+            return f"{scale * self.test:.{digits}f} ± {scale * self.test_interval:.{digits}f}"
+        low, high = (f"{scale * end:.{digits}f}" for end in ends)
+        return f"{scale * self.test:.{digits}f} ({low} to {high})"
+
+    def test_range(self) -> tuple[float, float] | None:
+        """Return the ends of the interval, which an accuracy cannot leave; None from one seed."""
+        if self.test_interval is None:
+            return None
+        return max(0.0, self.test - self.test_interval), min(1.0, self.test + self.test_interval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +61,27 @@ class Recommendation:
         confidence: Fraction of resamples of the seeds in which the rule chooses it again; None from one seed.
         best: Name of the strategy with the best mean on validation.
         rule: The rule, in words.
+        seeds: Number of seeds; None where it is not known.
     """
 
     name: str
     confidence: float | None = None
     best: str
     rule: str
+    seeds: int | None = None
 
     def confidence_in_words(self) -> str:
         """Return how sure the recommendation is.
 
         >>> Recommendation(name="full", confidence=0.75, best="full", rule="").confidence_in_words()
         'confidence 75%'
+        >>> Recommendation(name="full", confidence=1.0, best="full", rule="", seeds=2).confidence_in_words()
+        'confidence 100%, of two seeds only; --seeds 3 or more gives one to rely on'
         """
         if self.confidence is None:
             return "one seed: no interval, no confidence; --seeds 3 gives both"
-        return f"confidence {self.confidence:.0%}"
+        few = ", of two seeds only; --seeds 3 or more gives one to rely on" if self.seeds == 2 else ""
+        return f"confidence {self.confidence:.0%}{few}"
 
 
 @dataclass(frozen=True, kw_only=True)

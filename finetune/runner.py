@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from finetune.training.results import RunResult
 
 
+log = logging.getLogger(__name__)
+
+
 def train(config: Config, *, tune_process: bool = False, objects: PythonObjects = PythonObjects()) -> "RunResult":
     """Train a new run.
 
@@ -66,11 +70,13 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
     with quiet_lightning():
         check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=list(objects.metrics))
     from finetune.run_folder import Decisions, create_run_folder
-    from finetune.training.plan import build_plan
+    from finetune.training.plan import build_plan, repeated_heads
 
     with make_run_dir(config, run_dir) as run_dir:
         if is_rank_zero():
             decision = decide(config, parts)
+            for line in repeated_heads(decision.phases):
+                log.warning("%s", line)
             create_run_folder(
                 run_dir,
                 config=to_plain(recorded),
@@ -145,6 +151,7 @@ def execute(
     from finetune.build.classifier import weights_origin
     from finetune.build.python_objects import loss_with_objects, with_objects_named
     from finetune.models.own_modules import modules_text, own_classes
+    from finetune.report.better_phase import better_phase
     from finetune.report.model_card import model_card
     from finetune.report.result_table import result_table
     from finetune.report.usage import commands
@@ -221,6 +228,8 @@ def execute(
             ).execute()
         show(f"\n{result_table(result.results)}\n")
         show(f"test: {result.results.test.in_words()} on {counted(len(parts.source.index.rows('test')), 'image')}")
+        if better := better_phase(result.results.phases, to_plain(config)["schedule"]["phases"]):
+            show(better)
         show(f"bundle: {result.bundle}")
         if config.report and is_rank_zero():
             if tune_process:

@@ -161,6 +161,34 @@ def test_plan_shows_what_an_override_changes(words: Words, capsys: pytest.Captur
     assert "  stem          frozen" in blocks[3]
 
 
+def test_the_plan_names_phases_that_train_a_solved_head_again(
+    words: Words, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words("schedule=lp_ft", "freeze=backbone")]) == 0
+    said = capsys.readouterr()
+    assert "all trains only the head, which probe has solved" in said.err + caplog.text
+
+
+def test_the_plan_names_what_the_crop_leaves_out() -> None:
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from finetune.commands.plan import cut_off
+    from finetune.input_spec import InputSpec
+
+    def source(width: int, height: int) -> SimpleNamespace:
+        kinds = [("width", "i4"), ("height", "i4"), ("problem", "i4")]
+        return SimpleNamespace(facts=SimpleNamespace(table=np.array([(width, height, 0)] * 3, dtype=kinds)))
+
+    spec = InputSpec(size=(64, 64), crop_pct=1.0)
+    assert "an image of 256 x 143 (the median)" in cut_off(spec, source(256, 143))
+    assert "the middle 56% of its width" in cut_off(spec, source(256, 143))
+    assert "of its height" in cut_off(spec, source(143, 256))
+    assert cut_off(spec, source(256, 250)) == ""
+    assert cut_off(InputSpec(size=(64, 64), crop_mode="squash"), source(256, 143)) == ""
+
+
 def test_a_sweep_runs_every_combination(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = words("schedule=frozen", "schedule.phases.0.epochs=1", "seed=1,2", "hydra.sweep.dir=sweep")

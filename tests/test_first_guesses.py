@@ -254,6 +254,11 @@ def test_a_run_names_its_data_as_it_was_typed(
         (["head.hidden=3"], "head.hidden=3: has no effect. It belongs to head=mlp."),
         (["loss.focal_gamma=1"], "loss.focal_gamma=1: has no effect. It belongs to loss=focal."),
         (["epochs=2"], "epochs=2: of each phase (head, top, all), 6 in all"),
+        (["schedule=probe", "epochs=3"], "epochs=3: has no effect. probe solves the head, without epochs."),
+        (
+            ["schedule=lp_ft", "epochs=3"],
+            "epochs=3: of each phase (all), 3 in all; probe solves the head, without epochs",
+        ),
         (["lr=2e-3"], "lr=0.002: head 0.002, top 0.001, all 0.0006; the ratios of the schedule are kept"),
     ],
 )

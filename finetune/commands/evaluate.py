@@ -66,7 +66,10 @@ def run(argv: Sequence[str]) -> int:
     for name, recall in zip(classifier.classes, metrics.recall, strict=True):
         print(f"  {name:{width}}  recall {'-' if name in tested.missing_classes else f'{recall:.4f}'}")
     if tested.missing_classes:
-        print(f"classes without an image: {', '.join(tested.missing_classes)}")
+        print(
+            f"classes without an image: {', '.join(tested.missing_classes)}. Each that was predicted all the same counts as 0 in "
+            "the macro F1, which is a mean over the classes"
+        )
     if given.output:
         write_json(given.output, tested.to_plain())
     if below := shortfalls(floors, metrics.scalars()):

@@ -1,6 +1,7 @@
 """``finetune export``: write the model, or a part of it, in a form that other programs open."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -124,7 +125,7 @@ def export_run(
     if request.format.caution:
         lines.append(request.format.caution.replace("`", ""))
     if request.format.hint:
-        lines.append(request.format.hint.format(target=target))
+        lines.append(request.format.hint.format(target=shlex.quote(str(target))))
     if report.speed is not None:
         from finetune.report.export_section import tell_card
 

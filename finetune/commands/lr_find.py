@@ -2,8 +2,7 @@
 
 import csv
 import io
-import re
-import shlex
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.commands.options import numeric
+from finetune.config import command_line
+from finetune.config.overrides import plain_words
 from finetune.config.schema import Config
+from finetune.counted import counted
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, did_you_mean
 from finetune.plain import to_plain
@@ -27,8 +29,11 @@ Find a learning rate: the rates of all stages rise together, in constant ratios,
 the network is restored. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
 lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next."""
 
-# a quoted name or path that Hydra reads alike without its quotes
-_QUOTED = re.compile(r"^([\w.+]+=)'(?!(?:null|true|false|nan|inf)')([A-Za-z./][\w./-]*)'$", re.IGNORECASE)
+
+log = logging.getLogger(__name__)
+
+# a sweep of fewer steps is called rough
+_FEW_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +218,12 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
     )
     for name, entry in described.items():
         show(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
+    if len(sweep.losses) < _FEW_STEPS:
+        log.warning(
+            "--steps: %s give a rough curve, and its suggestion may be far off. --steps %s, the default, draws it well.",
+            counted(len(sweep.losses), "step"),
+            Options.steps,
+        )
     if described:
         show(f"use: {described.get('valley', next(iter(described.values()))).command}")
     else:
@@ -231,6 +242,4 @@ def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:
     """
     replaced = {word.partition("=")[0] for word in overrides} | {"run_dir"}
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in replaced]
-    # quotes that Hydra's grammar does not need would be quoted again for the shell
-    plain = [_QUOTED.sub(r"\1\2", word) for word in kept]
-    return shlex.join(["finetune", *plain, *overrides])
+    return command_line("train", [*plain_words(kept), *overrides])

@@ -1,5 +1,6 @@
 """``finetune plan``: show what a training would do, without training."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,15 @@ from finetune.config.schema import Config
 
 if TYPE_CHECKING:
     from finetune.build import RunParts
+    from finetune.data.image_source import Source
+    from finetune.input_spec import InputSpec
     from finetune.training.plan import PlannedPhase
     from finetune.training.precision import Precision
+
+log = logging.getLogger(__name__)
+
+# smallest share of an image's longer side, before input.crop_pct, of which no line is printed
+_SAME_SHAPE = 0.8
 
 ABOUT = """\
 Show the phases: for each stage whether it trains, at which rate and with how many parameters; steps and images; whether it
@@ -35,7 +43,7 @@ def task(config: Config) -> int:
     parts = assemble(config, print, trusted=True)
 
     from finetune.plain import to_plain
-    from finetune.training.plan import duration, plan_table
+    from finetune.training.plan import duration, plan_table, repeated_heads
 
     index = parts.source.index
     began = time.monotonic()
@@ -47,13 +55,39 @@ def task(config: Config) -> int:
     if config.backbone.weights != "none":
         print(f"origin of the weights: {weights_origin(config).in_words()}")
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
+    if line := cut_off(spec, parts.source):
+        print(line)
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))
     print(f"precision: {precision.name} ({precision.why})")
     seconds = sum(phase.time.seconds for phase in plan if phase.time is not None)
     print(f"time: about {duration(seconds)} for all phases, from an empty cache ({calibration})")
     print()
     print(plan_table(plan))
+    for line in repeated_heads([phase.settings for phase in plan]):
+        log.warning("%s", line)
     return 0
+
+
+def cut_off(spec: "InputSpec", source: "Source") -> str:
+    """Return a line on what the centre crop leaves out of images of another shape than the input's; empty if that is little."""
+    import numpy as np
+
+    if source.facts is None or spec.crop_mode != "center":
+        return ""
+    table = source.facts.table[source.facts.table["problem"] == 0]
+    widths, heights = table["width"].astype(float), table["height"].astype(float)
+    if not len(table):
+        return ""
+    shape = widths / heights / (spec.size[1] / spec.size[0])
+    kept = float(np.median(np.minimum(shape, 1 / shape)))
+    if kept > _SAME_SHAPE:
+        return ""
+    side = "width" if np.median(shape) > 1 else "height"
+    size = f"{np.median(widths):.0f} x {np.median(heights):.0f}"
+    return (
+        f"crop: an image of {size} (the median) is not of the input's shape: the middle {kept * spec.crop_pct:.0%} of its {side} "
+        "is seen, the ends are cut off. input.crop_mode=squash shows all of it, distorted"
+    )
 
 
 def planned(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Precision]":

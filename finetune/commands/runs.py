@@ -21,6 +21,7 @@ from finetune.results import Results
 from finetune.resume_command import resume_command
 from finetune.run_names import RECORD
 from finetune.safe_files import LARGEST_JSON, inside, read_json, read_text
+from finetune.wilson import wilson
 
 ABOUT = """\
 list [DIR...]       the runs below DIR (default: runs): state, test accuracy with its 95 % interval, time, size on disk
@@ -75,19 +76,6 @@ class RunSummary:
             return "-"
         low, high = wilson(share, images)
         return f"{share:.4f} ({low:.3f}-{high:.3f})"
-
-
-def wilson(share: float, images: int, *, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share.
-
-    >>> low, high = wilson(1.0, 10)
-    >>> round(low, 3), high
-    (0.722, 1.0)
-    """
-    centre = share + z * z / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    whole = 1 + z * z / images
-    return max((centre - half) / whole, 0.0), min((centre + half) / whole, 1.0)
 
 
 def curve(values: Sequence[float]) -> str:

@@ -24,6 +24,8 @@ SHORT = {"batch_size": "data.batch_size", "weights": "backbone.weights"}
 # commands that take several values of a setting, by -m
 _SWEEPING = ("train", "plan", "audit", "lr-find")
 _OVERRIDE = re.compile(r"(\+\+|\+|~)?([^=]+)=(.*)", re.DOTALL)
+# a quoted name or path that Hydra reads alike without its quotes
+_QUOTED = re.compile(r"^([\w.+]+=)'(?!(?:null|true|false|nan|inf)')([A-Za-z./][\w./-]*)'$", re.IGNORECASE)
 # starts of values with a meaning in Hydra's grammar: a list, a node, a quoted text, an interpolation, a function
 _HYDRA_VALUE = re.compile(r"[\[{'\"$]|\w+\(")
 
@@ -143,6 +145,15 @@ def quoted(value: object) -> str:
     # Hydra reads backslashes literally, except a run of them before a quote
     text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(value))
     return f"'{text}'"
+
+
+def plain_words(words: Sequence[str]) -> list[str]:
+    """Return overrides without quotes that Hydra's grammar does not need, which would be quoted again for the shell.
+
+    >>> plain_words(["data.root='pets'", "name='null'", "data.root='a b'"])
+    ['data.root=pets', "name='null'", "data.root='a b'"]
+    """
+    return [_QUOTED.sub(r"\1\2", word) for word in words]
 
 
 def _joined(words: Sequence[str]) -> list[str]:

@@ -46,9 +46,15 @@ def notes(config: Config, *, epochs: int | None, lr: float | None) -> list[str]:
     """
     phases = config.schedule.phases
     lines = []
-    if epochs is not None and len(phases) > 1:
-        names = ", ".join(phase.name for phase in phases)
-        lines.append(f"epochs={epochs}: of each phase ({names}), {epochs * len(phases)} in all")
+    if epochs is not None:
+        stepping = [phase.name for phase in phases if _inherited(config, phase, "solver") != "lbfgs"]
+        solved = [phase.name for phase in phases if phase.name not in stepping]
+        without = f"{', '.join(solved)} solve{'s' * (len(solved) == 1)} the head, without epochs"
+        if not stepping:
+            lines.append(f"epochs={epochs}: has no effect. {without}.")
+        elif len(phases) > 1:
+            of_each = f"epochs={epochs}: of each phase ({', '.join(stepping)}), {epochs * len(stepping)} in all"
+            lines.append(f"{of_each}; {without}" if solved else of_each)
     if lr is not None and len(rates := _rates(config)) > 1:
         given = ", ".join(f"{phases[number].name} {rate:g}" for number, rate in rates.items())
         lines.append(f"lr={lr:g}: {given}; the ratios of the schedule are kept")

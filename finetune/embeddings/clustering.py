@@ -117,7 +117,10 @@ def cluster(
         if clusters is None:
             tried = _silhouettes(values, min(most_clusters, len(np.unique(values, axis=0)) - 1), seed)
             clusters = max(tried, key=lambda number: (tried[number], -number))
-            show(f"clusters: {clusters}, the best silhouette ({tried[clusters]:.4f}) of 2 to {max(tried)}")
+            show(
+                f"clusters: {clusters}, the best silhouette ({tried[clusters]:.4f}) of 2 to {max(tried)}, each tried from one "
+                f"start; the clusters below are the best of {_STARTS} starts, and their silhouette differs"
+            )
         centres = _kmeans(values, clusters, starts=_STARTS, seed=seed)[1]
         of_row = np.zeros(0, np.int64)
     nearest, own, second = _distances(embeddings.features, centres, metric, of_row)

@@ -1,7 +1,6 @@
 """The ladder's loop: train every strategy over several seeds, or read finished runs, and compare the results."""
 
 import os
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -14,7 +13,8 @@ from finetune.build.paths import check_paths, data_name
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
 from finetune.commands.resume import resume
-from finetune.config import compose
+from finetune.config import command_line, compose
+from finetune.config.overrides import plain_words
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock
 from finetune.ladder.recommend import Rung, ladder_table, more_data, recommend
@@ -97,9 +97,9 @@ def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> 
     command = None
     if chosen is not None:
         words = [*overrides, *strategy_overrides(chosen.name, epochs=options.epochs)]
-        command = f"finetune {shlex.join(words)}"
+        command = command_line("train", plain_words(words))
     result = LadderResult(
-        command=f"finetune ladder {shlex.join(overrides)}",
+        command=command_line("ladder", plain_words(overrides)),
         options=asdict(options),
         rungs=tuple(rung.result() for rung in rungs),
         recommended=chosen,
@@ -162,8 +162,8 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
         verify(RunFolder(run_dir).plan)
         results.append({"seed": seed, **_measured(run_dir)})
         show(
-            f"{rung:10} seed {seed}  val {results[-1]['val']:.4f}  test {results[-1]['test']:.4f}  "
-            f"{time.monotonic() - began:.0f} s"
+            f"{rung:10} seed {seed}  val {100 * results[-1]['val']:.2f}%  test {100 * results[-1]['test']:.2f}%  "
+            f"trained in {results[-1]['seconds']:.1f} s, {time.monotonic() - began:.1f} s in all"
         )
     return results
 
@@ -237,5 +237,5 @@ def _on_features(
         need(measured, {"val": (int, float), "test": (int, float)}, name=f"{path}, {name}", remedy=_DELETE)
     for name, measured in stored["baselines"].items():
         if name in options.rungs:
-            show(f"{name:10} seed {seed}  val {measured['val']:.4f}  test {measured['test']:.4f}")
+            show(f"{name:10} seed {seed}  val {100 * measured['val']:.2f}%  test {100 * measured['test']:.2f}%")
     return stored["curve"], {name: {"seed": seed, **measured} for name, measured in stored["baselines"].items()}

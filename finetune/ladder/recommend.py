@@ -77,7 +77,7 @@ def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
     if seeds > 1:
         again = (_by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen for _ in range(_RESAMPLES))
         confidence = float(np.mean(list(again)))
-    return Recommendation(name=rungs[chosen].name, confidence=confidence, best=rungs[best].name, rule=RULE)
+    return Recommendation(name=rungs[chosen].name, confidence=confidence, best=rungs[best].name, rule=RULE, seeds=seeds)
 
 
 def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
     verdict = "more images would likely help" if gain > 0.005 else "more images of this kind would change little"
     return (
         f"From {curves[0][-2]['per_class']:.0f} to {curves[0][-1]['per_class']:.0f} images per class ({growth:.1f} times as "
-        f"many) the frozen features gained {100 * gain:.1f} points: {verdict}."
+        f"many) the frozen features {'gained' if gain >= 0 else 'lost'} {100 * abs(gain):.1f} points: {verdict}."
     )
 
 

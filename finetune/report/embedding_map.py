@@ -11,6 +11,8 @@ from finetune.terminal import printable
 
 # with fewer images no map is drawn
 FEWEST = 10
+# up to this many classes have a legend
+_LISTED = 12
 # up to this many classes are named in the chart
 _NAMED = 30
 _KEPT_DIMENSIONS = 50
@@ -53,14 +55,19 @@ def map_chart(
     """
     shown = [int(k) for k in np.unique(groups)]
     with drawing():
-        figure = new_figure(4.1, 3.8)
+        listed = len(shown) <= _LISTED
+        figure = new_figure(4.1, 3.8 + (0.2 * -(-len(shown) // 3) if listed else 0.0))
         axes = figure.subplots()
         for place, k in enumerate(shown):
             members = points_N2[groups == k]
-            axes.scatter(members[:, 0], members[:, 1], s=9, color=_colour(place, len(shown)), linewidths=0)
+            name, colour = printable(names[k])[:20], _colour(place, len(shown))
+            axes.scatter(members[:, 0], members[:, 1], s=9, color=colour, linewidths=0, label=name)
+        if listed:
+            # below the map, so that it covers no point
+            figure.legend(loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
         ringed = points_N2[wrong]
         axes.scatter(ringed[:, 0], ringed[:, 1], s=26, facecolors="none", edgecolors=INK, linewidths=0.7)
-        if len(shown) <= _NAMED:
+        if _LISTED < len(shown) <= _NAMED:
             for k in shown:
                 x, y = np.median(points_N2[groups == k], axis=0)
                 box: dict[str, str | float] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1}

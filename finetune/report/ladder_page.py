@@ -38,9 +38,11 @@ def _accuracy_against_time(rungs: Sequence[RungResult]) -> Markup:
         if shown:
             sizes = [30 + 25 * math.log10(1 + rung.trained) for rung in shown]
             seconds, accuracy = [rung.seconds for rung in shown], [100 * rung.test for rung in shown]
-            intervals = [100 * (rung.test_interval or 0.0) for rung in shown]
-            if any(intervals):
-                axes.errorbar(seconds, accuracy, yerr=intervals, fmt="none", ecolor=MUTED)
+            ends = [rung.test_range() or (rung.test, rung.test) for rung in shown]
+            down = [100 * (rung.test - low) for rung, (low, _) in zip(shown, ends, strict=True)]
+            up = [100 * (high - rung.test) for rung, (_, high) in zip(shown, ends, strict=True)]
+            if any(down) or any(up):
+                axes.errorbar(seconds, accuracy, yerr=[down, up], fmt="none", ecolor=MUTED)
             axes.scatter(seconds, accuracy, s=sizes, color=SERIES[0], zorder=3)
             # above and below in turn, so that names of neighbours do not overlap
             for place, rung in enumerate(sorted(shown, key=lambda rung: rung.seconds)):

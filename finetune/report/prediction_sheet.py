@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.image_file import UnreadableImage
+from finetune.data.index import natural_order
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
 from finetune.report.grad_cam import find_layer, heat_maps, overlay
@@ -124,7 +125,8 @@ class PredictionSheet:
             read: Opens an image file as the network sees it.
             classifier: Network that Grad-CAM explains; None without PyTorch's.
         """
-        ordered = sorted(self._classes.items(), key=lambda entry: (-entry[1].images, entry[0]))
+        place = {name: number for number, name in enumerate(natural_order(self._classes))}
+        ordered = sorted(self._classes.items(), key=lambda entry: (-entry[1].images, place[entry[0]]))
         most = min(MOST_OF_CLASS, max(FEWEST_OF_CLASS, MOST_SHOWN // max(1, len(ordered))))
         groups, shown, stage = [], 0, None
         for name, sightings in ordered:

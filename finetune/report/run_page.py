@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from markupsafe import Markup
 from torch import nn
 
@@ -24,6 +25,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.own_modules import modules_text, own_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.audit_page import training_views
+from finetune.report.better_phase import better_phase
 from finetune.report.calibration_chart import calibration_chart
 from finetune.report.confusion import (
     MOST_CLASSES,
@@ -38,6 +40,7 @@ from finetune.report.movement import kept_movements, movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
 from finetune.run_folder import RunFolder
+from finetune.wilson import wilson
 
 # most images with a heat map, among the mistakes and among the correct predictions
 _LOOKED_AT = 6
@@ -102,6 +105,7 @@ def run_page(
         why_no_images=why_no_images,
         headline=_headline(run),
         plan_chart=training_charts.plan_chart(run),
+        better=better_phase(run.results.phases, yaml.safe_load(run.config)["schedule"]["phases"]),
         curves=training_charts.curve_charts(run) if run.epochs else [],
         rate_chart=training_charts.rate_chart(run) if run.epochs else None,
         gradient_chart=training_charts.gradient_chart(run),
@@ -309,6 +313,8 @@ def _headline(run: RunFiles) -> Headline:
     elif evaluation:
         shown = evaluation["probabilities"] > THRESHOLD
         intervals = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
+    # a share has an interval without resampling, the same as in finetune runs
+    intervals = {**intervals, "acc": wilson(test.acc, images)} if intervals else intervals
     seconds = run.results.seconds.training
     return Headline(
         images=images,

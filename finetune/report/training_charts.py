@@ -41,13 +41,15 @@ def movement_chart(run: RunFiles, moved: Sequence[Mapping[str, float | None]]) -
 def _percent(value: float | None) -> str:
     """Format a relative distance; exactly zero differs from almost zero.
 
-    >>> _percent(0.0), _percent(0.00004), _percent(0.123), _percent(None), _percent(790)
-    ('0', '0.004%', '12%', 'from 0', '790 ×')
+    >>> _percent(0.0), _percent(0.00004), _percent(0.123), _percent(3.9), _percent(None), _percent(790)
+    ('0', '0.004%', '12%', '390%', 'from 0', '790 ×')
     """
     if value is None:
         return "from 0"
     if value >= 10:
         return f"{value:,.0f} ×"
+    if value >= 1:
+        return f"{100 * value:.0f}%"
     return f"{100 * value:.2g}%" if value else "0"
 
 

@@ -4,6 +4,13 @@ import shlex
 
 from finetune.file_schema import THRESHOLD
 
+_SHORT = """\
+import finetune
+
+model = finetune.load({bundle!r}{trust})
+print(model.predict(["photo.jpg"]))  # a table: files, folders, Pillow images and arrays all do
+"""
+# with a temperature, which predict does not apply
 _PYTHON = """\
 import finetune
 import torch
@@ -33,12 +40,11 @@ def python_snippet(
         trust: Whether the model needs user-supplied classes.
         modules: Text of the modules that Python must be given, from :func:`finetune.models.own_modules.modules_text`.
     """
-    text = _PYTHON.format(
-        bundle=f"{run}/model",
-        trust=f", {modules}" if modules else ", trust=True" if trust else "",
-        answer=_SEVERAL if multi_label else _ONE,
-    )
-    return text if temperature is None else text.replace("(logits)", f"(logits / {temperature:.4g})")
+    bundle, trusted = f"{run}/model", f", {modules}" if modules else ", trust=True" if trust else ""
+    if temperature is None:
+        return _SHORT.format(bundle=bundle, trust=trusted)
+    text = _PYTHON.format(bundle=bundle, trust=trusted, answer=_SEVERAL if multi_label else _ONE)
+    return text.replace("(logits)", f"(logits / {temperature:.4g})")
 
 
 def commands(run: str, *, multi_label: bool, trust: bool = False, modules: str = "") -> list[tuple[str, str]]:

@@ -226,6 +226,8 @@ class PhaseRunner:
             steps = int(checkpoint["global_step"])
         else:
             processes = None if checkpoint is None else saved_processes(checkpoint)
+            if checkpoint is not None:
+                self._context.show(f"  continues after step {int(checkpoint['global_step']):,} of this phase")
             del checkpoint  # three times the size of the network
             steps, optimizer_state = self._run_trainer(module, processes)
         restore_chosen_epoch(self._context.classifier, self._phase, self._folder)

@@ -184,6 +184,21 @@ def test_a_ladder_that_another_process_continues_is_refused(
         other.join(30)
 
 
+def test_an_interval_ends_where_accuracies_end_and_two_seeds_are_called_few() -> None:
+    wide = rung("knn", 1.0, 0.3, 0.5).result()
+    assert wide.test_interval is not None
+    assert wide.test_interval > 0.5
+    assert wide.test_in_words(scale=100, digits=2) == "40.00 (0.00 to 100.00)"
+    chosen = recommend([rung("full", 9.0, 0.9, 0.9), rung("frozen", 1.0, 0.5, 0.5)])
+    assert chosen is not None
+    assert chosen.confidence_in_words().startswith("confidence 100%, of two seeds only")
+
+
+def test_a_learning_curve_that_falls_is_said_to_lose() -> None:
+    falling = [[{"per_class": n, "images": n, "test": a} for n, a in ((10, 0.6), (20, 0.572))]]
+    assert "the frozen features lost 2.8 points" in more_data(falling)
+
+
 def test_one_seed_gives_no_interval_and_no_confidence() -> None:
     one = rung("full", 9.0, 0.85)
     chosen = recommend([one, rung("frozen", 1.0, 0.5)])

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.commands.runs import RunSummary, compared, curve, runs_below, summary_of, wilson
+from finetune.commands.runs import RunSummary, compared, curve, runs_below, summary_of
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.run_folder import RunFolder
+from finetune.wilson import wilson
 from tests.conftest import TINY_RESNET10T
 
 Captured = pytest.CaptureFixture[str]

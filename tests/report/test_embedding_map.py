@@ -33,6 +33,7 @@ def test_classes_are_named_and_mistakes_ringed() -> None:
     embeddings, groups = clusters(30)
     wrong = np.arange(30) < 3
     chart = str(map_chart(embeddings[:, :2], method="PCA", groups=groups, names=["a&b", "$c$", "d"], wrong=wrong))
-    assert chart.count("<use ") == 33
+    # thirty images, three rings, and three marks of the legend
+    assert chart.count("<use ") == 36
     assert ">a&amp;b<" in chart
     assert ">$c$<" in chart

@@ -1,0 +1,51 @@
+"""The phase after which the monitored metric was better than at the end, and the setting that stops there."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.results import PhaseResult
+from finetune.terminal import printable
+
+# metrics of which less is better
+_LESS = ("val/loss", "val/ece")
+
+
+def better_phase(phases: Sequence[PhaseResult], configured: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on an earlier phase that was better than the last one; empty if there is none.
+
+    Args:
+        phases: Results of the phases.
+        configured: Settings of the phases, as ``config.yaml`` has them.
+    """
+    metric, end = next(iter(phases[-1].best.items()))
+    sign = -1 if metric in _LESS else 1
+    values = [sign * phase.best.get(metric, -sign * float("inf")) for phase in phases]
+    at = max(range(len(values)), key=values.__getitem__)
+    if not values[at] > values[-1]:
+        return ""
+    return (
+        f"{metric} was best after phase {printable(phases[at].name)}: {sign * values[at]:.4f}. The model kept is that of the "
+        f"last phase, {printable(phases[-1].name)}: {end:.4f}. To stop earlier, train with '{stops_after(configured, at)}'"
+    )
+
+
+def stops_after(configured: Sequence[Mapping[str, Any]], number: int) -> str:
+    """Return the override that keeps the phases up to one, with the settings that they have.
+
+    >>> stops_after([{"name": "head", "train": ["head"], "lr": None}, {"name": "all", "train": ["all"]}], 0)
+    'schedule.phases=[{name: head, train: [head]}]'
+    """
+    return f"schedule.phases={_written(list(configured[: number + 1]))}"
+
+
+def _written(value: Any) -> str:
+    """Return a value in Hydra's grammar, without settings that are null or empty."""
+    if isinstance(value, Mapping):
+        set_ = {key: inner for key, inner in value.items() if inner not in (None, [], {})}
+        return "{" + ", ".join(f"{key}: {_written(inner)}" for key, inner in set_.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if not isinstance(value, str) or re.fullmatch(r"[\w./-]+", value) else f'"{value}"'

@@ -1,0 +1,50 @@
+"""A phase that was better than the last one is named, with the setting that stops after it."""
+
+import yaml
+
+from finetune.config import check_overrides, compose, to_yaml
+from finetune.report.better_phase import better_phase, stops_after
+from finetune.results import PhaseResult
+
+
+def phase(name: str, **best: float) -> PhaseResult:
+    return PhaseResult(
+        name=name,
+        train=("head",),
+        frozen=(),
+        epochs=1,
+        steps=1,
+        restored="best",
+        weights="raw",
+        best_epoch=0,
+        best={key.replace("_", "/"): value for key, value in best.items()},
+        rates={},
+    )
+
+
+CONFIG = compose(["data=digits", "schedule.phases.1.stage_lr={head: 1e-5}", "schedule.phases.1.augment=light"])
+PHASES = yaml.safe_load(to_yaml(CONFIG))["schedule"]["phases"]
+
+
+def test_an_earlier_phase_that_was_better_is_named_with_both_figures() -> None:
+    line = better_phase(
+        [phase("head", val_acc=0.6), phase("top", val_acc=0.7778), phase("all", val_acc=0.7222)], PHASES
+    )
+    assert line.startswith(
+        "val/acc was best after phase top: 0.7778. The model kept is that of the last phase, all: 0.7222."
+    )
+
+
+def test_of_a_loss_less_is_better() -> None:
+    assert "after phase head: 0.2000" in better_phase([phase("head", val_loss=0.2), phase("all", val_loss=0.3)], PHASES)
+    assert better_phase([phase("head", val_loss=0.3), phase("all", val_loss=0.2)], PHASES) == ""
+
+
+def test_a_last_phase_that_is_as_good_needs_no_line() -> None:
+    assert better_phase([phase("head", val_acc=0.7), phase("all", val_acc=0.7)], PHASES) == ""
+
+
+def test_the_setting_keeps_the_phases_up_to_that_one_as_they_are() -> None:
+    shorter = compose(check_overrides(["data=digits", stops_after(PHASES, 1)]))
+    assert shorter.schedule.phases == CONFIG.schedule.phases[:2]
+    assert shorter.schedule.name == CONFIG.schedule.name
