@@ -28,7 +28,14 @@ class ServedPage:
 
 
 def serve_pages(
-    *, name: str, classes: Sequence[str], multi_label: bool, upload_bytes: int, top_k: int, card: str = ""
+    *,
+    name: str,
+    classes: Sequence[str],
+    multi_label: bool,
+    upload_bytes: int,
+    top_k: int,
+    card: str = "",
+    address: str = "http://HOST:PORT",
 ) -> Mapping[str, ServedPage]:
     """Return the pages by their path.
 
@@ -39,6 +46,7 @@ def serve_pages(
         upload_bytes: Largest body of one request.
         top_k: Number of classes in each answer.
         card: Model card in Markdown; empty for none.
+        address: Address of the server, for the lines to copy.
     """
     title = f"{printable(name)}, {len(classes)} classes"
     shown = [printable(one) for one in classes]
@@ -50,7 +58,7 @@ def serve_pages(
             media_type="text/html",
         ),
         "/openapi.json": ServedPage(content=json.dumps(described).encode(), media_type="application/json"),
-        "/docs": ServedPage(content=docs_page(described).encode(), media_type="text/html"),
+        "/docs": ServedPage(content=docs_page(described, address=address).encode(), media_type="text/html"),
     }
     for path, file in (("/style.css", "style.css"), ("/page.mjs", "page.mjs"), ("/model.mjs", "served.mjs")):
         media_type = "text/css" if path.endswith(".css") else "text/javascript"
@@ -151,12 +159,12 @@ _DOCS = """\
 <main>
 {operations}
 <h2>From a shell</h2>
-<pre>curl --data-binary @photo.jpg http://HOST:PORT/predict
-curl -F a=@one.jpg -F b=@two.png http://HOST:PORT/predict</pre>
+<pre>curl --data-binary @photo.jpg {address}/predict
+curl -F a=@one.jpg -F b=@two.png {address}/predict</pre>
 <h2>From Python</h2>
 <pre>import json, urllib.request
 photo = open("photo.jpg", "rb").read()
-answer = json.load(urllib.request.urlopen("http://HOST:PORT/predict", photo))
+answer = json.load(urllib.request.urlopen("{address}/predict", photo))
 print(answer["predictions"][0]["predicted"])</pre>
 </main>
 </body>
@@ -164,7 +172,7 @@ print(answer["predictions"][0]["predicted"])</pre>
 """
 
 
-def docs_page(described: Mapping[str, Json]) -> str:
+def docs_page(described: Mapping[str, Json], *, address: str) -> str:
     """Return an OpenAPI description as a page for people, without a script."""
     operations = []
     for path, methods in _mapping(described["paths"]).items():
@@ -193,6 +201,7 @@ def docs_page(described: Mapping[str, Json]) -> str:
         title=escape(printable(str(info["title"]))),
         version=escape(str(info["version"])),
         operations="\n".join(operations),
+        address=escape(address),
     )
 
 

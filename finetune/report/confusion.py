@@ -16,6 +16,8 @@ from finetune.terminal import printable
 MOST_CLASSES = 200
 # up to this many classes the counts are written into the cells
 _WITH_COUNTS = 30
+# up to this many classes have large cells, which still fit beside the table and on a telephone
+_LARGE_CELLS = 5
 _LABEL_LETTERS = 22
 
 Counts = npt.NDArray[np.int64]
@@ -113,6 +115,8 @@ def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
     count = len(names)
     rates = matrix / np.maximum(confusion_KK.sum(axis=1)[[chosen[k] for k in order]][:, None], 1)
     cell_inches, letters = (0.3, 8.0) if count <= _WITH_COUNTS else (0.115, 6.5)
+    if count <= _LARGE_CELLS:
+        cell_inches, letters = 0.6, 9.0
     pixels = np.zeros((count, count, 4))
     diagonal = np.eye(count, dtype=bool)
     for mask, colour in ((diagonal, HIT), (~diagonal, MISS)):
@@ -132,7 +136,7 @@ def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
         axes.tick_params(length=0)
         if count <= _WITH_COUNTS:
             for y, x in zip(*np.nonzero(matrix), strict=True):
-                axes.text(x, y, str(matrix[y, x]), ha="center", va="center", fontsize=7)
+                axes.text(x, y, str(matrix[y, x]), ha="center", va="center", fontsize=letters - 1)
         else:
             axes.set_xticks(np.arange(-0.5, count, 5), minor=True)
             axes.set_yticks(np.arange(-0.5, count, 5), minor=True)

@@ -36,6 +36,8 @@ def result_table(results: Results) -> str:
             # for multi-label, an image counts as right only if every label is right
             label = "exact match" if key == "acc" and "map" in test else label
             figures.append([label, f"{val[key]:.4f}", f"{test[key]:.4f}"])
+    for key, value in (results.test.own or {}).items():
+        figures.append([printable(key), f"{val[key]:.4f}" if key in val else "-", f"{value:.4f}"])
     return "\n".join([*_aligned(phases, left=2), "", *_aligned(figures, left=1)])
 
 

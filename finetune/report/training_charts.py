@@ -170,6 +170,7 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
         plain_log_ticks(axes.yaxis)
         if decades and highest and axes.get_ylim()[0] < highest * 10**-decades:
             axes.set_ylim(bottom=highest * 10**-decades)
+            label = f"{label}\n(a line that leaves the axis goes on to nearly 0)"
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(axis="y")

@@ -380,6 +380,15 @@ def test_an_address_that_another_server_takes_while_the_model_is_loaded_is_one_m
 PAGES = serve_pages(name="a <model>", classes=["a", "<b>", "c"], multi_label=False, upload_bytes=10_000, top_k=2)
 
 
+def test_the_page_for_callers_has_lines_to_copy_with_the_address() -> None:
+    pages = serve_pages(
+        name="m", classes=["a"], multi_label=False, upload_bytes=9, top_k=1, address="http://127.0.0.1:8124"
+    )
+    page = pages["/docs"].content.decode()
+    assert page.count("http://127.0.0.1:8124/predict") == 3
+    assert "HOST" not in page
+
+
 def test_the_pages_are_served_and_contact_nothing_but_the_server() -> None:
     with serving(Fake(), pages=PAGES) as (port, _, _):
         for path, page in PAGES.items():

@@ -86,6 +86,10 @@ class PhaseProgressBar(RichProgressBar):
         return shown | ({"run": left} if left else {})
 
 
+# metrics of every run; the others are the user's own, which they may monitor
+_BUILT_IN = tuple(f"val/{name}" for name in ("loss", "acc", "ece", "f1_macro", "f1_micro", "map"))
+
+
 class EpochLines(Callback):
     """Logs one plain line per epoch, for log files and pipes.
 
@@ -107,7 +111,9 @@ class EpochLines(Callback):
             return
         assert isinstance(pl_module, PhaseModule)
         values = trainer.callback_metrics
-        shown = [f"{name} {float(values[name]):.4f}" for name in ("val/loss", "val/acc") if name in values]
+        own = [name for name in values if name.startswith("val/") and name not in _BUILT_IN]
+        named = [*(name for name in ("val/loss", "val/acc") if name in values), *own]
+        shown = [f"{name} {float(values[name]):.4f}" for name in named]
         left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
         parts = [
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
