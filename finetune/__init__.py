@@ -8,6 +8,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from finetune.attribute_names import CALLS
 from finetune.errors import ConfigError, RunError, UserError, did_you_mean
 from finetune.input_spec import InputSpec
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from finetune.api.figures import plot_confusion, show_batch, top_losses
     from finetune.api.fit import fit, resume
     from finetune.api.models import embed, load, predict, save_bundle, search
+    from finetune.api.phase import Phase
     from finetune.api.steps import Export, Plan, audit, evaluate, export, ladder, plan
-    from finetune.config.schema import PhaseConfig as Phase
     from finetune.embeddings.embeddings import Embeddings
     from finetune.inference.trained_model import TrainedModel
     from finetune.ladder_result import LadderResult
@@ -48,6 +49,7 @@ _LATER = {
     "show_batch": "finetune.api.figures",
     "plot_confusion": "finetune.api.figures",
     "top_losses": "finetune.api.figures",
+    "Phase": "finetune.api.phase",
     "plan": "finetune.api.steps",
     "audit": "finetune.api.steps",
     "evaluate": "finetune.api.steps",
@@ -103,10 +105,8 @@ def __getattr__(name: str) -> Any:
         from finetune.versions import versions
 
         return versions()["finetune"]
-    if name == "Phase":
-        from finetune.config.schema import PhaseConfig
-
-        return PhaseConfig
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
+    if name in CALLS:
+        raise AttributeError(f"finetune.{name}: no such function. Write {CALLS[name]}.")
     raise AttributeError(f"module 'finetune' has no attribute {name!r}.{did_you_mean(name, __all__)}")

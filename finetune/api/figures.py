@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.api.arguments import WHOLE, public
 from finetune.api.model_argument import run_folder
 from finetune.errors import UserError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _MOST_NAMED = 25
 
 
+@public(images=WHOLE)
 def show_batch(
     data: Any,
     *,
@@ -71,6 +73,7 @@ def show_batch(
     return _pictures(pictures, titles)
 
 
+@public
 def plot_confusion(result: "Run | Evaluation") -> "Figure":
     """Return the confusion matrix of a test: a row for each true class, a column for each predicted one.
 
@@ -103,6 +106,7 @@ def plot_confusion(result: "Run | Evaluation") -> "Figure":
     return figure
 
 
+@public(images=WHOLE)
 def top_losses(run: "Run", *, images: int = 9) -> "Figure":
     """Return the test images of a run that the model was most wrong about, with true class, answer and loss.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.arguments import public
 from finetune.api.model_argument import run_folder
 from finetune.config.schema import PhaseConfig
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from finetune.training.results import RunResult
 
 
+@public
 def fit(
     data: Any,
     *,
     backbone: "str | Backbone | nn.Module" = "resnet18",
     head: "str | Mapping[str, Any] | nn.Module | None" = None,
-    schedule: str | Sequence[PhaseConfig] = "gradual",
+    schedule: str | PhaseConfig | Sequence[PhaseConfig] = "gradual",
     weights: str | Path | None = None,
     stages: Mapping[str, Sequence[str]] | None = None,
     lr: float | None = None,
@@ -32,7 +34,7 @@ def fit(
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
     classes: Sequence[str] | None = None,
-    freeze: Sequence[str] = (),
+    freeze: str | Sequence[str] = (),
     augment: str | None = None,
     transform: "Callable[[Tensor], Tensor] | None" = None,
     loss: "str | nn.Module | None" = None,
@@ -68,7 +70,7 @@ def fit(
         size: Side, or height and width, of the network's input in pixels; None uses that of the weights.
         channels: 1 for grey images, 3 for colour; None uses those of the data.
         classes: Names of the classes of a data set, in the order of their numbers; None takes them from the data set.
-        freeze: Stages that no phase trains.
+        freeze: A stage, or stages, that no phase trains.
         augment: ``none``, ``light``, ``standard``, ``trivial_augment`` or ``rand_augment``; None uses the configuration's.
         transform: Function applied to each training view after that, from uint8 (C, H, W) to the same.
         loss: ``cross_entropy``, ``focal``, or a module of your own from logits (B, K) and targets to one number or losses (B,).
@@ -118,6 +120,7 @@ def fit(
     return train(config, objects=objects)
 
 
+@public
 def resume(
     run_dir: "Run",
     *,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.arguments import public
 from finetune.api.model_argument import model_argument
 from finetune.errors import UserError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
 
 
+@public
 def load(path: "Run", *, modules: "Mapping[str, nn.Module] | None" = None, trust: bool = False) -> "TrainedModel":
     """Load a trained model from a bundle folder or a run folder.
 
@@ -49,6 +51,7 @@ def load(path: "Run", *, modules: "Mapping[str, nn.Module] | None" = None, trust
     return trained_model(model, decode=DecodeOptions(channels=model.input_spec.channels))
 
 
+@public
 def predict(
     model: "Run | Classifier",
     images: Any,
@@ -87,6 +90,7 @@ def predict(
     return classify(loaded, images, uncertain_below=uncertain_below, batch_size=batch_size)
 
 
+@public
 def save_bundle(model: "Classifier", folder: str | Path) -> Path:
     """Write a model as a bundle: weights as safetensors, the rest as JSON and a model card; nothing is pickled.
 
@@ -113,6 +117,7 @@ def save_bundle(model: "Classifier", folder: str | Path) -> Path:
     return save(model, folder)
 
 
+@public
 def embed(
     model: "Run | Classifier | FeatureExtractor",
     images: Any = None,
@@ -195,6 +200,7 @@ def _data_set(
     return DatasetRecords(source, data={"seed": config.seed, "data": asdict(config.data)})
 
 
+@public
 def search(
     embeddings: "Embeddings",
     queries: "Embeddings | npt.NDArray[np.floating[Any]]",

@@ -24,7 +24,7 @@ class FitArguments:
     data: Any
     backbone: Any = "resnet18"
     head: Any = None
-    schedule: str | Sequence[PhaseConfig] = "gradual"
+    schedule: str | PhaseConfig | Sequence[PhaseConfig] = "gradual"
     weights: str | Path | None = None
     stages: Mapping[str, Sequence[str]] | None = None
     lr: float | None = None
@@ -33,7 +33,7 @@ class FitArguments:
     size: int | tuple[int, int] | None = None
     channels: int | None = None
     classes: Sequence[str] | None = None
-    freeze: Sequence[str] = ()
+    freeze: str | Sequence[str] = ()
     augment: str | None = None
     transform: Callable[[Any], Any] | None = None
     loss: "str | nn.Module | None" = None
@@ -126,7 +126,7 @@ class FitArguments:
             "input.channels": self.channels,
             "data.augment": self.augment,
             "monitor": self.monitor,
-            "freeze": list(self.freeze) or None,
+            "freeze": (self.freeze.split(",") if isinstance(self.freeze, str) else list(self.freeze)) or None,
         }
         # their names, which the monitor may name; the objects themselves take their places when the run is built
         words += [f"metrics.{name}.object={type(metric).__name__}" for name, metric in self.metrics.items()]
@@ -139,15 +139,20 @@ class FitArguments:
         """Return the phases of a list, or None for a schedule by its name; phases without a name get that of their stages."""
         if isinstance(self.schedule, str):
             return None
+        if not isinstance(self.schedule, (PhaseConfig, list, tuple)):
+            raise UserError(
+                f"schedule: must be a name or phases. It is a {type(self.schedule).__name__}. Give 'gradual', or "
+                "[finetune.Phase(train=['head'], epochs=3), finetune.Phase(train=['all'], lr=1e-4)]."
+            )
         phases, taken = [], set()
-        for phase in self.schedule:
+        for phase in [self.schedule] if isinstance(self.schedule, PhaseConfig) else self.schedule:
             if not isinstance(phase, PhaseConfig):
                 raise UserError(
                     f"schedule: is a list with a {type(phase).__name__}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
                     "or the name of a schedule."
                 )
             train = [phase.train] if isinstance(phase.train, str) else list(phase.train)
-            name = phase.name if phase.name != PhaseConfig().name else "-".join(train)
+            name = phase.name if phase.name != PhaseConfig().name else "-".join(train) or phase.name
             number = 2
             while name in taken:
                 name, number = f"{name.rstrip('0123456789').rstrip('-')}-{number}", number + 1

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.api.arguments import public
+from finetune.api.fit import fit
 from finetune.api.model_argument import model_argument
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from finetune.ladder_result import LadderResult
     from finetune.models.classifier import Classifier
     from finetune.training.plan import PlannedPhase
+
+# splits that can be tested
+EVALUATED = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class Export:
         return html_text(str(self))
 
 
+@public(like=fit)
 def plan(data: Any, **arguments: Any) -> Plan:
     """Return what :func:`finetune.fit` would do with the same arguments; nothing is trained and nothing is written.
 
@@ -79,9 +85,6 @@ def plan(data: Any, **arguments: Any) -> Plan:
     from finetune.build import assemble
     from finetune.commands.plan import planned
 
-    known = set(FitArguments.__dataclass_fields__)
-    if unknown := [name for name in arguments if name not in known]:
-        raise UserError(f"{unknown[0]}: not an argument of finetune.plan.{did_you_mean(unknown[0], known)}")
     config, objects = FitArguments(data=data, **arguments).config_and_objects()
     parts = assemble(config, trusted=True, objects=objects)
     phases, precision = planned(config, parts)
@@ -89,6 +92,7 @@ def plan(data: Any, **arguments: Any) -> Plan:
     return Plan(phases=tuple(phases), precision=precision.name, seconds=seconds)
 
 
+@public
 def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = ()) -> "Audit":
     """Check images before training: copies, leaks between splits, damaged files, imbalance; nothing is changed.
 
@@ -112,6 +116,7 @@ def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = 
     return audit_source(config)[0]
 
 
+@public
 def evaluate(
     model: "Run | Classifier",
     data: Any = None,
@@ -142,6 +147,10 @@ def evaluate(
     from finetune.inference.evaluate import evaluate_split
     from finetune.models.modes import evaluating
 
+    if split not in EVALUATED:
+        meant = next((name for name in EVALUATED if split[:2].lower() == name[:2]), None)
+        hint = f" Did you mean {meant!r}?" if meant else ""
+        raise UserError(f"split={split!r}: must be one of {', '.join(EVALUATED)}.{hint}")
     argument = model_argument(model, "model", modules=modules, trust=trust)
     if data is None and argument.given is not None and not argument.records_data:
         raise UserError(
@@ -159,6 +168,7 @@ def evaluate(
         return evaluate_split(loaded, source, split)
 
 
+@public
 def export(
     run: "Run",
     format: str,  # as the command's option
@@ -214,6 +224,7 @@ def export(
     return Export(path=path, format=format, summary=tuple(lines))
 
 
+@public
 def ladder(
     data: Any,
     *,

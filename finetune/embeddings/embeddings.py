@@ -76,7 +76,13 @@ class Embeddings:
         return bool(self.metadata.get("multi_label"))
 
     def rows(self, split: str) -> Rows:
-        """Return the row numbers of one split, ascending."""
+        """Return the row numbers of one split, ascending.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split={split!r}: must be one of {', '.join(SPLITS)}.")
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def labelled_rows(self) -> Rows:

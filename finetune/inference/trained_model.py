@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
@@ -53,6 +55,30 @@ class TrainedModel(Classifier):
 
     decode: DecodeOptions
     folder: str | None = None
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Compute the logits ``(B, K)`` of raw images, as :meth:`finetune.Classifier.forward` does.
+
+        Raises:
+            UserError: It is no tensor of images.
+        """
+        if not isinstance(images_BCHW, Tensor):
+            raise UserError(
+                f"images: must be a tensor (B, C, H, W). It is a {type(images_BCHW).__name__}. For files, Pillow images and "
+                "arrays call model.predict(images)."
+            )
+        return super().forward(images_BCHW)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a module, a parameter or a buffer, as every module of torch does.
+
+        Raises:
+            AttributeError: There is none; the message has the call that does what was meant.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise no_attribute(self, name, CALLS_OF_A_MODEL) from None
 
     def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""

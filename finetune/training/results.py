@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from finetune.attribute_names import CALLS_OF_A_RUN, no_attribute
 from finetune.data.datamodule import ImageDataModule
 from finetune.html import html_table
 from finetune.models.classifier import Classifier
@@ -14,7 +16,7 @@ from finetune.results import DataFacts, PhaseResult, Results, RunFacts, Seconds,
 from finetune.versions import versions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RunResult:
     """The files and the results of a finished run.
 
@@ -27,6 +29,18 @@ class RunResult:
     run_dir: Path
     bundle: Path
     results: Results
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise an error that has the call that does what was meant.
+
+        Raises:
+            AttributeError: Always; Python asks only for attributes that there are not.
+        """
+        raise no_attribute(self, name, CALLS_OF_A_RUN)
+
+    def __repr__(self) -> str:
+        """Return the run folder and the test metrics; ``results`` has the rest."""
+        return f"RunResult(run_dir={str(self.run_dir)!r}, test: {self.results.test.in_words()})"
 
     def _repr_html_(self) -> str:
         test, val = self.results.test.scalars(), self.results.val.scalars()

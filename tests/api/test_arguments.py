@@ -1,0 +1,154 @@
+"""Wrong calls of the public functions: each is one message with the right form, before anything is built or written."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finetune
+from finetune.errors import UserError
+
+FUNCTIONS = [name for name in finetune.__all__ if name.islower() and not name.startswith("build")]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_answers_a_wrong_call_with_a_user_error(name: str) -> None:
+    function = finetune.__getattr__(name)
+    with pytest.raises(UserError, match=rf"no_such: not an argument of finetune\.{name}"):
+        function("a", no_such=1)
+    with pytest.raises(
+        UserError, match=rf"finetune\.{name}: missing a required argument.*Call it as finetune\.{name}\("
+    ):
+        function()
+    with pytest.raises(UserError, match=rf"finetune\.{name}: too many positional arguments"):
+        function(*range(12))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_checked_argument_of_every_function_refuses_an_object_with_the_right_form(name: str) -> None:
+    from finetune.api.arguments import KINDS
+
+    function = finetune.__getattr__(name)
+    parameters = inspect.signature(function).parameters
+    first = ["a"] * sum(at.default is at.empty for at in parameters.values())
+    for argument in [
+        key for key in parameters if key in KINDS and parameters[key].default is not inspect.Parameter.empty
+    ]:
+        with pytest.raises(UserError, match=rf"^{argument}: must be .*It is a object\.$"):
+            function(*first, **{argument: object()})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "resnet34"}, r"model: not an argument of finetune\.fit\. Write backbone=\.\.\."),
+        ({"path": "pets"}, r"path: not .* Write data=\.\.\."),
+        ({"bs": 16}, r"bs: not .* Write batch_size=\.\.\."),
+        ({"momentum": 0.9}, r"momentum: not .* Write overrides=\['optimizer\.momentum=\.\.\.'\]"),
+        ({"lrr": 1}, r"lrr: not .* Did you mean 'lr'\?"),
+        ({"freeze": 2}, r"freeze: must be a stage or a list of stages.* It is a int"),
+        ({"lr": slice(1e-5, 1e-3)}, r"lr: must be a number.*lr_slice=\[1e-5, 1e-3\].* It is a slice"),
+        ({"metrics": ["accuracy"]}, r"metrics: must be a dict of torchmetrics metrics.* It is a list with str"),
+        ({"metrics": {"top": lambda p, t: 0}}, r"metrics: must be a dict of torchmetrics.* It is a dict with function"),
+        ({"callbacks": [print]}, r"callbacks: must be a list of Lightning callbacks.* builtin_function_or_method"),
+        ({"loggers": [3]}, r"loggers: must be tensorboard.* It is a list with int"),
+        ({"size": "big"}, r"size: must be a whole number of pixels, or \(height, width\)\. It is a str"),
+        ({"overrides": "seed=1"}, r"overrides: must be a list of overrides.* It is a str"),
+        ({"epochs": 2.5}, r"epochs: must be a whole number\. It is a float"),
+        ({"epochs": True}, r"epochs: must be a whole number\. It is a bool"),
+        ({"schedule": 3}, r"schedule: must be a name or phases\. It is a int\. Give 'gradual'"),
+        ({"transform": "flip"}, r"transform: must be a function"),
+    ],
+)
+def test_a_wrong_argument_of_fit_and_plan_is_refused_before_the_run_folder_exists(
+    arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        finetune.fit("digits", run_dir=tmp_path / "run", **arguments)
+    with pytest.raises(UserError, match=message.replace(r"finetune\.fit\.", r"finetune\.plan\.")):
+        finetune.plan("digits", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, r"epoch: not an argument of finetune\.Phase\. Write epochs=\.\.\."),
+        ({"freeze": ["stem"]}, r"freeze: not an argument of finetune\.Phase\. A phase trains the stages in train="),
+        ({"layers": ["head"]}, r"layers: not .* Write train=\.\.\."),
+        ({"train": []}, r"^train=\[\]: must name the stages that train\. Give \['head'\][^\n]*$"),
+        ({"train": 3}, r"train=3: must name the stages"),
+        ({"lr": slice(1e-5, 1e-3)}, r"lr: must be a number.*lr_slice"),
+    ],
+)
+def test_a_wrong_setting_of_a_phase_is_refused_where_it_is_written(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        finetune.Phase(**settings)
+    with pytest.raises(UserError, match=r"takes its settings by name"):
+        finetune.Phase(["head"])  # type: ignore[arg-type]  # the mistake under test
+
+
+def test_a_phase_shows_what_was_set_and_describes_every_setting() -> None:
+    from finetune.config.schema import PhaseConfig
+
+    assert repr(finetune.Phase(train=["head"], epochs=3)) == "Phase(epochs=3, train=['head'])"
+    for name in PhaseConfig.__dataclass_fields__:
+        assert f"    {name}: " in str(finetune.Phase.__doc__)
+    assert finetune.Phase.__name__ == "Phase"
+
+
+def test_a_stage_to_freeze_and_a_single_phase_need_no_list() -> None:
+    from finetune.api.settings import FitArguments
+
+    config, _ = FitArguments(
+        data="digits", freeze="stem,layer1", schedule=finetune.Phase(train="head")
+    ).config_and_objects()  # type: ignore[arg-type]  # a text is taken too
+    assert config.freeze == ["stem", "layer1"]
+    assert [phase.train for phase in config.schedule.phases] == [["head"]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: finetune.evaluate("run", split="validation"),
+            r"split='validation': must be one of .*Did you mean 'val'",
+        ),
+        (lambda: finetune.search("run", "fish"), r"embeddings: must be embeddings\. It is a str\. Compute them"),
+        (lambda: finetune.load(3), r"path: must be a run\. It is a int\. Give its folder, what finetune\.fit returned"),
+        (lambda: finetune.embed(3, "a.png"), r"model: must be a run\. It is a int"),
+        (lambda: finetune.export([1], "onnx"), r"run: must be a run\. It is a list"),
+        (lambda: finetune.resume(3), r"run_dir: must be a run\. It is a int"),
+        (lambda: finetune.top_losses(3), r"run: must be a run\. It is a int"),
+    ],
+)
+def test_what_is_no_run_and_no_split_is_refused_by_its_name(call: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("train", r"finetune\.fit\(data"),
+        ("fine_tune", r"finetune\.fit\("),
+        ("vision_learner", r"finetune\.fit\("),
+        ("create_model", r"finetune\.build_backbone"),
+        ("load_learner", r"finetune\.load\(run\)"),
+    ],
+)
+def test_a_name_of_another_library_is_answered_with_the_call_that_does_it(name: str, call: str) -> None:
+    with pytest.raises(AttributeError, match=rf"finetune\.{name}: no such function\. Write {call}"):
+        getattr(finetune, name)
+
+
+def test_every_call_that_a_message_names_is_one() -> None:
+    import re
+
+    from finetune.attribute_names import CALLS, CALLS_OF_A_MODEL, CALLS_OF_A_RUN
+
+    calls = [call for calls in (CALLS, CALLS_OF_A_MODEL, CALLS_OF_A_RUN) for call in calls.values()]
+    named = {name for call in calls for name in re.findall(r"finetune\.(\w+)\(", call)}
+    assert named <= set(finetune.__all__)
+    assert not set(CALLS) & set(finetune.__all__)
