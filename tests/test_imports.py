@@ -52,7 +52,7 @@ ALLOWED |= {("config/reach", "finetune.models.heads")}
 KNOWN_BY = {
     "hydra": ("config", "build", "commands"),
     "omegaconf": ("config", "build", "commands"),
-    "lightning": ("training", "data/datamodule", "api/fit"),
+    "lightning": ("training", "data/datamodule", "api/fit", "api/arguments"),
     "timm": ("models/sources", "models/pretrained", "export"),
     "transformers": ("models/sources", "export"),
     "huggingface_hub": ("models/hub",),
