@@ -37,7 +37,7 @@ from finetune.versions import versions
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
-LARGEST_SIDE = 10_000_000
+MOST_OF_A_HEAD = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 
@@ -197,8 +197,8 @@ def description_problems(model: Mapping[str, Any]) -> list[str]:
     if head.get("num_classes") != len(classes):
         problems.append(f"model.head.num_classes: must be the number of classes, {len(classes)}")
     sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", *sizes_of_heads())]
-    if not all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes):
-        problems.append(f"model.head: sizes must be whole numbers from 1 to {LARGEST_SIDE:,}")
+    if not all(type(size) is int and 0 < size <= MOST_OF_A_HEAD for size in sizes):
+        problems.append(f"model.head: sizes must be whole numbers from 1 to {MOST_OF_A_HEAD:,}")
     if not isinstance(head.get("name"), str):
         problems.append("model.head.name: must be the name of a head")
     elif head["name"] == OWN:
@@ -260,7 +260,7 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def needs_classes(path: str, model: Mapping[str, Any], needed: Mapping[str, str]) -> str:
+def missing_classes_message(path: str, model: Mapping[str, Any], needed: Mapping[str, str]) -> str:
     """Return the message for a bundle that needs user-supplied classes that were not given.
 
     Args:
@@ -299,7 +299,7 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     values = read_model_json(folder)
     needed = own_classes(values["model"])
     if lacking := {part: name for part, name in needed.items() if part not in (modules or {})}:
-        raise UserError(needs_classes(str(path), values["model"], lacking))
+        raise UserError(missing_classes_message(str(path), values["model"], lacking))
     weights = inside(folder, MODEL_WEIGHTS, of="bundle")
     if not os.path.lexists(weights):
         raise UserError(

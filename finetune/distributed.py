@@ -79,7 +79,7 @@ def cores() -> int:
 def require_processes(number: int, *, setting: str, per_core: int) -> None:
     """Refuse more processes than this machine can hold.
 
-    A saved configuration, or a slip of the finger, can ask for any number, and each process takes memory before it does anything.
+    A saved configuration, or a typo, can ask for any number, and each process takes memory before it does anything.
 
     Args:
         number: Processes that would be started.

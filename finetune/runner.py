@@ -268,7 +268,10 @@ def stored_files(folder: "RunFolder") -> "StoredFiles":
 
 
 def keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
-    """Delete checkpoints and weights between phases of a finished run; an error here is printed and leaves the run intact."""
+    """Delete checkpoints and weights between phases of a finished run, and keep how far these moved in ``movement.json``.
+
+    An error here is printed and leaves the run intact.
+    """
     from finetune.report.movement import keep_movements
 
     try:

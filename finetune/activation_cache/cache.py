@@ -169,9 +169,9 @@ def depends_on(
     adapt: str,
     cached_stage: str,
     source: Source,
-    dtype: torch.dtype = torch.float32,
-    folded: bool = False,
-    device: str = "cpu",
+    dtype: torch.dtype,
+    folded: bool,
+    device: str,
 ) -> dict[str, Json]:
     """Return everything that a cached activation depends on, except the split and the view: the first parts of its key.
 

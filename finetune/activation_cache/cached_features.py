@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from finetune.activation_cache.cache import depends_on
 from finetune.activation_cache.store import Entry, existing
@@ -23,7 +24,17 @@ class CachedFeatures:
 
     def __init__(self, backbone: Backbone, *, input_spec: InputSpec, adapt: str, source: Source) -> None:
         cached_stage, index = backbone.stages[-1], source.index
-        parts = depends_on(backbone, input_spec=input_spec, adapt=adapt, cached_stage=cached_stage, source=source)
+        # those of a run on a processor in single precision, which are the features that an embedding computes, to the bit
+        parts = depends_on(
+            backbone,
+            input_spec=input_spec,
+            adapt=adapt,
+            cached_stage=cached_stage,
+            source=source,
+            dtype=torch.float32,
+            folded=False,
+            device="cpu",
+        )
         self._entries: dict[str, Entry] = {}
         self._places = np.zeros(len(index), np.int64)
         self._splits = index.splits

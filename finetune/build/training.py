@@ -239,7 +239,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
         if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
             raise UserError(
                 f"trainer.num_nodes={config.trainer['num_nodes']}: this process was not told of other machines, and would wait "
-                "for them in vain. Start it by torchrun on each machine (finetune train --help has the line), or by SLURM."
+                "forever. Start it by torchrun on each machine (finetune train --help has the line), or by SLURM."
             )
         try:
             return instantiate(

@@ -27,12 +27,12 @@ def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> 
     Raises:
         UserError: There is no complete bundle, it needs classes but is not trusted, or a class cannot be built.
     """
-    from finetune.bundle import find_bundle, needs_classes, read_model_json
+    from finetune.bundle import find_bundle, missing_classes_message, read_model_json
     from finetune.models.own_modules import own_classes, own_targets
 
     model = read_model_json(find_bundle(run))["model"]
     needed = {part: name for part, name in own_classes(model).items() if part not in given}
     targets = own_targets(model)
     if needed and (not trust or set(needed) - set(targets)):
-        raise UserError(needs_classes(str(run), model, needed))
+        raise UserError(missing_classes_message(str(run), model, needed))
     return {part: build_module(targets[part], where=part, trusted=trust) for part in needed}

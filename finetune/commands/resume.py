@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
     given = parser.read(argv)
     overrides = list(map(moved_data, given.words[1:]))
     if not given.words:
-        raise parser.wrong(f"needs one RUN. Given: {' '.join(given.words) or 'nothing'}")
+        raise parser.wrong("needs one RUN. Given: nothing")
     resume(
         Path(given.words[0]).expanduser(),
         anyway=given.anyway,

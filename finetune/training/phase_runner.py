@@ -7,6 +7,8 @@ The files are written atomically and in this order, so that a run killed between
    (:mod:`finetune.training.callbacks.checkpoints`);
 3. at the end of the phase the chosen epoch is loaded; ``metrics.csv``; all weights as the next phase's start, or as
    ``final.safetensors``; last ``result.json``, which marks the phase as finished.
+
+All but the checkpoints have their SHA-256 in ``checksums.json`` beside them, which a resumed run checks.
 """
 
 import contextlib

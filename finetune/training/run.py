@@ -24,7 +24,7 @@ from finetune.training.run_context import RunContext, RunSession, run_session
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Trains a classifier through a schedule.
+    """Trains a classifier through a schedule, tests it and writes its bundle and results.
 
     Args:
         context: Network, data, schedule, folder and settings, which the phases share.

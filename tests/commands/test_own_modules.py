@@ -263,7 +263,7 @@ def test_cached_views_of_one_transform_are_not_those_of_another(
         (["data.transform.noise=3"], r"data\.transform: must have a _target_"),
         (
             ["data.transform._target_=tests.models.own_parts.Inverted", "data.augment=none"],
-            r"data\.augment=none has no training",
+            r"with augment=none in every phase there is no training",
         ),
     ],
 )

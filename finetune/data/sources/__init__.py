@@ -1,4 +1,8 @@
-"""The kinds of data: ``data.source`` names one. A new one is a file like those beside this, and a line in :data:`SOURCES`."""
+"""The kinds of data: ``data.source`` names one.
+
+A new one is a file like those beside this, and a line in :data:`SOURCES`; its settings are fields of ``DataConfig`` in
+``config/schema.py``, and a preset is a file in ``conf/data/``.
+"""
 
 from pathlib import Path
 

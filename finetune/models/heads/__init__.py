@@ -1,4 +1,8 @@
-"""Classifier heads by name. A new one is a file like those beside this, and a line in :data:`HEADS`."""
+"""Classifier heads by name.
+
+A new one is a file like those beside this, and a line in :data:`HEADS`; its settings are fields of ``HeadConfig`` in
+``config/schema.py``, and a preset is a file in ``conf/head/``.
+"""
 
 import torch
 
