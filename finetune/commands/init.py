@@ -41,6 +41,10 @@ def run(argv: Sequence[str]) -> int:
     print(f"written: {output}")
     named = ["--config-dir", str(output.parent), "--config-name", output.stem]
     print("\n".join(["next:", *(f"  {command_line(name, named)}" for name in ("plan", "train"))]))
+    print(
+        "They download the network's ImageNet weights the first time. Without a network add weights=embedded, weights inside "
+        "this package."
+    )
     return 0
 
 

