@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from finetune.checksums import keep_checksum
 from finetune.cli import main
 from finetune.commands.resume import resume
+from finetune.wilson import wilson
 from tests.report.browser import Browser, require_chromium
 from tests.report.runs import NAMES
 from tests.runs import train_tiny
@@ -74,7 +75,9 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
     results = json.loads((one / "results.json").read_text())
     assert f"<b>{100 * results['test']['acc']:.1f}%</b>" in page
     assert f"<b>{100 * results['test']['f1_macro']:.1f}%</b>" in page
-    assert "95% interval" in page
+    # the interval of the list of runs
+    low, high = wilson(results["test"]["acc"], sum(results["data"]["counts"]["test"]))
+    assert f"95% interval {100 * low:.1f}% to {100 * high:.1f}%" in page
     pictures = (
         "plan",
         "moved",

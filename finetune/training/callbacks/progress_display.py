@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -90,6 +90,19 @@ class PhaseProgressBar(RichProgressBar):
 _BUILT_IN = tuple(f"val/{name}" for name in ("loss", "acc", "ece", "f1_macro", "f1_micro", "map"))
 
 
+def shown_metrics(values: Iterable[str]) -> list[str]:
+    """Return the two metrics of an epoch's line: accuracy, and the loss or a metric of the user's own in its place.
+
+    More would not fit 80 columns; ``metrics.csv`` has all.
+
+    >>> shown_metrics(["val/loss", "val/acc", "val/ece"]), shown_metrics(["val/acc", "val/kappa", "val/loss"])
+    (['val/loss', 'val/acc'], ['val/kappa', 'val/acc'])
+    """
+    names = list(values)
+    own = [name for name in names if name.startswith("val/") and name not in _BUILT_IN]
+    return [name for name in (*(own[:1] or ["val/loss"]), "val/acc") if name in names]
+
+
 class EpochLines(Callback):
     """Logs one plain line per epoch, for log files and pipes.
 
@@ -111,9 +124,7 @@ class EpochLines(Callback):
             return
         assert isinstance(pl_module, PhaseModule)
         values = trainer.callback_metrics
-        own = [name for name in values if name.startswith("val/") and name not in _BUILT_IN]
-        named = [*(name for name in ("val/loss", "val/acc") if name in values), *own]
-        shown = [f"{name} {float(values[name]):.4f}" for name in named]
+        shown = [f"{name} {float(values[name]):.4f}" for name in shown_metrics(values)]
         left = in_words(self._time_left.at(pl_module.phase_number, share_done(trainer, pl_module)))
         parts = [
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
