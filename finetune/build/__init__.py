@@ -8,7 +8,7 @@ from finetune.build.classifier import Show, build_model, described_model, networ
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases
-from finetune.build.python_objects import PythonObjects, transform_of
+from finetune.build.python_objects import PythonObjects, check_metrics, transform_of
 from finetune.config.schema import Config
 
 if TYPE_CHECKING:  # imported where they are used, so that a wrong path is reported before torch is loaded
@@ -91,6 +91,7 @@ def assemble(
         classifier = described_model(config, description, trusted=trusted, objects=objects)
     phases = _phases(config, classifier, objects, show)
     data = build_data(config, source, classifier, worker_init, trusted=trusted)
+    check_metrics(objects.metrics, num_classes=len(source.index.classes), multi_label=source.index.multi_label)
     if objects.transform is not None:
         data.transform = transform_of(objects.transform, classifier.input_spec)
     return RunParts(source=source, classifier=classifier, data=data, phases=phases)

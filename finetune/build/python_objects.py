@@ -112,6 +112,27 @@ def loss_with_objects(
     return lambda phase: own
 
 
+def check_metrics(metrics: Mapping[str, Any], *, num_classes: int, multi_label: bool) -> None:
+    """Try the user's metrics on two images, before a run begins.
+
+    Raises:
+        UserError: A metric does not take probabilities and targets.
+    """
+    import copy
+
+    import torch
+
+    probabilities_BK = torch.full((2, num_classes), 1 / num_classes)
+    targets = torch.zeros(2, num_classes, dtype=torch.int64) if multi_label else torch.zeros(2, dtype=torch.int64)
+    for name, metric in metrics.items():
+        rule = (
+            f"metrics[{name!r}]={type(metric).__name__}: must take probabilities (B, {num_classes}) and targets "
+            f"{tuple(targets.shape)} of {targets.dtype}"
+        )
+        with trying(rule, advice="Choose a metric that does."):
+            copy.deepcopy(metric).update(probabilities_BK, targets)
+
+
 def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransform":
     """Return a function of a training view as the transform of a run, after trying it on one view.
 

@@ -71,6 +71,23 @@ def test_a_wrong_argument_of_fit_and_plan_is_refused_before_the_run_folder_exist
     assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_that_does_not_take_probabilities_of_the_classes_is_refused_before_the_run_folder_exists(
+    tmp_path: Path,
+) -> None:
+    from torchmetrics.classification import MulticlassAccuracy
+
+    arguments: dict[str, Any] = {
+        "metrics": {"top": MulticlassAccuracy(num_classes=3)},
+        "backbone": "resnet10t",
+        "weights": "none",
+        "size": 32,
+    }
+    message = r"metrics\['top'\]=MulticlassAccuracy: must take probabilities \(B, 10\).* Choose a metric that does"
+    with pytest.raises(UserError, match=message):
+        finetune.fit("digits", run_dir=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
