@@ -206,10 +206,13 @@ def public(function: Any = None, *, like: Callable[..., Any] | None = None, **ow
     signature = inspect.signature(function if like is None else like)
     name, known = f"finetune.{function.__name__}", list(signature.parameters)
     kinds = {**KINDS, **own}
+    # further arguments go to a library, which knows their names
+    open_ended = any(at.kind is at.VAR_KEYWORD for at in signature.parameters.values())
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        check_names(list(kwargs), known, of=name)
+        if not open_ended:
+            check_names(list(kwargs), known, of=name)
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:

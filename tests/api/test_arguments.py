@@ -9,14 +9,15 @@ import pytest
 import finetune
 from finetune.errors import UserError
 
-FUNCTIONS = [name for name in finetune.__all__ if name.islower() and not name.startswith("build")]
+FUNCTIONS = [name for name in finetune.__all__ if name.islower()]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_answers_a_wrong_call_with_a_user_error(name: str) -> None:
     function = finetune.__getattr__(name)
-    with pytest.raises(UserError, match=rf"no_such: not an argument of finetune\.{name}"):
-        function("a", no_such=1)
+    if name != "build_backbone":  # its further arguments go to the network's library
+        with pytest.raises(UserError, match=rf"no_such: not an argument of finetune\.{name}"):
+            function("a", no_such=1)
     with pytest.raises(
         UserError, match=rf"finetune\.{name}: missing a required argument.*Call it as finetune\.{name}\("
     ):
@@ -31,12 +32,16 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
 
     function = finetune.__getattr__(name)
     parameters = inspect.signature(function).parameters
-    first = ["a"] * sum(at.default is at.empty for at in parameters.values())
+    given: dict[str, Any] = {"classes": ["a", "b"]}
+    if name == "build_classifier":
+        given["backbone"] = finetune.build_backbone("resnet10t", weights="none")
+    needed = [key for key, at in parameters.items() if at.default is at.empty and at.kind is not at.VAR_KEYWORD]
+    required = {key: given.get(key, "a") for key in needed}
     for argument in [
         key for key in parameters if key in KINDS and parameters[key].default is not inspect.Parameter.empty
     ]:
         with pytest.raises(UserError, match=rf"^{argument}: must be .*It is a object\.$"):
-            function(*first, **{argument: object()})
+            function(**required, **{argument: object()})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,11 @@ def test_a_stage_to_freeze_and_a_single_phase_need_no_list() -> None:
         (lambda: finetune.embed(3, "a.png"), r"model: must be a run\. It is a int"),
         (lambda: finetune.export([1], "onnx"), r"run: must be a run\. It is a list"),
         (lambda: finetune.resume(3), r"run_dir: must be a run\. It is a int"),
+        (lambda: finetune.build_backbone(3), r"name: must be the name of a network or an nn\.Module\. It is a int"),
+        (
+            lambda: finetune.build_classifier("resnet18", classes=["a"]),
+            r"backbone: must be a backbone, finetune\.build_",
+        ),
         (lambda: finetune.top_losses(3), r"run: must be a run\. It is a int"),
     ],
 )
