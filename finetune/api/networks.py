@@ -3,15 +3,10 @@
 from torch import nn
 
 from finetune.api.arguments import Kind, public
-from finetune.models.backbone import Backbone
 from finetune.models.build import build_backbone as _build_backbone
 from finetune.models.classifier import build_classifier as _build_classifier
 
 build_backbone = public(
     name=Kind(form="the name of a network or an nn.Module", fits=lambda value: isinstance(value, (str, nn.Module)))
 )(_build_backbone)
-build_classifier = public(
-    backbone=Kind(
-        form="a backbone, finetune.build_backbone('resnet18')", fits=lambda value: isinstance(value, Backbone)
-    )
-)(_build_classifier)
+build_classifier = public(_build_classifier)

@@ -145,7 +145,7 @@ def test_a_stage_to_freeze_and_a_single_phase_need_no_list() -> None:
         (lambda: finetune.build_backbone(3), r"name: must be the name of a network or an nn\.Module\. It is a int"),
         (
             lambda: finetune.build_classifier("resnet18", classes=["a"]),
-            r"backbone: must be a backbone, finetune\.build_",
+            r"backbone: must be what finetune\.build_backbone",
         ),
         (lambda: finetune.top_losses(3), r"run: must be a run\. It is a int"),
     ],
