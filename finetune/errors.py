@@ -65,6 +65,16 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def type_in_words(value: object) -> str:
+    """Return the type of a value with its article, for a message.
+
+    >>> type_in_words(2), type_in_words("x"), type_in_words(None)
+    ('an int', 'a str', 'None')
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
 def first_line(error: BaseException, *, with_type: bool = False) -> str:
     r"""Return the first line of an error's message, or the name of its type if it has none.
 

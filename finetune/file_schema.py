@@ -7,7 +7,7 @@ add keys, but does not change or remove any without raising ``format``.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, shortened, type_in_words
 
 # type of a field, and its meaning
 Field = tuple[type | tuple[type, ...], str]
@@ -375,7 +375,7 @@ def check_fields(values: Mapping[str, object], fields: Fields, *, name: str, of_
         kind = fields[field][0]
         # bool is a subclass of int
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-            problems.append(f"{path} is a {type(value).__name__}")
+            problems.append(f"{path} is {type_in_words(value)}")
     # an empty list or table has no leaves, and a field that may be null may be left out
     optional = {name for name, (kind, _) in fields.items() if "[]" in name or "*" in name or _may_be_null(kind)}
     if not of_any_version:

@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.file_schema import THRESHOLD
 from finetune.results import Matrix, SplitMetrics
 
@@ -175,7 +175,7 @@ def build_metrics(
         if name in collection or "/" in name or not isinstance(metric, Metric):
             taken = ", ".join(map(str, collection))
             raise UserError(
-                f"metrics[{name!r}]: must be a torchmetrics Metric under a name of its own. It is a {type(metric).__name__}; "
+                f"metrics[{name!r}]: must be a torchmetrics Metric under a name of its own. It is {type_in_words(metric)}; "
                 f"taken: {taken}. Choose another name."
             )
         collection.add_metrics({name: metric.clone()})

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO, TypeVar
 
-from finetune.errors import FileError, UserError, first_line
+from finetune.errors import FileError, UserError, first_line, type_in_words
 from finetune.file_errors import read_error
 from finetune.terminal import printable
 
@@ -210,7 +210,7 @@ def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str
         raise UserError(f"{name}: damaged. {_why(error)}.{more}") from None
     if not isinstance(value, kind):
         required = "an object" if kind is dict else f"a {kind.__name__}"
-        raise UserError(f"{name}: damaged. It must hold {required}, but holds a {type(value).__name__}.{more}")
+        raise UserError(f"{name}: damaged. It must hold {required}, but holds {type_in_words(value)}.{more}")
     return value
 
 

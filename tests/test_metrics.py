@@ -149,7 +149,7 @@ def test_a_metric_of_the_user_s_is_measured_beside_the_others_on_a_copy() -> Non
     ("own", "message"),
     [
         ({"acc": MulticlassCohenKappa(3)}, r"metrics\['acc'\]: must be a torchmetrics Metric under a name of its own"),
-        ({"mine": 3}, r"metrics\['mine'\]: .*It is a int; taken: .*acc"),
+        ({"mine": 3}, r"metrics\['mine'\]: .*It is an int; taken: .*acc"),
     ],
 )
 def test_a_metric_under_a_taken_name_or_that_is_none_is_refused(own: dict[str, Any], message: str) -> None:

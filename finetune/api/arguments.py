@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
 
 from finetune.config.foreign_words import FOREIGN
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, did_you_mean, type_in_words
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,6 +29,7 @@ class Kind:
 
 
 def _is(*types: type) -> Callable[[Any], bool]:
+    # NumPy's numbers are numbers; in Python a bool is one too
     return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
 
 
@@ -64,12 +66,12 @@ def _named(value: Any, one: Callable[[Any], bool]) -> bool:
 
 
 _is_text = _is(str)
-TEXT = Kind(form="a text", fits=_is_text)
-NUMBER = Kind(form="a number", fits=_is(int, float))
-WHOLE = Kind(form="a whole number", fits=_is(int))
+TEXT = Kind(form="a string", fits=_is_text)
+NUMBER = Kind(form="a number", fits=_is(Real))
+WHOLE = Kind(form="a whole number", fits=_is(Integral))
 SWITCH = Kind(form="True or False", fits=_is(bool))
 PATH = Kind(form="a path", fits=_is(str, Path))
-TEXTS = Kind(form="a list of texts, ['a', 'b']", fits=lambda value: _several(value, _is_text))
+TEXTS = Kind(form="a list of strings, ['a', 'b']", fits=lambda value: _several(value, _is_text))
 STAGES = Kind(
     form="a stage or a list of stages, ['stem', 'layer1']",
     fits=lambda value: _is_text(value) or _several(value, _is_text),
@@ -77,17 +79,17 @@ STAGES = Kind(
 
 # argument of a public function -> what it may be; those that take a model or data check themselves
 KINDS: Mapping[str, Kind] = {
-    "weights": Kind(form="a text or a path", fits=_is(str, Path)),
+    "weights": Kind(form="a string or a path", fits=_is(str, Path)),
     "stages": Kind(form="a dict of lists of child modules, {'stem': ['conv1']}", fits=_is(Mapping)),
     "lr": Kind(
         form="a number, 1e-3; rates from the deepest stage to the head are finetune.Phase(lr_slice=[1e-5, 1e-3])",
-        fits=_is(int, float),
+        fits=_is(Real),
     ),
     "uncertain_below": NUMBER,
     **dict.fromkeys(("epochs", "batch_size", "channels", "seed", "seeds", "k", "check"), WHOLE),
     "size": Kind(
         form="a whole number of pixels, or (height, width)",
-        fits=lambda value: _is(int)(value) or (_several(value, _is(int)) and len(value) == 2),
+        fits=lambda value: _is(Integral)(value) or (_several(value, _is(Integral)) and len(value) == 2),
     ),
     **dict.fromkeys(("classes", "rungs"), TEXTS),
     "overrides": Kind(
@@ -179,8 +181,8 @@ def _described(value: Any) -> str:
         return f"the class {value.__name__}; give an object of it"
     inside = value.values() if isinstance(value, Mapping) else value
     if isinstance(value, (list, tuple, dict)) and value:
-        return f"a {type(value).__name__} with {', '.join(sorted({type(item).__name__ for item in inside}))}"
-    return f"a {type(value).__name__}"
+        return f"{type_in_words(value)} with {', '.join(sorted({type(item).__name__ for item in inside}))}"
+    return f"{type_in_words(value)}"
 
 
 @overload

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.run_names import CONFIG
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def model_argument(
     if isinstance(value, Classifier):
         return ModelArgument(given=value)
     raise UserError(
-        f"{name}: must be a run. It is a {type(value).__name__}. Give its folder, what finetune.fit returned, or a model from "
+        f"{name}: must be a run. It is {type_in_words(value)}. Give its folder, what finetune.fit returned, or a model from "
         "finetune.load."
     )
 

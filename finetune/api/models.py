@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.api.arguments import public
 from finetune.api.model_argument import model_argument
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +111,7 @@ def save_bundle(model: "Classifier", folder: str | Path) -> Path:
 
     if not isinstance(model, Classifier):
         raise UserError(
-            f"model: must be what finetune.build_classifier returns. It is a {type(model).__name__}. Save the classifier "
+            f"model: must be what finetune.build_classifier returns. It is {type_in_words(model)}. Save the classifier "
             "inside it."
         )
     return save(model, folder)
@@ -227,7 +227,7 @@ def search(
     for name, value, others in (("embeddings", embeddings, ()), ("queries", queries, (np.ndarray,))):
         if not isinstance(value, (Embeddings, *others)):
             raise UserError(
-                f"{name}: must be embeddings. It is a {type(value).__name__}. Compute them: finetune.embed(model, images)."
+                f"{name}: must be embeddings. It is {type_in_words(value)}. Compute them: finetune.embed(model, images)."
             )
     wanted = queries.features if isinstance(queries, Embeddings) else queries
     return nearest(embeddings.features, wanted, k, metric=metric)

@@ -9,7 +9,7 @@ from finetune.build.python_objects import PYTHON, PythonObjects
 from finetune.config import compose
 from finetune.config.overrides import data_words, quoted
 from finetune.config.schema import Config, PhaseConfig
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +96,7 @@ class FitArguments:
             data = datasets_of_module(data)
         elif not isinstance(data, Mapping) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             raise UserError(
-                f"data: is a {type(data).__name__}. Give a folder, a table, a data frame, a data set of (image, target), data "
+                f"data: is {type_in_words(data)}. Give a folder, a table, a data frame, a data set of (image, target), data "
                 "sets by split, or a LightningDataModule."
             )
         return ["data=digits", f"data.source={PYTHON}"], data
@@ -141,14 +141,14 @@ class FitArguments:
             return None
         if not isinstance(self.schedule, (PhaseConfig, list, tuple)):
             raise UserError(
-                f"schedule: must be a name or phases. It is a {type(self.schedule).__name__}. Give 'gradual', or "
+                f"schedule: must be a name or phases. It is {type_in_words(self.schedule)}. Give 'gradual', or "
                 "[finetune.Phase(train=['head'], epochs=3), finetune.Phase(train=['all'], lr=1e-4)]."
             )
         phases, taken = [], set()
         for phase in [self.schedule] if isinstance(self.schedule, PhaseConfig) else self.schedule:
             if not isinstance(phase, PhaseConfig):
                 raise UserError(
-                    f"schedule: is a list with a {type(phase).__name__}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
+                    f"schedule: is a list with {type_in_words(phase)}. Give finetune.Phase(train=['head'], epochs=3, lr=1e-3), "
                     "or the name of a schedule."
                 )
             train = [phase.train] if isinstance(phase.train, str) else list(phase.train)
@@ -203,7 +203,7 @@ class FitArguments:
             ("loss", loss, (str, nn.Module, type(None))),
         ):
             if not isinstance(value, kinds):
-                raise UserError(f"{name}: must be a name or an nn.Module. It is a {type(value).__name__}.")
+                raise UserError(f"{name}: must be a name or an nn.Module. It is {type_in_words(value)}.")
         loggers: Sequence[Any] = () if self.loggers is None or isinstance(self.loggers, str) else self.loggers
         return PythonObjects(
             source=source,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.build.user_objects import trying
 from finetune.config.schema import Config
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.resume_command import resume_in_python
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTrans
     from finetune.data.transforms import OwnTransform
 
     if not callable(function):
-        raise UserError(f"transform: must be a function of an image. It is a {type(function).__name__}.")
+        raise UserError(f"transform: must be a function of an image. It is {type_in_words(function)}.")
     # a later run cannot recognise the object, so its cached views get a key of their own
     transform = OwnTransform(function=function, key={"object": uuid.uuid4().hex})
     with torch.random.fork_rng(devices=[]):

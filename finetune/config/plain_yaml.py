@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError, first_line
+from finetune.errors import UserError, first_line, type_in_words
 from finetune.safe_files import LARGEST_YAML, checked_yaml, read_text
 from finetune.terminal import printable
 
@@ -28,5 +28,5 @@ def read_plain_yaml(path: Path) -> dict[str, Any]:
         why = first_line(error)
         raise UserError(f"{path}: cannot be read as YAML. {printable(why)}") from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: must hold a mapping of keys to values. It holds a {type(loaded).__name__}.")
+        raise UserError(f"{path}: must hold a mapping of keys to values. It holds {type_in_words(loaded)}.")
     return {str(key): value for key, value in loaded.items()}

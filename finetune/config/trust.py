@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
-from finetune.errors import ConfigError, UserError, did_you_mean, first_line
+from finetune.errors import ConfigError, UserError, did_you_mean, first_line, type_in_words
 from finetune.listed_classes import CONTROL_KEYS, OPTIMIZERS, RUN_DIR, listing_package, unlisted, unlisted_in
 from finetune.resume_command import resume_command
 from finetune.terminal import printable
@@ -207,7 +207,7 @@ def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.M
         raise UserError(f"{where}._target_: {error}{passed}") from error
     if not isinstance(module, nn.Module):
         raise UserError(
-            f"{where}._target_={node['_target_']!r}: must build an nn.Module. It built a {type(module).__name__}."
+            f"{where}._target_={node['_target_']!r}: must build an nn.Module. It built {type_in_words(module)}."
         )
     return module
 

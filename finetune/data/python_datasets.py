@@ -17,7 +17,7 @@ from finetune.data.listing import UNASSIGNED, Listing, check_classes
 from finetune.data.path_table import path_table
 from finetune.data.python_images import pixels_of
 from finetune.data.scan import Facts
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, shortened, type_in_words
 from finetune.split_settings import SplitSettings
 
 # C = channels, H/W = image height/width, N = samples, K = classes
@@ -79,7 +79,7 @@ def dataset_source(
     for number, (name, dataset) in enumerate(by_split.items()):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(
-                f"data: a {type(dataset).__name__} is no data set with a length and numbered items. Give a map-style data set, "
+                f"data: {type_in_words(dataset)} is no data set with a length and numbered items. Give a map-style data set, "
                 "a folder, or a data frame."
             )
         for position in range(len(dataset)):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from finetune.data.color import Pixels, to_pixels
 from finetune.data.decode import DecodeOptions
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.input_spec import check_float_range
 
 # C = channels, H/W = image height/width
@@ -38,7 +38,7 @@ def pixels_of(image: Any, name: str, options: DecodeOptions) -> Pixels:
         image = image.detach().cpu()
         image = image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy()
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3):
-        shape = f" of shape {tuple(image.shape)}" if isinstance(image, np.ndarray) else f": is a {type(image).__name__}"
+        shape = f" of shape {tuple(image.shape)}" if isinstance(image, np.ndarray) else f": is {type_in_words(image)}"
         raise UserError(f"{name}{shape}. {FORMS}")
     pixels_HWC = image[..., None] if image.ndim == 2 else image
     if np.issubdtype(pixels_HWC.dtype, np.floating):

@@ -13,7 +13,7 @@ from finetune.data.decode import DecodeOptions, decode_file
 from finetune.data.image_file import UnreadableImage
 from finetune.data.python_images import pixels_of
 from finetune.data.transforms import EvalView
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.inference.image_paths import PATH_COLUMNS, find_images
 
 # C = channels, H/W = image height/width
@@ -83,9 +83,9 @@ def one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
             elif isinstance(image, (Tensor, np.ndarray, Image.Image)):
                 yield f"image {number}", image
             else:
-                raise UserError(f"images[{number}]: is a {type(image).__name__}. {_FORMS}")
+                raise UserError(f"images[{number}]: is {type_in_words(image)}. {_FORMS}")
     else:
-        raise UserError(f"images: is a {type(images).__name__}. {_FORMS}")
+        raise UserError(f"images: is {type_in_words(images)}. {_FORMS}")
 
 
 _FORMS = "Give paths, Pillow images, arrays (N, H, W, C), tensors (N, C, H, W), lists of them, or a DataFrame with a column path."

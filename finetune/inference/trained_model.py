@@ -11,7 +11,7 @@ from torch import Tensor
 from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.file_schema import LABELS, THRESHOLD
 from finetune.inference.given_images import GivenImage, given_images
 from finetune.models.classifier import Classifier
@@ -64,7 +64,7 @@ class TrainedModel(Classifier):
         """
         if not isinstance(images_BCHW, Tensor):
             raise UserError(
-                f"images: must be a tensor (B, C, H, W). It is a {type(images_BCHW).__name__}. For files, Pillow images and "
+                f"images: must be a tensor (B, C, H, W). It is {type_in_words(images_BCHW)}. For files, Pillow images and "
                 "arrays call model.predict(images)."
             )
         return super().forward(images_BCHW)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 from finetune.models.adaptations import PRETRAINED_CHANNELS, Pretraining, adaptation, adaptations_for
 
 # B = batch, C = channels of the images, S = input channels of the stem, H/W = image height/width
@@ -124,7 +124,7 @@ def adapt_stem(
     if not kind.is_new and type(conv).__name__ not in ("Conv2d", "Conv2dSame"):
         # timm's StdConv2d and similar layers standardise a kernel over all input channels: no sum of kernels equals it
         raise UserError(
-            f"input.adapt={adapt!r}: the first layer is a {type(conv).__name__}, not a plain convolution, "
+            f"input.adapt={adapt!r}: the first layer is {type_in_words(conv)}, not a plain convolution, "
             f"so its kernels cannot be combined. Use input.adapt={'expand' if channels == 1 else 'reinit'}."
         )
     new = kind.kernel(conv.weight.detach(), channels, Pretraining(mean=mean, std=std), seed)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError, first_line, shortened
+from finetune.errors import UserError, first_line, shortened, type_in_words
 from finetune.file_errors import out_of_memory
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
@@ -234,7 +234,7 @@ def build_classifier(
     """
     if not isinstance(backbone, Backbone):
         raise UserError(
-            f"backbone: must be what finetune.build_backbone returns. It is a {type(backbone).__name__}. Write "
+            f"backbone: must be what finetune.build_backbone returns. It is {type_in_words(backbone)}. Write "
             "finetune.build_backbone(module, stages={...}) for a network of your own."
         )
     names = [str(name) for name in classes]
@@ -319,7 +319,7 @@ def classifier_from_description(
         raise UserError(f"modules: must hold the classes that this model needs. Missing: {', '.join(missing)}.")
     for part, module in given.items():
         if not isinstance(module, nn.Module):
-            raise UserError(f"modules[{part!r}]: must be an nn.Module. It is a {type(module).__name__}.")
+            raise UserError(f"modules[{part!r}]: must be an nn.Module. It is {type_in_words(module)}.")
         if class_name(module) != needed[part]:
             log.warning("%s: saved with %s, loaded into %s.", part, needed[part], class_name(module))
     spec, settings = InputSpec.from_dict(description["input_spec"]), description["head"]

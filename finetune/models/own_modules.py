@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.errors import UserError, first_line
+from finetune.errors import UserError, first_line, type_in_words
 from finetune.file_errors import out_of_memory
 from finetune.models.modes import evaluating
 from finetune.terminal import printable
@@ -147,5 +147,5 @@ def forward_zeros(net: nn.Module, shape: Sequence[int], *, rule: str, advice: st
         why = first_line(error, with_type=True).rstrip(".")
         raise UserError(f"{rule} failed with {why}. {advice}.") from error
     if not isinstance(output, Tensor):
-        raise UserError(f"{rule} gave a {type(output).__name__}, not a tensor. {advice}.")
+        raise UserError(f"{rule} gave {type_in_words(output)}, not a tensor. {advice}.")
     return output

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
-from finetune.errors import UserError, first_line, shortened
+from finetune.errors import UserError, first_line, shortened, type_in_words
 from finetune.file_errors import read_error
 from finetune.models.heads import build_head
 from finetune.models.own_modules import OWN
@@ -105,7 +105,7 @@ def _recognised(content: Any, *, path: Path) -> dict[str, Tensor]:
         recognised.append(f"the state dict under {key!r}")
         content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"backbone.weights='{path}': holds no tensors. It is a {type(content).__name__}.")
+        raise UserError(f"backbone.weights='{path}': holds no tensors. It is {type_in_words(content)}.")
     state = dict(content)
     if not all(isinstance(value, Tensor) for value in state.values()):
         odd = [key for key, value in state.items() if not isinstance(value, Tensor)]

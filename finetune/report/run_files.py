@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from finetune.checksums import verify
 from finetune.counted import counted
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, shortened, type_in_words
 from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
 from finetune.plain import Json, from_plain
 from finetune.results import Results
@@ -161,7 +161,7 @@ def _plan(path: Path) -> list[PlanEntry]:
     phases = _json(path, list)
     for phase in phases:
         if not isinstance(phase, dict):
-            raise UserError(f"{path}: damaged. An entry is a {type(phase).__name__}, not a phase.")
+            raise UserError(f"{path}: damaged. An entry is {type_in_words(phase)}, not a phase.")
     return [from_plain(PlanEntry, phase, name=str(path)) for phase in phases]
 
 

@@ -52,7 +52,7 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
         ({"bs": 16}, r"bs: not .* Write batch_size=\.\.\."),
         ({"momentum": 0.9}, r"momentum: not .* Write overrides=\['optimizer\.momentum=\.\.\.'\]"),
         ({"lrr": 1}, r"lrr: not .* Did you mean 'lr'\?"),
-        ({"freeze": 2}, r"freeze: must be a stage or a list of stages.* It is a int"),
+        ({"freeze": 2}, r"freeze: must be a stage or a list of stages.* It is an int"),
         ({"lr": slice(1e-5, 1e-3)}, r"lr: must be a number.*lr_slice=\[1e-5, 1e-3\].* It is a slice"),
         ({"metrics": ["accuracy"]}, r"metrics: must be a dict of torchmetrics metrics.* It is a list with str"),
         ({"metrics": {"top": lambda p, t: 0}}, r"metrics: must be a dict of torchmetrics.* It is a dict with function"),
@@ -62,7 +62,7 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
         ({"overrides": "seed=1"}, r"overrides: must be a list of overrides.* It is a str"),
         ({"epochs": 2.5}, r"epochs: must be a whole number\. It is a float"),
         ({"epochs": True}, r"epochs: must be a whole number\. It is a bool"),
-        ({"schedule": 3}, r"schedule: must be a name or phases\. It is a int\. Give 'gradual'"),
+        ({"schedule": 3}, r"schedule: must be a name or phases\. It is an int\. Give 'gradual'"),
         ({"transform": "flip"}, r"transform: must be a function"),
     ],
 )
@@ -138,16 +138,19 @@ def test_a_stage_to_freeze_and_a_single_phase_need_no_list() -> None:
             r"split='validation': must be one of .*Did you mean 'val'",
         ),
         (lambda: finetune.search("run", "fish"), r"embeddings: must be embeddings\. It is a str\. Compute them"),
-        (lambda: finetune.load(3), r"path: must be a run\. It is a int\. Give its folder, what finetune\.fit returned"),
-        (lambda: finetune.embed(3, "a.png"), r"model: must be a run\. It is a int"),
+        (
+            lambda: finetune.load(3),
+            r"path: must be a run\. It is an int\. Give its folder, what finetune\.fit returned",
+        ),
+        (lambda: finetune.embed(3, "a.png"), r"model: must be a run\. It is an int"),
         (lambda: finetune.export([1], "onnx"), r"run: must be a run\. It is a list"),
-        (lambda: finetune.resume(3), r"run_dir: must be a run\. It is a int"),
-        (lambda: finetune.build_backbone(3), r"name: must be the name of a network or an nn\.Module\. It is a int"),
+        (lambda: finetune.resume(3), r"run_dir: must be a run\. It is an int"),
+        (lambda: finetune.build_backbone(3), r"name: must be the name of a network or an nn\.Module\. It is an int"),
         (
             lambda: finetune.build_classifier("resnet18", classes=["a"]),
             r"backbone: must be what finetune\.build_backbone",
         ),
-        (lambda: finetune.top_losses(3), r"run: must be a run\. It is a int"),
+        (lambda: finetune.top_losses(3), r"run: must be a run\. It is an int"),
     ],
 )
 def test_what_is_no_run_and_no_split_is_refused_by_its_name(call: Any, message: str) -> None:

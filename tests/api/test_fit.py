@@ -297,7 +297,7 @@ GREY = np.zeros((4, 4), np.uint8)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (3, r"data: is a int\. Give a folder, a table, a data frame"),
+        (3, r"data: is an int\. Give a folder, a table, a data frame"),
         (Restless(), r"item 0 is another image each time.*Leave random transforms out"),
         (Pairs({"image": GREY}), r"item 0 is a dict\. An item must be \(image, target\)"),
         (Pairs((GREY, "cat"), (GREY, "dog")), r"are no classes\. An item must be"),
@@ -316,7 +316,7 @@ def test_data_that_is_none_is_refused_with_the_right_form(data: Any, message: st
     ("settings", "message"),
     [
         ({"schedule": ["head"]}, r"schedule: is a list with a str\. Give finetune\.Phase\(train="),
-        ({"head": 3}, r"head: must be a name or an nn\.Module\. It is a int"),
+        ({"head": 3}, r"head: must be a name or an nn\.Module\. It is an int"),
         ({"backbone": nn.Linear}, r"backbone: must be a name or an nn\.Module\. It is a type"),
         ({"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}, r"stages: must be given"),
         ({"classes": ["only one"]}, r"classes=only one: must name 3 classes"),

@@ -153,7 +153,7 @@ def test_figures_show_views_confusions_and_the_worst_answers(run: Any, pets: Pat
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
     assert all(isinstance(figure, Figure) for figure in (batch, confusion, worst))
-    with pytest.raises(UserError, match=r"result: must be a run\. It is a int\. Give its folder"):
+    with pytest.raises(UserError, match=r"result: must be a run\. It is an int\. Give its folder"):
         finetune.plot_confusion(3)  # type: ignore[arg-type]  # the mistake under test
 
 

@@ -104,7 +104,7 @@ def test_pictures_of_other_channels_are_converted_as_files_are(tmp_path: Path, p
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (7, r"images: is a int\. Give paths, Pillow images"),
+        (7, r"images: is an int\. Give paths, Pillow images"),
         ([3.5], r"images\[0\]: is a float\. Give paths"),
         ([], r"images: none given"),
         (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\), as \(H, W, C\): must have 3 channels"),

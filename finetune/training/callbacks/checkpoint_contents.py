@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from finetune.checksums import remedy
-from finetune.errors import UserError, shortened
+from finetune.errors import UserError, shortened, type_in_words
 from finetune.training.param_groups import OptimizerFactory
 
 Groups = Sequence[Mapping[str, Any]]
@@ -353,4 +353,4 @@ def _shown(value: object) -> str:
         return repr(value)
     if isinstance(value, int):
         return str(value) if abs(value) < 2**63 else "a number beyond 64 bits"
-    return f"a {type(value).__name__}"
+    return f"{type_in_words(value)}"

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from finetune.atomic_files import atomic_path
 from finetune.checksums import remedy, verify
 from finetune.data.datamodule import ImageDataModule
-from finetune.errors import UserError, first_line
+from finetune.errors import UserError, first_line, type_in_words
 from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
 from finetune.safe_files import check_zip
@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     verify(Path(path))
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a checkpoint. It holds a {type(loaded).__name__}. {remedy(Path(path))}.")
+        raise UserError(f"{path}: not a checkpoint. It holds {type_in_words(loaded)}. {remedy(Path(path))}.")
     return loaded
 
 
