@@ -34,8 +34,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--views", action="store_true", help="show sixteen training views of each class on the page; also views=true"
     )
-    given, line = parser.parse(argv)
     own = {"output": "audit", "views": "false"}
+    parser.also_as_settings = frozenset(own)
+    given, line = parser.parse(argv)
     for word in given.words:
         name, _, value = word.partition("=")
         if name in own:

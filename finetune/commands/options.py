@@ -39,6 +39,8 @@ class Arguments(argparse.ArgumentParser):
         self.command = command
         # required option -> values to propose where it is missing, the first of them if no word tells which
         self.examples: dict[str, tuple[str, ...]] = {}
+        # options that the command also takes as key=value
+        self.also_as_settings: frozenset[str] = frozenset()
         self.add_argument("-h", "--help", action="store_true", help="show this text")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -112,6 +114,7 @@ class Arguments(argparse.ArgumentParser):
                 not joined
                 or action is None
                 or action.help == argparse.SUPPRESS
+                or name in self.also_as_settings
                 or before.startswith("-")
                 or Path(word).exists()
                 or (takes_settings and (name in SHORT or find_key(name)[0] is None))
