@@ -40,7 +40,7 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
     for argument in [
         key for key in parameters if key in KINDS and parameters[key].default is not inspect.Parameter.empty
     ]:
-        with pytest.raises(UserError, match=rf"^{argument}: must be .*It is a object\.$"):
+        with pytest.raises(UserError, match=rf"^{argument}: must be .*It is an object\.$"):
             function(**required, **{argument: object()})
 
 
