@@ -168,7 +168,7 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Kind] = KINDS) ->
     >>> check_kinds({"freeze": 2})
     Traceback (most recent call last):
     ...
-    finetune.errors.UserError: freeze: must be a stage or a list of stages, ['stem', 'layer1']. It is a int.
+    finetune.errors.UserError: freeze: must be a stage or a list of stages, ['stem', 'layer1']. It is an int.
     """
     for name, value in values.items():
         kind = kinds.get(name)
