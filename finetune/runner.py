@@ -228,7 +228,8 @@ def execute(
             ).execute()
         show(f"\n{result_table(result.results)}\n")
         show(f"test: {result.results.test.in_words()} on {counted(len(parts.source.index.rows('test')), 'image')}")
-        if better := better_phase(result.results.phases, to_plain(config)["schedule"]["phases"]):
+        configured, images = to_plain(config)["schedule"]["phases"], len(parts.source.index.rows("val"))
+        if better := better_phase(result.results.phases, configured, images=images):
             show(better)
         show(f"bundle: {result.bundle}")
         if config.report and is_rank_zero():

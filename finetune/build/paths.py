@@ -80,7 +80,7 @@ def data_name(config: Config) -> str:
 
 
 def _name_of(place: str) -> str:
-    path = Path(os.path.abspath(os.path.expanduser(place)))
+    path = Path(os.path.abspath(place))
     return path.name if path.is_dir() else path.stem
 
 

@@ -1,5 +1,6 @@
 """The phase after which the monitored metric was better than at the end, and the setting that stops there."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,22 +8,29 @@ from typing import Any
 from finetune.results import PhaseResult
 from finetune.terminal import printable
 
-# metrics of which less is better
-_LESS = ("val/loss", "val/ece")
+# of a metric of the user's own, a result does not say whether less is better
+_MORE, _LESS = ("val/acc", "val/f1_macro", "val/f1_micro", "val/map"), ("val/loss", "val/ece")
 
 
-def better_phase(phases: Sequence[PhaseResult], configured: Sequence[Mapping[str, Any]]) -> str:
+def better_phase(
+    phases: Sequence[PhaseResult], configured: Sequence[Mapping[str, Any]], *, images: int | None = None
+) -> str:
     """Return a sentence on an earlier phase that was better than the last one; empty if there is none.
 
     Args:
         phases: Results of the phases.
         configured: Settings of the phases, as ``config.yaml`` has them.
+        images: Validation images; a share, such as an accuracy, must then be better by more than its standard error, which is
+            what one image more or less often is. None asks for no margin.
     """
     metric, end = next(iter(phases[-1].best.items()))
+    if metric not in (*_MORE, *_LESS):
+        return ""
     sign = -1 if metric in _LESS else 1
     values = [sign * phase.best.get(metric, -sign * float("inf")) for phase in phases]
     at = max(range(len(values)), key=values.__getitem__)
-    if not values[at] > values[-1]:
+    margin = math.sqrt(end * (1 - end) / images) if images and metric in _MORE else 0.0
+    if not values[at] > values[-1] + margin:
         return ""
     return (
         f"{metric} was best after phase {printable(phases[at].name)}: {sign * values[at]:.4f}. The model kept is that of the "

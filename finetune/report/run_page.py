@@ -105,7 +105,11 @@ def run_page(
         why_no_images=why_no_images,
         headline=_headline(run),
         plan_chart=training_charts.plan_chart(run),
-        better=better_phase(run.results.phases, yaml.safe_load(run.config)["schedule"]["phases"]),
+        better=better_phase(
+            run.results.phases,
+            yaml.safe_load(run.config)["schedule"]["phases"],
+            images=images_counted(run.results.val, len(run.classes)),
+        ),
         curves=training_charts.curve_charts(run) if run.epochs else [],
         rate_chart=training_charts.rate_chart(run) if run.epochs else None,
         gradient_chart=training_charts.gradient_chart(run),

@@ -44,6 +44,17 @@ def test_a_last_phase_that_is_as_good_needs_no_line() -> None:
     assert better_phase([phase("head", val_acc=0.7), phase("all", val_acc=0.7)], PHASES) == ""
 
 
+def test_a_difference_within_the_standard_error_needs_no_line() -> None:
+    phases = [phase("head", val_acc=0.9926), phase("all", val_acc=0.9888)]
+    # one image of 269
+    assert better_phase(phases, PHASES, images=269) == ""
+    assert "after phase head: 0.9926" in better_phase(phases, PHASES, images=10_000)
+
+
+def test_a_metric_of_the_users_own_may_be_better_when_less() -> None:
+    assert better_phase([phase("head", val_mae=0.9), phase("all", val_mae=0.1)], PHASES) == ""
+
+
 def test_the_setting_keeps_the_phases_up_to_that_one_as_they_are() -> None:
     shorter = compose(check_overrides(["data=digits", stops_after(PHASES, 1)]))
     assert shorter.schedule.phases == CONFIG.schedule.phases[:2]

@@ -72,6 +72,7 @@ def test_machines_are_waited_for_where_they_are_known(tmp_path: Path, monkeypatc
         tmp_path / "run",
         multi_label=False,
     )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
