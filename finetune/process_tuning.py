@@ -1,7 +1,7 @@
 """Changes of the command-line process for speed: Python's garbage collection and glibc's allocator.
 
-The commands use it, and :mod:`finetune.runner` for them. Importing the package, loading a model or building a module from Python
-changes neither (``tests/test_imports.py``).
+The commands use it, and :mod:`finetune.runners` for them. Importing the package, loading a model or building a module from
+Python changes neither (``tests/test_imports.py``).
 """
 
 import atexit

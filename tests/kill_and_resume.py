@@ -28,8 +28,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from finetune.commands.resume import resume
 from finetune.file_lock import LOCK
+from finetune.runners.resume import resume
 from tests.conftest import TINY_RESNET10T, make_pets
 from tests.runs import outcome, train_tiny
 from tests.training.killing import Events, Strike, run_killed, run_whole, steps_of

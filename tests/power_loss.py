@@ -130,7 +130,7 @@ class Uninterrupted:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
         # the program stays what it was at the start, though its files change while this runs
-        importlib.import_module("finetune.commands.resume")
+        importlib.import_module("finetune.runners.resume")
         # the forked processes share what is there by now
         gc.collect()
         gc.freeze()
@@ -203,7 +203,7 @@ def in_child(job: Callable[[], int], cache: Path, output: Path) -> tuple[int, st
 
 def go_on(whole: Uninterrupted, root: Path, output: Path) -> Verdict:
     """What a user does after a crash: resume, or start again where nothing was kept; judged by what comes out."""
-    from finetune.commands.resume import resume
+    from finetune.runners.resume import resume
     from tests.runs import train_tiny
 
     run_dir = root / "run"

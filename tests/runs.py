@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.config import compose
-from finetune.runner import train
+from finetune.runners.train import train
 from finetune.training.results import RunResult
 
 # fields of other runs: cells stand in place of a matrix of over a thousand classes; images here have 8 bits, weights no origin

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from finetune.checksums import CHECKSUMS, verify, write_checked_text
-from finetune.commands.resume import resume
 from finetune.errors import UserError
+from finetune.runners.resume import resume
 from finetune.training.callbacks.checkpoints import read_checkpoint
 from tests.conftest import TINY
 from tests.runs import outcome, train_tiny

@@ -90,7 +90,7 @@ def fit(
         RunError: Training could not continue.
     """
     from finetune.api.settings import FitArguments
-    from finetune.runner import train
+    from finetune.runners.train import train
 
     config, objects = FitArguments(
         data=data,
@@ -160,7 +160,6 @@ def resume(
     """
     from finetune.api.settings import FitArguments
     from finetune.build.python_objects import PythonObjects
-    from finetune.commands.resume import resume as resume_run
     from finetune.config import from_yaml
     from finetune.errors import UserError
     from finetune.models.backbone import Backbone
@@ -168,6 +167,7 @@ def resume(
     from finetune.models.own_modules import OWN
     from finetune.run_folder import read_run_record
     from finetune.run_names import CONFIG
+    from finetune.runners.resume import resume as resume_run
     from finetune.safe_files import inside
 
     folder = run_folder(run_dir, "run_dir")

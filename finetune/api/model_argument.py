@@ -61,9 +61,9 @@ class ModelArgument:
         if self.given is not None:
             return self.given
         from finetune.bundle import load_bundle
-        from finetune.commands.own_modules import modules_of
         from finetune.inference.decode_options import decode_options_of
         from finetune.inference.trained_model import trained_model
+        from finetune.runners.bundle_modules import modules_of
 
         folder = self.require_folder("model")
         modules = {**modules_of(folder, trust=self.trust, given=self.modules), **self.modules}
@@ -80,8 +80,8 @@ class ModelArgument:
         import torch
 
         from finetune.bundle import load_bundle
-        from finetune.commands.own_modules import modules_of
         from finetune.models.own_modules import own_classes
+        from finetune.runners.bundle_modules import modules_of
 
         folder = self.require_folder("run")
         if self.given is None:

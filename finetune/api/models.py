@@ -180,9 +180,9 @@ def _data_set(
 
     from finetune.api.settings import FitArguments
     from finetune.build.data import build_source
-    from finetune.commands.evaluate import data_config, read_alike
-    from finetune.config import compose
+    from finetune.config import check_overrides, compose
     from finetune.embeddings.image_records import DatasetRecords
+    from finetune.runners.run_data import data_config, read_as_trained
 
     channels = extractor.spec.channels
     if data is None and folder is None:
@@ -191,10 +191,10 @@ def _data_set(
     words = [] if arguments is None else arguments.words_of_data()
     if arguments is not None and words is None:
         return DatasetRecords(arguments.evaluation_source())
-    typed = [*(words or []), *overrides]
-    config = compose(typed) if folder is None else data_config(folder, typed)
+    accepted = check_overrides([*(words or []), *overrides])
+    config = compose(accepted) if folder is None else data_config(folder, accepted)
     config.input.channels = channels
-    read_alike(config, typed, extractor.decode)
+    read_as_trained(config, accepted, extractor.decode)
     # features need no training split
     source = build_source(config, use="audit")
     return DatasetRecords(source, data={"seed": config.seed, "data": asdict(config.data)})

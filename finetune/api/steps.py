@@ -83,11 +83,11 @@ def plan(data: Any, **arguments: Any) -> Plan:
     """
     from finetune.api.settings import FitArguments
     from finetune.build import assemble
-    from finetune.commands.plan import planned
+    from finetune.runners.plan import plan_run
 
     config, objects = FitArguments(data=data, **arguments).config_and_objects()
     parts = assemble(config, trusted=True, objects=objects)
-    phases, precision = planned(config, parts)
+    phases, precision = plan_run(config, parts)
     seconds = sum(phase.time.seconds for phase in phases if phase.time is not None)
     return Plan(phases=tuple(phases), precision=precision.name, seconds=seconds)
 
@@ -108,7 +108,7 @@ def audit(data: Any, *, channels: int | None = None, overrides: Sequence[str] = 
         UserError: There is no such data, or it has no files.
     """
     from finetune.api.settings import FitArguments
-    from finetune.commands.audit import audit_source
+    from finetune.runners.audit import audit_source
 
     config, objects = FitArguments(data=data, channels=channels, overrides=overrides).config_and_objects()
     if objects.source is not None:
@@ -143,9 +143,10 @@ def evaluate(
         UserError: The data does not fit the model, or the split is empty.
     """
     from finetune.api.settings import FitArguments
-    from finetune.commands.evaluate import evaluate_run
+    from finetune.config import check_overrides
     from finetune.inference.evaluate import evaluate_split
     from finetune.models.modes import evaluating
+    from finetune.runners.evaluate import evaluate_run
 
     if split not in EVALUATED:
         meant = next((name for name in EVALUATED if split[:2].lower() == name[:2]), None)
@@ -158,8 +159,8 @@ def evaluate(
         )
     words = [] if data is None else FitArguments(data=data).words_of_data()
     if words is not None and argument.folder is not None:
-        overrides = [*words, *overrides]
-        return evaluate_run(argument.folder, overrides, split=split, trust=trust, load=argument.load)[0]
+        accepted = check_overrides([*words, *overrides])
+        return evaluate_run(argument.folder, accepted, split=split, trust=trust, load=argument.load)[0]
     loaded = argument.load()
     channels = loaded.input_spec.channels
     arguments = FitArguments(data=data, channels=channels, classes=loaded.classes, overrides=overrides)
@@ -198,8 +199,8 @@ def export(
         UserError: The format is unknown, or the export cannot be made.
         RunError: The export does not agree with the model.
     """
-    from finetune.commands.export import export_run
     from finetune.export.formats import FORMATS
+    from finetune.runners.export import export_run
 
     if format not in FORMATS:
         raise UserError(f"format={format!r}: must be one of {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}")

@@ -2,19 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.commands.options import home_path
 from finetune.config.schema import Config
 from finetune.errors import UserError
-
-if TYPE_CHECKING:
-    from finetune.data.audit import Audit
-    from finetune.data.image_source import Source
+from finetune.runners.audit import audit_source
 
 ABOUT = """\
 Check the images before training: counts, sizes, unreadable files, copies within and across splits, conflicting labels,
@@ -83,26 +78,3 @@ def task(config: Config, *, output: Path, views: bool) -> int:
     write_text(output / "audit.html", page)
     print(f"\nwritten: {output / 'audit.html'}, {output / 'audit.json'}")
     return 1 if result.wrong else 0
-
-
-def audit_source(config: Config) -> "tuple[Audit, Source]":
-    """Audit the data of one configuration, and return it with its source.
-
-    Raises:
-        UserError: There is no such data, or it has no files.
-    """
-    from finetune.build.data import build_source
-    from finetune.build.paths import check_paths
-    from finetune.data.audit import audit
-    from finetune.data.sources import source_kind
-
-    listing = check_paths(config, use="audit")
-    kind = source_kind(config.data.source)
-    if kind.decodes:
-        # unreadable files are findings, so they must not end the audit
-        config = replace(config, data=replace(config.data, on_unreadable="skip"))
-    source = build_source(config, use="audit", listing=listing)
-    if source.facts is None:
-        raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
-    left_out = kind.left_out(**kind.specific_settings(config.data)) if kind.left_out is not None else ()
-    return audit(source, left_out=left_out), source

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments, home_path
-from finetune.commands.own_modules import HELP, modules_of
-from finetune.config import compose
+from finetune.commands.options import TRUST, Arguments, home_path
+from finetune.config import check_overrides, compose
 from finetune.config.schema import Config, DataConfig
 from finetune.counted import counted
 from finetune.errors import UserError
+from finetune.runners.bundle_modules import modules_of
 
 if TYPE_CHECKING:
     from finetune.data.image_source import Source
@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--directions", type=int, metavar="N", help="of --whiten (default: all that images differ in)")
     parser.add_argument("--precision", default="float16", metavar="TYPE", help="float16 (default) or float32")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     given = parser.read(argv)
     if given.directions is not None and not given.whiten:
         parser.error(f"--directions {given.directions}: belongs to --whiten, which is not given")
@@ -138,9 +138,9 @@ def _checked(line: EmbedArguments, output: Path) -> Config | None:
                     "instead of images."
                 )
             return None
-        from finetune.commands.evaluate import data_config
+        from finetune.runners.run_data import data_config
 
-        config = data_config(line.run, line.overrides)
+        config = data_config(line.run, check_overrides(line.overrides))
     else:
         if own_data and not any(word.startswith("data=") for word in line.overrides):
             raise UserError("finetune embed: needs images, or a data set as data=DIR.")
@@ -202,11 +202,11 @@ def data_set(
 ) -> "tuple[Source, Mapping[str, Json]]":
     """Return the data set of a command line, and the values that recreate it."""
     from finetune.build.data import build_source
-    from finetune.commands.evaluate import read_alike
+    from finetune.runners.run_data import read_as_trained
 
     config.input.channels = extractor.spec.channels
     if line.run is not None:
-        read_alike(config, line.overrides, extractor.decode)
+        read_as_trained(config, line.overrides, extractor.decode)
     # features need no training split; problems that would prevent training are reported as the audit reports them
     source = build_source(config, use="audit")
     for problem in source.index.problems:

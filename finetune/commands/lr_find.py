@@ -131,7 +131,7 @@ def task(config: Config, *, options: Options) -> int:
     from finetune.build import assemble
     from finetune.build.run_dir import choose_run_dir, make_run_dir
     from finetune.build.training import loss_of, optimizer_factory, trainer_factory
-    from finetune.runner import decide
+    from finetune.runners.train import decide
     from finetune.terminal_log import show
     from finetune.training.quiet_lightning import quiet_lightning
 

@@ -18,6 +18,10 @@ _PRINTED |= {"--info": ("all", "config", "defaults", "defaults-tree", "plugins",
 _PRINTED["-i"] = _PRINTED["--info"]
 
 
+# help of --trust
+TRUST = "import and build the classes of your own that RUN names; this runs their code"
+
+
 class Arguments(argparse.ArgumentParser):
     """The parser of one command.
 

@@ -3,20 +3,14 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config.schema import Config
 
 if TYPE_CHECKING:
-    from finetune.build import RunParts
     from finetune.data.image_source import Source
     from finetune.input_spec import InputSpec
-    from finetune.training.plan import PlannedPhase
-    from finetune.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +37,12 @@ def task(config: Config) -> int:
     parts = assemble(config, print, trusted=True)
 
     from finetune.plain import to_plain
+    from finetune.runners.plan import plan_run
     from finetune.training.plan import duration, plan_table, repeated_heads
 
     index = parts.source.index
     began = time.monotonic()
-    plan, precision = planned(config, parts)
+    plan, precision = plan_run(config, parts)
     calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
     images = ", ".join(f"{n} {split}" for split, n in index.images().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
@@ -88,27 +83,3 @@ def cut_off(spec: "InputSpec", source: "Source") -> str:
         f"crop: an image of {size} (the median) is not of the input's shape: the middle {kept * spec.crop_pct:.0%} of its {side} "
         "is seen, the ends are cut off. input.crop_mode=squash shows all of it, distorted"
     )
-
-
-def planned(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Precision]":
-    """Return what each phase will do, with its time from a calibration of a few seconds, and the precision of the run."""
-    from finetune.build.training import optimizer_factory, trainer_factory
-    from finetune.runner import decide
-    from finetune.training.forecast import forecast
-    from finetune.training.plan import build_plan
-    from finetune.training.quiet_lightning import QUIET_TRAINER, quiet_lightning
-
-    parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
-    decision = decide(config, parts)
-    plan = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
-    with quiet_lightning():
-        trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(**QUIET_TRAINER)
-        times = forecast(
-            classifier=parts.classifier,
-            phases=decision.phases,
-            caches=decision.caches,
-            data=parts.data,
-            trainer=trainer,
-            make_optimizer=partial(optimizer_factory, trusted=True),
-        )
-    return [replace(phase, time=t) for phase, t in zip(plan, times, strict=True)], decision.precision

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments, home_path, numeric
-from finetune.commands.own_modules import HELP, modules_of
+from finetune.commands.options import TRUST, Arguments, home_path, numeric
 from finetune.counted import counted
 from finetune.errors import RunError, UserError
 from finetune.file_schema import THRESHOLD
+from finetune.runners.bundle_modules import modules_of
 
 if TYPE_CHECKING:
     from finetune.inference.job_store import JobRow
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     given = parser.read(argv)
 
     from finetune.inference.image_paths import find_images

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments, home_path, numeric
-from finetune.commands.own_modules import HELP, modules_of
+from finetune.commands.options import TRUST, Arguments, home_path, numeric
 from finetune.counted import counted
 from finetune.errors import UserError
+from finetune.runners.bundle_modules import modules_of
 
 if TYPE_CHECKING:
     from finetune.embeddings.embeddings import Embeddings, Rows
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--engine", choices=["numpy", "faiss"], default="numpy")
     parser.add_argument("--index", default="Flat", metavar="FACTORY", help="of faiss: Flat is exact, HNSW32 is not")
     parser.add_argument("--model", metavar="RUN", help="where the run is now, if it was moved")
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--output", type=home_path, metavar="FILE", help="found.csv or .json; .json for --quality")
     parser.add_argument("--sheet", type=home_path, metavar="FILE", help="a page of pictures, .html")
     given = parser.read(argv)

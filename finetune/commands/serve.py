@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Arguments, numeric
-from finetune.commands.own_modules import HELP
+from finetune.commands.options import TRUST, Arguments, numeric
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
         help="a name that requests may be addressed to, beside localhost, --host and addresses in numbers; '*' for any",
     )
     parser.add_argument("--log", metavar="FILE", help="append the lines to FILE, not to standard output")
-    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     given = parser.read(argv)
     if not 0 <= given.port <= 65535:
         parser.error(f"--port {given.port}: must be from 0 to 65535")

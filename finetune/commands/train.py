@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
 from finetune.config.schema import Config
-from finetune.runner import train
+from finetune.runners.train import train
 
 ABOUT = """\
 Train a classifier on a folder of images, phase by phase, then test it and write the bundle and the report.

@@ -12,7 +12,6 @@ from finetune.build import assemble
 from finetune.build.paths import check_paths, data_name
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
-from finetune.commands.resume import resume
 from finetune.config import command_line, compose
 from finetune.config.overrides import plain_words
 from finetune.errors import UserError
@@ -23,7 +22,8 @@ from finetune.ladder_result import LadderResult
 from finetune.plain import from_plain, to_plain
 from finetune.report.ladder_page import ladder_page
 from finetune.run_folder import RunFolder
-from finetune.runner import decide, train
+from finetune.runners.resume import resume
+from finetune.runners.train import decide, train
 from finetune.safe_files import need, read_json
 from finetune.terminal_log import show
 from finetune.training.quiet_lightning import QUIET_TRAINER, quiet_lightning

@@ -19,7 +19,7 @@ from finetune.config import compose
 from finetune.errors import UserError
 from finetune.models.batch_norm_folding import folded
 from finetune.models.memory_format import memory_format_for
-from finetune.runner import decide
+from finetune.runners.train import decide
 from tests.runs import train_tiny
 from tests.training.building import phase_for, tiny_classifier
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from finetune.config import compose
-from finetune.runner import train
+from finetune.runners.train import train
 
 
 def measure(folder: Path, mode: str, seed: int, given: argparse.Namespace) -> tuple[float, float]:

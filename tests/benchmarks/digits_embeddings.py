@@ -43,7 +43,7 @@ from finetune.embeddings.clustering import cluster, quality
 from finetune.embeddings.embeddings import Embeddings
 from finetune.embeddings.label_errors import find_label_errors
 from finetune.embeddings.retrieval import queries_and_rest, retrieval_quality
-from finetune.runner import train
+from finetune.runners.train import train
 
 CLASSES = 10
 

@@ -29,7 +29,7 @@ from finetune.config import compose
 from finetune.data.image_source import ArraySource, arrays_source
 from finetune.data.sources import SOURCES
 from finetune.data.sources.kind import SourceKind
-from finetune.runner import train
+from finetune.runners.train import train
 from finetune.split_settings import SplitSettings
 from finetune.training.freezing import apply_phase
 from finetune.training.param_groups import build_param_groups

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.config import compose
-from finetune.runner import train
+from finetune.runners.train import train
 
 
 def write_photographs(folder: Path, *, classes: int, counts: dict[str, int], side: int) -> None:

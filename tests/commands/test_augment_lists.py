@@ -7,7 +7,6 @@ from finetune.build import assemble
 from finetune.build.augment_lists import build_augment_lists
 from finetune.build.data import build_source
 from finetune.cli import main
-from finetune.commands.resume import resume
 from finetune.config import compose
 from finetune.config.trust import needs_trust
 from finetune.data.loading import ViewDataset
@@ -15,6 +14,7 @@ from finetune.data.sampling import BatchKey
 from finetune.data.transforms import train_view
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
+from finetune.runners.resume import resume
 from tests.data.folders import write_folder
 from tests.runs import train_tiny
 

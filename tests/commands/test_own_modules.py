@@ -15,10 +15,10 @@ import finetune
 from finetune.build import assemble
 from finetune.build.user_objects import own_loss
 from finetune.cli import main
-from finetune.commands.resume import resume
 from finetune.config import compose
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
+from finetune.runners.resume import resume
 from finetune.training.losses import OwnLoss
 from tests.models.own_parts import Head, Net
 from tests.runs import outcome, train_tiny

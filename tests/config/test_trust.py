@@ -13,11 +13,11 @@ import yaml
 
 from finetune.checksums import write_checked_json
 from finetune.cli import main
-from finetune.commands.resume import resume
 from finetune.config import compose, from_yaml, to_yaml
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate, needs_trust, optimizer_class
 from finetune.errors import UserError
+from finetune.runners.resume import resume
 from tests.conftest import TINY
 from tests.runs import outcome, train_tiny
 

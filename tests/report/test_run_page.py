@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.checksums import keep_checksum
 from finetune.cli import main
-from finetune.commands.resume import resume
+from finetune.runners.resume import resume
 from finetune.wilson import wilson
 from tests.report.browser import Browser, require_chromium
 from tests.report.runs import NAMES

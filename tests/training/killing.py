@@ -26,8 +26,8 @@ import finetune.run_folder
 import finetune.training.callbacks.checkpoints
 import finetune.training.metrics_csv
 from finetune.activation_cache.store import Entry
-from finetune.commands.resume import resume
 from finetune.errors import Interrupted
+from finetune.runners.resume import resume
 from finetune.training.evaluation import EvaluationModule
 from finetune.training.phase_module import PhaseModule
 from finetune.training.rate_trials import RateTrials

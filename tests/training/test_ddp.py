@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from finetune.commands.resume import resume
 from finetune.errors import UserError
+from finetune.runners.resume import resume
 from tests.runs import outcome, train_tiny
 from tests.training.ranks import DIE, FAIL, TWO, forked_ranks, recorded, said
 

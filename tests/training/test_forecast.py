@@ -12,7 +12,7 @@ from finetune.build import assemble
 from finetune.build.training import optimizer_factory, trainer_factory
 from finetune.cli import main
 from finetune.config import compose
-from finetune.runner import decide
+from finetune.runners.train import decide
 from finetune.training.forecast import Forecast, fastest_of_three, forecast
 from tests.conftest import make_pets
 

@@ -15,7 +15,7 @@ from torch import nn
 from finetune.build import assemble
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.runner import decide
+from finetune.runners.train import decide
 from finetune.training.linear_probe import Solved, feature_scale, solve_heads
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.plan import build_plan

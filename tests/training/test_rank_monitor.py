@@ -14,8 +14,8 @@ from typing import IO
 
 import pytest
 
-from finetune.commands.resume import resume
 from finetune.distributed import STARTED_BY
+from finetune.runners.resume import resume
 from finetune.training.interruption import Interruption
 from finetune.training.rank_monitor import RankMonitor
 from tests.conftest import TINY

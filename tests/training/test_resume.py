@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from finetune.checksums import write_checked_json
-from finetune.commands.resume import resume
 from finetune.errors import UserError
+from finetune.runners.resume import resume
 from tests.runs import outcome, train_tiny
 from tests.training.killing import run_killed, run_whole
 

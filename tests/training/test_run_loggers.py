@@ -14,7 +14,7 @@ import pytest
 from finetune.build.loggers import build_loggers
 from finetune.config import compose
 from finetune.errors import Interrupted, RunError
-from finetune.runner import train
+from finetune.runners.train import train
 from finetune.training.run_loggers import RunLoggers
 from tests.conftest import TINY
 

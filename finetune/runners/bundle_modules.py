@@ -10,8 +10,6 @@ from finetune.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-HELP = "import and build the classes of your own that RUN names; this runs their code"
-
 
 def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> "dict[str, nn.Module]":
     """Build the user-supplied modules that a run or bundle needs, from the nodes that a configuration named.

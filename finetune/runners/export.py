@@ -1,0 +1,140 @@
+"""Write the model of a run, or a part of it, in another program's format, once it agrees with the trained model."""
+
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.errors import UserError, first_line
+from finetune.export.formats import FORMATS, check_request
+from finetune.export.formats.kind import ExportJob, ExportRequest
+from finetune.runners.bundle_modules import modules_of
+from finetune.runners.run_data import data_config
+from finetune.terminal_log import show, show_log
+
+if TYPE_CHECKING:
+    from finetune.export.images import CheckImages
+    from finetune.models.classifier import Classifier
+
+
+def export_run(
+    run: str,
+    form: str,
+    *,
+    output: Path | None,
+    images: Sequence[str] | None,
+    precision: str,
+    layout: str,
+    check: int | None,
+    trust: bool,
+    load: "Callable[[], Classifier] | None" = None,
+) -> tuple[Path, list[str]]:
+    """Write an export of a run once it agrees with the trained model.
+
+    Args:
+        run: Run or bundle folder.
+        form: Name of the format.
+        output: File or folder to write; None uses ``exports/`` in the run.
+        images: Images to compare on; None uses the run's validation images.
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        layout: ``nhwc`` or ``nchw``.
+        check: Number of images to compare on; None uses 64, or 256 for int8.
+        trust: Whether to build user-supplied classes that the run names.
+        load: Function that returns the run's model; None loads it from the run.
+
+    Returns:
+        The file or folder written, and lines about the comparison.
+
+    Raises:
+        UserError: The export cannot be made.
+        RunError: The export does not agree with the model.
+    """
+    if check is None:
+        # at eight bits the accuracy is also reported, which needs more images
+        check = 256 if precision == "int8" else 64
+
+    from finetune.bundle import find_bundle
+
+    find_bundle(run)  # reports a wrong path before torch is loaded
+
+    from finetune.bundle import CARD, load_bundle
+    from finetune.export.export import check_target, export_checked
+    from finetune.inference.decode_options import decode_options_of
+    from finetune.safe_files import inside, read_text
+
+    request = ExportRequest(format=FORMATS[form], precision=precision, layout=layout)  # type: ignore[arg-type]  # validated by the caller
+    check_request(request)
+    target = output or Path(run).expanduser() / "exports" / request.filename
+    check_target(request, target)
+    classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
+    if classifier.multi_label and request.format.part is None:
+        raise UserError(
+            f"--format {form}: holds one label per image, as a softmax. This model predicts several. Export "
+            "--format head or backbone, or use the bundle with finetune.load."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
+        chosen = replace(chosen, decode=decode_options_of(run))
+        card_file = inside(find_bundle(run), CARD, of="bundle")
+        card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
+        report = export_checked(ExportJob(classifier=classifier, request=request, images=chosen, card=card), target)
+    lines = list(report.summary())
+    if request.format.caution:
+        lines.append(request.format.caution.replace("`", ""))
+    if request.format.hint:
+        lines.append(request.format.hint.format(target=shlex.quote(str(target))))
+    if report.speed is not None:
+        from finetune.report.export_section import tell_card
+
+        tell_card(find_bundle(run) / CARD, target.parent)
+    return target, lines
+
+
+def choose_images(
+    run: str, classifier: "Classifier", paths: Sequence[str] | None, *, count: int, int8: bool, folder: Path
+) -> "CheckImages":
+    """Choose images to compare an export on: the given ones, the run's validation images, or synthetic ones (and print why).
+
+    Raises:
+        UserError: There is no image at the given paths, or int8 has no real images to calibrate on.
+    """
+    from finetune.build.data import build_source
+    from finetune.export.images import CheckImages, images_of_source, synthetic_images
+    from finetune.export.quantize import CALIBRATION_IMAGES
+    from finetune.inference.image_paths import find_images
+
+    calibration = CALIBRATION_IMAGES if int8 else 0
+    if paths:
+        files = []
+        for file in find_images(paths):
+            files.append(file)
+            if len(files) == count + calibration:
+                break
+        spare = len(files) > 2 * count
+        return CheckImages(
+            files=files[:count], origin="--images", calibration=files[count:] if spare else files[:CALIBRATION_IMAGES]
+        )
+    try:
+        config = data_config(run, [])
+        config.input.channels = classifier.input_spec.channels
+        validation = images_of_source(
+            build_source(config),
+            split="val",
+            classes=classifier.classes,
+            count=count,
+            calibration=calibration,
+            folder=folder,
+        )
+        why = "the run has no validation images."
+    except UserError as error:
+        validation, why = None, first_line(error)
+    if validation is not None:
+        return validation
+    if int8:
+        raise UserError(f"--precision int8: needs images like those it will see, for calibration. {why} Give --images.")
+    show_log()
+    show(f"compared on synthetic images: {why} --images PATH compares on yours.")
+    return synthetic_images(folder, channels=classifier.input_spec.channels, count=count)

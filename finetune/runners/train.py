@@ -1,0 +1,103 @@
+"""Train a new run: check everything first, then create its folder and execute it."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune.build import RunParts, assemble
+from finetune.build.paths import with_absolute_paths
+from finetune.build.python_objects import PythonObjects
+from finetune.build.run_dir import choose_run_dir, make_run_dir
+from finetune.build.training import check_training
+from finetune.config import to_plain, to_yaml
+from finetune.config.schema import Config
+from finetune.distributed import is_rank_zero
+from finetune.process_tuning import release_freed_blocks
+from finetune.runners.execute import execute
+from finetune.terminal_log import show, show_log
+from finetune.training.quiet_lightning import quiet_lightning
+
+if TYPE_CHECKING:
+    from finetune.activation_cache.policy import CachePolicy
+    from finetune.training.phases import ResolvedPhase
+    from finetune.training.precision import Precision
+    from finetune.training.results import RunResult
+
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, *, tune_process: bool = False, objects: PythonObjects = PythonObjects()) -> "RunResult":
+    """Train a new run.
+
+    Args:
+        config: Checked configuration.
+        tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
+        objects: Objects from Python that take the place of settings.
+    """
+    from finetune.training.compiling import compiles
+
+    show_log()
+    compiles(config.compile)
+    run_dir = choose_run_dir(config)
+    recorded = with_absolute_paths(config)
+    parts = assemble(
+        config, show, worker_init=release_freed_blocks if tune_process else None, trusted=True, objects=objects
+    )
+    with quiet_lightning():
+        check_training(config, run_dir, multi_label=parts.source.index.multi_label, own_metrics=list(objects.metrics))
+    from finetune.run_folder import Decisions, create_run_folder
+    from finetune.training.plan import build_plan, repeated_heads
+
+    with make_run_dir(config, run_dir) as run_dir:
+        if is_rank_zero():
+            decision = decide(config, parts)
+            for line in repeated_heads(decision.phases):
+                log.warning("%s", line)
+            create_run_folder(
+                run_dir,
+                config=to_plain(recorded),
+                config_yaml=to_yaml(recorded),
+                model=parts.classifier.describe(),
+                index=parts.source.index,
+                plan=build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches),
+                decided=Decisions(
+                    precision=decision.precision.name,
+                    caches=tuple(policy.to_plain() for policy in decision.caches),
+                    objects=objects.names() or None,
+                ),
+            )
+            show(f"precision: {decision.precision.name} ({decision.precision.why})")
+        show(f"run: {run_dir}")
+        return execute(recorded, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """How a run computes, decided from the network and the machine before anything is trained.
+
+    Args:
+        precision: Precision of the computation.
+        caches: Cache policy of each phase.
+        phases: The phases, with their solvers decided.
+    """
+
+    precision: "Precision"
+    caches: "list[CachePolicy]"
+    phases: "list[ResolvedPhase]"
+
+
+def decide(config: Config, parts: RunParts) -> Computation:
+    """Decide the precision, which phases train on a cache, and which of them solve their heads."""
+    from finetune.activation_cache.policy import plan_caches, with_solvers
+    from finetune.training.precision import choose_precision
+
+    precision = choose_precision(
+        str(config.trainer.get("precision", "auto")),
+        parts.classifier,
+        accelerator=str(config.trainer.get("accelerator", "auto")),
+    )
+    caches = plan_caches(
+        parts.classifier, parts.phases, parts.source.index, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
+    )
+    return Computation(precision=precision, caches=caches, phases=with_solvers(parts.phases, caches))
