@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # classes by classes; with several labels two by two for each class
 Matrix = Sequence[Sequence[int]]
@@ -65,6 +66,13 @@ class SplitMetrics:
         several = f", mean average precision {self.map:.4f}" if self.map is not None else ""
         right = "exact match" if several else "accuracy"
         return f"{right} {self.acc:.4f}, macro F1 {self.f1_macro:.4f}{several}, loss {self.loss:.4f}"
+
+
+class Offset(NamedTuple):
+    """Epochs and optimizer steps of a run before a phase: what is added to those of the phase for the axes of logs."""
+
+    epochs: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

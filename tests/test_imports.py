@@ -22,7 +22,7 @@ FORBIDDEN = {
     "data": {"models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
     "pretraining": {"models", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
     "models": {"data", "activation_cache", "training", "bundle", "inference", "export", "report", *TOP},
-    "activation_cache": {"bundle", "inference", "export", "report", *TOP},
+    "activation_cache": {"training", "bundle", "inference", "export", "report", *TOP},
     "training": {"inference", "export", "report", "ladder", *TOP},
     "run_folder": {"models", "training", "inference", "export", "report", *TOP},
     "bundle": {"data", "activation_cache", "training", "inference", "export", "report", *TOP},

@@ -1,7 +1,7 @@
 """The cached activations of a phase: the frozen prefix's output for every view, computed once and stored on disk."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,15 +16,15 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
 from finetune.data.image_source import Source
 from finetune.data.loading import ImageViews, ViewRequest
-from finetune.data.sampling import Rows
+from finetune.data.sampling import Rows, ViewChunk
 from finetune.errors import FileError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
 from finetune.models.own_modules import OWN, code_digest
 from finetune.models.weights import state_hash
+from finetune.phases import ResolvedPhase
 from finetune.plain import Json
-from finetune.training.phases import ResolvedPhase
 from finetune.versions import versions
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,15 @@ class SplitView(NamedTuple):
 
 
 class ActivationStore:
-    """Opens entries of activations after one stage, and computes the rows that are missing.
+    """Opens entries of activations after one stage, and computes the rows that are missing; :func:`open_store` makes it.
 
     Args:
-        classifier: Model in evaluation mode up to the cached stage.
+        prefix: Frozen stages that compute the activations.
         images: Images, and a loader of their views.
-        cached_stage: Stage after which activations are cached.
+        shape: Shape of one activation.
+        dtype: Dtype of the activations.
+        key: Everything that an activation depends on, except the split and the view.
+        about: Network and stage, for the list of the cache.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
         device: Device on which the prefix runs.
@@ -56,39 +59,22 @@ class ActivationStore:
     def __init__(
         self,
         *,
-        classifier: Classifier,
+        prefix: Prefix,
         images: ImageViews,
-        cached_stage: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        key: Mapping[str, Json],
+        about: Mapping[str, Json],
         seed: int,
         limit_bytes: int,
         device: torch.device,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self._classifier, self._images, self._seed = classifier.to(device), images, seed
+        self._prefix: Prefix | None = prefix
+        self._images, self._seed, self._key, self._about = images, seed, key, about
         self._limit, self._device, self._context = limit_bytes, device, context
-        self._cached_stage = cached_stage
-        spec = classifier.input_spec
-        with context():
-            image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
-            plain = Prefix(classifier, cached_stage, fold=False)(image)
-            self._prefix: Prefix | None = Prefix(classifier, cached_stage, fold=plain.dtype != torch.float32)
-        self.shape, self.dtype = tuple(plain.shape[1:]), plain.dtype
-        self._parts = self._depends_on()
+        self.shape, self.dtype = shape, dtype
         self.reused = self.computed = 0
-
-    def _depends_on(self) -> dict[str, Json]:
-        """Return everything that an activation depends on, except the split and the view."""
-        classifier = self._classifier
-        return depends_on(
-            classifier.backbone,
-            input_spec=classifier.input_spec,
-            adapt=classifier.adapt,
-            cached_stage=self._cached_stage,
-            source=self._images.source,
-            dtype=self.dtype,
-            folded=self._prefix is not None and self._prefix.folded,
-            device=self._device.type,
-        )
 
     def views(self, requests: Sequence[SplitView]) -> list[Entry]:
         """Return one entry per requested view, computing what is missing.
@@ -114,14 +100,13 @@ class ActivationStore:
             rows=len(rows), shape=self.shape, dtype=str(self.dtype).removeprefix("torch."), chunk_rows=CHUNK_ROWS
         )
         about = {
-            "backbone": self._classifier.backbone.name,
-            "cached_stage": self._cached_stage,
+            **self._about,
             "split": request.split,
             "augment": view.augment,
             "view": view.number,
             "rows": len(rows),
         }
-        whole = {**self._parts, "split": request.split, "view": parts}
+        whole = {**self._key, "split": request.split, "view": parts}
         entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit)
         if entry is None:
             raise FileError(
@@ -139,16 +124,16 @@ class ActivationStore:
             if not any(entry.missing for entry in entries):
                 break
             chunks = (
-                (which, chunk, rows[which][entry.layout.rows_of(chunk)])
-                for which, entry in enumerate(entries)
+                ViewChunk(view=number, chunk=chunk, rows=rows[number][entry.layout.rows_of(chunk)])
+                for number, entry in enumerate(entries)
                 for chunk in entry.claimed(wait=wait)
             )
-            for batch in self._images.load(views, chunks):
+            for loaded in self._images.load(views, chunks):
                 assert self._prefix is not None
                 with self._context():
-                    activations = self._prefix(batch.images.to(self._device, non_blocking=True))
-                entries[batch.position.epoch].write(batch.position.step, _bytes(activations.to("cpu", self.dtype)))
-                computed += len(batch.rows)
+                    activations = self._prefix(loaded.images.to(self._device, non_blocking=True))
+                entries[loaded.view].write(loaded.chunk, _bytes(activations.to("cpu", self.dtype)))
+                computed += len(loaded.images)
         for entry in entries:
             entry.flush()
         return computed
@@ -160,6 +145,56 @@ class ActivationStore:
     def tensor(self, values: Any) -> Tensor:
         """Return activations (B, ...) from their bytes (B, row bytes)."""
         return torch.from_numpy(values).view(self.dtype).view(-1, *self.shape)
+
+
+def open_store(
+    *,
+    classifier: Classifier,
+    images: ImageViews,
+    cached_stage: str,
+    seed: int,
+    limit_bytes: int,
+    device: torch.device,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> ActivationStore:
+    """Move a network to a device, run its frozen prefix once for the shape and dtype of an activation, and return the store.
+
+    Args:
+        classifier: Model in evaluation mode up to the cached stage.
+        images: Images, and a loader of their views.
+        cached_stage: Stage after which activations are cached.
+        seed: Seed of the run; part of the key of augmented views.
+        limit_bytes: Limit of the whole cache, in bytes.
+        device: Device on which the prefix runs.
+        context: Function that returns the context of the run's precision.
+    """
+    classifier, spec = classifier.to(device), classifier.input_spec
+    with context():
+        image = torch.zeros(1, spec.channels, *spec.size, dtype=torch.uint8, device=device)
+        activation = Prefix(classifier, cached_stage, fold=False)(image)
+        prefix = Prefix(classifier, cached_stage, fold=activation.dtype != torch.float32)
+    key = depends_on(
+        classifier.backbone,
+        input_spec=spec,
+        adapt=classifier.adapt,
+        cached_stage=cached_stage,
+        source=images.source,
+        dtype=activation.dtype,
+        folded=prefix.folded,
+        device=device.type,
+    )
+    return ActivationStore(
+        prefix=prefix,
+        images=images,
+        shape=tuple(activation.shape[1:]),
+        dtype=activation.dtype,
+        key=key,
+        about={"backbone": classifier.backbone.name, "cached_stage": cached_stage},
+        seed=seed,
+        limit_bytes=limit_bytes,
+        device=device,
+        context=context,
+    )
 
 
 def depends_on(
@@ -210,7 +245,7 @@ class ActivationCache:
     Args:
         classifier: Model with the phase applied and the prefix's weights loaded.
         phase: Phase that trains on the cache.
-        choice: Cached stage and number of views.
+        policy: Cached stage and number of views.
         images: Images, and a loader of their views.
         seed: Seed of the run; part of the key of augmented views.
         limit_bytes: Limit of the whole cache, in bytes.
@@ -221,16 +256,16 @@ class ActivationCache:
         *,
         classifier: Classifier,
         phase: ResolvedPhase,
-        choice: CachePolicy,
+        policy: CachePolicy,
         images: ImageViews,
         seed: int,
         limit_bytes: int,
     ) -> None:
-        assert choice.cached_stage is not None
-        self.cached_stage = choice.cached_stage
+        assert policy.cached_stage is not None
+        self.cached_stage = policy.cached_stage
         self._classifier, self._phase, self._images = classifier, phase, images
         self._seed, self._limit = seed, limit_bytes
-        self._training_views = choice.views
+        self._training_views = policy.views
         self._train: list[DeviceRows] = []
         self._val: DeviceRows | None = None
         self.on_device = False
@@ -249,7 +284,7 @@ class ActivationCache:
             FileError: The disk has filled up since the plan was made.
         """
         self.close()
-        store = ActivationStore(
+        store = open_store(
             classifier=self._classifier,
             images=self._images,
             cached_stage=self.cached_stage,
@@ -328,7 +363,7 @@ def eval_features(
         context: Function that returns the context of the run's precision.
     """
     cached_stage = classifier.backbone.stages[-1]
-    store = ActivationStore(
+    store = open_store(
         classifier=classifier,
         images=images,
         cached_stage=cached_stage,

@@ -34,8 +34,8 @@ from finetune.counted import counted
 from finetune.data.index import Index
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.phases import HEAD, ResolvedPhase
 from finetune.plain import Json
-from finetune.training.phases import HEAD, ResolvedPhase
 
 # fraction of the free disk space that one phase may take
 _SHARE_OF_FREE = 0.5

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.datamodule import ImageDataModule
     from finetune.data.image_source import Source
     from finetune.models.classifier import Classifier
-    from finetune.training.phases import ResolvedPhase
+    from finetune.phases import ResolvedPhase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from finetune.errors import ConfigError
 from finetune.models.adaptations import ADAPTATIONS
 
 if TYPE_CHECKING:
-    from finetune.training.phases import ResolvedPhase
+    from finetune.phases import ResolvedPhase
 
 
 def build_phases(
@@ -28,7 +28,7 @@ def build_phases(
     Raises:
         ConfigError: Stages are unknown, nothing is left to train, or a new stem would never train.
     """
-    from finetune.training.phases import build_schedule
+    from finetune.phases import build_schedule
 
     shared = {key: value for key, value in asdict(config.schedule).items() if key != "phases"}
     defaults = shared | {"batch_size": shared["batch_size"] or config.data.batch_size}

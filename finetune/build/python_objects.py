@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune.data.transforms import OwnTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
-    from finetune.training.phases import ResolvedPhase
+    from finetune.phases import ResolvedPhase
 
 # value of `data.source` in the configuration of a run whose data is an object
 PYTHON = "python"

@@ -13,6 +13,7 @@ from finetune.config.trust import DEFAULT_OPTIMIZER, check_node, instantiate, op
 from finetune.distributed import MOST_RANKS_PER_CORE, knows_other_machines, require_processes
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.listed_classes import TRAINER
+from finetune.monitors import OF_SEVERAL_LABELS, built_in
 from finetune.results import Imbalance
 from finetune.training.loss_kinds import LOSSES
 from finetune.training.quiet_lightning import QUIET_TRAINER
@@ -21,9 +22,9 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from torch import nn
 
     from finetune.data.image_source import Source
+    from finetune.phases import ResolvedPhase
     from finetune.plain import Json
     from finetune.training.param_groups import OptimizerFactory, ParamGroups
-    from finetune.training.phases import ResolvedPhase
 
 
 def optimizer_factory(phase: "ResolvedPhase", *, trusted: bool) -> "OptimizerFactory":
@@ -119,11 +120,6 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
-_MONITORS = ("val/acc", "val/f1_macro", "val/loss", "val/ece")
-# metrics that only data with several labels per image has
-_OF_SEVERAL_LABELS = ("val/f1_micro", "val/map")
-
-
 def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metrics: Collection[str] = ()) -> None:
     """Check what training needs besides data and network before the run folder is created, so that none of it fails later.
 
@@ -136,13 +132,10 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
-    if config.monitor in _OF_SEVERAL_LABELS and not multi_label:
+    if config.monitor in OF_SEVERAL_LABELS and not multi_label:
         raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Write monitor=val/f1_macro.")
-    monitors = [
-        *_MONITORS,
-        *_OF_SEVERAL_LABELS[: 2 * multi_label],
-        *(f"val/{name}" for name in (*config.metrics, *own_metrics)),
-    ]
+    user_supplied = (f"val/{name}" for name in (*config.metrics, *own_metrics))
+    monitors = [*built_in(multi_label=multi_label), *user_supplied]
     if config.monitor not in monitors:
         raise UserError(
             f"monitor={config.monitor!r}: not a validation metric. Metrics: {', '.join(monitors)}."

@@ -263,7 +263,7 @@ def smaller_is_better(monitor: str, metrics: Mapping[str, Any]) -> bool:
         metrics: Nodes of user-supplied metrics by name, as the user typed them.
     """
     from finetune.config.trust import objects_named
-    from finetune.training.epoch_history import minimizes
+    from finetune.monitors import minimizes
 
     says = None
     with suppress(Exception):  # a class that cannot be imported ends each job with its own message

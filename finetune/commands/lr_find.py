@@ -21,8 +21,8 @@ from finetune.errors import UserError, did_you_mean
 from finetune.plain import to_plain
 
 if TYPE_CHECKING:
+    from finetune.phases import ResolvedPhase
     from finetune.training.lr_finder import Sweep
-    from finetune.training.phases import ResolvedPhase
 
 ABOUT = """\
 Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then

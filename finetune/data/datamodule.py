@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.counted import counted
 from finetune.data.image_source import Source
-from finetune.data.loading import Batch, ImageViews, ManyViews, Position, ViewDataset, ViewRequest
-from finetune.data.sampling import BatchKey, ChunkBatches, EvalBatches, Rows, TrainBatches, batch_count, views_of
+from finetune.data.loading import Batch, ImageViews, LoadedChunk, ManyViews, Position, ViewDataset, ViewRequest
+from finetune.data.sampling import BatchKey, EvalBatches, Rows, TrainBatches, ViewChunk, batch_count, views_of
 from finetune.data.transforms import AugmentList, OwnTransform, View, eval_view, train_view
 from finetune.distributed import MOST_LOADERS_PER_CORE, cores, ignore_signals_to_the_group, require_processes
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
+
+Loaded = TypeVar("Loaded", Batch, LoadedChunk)
 
 # measured on two cores (see `default_workers`); up to four are treated alike
 FEW_CORES = 4
@@ -88,9 +90,9 @@ class ActivationDataset(Dataset[Batch]):
         )
 
 
-def _whole(batch: Batch) -> Batch:
-    """Return the batch unchanged: the data set already gives whole batches."""
-    return batch
+def _whole(loaded: Loaded) -> Loaded:
+    """Return what the data set gave, which is a whole batch already."""
+    return loaded
 
 
 def _begin_loader(worker: int, then: Callable[[int], None] | None) -> None:
@@ -271,29 +273,19 @@ class ImageDataModule(pl.LightningDataModule):
         lists = {text: [own.key for own in listed.operations] for text, listed in self.augment_lists.items()}
         return ImageViews(source=self.source, transform_key=key, list_keys=lists, load=self._load_views)
 
-    def _load_views(
-        self, requests: Sequence[ViewRequest], chunks: Iterable[tuple[int, int, Rows]]
-    ) -> DataLoader[Batch]:
-        """Return the requested views of the rows of each chunk, for this process alone.
+    def _load_views(self, requests: Sequence[ViewRequest], chunks: Iterable[ViewChunk]) -> Iterable[LoadedChunk]:
+        """Return the images of each chunk of the requested views, for this process alone.
 
         Args:
             requests: Views to make.
-            chunks: For each chunk the position of its view in ``requests``, its number and its rows; consumed one after
-                the other. A batch's ``position`` holds the position as ``epoch`` and the number as ``step``.
+            chunks: Rows of these views; consumed one after the other.
         """
-        views = [
-            (
-                ViewDataset(
-                    source=self.source,
-                    view=self.view(request.augment),
-                    seed=self.seed,
-                    phase=None if request.augment == "none" else request.phase,
-                ),
-                request.number,
-            )
-            for request in requests
-        ]
-        return self._loader(ManyViews(views), ChunkBatches(chunks), persistent=False)
+        views: list[tuple[ViewDataset, int | None]] = []
+        for request in requests:
+            phase, number = (None, None) if request.augment == "none" else (request.phase, request.number)
+            view = self.view(request.augment)
+            views.append((ViewDataset(source=self.source, view=view, seed=self.seed, phase=phase), number))
+        return self._loader(ManyViews(views), chunks, persistent=False)
 
     def check_processes(self, world: int, batch_sizes: Iterable[int]) -> None:
         """Check, before any process starts, that each of them would get images.
@@ -359,18 +351,18 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(
         self,
-        dataset: ViewDataset | ManyViews | ActivationDataset,
-        batches: TrainBatches | EvalBatches | ChunkBatches,
+        dataset: Dataset[Loaded],
+        batches: Iterable[BatchKey] | Iterable[ViewChunk],
         *,
         num_workers: int | None = None,
         persistent: bool = True,
         pinned: bool = True,
-    ) -> DataLoader[Batch]:
+    ) -> DataLoader[Loaded]:
         workers = self.num_workers if num_workers is None else num_workers
         return DataLoader(
             dataset,
             batch_sampler=batches,  # type: ignore[arg-type] # it yields one key per batch for __getitems__
-            collate_fn=_whole,  # type: ignore[arg-type]  # it receives what __getitems__ returned
+            collate_fn=_whole,
             num_workers=workers,
             persistent_workers=workers > 0 and persistent,
             worker_init_fn=partial(_begin_loader, then=self._worker_init),

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from finetune.data.image_source import Source
-from finetune.data.sampling import BatchKey, Rows, key, views_of
+from finetune.data.sampling import BatchKey, Rows, ViewChunk, key, views_of
 
 if TYPE_CHECKING:  # an audit makes no views, and torchvision takes two seconds
     from finetune.data.transforms import View
@@ -40,6 +41,14 @@ class Batch(NamedTuple):
     position: Position
 
 
+class LoadedChunk(NamedTuple):
+    """The images of a :class:`~finetune.data.sampling.ViewChunk`."""
+
+    view: int
+    chunk: int
+    images: torch.Tensor  # uint8 (B, C, H, W)
+
+
 class ViewRequest(NamedTuple):
     """A request for one view of images outside training.
 
@@ -59,15 +68,13 @@ class ImageViews:
         source: Source of the images.
         transform_key: Values that identify a user-supplied transform after each random view; None without one.
         list_keys: Values that identify the operations of each list of operations, by the name of its view.
-        load: Returns the batches of the requested views. It takes the requests and, for each chunk, the position of its view
-            in them, its number and its rows; the chunks are consumed one after the other. A batch's ``position`` holds the
-            position as ``epoch`` and the number as ``step``.
+        load: Returns the images of chunks of the requested views; the chunks are consumed one after the other.
     """
 
     source: Source
     transform_key: Mapping[str, Any] | None
     list_keys: Mapping[str, Sequence[Mapping[str, Any]]]
-    load: Callable[[Sequence[ViewRequest], Iterable[tuple[int, int, Rows]]], Iterable[Batch]]
+    load: Callable[[Sequence[ViewRequest], Iterable[ViewChunk]], Iterable[LoadedChunk]]
 
 
 def threads_here(source: Source) -> int:
@@ -136,33 +143,44 @@ class ViewDataset(Dataset[Batch]):
 
     def __getitems__(self, batch: BatchKey) -> Batch:
         """Return one whole batch; torch's map-style fetcher looks for a method of this name."""
-        rows = batch.rows.tolist()
-        seeds: list[int] | None = None
+        numbers: Rows | None = None
         if self._phase is not None:
             numbers = views_of(batch.rows, epoch=batch.epoch, views=self._views, seed=self._seed, phase=self._phase)
-            pairs = zip(rows, numbers.tolist(), strict=True)
-            seeds = [key(self._seed, "view", self._phase, number, row) for row, number in pairs]
-        images = views_of_rows(self._source, self._view, rows, seeds=seeds, threads=threads_here(self._source))
         return Batch(
-            images=torch.stack(images),
+            images=self.images(batch.rows, numbers),
             targets=torch.from_numpy(self._source.index.targets[batch.rows]),
             rows=torch.from_numpy(batch.rows),
             position=Position(batch.epoch, batch.step, batch.global_size, batch.world),
         )
 
+    def images(self, rows: Rows, numbers: Rows | None) -> torch.Tensor:
+        """Return images uint8 (B, C, H, W) of the given rows.
 
-class ManyViews(Dataset[Batch]):
-    """Several views of the images of a source; the ``epoch`` of a batch key selects the view.
+        Args:
+            rows: Rows of the index.
+            numbers: Number of the view of each row; None for views that draw nothing.
+        """
+        seeds: list[int] | None = None
+        if numbers is not None:
+            assert self._phase is not None, "random views have a phase in their key"
+            pairs = zip(rows.tolist(), numbers.tolist(), strict=True)
+            seeds = [key(self._seed, "view", self._phase, number, row) for row, number in pairs]
+        threads = threads_here(self._source)
+        return torch.stack(views_of_rows(self._source, self._view, rows.tolist(), seeds=seeds, threads=threads))
+
+
+class ManyViews(Dataset[LoadedChunk]):
+    """Several views of the images of a source.
 
     Args:
-        views: Data set and view number of each view.
+        views: Data set of each view, and the number of the view in it; None for views that draw nothing.
     """
 
-    def __init__(self, views: list[tuple[ViewDataset, int]]) -> None:
+    def __init__(self, views: Sequence[tuple[ViewDataset, int | None]]) -> None:
         self._views = views
 
-    def __getitems__(self, batch: BatchKey) -> Batch:
-        """Return one whole batch."""
-        dataset, number = self._views[batch.epoch]
-        views = dataset.__getitems__(batch._replace(epoch=number))
-        return views._replace(position=views.position._replace(epoch=batch.epoch))
+    def __getitems__(self, chunk: ViewChunk) -> LoadedChunk:
+        """Return the images of a whole chunk."""
+        dataset, number = self._views[chunk.view]
+        numbers = None if number is None else np.full(len(chunk.rows), number, np.int64)
+        return LoadedChunk(view=chunk.view, chunk=chunk.chunk, images=dataset.images(chunk.rows, numbers))

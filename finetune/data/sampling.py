@@ -6,7 +6,7 @@ between versions (NEP 19) but makes no such promise for ``Generator.permutation`
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +93,16 @@ class BatchKey(NamedTuple):
     world: int
 
 
+class ViewChunk(NamedTuple):
+    """The key of images of which activations are computed together: some rows in one of several requested views."""
+
+    # position of the view among those requested
+    view: int
+    # number of the chunk among those of the view
+    chunk: int
+    rows: Rows
+
+
 def batch_count(rows: int, batch_size: int) -> int:
     """Return the number of batches in an epoch: at most ``batch_size`` images each; of three if one would be left over.
 
@@ -163,21 +173,6 @@ class TrainBatches(Sampler[BatchKey]):
         for step in range(first, self._count):
             batch = batches[step]
             yield BatchKey(epoch, step, batch[self._rank :: self._world], len(batch), self._world)
-
-
-class ChunkBatches(Sampler[BatchKey]):
-    """Batches that are generated on demand, each with its own number.
-
-    Args:
-        chunks: For each batch the position of its view in a list of views, its number and its rows; consumed once, in order.
-    """
-
-    def __init__(self, chunks: Iterable[tuple[int, int, Rows]]) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        for which, number, rows in self._chunks:
-            yield BatchKey(which, number, rows, len(rows), 1)
 
 
 class EvalBatches(Sampler[BatchKey]):

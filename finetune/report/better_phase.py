@@ -5,11 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune.monitors import built_in, minimizes
 from finetune.results import PhaseResult
 from finetune.terminal import printable
-
-# of a metric of the user's own, a result does not say whether less is better
-_MORE, _LESS = ("val/acc", "val/f1_macro", "val/f1_micro", "val/map"), ("val/loss", "val/ece")
 
 
 def better_phase(
@@ -24,12 +22,14 @@ def better_phase(
             what one image more or less often is. None asks for no margin.
     """
     metric, end = next(iter(phases[-1].best.items()))
-    if metric not in (*_MORE, *_LESS):
+    if metric not in built_in(multi_label=True):
+        # a result does not say of a user-supplied metric whether smaller values are better
         return ""
-    sign = -1 if metric in _LESS else 1
+    smaller_is_better = minimizes(metric)
+    sign = -1 if smaller_is_better else 1
     values = [sign * phase.best.get(metric, -sign * float("inf")) for phase in phases]
     at = max(range(len(values)), key=values.__getitem__)
-    margin = math.sqrt(end * (1 - end) / images) if images and metric in _MORE else 0.0
+    margin = math.sqrt(end * (1 - end) / images) if images and not smaller_is_better else 0.0
     if not values[at] > values[-1] + margin:
         return ""
     return (

@@ -176,7 +176,7 @@ def _factories(
     metrics = {name: instantiate(node, trusted=trusted) for name, node in config.metrics.items() if "_target_" in node}
     return Factories(
         trainer=trainer_factory(config, run_dir, precision=precision, trusted=trusted),
-        optimizer=partial(optimizer_factory, trusted=trusted),
+        optimizer_factory=partial(optimizer_factory, trusted=trusted),
         loss=make_loss,
         metrics={**metrics, **objects.metrics},
     )

@@ -19,7 +19,7 @@ from finetune.training.quiet_lightning import quiet_lightning
 
 if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
-    from finetune.training.phases import ResolvedPhase
+    from finetune.phases import ResolvedPhase
     from finetune.training.precision import Precision
     from finetune.training.results import RunResult
 

@@ -3,18 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-
-def minimizes(monitor: str, *, higher_is_better: bool | None = None) -> bool:
-    """Return whether smaller values of a metric are better.
-
-    Args:
-        monitor: Name of the metric.
-        higher_is_better: What a user-supplied metric says of itself, as torchmetrics' do; None if it says nothing.
-
-    >>> minimizes("val/loss"), minimizes("val/acc"), minimizes("val/mae", higher_is_better=False)
-    (True, False, True)
-    """
-    return monitor.endswith(("loss", "ece")) if higher_is_better is None else not higher_is_better
+from finetune.monitors import minimizes
 
 
 @dataclass(kw_only=True)

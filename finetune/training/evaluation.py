@@ -1,7 +1,6 @@
 """Evaluate the final weights of a run on the validation and the test images."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 
 import lightning.pytorch as pl
 import torch
@@ -12,9 +11,9 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.eval_outputs import SplitEvaluation, SplitOutputs, Validation, sample_of
 from finetune.training.phase_forward import PhaseForward
-from finetune.training.phases import ResolvedPhase
 
 # most numbers of a validation's outputs that are kept in memory during training
 MOST_KEPT = 4_000_000
@@ -87,19 +86,19 @@ def evaluate(
     classifier: Classifier,
     data: ImageDataModule,
     trainer: pl.Trainer,
-    running: Callable[[pl.Trainer], AbstractContextManager[None]],
+    watch: Callable[[pl.Trainer], None],
     own_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, SplitEvaluation]:
     """Return metrics and outputs of ``val`` and ``test``.
 
     Args:
         phase: Last phase; the validation images may already have passed its frozen prefix.
-        make_cache: Function that opens the cache of the validation images; it returns None if there is none.
+        make_cache: Function that makes the cache of the validation images; it returns None if there is none.
         validated: Validation of these weights in the last fit, which replaces another one; None if there is none.
         classifier: Network with the final weights.
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
-        running: Function that returns the context around each call of the Trainer.
+        watch: Function called before each call of the Trainer.
         own_metrics: User-supplied metrics by name; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
@@ -124,8 +123,8 @@ def evaluate(
         # passed explicitly: the data module has no Trainer yet if every phase was finished before a resume
         rank, world = trainer.global_rank, trainer.world_size
         batches = data.eval_dataloader(split, rank=rank, world=world, activations=cache)
-        with running(trainer):
-            trainer.test(module, dataloaders=batches, verbose=False)
+        watch(trainer)
+        trainer.test(module, dataloaders=batches, verbose=False)
         if cache is not None:
             cache.close()
         assert module.evaluation is not None

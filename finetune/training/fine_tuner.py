@@ -14,12 +14,12 @@ from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.metrics import correct_predictions
 from finetune.models.classifier import Classifier
 from finetune.models.raw_images import check_range
+from finetune.phases import ResolvedPhase, expand_stages
 from finetune.training.callbacks.guards import Guards
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import MultiLabelLoss, TrainingLoss
 from finetune.training.lr_schedules import LR_SCHEDULES
 from finetune.training.param_groups import OptimizerFactory
-from finetune.training.phases import ResolvedPhase, expand_stages
 from finetune.training.staged_module import StagedModule
 
 # a user's own Trainer keeps no history of validation, so `plateau` is left out

@@ -27,12 +27,12 @@ from finetune.models.chunks import PIXELS
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.models.modes import evaluating
+from finetune.phases import ResolvedPhase
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
 from finetune.training.low_rank import low_rank
 from finetune.training.lr_finder import unchanged
 from finetune.training.param_groups import OptimizerFactory, phase_param_groups
-from finetune.training.phases import ResolvedPhase
 
 # images in a timed batch: enough for a forward pass of about half a second, and at least two for BatchNorm
 _MIN_IMAGES, _MAX_IMAGES, _READ_IMAGES = 2, 64, 8

@@ -32,8 +32,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from finetune.models.classifier import Classifier
+from finetune.phases import HEAD, ResolvedPhase
 from finetune.training.low_rank import LORA, adapted_layers, adapter_names
-from finetune.training.phases import HEAD, ResolvedPhase
 
 
 def trainable_names(classifier: Classifier, *, train: Collection[str], parameters: str = "all") -> set[str]:
@@ -76,11 +76,19 @@ def without_empty_stages(classifier: Classifier, phase: ResolvedPhase) -> Resolv
     return replace(phase, train=tuple(stage for stage in phase.train if stage in filled))
 
 
+def in_training_mode(module: nn.Module, stage: str, phase: ResolvedPhase) -> bool:
+    """Return whether a module of a stage is in training mode in a phase.
+
+    Those of trainable stages are, except BatchNorm where ``phase.batch_norm`` is ``eval``.
+    """
+    keeps_statistics = isinstance(module, _NormBase) and phase.batch_norm == "eval"
+    return stage in phase.train and not keeps_statistics
+
+
 def apply_phase(classifier: Classifier, phase: ResolvedPhase) -> None:
     """Set the gradient flag of every parameter and the mode of every module to what a phase asks for.
 
-    Frozen stages get no gradient and evaluation mode, BatchNorm and dropout included. Trainable stages get training
-    mode, except BatchNorm where ``phase.batch_norm`` is ``eval``.
+    Frozen stages get no gradient and evaluation mode, BatchNorm and dropout included; see :func:`in_training_mode`.
     """
     names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
     for name, parameter in classifier.named_parameters():
@@ -91,8 +99,7 @@ def apply_phase(classifier: Classifier, phase: ResolvedPhase) -> None:
     classifier.eval()
     for stage, modules in classifier.stage_modules().items():
         for module in modules:
-            keep = isinstance(module, _NormBase) and phase.batch_norm == "eval"
-            module.training = stage in phase.train and not keep
+            module.training = in_training_mode(module, stage, phase)
 
 
 def wrong_modes(classifier: Classifier, phase: ResolvedPhase) -> list[str]:
@@ -102,8 +109,7 @@ def wrong_modes(classifier: Classifier, phase: ResolvedPhase) -> list[str]:
     by_identity = {id(module): name for name, module in classifier.named_modules()}
     for stage, modules in classifier.stage_modules().items():
         for module in modules:
-            keep = isinstance(module, _NormBase) and phase.batch_norm == "eval"
-            if module.training != (stage in phase.train and not keep):
+            if module.training != in_training_mode(module, stage, phase):
                 wrong.append(by_identity[id(module)])
     return wrong
 

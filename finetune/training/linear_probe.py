@@ -39,9 +39,9 @@ from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.heads.linear import LinearHead
 from finetune.one_thread import one_thread
-from finetune.results import EpochRow, ProbeResult
+from finetune.phases import ResolvedPhase
+from finetune.results import EpochRow, Offset, ProbeResult
 from finetune.training.phase_result import Trained
-from finetune.training.phases import ResolvedPhase
 
 # N = images, D = features, K = classes, S = strengths
 
@@ -275,7 +275,7 @@ def probe_phase(
     )
 
 
-def solved_phase(
+def solve_phase(
     *,
     classifier: Classifier,
     phase: ResolvedPhase,
@@ -285,7 +285,7 @@ def solved_phase(
     monitor: str,
     trainer: pl.Trainer,
     views: int | None,
-    offset: tuple[int, int],
+    offset: Offset,
 ) -> Trained:
     """Run :func:`probe_phase` as a phase of a run, and return what it came to, with one row of metrics.
 
@@ -313,8 +313,8 @@ def solved_phase(
     chosen = solved.metrics[solved.best]
     row = EpochRow(
         phase=phase.name,
-        epoch=offset[0],
-        step=offset[1] + sum(solved.iterations),
+        epoch=offset.epochs,
+        step=offset.steps + sum(solved.iterations),
         values={"train/loss": solved.train_loss, **{f"val/{name}": value for name, value in chosen.items()}},
     )
     return Trained(

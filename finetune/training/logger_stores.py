@@ -53,7 +53,7 @@ class LoggerStore:
         """Return the id by which a resumed run finds itself in the store; None if it needs none."""
         return None
 
-    def go_on(self) -> None:
+    def mark_running(self) -> None:
         """Mark the run as running again after Lightning has ended a fit."""
 
     def keep(self, files: StoredFiles) -> None:
@@ -131,7 +131,7 @@ class MLflowStore(LoggerStore):
         """Return the id of the run."""
         return str(self.logger.run_id)
 
-    def go_on(self) -> None:
+    def mark_running(self) -> None:
         """Mark the run as running."""
         self.logger.experiment.update_run(self.logger.run_id, status="RUNNING")
 

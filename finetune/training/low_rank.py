@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from finetune.data.sampling import key
 from finetune.errors import UserError
 from finetune.models.classifier import HEAD, Classifier
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 
 LORA = "lora"
 # between the name of a layer and that of what parametrizes it

@@ -19,12 +19,12 @@ from torch import nn
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.freezing import apply_phase, module_mode_flags
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phases import ResolvedPhase
 from finetune.training.quiet_lightning import QUIET_TRAINER
 
 Curve = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune.errors import UserError, shortened
 from finetune.models.classifier import Classifier
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 
 # groups as torch.optim.Optimizer takes them: params, lr, weight_decay, name, stage, and peak_lr, which Guards reads
 ParamGroups = list[dict[str, Any]]

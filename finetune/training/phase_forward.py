@@ -14,7 +14,7 @@ from finetune.activation_cache.policy import last_frozen_stage
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 
 
 class PhaseForward:

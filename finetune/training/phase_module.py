@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from finetune.data.sampling import key
 from finetune.errors import RunError, UserError, first_line
 from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.results import EpochRow
+from finetune.phases import ResolvedPhase
+from finetune.results import EpochRow, Offset
 from finetune.training.callbacks.checkpoint_contents import check_progress, naming
 from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
@@ -30,7 +31,6 @@ from finetune.training.eval_outputs import Validation
 from finetune.training.losses import build_mixer
 from finetune.training.param_groups import OptimizerFactory, OptimizerState
 from finetune.training.phase_forward import PhaseForward
-from finetune.training.phases import ResolvedPhase
 from finetune.training.staged_module import PREFIX, StagedModule, checkpoint_tensors
 
 
@@ -52,7 +52,7 @@ class FitSettings:
     minimize: bool | None = None
     seed: int = 0
     number: int = 0
-    offset: tuple[int, int] = (0, 0)
+    offset: Offset = field(default_factory=Offset)
     compiled: bool = False
     keep_validation: bool = False
 

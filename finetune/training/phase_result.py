@@ -7,11 +7,11 @@ from pathlib import Path
 from finetune.activation_cache.policy import CachePolicy
 from finetune.checksums import remedy, verify, write_checked_json
 from finetune.errors import UserError
+from finetune.phases import ResolvedPhase
 from finetune.plain import from_plain, to_plain
 from finetune.results import EpochRow, PhaseResult, ProbeResult, TrialResult
 from finetune.safe_files import inside, need, read_json
 from finetune.training.callbacks.checkpoint_contents import ContentsError, check_rows
-from finetune.training.phases import ResolvedPhase
 
 # fields that every finished phase has, but that an entry of results.json from another version may lack
 _ALWAYS: dict[str, type | tuple[type, ...]] = {

@@ -8,7 +8,11 @@ The files are written atomically and in this order, so that a run killed between
 3. at the end of the phase the chosen epoch is loaded; ``metrics.csv``; all weights as the next phase's start, or as
    ``final.safetensors``; last ``result.json``, which marks the phase as finished.
 
-All but the checkpoints have their SHA-256 in ``checksums.json`` beside them, which a resumed run checks.
+Heads that train side by side are kept in ``trials.ckpt`` in place of 2: after a signal, and once all of them are trained; it
+is deleted after 3.
+
+All but the checkpoints have their SHA-256 in ``checksums.json`` beside them, which is written first and which a resumed run
+checks.
 """
 
 import contextlib
@@ -25,22 +29,22 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.counted import counted
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
-from finetune.results import PhaseResult
+from finetune.monitors import minimizes
+from finetune.phases import ResolvedPhase
+from finetune.results import Offset, PhaseResult
 from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
-from finetune.training.epoch_history import minimizes
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase
-from finetune.training.linear_probe import solved_phase
+from finetune.training.linear_probe import solve_phase
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.phase_result import Trained, phase_result, read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
-from finetune.training.phases import ResolvedPhase
-from finetune.training.rate_trials import tried_phase
+from finetune.training.rate_trials import train_trials
 from finetune.training.run_context import RunContext, RunSession
 from finetune.training.run_loggers import log_row, mark_running
 from finetune.training.staged_module import checkpoint_tensors
@@ -77,8 +81,7 @@ class PhaseRunner:
         self._context, self._session, self._number = context, session, number
         self._phase, self._policy = context.schedule[number], context.caches[number]
         self._folder = context.phase_folder(number)
-        # epochs and optimizer steps of the phases before, for the axes of logs
-        self._offset = (sum(result.epochs for result in before), sum(result.steps for result in before))
+        self._offset = Offset(sum(result.epochs for result in before), sum(result.steps for result in before))
 
     def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
         """Train the phase, or read its result if it is finished.
@@ -87,15 +90,16 @@ class PhaseRunner:
             optimizer_state: State of the optimizer after the phase before; None reads it from that phase's checkpoint if this
                 phase continues with it.
         """
-        self._session.go_on(f"in phase {self._number + 1} ({self._phase.name})")
+        self._session.reach(f"in phase {self._number + 1} ({self._phase.name})")
         if os.path.lexists(self._folder.result):
-            return self._finished()
+            self._delete_trials()
+            return self._read_outcome()
         classifier, began = self._context.classifier, time.monotonic()
         begin_from_start_weights(classifier, self._folder.start)
-        carried = self._carried(optimizer_state)
+        carried = self._carried_state(optimizer_state)
         with low_rank(classifier, self._phase, seed=self._context.settings.seed, merge=True):
             apply_phase(classifier, self._phase)
-            cache = self._context.open_cache(self._number)
+            cache = self._context.make_cache(self._number)
             self._begin_data(cache)
             self._announce()
             with contextlib.closing(cache) if cache is not None else contextlib.nullcontext():
@@ -123,9 +127,8 @@ class PhaseRunner:
         last = self._number + 1 == len(self._context.schedule)
         return self._context.folder.final_weights if last else self._context.phase_folder(self._number + 1).start
 
-    def _finished(self) -> PhaseOutcome:
+    def _read_outcome(self) -> PhaseOutcome:
         """Read the result and the weights of a phase that an earlier process finished."""
-        self._folder.trials.unlink(missing_ok=True)
         result = read_phase_result(self._folder.result, self._phase)
         self._session.log.add(result.rows or ())
         # a finished run keeps only the weights after its last phase
@@ -133,21 +136,25 @@ class PhaseRunner:
             load_weights(self._context.classifier, self._weights_after)
         return PhaseOutcome(result=result)
 
-    def _carried(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:
+    def _carried_state(self, optimizer_state: OptimizerState | None) -> OptimizerState | None:
         """Return the optimizer's state after the phase before, if this phase continues with it; else None."""
         if not self._phase.carry_optimizer or self._number == 0:
             return None
-        if optimizer_state is not None:
-            return optimizer_state
-        before, checkpoint = (
-            self._context.schedule[self._number - 1],
-            self._context.phase_folder(self._number - 1).last,
-        )
-        state = read_checkpoint(checkpoint)
-        apply_phase(self._context.classifier, before)
-        with naming(checkpoint):
-            self._check_last(state, before)
-        return by_parameter(state["optimizer_states"][0], self._context.classifier, before)
+        return self._read_optimizer_state(self._number - 1) if optimizer_state is None else optimizer_state
+
+    def _read_optimizer_state(self, number: int) -> OptimizerState:
+        """Read the optimizer's state at the end of a phase, by parameter name, from its checkpoint.
+
+        The checkpoint numbers the parameters in the order of that phase's groups, so that phase is applied to read it; this
+        phase is applied afterwards.
+        """
+        classifier, phase = self._context.classifier, self._context.schedule[number]
+        file = self._context.phase_folder(number).last
+        checkpoint = read_checkpoint(file)
+        apply_phase(classifier, phase)
+        with naming(file):
+            self._check_last(checkpoint, phase)
+        return by_parameter(checkpoint["optimizer_states"][0], classifier, phase)
 
     def _begin_data(self, cache: ActivationCache | None) -> None:
         self._context.data.begin_phase(
@@ -183,7 +190,7 @@ class PhaseRunner:
                 f"disk space, or set {instead}."
             )
         if phase.solves_head:
-            return solved_phase(
+            return solve_phase(
                 classifier=context.classifier,
                 phase=phase,
                 cache=cache,
@@ -194,14 +201,14 @@ class PhaseRunner:
                 views=self._policy.views,
                 offset=self._offset,
             )
-        return tried_phase(
+        return train_trials(
             classifier=context.classifier,
             phase=phase,
             cache=cache,
             data=context.data,
             loss=context.make.loss(phase),
             monitor=settings.monitor,
-            make_optimizer=context.make.optimizer(phase),
+            make_optimizer=context.make.optimizer_factory(phase),
             trainer=context.quiet_trainer(),
             seed=settings.seed,
             offset=self._offset,
@@ -244,7 +251,7 @@ class PhaseRunner:
         kept = best if self._phase.restore == "best" else len(module.rows) - 1
         validation = reusable_validation(
             module.validated,
-            step=module.rows[kept].step - self._offset[1],
+            step=module.rows[kept].step - self._offset.steps,
             images=len(self._context.data.source.index.rows("val")),
         )
         return trained, optimizer_state, validation
@@ -256,7 +263,7 @@ class PhaseRunner:
         return PhaseModule(
             classifier=context.classifier,
             phase=self._phase,
-            optimizer=context.make.optimizer(self._phase),
+            optimizer=context.make.optimizer_factory(self._phase),
             loss=context.make.loss(self._phase),
             settings=FitSettings(
                 monitor=settings.monitor,
@@ -287,7 +294,8 @@ class PhaseRunner:
                 f"  started with {counted(processes, 'process')}, continuing with {trainer.world_size}: gradients are summed in "
                 "a different order and each process draws its own dropout and mixup, so the result will not be bitwise identical"
             )
-        with self._session.running(self._context, trainer), module.restoring(self._folder.last):
+        self._session.watch(self._context, trainer)
+        with module.restoring(self._folder.last):
             trainer.fit(
                 module,
                 datamodule=self._context.data,
@@ -313,13 +321,17 @@ class PhaseRunner:
             weights=checkpoint_tensors(classifier, phase),
             averages=averages,
             groups=phase_param_groups(classifier, phase),
-            make_optimizer=self._context.make.optimizer(phase),
+            make_optimizer=self._context.make.optimizer_factory(phase),
         )
+
+    def _delete_trials(self) -> None:
+        """Delete the heads of a finished phase, which it no longer needs; a killed process may have left them."""
+        self._folder.trials.unlink(missing_ok=True)
 
     def _write(self, result: PhaseResult) -> None:
         """Write the weights, then the result; from then on the phase counts as finished."""
         if is_rank_zero():
             save_weights(self._context.classifier, self._weights_after)
             write_phase_result(self._folder.result, result)
-            self._folder.trials.unlink(missing_ok=True)
+            self._delete_trials()
         self._context.show(f"  {result.in_words()}")

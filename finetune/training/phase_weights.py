@@ -13,13 +13,13 @@ from finetune.checksums import checked_path, remedy, verify
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError, first_line, shortened
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.run_folder import PhaseFolder
 from finetune.safe_files import inside, load_tensors
 from finetune.safetensors_writer import write_tensors
 from finetune.training.callbacks.checkpoint_contents import check_best, check_tensors, naming, saved_averages
 from finetune.training.callbacks.checkpoints import read_checkpoint
 from finetune.training.freezing import tensors_of
-from finetune.training.phases import ResolvedPhase
 from finetune.training.staged_module import PREFIX, checkpoint_tensors
 
 

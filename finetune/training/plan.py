@@ -7,11 +7,11 @@ from finetune.activation_cache.policy import CachePolicy
 from finetune.counted import counted
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.forecast import Forecast
 from finetune.training.freezing import trainable_names
 from finetune.training.linear_probe import STRENGTHS
 from finetune.training.low_rank import low_rank
-from finetune.training.phases import ResolvedPhase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class RankMonitor:
         if hasattr(launcher, "procs"):
             self._launchers.append(launcher)
 
-    def explained(self, error: Exception) -> BaseException:
+    def cause_of(self, error: Exception) -> BaseException:
         """Return the error, or the error behind it if another process has died."""
         if isinstance(error, (UserError, RunError)):
             return error

@@ -25,7 +25,8 @@ from finetune.distributed import is_rank_zero
 from finetune.errors import RunError
 from finetune.metrics import build_metrics, correct_predictions, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
-from finetune.results import EpochRow, TrialResult
+from finetune.phases import HEAD, ResolvedPhase
+from finetune.results import EpochRow, Offset, TrialResult
 from finetune.training.callbacks.checkpoint_contents import (
     ContentsError,
     check_count,
@@ -42,7 +43,6 @@ from finetune.training.interruption import Interruption
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, build_param_groups
 from finetune.training.phase_result import Trained
-from finetune.training.phases import HEAD, ResolvedPhase
 
 
 @dataclass(kw_only=True)
@@ -134,7 +134,7 @@ class RateTrials:
         epoch: int,
         steps: int,
         total: int,
-        offset: tuple[int, int],
+        offset: Offset,
         before_step: Callable[[int], None],
     ) -> int:
         """Train and validate all heads for an epoch, or for the rest of one.
@@ -160,7 +160,7 @@ class RateTrials:
             steps += 1
         for trial in self.trials:
             if trial.trains:
-                self._validate(trial, val, epoch=epoch, where=(offset[0] + epoch, offset[1] + steps))
+                self._validate(trial, val, epoch=epoch, steps=steps, offset=offset)
         return steps
 
     def begin(self, data: ImageDataModule, *, epoch: int, batch: int) -> None:
@@ -197,7 +197,7 @@ class RateTrials:
             trial.sums[place] += float(value)
 
     @torch.no_grad()
-    def _validate(self, trial: Trial, val: Iterable[Batch], *, epoch: int, where: tuple[int, int]) -> None:
+    def _validate(self, trial: Trial, val: Iterable[Batch], *, epoch: int, steps: int, offset: Offset) -> None:
         loss, right, images = trial.sums
         trial.sums = [0.0, 0.0, 0.0]
         if not math.isfinite(loss):
@@ -215,8 +215,8 @@ class RateTrials:
         trial.rows.append(
             EpochRow(
                 phase=self._phase.name,
-                epoch=where[0],
-                step=where[1],
+                epoch=offset.epochs + epoch,
+                step=offset.steps + steps,
                 values={
                     "train/loss": loss / images,
                     "train/acc": right / images,
@@ -295,7 +295,7 @@ class RateTrials:
         return whole[EpochHistory(monitor=self._monitor, history=history).best_epoch]
 
 
-def tried_phase(
+def train_trials(
     *,
     classifier: Classifier,
     phase: ResolvedPhase,
@@ -306,7 +306,7 @@ def tried_phase(
     make_optimizer: OptimizerFactory,
     trainer: pl.Trainer,
     seed: int,
-    offset: tuple[int, int],
+    offset: Offset,
     checkpoint: Path,
     interruption: Interruption,
 ) -> Trained:
@@ -375,7 +375,7 @@ def tried_phase(
     classifier.head.load_state_dict(best.kept)
     return Trained(
         rows=tuple(best.rows),
-        steps=best.rows[-1].step - offset[1],
+        steps=best.rows[-1].step - offset.steps,
         rates={HEAD: best.rate},
         best_epoch=best.progress.best_epoch,
         best=best.progress.history[best.progress.best_epoch][0],

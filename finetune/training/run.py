@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
@@ -44,19 +45,22 @@ class Run:
             RunError: Training cannot continue.
             Interrupted: A signal stopped the run.
         """
-        self._prepare()
+        self._clean_up()
+        self._choose_memory_format()
         with run_session(self.context) as session:
-            with explained(session.rank_monitor):
+            with naming_dead_rank(session.rank_monitor):
                 phases, validation = self._train(session)
                 evaluated = self._evaluate(session, validation)
             session.interruption.where = "before its results were written"
             return self._write(phases, evaluated)
 
-    def _prepare(self) -> None:
-        """Remove the partial files of a killed process, and choose the network's memory format."""
+    def _clean_up(self) -> None:
+        """Remove the partial files of a killed process, and flush what it renamed last to the disk."""
         if is_rank_zero():
             remove_parts(self.context.folder.path)
             sync_folders(self.context.folder.path)
+
+    def _choose_memory_format(self) -> None:
         classifier = self.context.classifier
         classifier.to(memory_format=memory_format_for(classifier.input_spec))
 
@@ -74,18 +78,18 @@ class Run:
     def _evaluate(self, session: RunSession, validation: Validation | None) -> dict[str, SplitEvaluation]:
         """Evaluate the final weights on the validation and the test images."""
         self.free_memory()
-        session.go_on("before the test finished")
+        session.reach("before the test finished")
         context, last = self.context, len(self.context.schedule) - 1
         return evaluate(
             phase=context.schedule[last],
             # validation images have already passed the frozen prefix of the last phase, if it has one
-            make_cache=lambda: context.open_cache(last),
+            make_cache=lambda: context.make_cache(last),
             validated=validation,
             classifier=context.classifier,
             data=context.data,
             trainer=context.quiet_trainer(),
             own_metrics=context.make.metrics,
-            running=lambda trainer: session.running(context, trainer),
+            watch=partial(session.watch, context),
         )
 
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
@@ -123,12 +127,12 @@ class Run:
 
 
 @contextmanager
-def explained(rank_monitor: RankMonitor) -> Iterator[None]:
+def naming_dead_rank(rank_monitor: RankMonitor) -> Iterator[None]:
     """Replace an error by its cause if another process of the run has died."""
     try:
         yield
     except Exception as error:
-        cause = rank_monitor.explained(error)
+        cause = rank_monitor.cause_of(error)
         if cause is error:
             raise
         raise cause from error

@@ -14,6 +14,7 @@ from finetune.activation_cache.cache import ActivationCache
 from finetune.activation_cache.policy import CachePolicy
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.results import RunFacts
 from finetune.resume_command import resume_command
 from finetune.run_folder import PhaseFolder, RunFolder
@@ -22,7 +23,6 @@ from finetune.training.callbacks.progress_display import EpochLines, PhaseProgre
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
-from finetune.training.phases import ResolvedPhase
 from finetune.training.quiet_lightning import QUIET_TRAINER
 from finetune.training.rank_monitor import RankMonitor, check_strategy
 from finetune.training.time_left import TimeLeft
@@ -57,13 +57,13 @@ class Factories:
 
     Args:
         trainer: Function that makes a Trainer from the arguments that the run decides.
-        optimizer: Function of a phase that returns the function from parameter groups to an optimizer.
+        optimizer_factory: Function of a phase that returns the function from parameter groups to an optimizer.
         loss: Function that makes the training loss of a phase.
         metrics: User-supplied metrics by name, in addition to those of every run; each evaluation copies them.
     """
 
     trainer: Callable[..., pl.Trainer]
-    optimizer: Callable[[ResolvedPhase], OptimizerFactory]
+    optimizer_factory: Callable[[ResolvedPhase], OptimizerFactory]
     loss: Callable[[ResolvedPhase], nn.Module]
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
@@ -107,15 +107,15 @@ class RunContext:
         """Log a line for the user."""
         log.info("%s", line)
 
-    def open_cache(self, number: int) -> ActivationCache | None:
-        """Open the activation cache of a phase; return None where the phase trains on images."""
+    def make_cache(self, number: int) -> ActivationCache | None:
+        """Make the activation cache of a phase, which opens nothing yet; return None where the phase trains on images."""
         policy = self.caches[number]
         if policy.cached_stage is None:
             return None
         return ActivationCache(
             classifier=self.classifier,
             phase=self.schedule[number],
-            choice=policy,
+            policy=policy,
             images=self.data.image_views(),
             seed=self.settings.seed,
             limit_bytes=self.settings.cache_limit_bytes,
@@ -142,7 +142,7 @@ class RunSession:
     rank_monitor: RankMonitor
     time_left: TimeLeft
 
-    def go_on(self, where: str) -> None:
+    def reach(self, where: str) -> None:
         """Name the point that the run has reached, and stop there if a signal asked for it.
 
         Raises:
@@ -178,14 +178,16 @@ class RunSession:
             callbacks=[*context.callbacks, display, checkpoints],
         )
 
-    @contextmanager
-    def running(self, context: RunContext, trainer: pl.Trainer) -> Iterator[None]:
-        """Check and watch a Trainer while the block calls it; the call may start further processes."""
+    def watch(self, context: RunContext, trainer: pl.Trainer) -> None:
+        """Check a Trainer before it is called, and watch the processes that the call starts.
+
+        Raises:
+            UserError: The strategy is not supported, or a process would get no images.
+        """
         check_strategy(trainer)
         context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
         self.rank_monitor.watch(trainer.strategy.launcher)
         leave_signals_alone(trainer)
-        yield
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def mark_running(loggers: Sequence[Logger]) -> None:
     """Mark the run as running again in its stores; Lightning ends it there after each fit."""
     if is_rank_zero():
         for logger in loggers:
-            store_of(logger).go_on()
+            store_of(logger).mark_running()
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.freezing import tensors_of
 from finetune.training.lr_schedules import scale
 from finetune.training.param_groups import OptimizerFactory, check_cover, phase_param_groups
-from finetune.training.phases import ResolvedPhase
 
 # prefix of the classifier's names in a module's state dict
 PREFIX = "classifier."

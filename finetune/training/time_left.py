@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 
 
 def cost_of(phase: ResolvedPhase) -> float:

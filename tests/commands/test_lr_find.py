@@ -13,7 +13,7 @@ from finetune.cli import main
 from finetune.commands.lr_find import choose_phase
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 
 Words = Callable[..., list[str]]
 

@@ -11,10 +11,10 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.data.sources.folder import folder_source
 from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.freezing import apply_phase
 from finetune.training.losses import TrainingLoss
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phases import ResolvedPhase
 from finetune.training.quiet_lightning import quiet_lightning
 
 CLASSES = ("1 cat", "2 dog", "10 owl")

@@ -6,7 +6,8 @@ import random
 import torch
 from torchmetrics import MeanAbsoluteError
 
-from finetune.training.epoch_history import EpochHistory, minimizes
+from finetune.monitors import minimizes
+from finetune.training.epoch_history import EpochHistory
 
 
 def test_the_plateau_is_torchs_reduce_on_plateau() -> None:

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 import finetune
 from finetune.errors import UserError
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.runners.resume import resume
 from finetune.training.freezing import apply_phase, trainable_names, without_empty_stages, wrong_modes
 from finetune.training.low_rank import adapter_names, low_rank
-from finetune.training.phases import ResolvedPhase
 from tests.runs import outcome, train_tiny
 from tests.training.killing import Strike, run_killed
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.training.phases import ResolvedPhase, build_schedule, expand_stages
+from finetune.phases import ResolvedPhase, build_schedule, expand_stages
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 DEFAULTS: dict[str, Any] = {"epochs": 2, "lr": 0.1, "batch_size": 8, "augment": "none"}

@@ -16,13 +16,13 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.errors import UserError, first_line, type_in_words
 from finetune.file_errors import read_error
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.safe_files import check_zip
 from finetune.training.callbacks.phase_stopping import PhaseStopping
 from finetune.training.interruption import Interruption
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import PhaseModule
-from finetune.training.phases import ResolvedPhase
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from finetune.results import EpochRow
+from finetune.results import EpochRow, Offset
 from finetune.training.callbacks.gradient_norms import GradientNorms
 from finetune.training.run_loggers import log_row
 
@@ -24,7 +24,7 @@ class EpochLog(Callback):
         norms: Callback that measures the gradient norms.
     """
 
-    def __init__(self, *, phase: str, offset: tuple[int, int], accuracy: bool, norms: GradientNorms) -> None:
+    def __init__(self, *, phase: str, offset: Offset, accuracy: bool, norms: GradientNorms) -> None:
         self.rows: list[EpochRow] = []
         self._phase, self._offset, self._accuracy, self._norms = phase, offset, accuracy, norms
         # sum of losses, number of correct predictions and number of images of the epoch so far
@@ -65,8 +65,8 @@ class EpochLog(Callback):
         }
         row = EpochRow(
             phase=self._phase,
-            epoch=self._offset[0] + trainer.current_epoch,
-            step=self._offset[1] + trainer.global_step,
+            epoch=self._offset.epochs + trainer.current_epoch,
+            step=self._offset.steps + trainer.global_step,
             values=values,
         )
         self.rows.append(row)

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from finetune.errors import RunError, shortened
 from finetune.models.classifier import Classifier
+from finetune.phases import ResolvedPhase
 from finetune.training.freezing import tensors_of, wrong_modes
-from finetune.training.phases import ResolvedPhase
 
 
 class _Step(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.phases import ResolvedPhase
+from finetune.phases import ResolvedPhase
 from finetune.training.time_left import TimeLeft
 from tests.runs import train_tiny
 
