@@ -24,7 +24,7 @@ from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
 from finetune.models.own_modules import OWN, modules_text, own_classes, own_targets
-from finetune.models.size_limit import parameters_at_most
+from finetune.models.size_limit import TooManyParametersError, parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.weights import save_head, state_hash
 from finetune.resume_command import resume_command, resume_command_near
@@ -314,8 +314,10 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     try:
         with parameters_at_most(numbers, name=str(folder / MODEL_JSON)):
             classifier = classifier_from_description(values["model"], modules=modules)
+    except TooManyParametersError:
+        raise
     except UserError as error:
-        if str(folder / MODEL_JSON) in str(error) or modules:
+        if modules:
             raise
         raise UserError(f"{folder / MODEL_JSON}: describes a network that cannot be built. {error}") from error
     except Exception as error:  # a library may raise anything for arguments that it does not know

@@ -166,7 +166,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
     )
 
 
-# part of a message of Lightning's -> the message about the setting that caused it
+# part of a message of Lightning, which raises no types of its own -> the message about the setting that caused it
 _TRANSLATED = {
     "No supported gpu backend": "trainer.accelerator={accelerator!r}: this machine has no GPU that torch can use. "
     "Write trainer.accelerator=cpu, or install a torch with CUDA.",
@@ -183,8 +183,8 @@ _TRANSLATED = {
     "Device should be": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
     "`devices` selected with": "trainer.devices={devices!r}: must be a positive whole number on a processor.",
     "`Trainer(devices=": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
-    "Precision": "trainer.precision={precision!r}: not known. Choices: auto, 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true.",
-    "precision": "trainer.precision={precision!r}: not known. Choices: auto, 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true.",
+    "Allowed precision values": "trainer.precision={precision!r}: not known. "
+    "Choices: auto, 32-true, bf16-mixed, 16-mixed, bf16-true, 64-true.",
 }
 
 

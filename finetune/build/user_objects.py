@@ -29,19 +29,13 @@ def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "
         UserError: The class cannot be built, its stages do not cover its parameters, or its weights do not fit.
     """
     from finetune.models.build import load_own_weights
-    from finetune.models.sources.from_own import backbone_of
+    from finetune.models.sources.from_own import IN_SETTINGS, backbone_of
 
     chosen = config.backbone
     assert chosen._target_ is not None
     node = module_node(chosen._target_, chosen.kwargs, trusted=trusted)
     net = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
-    try:
-        backbone = backbone_of(net, stages=chosen.stages, input_spec=input_spec, target=node)
-    except UserError as error:
-        text = str(error).replace("stages", "backbone.stages")
-        advice = "give input_spec= with the size that it takes, and a mean and std for each channel"
-        text = text.replace(advice, "give input.size, and input.mean and input.std with a number for each channel")
-        raise UserError(text) from error
+    backbone = backbone_of(net, stages=chosen.stages, input_spec=input_spec, target=node, spelling=IN_SETTINGS)
     load_own_weights(backbone, chosen.weights)
     return backbone
 

@@ -81,6 +81,10 @@ def require_trust(run_dir: Path, config: Config, *, trust: bool, typed: bool = F
     return untrusted
 
 
+class _ArgumentsError(UserError):
+    """Raised when a class does not take the arguments of its node."""
+
+
 def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None = None, **arguments: Any) -> Any:
     """Build the object that a ``_target_`` node describes.
 
@@ -113,7 +117,7 @@ def instantiate(node: Mapping[str, Any], *, trusted: bool, run_dir: Path | None 
         cause = error.__cause__ or error
         if isinstance(cause, ModuleNotFoundError) or "Error locating target" in str(error):
             raise UserError(f"{target}: cannot be imported. {_import_reason(error)}. {_WHERE}") from error
-        raise UserError(f"{target}: does not take these arguments. {first_line(cause).rstrip('.')}.") from error
+        raise _ArgumentsError(f"{target}: does not take these arguments. {first_line(cause).rstrip('.')}.") from error
 
 
 def check_node(node: Any, *, where: str) -> None:
@@ -203,7 +207,7 @@ def build_module(node: Mapping[str, Any], *, where: str, trusted: bool) -> "nn.M
     try:
         module = instantiate(node, trusted=True)
     except UserError as error:
-        passed = f" {_PASSED[where]}" if "does not take these arguments" in str(error) and where in _PASSED else ""
+        passed = f" {_PASSED[where]}" if isinstance(error, _ArgumentsError) and where in _PASSED else ""
         raise UserError(f"{where}._target_: {error}{passed}") from error
     if not isinstance(module, nn.Module):
         raise UserError(

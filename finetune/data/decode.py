@@ -243,7 +243,9 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
     try:
         image = TiffImagePlugin.TiffImageFile(BytesIO(data))
     except Exception as error:
-        if importlib.util.find_spec("tifffile") or "unknown" in str(error):
+        # a mode or compression that Pillow's tables lack; without tifffile, the message names it
+        lacks_kind = isinstance(error.__cause__, KeyError)
+        if lacks_kind or importlib.util.find_spec("tifffile"):
             return open_by_tifffile(data, path=path)
         raise
     if is_camera_raw(image):
@@ -260,28 +262,37 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
         )
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
+        _check_stored_bytes(image, path)
         if isinstance(image, ArrayImage):
             pixels = _pixels_of(image.load(), image, options)
         elif isinstance(image, JpegImagePlugin.JpegImageFile):
-            _check_end(path, _file_of(image))
             pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
-        else:
-            if isinstance(image, PngImagePlugin.PngImageFile):
-                with _file_of(image).getbuffer() as data:
-                    check_png(data)
-                _scale_clear_level(image)
+        elif options.rule.narrows_integers and is_deep_colour(image):
+            pixels = _decode_deep_colour(image, options)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                with _file_of(image).getbuffer() as data:
-                    check_tiff(image, data)
-            if options.rule.narrows_integers and is_deep_colour(image):
-                pixels = _decode_deep_colour(image, options)
-                if isinstance(image, TiffImagePlugin.TiffImageFile):
-                    return pixels
-            else:
-                lossy = _decode_lossy_webp(image, options.channels)
-                pixels = _decode_with_pillow(image, options) if lossy is None else lossy
+                return pixels  # upright already
+        else:
+            lossy = _decode_lossy_webp(image, options.channels)
+            pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # read after loading: Pillow rotates a TIFF while loading it and removes the tag
         return _upright(pixels, orientation_of(image))
+
+
+def _check_stored_bytes(image: Opened, path: str) -> None:
+    """Refuse a file whose damage its decoder would not report.
+
+    Raises:
+        UnreadableImage: The end of a JPEG was never written.
+        ValueError: A checksum of a PNG or TIFF is wrong.
+    """
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        _check_end(path, _file_of(image))
+    elif isinstance(image, PngImagePlugin.PngImageFile):
+        with _file_of(image).getbuffer() as data:
+            check_png(data)
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        with _file_of(image).getbuffer() as data:
+            check_tiff(image, data)
 
 
 def numbers_of(image: Opened) -> npt.NDArray[Any] | None:
@@ -363,6 +374,8 @@ def _decode_rare_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptio
 
 
 def _decode_with_pillow(image: ImageFile.ImageFile, options: DecodeOptions) -> Pixels:
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        _scale_clear_level(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         with refusing_damage():
             image.load()

@@ -95,24 +95,22 @@ class OnnxEngine:
                 f"RUN='{path}': not an ONNX file of finetune. Its inputs: {shortened([name for name, _ in inputs])}. "
                 "Make one with: finetune export RUN --format onnx"
             )
+        described = parse_json(text, dict, name=f"RUN='{path}'", remedy="Export it again.")
+        version = described.get("format")
+        whole = isinstance(version, (int, float))
+        if isinstance(version, (int, float)) and version > FORMAT:
+            raise UserError(f"RUN='{path}': format {version} is newer than this program reads ({FORMAT}). Upgrade.")
         try:
-            described = parse_json(text, dict, name=f"RUN='{path}'", remedy="Export it again.")
-            if described["format"] > FORMAT:
-                raise UserError(
-                    f"RUN='{path}': format {described['format']} is newer than this program reads ({FORMAT}). Upgrade."
-                )
             classes, channels = described["classes"], described["input"]["channels"]
-            whole = all(isinstance(name, str) for name in classes) and channels in (1, 3)
+            whole = whole and all(isinstance(name, str) for name in classes) and channels in (1, 3)
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
             DecodeOptions.from_plain(described.get("reading", DecodeOptions().to_plain()), channels=channels)
             spec = InputSpec.from_dict(described["input"])
             whole = whole and spec.channels == channels
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            if isinstance(error, UserError):
-                if str(path) in str(error):
-                    raise
-                raise UserError(f"RUN='{path}': its description is damaged. {error} Export it again.") from None
+        except UserError as error:
+            raise UserError(f"RUN='{path}': its description is damaged. {error} Export it again.") from None
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             whole = False
         if not whole:
             raise UserError(f"RUN='{path}': its description is damaged. Export it again.")

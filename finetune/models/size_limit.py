@@ -12,6 +12,10 @@ from finetune.errors import UserError
 _SPARE = 20_000_000
 
 
+class TooManyParametersError(UserError):
+    """Raised when a description asks for a larger network than the weights beside it hold."""
+
+
 @contextmanager
 def parameters_at_most(numbers: int, *, name: str) -> Iterator[None]:
     """Stop building a network at the first parameter over the limit, before its memory is written.
@@ -24,7 +28,7 @@ def parameters_at_most(numbers: int, *, name: str) -> Iterator[None]:
         name: Name of the description, for the message.
 
     Raises:
-        UserError: The network has more parameters than that.
+        TooManyParametersError: The network has more parameters than that.
     """
     total = 0
 
@@ -32,7 +36,7 @@ def parameters_at_most(numbers: int, *, name: str) -> Iterator[None]:
         nonlocal total
         total += 0 if parameter is None else parameter.numel()
         if total > 2 * numbers + _SPARE:
-            raise UserError(
+            raise TooManyParametersError(
                 f"{name}: describes a network of more than {total:,} numbers. The weights beside it hold {numbers:,}. "
                 "They do not belong together; get the whole folder again."
             )

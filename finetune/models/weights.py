@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.atomic_files import atomic_path
-from finetune.errors import UserError, first_line, shortened, type_in_words
+from finetune.errors import FileError, UserError, first_line, shortened, type_in_words
 from finetune.file_errors import read_error
 from finetune.models.heads import build_head
 from finetune.models.own_modules import OWN
-from finetune.models.size_limit import parameters_at_most
+from finetune.models.size_limit import TooManyParametersError, parameters_at_most
 from finetune.safe_files import check_safetensors, check_zip, load_tensors, need, parse_json, tensor_shapes
 from finetune.safe_files import read_json as read_json_file
 from finetune.safetensors_writer import write_tensors
@@ -432,16 +432,24 @@ def load_head(
     try:
         with parameters_at_most(numbers, name=name):
             head: nn.Module = build_head(**metadata["head"]) if own is None else own
-        state = load_tensors(path, name=name)
-        check_digest(name, state, metadata_entry(path))
+    except TooManyParametersError:
+        raise
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise _unfit(error, path, name=name) from error
+    state = load_tensors(path, name=name)
+    check_digest(name, state, metadata_entry(path))
+    try:
         head.load_state_dict(state)
     except (TypeError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError) and name in str(error):
-            raise
-        if (failed := read_error(error, path, name=name)) is not None:
-            raise failed from error
-        raise UserError(f"{name}: damaged. Its tensors do not fit its own description. {error}") from None
+        raise _unfit(error, path, name=name) from error
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise UserError(f"{name}: holds values that are not finite: {shortened(broken)}. Train a new head.")
     return head
+
+
+def _unfit(error: Exception, path: str | Path, *, name: str) -> UserError | FileError:
+    """Return the message about a head's file whose tensors and description do not belong together."""
+    if (failed := read_error(error, path, name=name)) is not None:
+        return failed
+    return UserError(f"{name}: damaged. Its tensors do not fit its own description. {error}")

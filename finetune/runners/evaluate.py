@@ -63,7 +63,7 @@ def evaluate_run(
     from finetune.models.modes import evaluating
 
     other_data = any(word.partition("=")[0] in ("data", *naming_settings()) for word in overrides)
-    with _naming_own_config(run, overrides):
+    with _naming_config(run, overrides):
         if not other_data:
             check_data_is_there(config, command=f"finetune evaluate {shlex.quote(run)}")
         listing = check_paths(config, use="test" if other_data else "train")
@@ -72,7 +72,7 @@ def evaluate_run(
     read_as_trained(config, overrides, decode_options_of(run))
     source = _moved_data(run, config, overrides)
     if source is None:
-        with _naming_own_config(run, overrides):
+        with _naming_config(run, overrides):
             # all of other data is tested, unless it has its own splits
             source = build_source(config, use="test" if other_data else "train", listing=listing)
     split = split or _default_split(source, other_data=other_data)
@@ -87,7 +87,7 @@ def evaluate_run(
 
 
 @contextmanager
-def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
+def _naming_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
     """Name the run's configuration file if one of its values is wrong, because the user did not type that value.
 
     Raises:
@@ -96,10 +96,9 @@ def _naming_own_config(run: str, overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        own = Path(run).expanduser() / CONFIG
-        if overrides or str(own) in str(error):
+        if overrides:
             raise
-        raise UserError(f"{own}: {error}") from error
+        raise UserError(f"{Path(run).expanduser() / CONFIG}: {error}") from error
 
 
 def _moved_data(run: str, config: Config, overrides: Sequence[str]) -> "Source | None":

@@ -1,6 +1,7 @@
 """Make a backbone of a user-supplied module, divided into stages by the names of its child modules."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,12 +18,35 @@ from finetune.models.stages import StageMap, groups_by_prefix
 _RESERVED = ("head", "all", "last")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """How the messages about a user-supplied network spell what its user gave.
+
+    Args:
+        stages: The stages.
+        input_advice: The way to give its input, after "Correct it, or".
+    """
+
+    stages: str
+    input_advice: str
+
+
+IN_PYTHON = Spelling(
+    stages="stages", input_advice="give input_spec= with the size that it takes, and a mean and std for each channel"
+)
+IN_SETTINGS = Spelling(
+    stages="backbone.stages",
+    input_advice="give input.size, and input.mean and input.std with a number for each channel",
+)
+
+
 def backbone_of(
     net: nn.Module,
     *,
     stages: Mapping[str, Sequence[str]] | None,
     input_spec: InputSpec | None = None,
     target: Mapping[str, Any] | None = None,
+    spelling: Spelling = IN_PYTHON,
 ) -> Backbone:
     """Make a backbone of a module that maps images ``(B, S, H, W)`` to features ``(B, D)`` or maps ``(B, D, h, w)``.
 
@@ -36,6 +60,7 @@ def backbone_of(
         input_spec: Input that the weights expect; its ``mean`` and ``std`` have one number for each input channel of the
             network. None: 224 x 224 pixels, three channels, ImageNet's mean and standard deviation.
         target: Node that built the module, for a module that a configuration named; None for an object.
+        spelling: How messages spell the arguments.
 
     Raises:
         UserError: The stages do not cover the parameters exactly once, a name is unknown or reserved, or the module does
@@ -43,8 +68,8 @@ def backbone_of(
     """
     spec = input_spec or InputSpec()
     name = class_name(net)
-    num_features, pools = _features(net, spec)
-    names = _checked_stages(net, stages)
+    num_features, pools = _features(net, spec, advice=f"Correct it, or {spelling.input_advice}")
+    names = _checked_stages(net, stages, setting=spelling.stages)
     prefixes = {stage: tuple(f"{child}." for child in children) for stage, children in names.items()}
     convolutions = [key for key, module in net.named_modules() if isinstance(module, nn.Conv2d)]
     kwargs: dict[str, Any] = {"stages": {stage: list(children) for stage, children in names.items()}}
@@ -62,38 +87,41 @@ def backbone_of(
     )
 
 
-def _features(net: nn.Module, spec: InputSpec) -> tuple[int, bool]:
+def _features(net: nn.Module, spec: InputSpec, *, advice: str) -> tuple[int, bool]:
     """Return the number of features of a network, and whether it ends in maps."""
     shape = (2, len(spec.mean), *spec.size)
     rule = (
         f"backbone: {class_name(net)} must map images (B, {shape[1]}, H, W) to features (B, D) or maps (B, D, h, w). "
         f"A forward pass of zeros {shape}"
     )
-    advice = "Correct it, or give input_spec= with the size that it takes, and a mean and std for each channel"
     output = forward_zeros(net, shape, rule=rule, advice=advice)
     if output.ndim not in (2, 4) or len(output) != 2:
         raise UserError(f"{rule} gave {tuple(output.shape)}. {advice}.")
     return output.shape[1], output.ndim == 4
 
 
-def _checked_stages(net: nn.Module, stages: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+def _checked_stages(
+    net: nn.Module, stages: Mapping[str, Sequence[str]] | None, *, setting: str
+) -> dict[str, tuple[str, ...]]:
     """Return the stages, or raise an error with every mistake in them."""
     children = [name for name, child in net.named_children() if next(child.parameters(), None) is not None]
     children += [name for name, _ in net.named_parameters(recurse=False)]
     if not stages:
         raise UserError(
-            f"stages: must be given for a network of your own. The children of {class_name(net)} with parameters: "
-            f"{', '.join(children) or 'none'}. Write stages={{'stem': [...], 'layer1': [...]}}, in order from the input."
+            f"{setting}: must be given for a network of your own. The children of {class_name(net)} with parameters: "
+            f"{', '.join(children) or 'none'}. Give {setting}={{'stem': [...], 'layer1': [...]}}, in order from the input."
         )
     known = [name for name, _ in net.named_modules() if name] + [name for name, _ in net.named_parameters()]
     problems = []
     for stage, members in stages.items():
         if isinstance(members, str) or not all(isinstance(member, str) for member in members):
-            raise UserError(f"stages[{stage!r}]={members!r}: must be a list of names of child modules.")
+            raise UserError(f"{setting}[{stage!r}]={members!r}: must be a list of names of child modules.")
         if not isinstance(stage, str) or not stage or stage in _RESERVED:
-            problems.append(f"stages[{stage!r}]: not a name for a stage. {', '.join(_RESERVED)} have another meaning.")
+            problems.append(
+                f"{setting}[{stage!r}]: not a name for a stage. {', '.join(_RESERVED)} have another meaning."
+            )
         problems += [
-            f"stages[{stage!r}]: {member!r} is not a module of {class_name(net)}.{did_you_mean(member, known)}"
+            f"{setting}[{stage!r}]: {member!r} is not a module of {class_name(net)}.{did_you_mean(member, known)}"
             for member in members
             if member not in known
         ]
@@ -106,13 +134,15 @@ def _checked_stages(net: nn.Module, stages: Mapping[str, Sequence[str]] | None) 
     empty = [stage for stage in stages if not any(stage in found for found in owners.values())]
     if uncovered:
         problems.append(
-            f"stages: every parameter must be in a stage. In none: {shortened(uncovered)}. "
+            f"{setting}: every parameter must be in a stage. In none: {shortened(uncovered)}. "
             "Add the modules that own them to a stage."
         )
     if doubled:
-        problems.append(f"stages: every parameter must be in one stage. In two: {shortened(doubled)}.")
+        problems.append(f"{setting}: every parameter must be in one stage. In two: {shortened(doubled)}.")
     if empty and not problems:
-        problems.append(f"stages: every stage must have a parameter. Without any: {shortened(empty)}. Leave them out.")
+        problems.append(
+            f"{setting}: every stage must have a parameter. Without any: {shortened(empty)}. Leave them out."
+        )
     if problems:
         raise UserError("\n".join(problems))
     return {stage: tuple(members) for stage, members in stages.items()}
