@@ -108,5 +108,5 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
     if name in CALLS:
-        raise AttributeError(f"finetune.{name}: no such function. Write {CALLS[name]}.")
+        raise AttributeError(f"finetune.{name}: no such function. Use {CALLS[name]}.")
     raise AttributeError(f"module 'finetune' has no attribute {name!r}.{did_you_mean(name, __all__)}")

@@ -63,9 +63,7 @@ def _failure(error: BaseException, target: Path, *, replaced: bool) -> FileError
     if named is not None and target.parent not in (named.parent, named) and named not in target.parents:
         return None
     if replaced:
-        return file_error(
-            error, target, "could not be put on the disk for good", after="It may be lost in a power cut."
-        )
+        return file_error(error, target, "could not be flushed to disk", after="It may be lost in a power cut.")
     return file_error(error, target, "could not be written", after="What stood there before is untouched.")
 
 

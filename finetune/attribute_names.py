@@ -69,8 +69,8 @@ def no_attribute(value: Any, name: str, calls: Mapping[str, str]) -> AttributeEr
     """Return the error for an attribute that an object has not; it has the call that does it, if one does.
 
     >>> no_attribute(3, "export", CALLS_OF_A_RUN)
-    AttributeError("int has no attribute 'export'. Write finetune.export(run, 'onnx').")
+    AttributeError("int has no attribute 'export'. Use finetune.export(run, 'onnx').")
     """
     names = [known for known in dir(value) if not known.startswith("_")]
-    hint = f" Write {calls[name]}." if name in calls else did_you_mean(name, names)
+    hint = f" Use {calls[name]}." if name in calls else did_you_mean(name, names)
     return AttributeError(f"{type(value).__name__} has no attribute {name!r}.{hint}")

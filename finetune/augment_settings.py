@@ -15,7 +15,7 @@ from finetune.errors import UserError, did_you_mean
 AUGMENTS = ("none", "light", "standard", "trivial_augment", "rand_augment")
 TORCHVISION = "torchvision.transforms.v2."
 
-# torchvision takes Pillow's number of a filter as well as its own names, which are no plain values
+# torchvision takes Pillow's number of a filter as well as its own names, which are not plain values
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _NAME = re.compile(r"[A-Za-z]\w*")
 
@@ -55,7 +55,7 @@ def augment_settings(value: Any, *, setting: str = "data.augment") -> AugmentSet
         setting: Setting that holds the value, for messages.
 
     Raises:
-        UserError: There is no such view, or an entry of the list is no operation.
+        UserError: There is no such view, or an entry of the list is not an operation.
     """
     where = f"{setting}={value!r}"
     if isinstance(value, str):
@@ -66,7 +66,7 @@ def augment_settings(value: Any, *, setting: str = "data.augment") -> AugmentSet
         return AugmentSettings(base=value)
     if not isinstance(value, list | tuple) or not value:
         raise UserError(
-            f"{where}: must be one of {', '.join(AUGMENTS)}, or a list of operations. Write for example "
+            f"{where}: must be one of {', '.join(AUGMENTS)}, or a list of operations. Use for example "
             f"'{setting}=[standard, RandomVerticalFlip]'."
         )
     first = value[0] if value[0] in AUGMENTS else None
@@ -86,7 +86,7 @@ def _node(entry: Any, where: str) -> dict[str, Any]:
             return {"_target_": TORCHVISION + name, **_arguments(given or {}, where)}
     raise UserError(
         f"{where}: each operation must be a name of torchvision.transforms.v2, a name with arguments, or a node with a "
-        f"_target_. Found {entry!r}. Write for example RandomVerticalFlip or {{RandomRotation: {{degrees: 180}}}}."
+        f"_target_. Found {entry!r}. Use for example RandomVerticalFlip or {{RandomRotation: {{degrees: 180}}}}."
     )
 
 

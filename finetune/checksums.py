@@ -167,5 +167,5 @@ def remedy(path: Path) -> str:
     """Return what to do about a damaged file of a run."""
     known = _REMEDIES.get(path.name)
     if known is None:
-        return "Put a copy of it back, if there is one; else train again"
-    return f"Put a copy of it back, if there is one. {known}: {resume_command_near(path)}"
+        return "Restore it from a backup, if you have one; else train again"
+    return f"Restore it from a backup, if you have one. {known}: {resume_command_near(path)}"

@@ -126,7 +126,7 @@ def split_command(argv: Sequence[str]) -> tuple[str, list[str]]:
         return "train", list(argv)
     if first in SYNONYMS:
         raise UserError(
-            f"finetune {first}: no such command.\nWrite: {shlex.join(['finetune', SYNONYMS[first], *argv[1:]])}"
+            f"finetune {first}: no such command.\nUse: {shlex.join(['finetune', SYNONYMS[first], *argv[1:]])}"
         )
     if "/" in first:
         raise UserError(f"{first}: no such folder. finetune takes a folder of images, or a command.")

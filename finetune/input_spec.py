@@ -68,7 +68,7 @@ class InputSpec:
         if min(self.std) < SMALLEST_STD or max(map(abs, (*self.std, *self.mean))) > LARGEST_MEAN:
             raise UserError(
                 f"input.mean={list(self.mean)}, input.std={list(self.std)}: must be on the scale 0 to 1. "
-                f"A std below {SMALLEST_STD} or a number above {LARGEST_MEAN:,.0f} is none."
+                f"A std below {SMALLEST_STD} or a number above {LARGEST_MEAN:,.0f} is not."
             )
         if self.interpolation not in get_args(Interpolation):
             raise UserError(

@@ -188,7 +188,7 @@ def _stays_inside(text: str) -> bool:
 
 
 def _is_word(text: str) -> bool:
-    """Whether a text names no place outside the run: a metric, a mode, or a file name below another folder.
+    """Whether a string names no place outside the run: a metric, a mode, or a file name below another folder.
 
     >>> [_is_word(text) for text in ("val/acc", "{epoch}-{val/loss:.2f}", "/etc/x", "a/../../b", "~/x", "http://x", "a:b")]
     [True, True, False, False, False, False, True]

@@ -145,7 +145,7 @@ def build_metrics(
         own: User-supplied metrics by name, copied here; each takes probabilities and targets, and gives one number.
 
     Raises:
-        UserError: A user-supplied metric has the name of another one, or is none.
+        UserError: A user-supplied metric has the name of another one, or is not a metric.
     """
     if multi_label:
         chosen: dict[str, Metric | MetricCollection] = {

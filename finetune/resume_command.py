@@ -16,7 +16,7 @@ def resume_command(run_dir: str | Path, *, trust: bool | None = None) -> str:
     A run that was given objects from Python is continued by a call in Python, with the same objects.
 
     Args:
-        run_dir: Run folder, as the message shall name it.
+        run_dir: Run folder, as the message names it.
         trust: Whether to add ``--trust``; None adds it if the run names classes that only the user may name.
 
     >>> resume_command("runs/my pets")
@@ -34,7 +34,7 @@ def resume_in_python(run_dir: str | Path, objects: Iterable[str]) -> str:
     """Return the call that continues a run that was given objects from Python.
 
     Args:
-        run_dir: Run folder, as the message shall name it.
+        run_dir: Run folder, as the message names it.
         objects: Arguments that took the objects.
     """
     return f"finetune.resume({', '.join([repr(str(run_dir)), *(f'{key}=...' for key in objects)])})"

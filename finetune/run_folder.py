@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # 2: includes the decisions for `auto`; 3: checksums of the run's files are kept
 FORMAT = 3
-_REMEDY = "Put a copy of it back, if there is one; else train again."
+_REMEDY = "Restore it from a backup, if you have one; else train again."
 PLAN = "plan.json"
 # folder below that of a sweep, with the records and logs of its jobs
 JOBS = "jobs"

@@ -199,7 +199,7 @@ def parse_json(content: str | bytes, kind: type[Kind], *, name: str, remedy: str
         if text.count("[") + text.count("{") > MOST_CONTAINERS:
             raise ValueError(f"It holds more than {MOST_CONTAINERS:,} lists and tables")
         value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
-        # a text that UTF-8 cannot encode would fail where it is shown
+        # a string that UTF-8 cannot encode would fail where it is shown
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
@@ -262,7 +262,7 @@ def checked_yaml(text: str, *, name: str) -> str:
                 if "${" in event.value:
                     raise UserError(
                         f"{name}: line {line}: {printable(event.value[:60])!r} refers to another value, which run files "
-                        "never do and which is not resolved. Write the value itself."
+                        "never do and which is not resolved. Give the value itself."
                     )
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
@@ -333,7 +333,7 @@ def check_safetensors(path: str | Path, *, name: str | None = None) -> Path:
         header = int.from_bytes(file.read(8), "little")
     if LARGEST_HEADER < header <= os.path.getsize(path):
         raise UserError(
-            f"{name or path}: is no file of a network. Its header of {header:,} bytes names far more tensors than one has."
+            f"{name or path}: is not a file of a network. Its header of {header:,} bytes names far more tensors than one has."
         )
     return Path(path)
 
@@ -419,7 +419,7 @@ def open_table(path: str | Path, *, name: str | None = None) -> Iterator[TextIO]
 
 
 def _encoding(head: bytes) -> str:
-    r"""Return the encoding of a text by its byte order mark, or by the zero bytes of UTF-16 without one.
+    r"""Return the encoding of a string by its byte order mark, or by the zero bytes of UTF-16 without one.
 
     >>> _encoding("path".encode("utf-16")), _encoding("path".encode("utf-16-be")), _encoding(b"path")
     ('utf-16', 'utf-16-be', 'utf-8-sig')
@@ -465,7 +465,9 @@ def check_row_count(rows: int, path: str | Path, *, name: str) -> None:
     """
     size = os.path.getsize(path)
     if rows > 10 * size:
-        raise UserError(f"{name}: is no list of files. Its {rows:,} rows in {size:,} bytes can only repeat each other.")
+        raise UserError(
+            f"{name}: is not a list of files. Its {rows:,} rows in {size:,} bytes can only repeat each other."
+        )
 
 
 def lines(path: str | Path, *, name: str | None = None, longest: int = LONGEST_LINE) -> Iterator[bytes]:

@@ -24,7 +24,7 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 
 def escape(text: str) -> str:
-    r"""Escape the control characters in a text of several lines for a terminal; line ends stay.
+    r"""Escape the control characters in a string of several lines for a terminal; line ends stay.
 
     >>> escape("a" + chr(27) + "[31mb" + chr(10))
     'a\\x1b[31mb\n'
@@ -44,7 +44,7 @@ class GuardedStream:
         self.raw, self._name = raw, name
 
     def write(self, text: str) -> int:
-        """Write a text.
+        """Write a string.
 
         Raises:
             BrokenPipeError: The reader of the stream has exited.
@@ -135,7 +135,7 @@ def csv_cell(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Escape a text for a terminal or a log line: control characters could move the cursor or colour the text.
+    r"""Escape a string for a terminal or a log line: control characters could move the cursor or colour the text.
 
     >>> printable("a" + chr(27) + "[31mb")
     'a\\x1b[31mb'
@@ -154,7 +154,7 @@ def encodable(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Escape a text for a Markdown paragraph, list or table, on one line and without HTML.
+    r"""Escape a string for a Markdown paragraph, list or table, on one line and without HTML.
 
     >>> markdown("<b>|")
     '\\<b\\>\\|'
@@ -164,7 +164,7 @@ def markdown(text: str) -> str:
 
 
 def html_text(text: str) -> str:
-    """Escape a text for HTML, in an element or a quoted attribute.
+    """Escape a string for HTML, in an element or a quoted attribute.
 
     >>> html_text('<img src="x">')
     '&lt;img src=&quot;x&quot;&gt;'

@@ -126,7 +126,7 @@ def test_a_run_with_a_flipped_bit_is_refused_and_can_be_mended(name: str, interr
     draw = random.Random(name)
     # in the middle of the largest tensor, or anywhere in JSON
     flip(path, 8 * (path.stat().st_size // 2) + draw.randrange(8))
-    with pytest.raises(UserError, match=rf"{path.name}.*: (damaged|cannot be read).*Put a copy of it back"):
+    with pytest.raises(UserError, match=rf"{path.name}.*: (damaged|cannot be read).*Restore it from a backup"):
         resume(interrupted)
     for victim in READ[name]:
         (interrupted / victim).unlink()

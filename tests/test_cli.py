@@ -121,7 +121,7 @@ def test_several_mistakes_are_told_together(capsys: pytest.CaptureFixture[str]) 
     assert main(["data=digits", "head=lineer", "sed=1", "schedule.phases.0.lrr=1"]) == 2
     *problems, line = capsys.readouterr().err.strip().splitlines()
     assert len(problems) == 3
-    assert line == "Write: finetune data=digits head=linear seed=1 schedule.phases.0.lr=1"
+    assert line == "Use: finetune data=digits head=linear seed=1 schedule.phases.0.lr=1"
 
 
 def test_traceback_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

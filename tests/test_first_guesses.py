@@ -142,7 +142,7 @@ def test_a_first_guess_works(line: str) -> None:
 def test_a_mistake_is_answered_with_the_line_to_type(line: str, composed: list[Config], capsys: Captured) -> None:
     assert main(shlex.split(line)) == 2
     said = capsys.readouterr()
-    assert said.err.rstrip().endswith(f"Write: {MISTAKES[line]}")
+    assert said.err.rstrip().endswith(f"Use: {MISTAKES[line]}")
     assert said.out == ""
     assert composed == []
 

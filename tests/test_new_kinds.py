@@ -227,7 +227,7 @@ def test_a_saved_data_set_that_has_moved_is_named_as_its_kind_names_it(tmp_path:
 
 @pytest.mark.usefixtures("kinds")
 def test_what_the_new_kinds_refuse_is_refused_everywhere() -> None:
-    with pytest.raises(UserError, match=r"data\.name: must be given\. Write data\.name=PATTERN\."):
+    with pytest.raises(UserError, match=r"data\.name: must be given\. Set data\.name=PATTERN\."):
         compose(["data=digits", "data.source=stripes"])
     from finetune.build.data import build_source
     from finetune.build.paths import check_paths

@@ -203,5 +203,5 @@ def test_a_safetensors_file_of_countless_tensors_is_refused_before_its_header_is
         {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
     ).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match=r"x\.safetensors'?: is no file of a network. Its header of [\d,]+ bytes"):
+    with pytest.raises(UserError, match=r"x\.safetensors'?: is not a file of a network. Its header of [\d,]+ bytes"):
         read(tmp_path / "x.safetensors")

@@ -129,7 +129,7 @@ def check_names(given: Sequence[str], known: Sequence[str], *, of: str) -> None:
     >>> check_names(["model"], ["data", "backbone"], of="finetune.fit")
     Traceback (most recent call last):
     ...
-    finetune.errors.UserError: model: not an argument of finetune.fit. Write backbone=...
+    finetune.errors.UserError: model: not an argument of finetune.fit. Use backbone=...
     """
     for name in given:
         if name in known:
@@ -137,9 +137,9 @@ def check_names(given: Sequence[str], known: Sequence[str], *, of: str) -> None:
         key = _MEANT.get(name, FOREIGN.get(name))
         last = key.rpartition(".")[2] if isinstance(key, str) else ""
         if last in known:
-            hint = f" Write {last}=..."
+            hint = f" Use {last}=..."
         elif isinstance(key, str) and "overrides" in known:
-            hint = f" Write overrides=['{key}=...']"
+            hint = f" Use overrides=['{key}=...']"
         else:
             hint = did_you_mean(name, known) or f" Its arguments: {', '.join(known)}."
         raise UserError(f"{name}: not an argument of {of}.{hint}")

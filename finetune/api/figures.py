@@ -136,7 +136,7 @@ def top_losses(run: "Run", *, images: int = 9) -> "Figure":
         try:
             pictures.append(decode_file(row["path"], decode))
         except UnreadableImage as error:
-            raise UserError(f"run: its test images are no longer there, or are no files. {error}") from error
+            raise UserError(f"run: its test images are no longer there, or are not files. {error}") from error
         loss = -math.log(max(float(row["target_probability"]), 1e-12))
         titles.append(f"{row['target']}, answer {row['predicted']}\nloss {loss:.2f}")
     return _pictures(pictures, titles)

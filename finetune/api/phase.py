@@ -17,7 +17,7 @@ class Phase(PhaseConfig):
         def __init__(self, *args: Any, **settings: Any) -> None:
             if args:
                 raise UserError(
-                    "finetune.Phase: takes its settings by name. Write finetune.Phase(train=['head'], epochs=3)."
+                    "finetune.Phase: takes its settings by name. Use finetune.Phase(train=['head'], epochs=3)."
                 )
             if "freeze" in settings:
                 raise UserError(

@@ -164,7 +164,7 @@ class FitArguments:
         """Build the data set of a run again from its object.
 
         Raises:
-            UserError: The data is no object that a run takes.
+            UserError: The data is not an object that a run takes.
         """
         _, data = self._data()
         if data is None:

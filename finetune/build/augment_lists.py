@@ -7,7 +7,7 @@ from finetune.augment_settings import TORCHVISION, AugmentSettings, augment_sett
 from finetune.build.user_objects import trying
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate, objects_named
-from finetune.errors import UserError
+from finetune.errors import UserError, type_in_words
 
 if TYPE_CHECKING:
     from finetune.data.transforms import AugmentList, OwnTransform
@@ -72,7 +72,7 @@ def _operations(
         _must_exist(node, setting=setting)
         function = instantiate(node, trusted=trusted)
         if not callable(function):
-            raise UserError(f"{where}: must build a function of an image. It is none.")
+            raise UserError(f"{where}: must build a function of an image. It built {type_in_words(function)}.")
         operation = OwnTransform(function=function, key={"node": node, "code": code}, setting=where)
         with trying(f"{where}: must take uint8 {tuple(noise.shape)}", advice="Choose an operation that does."):
             for seed in range(_TRIES):
@@ -106,8 +106,8 @@ def _must_exist(node: Mapping[str, Any], *, setting: str) -> None:
     if target.startswith(TORCHVISION) and "." not in name and not hasattr(v2, name):
         names = [known for known in dir(v2) if isinstance(getattr(v2, known), type)]
         raise UserError(
-            f"{setting}: {name!r} is no operation of torchvision.transforms.v2.{did_you_mean(name, names)} For an operation of "
-            "your own give its _target_."
+            f"{setting}: {name!r} is not an operation of torchvision.transforms.v2.{did_you_mean(name, names)} For an operation "
+            "of your own give its _target_."
         )
     for inner in node.get("transforms") or ():
         _must_exist(inner, setting=setting)

@@ -80,7 +80,7 @@ def build_phases(
             if phase.train != ("head",):
                 problems.append(
                     f"{where}: trains the head on fixed features. This phase trains {', '.join(phase.train)}. "
-                    "Write train=[head], or solver=gradient."
+                    "Set train=[head], or solver=gradient."
                 )
             if phase.mixup or phase.cutmix:
                 problems.append(
@@ -152,7 +152,7 @@ def _rate_trials(phase: "ResolvedPhase", *, where: str) -> list[str]:
     if phase.train != ("head",):
         problems.append(
             f"{where}: tries rates for the head on fixed features. This phase trains {', '.join(phase.train)}. "
-            "Write train=[head], or one lr."
+            "Set train=[head], or one lr."
         )
     if phase.solver != "gradient":
         problems.append(f"{where}: solver={phase.solver!r} takes no rate. Leave one of them out.")

@@ -82,7 +82,7 @@ def require_objects(needed: Mapping[str, str], objects: PythonObjects, *, run: s
     what = ", ".join(f"{key} ({name})" for key, name in needed.items()) or "no objects"
     raise UserError(
         f"RUN='{run}': must be resumed with the objects that it started with. It started with {what}; given: "
-        f"{', '.join(given) or 'none'}. Write in Python: {resume_in_python(run, needed)}."
+        f"{', '.join(given) or 'none'}. Call in Python: {resume_in_python(run, needed)}."
     )
 
 
@@ -137,7 +137,7 @@ def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTrans
     """Return a function of a training view as the transform of a run, after trying it on one view.
 
     Raises:
-        UserError: It is no function, or does not return uint8 of the same shape.
+        UserError: It is not a function, or does not return uint8 of the same shape.
     """
     import torch
 

@@ -33,7 +33,7 @@ def choose_run_dir(config: Config) -> Path:
     if not config.run_dir and (started_together() or config.trainer.get("num_nodes", 1) != 1):
         raise UserError(
             "run_dir: must be given where the processes of a run are started by torchrun, by a cluster or by hand: all of "
-            "them must name the same folder. Write run_dir=DIR, on a disk that every node sees."
+            "them must name the same folder. Set run_dir=DIR, on a disk that every node sees."
         )
     if config.run_dir:
         folder = Path(config.run_dir)

@@ -133,7 +133,7 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
     if config.monitor in OF_SEVERAL_LABELS and not multi_label:
-        raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Write monitor=val/f1_macro.")
+        raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Set monitor=val/f1_macro.")
     user_supplied = (f"val/{name}" for name in (*config.metrics, *own_metrics))
     monitors = [*built_in(multi_label=multi_label), *user_supplied]
     if config.monitor not in monitors:
@@ -169,17 +169,17 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metr
 # part of a message of Lightning, which raises no types of its own -> the message about the setting that caused it
 _TRANSLATED = {
     "No supported gpu backend": "trainer.accelerator={accelerator!r}: this machine has no GPU that torch can use. "
-    "Write trainer.accelerator=cpu, or install a torch with CUDA.",
+    "Set trainer.accelerator=cpu, or install a torch with CUDA.",
     "`CUDAAccelerator` can not run": "trainer.accelerator={accelerator!r}: this machine has no CUDA device. "
-    "Write trainer.accelerator=cpu, or auto.",
+    "Set trainer.accelerator=cpu, or auto.",
     "`MPSAccelerator` can not run": "trainer.accelerator={accelerator!r}: this machine has no Apple GPU. "
-    "Write trainer.accelerator=cpu, or auto.",
+    "Set trainer.accelerator=cpu, or auto.",
     "can not run on your system": "trainer.accelerator={accelerator!r}: this machine has no such device. "
-    "Write trainer.accelerator=auto.",
+    "Set trainer.accelerator=auto.",
     "You selected an invalid accelerator name": "trainer.accelerator={accelerator!r}: not known. "
     "Choices: auto, cpu, gpu, mps, tpu.",
     "You selected an invalid strategy name": "trainer.strategy={strategy!r}: not known. Choices: auto, ddp, fsdp.",
-    "You requested gpu": "trainer.devices={devices!r}: this machine has fewer devices. Write trainer.devices=1.",
+    "You requested gpu": "trainer.devices={devices!r}: this machine has fewer devices. Set trainer.devices=1.",
     "Device should be": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
     "`devices` selected with": "trainer.devices={devices!r}: must be a positive whole number on a processor.",
     "`Trainer(devices=": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config
 from finetune.config.trust import build_module, instantiate, module_node, objects_named
-from finetune.errors import UserError, first_line
+from finetune.errors import UserError, first_line, type_in_words
 from finetune.file_errors import out_of_memory
 
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
@@ -119,7 +119,10 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
     code = code_digest(objects_named(node, trusted=trusted))
     function = instantiate(node, trusted=trusted)
     if not callable(function):
-        raise UserError(f"data.transform._target_={node['_target_']!r}: must build a function of an image. It is none.")
+        raise UserError(
+            f"data.transform._target_={node['_target_']!r}: must build a function of an image. "
+            f"It built {type_in_words(function)}."
+        )
     transform = OwnTransform(function=function, key={"node": dict(node), "code": code})
     view = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
     rule = f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}"

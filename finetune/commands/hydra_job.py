@@ -20,7 +20,7 @@ from finetune.config import (
     register_schema,
 )
 from finetune.config.foreign_words import FOREIGN
-from finetune.config.overrides import TypedLine
+from finetune.config.overrides import OverridesError, TypedLine
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, did_you_mean
 
@@ -148,7 +148,7 @@ class ComposingArguments(Arguments):
             file = Path(value)
             named = ["--config-dir", str(file.parent), "--config-name", file.stem]
             options, settings = self._apart([*words[:at], *named, *words[at + 2 - bool(joined) :]])
-            return f"{option}: no such option. Write: {command_line(self.command, [*options, *settings])}"
+            return f"{option}: no such option. Use: {command_line(self.command, [*options, *settings])}"
         try:
             check_overrides([setting])
         except ConfigError as error:
@@ -181,11 +181,11 @@ class ComposingArguments(Arguments):
         options, settings = self._apart(rest)
         try:
             check_overrides(settings, line=TypedLine(self.command, before=tuple(options)))
-        except ConfigError as error:
-            if error.problems[-1].startswith("Write: "):
-                return UserError(f"{option}: is a setting, not an option.\n{error.problems[-1]}")
+        except OverridesError as error:
+            if error.corrected is not None:
+                return UserError(f"{option}: is a setting, not an option.\nUse: {error.corrected}")
         return UserError(
-            f"{option}: is a setting, not an option.\nWrite: {command_line(self.command, [*options, *settings])}"
+            f"{option}: is a setting, not an option.\nUse: {command_line(self.command, [*options, *settings])}"
         )
 
 

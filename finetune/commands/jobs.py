@@ -57,7 +57,7 @@ class SweepStart:
         if direction not in (None, expected):
             raise Refused(
                 f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
-                f"{'less' if expected == 'minimize' else 'more'} is better. Write hydra.sweeper.direction={expected}."
+                f"{'less' if expected == 'minimize' else 'more'} is better. Set hydra.sweeper.direction={expected}."
             )
         try:
             # created at once: if two sweeps want the same folder, only one gets it

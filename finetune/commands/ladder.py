@@ -17,7 +17,7 @@ curve. Features of the frozen network are computed only once. Takes the same key
 schedule and experiment, which the rungs set."""
 
 # keys that the ladder sets for each strategy
-_OWN = dict.fromkeys(("schedule", "experiment", "seed", "run_dir", "name"), "") | {"epochs": " Write --epochs N."}
+_OWN = dict.fromkeys(("schedule", "experiment", "seed", "run_dir", "name"), "") | {"epochs": " Use --epochs N."}
 
 
 def run(argv: Sequence[str]) -> int:

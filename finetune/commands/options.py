@@ -93,7 +93,7 @@ class Arguments(argparse.ArgumentParser):
         if near is None:
             raise UserError(f"{word}: no such option. Options: {', '.join(known)}.")
         words = [near[1] + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]
-        raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Write: {command_line(self.command, words)}")
+        raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Use: {command_line(self.command, words)}")
 
     @contextmanager
     def _nothing_required(self) -> Iterator[None]:
@@ -135,7 +135,7 @@ class Arguments(argparse.ArgumentParser):
             words += [option] if action.nargs == 0 else [option, value]
         if not wrong:
             return
-        ending = problems or [f"Write: {command_line(self.command, words)}"]
+        ending = problems or [f"Use: {command_line(self.command, words)}"]
         raise UserError("\n".join([*(f"{word}: is an option, not a setting." for word in wrong), *ending]))
 
     def _refuse_missing(self, action: argparse.Action, argv: list[str]) -> NoReturn:
@@ -155,7 +155,7 @@ class Arguments(argparse.ArgumentParser):
             del words[len(words) - 1 - words[::-1].index(value)]
         choices = f" One of {', '.join(map(str, action.choices))}." if action.choices is not None else ""
         raise UserError(
-            f"{option}: must be given.{choices}\nWrite: {command_line(self.command, [*words, option, value])}"
+            f"{option}: must be given.{choices}\nUse: {command_line(self.command, [*words, option, value])}"
         )
 
     def line_for(self, word: str, argv: Sequence[str]) -> str | None:

@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
 
     check_output(given.output)
     if given.excel and given.output.suffix != ".csv":
-        raise UserError(f"--excel: belongs to CSV. Write --output {given.output.with_suffix('.csv')}.")
+        raise UserError(f"--excel: belongs to CSV. Use --output {given.output.with_suffix('.csv')}.")
     if given.sheet is not None:
         check_file(given.sheet, suffixes=(".html",), name="--sheet")
     engine = choose_engine(given.run, given.runtime, trust=given.trust)

@@ -54,7 +54,7 @@ def to_config(composed: Any) -> Config:
         typed.run_dir = RUN_DIR
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
-            raise ConfigError([f"{key}: must be given. Write {key}=... on the command line." for key in missing])
+            raise ConfigError([f"{key}: must be given. Set {key}=... on the command line." for key in missing])
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise UserError(omegaconf_message(error)) from error
@@ -240,7 +240,7 @@ def hydra_message(error: BaseException) -> str:
         return f"{group}={name}: not known. Plugins that Hydra may have: {', '.join(PLUGINS)}.{did_you_mean(name, PLUGINS)}"
     several = re.search(r"Ambiguous value for argument '(.+?)'", str(error))
     if several:
-        return f"{several[1]}: several values. Add -m to run each of them; write key=[value1,value2] for a list."
+        return f"{several[1]}: several values. Add -m to run each of them; use key=[value1,value2] for a list."
     whole = f"{str(error).strip()}: {error.__cause__}"
     wrong_type = re.match(r"Error merging override \+*(.+?): Value .* could not be converted to (\w+)", whole)
     if wrong_type and wrong_type[2] in _KINDS:

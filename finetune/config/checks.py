@@ -83,7 +83,7 @@ def _own_modules(config: Config) -> list[str]:
     problems = []
     if backbone._target_ is not None and not backbone.stages:
         problems.append(
-            "backbone.stages: must be given for backbone._target_. Write 'backbone.stages={stem: [conv1], layer1: [layer1]}', "
+            "backbone.stages: must be given for backbone._target_. Set 'backbone.stages={stem: [conv1], layer1: [layer1]}', "
             "the child modules of each stage in order from the input."
         )
     if backbone._target_ is None and backbone.stages:
@@ -103,7 +103,7 @@ def _own_modules(config: Config) -> list[str]:
         problems.append(f"{where}.label_smoothing: not for loss._target_. Give it to the class: loss.kwargs.")
     transform = config.data.transform
     if transform and not isinstance(transform.get("_target_"), str):
-        problems.append("data.transform: must have a _target_. Write data.transform._target_=my.module.Transform.")
+        problems.append("data.transform: must have a _target_. Set data.transform._target_=my.module.Transform.")
     views = [phase.augment or schedule.augment or config.data.augment for phase in schedule.phases]
     if transform and all(view == "none" for view in views or [config.data.augment]):
         problems.append(
@@ -169,7 +169,7 @@ def check(config: Config) -> None:
             problems.append(f"schedule.phases: {name!r} becomes a folder name and cannot contain '/', '\\' or '='.")
     if (kind := SOURCES.get(config.data.source)) is not None:
         problems += [
-            f"data.{key}: must be given. Write data.{key}={what}."
+            f"data.{key}: must be given. Set data.{key}={what}."
             for key, what in kind.needs.items()
             if not getattr(config.data, key)
         ]
@@ -178,7 +178,7 @@ def check(config: Config) -> None:
     adaptation = ADAPTATIONS.get(config.input.adapt)
     if adaptation is not None and adaptation.needs_channels and config.input.given_channels is None:
         problems.append(
-            f"input.channels: must be given for input.adapt={config.input.adapt}. Write input.channels=N, those of the images."
+            f"input.channels: must be given for input.adapt={config.input.adapt}. Set input.channels=N, those of the images."
         )
     # YAML reads the bare words on and off as true and false
     compiled = {True: "on", False: "off"}.get(config.compile, str(config.compile))

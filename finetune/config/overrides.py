@@ -65,6 +65,19 @@ class _WrongWordError(Exception):
         self.problem, self.fix = problem, list(fix)
 
 
+class OverridesError(ConfigError):
+    """Raised for words that are not overrides.
+
+    Args:
+        problems: Messages, one per word.
+        corrected: The whole line to type; None if it is unknown.
+    """
+
+    def __init__(self, problems: Sequence[str], corrected: str | None) -> None:
+        self.corrected = corrected
+        super().__init__([*problems, *([] if corrected is None else [f"Use: {corrected}"])])
+
+
 def check_overrides(
     overrides: Sequence[str],
     extra_dirs: Sequence[Path] = (),
@@ -86,7 +99,7 @@ def check_overrides(
         The overrides in Hydra's form: new keys in free-form parts get its ``++``, which users need not know.
 
     Raises:
-        ConfigError: One message for each wrong word, then the whole line to type if it is known.
+        OverridesError: One message for each wrong word, then the whole line to type if it is known.
     """
     words = _joined(overrides)
     reader = _Reader(words, extra_dirs, several=several, command=None if line is None else line.command)
@@ -102,10 +115,9 @@ def check_overrides(
             problems.append(wrong.problem)
             answered &= bool(wrong.fix)
             corrected += wrong.fix
-    if problems and answered and line is not None:
-        problems.append(f"Write: {command_line(line.command, [*line.before, *corrected])}")
     if problems:
-        raise ConfigError(problems)
+        known = None if line is None or not answered else command_line(line.command, [*line.before, *corrected])
+        raise OverridesError(problems, known)
     return accepted
 
 
@@ -304,7 +316,7 @@ class _Reader:
         others = [other for other in self._words if other.startswith(given_by)]
         if (path / RECORD).is_file():
             lines = "\n".join(f"  {command_line(name, [word])}" for name in ("resume", "evaluate", "report"))
-            raise _WrongWordError(f"{word}: is a run, not a data set. To use a run, write:\n{lines}")
+            raise _WrongWordError(f"{word}: is a run, not a data set. To work with a run, use:\n{lines}")
         if path.is_dir() or recognised(path) is not None:
             places = [other for other in self._words if "=" not in other and looks_like_a_path(other)]
             if others or len(places) > 1:
@@ -382,7 +394,7 @@ class _Reader:
                 return self._checked(f"{name}={quoted(value)}", key, typed=shown)
             why = first_line(error)
             raise _WrongWordError(
-                f"{shown}: not an override. {why}. Write key=value, and quote values with spaces or '='."
+                f"{shown}: not an override. {why}. Use key=value, and quote values with spaces or '='."
             ) from None
         if override.is_sweep_override() and not self._several and not self._sweeps():
             raise _WrongWordError(

@@ -14,7 +14,7 @@ from finetune.config.overrides import SHORT
 from finetune.config.schema import setting_of
 from finetune.errors import UserError, did_you_mean
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _PRECISION = (
     "Precision of the computation, an argument of Lightning's Trainer: auto, 32-true, bf16-mixed, 16-mixed, ...",
     "auto, the default, is bf16-mixed where this machine computes the network faster in it, else 32-true.",

@@ -4,7 +4,7 @@ What the user typed is trusted: this command line, the packaged ``conf/``, the u
 folder, a bundle, an embeddings file or a model folder are data: only the classes of :mod:`finetune.listed_classes` are built from
 them, with plain values as arguments, and these classes write only inside the run folder. Nothing else that the data names is even
 imported, unless the user has read the list of those names and typed ``finetune resume RUN --trust``. This is an allowlist; there
-is no blocklist.
+is not a blocklist.
 """
 
 import dataclasses
@@ -135,7 +135,7 @@ def check_node(node: Any, *, where: str) -> None:
 
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(
-            f"{where}: must be a node with a _target_ and its arguments. Write {where}._target_=my.module.Class."
+            f"{where}: must be a node with a _target_ and its arguments. Set {where}._target_=my.module.Class."
         )
     target = node["_target_"]
     made = _imported(target, where=f"{where}._target_")
@@ -347,7 +347,7 @@ def _refuse_interpolation(value: Any, target: str) -> None:
     if isinstance(value, str):
         if "${" in value:
             raise UserError(
-                f"{target}: {printable(value)!r} cannot be passed on. Hydra would interpolate '${{'. Write the value itself."
+                f"{target}: {printable(value)!r} cannot be passed on. Hydra would interpolate '${{'. Give the value itself."
             )
     elif isinstance(value, Mapping):
         for inner in value.values():

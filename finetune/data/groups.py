@@ -105,5 +105,5 @@ def compiled(pattern: str) -> "regex.Pattern[str]":
     except regex.error as error:
         raise UserError(
             f"data.group_pattern={pattern!r}: must be a regular expression. {str(error)[:1].upper()}{str(error)[1:]}. "
-            r"Write for example '(patient\d+)'."
+            r"Use for example '(patient\d+)'."
         ) from None

@@ -168,7 +168,7 @@ class LabelColumn:
                 rows = [self.first_row[self.names[one]] for one in (spelled[number], name) if one in self.names]
                 raise UserError(
                     f"{self.where}: column {self.column!r} must write each class in one way. {spelled[number]!r} and {name!r} "
-                    f"are the same number{f', in rows {rows[0]} and {rows[1]}' if len(rows) == 2 else ''}. Write it in one way."
+                    f"are the same number{f', in rows {rows[0]} and {rows[1]}' if len(rows) == 2 else ''}. Spell it in one way."
                 )
 
 

@@ -282,7 +282,7 @@ class _ManifestReader:
                 severity="warning",
                 text=f"labels that differ only in blanks at their ends or in Unicode form are read as one: "
                 f"{shortened(list(joined))}",
-                remedy="Write them alike if they are one class, or give one of them another name.",
+                remedy="Spell them alike if they are one class, or give one of them another name.",
                 files=tuple(" = ".join(map(repr, sorted(raws))) for raws in joined.values()),
             )
         if len(self.splits) and (other := self._other_spellings()):

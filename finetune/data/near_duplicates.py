@@ -488,7 +488,7 @@ def _threshold(first_P: Tensor, agreement_P: Tensor, pictures: int) -> float:
     """Return the agreement from which pairs count: above that of the closest pictures that are not copies."""
     if not len(agreement_P):
         return _LEAST_AGREEMENT
-    # the third-closest picture of most pictures is no copy
+    # the third-closest picture of most pictures is not a copy
     ordered = torch.full((pictures, _NEIGHBOURS), -1.0)
     place = torch.zeros(pictures, dtype=torch.int64)
     for row, value in zip(first_P.tolist(), agreement_P.tolist(), strict=True):

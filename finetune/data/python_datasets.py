@@ -70,7 +70,7 @@ def dataset_source(
         split: Rule for the splits that are not given.
 
     Raises:
-        UserError: An item is no image with a target, the classes do not fit, or an item differs each time it is read.
+        UserError: An item is not an image with a target, the classes do not fit, or an item differs each time it is read.
     """
     by_split = dict(data) if isinstance(data, Mapping) else {"": data}
     if wrong := [name for name in by_split if name not in ("", *SPLITS)]:
@@ -79,7 +79,7 @@ def dataset_source(
     for number, (name, dataset) in enumerate(by_split.items()):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise UserError(
-                f"data: {type_in_words(dataset)} is no data set with a length and numbered items. Give a map-style data set, "
+                f"data: {type_in_words(dataset)} is not a data set with a length and numbered items. Give a map-style data set, "
                 "a folder, or a data frame."
             )
         for position in range(len(dataset)):
@@ -154,7 +154,7 @@ def _targets(targets: Sequence[Any]) -> npt.NDArray[np.int64] | npt.NDArray[np.u
         return np.array(arrays, np.int64)
     stacked = np.stack(arrays) if len(shapes) == 1 and kinds <= set("iubf") else None
     if stacked is None or stacked.ndim != 2 or not np.isin(stacked, (0, 1)).all():
-        raise UserError(f"data: targets of shapes {shortened(sorted(map(str, shapes)))} are no classes. {_ITEM}")
+        raise UserError(f"data: targets of shapes {shortened(sorted(map(str, shapes)))} are not classes. {_ITEM}")
     return stacked.astype(np.uint8)
 
 
@@ -213,7 +213,7 @@ def channels_of(data: Any) -> int:
     """Return 1 if the first image of a data set is grey, else 3.
 
     Raises:
-        UserError: The data set is empty, or its first item is no image.
+        UserError: The data set is empty, or its first item is not an image.
     """
     dataset = next(iter(data.values())) if isinstance(data, Mapping) else data
     if not hasattr(dataset, "__getitem__") or not len(dataset):

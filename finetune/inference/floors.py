@@ -33,7 +33,7 @@ def read_floors(words: Sequence[str]) -> dict[str, float]:
         except ValueError:
             floor = math.nan
         if not 0 <= floor <= 1:
-            raise UserError(f"--at-least {word}: must be METRIC=NUMBER, a number from 0 to 1. Write {name}=0.95.")
+            raise UserError(f"--at-least {word}: must be METRIC=NUMBER, a number from 0 to 1. Use {name}=0.95.")
         floors[metric] = floor
     return floors
 

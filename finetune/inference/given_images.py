@@ -59,7 +59,7 @@ def given_images(images: Any, *, options: DecodeOptions, view: EvalView) -> Iter
 
 
 def one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each image, and the image: a path as a text, or an object that holds pixels.
+    """Yield the name of each image, and the image: a path as a string, or an object that holds pixels.
 
     Raises:
         UserError: The images are in no known form, or there is no image at a path.

@@ -15,7 +15,7 @@ from finetune.plain import Json
 from finetune.safe_files import check_regular
 
 SUFFIX = ".job"
-# limit of a text or of a row's numbers, in bytes
+# limit of a string or of a row's numbers, in bytes
 LARGEST_VALUE = 64 * 2**20
 _TABLES = {
     "job": "CREATE TABLE job (settings TEXT)",
@@ -235,7 +235,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _encode(text: str) -> bytes:
-    """Encode a text that may hold a file name that is not Unicode."""
+    """Encode a string that may hold a file name that is not Unicode."""
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -60,7 +60,7 @@ class TrainedModel(Classifier):
         """Compute the logits ``(B, K)`` of raw images, as :meth:`finetune.Classifier.forward` does.
 
         Raises:
-            UserError: It is no tensor of images.
+            UserError: It is not a tensor of images.
         """
         if not isinstance(images_BCHW, Tensor):
             raise UserError(

@@ -234,7 +234,7 @@ def build_classifier(
     """
     if not isinstance(backbone, Backbone):
         raise UserError(
-            f"backbone: must be what finetune.build_backbone returns. It is {type_in_words(backbone)}. Write "
+            f"backbone: must be what finetune.build_backbone returns. It is {type_in_words(backbone)}. Use "
             "finetune.build_backbone(module, stages={...}) for a network of your own."
         )
     names = [str(name) for name in classes]

@@ -20,19 +20,19 @@ def check_layout(images_BCHW: Tensor, spec: InputSpec) -> None:
     shape, channels = tuple(images_BCHW.shape), spec.channels
     rule = f"images of shape {shape}: this model takes (B, {channels}, H, W)."
     if images_BCHW.ndim == 4 and shape[1] != channels and shape[3] == channels:
-        raise UserError(f"{rule} These have the channels last. Write images.permute(0, 3, 1, 2).")
+        raise UserError(f"{rule} These have the channels last. Use images.permute(0, 3, 1, 2).")
     if images_BCHW.ndim == 3:
         if shape[0] == channels:
-            raise UserError(f"{rule} This is one image. Write images[None].")
+            raise UserError(f"{rule} This is one image. Use images[None].")
         if shape[2] == channels:
-            raise UserError(f"{rule} This is one image with the channels last. Write images.permute(2, 0, 1)[None].")
+            raise UserError(f"{rule} This is one image with the channels last. Use images.permute(2, 0, 1)[None].")
         if channels == 1:
-            raise UserError(f"{rule} These have no dimension of channels. Write images[:, None].")
+            raise UserError(f"{rule} These have no dimension of channels. Use images[:, None].")
     if images_BCHW.ndim != 4 or shape[1] != channels:
         raise UserError(f"{rule} Convert the images, or train with input.channels={shape[1] if len(shape) > 1 else 1}.")
     if images_BCHW.dtype != torch.uint8 and not images_BCHW.is_floating_point():
         raise UserError(
-            f"images of type {images_BCHW.dtype}: this model takes uint8, or float in [0, 1]. Write images.to(torch.uint8) "
+            f"images of type {images_BCHW.dtype}: this model takes uint8, or float in [0, 1]. Use images.to(torch.uint8) "
             "where the values are 0 to 255."
         )
 

@@ -27,7 +27,7 @@ Cell = float | str | None
 Kind = TypeVar("Kind")
 # axes of the tensors of evaluation.safetensors; targets have one, or two for several labels
 _AXES = {"rows": 1, "probabilities": 2, "embedded_rows": 1, "embeddings": 2}
-_REMEDY = "Put a copy of it back, if there is one; else train again."
+_REMEDY = "Restore it from a backup, if you have one; else train again."
 
 
 @dataclass(frozen=True, kw_only=True)

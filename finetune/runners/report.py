@@ -80,7 +80,7 @@ def report_from_files(run_dir: Path, config: Config, *, trust: bool = False) -> 
         # each file is valid by itself, but the files are not from one run
         raise UserError(
             f"{run_dir}: its files (results.json, plan.json, metrics.csv, predictions.csv, {EVALUATION}, model) do not belong "
-            f"together. {type(error).__name__}: {error}. Put copies of them back, if there are some; else train again."
+            f"together. {type(error).__name__}: {error}. Restore them from a backup, if you have one; else train again."
         ) from error
 
 

@@ -89,7 +89,7 @@ def low_rank(classifier: Classifier, phase: ResolvedPhase, *, seed: int, merge: 
         raise UserError(
             f"schedule.phases.parameters='{LORA}': {classifier.backbone.name!r} has no linear layers of more than "
             f"lora_rank={phase.lora_rank} rows and columns in {', '.join(phase.train)}. Transformers and ConvNeXt have "
-            "them. Write parameters=norms, or train other stages."
+            "them. Set parameters=norms, or train other stages."
         )
     for name, layer in layers.items():
         adapter = LowRank(layer.weight, rank=phase.lora_rank, seed=key(seed, LORA, phase.name, name))

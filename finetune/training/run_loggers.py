@@ -52,9 +52,7 @@ class RunLoggers:
             # any library may raise anything here; nothing has been trained yet
             except (Exception, SystemExit) as error:
                 self._end("failed")
-                raise UserError(
-                    f"logger.{name}: cannot be opened. {_first_line(error)} Or write logger=none."
-                ) from error
+                raise UserError(f"logger.{name}: cannot be opened. {_first_line(error)} Or set logger=none.") from error
         if ids := {name: identity for name, store in self._stores() if (identity := store.identity()) is not None}:
             write_json(self.ids, ids)
         try:

@@ -47,10 +47,10 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "resnet34"}, r"model: not an argument of finetune\.fit\. Write backbone=\.\.\."),
-        ({"path": "pets"}, r"path: not .* Write data=\.\.\."),
-        ({"bs": 16}, r"bs: not .* Write batch_size=\.\.\."),
-        ({"momentum": 0.9}, r"momentum: not .* Write overrides=\['optimizer\.momentum=\.\.\.'\]"),
+        ({"model": "resnet34"}, r"model: not an argument of finetune\.fit\. Use backbone=\.\.\."),
+        ({"path": "pets"}, r"path: not .* Use data=\.\.\."),
+        ({"bs": 16}, r"bs: not .* Use batch_size=\.\.\."),
+        ({"momentum": 0.9}, r"momentum: not .* Use overrides=\['optimizer\.momentum=\.\.\.'\]"),
         ({"lrr": 1}, r"lrr: not .* Did you mean 'lr'\?"),
         ({"freeze": 2}, r"freeze: must be a stage or a list of stages.* It is an int"),
         ({"lr": slice(1e-5, 1e-3)}, r"lr: must be a number.*lr_slice=\[1e-5, 1e-3\].* It is a slice"),
@@ -96,9 +96,9 @@ def test_a_metric_that_does_not_take_probabilities_of_the_classes_is_refused_bef
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epoch": 3}, r"epoch: not an argument of finetune\.Phase\. Write epochs=\.\.\."),
+        ({"epoch": 3}, r"epoch: not an argument of finetune\.Phase\. Use epochs=\.\.\."),
         ({"freeze": ["stem"]}, r"freeze: not an argument of finetune\.Phase\. A phase trains the stages in train="),
-        ({"layers": ["head"]}, r"layers: not .* Write train=\.\.\."),
+        ({"layers": ["head"]}, r"layers: not .* Use train=\.\.\."),
         ({"train": []}, r"^train=\[\]: must name the stages that train\. Give \['head'\][^\n]*$"),
         ({"train": 3}, r"train=3: must name the stages"),
         ({"lr": slice(1e-5, 1e-3)}, r"lr: must be a number.*lr_slice"),
@@ -169,7 +169,7 @@ def test_what_is_no_run_and_no_split_is_refused_by_its_name(call: Any, message: 
     ],
 )
 def test_a_name_of_another_library_is_answered_with_the_call_that_does_it(name: str, call: str) -> None:
-    with pytest.raises(AttributeError, match=rf"finetune\.{name}: no such function\. Write {call}"):
+    with pytest.raises(AttributeError, match=rf"finetune\.{name}: no such function\. Use {call}"):
         getattr(finetune, name)
 
 

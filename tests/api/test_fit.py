@@ -300,7 +300,7 @@ GREY = np.zeros((4, 4), np.uint8)
         (3, r"data: is an int\. Give a folder, a table, a data frame"),
         (Restless(), r"item 0 is another image each time.*Leave random transforms out"),
         (Pairs({"image": GREY}), r"item 0 is a dict\. An item must be \(image, target\)"),
-        (Pairs((GREY, "cat"), (GREY, "dog")), r"are no classes\. An item must be"),
+        (Pairs((GREY, "cat"), (GREY, "dog")), r"are not classes\. An item must be"),
         (Pairs((np.full((4, 4), 99.0), 0), (GREY, 1)), r"float from 99 to 99.*divide by 255"),
         (Pairs(), r"the data set is empty"),
         ({"train": Colours(), "dev": Colours()}, r"splits must be train, val, test\. Given: dev"),

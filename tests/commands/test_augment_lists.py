@@ -70,7 +70,7 @@ def test_presets_take_colour_and_grey_pictures(preset):
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        ("RandomVerticalFlop", r"is no operation of torchvision.* Did you mean 'RandomVerticalFlip'"),
+        ("RandomVerticalFlop", r"is not an operation of torchvision.* Did you mean 'RandomVerticalFlip'"),
         ("RandomRotation", r"does not take these arguments.*degrees"),
         ("{RandomCrop: {size: 8}}", r"must return uint8 of the shape it is given"),
         ("{RandomApply: {transforms: [{CenterCrop: {size: 8}}]}}", r"must return uint8 of the shape it is given"),

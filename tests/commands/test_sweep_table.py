@@ -127,7 +127,7 @@ def test_a_sweep_without_a_job_has_failed(tmp_path: Path) -> None:
         (["seed=1,2"], "seed=1,2: several values. Add -m"),
         (["-m", "seed=1,2", "run_dir=mine"], "run_dir=mine: the runs of a sweep cannot share a folder."),
         (["-m", "seed=1,2", "hydra.sweep.dir=old"], "already holds a sweep"),
-        (["sweep=optuna", "monitor=val/loss"], "Write hydra.sweeper.direction=minimize."),
+        (["sweep=optuna", "monitor=val/loss"], "Set hydra.sweeper.direction=minimize."),
         (["sweep=null"], "sweep=null: not a choice. Leave it out"),
     ],
 )
@@ -146,7 +146,7 @@ def test_mistakes_are_answered_before_a_job_begins(
     assert message in answer
     problem, *corrected = answer.strip().splitlines()
     assert message in problem
-    assert all(line.startswith("Write: finetune ") for line in corrected)
+    assert all(line.startswith("Use: finetune ") for line in corrected)
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -72,7 +72,7 @@ def test_a_chain_is_cut_after_each_stage_to_the_same_bits_and_another_module_aft
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        (None, r"stages: must be given .* with parameters: conv1, bn1, layer1, layer2. Write stages="),
+        (None, r"stages: must be given .* with parameters: conv1, bn1, layer1, layer2. Give stages="),
         ({"stem": ["conv1"], "rest": ["layer1", "layer2"]}, r"In none: bn1\.weight, bn1\.bias\. Add the modules"),
         ({**STAGES, "more": ["layer2.bn"]}, r"In two: layer2\.bn\.weight \(in layer2 and more\)"),
         ({**STAGES, "layer3": ["layer2.relu"]}, r"stages\['layer3'\]: 'layer2.relu' is not a module of .*\.Net\."),

@@ -64,9 +64,9 @@ def test_pictures_of_the_input_size_are_views_already_and_stay_as_they_are(bundl
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (pictures(300, 300).permute(0, 2, 3, 1), r"\(2, 300, 300, 3\): .* last\. Write images\.permute\(0, 3, 1, 2\)"),
-        (pictures(300, 300)[0], r"This is one image\. Write images\[None\]"),
-        (pictures(300, 300)[0].permute(1, 2, 0), r"one image with .* last\. Write images\.permute\(2, 0, 1\)\[None\]"),
+        (pictures(300, 300).permute(0, 2, 3, 1), r"\(2, 300, 300, 3\): .* last\. Use images\.permute\(0, 3, 1, 2\)"),
+        (pictures(300, 300)[0], r"This is one image\. Use images\[None\]"),
+        (pictures(300, 300)[0].permute(1, 2, 0), r"one image with .* last\. Use images\.permute\(2, 0, 1\)\[None\]"),
         (pictures(300, 300, channels=1), r"\(2, 1, 300, 300\): this model takes \(B, 3, H, W\)\. .*input\.channels=1"),
         (pictures(300, 300).float(), r"float from 0 to 255\. .*divide by 255"),
         (pictures(128, 128).float(), r"float from 0 to 255\. .*divide by 255"),
@@ -84,5 +84,5 @@ def test_what_would_be_misread_is_refused_with_the_right_form(bundle: Path, imag
 
 def test_a_stack_of_grey_pictures_without_channels_is_refused_with_the_right_form() -> None:
     model = settled_classifier(name="resnet10t", channels=1)
-    with pytest.raises(UserError, match=r"no dimension of channels\. Write images\[:, None\]"):
+    with pytest.raises(UserError, match=r"no dimension of channels\. Use images\[:, None\]"):
         model(pictures(40, 40)[:, 0])

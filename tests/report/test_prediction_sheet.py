@@ -99,6 +99,6 @@ def test_options_that_do_not_fit_are_refused_before_a_model_is_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", "none", "x", "--output", "a.jsonl", "--excel"]) == 2
-    assert "--excel: belongs to CSV. Write --output a.csv." in capsys.readouterr().err
+    assert "--excel: belongs to CSV. Use --output a.csv." in capsys.readouterr().err
     assert main(["predict", "none", "x", "--output", "a.csv", "--sheet", "a.pdf"]) == 2
     assert "--sheet a.pdf: the suffix chooses the form. Use one of .html." in capsys.readouterr().err

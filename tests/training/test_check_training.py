@@ -16,7 +16,7 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
     ("words", "message"),
     [
         (["monitor=val/accuracy"], "monitor='val/accuracy': not a validation metric. Metrics: val/acc, val/f1_macro"),
-        (["monitor=val/map"], "monitor='val/map': only for several labels per image. Write monitor=val/f1_macro."),
+        (["monitor=val/map"], "monitor='val/map': only for several labels per image. Set monitor=val/f1_macro."),
         (
             ["trainer.devicess=2"],
             "trainer.devicess=2: lightning.pytorch.Trainer takes no such argument. Did you mean 'devices'?",

@@ -52,7 +52,7 @@ function sniff(bytes) {
   if (four.startsWith("BM")) return "BMP";
   if (four === "II*\0" || four === "MM\0*") throw new Refused("Browsers do not read TIFF. Use finetune predict.");
   if (text(bytes, 4, 8) === "ftypavif") return "AVIF";
-  throw new Refused("It is no image of a kind that this page reads: JPEG, PNG, WebP, GIF, BMP, AVIF.");
+  throw new Refused("It is not an image of a kind that this page reads: JPEG, PNG, WebP, GIF, BMP, AVIF.");
 }
 
 function checkSize(width, height, { maxPixels, longestSide }) {

@@ -44,7 +44,7 @@ def build_head(
         raise UserError(f"head.drop_rate={drop_rate}: must be at least 0 and below 1.")
     known = {key for kind in HEADS.values() for key in kind.specific}
     if unknown := sorted(set(specific) - known):
-        raise TypeError(f"{unknown[0]!r} is no setting of a head. Settings: {', '.join(sorted(known))}.")
+        raise TypeError(f"{unknown[0]!r} is not a setting of a head. Settings: {', '.join(sorted(known))}.")
     for kind in HEADS.values():
         kind.check(specific)
     chosen = HEADS[name]

@@ -149,7 +149,7 @@ def _checked_stages(
 
 
 def _steps(net: nn.Module, stages: Mapping[str, Sequence[str]], *, pools: bool) -> dict[str, list[nn.Module]] | None:
-    """Return an ``nn.Sequential`` as a chain of modules by stage; None if it is none, or its stages do not follow it."""
+    """Return an ``nn.Sequential`` as a chain of modules by stage; None if it is not one, or its stages do not follow it."""
     if type(net) is not nn.Sequential or net._forward_hooks or net._forward_pre_hooks:
         return None
     names = list(stages)

@@ -346,7 +346,7 @@ def _numbers(value: object, length: int) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message: the start of a text, a number, or else its type."""
+    """Return a value for a message: the start of a string, a number, or else its type."""
     if isinstance(value, str):
         return repr(value[:40])
     if value is None or isinstance(value, bool | float):

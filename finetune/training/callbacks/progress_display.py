@@ -38,7 +38,7 @@ def stages_in_words(train: Sequence[str], stages: Sequence[str]) -> str:
 
 
 def rates_in_words(rates: Sequence[float]) -> str:
-    """Return a text with the rate, or with the lowest and the highest of several.
+    """Return a string with the rate, or with the lowest and the highest of several.
 
     >>> rates_in_words([0.001]), rates_in_words([0.0001, 0.002, 0.001])
     ('0.001', '0.0001 ... 0.002')
@@ -48,7 +48,7 @@ def rates_in_words(rates: Sequence[float]) -> str:
 
 
 def current_rates(trainer: Trainer) -> str:
-    """Return a text with the rates of the last step."""
+    """Return a string with the rates of the last step."""
     return rates_in_words([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
