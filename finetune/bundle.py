@@ -23,9 +23,9 @@ from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
-from finetune.models.own_modules import OWN, modules_text, own_classes, own_targets
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
+from finetune.models.user_modules import OWN, modules_text, user_classes, user_targets
 from finetune.models.weights import save_head, state_hash
 from finetune.resume_command import resume_command, resume_command_near
 from finetune.run_names import CONFIG
@@ -272,7 +272,7 @@ def missing_classes_message(path: str, model: Mapping[str, Any], needed: Mapping
     trust = (
         " A configuration named them, so --trust (in Python trust=True) imports and builds them; that runs code chosen by "
         "whoever made the model."
-        if set(needed) <= set(own_targets(model))
+        if set(needed) <= set(user_targets(model))
         else " The command line cannot build it, as nothing names how: it was given as an object. For a head that commands can "
         "build, train with head._target_=module.Class and its folder on PYTHONPATH."
     )
@@ -297,7 +297,7 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     """
     folder = find_bundle(path)
     values = read_model_json(folder)
-    needed = own_classes(values["model"])
+    needed = user_classes(values["model"])
     if lacking := {part: name for part, name in needed.items() if part not in (modules or {})}:
         raise UserError(missing_classes_message(str(path), values["model"], lacking))
     weights = inside(folder, MODEL_WEIGHTS, of="bundle")

@@ -1,13 +1,13 @@
 """The part of a model card that says how a bundle is opened, and the card of a bundle that was saved from Python."""
 
 from finetune.models.classifier import Classifier
-from finetune.models.own_modules import own_classes
+from finetune.models.user_modules import user_classes
 from finetune.terminal import markdown
 
 
 def how_to_open(classifier: Classifier) -> list[str]:
     """Return the lines of the section "Use": the call, the user's classes that it needs, and the images that it takes."""
-    spec, needed = classifier.input_spec, own_classes(classifier.describe())
+    spec, needed = classifier.input_spec, user_classes(classifier.describe())
     modules = ", ".join(f'"{part}": {name.rpartition(".")[2]}(...)' for part, name in needed.items())
     given = f", modules={{{modules}}}" if needed else ""
     lines = [

@@ -42,7 +42,7 @@ EDGES = {
     "finetune.export.client.function_of": "the namespace that exec fills",
     "finetune.models.classifier.build_classifier": "arguments of a head's constructor",
     "finetune.models.heads.kind": "arguments of a head's constructor",
-    "finetune.models.own_modules": "_target_ nodes of the user's classes",
+    "finetune.models.user_modules": "_target_ nodes of the user's classes",
     "finetune.models.sources": "arguments of a library's network",
     "finetune.table": "rows of a table, as csv and pyarrow give them",
     "finetune.training.callbacks.checkpoints.read_checkpoint": "contents of a checkpoint, as torch.load gives them",

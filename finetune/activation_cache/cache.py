@@ -21,7 +21,7 @@ from finetune.errors import FileError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.classifier import Classifier
-from finetune.models.own_modules import OWN, code_digest
+from finetune.models.user_modules import OWN, code_digest
 from finetune.models.weights import state_hash
 from finetune.phases import ResolvedPhase
 from finetune.plain import Json

@@ -164,7 +164,7 @@ def resume(
     from finetune.errors import UserError
     from finetune.models.backbone import Backbone
     from finetune.models.build import backbone_from_description
-    from finetune.models.own_modules import OWN
+    from finetune.models.user_modules import OWN
     from finetune.run_folder import read_run_record
     from finetune.run_names import CONFIG
     from finetune.runners.resume import resume as resume_run

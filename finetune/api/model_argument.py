@@ -80,7 +80,7 @@ class ModelArgument:
         import torch
 
         from finetune.bundle import load_bundle
-        from finetune.models.own_modules import own_classes
+        from finetune.models.user_modules import user_classes
         from finetune.runners.bundle_modules import modules_of
 
         folder = self.require_folder("run")
@@ -89,7 +89,7 @@ class ModelArgument:
                 folder, modules={**modules_of(folder, trust=self.trust, given=self.modules), **self.modules}
             )
         parts = {"head": self.given.head, "backbone": self.given.backbone.net}
-        own = {part: copy.deepcopy(parts[part]).cpu() for part in own_classes(self.given.describe())}
+        own = {part: copy.deepcopy(parts[part]).cpu() for part in user_classes(self.given.describe())}
         model, now = load_bundle(folder, modules=own), self.given.state_dict()
         saved = model.state_dict()
         if set(saved) != set(now) or not all(torch.equal(now[key].cpu(), value) for key, value in saved.items()):

@@ -10,7 +10,7 @@ from finetune.config.trust import instantiate, objects_named
 from finetune.errors import UserError, type_in_words
 
 if TYPE_CHECKING:
-    from finetune.data.transforms import AugmentList, OwnTransform
+    from finetune.data.transforms import AugmentList, UserTransform
     from finetune.input_spec import InputSpec
 
 # operations, and arguments of ColorJitter, that do nothing to a grey picture
@@ -52,11 +52,11 @@ def named_lists(config: Config) -> dict[str, AugmentSettings]:
 
 def _operations(
     settings: AugmentSettings, *, setting: str, spec: "InputSpec", trusted: bool
-) -> "tuple[OwnTransform, ...]":
+) -> "tuple[UserTransform, ...]":
     import torch
 
-    from finetune.data.transforms import OwnTransform
-    from finetune.models.own_modules import code_digest
+    from finetune.data.transforms import UserTransform
+    from finetune.models.user_modules import code_digest
 
     own = [target for target in settings.targets() if not target.startswith(TORCHVISION)]
     code = code_digest(objects_named({"nodes": list(settings.nodes)}, trusted=trusted)) if own else None
@@ -73,7 +73,7 @@ def _operations(
         function = instantiate(node, trusted=trusted)
         if not callable(function):
             raise UserError(f"{where}: must build a function of an image. It built {type_in_words(function)}.")
-        operation = OwnTransform(function=function, key={"node": node, "code": code}, setting=where)
+        operation = UserTransform(function=function, key={"node": node, "code": code}, setting=where)
         with trying(f"{where}: must take uint8 {tuple(noise.shape)}", advice="Choose an operation that does."):
             for seed in range(_TRIES):
                 torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.build.python_objects import PythonObjects
-from finetune.build.user_objects import own_backbone, own_head, own_modules
+from finetune.build.user_objects import user_backbone, user_head, user_modules
 from finetune.config.schema import Config
 from finetune.errors import UserError, shortened
 from finetune.models.adaptations import ADAPTATIONS
@@ -64,7 +64,7 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
     }
     if chosen._target_ is not None:
         spec = InputSpec(**given, size=image_size(config.input.size) or InputSpec().size)
-        backbone = own_backbone(config, input_spec=spec, trusted=trusted)
+        backbone = user_backbone(config, input_spec=spec, trusted=trusted)
         start = "as its class initialises them" if chosen.weights == "none" else f"from {chosen.weights}"
         show(f"weights: {name} {start} (seed {config.seed})")
     else:
@@ -105,7 +105,7 @@ def build_model(
     classes = source.index.classes
     own, node = objects.head, None
     if own is None and config.head._target_ is not None:
-        own, node = own_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
+        own, node = user_head(config, num_features=backbone.num_features, num_classes=len(classes), trusted=trusted)
     size = image_size(config.input.size)
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
@@ -166,12 +166,12 @@ def described_model(
     """
     from finetune.bundle import description_problems
     from finetune.models.classifier import classifier_from_description
-    from finetune.models.own_modules import own_classes
+    from finetune.models.user_modules import user_classes
 
     if problems := description_problems(dict(description)):
         raise UserError(f"run.json: its model is damaged. {shortened(problems)}.")
-    modules = own_modules(config, description, trusted=trusted)
-    if objects.backbone is not None and "backbone" in own_classes(description):
+    modules = user_modules(config, description, trusted=trusted)
+    if objects.backbone is not None and "backbone" in user_classes(description):
         modules["backbone"] = objects.backbone.net
     if objects.head is not None:
         modules["head"] = objects.head

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from finetune.augment_settings import augment_settings
 from finetune.build.augment_lists import build_augment_lists
-from finetune.build.user_objects import own_transform
+from finetune.build.user_objects import user_transform
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.data.sources import source_kind
@@ -167,7 +167,7 @@ def build_data(
         num_workers=config.data.num_workers,
         augment=augment_settings(config.data.augment).text,
         augment_lists=build_augment_lists(config, spec=classifier.input_spec, trusted=trusted),
-        transform=own_transform(config, spec=classifier.input_spec, trusted=trusted),
+        transform=user_transform(config, spec=classifier.input_spec, trusted=trusted),
         sample_weights=balanced_sample_weights(source.index) if config.data.balanced else None,
         worker_init=worker_init,
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finetune.data.image_source import Source
-    from finetune.data.transforms import OwnTransform
+    from finetune.data.transforms import UserTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
     from finetune.phases import ResolvedPhase
@@ -96,7 +96,7 @@ def loss_with_objects(
     """
     import torch
 
-    from finetune.training.losses import OwnLoss
+    from finetune.training.losses import UserLoss
 
     name = type(loss).__name__
     if any(parameter.requires_grad for parameter in loss.parameters()):
@@ -105,7 +105,7 @@ def loss_with_objects(
             "requires_grad to False."
         )
     targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
-    own = OwnLoss(loss)
+    own = UserLoss(loss)
     rule = f"loss={name}: must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {targets.dtype}"
     with trying(rule, advice="Choose a loss that does."):
         own(torch.zeros(2, num_classes), targets)
@@ -133,7 +133,7 @@ def check_metrics(metrics: Mapping[str, Any], *, num_classes: int, multi_label: 
             copy.deepcopy(metric).update(probabilities_BK, targets)
 
 
-def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTransform":
+def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "UserTransform":
     """Return a function of a training view as the transform of a run, after trying it on one view.
 
     Raises:
@@ -141,12 +141,12 @@ def transform_of(function: Callable[[Any], Any], spec: "InputSpec") -> "OwnTrans
     """
     import torch
 
-    from finetune.data.transforms import OwnTransform
+    from finetune.data.transforms import UserTransform
 
     if not callable(function):
         raise UserError(f"transform: must be a function of an image. It is {type_in_words(function)}.")
     # a later run cannot recognise the object, so its cached views get a key of their own
-    transform = OwnTransform(function=function, key={"object": uuid.uuid4().hex})
+    transform = UserTransform(function=function, key={"object": uuid.uuid4().hex})
     with torch.random.fork_rng(devices=[]):
         transform(torch.zeros(spec.channels, *spec.size, dtype=torch.uint8))
     return transform

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.build.user_objects import own_loss
+from finetune.build.user_objects import user_loss
 from finetune.config.schema import Config
 from finetune.config.trust import DEFAULT_OPTIMIZER, check_node, instantiate, optimizer_class
 from finetune.distributed import MOST_RANKS_PER_CORE, knows_other_machines, require_processes
@@ -100,7 +100,9 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     index = source.index
     loss = MultiLabelLoss if index.multi_label else TrainingLoss
     if config.loss._target_ is not None:
-        make = partial(own_loss, config, num_classes=len(index.classes), multi_label=index.multi_label, trusted=trusted)
+        make = partial(
+            user_loss, config, num_classes=len(index.classes), multi_label=index.multi_label, trusted=trusted
+        )
         make()
         return lambda phase: make()
     weights = None
@@ -120,21 +122,21 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
-def check_training(config: Config, run_dir: Path, *, multi_label: bool, own_metrics: Collection[str] = ()) -> None:
+def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_metrics: Collection[str] = ()) -> None:
     """Check what training needs besides data and network before the run folder is created, so that none of it fails later.
 
     Args:
         config: Checked configuration that the user typed.
         run_dir: Folder that the run will have.
         multi_label: Whether images have several labels.
-        own_metrics: Names of metrics that were given as objects.
+        user_metrics: Names of metrics that were given as objects.
 
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
     if config.monitor in OF_SEVERAL_LABELS and not multi_label:
         raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Set monitor=val/f1_macro.")
-    user_supplied = (f"val/{name}" for name in (*config.metrics, *own_metrics))
+    user_supplied = (f"val/{name}" for name in (*config.metrics, *user_metrics))
     monitors = [*built_in(multi_label=multi_label), *user_supplied]
     if config.monitor not in monitors:
         raise UserError(

@@ -12,12 +12,12 @@ from finetune.file_errors import out_of_memory
 if TYPE_CHECKING:  # imported where they are used: a wrong path must be answered before torch is loaded
     from torch import nn
 
-    from finetune.data.transforms import OwnTransform
+    from finetune.data.transforms import UserTransform
     from finetune.input_spec import InputSpec
     from finetune.models.backbone import Backbone
 
 
-def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "Backbone":
+def user_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "Backbone":
     """Build the network that ``backbone._target_`` names, and load its weights.
 
     Args:
@@ -40,7 +40,7 @@ def own_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> "
     return backbone
 
 
-def own_head(
+def user_head(
     config: Config, *, num_features: int, num_classes: int, trusted: bool
 ) -> "tuple[nn.Module, Mapping[str, Any]]":
     """Build the head that ``head._target_`` names, with ``num_features`` and ``num_classes`` if its class takes them.
@@ -57,7 +57,7 @@ def own_head(
     return _seeded(node, where="head", seed=config.seed, trusted=trusted), node
 
 
-def own_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "dict[str, nn.Module]":
+def user_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "dict[str, nn.Module]":
     """Build the user's modules of a resumed model, from the run's configuration.
 
     The nodes in the description of the model are not used: a run's configuration is checked against what the user typed or
@@ -77,11 +77,11 @@ def own_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "
         modules["backbone"] = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
     if config.head._target_ is not None:
         widths = {key: model["head"][key] for key in ("num_features", "num_classes")}
-        modules["head"], _ = own_head(config, **widths, trusted=trusted)
+        modules["head"], _ = user_head(config, **widths, trusted=trusted)
     return modules
 
 
-def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bool) -> "nn.Module":
+def user_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bool) -> "nn.Module":
     """Build the loss that ``loss._target_`` names, as a loss of each image, and try it on two images.
 
     Raises:
@@ -89,11 +89,11 @@ def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bo
     """
     import torch
 
-    from finetune.training.losses import OwnLoss
+    from finetune.training.losses import UserLoss
 
     assert config.loss._target_ is not None
     node = module_node(config.loss._target_, config.loss.kwargs, trusted=trusted)
-    loss = OwnLoss(build_module(node, where="loss", trusted=trusted))
+    loss = UserLoss(build_module(node, where="loss", trusted=trusted))
     targets = torch.zeros(2, num_classes) if multi_label else torch.zeros(2, dtype=torch.int64)
     dtype = str(targets.dtype).removeprefix("torch.")
     rule = f"must take logits (B, {num_classes}) and targets {tuple(targets.shape)} of {dtype}"
@@ -102,7 +102,7 @@ def own_loss(config: Config, *, num_classes: int, multi_label: bool, trusted: bo
     return loss
 
 
-def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTransform | None":
+def user_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "UserTransform | None":
     """Build the transform that ``data.transform`` names, and try it on one view; None if it names none.
 
     Raises:
@@ -113,8 +113,8 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
         return None
     import torch
 
-    from finetune.data.transforms import OwnTransform
-    from finetune.models.own_modules import code_digest
+    from finetune.data.transforms import UserTransform
+    from finetune.models.user_modules import code_digest
 
     code = code_digest(objects_named(node, trusted=trusted))
     function = instantiate(node, trusted=trusted)
@@ -123,7 +123,7 @@ def own_transform(config: Config, *, spec: "InputSpec", trusted: bool) -> "OwnTr
             f"data.transform._target_={node['_target_']!r}: must build a function of an image. "
             f"It built {type_in_words(function)}."
         )
-    transform = OwnTransform(function=function, key={"node": dict(node), "code": code})
+    transform = UserTransform(function=function, key={"node": dict(node), "code": code})
     view = torch.zeros(spec.channels, *spec.size, dtype=torch.uint8)
     rule = f"data.transform._target_={node['_target_']!r}: must take uint8 {tuple(view.shape)}"
     with trying(rule, advice="Choose a transform that does."):

@@ -15,7 +15,7 @@ from finetune.counted import counted
 from finetune.data.image_source import Source
 from finetune.data.loading import Batch, ImageViews, LoadedChunk, ManyViews, Position, ViewDataset, ViewRequest
 from finetune.data.sampling import BatchKey, EvalBatches, Rows, TrainBatches, ViewChunk, batch_count, views_of
-from finetune.data.transforms import AugmentList, OwnTransform, View, eval_view, train_view
+from finetune.data.transforms import AugmentList, UserTransform, View, eval_view, train_view
 from finetune.distributed import MOST_LOADERS_PER_CORE, cores, ignore_signals_to_the_group, require_processes
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
@@ -148,7 +148,7 @@ class ImageDataModule(pl.LightningDataModule):
         eval_batch_size: int = 64,
         num_workers: int | None = None,
         augment: str = "standard",
-        transform: OwnTransform | None = None,
+        transform: UserTransform | None = None,
         augment_lists: Mapping[str, AugmentList] | None = None,
         sample_weights: npt.NDArray[np.float64] | None = None,
         worker_init: Callable[[int], None] | None = None,

@@ -76,7 +76,7 @@ def eval_view(spec: InputSpec) -> "EvalView":
 
 
 @dataclass(frozen=True)
-class OwnTransform:
+class UserTransform:
     """A user-supplied transform, applied to each training view after the augmentation.
 
     Args:
@@ -116,14 +116,14 @@ class AugmentList:
     """
 
     base: str
-    operations: tuple[OwnTransform, ...]
+    operations: tuple[UserTransform, ...]
 
 
 def train_view(
     spec: InputSpec,
     *,
     augment: str,
-    transform: OwnTransform | None = None,
+    transform: UserTransform | None = None,
     lists: Mapping[str, AugmentList] | None = None,
 ) -> View:
     """Return a random view for training.
@@ -196,7 +196,7 @@ class EvalView:
 class TrainView:
     """A random crop resized to ``size``, perhaps mirrored, perhaps with further operations."""
 
-    def __init__(self, spec: InputSpec, augment: str, transform: OwnTransform | None = None) -> None:
+    def __init__(self, spec: InputSpec, augment: str, transform: UserTransform | None = None) -> None:
         self.spec = spec
         self._own = transform
         self._crop = _CROPS[augment]
@@ -254,7 +254,7 @@ class ListView:
     """A view followed by operations, which draw from torch's global generator."""
 
     base: View
-    operations: tuple[OwnTransform, ...]
+    operations: tuple[UserTransform, ...]
     global_randomness: ClassVar[bool] = True
 
     @property

@@ -20,8 +20,8 @@ from finetune.export.parity import BATCH, FP32, difference, make_reference, run_
 from finetune.export.parity_report import ParityReport
 from finetune.models.classifier import Classifier
 from finetune.models.heads import HEADS
-from finetune.models.own_modules import own_classes
 from finetune.models.sources import source_module
+from finetune.models.user_modules import user_classes
 from finetune.models.weights import save_backbone, save_head, state_hash
 
 
@@ -47,7 +47,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
     """Report the largest difference of a probability if the part's client does its half of the work."""
     part = export_format.part
     assert part is not None
-    own = own_classes(classifier.describe())
+    own = user_classes(classifier.describe())
     function = None if part in own else _function_alone(classifier, part)
     if function is None:
         alone = own.get(part, "finetune")

@@ -9,8 +9,8 @@ from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.adaptations import PRETRAINED_CHANNELS, adaptation
 from finetune.models.channels import adapt_stem, stem_channels
-from finetune.models.own_modules import OWN
 from finetune.models.stages import StageMap
+from finetune.models.user_modules import OWN
 from finetune.plain import Json
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features

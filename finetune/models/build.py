@@ -10,10 +10,10 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
-from finetune.models.own_modules import OWN
 from finetune.models.pretrained import WORDS, load_weights
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, source_module
 from finetune.models.sources.from_own import backbone_of
+from finetune.models.user_modules import OWN
 
 # B = batch, S = input channels of the stem, H/W = image height/width, D = features
 

@@ -18,10 +18,10 @@ from finetune.models.channels import InputAdapter
 from finetune.models.heads import build_head
 from finetune.models.heads.kind import Head
 from finetune.models.modes import evaluating
-from finetune.models.own_modules import OWN, check_head, class_name, own_classes, own_head_settings
 from finetune.models.raw_images import at_input_size, check_layout, check_range
 from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
+from finetune.models.user_modules import OWN, check_head, class_name, user_classes, user_head_settings
 from finetune.plain import Json
 
 # B = batch, C = channels of the images, S = input channels of the stem, H/W = image height/width
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
         if isinstance(self.head, Head):
             return dict(self.head.settings)
         widths = {"num_features": self.backbone.num_features, "num_classes": len(self.classes)}
-        return own_head_settings(self.head, **widths, target=self.head_target)
+        return user_head_settings(self.head, **widths, target=self.head_target)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -310,7 +310,7 @@ def classifier_from_description(
     expected = {"backbone", "head", "input_spec", "adapt", "classes", "multi_label"}
     if set(description) != expected:
         raise UserError(f"model description: needs the keys {sorted(expected)}. Found {sorted(description)}.")
-    given, needed = dict(modules or {}), own_classes(description)
+    given, needed = dict(modules or {}), user_classes(description)
     if extra := sorted(set(given) - set(needed)):
         raise UserError(
             f"modules[{extra[0]!r}]: not needed. This model needs {', '.join(needed) or 'no module of your own'}. Leave it out."

@@ -13,10 +13,10 @@ from finetune.models.adaptations import PRETRAINED_CHANNELS
 from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
-from finetune.models.own_modules import OWN
 from finetune.models.package_weights import INSTALL, PACKAGES, load_package
 from finetune.models.sources import source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
+from finetune.models.user_modules import OWN
 from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata, under_own_names
 
 log = logging.getLogger(__name__)

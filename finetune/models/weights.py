@@ -18,8 +18,8 @@ from finetune.atomic_files import atomic_path
 from finetune.errors import FileError, UserError, first_line, shortened, type_in_words
 from finetune.file_errors import read_error
 from finetune.models.heads import build_head
-from finetune.models.own_modules import OWN
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
+from finetune.models.user_modules import OWN
 from finetune.safe_files import check_safetensors, check_zip, load_tensors, need, parse_json, tensor_shapes
 from finetune.safe_files import read_json as read_json_file
 from finetune.safetensors_writer import write_tensors

@@ -22,7 +22,7 @@ from finetune.data.image_source import Source
 from finetune.data.transforms import View, eval_view
 from finetune.file_schema import REPORT, THRESHOLD
 from finetune.models.classifier import Classifier
-from finetune.models.own_modules import modules_text, own_classes
+from finetune.models.user_modules import modules_text, user_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
 from finetune.report.audit_page import training_views
 from finetune.report.better_phase import better_phase
@@ -95,7 +95,7 @@ def run_page(
     classifier = load_bundle(run.run_dir, modules=modules)
     moved = kept_movements(RunFolder(run.run_dir), run.stages, len(run.plan))
     weights = run.weights()
-    own = bool(own_classes(classifier.describe()))
+    own = bool(user_classes(classifier.describe()))
     given = modules_text(classifier.describe())
     return render_page(
         "run.html",

@@ -38,7 +38,7 @@ def python_snippet(
         multi_label: Whether an image may show several classes.
         temperature: Divisor of the logits; None leaves the probabilities unscaled.
         trust: Whether the model needs user-supplied classes.
-        modules: Text of the modules that Python must be given, from :func:`finetune.models.own_modules.modules_text`.
+        modules: Text of the modules that Python must be given, from :func:`finetune.models.user_modules.modules_text`.
     """
     bundle, trusted = f"{run}/model", f", {modules}" if modules else ", trust=True" if trust else ""
     if temperature is None:
@@ -54,7 +54,7 @@ def commands(run: str, *, multi_label: bool, trust: bool = False, modules: str =
         run: Run folder.
         multi_label: Whether an image may show several classes.
         trust: Whether the model needs user-supplied classes.
-        modules: Text of the modules that Python must be given, from :func:`finetune.models.own_modules.modules_text`.
+        modules: Text of the modules that Python must be given, from :func:`finetune.models.user_modules.modules_text`.
     """
     # the other programs' formats hold one label per image
     form = "head" if multi_label else "onnx"

@@ -26,11 +26,11 @@ def modules_of(run: str | Path, *, trust: bool, given: Collection[str] = ()) -> 
         UserError: There is no complete bundle, it needs classes but is not trusted, or a class cannot be built.
     """
     from finetune.bundle import find_bundle, missing_classes_message, read_model_json
-    from finetune.models.own_modules import own_classes, own_targets
+    from finetune.models.user_modules import user_classes, user_targets
 
     model = read_model_json(find_bundle(run))["model"]
-    needed = {part: name for part, name in own_classes(model).items() if part not in given}
-    targets = own_targets(model)
+    needed = {part: name for part, name in user_classes(model).items() if part not in given}
+    targets = user_targets(model)
     if needed and (not trust or set(needed) - set(targets)):
         raise UserError(missing_classes_message(str(run), model, needed))
     return {part: build_module(targets[part], where=part, trusted=trust) for part in needed}

@@ -247,14 +247,14 @@ def _keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
 
 def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
     """Show what can be done with the trained model."""
-    from finetune.models.own_modules import modules_text, own_classes
+    from finetune.models.user_modules import modules_text, user_classes
     from finetune.report.usage import commands
 
     model = classifier.describe()
     lines = commands(
         str(run_dir),
         multi_label=classifier.multi_label,
-        trust=bool(own_classes(model)),
+        trust=bool(user_classes(model)),
         modules=modules_text(model),
     )
     show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))

@@ -40,7 +40,7 @@ class EvaluationModule(pl.LightningModule):
         classifier: Network with its final weights.
         forward: Forward pass from what the batches hold.
         embedded_rows: Rows of the index whose embeddings are kept; None keeps none.
-        own_metrics: User-supplied metrics by name; None for none.
+        user_metrics: User-supplied metrics by name; None for none.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class EvaluationModule(pl.LightningModule):
         *,
         forward: PhaseForward,
         embedded_rows: torch.Tensor | None = None,
-        own_metrics: Mapping[str, Metric] | None = None,
+        user_metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=user_metrics)
         # None until the whole split has been evaluated
         self.evaluation: SplitEvaluation | None = None
         self._forward, self._outputs = forward, SplitOutputs(embedded_rows)
@@ -87,7 +87,7 @@ def evaluate(
     data: ImageDataModule,
     trainer: pl.Trainer,
     watch: Callable[[pl.Trainer], None],
-    own_metrics: Mapping[str, Metric] | None = None,
+    user_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, SplitEvaluation]:
     """Return metrics and outputs of ``val`` and ``test``.
 
@@ -99,7 +99,7 @@ def evaluate(
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
         watch: Function called before each call of the Trainer.
-        own_metrics: User-supplied metrics by name; None for none.
+        user_metrics: User-supplied metrics by name; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
     for split in ("val", "test"):
@@ -114,7 +114,7 @@ def evaluate(
             classifier,
             forward=PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=False),
             embedded_rows=sample_of(rows) if split == "test" else None,
-            own_metrics=own_metrics,
+            user_metrics=user_metrics,
         )
         classifier.eval()
         if cache is not None:

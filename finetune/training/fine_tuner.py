@@ -119,8 +119,8 @@ class FineTuner(StagedModule):
             batch_norm=batch_norm,
             parameters=parameters,
         )
-        own_loss = MultiLabelLoss() if classifier.multi_label else TrainingLoss()
-        super().__init__(classifier, phase, optimizer=optimizer, loss=own_loss if loss is None else loss)
+        default_loss = MultiLabelLoss() if classifier.multi_label else TrainingLoss()
+        super().__init__(classifier, phase, optimizer=optimizer, loss=default_loss if loss is None else loss)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Compute the logits (B, K) of raw images."""

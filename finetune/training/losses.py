@@ -95,7 +95,7 @@ class MultiLabelLoss(_Loss):
         return (positive_BK + negative_BK).mean(1)
 
 
-class OwnLoss(nn.Module):
+class UserLoss(nn.Module):
     """Adapts a user-supplied loss to a loss of each image.
 
     Args:

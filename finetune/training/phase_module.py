@@ -71,7 +71,7 @@ class PhaseModule(StagedModule):
         settings: Settings that the run decides.
         batches_per_epoch: Training batches in an epoch.
         file_of: Function that returns the file of a row, for messages.
-        own_metrics: User-supplied metrics by name; None for none.
+        user_metrics: User-supplied metrics by name; None for none.
         carried: Optimizer state of the phase before, by parameter name; None starts with a fresh one.
         cached_stage: Stage whose cached output the batches hold instead of images; None if they hold images.
     """
@@ -86,7 +86,7 @@ class PhaseModule(StagedModule):
         settings: FitSettings,
         batches_per_epoch: int,
         file_of: Callable[[int], str] = str,
-        own_metrics: Mapping[str, Metric] | None = None,
+        user_metrics: Mapping[str, Metric] | None = None,
         carried: OptimizerState | None = None,
         cached_stage: str | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class PhaseModule(StagedModule):
         self.strict_loading = False
         self.phase_number = settings.number
         self.progress = EpochHistory(monitor=settings.monitor, patience=phase.patience, minimize=settings.minimize)
-        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=own_metrics)
+        self.metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label, own=user_metrics)
         self._seed, self._carried = settings.seed, carried
         self._forward = PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=settings.compiled)
         self._mixer = build_mixer(mixup=phase.mixup, cutmix=phase.cutmix, num_classes=len(classifier.classes))

@@ -276,7 +276,7 @@ class PhaseRunner:
             ),
             batches_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
             file_of=context.data.source.index.path,
-            own_metrics=context.make.metrics,
+            user_metrics=context.make.metrics,
             carried=carried,
             cached_stage=None if cache is None else cache.cached_stage,
         )

@@ -88,7 +88,7 @@ class Run:
             classifier=context.classifier,
             data=context.data,
             trainer=context.quiet_trainer(),
-            own_metrics=context.make.metrics,
+            user_metrics=context.make.metrics,
             watch=partial(session.watch, context),
         )
 

@@ -24,7 +24,7 @@ from finetune.config.overrides import data_words
 from finetune.config.schema import Config
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, RunError, UserError
-from finetune.models.own_modules import modules_text
+from finetune.models.user_modules import modules_text
 from tests.conftest import TINY
 
 SETTINGS = [word for word in TINY if not word.startswith(("backbone=", "backbone.name", "logger"))]

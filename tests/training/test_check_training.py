@@ -79,6 +79,6 @@ def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
     words = [f"callbacks.stop._target_={STOP}", "callbacks.stop.monitor=val/loss", "monitor=val/map"]
     check_training(compose(["data=digits", *words]), tmp_path / "run", multi_label=True)
     check_training(
-        compose(["data=digits", "monitor=val/own"]), tmp_path / "run", multi_label=False, own_metrics=["own"]
+        compose(["data=digits", "monitor=val/own"]), tmp_path / "run", multi_label=False, user_metrics=["own"]
     )
     assert list(tmp_path.iterdir()) == []

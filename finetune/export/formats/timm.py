@@ -55,7 +55,7 @@ def export_timm(classifier: "Classifier", folder: Path) -> None:
         state_with_linear_head,
         timm_preparation,
     )
-    from finetune.models.own_modules import OWN
+    from finetune.models.user_modules import OWN
 
     net = classifier.backbone
     plain = plain_resnet(classifier)

@@ -10,7 +10,7 @@ import importlib
 from types import ModuleType
 
 from finetune.errors import UserError, did_you_mean
-from finetune.models.own_modules import OWN
+from finetune.models.user_modules import OWN
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")

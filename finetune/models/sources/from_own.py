@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
-from finetune.models.own_modules import OWN, class_name, forward_zeros
 from finetune.models.stages import StageMap, groups_by_prefix
+from finetune.models.user_modules import OWN, class_name, forward_zeros
 
 # B = batch, S = input channels, H/W = image height/width, D = features, h/w = height/width of a feature map
 

@@ -74,7 +74,7 @@ def check_head(head: nn.Module, *, num_features: int, num_classes: int) -> None:
         raise UserError(f"{rule} gave {tuple(output.shape)}. {advice}.")
 
 
-def own_head_settings(
+def user_head_settings(
     head: nn.Module, *, num_features: int, num_classes: int, target: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return plain JSON values that describe a user-supplied head: its class, its widths, and the node that built it."""
@@ -82,7 +82,7 @@ def own_head_settings(
     return settings if target is None else {**settings, "target": dict(target)}
 
 
-def own_classes(model: Mapping[str, Any]) -> dict[str, str]:
+def user_classes(model: Mapping[str, Any]) -> dict[str, str]:
     """Return the user-supplied classes that a model needs, by part: ``head`` and ``backbone``.
 
     Args:
@@ -96,10 +96,10 @@ def own_classes(model: Mapping[str, Any]) -> dict[str, str]:
     return needed
 
 
-def own_targets(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def user_targets(model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the nodes that built the user-supplied modules, by part; a module that was given as an object has none."""
     targets = {"head": model["head"].get("target"), "backbone": model["backbone"]["kwargs"].get("target")}
-    return {part: dict(target) for part in own_classes(model) if (target := targets[part]) is not None}
+    return {part: dict(target) for part in user_classes(model) if (target := targets[part]) is not None}
 
 
 def modules_text(model: Mapping[str, Any], parts: Collection[str] | None = None) -> str:
@@ -112,8 +112,8 @@ def modules_text(model: Mapping[str, Any], parts: Collection[str] | None = None)
     >>> modules_text({"head": {"name": "own", "class": "mine.Head"}, "backbone": {"source": "timm", "kwargs": {}}})
     'modules={"head": Head(...)}'
     """
-    needed = own_classes(model)
-    chosen = set(needed) - set(own_targets(model)) if parts is None else set(parts)
+    needed = user_classes(model)
+    chosen = set(needed) - set(user_targets(model)) if parts is None else set(parts)
     given = ", ".join(
         f'"{part}": {printable(name).rpartition(".")[2]}(...)' for part, name in needed.items() if part in chosen
     )

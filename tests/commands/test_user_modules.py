@@ -13,13 +13,13 @@ import torch
 
 import finetune
 from finetune.build import assemble
-from finetune.build.user_objects import own_loss
+from finetune.build.user_objects import user_loss
 from finetune.cli import main
 from finetune.config import compose
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.runners.resume import resume
-from finetune.training.losses import OwnLoss
+from finetune.training.losses import UserLoss
 from tests.models.own_parts import Head, Net
 from tests.runs import outcome, train_tiny
 
@@ -278,13 +278,13 @@ def test_a_loss_of_one_number_pulls_as_its_mean_over_the_batch_and_one_of_each_i
     targets = torch.tensor([0, 2, 1, 1])
     for reduction in ("mean", "none"):
         logits = torch.randn(4, 3, requires_grad=True, generator=torch.Generator().manual_seed(0))
-        losses = OwnLoss(torch.nn.CrossEntropyLoss(reduction=reduction))(logits, targets)
+        losses = UserLoss(torch.nn.CrossEntropyLoss(reduction=reduction))(logits, targets)
         assert losses.shape == (4,)
         (found,) = torch.autograd.grad(losses.mean(), logits)
         (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), logits)
         assert torch.allclose(found, expected)
     with pytest.raises(UserError, match=r"For 4 images it gave \(4, 3\)\. Reduce the others"):
-        OwnLoss(torch.nn.MSELoss(reduction="none"))(logits, torch.zeros(4, 3))
+        UserLoss(torch.nn.MSELoss(reduction="none"))(logits, torch.zeros(4, 3))
 
 
 def test_a_loss_is_tried_before_anything_is_trained() -> None:
@@ -292,8 +292,8 @@ def test_a_loss_is_tried_before_anything_is_trained() -> None:
     with pytest.raises(
         UserError, match=r"loss\._target_='torch\.nn\.MSELoss': must take logits \(B, 3\) and targets \(2,\)"
     ):
-        own_loss(config, num_classes=3, multi_label=False, trusted=True)
-    assert own_loss(config, num_classes=3, multi_label=True, trusted=True)(
+        user_loss(config, num_classes=3, multi_label=False, trusted=True)
+    assert user_loss(config, num_classes=3, multi_label=True, trusted=True)(
         torch.ones(2, 3), torch.zeros(2, 3)
     ).shape == (2,)
 
