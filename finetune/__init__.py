@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier, build_classifier
     from finetune.table import Table
     from finetune.training.fine_tuner import FineTuner
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
 # modules that take seconds to import are imported on first use
 _LATER = {
@@ -42,7 +42,7 @@ _LATER = {
     "Classifier": "finetune.models.classifier",
     "build_classifier": "finetune.api.networks",
     "FineTuner": "finetune.training.fine_tuner",
-    "RunResult": "finetune.training.results",
+    "RunResult": "finetune.training.run_result",
     "Table": "finetune.table",
     "TrainedModel": "finetune.inference.trained_model",
     "predict": "finetune.api.models",

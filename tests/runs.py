@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from finetune.config import compose
 from finetune.runners.train import train
-from finetune.training.results import RunResult
+from finetune.training.run_result import RunResult
 
 # fields of other runs: cells stand in place of a matrix of over a thousand classes; images here have 8 bits, weights no origin
 _RARE = ("*", "confusion_cells", "_range", "licence", "revision")

@@ -10,7 +10,7 @@ from finetune.api.settings import FitArguments
 from finetune.cli import main, split_command
 from finetune.commands.hydra_job import ComposingArguments
 from finetune.config import check_overrides, compose
-from finetune.config.reach import notes
+from finetune.config.ineffective_settings import notes
 from finetune.config.schema import Config
 from finetune.errors import UserError
 

@@ -51,7 +51,7 @@ TABLES = (
 )
 ALLOWED |= {(f"config/{name}", table) for name in ("checks", "keys", "overrides", "reach") for table in TABLES}
 # a note on a setting of heads that was typed, just before the run loads torch
-ALLOWED |= {("config/reach", "finetune.models.heads")}
+ALLOWED |= {("config/ineffective_settings", "finetune.models.heads")}
 
 # library -> where it may be imported, as prefixes of module paths
 KNOWN_BY = {

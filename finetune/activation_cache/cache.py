@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.activation_cache.device_rows import DeviceRows, room_on
 from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import CachePolicy
-from finetune.activation_cache.store import Entry, Layout, opened, why_unusable
+from finetune.activation_cache.store import Entry, Layout, open_entry, why_unusable
 from finetune.data.image_source import Source
 from finetune.data.loading import ImageViews, ViewRequest
 from finetune.data.sampling import Rows, ViewChunk
@@ -107,7 +107,7 @@ class ActivationStore:
             "rows": len(rows),
         }
         whole = {**self._key, "split": request.split, "view": parts}
-        entry = opened(whole, layout=layout, about=about, limit_bytes=self._limit)
+        entry = open_entry(whole, layout=layout, about=about, limit_bytes=self._limit)
         if entry is None:
             raise FileError(
                 f"cache: {why_unusable() or f'there is no longer room for {layout.bytes / 1e6:.0f} MB of activations'}. This run "

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import torch
 
 from finetune.activation_cache.cache import depends_on
-from finetune.activation_cache.store import Entry, existing
+from finetune.activation_cache.store import Entry, find_entry
 from finetune.data.image_source import Source
 from finetune.data.index import SPLITS
 from finetune.input_spec import InputSpec
@@ -41,7 +41,7 @@ class CachedFeatures:
         for split in SPLITS:
             rows = index.rows(split)
             self._places[rows] = np.arange(len(rows))
-            entry = existing({**parts, "split": split, "view": {"augment": "none"}})
+            entry = find_entry({**parts, "split": split, "view": {"augment": "none"}})
             if entry is not None and entry.layout.rows == len(rows):
                 self._entries[split] = entry
 

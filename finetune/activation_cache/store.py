@@ -337,7 +337,7 @@ class Listed:
     complete: bool
 
 
-def listed(base: Path | None = None) -> list[Listed]:
+def list_entries(base: Path | None = None) -> list[Listed]:
     """Return all entries, least recently used first."""
     base = base if base is not None else features_folder()
     if base is None or not base.is_dir():
@@ -387,7 +387,7 @@ def make_room(wanted_bytes: int, *, limit_bytes: int, keep: Sequence[str] = (), 
     Returns:
         Folders of the deleted entries.
     """
-    entries = listed(base)
+    entries = list_entries(base)
     total = sum(entry.bytes for entry in entries)
     deleted = []
     for entry in entries:
@@ -408,7 +408,7 @@ def free_bytes(base: Path | None = None) -> int:
     return shutil.disk_usage(at).free
 
 
-def opened(parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int) -> Entry | None:
+def open_entry(parts: Mapping[str, Any], *, layout: Layout, about: Mapping[str, Any], limit_bytes: int) -> Entry | None:
     """Open the entry for these parts, creating it if needed; return None if the user has disabled the cache.
 
     Raises:
@@ -435,7 +435,7 @@ def unusable(error: Exception, path: Path) -> Exception:
     return file_error(error, path, "the cache could not be written", after=instead) or error
 
 
-def existing(parts: Mapping[str, Any]) -> Entry | None:
+def find_entry(parts: Mapping[str, Any]) -> Entry | None:
     """Open the complete entry for these parts, or return None if there is none."""
     base = features_folder()
     folder = None if base is None else base / entry_key(parts)

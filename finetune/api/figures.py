@@ -146,7 +146,7 @@ def _metrics_of(result: Any) -> tuple[Any, Sequence[str]]:
     """Return the test metrics of a result, and the class names where it knows them."""
     from finetune.inference.evaluate import Evaluation
     from finetune.report.run_files import read_run
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
     if isinstance(result, Evaluation):
         return result.metrics, ()

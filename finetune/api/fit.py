@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from finetune.api.model_argument import Run
     from finetune.models.backbone import Backbone
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
 
 @public

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from finetune.inference.trained_model import TrainedModel
     from finetune.models.classifier import Classifier
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
     Run = str | Path | RunResult | TrainedModel
 
@@ -120,7 +120,7 @@ def model_argument(
 
     from finetune.inference.trained_model import TrainedModel
     from finetune.models.classifier import Classifier
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
     if isinstance(value, RunResult):
         return ModelArgument(folder=str(value.run_dir), modules=kept, trust=trust)

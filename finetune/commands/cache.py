@@ -28,13 +28,13 @@ def run(argv: Sequence[str]) -> int:
         hint = did_you_mean(words[0], ("list", "clear")) if words else ""
         parser.error(f"takes list or clear. Given: {' '.join(words) or 'nothing'}.{hint}")
 
-    from finetune.activation_cache.store import delete, features_folder, listed
+    from finetune.activation_cache.store import delete, features_folder, list_entries
 
     folder = features_folder()
     if folder is None:
         print("FINETUNE_CACHE=off: there is no cache")
         return 0
-    entries = listed()
+    entries = list_entries()
     if words == ["list"]:
         for entry in entries:
             # an entry may come from another program or user

@@ -14,8 +14,8 @@ from typing import Any
 from finetune.atomic_files import write_json
 from finetune.checksums import verify
 from finetune.config import to_config
+from finetune.config.ineffective_settings import notes
 from finetune.config.overrides import values_of
-from finetune.config.reach import notes
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
 from finetune.errors import RunError, UserError, first_line

@@ -44,7 +44,7 @@ def task(config: Config) -> int:
     began = time.monotonic()
     plan, precision = plan_run(config, parts)
     calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
-    images = ", ".join(f"{n} {split}" for split, n in index.images().items())
+    images = ", ".join(f"{n} {split}" for split, n in index.split_sizes().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
     spec = parts.classifier.input_spec
     if config.backbone.weights != "none":

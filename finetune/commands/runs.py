@@ -127,7 +127,7 @@ def run(argv: Sequence[str]) -> int:
             runs.append(summary_of(path))
         except UserError as error:
             problems.append(str(error))
-    print("\n".join(listed(runs)))
+    print("\n".join(run_table(runs)))
     if problems:
         raise UserError("\n".join([f"{len(problems)} of {len(found)} runs cannot be read.", *problems]))
     return 0
@@ -188,7 +188,7 @@ def _numbers(rows: Sequence[Mapping[str, str]], column: str) -> list[float]:
     return numbers
 
 
-def listed(runs: Sequence[RunSummary]) -> list[str]:
+def run_table(runs: Sequence[RunSummary]) -> list[str]:
     """Return a table with a row for each run, the newest last."""
     if not runs:
         return ["no runs"]

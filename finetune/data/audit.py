@@ -129,7 +129,7 @@ def audit(source: Source, *, left_out: Sequence[str] = (), look_alikes: bool = T
     return Audit(
         images=len(index),
         classes=index.classes,
-        split_images=index.images(),
+        split_images=index.split_sizes(),
         counts=index.counts(),
         sizes={name: _range(side) for name, side in sides.items()},
         modes={f"{KINDS[kind]} {MODES[mode]}".strip(): count for (kind, mode), count in modes.most_common()},

@@ -131,7 +131,7 @@ class Index:
             problems=self.problems,
         )
 
-    def images(self) -> dict[str, int]:
+    def split_sizes(self) -> dict[str, int]:
         """Count the samples per split; in multi-label data this is not the sum of :meth:`counts`."""
         return {split: len(self.rows(split)) for split in SPLITS}
 

@@ -69,7 +69,7 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
         splits=splits,
         content=content,
     )
-    for name, count in index.images().items():
+    for name, count in index.split_sizes().items():
         if not count:
             raise UserError(f"EMBEDDINGS: classify needs images to train, validate and test. {name} has none.")
     absent = [name for name, count in zip(index.classes, index.counts()["train"], strict=True) if not count]

@@ -126,5 +126,7 @@ def evaluate_split(classifier: Classifier, source: Source, split: str) -> Evalua
     """
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
-        raise UserError(f"split={split!r}: has no images. Counts: {source.index.images()}. Choose another, or all.")
+        raise UserError(
+            f"split={split!r}: has no images. Counts: {source.index.split_sizes()}. Choose another, or all."
+        )
     return evaluate(classifier, source, rows)

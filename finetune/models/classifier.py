@@ -22,6 +22,7 @@ from finetune.models.raw_images import at_input_size, check_layout, check_range
 from finetune.models.residual import Bias, Scale
 from finetune.models.stages import is_norm
 from finetune.models.user_modules import OWN, check_head, class_name, user_classes, user_head_settings
+from finetune.phases import HEAD
 from finetune.plain import Json
 
 # B = batch, C = channels of the images, S = input channels of the stem, H/W = image height/width
@@ -29,7 +30,6 @@ from finetune.plain import Json
 
 log = logging.getLogger(__name__)
 
-HEAD = "head"
 KINDS = ("norms", "bias", "gates", "head")
 _NET_PREFIX = "backbone.net."
 _HEAD_PREFIX = "head."

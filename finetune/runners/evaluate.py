@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _default_split(source: "Source", *, other_data: bool) -> str:
     """Return ``test``, or ``all`` for other data that lies in a single split."""
-    filled = [split for split, images in source.index.images().items() if images]
+    filled = [split for split, images in source.index.split_sizes().items() if images]
     return "all" if other_data and len(filled) == 1 else "test"
 
 
@@ -78,7 +78,7 @@ def evaluate_run(
     split = split or _default_split(source, other_data=other_data)
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):
-        raise UserError(f"--split {split}: has no images. Counts: {source.index.images()}. Choose another split.")
+        raise UserError(f"--split {split}: has no images. Counts: {source.index.split_sizes()}. Choose another split.")
     place = None if config.data.source == "python" else source_kind(config.data.source).place
     name = "data" if place is None else f"data.{place}={getattr(config.data, place)!r}"
     with evaluating(classifier):

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from finetune.plain import Json
     from finetune.run_folder import RunFolder
     from finetune.training.logger_stores import StoredFiles
-    from finetune.training.results import RunResult
     from finetune.training.run_context import Factories, RunContext, RunSettings
     from finetune.training.run_loggers import RunLoggers
+    from finetune.training.run_result import RunResult
 
 
 def execute(

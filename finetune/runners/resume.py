@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from finetune.build import RunParts
     from finetune.plain import Json
     from finetune.run_folder import RunRecord
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
 # setting that may change when a run is resumed -> effect of the change on the result
 FREE = {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finetune.activation_cache.policy import CachePolicy
     from finetune.phases import ResolvedPhase
     from finetune.training.precision import Precision
-    from finetune.training.results import RunResult
+    from finetune.training.run_result import RunResult
 
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from torch.nn.utils import parametrize
 
 from finetune.data.sampling import key
 from finetune.errors import UserError
-from finetune.models.classifier import HEAD, Classifier
-from finetune.phases import ResolvedPhase
+from finetune.models.classifier import Classifier
+from finetune.phases import HEAD, ResolvedPhase
 
 LORA = "lora"
 # between the name of a layer and that of what parametrizes it

@@ -19,8 +19,8 @@ from finetune.training.evaluation import evaluate
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
 from finetune.training.rank_monitor import RankMonitor
-from finetune.training.results import RunResult, run_results
 from finetune.training.run_context import RunContext, RunSession, run_session
+from finetune.training.run_result import RunResult, run_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Run:
     """
 
     context: RunContext
-    card: Callable[[Classifier, Results], str] = lambda classifier, results: ""
+    card: Callable[[Classifier, Results], str]
     free_memory: Callable[[], object] = gc.collect
 
     def execute(self) -> RunResult:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import last_frozen_stage, pool_size
-from finetune.activation_cache.store import features_folder, listed
+from finetune.activation_cache.store import features_folder, list_entries
 from finetune.build import assemble
 from finetune.config import compose
 from finetune.errors import UserError
@@ -280,13 +280,13 @@ def test_too_little_room_means_training_without_a_cache_and_is_said(words: Words
 def test_the_limit_deletes_what_was_used_longest_ago(words: Words, tmp_path: Path) -> None:
     given = words("schedule=frozen", "schedule.epochs=4", "schedule.cache=2")
     train_tiny(given, tmp_path / "first")
-    before = {entry.folder.name for entry in listed()}
-    size = sum(entry.bytes for entry in listed())
+    before = {entry.folder.name for entry in list_entries()}
+    size = sum(entry.bytes for entry in list_entries())
     train_tiny([*given, "input.size=40", f"cache.max_gb={1.5 * size / 1e9}"], tmp_path / "second")
-    after = {entry.folder.name for entry in listed()}
+    after = {entry.folder.name for entry in list_entries()}
     assert len(before) == 3
     assert len(after - before) == 3
-    assert sum(entry.bytes for entry in listed()) <= 1.5 * size
+    assert sum(entry.bytes for entry in list_entries()) <= 1.5 * size
 
 
 def test_mixing_pixels_and_unfrozen_stems_train_without_a_cache(words: Words, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ class Loaders(pl.LightningDataModule):
 def test_a_data_module_gives_its_data_sets_and_missing_splits_are_made() -> None:
     config, objects = arguments(Loaders(), overrides=[*SETTINGS, "data.test_fraction=0.25"])
     index = objects.source.index
-    assert index.images() == {"train": 6, "val": 2, "test": 2}
+    assert index.split_sizes() == {"train": 6, "val": 2, "test": 2}
     assert (config.input.channels, config.data.source, index.classes) == (1, "python", ("0", "1"))
     assert objects.source.read(int(index.rows("val")[0])).unique().tolist() == [7]
 

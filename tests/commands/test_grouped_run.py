@@ -64,7 +64,7 @@ def test_data_without_a_training_part_is_embedded_with_a_warning(
     root = write_folder(tmp_path / "data", {"test/a": 3, "test/b": 3})
     words = ["backbone=resnet18", "data=folder", f"data.root={root}"]
     source, _ = data_set(compose(words), split_words(words), SimpleNamespace(spec=InputSpec()))  # type: ignore[arg-type]
-    assert source.index.images() == {"train": 0, "val": 0, "test": 6}
+    assert source.index.split_sizes() == {"train": 0, "val": 0, "test": 6}
     assert (
         "warning: every class needs a training image. Only in val or test: a, b. Embedding it anyway"
         in capsys.readouterr().out

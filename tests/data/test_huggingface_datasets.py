@@ -91,7 +91,7 @@ def test_the_rows_of_a_hidden_test_split_are_left_out_with_a_warning(tmp_path, h
     assert [problem.kind for problem in index.problems] == ["hidden labels"]
     assert index.classes == ("zebra", "ant")
     assert len(index) == 12
-    assert index.images()["test"] > 0
+    assert index.split_sizes()["test"] > 0
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_a_label_that_is_none_is_an_error_with_its_row(tmp_path, labels, feature
 def test_a_data_set_without_a_training_part_is_all_tested(tmp_path):
     datasets.DatasetDict({"validation": table(6, 1)}).save_to_disk(str(tmp_path / "one"))
     table(5, 2).save_to_disk(str(tmp_path / "two"))
-    assert huggingface_source(path=str(tmp_path / "one"), use="test").index.images() == {
+    assert huggingface_source(path=str(tmp_path / "one"), use="test").index.split_sizes() == {
         "train": 0,
         "val": 6,
         "test": 0,
     }
-    assert huggingface_source(path=str(tmp_path / "two"), use="test").index.images() == {
+    assert huggingface_source(path=str(tmp_path / "two"), use="test").index.split_sizes() == {
         "train": 0,
         "val": 0,
         "test": 5,

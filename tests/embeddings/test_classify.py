@@ -31,7 +31,7 @@ def test_missing_splits_are_made_and_images_without_labels_left_out(few_digits: 
     assert rows.tolist() == list(range(5, 400))
     assert notes[0] == "5 images without a label are left out."
     assert notes[1].startswith("val and test: split off the training images")
-    counts = index.images()
+    counts = index.split_sizes()
     assert counts["val"] + counts["test"] == pytest.approx(0.3 * 395, abs=12)
     given = replace(few_digits, splits=np.array([0, 0, 1, 2] * 100, np.int8))
     index, _, notes = split_index(given)

@@ -3,8 +3,8 @@
 import importlib.util
 
 from finetune.errors import UserError
-from finetune.export.formats.backbone import BACKBONE
-from finetune.export.formats.head import HEAD
+from finetune.export.formats.backbone import BACKBONE_ALONE
+from finetune.export.formats.head import HEAD_ALONE
 from finetune.export.formats.kind import ExportFormat, ExportRequest
 from finetune.export.formats.onnx import ONNX
 from finetune.export.formats.timm import TIMM
@@ -20,8 +20,8 @@ FORMATS: dict[str, ExportFormat] = {
     "torchvision": TORCHVISION,
     "transformers": TRANSFORMERS,
     "web": WEB,
-    "head": HEAD,
-    "backbone": BACKBONE,
+    "head": HEAD_ALONE,
+    "backbone": BACKBONE_ALONE,
 }
 
 

@@ -37,7 +37,7 @@ def _write(job: ExportJob, path: Path) -> None:
     export_backbone(job.classifier, path)
 
 
-BACKBONE = ExportFormat(
+BACKBONE_ALONE = ExportFormat(
     name="backbone",
     about="safetensors in the layout of the library that the network comes from: backbone.weights=FILE",
     filename="backbone.safetensors",

@@ -32,7 +32,7 @@ def _write(job: ExportJob, path: Path) -> None:
     export_head(job.classifier, path)
 
 
-HEAD = ExportFormat(
+HEAD_ALONE = ExportFormat(
     name="head",
     about="safetensors with its settings and classes, tied to the backbone it was trained on: head.weights=FILE",
     filename="head.safetensors",
