@@ -49,7 +49,9 @@ TABLES = (
     "finetune.training.loss_kinds",
     "finetune.training.lr_schedules",
 )
-ALLOWED |= {(f"config/{name}", table) for name in ("checks", "keys", "overrides", "reach") for table in TABLES}
+ALLOWED |= {
+    (f"config/{name}", table) for name in ("checks", "ineffective_settings", "keys", "overrides") for table in TABLES
+}
 # a note on a setting of heads that was typed, just before the run loads torch
 ALLOWED |= {("config/ineffective_settings", "finetune.models.heads")}
 
