@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune.atomic_files import write_json, write_text
 from finetune.errors import RunError, UserError
 from finetune.export.formats import check_request
-from finetune.export.formats.kind import ExportJob, ExportRequest
+from finetune.export.formats.kind import ExportFormat, ExportJob, ExportRequest
 from finetune.export.parity import ask_clients, compare, make_reference
 from finetune.export.parity_report import ParityReport
 from finetune.export.parts import check_part
@@ -32,76 +32,87 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
         UserError: The format cannot hold the model, or something other than an export exists at the target.
         RunError: The export's predictions differ from the model's. The export is deleted; its report is kept.
     """
-    request, export_format = job.request, job.request.format
-    check_request(request)
-    report_path = check_target(request, target)
+    check_request(job.request)
+    check_target(job.request, target)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
     staged = work / target.name
     try:
-        (staged if export_format.is_folder else work).mkdir(parents=True)
-        export_format.write(job, staged)
-        if export_format.has_readme:
-            write_text(
-                staged / "README.md",
-                how_to_load(
-                    export_format.name,
-                    job.classifier.input_spec,
-                    path=".",
-                    reading=None if job.images.decode is None else job.images.decode.to_plain(),
-                ),
-            )
-        report = (
-            check_part(job.classifier, export_format, staged, job.images)
-            if export_format.part is not None
-            else _check_whole(job, staged)
-        )
+        _write(job, staged)
+        report = _check(job, staged)
         if not report.passed:
-            failed = target.with_name(f"{target.name}.failed.parity.json")
-            write_json(failed, to_plain(report))
-            problem = (
-                "the part computes something different from the trained model"
-                if export_format.part is not None
-                else "the export's predictions differ from the trained model's"
-            )
-            earlier = "; the earlier export is unchanged" if target.exists() else ""
-            raise RunError(
-                f"--format {export_format.name}: {problem}, so it was deleted{earlier}. {'. '.join(report.problems)}. "
-                f"Details: {failed}"
-            )
-        if export_format.is_folder:
+            raise _refused(job.request.format, target, report)
+        if job.request.format.is_folder:
             write_json(staged / PARITY, to_plain(report))
         _move_into_place(staged, target)
-        if not export_format.is_folder:
-            write_json(report_path, to_plain(report))
+        if not job.request.format.is_folder:
+            write_json(report_path(job.request, target), to_plain(report))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def check_target(request: ExportRequest, target: Path) -> Path:
-    """Return the path for the report of an export to ``target``, after checking that the export would overwrite nothing else.
+def report_path(request: ExportRequest, target: Path) -> Path:
+    """Return the path of the parity report of an export to ``target``."""
+    return target / PARITY if request.format.is_folder else target.with_name(f"{target.name}.parity.json")
+
+
+def check_target(request: ExportRequest, target: Path) -> None:
+    """Check that an export to ``target`` would overwrite nothing but an earlier export.
 
     Raises:
         UserError: The target is a folder or a file that is not one of our exports, a folder where a file must go, or a part
             without its suffix.
     """
+    report = report_path(request, target)
     if request.format.is_folder:
-        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / PARITY).is_file())):
+        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not report.is_file())):
             raise UserError(f"--output {target}: must be new, empty or an earlier export. It holds other files.")
-        return target / PARITY
+        return
     if request.format.part is not None and target.suffix != (suffix := Path(request.filename).suffix):
         raise UserError(f"--output {target}: must end in {suffix}.")
     if target.is_dir():
         raise UserError(f"--output {target}: must be a file. It is a folder. Give {target / request.filename}.")
-    report = target.with_name(f"{target.name}.parity.json")
     if target.exists() and not report.is_file():
         raise UserError(
             f"--output {target}: must be new or an earlier export, which has {report.name} beside it. It is another file. "
             "Choose another name."
         )
-    return report
+
+
+def _write(job: ExportJob, staged: Path) -> None:
+    """Write the export, with a README.md where its format has one."""
+    export_format = job.request.format
+    (staged if export_format.is_folder else staged.parent).mkdir(parents=True)
+    export_format.write(job, staged)
+    if export_format.has_readme:
+        reading = None if job.images.decode is None else job.images.decode.to_plain()
+        readme = how_to_load(export_format.name, job.classifier.input_spec, path=".", reading=reading)
+        write_text(staged / "README.md", readme)
+
+
+def _check(job: ExportJob, staged: Path) -> ParityReport:
+    """Compare an export with the trained model, or a part of it with the same part alone."""
+    if job.request.format.part is not None:
+        return check_part(job.classifier, job.request.format, staged, job.images)
+    return _check_whole(job, staged)
+
+
+def _refused(export_format: ExportFormat, target: Path, report: ParityReport) -> RunError:
+    """Keep the report of an export that differs from the model, and return the error about it."""
+    failed = target.with_name(f"{target.name}.failed.parity.json")
+    write_json(failed, to_plain(report))
+    problem = (
+        "the part computes something different from the trained model"
+        if export_format.part is not None
+        else "the export's predictions differ from the trained model's"
+    )
+    earlier = "; the earlier export is unchanged" if target.exists() else ""
+    return RunError(
+        f"--format {export_format.name}: {problem}, so it was deleted{earlier}. {'. '.join(report.problems)}. "
+        f"Details: {failed}"
+    )
 
 
 def _check_whole(job: ExportJob, staged: Path) -> ParityReport:

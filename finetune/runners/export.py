@@ -63,7 +63,6 @@ def export_run(
     from finetune.bundle import CARD, load_bundle
     from finetune.export.export import check_target, export_checked
     from finetune.inference.decode_options import decode_options_of
-    from finetune.safe_files import inside, read_text
 
     request = ExportRequest(format=FORMATS[form], precision=precision, layout=layout)  # type: ignore[arg-type]  # validated by the caller
     check_request(request)
@@ -78,19 +77,23 @@ def export_run(
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
         chosen = replace(chosen, decode=decode_options_of(run))
-        card_file = inside(find_bundle(run), CARD, of="bundle")
-        card = read_text(card_file) if os.path.lexists(card_file) else "There is no model card."
-        report = export_checked(ExportJob(classifier=classifier, request=request, images=chosen, card=card), target)
-    lines = list(report.summary())
-    if request.format.caution:
-        lines.append(request.format.caution.replace("`", ""))
-    if request.format.hint:
-        lines.append(request.format.hint.format(target=shlex.quote(str(target))))
+        job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run))
+        report = export_checked(job, target)
     if report.speed is not None:
         from finetune.report.export_section import tell_card
 
         tell_card(find_bundle(run) / CARD, target.parent)
-    return target, lines
+    notes = [request.format.caution.replace("`", ""), request.format.hint.format(target=shlex.quote(str(target)))]
+    return target, [*report.summary(), *filter(None, notes)]
+
+
+def _model_card(run: str) -> str:
+    """Return the text of a run's model card, or a line in its place."""
+    from finetune.bundle import CARD, find_bundle
+    from finetune.safe_files import inside, read_text
+
+    card = inside(find_bundle(run), CARD, of="bundle")
+    return read_text(card) if os.path.lexists(card) else "There is no model card."
 
 
 def choose_images(

@@ -3,7 +3,8 @@
 Each module has three functions: ``architecture(name, kwargs)`` builds a :class:`~finetune.models.backbone.Backbone` with
 random weights and downloads at most a configuration; ``load_imagenet(backbone, member)`` loads the library's own
 weights into it (``member`` names one of several; None is the default); ``network_alone(name, kwargs, channels)`` builds
-the network without this package, and is None where no library can. A new source is such a module, and a name in ``SOURCES``.
+the network without this package, and is None where no library can. A new source is such a module, and a name in
+``SOURCES``; the text of ``backbone.source`` in ``config/schema.py`` names it, and a preset is a file in ``conf/backbone/``.
 """
 
 import importlib
