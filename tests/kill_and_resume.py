@@ -36,6 +36,8 @@ from tests.training.killing import Events, Strike, run_killed, run_whole, steps_
 from tests.training.ranks import TWO, forked_ranks, said
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# torchrun's agent gives the other processes so long after one has failed
+AGENT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +214,8 @@ class Campaign:
             Events(strike=strike if mine == rank else None, log=log).install()
             resume(run_dir) if begun else train_tiny(self._words[name], run_dir)
 
-        return forked_ranks(job, run_dir.with_suffix(".rank"), world=2)
+        # before they have found each other, only what started them can end the one that waits
+        return forked_ranks(job, run_dir.with_suffix(".rank"), world=2, agent_s=AGENT_S)
 
     def strikes(self, name: str, count: int) -> list[Strike]:
         """What strikes a run: half of them kills; a third of all at a moment of the clock."""

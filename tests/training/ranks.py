@@ -1,5 +1,6 @@
 """Runs with several processes for tests: forked from this one, so that torch is imported once, and never waited for in vain."""
 
+import math
 import os
 import signal
 import socket
@@ -92,6 +93,7 @@ def forked_ranks(
     world: int = 2,
     patience_s: float = PATIENCE_S,
     environment: Mapping[str, str] | None = None,
+    agent_s: float = math.inf,
 ) -> list[int]:
     """Do a job in several processes that find each other as those of a cluster do.
 
@@ -101,6 +103,8 @@ def forked_ranks(
         world: Number of processes.
         environment: Further variables.
         patience_s: After that many seconds all are killed, and the test fails.
+        agent_s: Seconds after the failure of one at which the others are killed, as torchrun's agent and ``srun`` do;
+            infinite lets them end by themselves.
 
     Returns:
         Exit status of each, negative for a signal.
@@ -130,7 +134,7 @@ def forked_ranks(
             traceback.print_exc()
         finally:
             os._exit(status)
-    return awaited(children, patience_s=patience_s)
+    return awaited(children, patience_s=patience_s, agent_s=agent_s)
 
 
 def cluster(port: int, world: int) -> dict[str, str]:
@@ -138,16 +142,22 @@ def cluster(port: int, world: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(world)}
 
 
-def awaited(children: Sequence[int], *, patience_s: float = PATIENCE_S) -> list[int]:
-    """Exit statuses of child processes; all are killed once patience runs out."""
+def awaited(children: Sequence[int], *, patience_s: float = PATIENCE_S, agent_s: float = math.inf) -> list[int]:
+    """Exit statuses of child processes; all are killed once patience runs out, and ``agent_s`` after one has failed."""
     statuses: dict[int, int] = {}
-    deadline = time.monotonic() + patience_s
+    deadline, agent_deadline = time.monotonic() + patience_s, math.inf
     while len(statuses) < len(children):
         for child in children:
             if child not in statuses:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     statuses[child] = os.waitstatus_to_exitcode(status)
+                    if statuses[child]:
+                        agent_deadline = min(agent_deadline, time.monotonic() + agent_s)
+        if time.monotonic() > agent_deadline:
+            for child in set(children) - set(statuses):
+                os.kill(child, signal.SIGKILL)
+            agent_deadline = math.inf
         if time.monotonic() > deadline:
             for child in set(children) - set(statuses):
                 os.kill(child, signal.SIGKILL)
