@@ -138,24 +138,32 @@ def _resample_in_parts(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tens
     height = images_BCHW.shape[2]
     # at least two rows, because an exporter treats a size of one as a constant
     part = height // _PARTS + 2
-    done = []
+    sums = []
     for number in range(_PARTS):
         # past the end the last row is repeated
         rows = (torch.arange(part) + number * part).clamp(max=height - 1)
-        done.append(_resample(images_BCHW.index_select(2, rows), sources_NT, weights_NT))
-    return torch.cat(done, dim=2).index_select(2, torch.arange(height))
+        sums.append(_filtered(images_BCHW.index_select(2, rows), sources_NT, weights_NT))
+    return _rounded(torch.cat(sums, dim=2).narrow(2, 0, height))
 
 
 def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
     """Compute the window of the last axis, int32, by a filter of :func:`fixed_point_filter`."""
+    return _rounded(_filtered(images_BCHW, sources_NT, weights_NT))
+
+
+def _filtered(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
+    """Return the sums of the window of the last axis, each its weighted sources, int32."""
     count, taps = sources_NT.shape
     gathered = images_BCHW.index_select(3, sources_NT.reshape(-1))
     gathered_BCHNT = gathered.reshape(*images_BCHW.shape[:3], count, taps)
-    sums_BCHN = (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
-    # adding half the scale and flooring rounds halves up; in double, as exporters cannot shift negative numbers
+    return (gathered_BCHNT.to(torch.int32) * weights_NT).sum(-1, dtype=torch.int32)
+
+
+def _rounded(sums_BCHN: Tensor) -> Tensor:
+    """Return the values that sums stand for, 0 to 255, halves rounded up."""
+    # in double, because exporters cannot shift negative numbers
     scale = 2.0**_BITS
-    rounded_BCHN: Tensor = ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
-    return rounded_BCHN
+    return ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
 
 
 def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, interpolation: str) -> tuple[Tensor, Tensor]:
