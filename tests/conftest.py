@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.training.forecast import Forecast
+
 # Autograd starts its threads at the first backward pass of a process, one for each kind of device known by then (exporters
 # make more known), and refuses to work in a fork of a process that has started any. Tests that fork must not depend on order.
 torch.zeros(1, requires_grad=True).sum().backward()
@@ -68,6 +70,15 @@ def no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_trials_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forecast a second for each phase of a plan instead of timing it for seconds, as tests/training/test_forecast.py does."""
+    monkeypatch.setattr(
+        "finetune.training.forecast.forecast",
+        lambda *, phases, **_: [Forecast(cache_s=1.0, train_s=1.0) for _ in phases],
+    )
 
 
 def write_images(folder: Path, *, count: int, hue: tuple[int, int, int], seed: int, size: int = 24) -> None:

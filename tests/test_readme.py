@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.training.forecast import Forecast
 from tests.conftest import TINY_RESNET10T, make_pets
 
 README = Path(__file__).parent.parent / "README.md"
@@ -31,11 +30,6 @@ def short(words: list[str]) -> list[str]:
 def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_pets(tmp_path / "pets", count=10)
-    # a forecast takes some seconds of trials
-    monkeypatch.setattr(
-        "finetune.training.forecast.forecast",
-        lambda *, phases, **_: [Forecast(cache_s=1.0, train_s=1.0) for _ in phases],
-    )
     lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     lines = [line for line in lines if line]
     assert len(lines) > 10

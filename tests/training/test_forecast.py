@@ -19,6 +19,11 @@ from tests.conftest import make_pets
 Words = Callable[..., list[str]]
 
 
+@pytest.fixture(autouse=True)
+def no_trials_of_time() -> None:
+    """Here they are what is tested: the fixture of all other tests is left out."""
+
+
 def forecasts(words: list[str], *, cost_s: float = 1.0) -> list[Forecast]:
     """Forecasts on a machine on which every timed call takes so long."""
 
