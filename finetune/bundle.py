@@ -184,11 +184,11 @@ def description_problems(model: Mapping[str, Any]) -> list[str]:
     >>> description_problems({})[0]
     'model: needs the keys adapt, backbone, classes, head, input_spec'
     """
-    wanted: dict[str, type] = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
-    if set(model) - {"multi_label"} != set(wanted):  # bundles written before multi-label data lack that key
-        return [f"model: needs the keys {', '.join(sorted(wanted))}"]
-    wanted["multi_label"] = bool
-    problems = [f"model.{key}: has the wrong type" for key in model if not isinstance(model[key], wanted[key])]
+    required: dict[str, type] = {"adapt": str, "backbone": dict, "classes": list, "head": dict, "input_spec": dict}
+    if set(model) - {"multi_label"} != set(required):  # bundles written before multi-label data lack that key
+        return [f"model: needs the keys {', '.join(sorted(required))}"]
+    required["multi_label"] = bool
+    problems = [f"model.{key}: has the wrong type" for key in model if not isinstance(model[key], required[key])]
     if problems:
         return problems
     classes, backbone, head = model["classes"], model["backbone"], model["head"]

@@ -229,5 +229,5 @@ def search(
             raise UserError(
                 f"{name}: must be embeddings. It is {type_in_words(value)}. Compute them: finetune.embed(model, images)."
             )
-    wanted = queries.features if isinstance(queries, Embeddings) else queries
-    return nearest(embeddings.features, wanted, k, metric=metric)
+    features = queries.features if isinstance(queries, Embeddings) else queries
+    return nearest(embeddings.features, features, k, metric=metric)

@@ -265,8 +265,8 @@ def smaller_is_better(monitor: str, metrics: Mapping[str, Any]) -> bool:
     from finetune.config.trust import objects_named
     from finetune.monitors import minimizes
 
-    says = None
+    higher_is_better = None
     with suppress(Exception):  # a class that cannot be imported ends each job with its own message
         node = {"_target_": str(metrics[monitor.removeprefix("val/")]["_target_"])}
-        says = getattr(objects_named(node, trusted=True)[0], "higher_is_better", None)
-    return minimizes(monitor, higher_is_better=says)
+        higher_is_better = getattr(objects_named(node, trusted=True)[0], "higher_is_better", None)
+    return minimizes(monitor, higher_is_better=higher_is_better)

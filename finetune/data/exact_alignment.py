@@ -94,15 +94,15 @@ def _aligned(one_AA: Tensor, other_AA: Tensor, map_23: Tensor) -> Tensor:
     for step in range(_STEPS + 1):
         seen, inside = _mapped(one_AA, map_23)
         detail = _detail(seen)
-        covered, wanted = detail[inside], target[inside]
-        correlation = float((covered * wanted).sum() / (covered.norm() * wanted.norm() + 1e-6))
+        covered, expected = detail[inside], target[inside]
+        correlation = float((covered * expected).sum() / (covered.norm() * expected.norm() + 1e-6))
         if correlation > highest:
             best, highest = map_23, correlation
         if step == _STEPS:
             break
         down, right = (part * side / 2 for part in torch.gradient(detail))
         slopes = torch.stack([right * x, right * y, down * x, down * y, right, down], dim=2)[inside]
-        difference = covered - wanted
+        difference = covered - expected
         # what differs, such as a logo, pulls less (Cauchy's weights)
         weighted = slopes / (1 + difference**2)[:, None]
         normal = weighted.T @ slopes

@@ -123,17 +123,17 @@ class _ManifestReader:
         label_column, label_separator = columns.label_column, columns.label_separator
         # the labels of a table that a run wrote are taken verbatim
         numbered = _CLASS_INDEX in table.columns and label_column == "label" and not self.label_columns
-        self.wanted = {"path": table.position(self.path_column, setting="path_column")}
+        self.positions = {"path": table.position(self.path_column, setting="path_column")}
         for name in self.label_columns:
-            self.wanted[f"label {name}"] = table.position(name, setting="label_columns")
+            self.positions[f"label {name}"] = table.position(name, setting="label_columns")
         if not self.label_columns:
-            self.wanted["label"] = table.position(label_column, setting="label_column")
+            self.positions["label"] = table.position(label_column, setting="label_column")
         if self.split_column in table.columns or self.split_column != "split":
-            self.wanted["split"] = table.position(self.split_column, setting="split_column")
+            self.positions["split"] = table.position(self.split_column, setting="split_column")
         if self.group_column:
-            self.wanted["group"] = table.position(self.group_column, setting="group_column")
+            self.positions["group"] = table.position(self.group_column, setting="group_column")
         if numbered:
-            self.wanted["number"] = table.position(_CLASS_INDEX, setting="label_column")
+            self.positions["number"] = table.position(_CLASS_INDEX, setting="label_column")
         self.several = label_separator is not None
         self.labels = LabelColumn(
             column=label_column, where=where, separator=label_separator, verbatim=numbered and label_separator is None
@@ -152,11 +152,11 @@ class _ManifestReader:
         Raises:
             UserError: A cell is wrong.
         """
-        keys = list(self.wanted)
+        keys = list(self.positions)
         place = {key: number for number, key in enumerate(keys)}
         label, split, group, number = (place.get(key, -1) for key in ("label", "split", "group", "number"))
         flagged = [place[f"label {name}"] for name in self.label_columns]
-        for row, cells in enumerate(self.table.read([self.wanted[key] for key in keys]), start=1):
+        for row, cells in enumerate(self.table.read([self.positions[key] for key in keys]), start=1):
             path = self._path(cells[0], row)
             self.paths.append(path)
             self.hashes.append(
@@ -235,7 +235,7 @@ class _ManifestReader:
         return cell if path != cell and os.path.lexists(os.path.join(self.home, cell)) else path
 
     def _splits(self, rows: int) -> npt.NDArray[np.int8]:
-        if "split" not in self.wanted:
+        if "split" not in self.positions:
             return np.full(rows, UNASSIGNED, np.int8)
         named = [cell for cell in self.splits if cell.casefold() not in _UNASSIGNED_WORDS and cell not in MISSING]
         known = split_names(named)

@@ -70,13 +70,13 @@ def resize_window(
     return chosen
 
 
-def _cut(images_BCHW: Tensor, axis: int, sources_NT: Tensor, wanted: Side) -> tuple[Tensor, Tensor]:
+def _cut(images_BCHW: Tensor, axis: int, sources_NT: Tensor, resized: Side) -> tuple[Tensor, Tensor]:
     """Cut out the part of an axis that a window needs; return it and the window's sources as positions in it."""
     given, (count, taps) = images_BCHW.shape[axis], sources_NT.shape
-    if isinstance(wanted, int) and wanted == count:
+    if isinstance(resized, int) and resized == count:
         return images_BCHW, sources_NT
     # upper bound of the pixels from the first source to the last; a length derived from sizes alone can be exported
-    span = torch.sym_min(given, (count - 1) * given // wanted + 2 + taps)
+    span = torch.sym_min(given, (count - 1) * given // resized + 2 + taps)
     begin = torch.minimum(sources_NT[0, 0], torch.scalar_tensor(given - span, dtype=torch.int64))
     return images_BCHW.index_select(axis, torch.arange(span) + begin), sources_NT - begin
 
@@ -91,27 +91,27 @@ def _height_then_width(images: Tensor, rows: Tensor, row_weights: Tensor, column
     return _resample(high_BCNW, columns, weights).contiguous()
 
 
-def columns_first(given: Sequence[Side], wanted: Sequence[Side]) -> Side:
+def columns_first(given: Sequence[Side], resized: Sequence[Side]) -> Side:
     """Return 1 if Pillow 13 resizes height first (it loses more than twice as many pixels as the width), else 0.
 
     Earlier versions always begin with the width; some pixels of tall images then differ by one.
     """
-    lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
+    lost_height, lost_width = given[0] - resized[0], given[1] - resized[1]
     return torch.sym_max(0, torch.sym_min(1, torch.sym_min(lost_height, lost_height - 2 * lost_width)))
 
 
-def nearest(given: Side, wanted: Side, first: Side, count: int) -> Tensor:
-    """Return the source positions of pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels, int64.
+def nearest(given: Side, resized: Side, first: Side, count: int) -> Tensor:
+    """Return the source positions of pixels ``first`` to ``first + count`` of an axis of ``resized`` pixels, int64.
 
     Pillow accumulates the step pixel by pixel in double precision, and so does this function, because the last bit can
     decide. From some pixel on it skips steps: between two powers of two the rounded sum grows by the same amount at every step.
     """
-    step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(wanted, dtype=torch.float64)
-    added = torch.sym_min(wanted, _ADDED)
+    step = torch.scalar_tensor(given, dtype=torch.float64) / torch.scalar_tensor(resized, dtype=torch.float64)
+    added = torch.sym_min(resized, _ADDED)
     sums = torch.cat([(step * 0.5).reshape(1), step.expand(added - 1)]).cumsum(0)
     pixel_N = torch.arange(count) + first
     position_N = sums.index_select(0, pixel_N.clamp(max=added - 1))
-    if not isinstance(wanted, int) or wanted > _ADDED:
+    if not isinstance(resized, int) or resized > _ADDED:
         position_N = _leaped(sums[-1], step, pixel_N - (added - 1), position_N)
     return position_N.floor().clamp(0, given - 1).long()
 
@@ -166,12 +166,14 @@ def _rounded(sums_BCHN: Tensor) -> Tensor:
     return ((sums_BCHN.double() + scale / 2) / scale).floor().clamp(0, 255).to(torch.int32)
 
 
-def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, interpolation: str) -> tuple[Tensor, Tensor]:
+def fixed_point_filter(
+    given: Side, resized: Side, first: Side, count: int, interpolation: str
+) -> tuple[Tensor, Tensor]:
     """Return for each pixel of the window its source pixels, and their weights as integers of 22 bits.
 
     Args:
         given: Length of the axis, pixels.
-        wanted: New length of the axis, pixels.
+        resized: New length of the axis, pixels.
         first: First pixel of the window on the resized axis.
         count: Length ``N`` of the window, pixels.
         interpolation: Resampling filter: ``bilinear`` or ``bicubic``.
@@ -180,10 +182,10 @@ def fixed_point_filter(given: Side, wanted: Side, first: Side, count: int, inter
         Positions, int64 (N, T), and weights, int32 (N, T), zero where a tap is outside the filter or the image.
     """
     reach = _REACH[interpolation]
-    taps = 2 * torch.sym_max(reach, (reach * given + wanted - 1) // wanted) + 1
+    taps = 2 * torch.sym_max(reach, (reach * given + resized - 1) // resized) + 1
     # as tensors: while traced, sizes are symbols, on which only integer arithmetic is exact
-    given_, wanted_ = torch.scalar_tensor(given, dtype=torch.float64), torch.scalar_tensor(wanted, dtype=torch.float64)
-    scale = given_ / wanted_
+    given_, resized_ = torch.scalar_tensor(given, dtype=torch.float64), torch.scalar_tensor(resized, dtype=torch.float64)
+    scale = given_ / resized_
     stretch = scale.clamp(min=1)
     support = reach * stretch
     pixel_N = torch.arange(count, dtype=torch.float64) + torch.scalar_tensor(first, dtype=torch.float64)

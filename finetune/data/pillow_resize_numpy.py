@@ -56,31 +56,31 @@ def pillow_window(
     return np.ascontiguousarray(pixels_HWC)
 
 
-def columns_first(given: tuple[int, int], wanted: tuple[int, int]) -> bool:
+def columns_first(given: tuple[int, int], resized: tuple[int, int]) -> bool:
     """Return whether Pillow 13 resizes height before width: the height loses more than twice the pixels of the width.
 
     Earlier versions always begin with the width; some pixels of tall images then differ by one.
     """
-    lost_height, lost_width = given[0] - wanted[0], given[1] - wanted[1]
+    lost_height, lost_width = given[0] - resized[0], given[1] - resized[1]
     return lost_height > max(0, 2 * lost_width)
 
 
-def _span(given: int, wanted: int, first: int, count: int, interpolation: str) -> tuple[int, int]:
+def _span(given: int, resized: int, first: int, count: int, interpolation: str) -> tuple[int, int]:
     """Return the range of source pixels that a window needs along an axis."""
-    begin, _ = _bounds(first, given, wanted, interpolation)
-    return begin, _bounds(first + count - 1, given, wanted, interpolation)[1]
+    begin, _ = _bounds(first, given, resized, interpolation)
+    return begin, _bounds(first + count - 1, given, resized, interpolation)[1]
 
 
-def _bounds(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int, int]:
-    support = REACH[interpolation] * max(given / wanted, 1.0)
-    centre = (pixel + 0.5) * (given / wanted)
+def _bounds(pixel: int, given: int, resized: int, interpolation: str) -> tuple[int, int]:
+    support = REACH[interpolation] * max(given / resized, 1.0)
+    centre = (pixel + 0.5) * (given / resized)
     return max(0, math.floor(centre - support + 0.5)), min(given, math.floor(centre + support + 0.5))
 
 
-def _taps(pixel: int, given: int, wanted: int, interpolation: str) -> tuple[int, npt.NDArray[np.float64]]:
+def _taps(pixel: int, given: int, resized: int, interpolation: str) -> tuple[int, npt.NDArray[np.float64]]:
     """Return the first source pixel and the filter weights (T,) of one output pixel; the weights are whole numbers of 22 bits."""
-    first, last = _bounds(pixel, given, wanted, interpolation)
-    scale = given / wanted
+    first, last = _bounds(pixel, given, resized, interpolation)
+    scale = given / resized
     weights_T = np.arange(first, last, dtype=np.float64)
     weights_T -= (pixel + 0.5) * scale
     weights_T += 0.5
@@ -103,14 +103,14 @@ def _filter(distance: npt.NDArray[np.float64], interpolation: str) -> npt.NDArra
     return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
-def _nearest(given: int, wanted: int, first: int, count: int) -> npt.NDArray[np.int64]:
-    """Return the source positions of the pixels ``first`` to ``first + count`` of an axis of ``wanted`` pixels.
+def _nearest(given: int, resized: int, first: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the source positions of the pixels ``first`` to ``first + count`` of an axis of ``resized`` pixels.
 
     Pillow adds up the step, one pixel after another, in double precision; this does the same, because the last bit can decide
     the result. Between two powers of two the rounded sum grows by the same amount at every step, so long runs of steps are
     skipped at once.
     """
-    step = given / wanted
+    step = given / resized
     position, ahead = 0.5 * step, first
     while ahead > 0:
         two = position + step + step

@@ -121,20 +121,20 @@ def gather(
         rows: Rows to scan; the facts have their order. None scans all.
         max_pixels: Largest number of pixels; larger images count as unreadable.
     """
-    wanted = np.arange(len(paths)) if rows is None else rows
-    table = np.zeros(len(wanted), FACT_TYPE)
+    chosen = np.arange(len(paths)) if rows is None else rows
+    table = np.zeros(len(chosen), FACT_TYPE)
     problems: dict[str, int] = {}
-    progress = Progress("checking images", total=len(wanted))
+    progress = Progress("checking images", total=len(chosen))
 
     def fill(positions: range) -> list[str]:
         return [
-            _fill(table[position : position + 1], os.path.join(root, paths[int(wanted[position])]), max_pixels)
+            _fill(table[position : position + 1], os.path.join(root, paths[int(chosen[position])]), max_pixels)
             for position in positions
         ]
 
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(wanted), _CHUNK):
-            positions = range(start, min(start + _CHUNK, len(wanted)))
+        for start in range(0, len(chosen), _CHUNK):
+            positions = range(start, min(start + _CHUNK, len(chosen)))
             tasks = [positions[first : first + _FILES_A_TASK] for first in range(0, len(positions), _FILES_A_TASK)]
             for position, reason in zip(positions, chain.from_iterable(pool.map(fill, tasks)), strict=True):
                 if reason:

@@ -79,14 +79,14 @@ def open_rows(path: str | Path, *, name: str) -> Iterator[TableRows]:
             delimiter = max(",;\t", key=first.count)
             rows = csv.reader(itertools.chain([first], file), delimiter=delimiter)
             header = tuple(cell.strip() for cell in next(rows, []))
-            yield TableRows(name, header, lambda wanted: _text_cells(rows, len(header), wanted, name))
+            yield TableRows(name, header, lambda chosen: _text_cells(rows, len(header), chosen, name))
         except csv.Error as error:
             raise UserError(f"{name}: is not a readable table. {error}.") from None
         except UnicodeError as error:
             raise UserError(f"{name}: is not a readable table. {error}. Save it as UTF-8.") from None
 
 
-def _text_cells(rows: Iterator[list[str]], width: int, wanted: Sequence[int], name: str) -> Iterator[tuple[Any, ...]]:
+def _text_cells(rows: Iterator[list[str]], width: int, chosen: Sequence[int], name: str) -> Iterator[tuple[Any, ...]]:
     for number, row in enumerate(rows, start=2):
         if not row:
             continue
@@ -95,7 +95,7 @@ def _text_cells(rows: Iterator[list[str]], width: int, wanted: Sequence[int], na
                 f"{name}: every row must have {width} cells. Line {number} has {len(row)}. "
                 "Quote cells that contain the separator."
             )
-        yield tuple(row[position] for position in wanted)
+        yield tuple(row[position] for position in chosen)
 
 
 @contextmanager
@@ -116,16 +116,16 @@ def _parquet(path: str | Path, name: str) -> Iterator[TableRows]:
                 raise UserError(f"{name}: holds more than {MOST_ROWS:,} rows: {rows:,}. Split it.")
             check_row_count(rows, path, name=name)
             columns = tuple(file.schema_arrow.names)
-            yield TableRows(name, columns, lambda wanted: _parquet_cells(file, columns, wanted, name))
+            yield TableRows(name, columns, lambda chosen: _parquet_cells(file, columns, chosen, name))
     except (pa.ArrowException, OSError) as error:
         why = first_line(error)
         raise UserError(f"{name}: is not a readable Parquet file. {why}") from None
 
 
-def _parquet_cells(file: Any, columns: Sequence[str], wanted: Sequence[int], name: str) -> Iterator[tuple[Any, ...]]:
-    for batch in file.iter_batches(batch_size=_BATCH, columns=[columns[position] for position in wanted]):
-        parts = [batch.column(columns[position]).to_pylist() for position in wanted]
-        for position, cells in zip(wanted, parts, strict=True):
+def _parquet_cells(file: Any, columns: Sequence[str], chosen: Sequence[int], name: str) -> Iterator[tuple[Any, ...]]:
+    for batch in file.iter_batches(batch_size=_BATCH, columns=[columns[position] for position in chosen]):
+        parts = [batch.column(columns[position]).to_pylist() for position in chosen]
+        for position, cells in zip(chosen, parts, strict=True):
             if any(isinstance(cell, (str, bytes)) and len(cell) > LONGEST_PATH for cell in cells):
                 raise UserError(
                     f"{name}: is not a readable table. A cell of column {columns[position]!r} has more than "

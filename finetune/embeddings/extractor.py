@@ -275,7 +275,7 @@ def restore_extractor(
             folder = find_bundle(place)
         except UserError as error:
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
-        _same_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
+        _check_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder, modules=modules)
         return extractor_from_classifier(classifier, stage=stage, decode=decode, run=place)
     backbone = build_backbone(
@@ -296,12 +296,12 @@ def restore_extractor(
         stage=stage,
         decode=decode,
     )
-    _same_weights(extractor.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
+    _check_weights(extractor.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
     return extractor
 
 
-def _same_weights(found: str, wanted: str, where: str) -> None:
-    if found != wanted:
+def _check_weights(actual: str, expected: str, where: str) -> None:
+    if actual != expected:
         raise UserError(
             f"{where}: holds other weights than those that made the embeddings. Make them again with finetune embed, "
             "or give --model RUN with the run that made them."

@@ -137,9 +137,9 @@ def _table_column(path: Path) -> Iterator[str]:
 
 def _column(path: Path, names: Sequence[str]) -> int:
     lower = [name.strip().lower() for name in names]
-    for wanted in PATH_COLUMNS:
-        if wanted in lower:
-            return lower.index(wanted)
+    for column in PATH_COLUMNS:
+        if column in lower:
+            return lower.index(column)
     raise UserError(
         f"IMAGES='{path}': a list needs a column {' or '.join(PATH_COLUMNS)}. "
         f"Its columns: {shortened(names) if names else 'none'}."

@@ -45,4 +45,4 @@ def calibration_chart(curves: Mapping[str, Reliability], *, multi_label: bool) -
             "probability of the class" if multi_label else "confidence (probability of the predicted class)"
         )
         below.set_xlim(0, 1)
-        return inline_svg(figure, name="calibration", says="Share of correct predictions by confidence")
+        return inline_svg(figure, name="calibration", description="Share of correct predictions by confidence")

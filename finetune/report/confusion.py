@@ -146,7 +146,7 @@ def confusion_chart(confusion_KK: csr_array, classes: Sequence[str]) -> Markup:
             spine.set_visible(True)
             spine.set_color(GRID)
         return inline_svg(
-            figure, name="confusion", says="Confusion matrix, true classes by predicted classes", fixed=True
+            figure, name="confusion", description="Confusion matrix, true classes by predicted classes", fixed=True
         )
 
 

@@ -81,7 +81,7 @@ def map_chart(
         for spine in axes.spines.values():
             spine.set_visible(False)
         name = f"map-{method.lower()}"
-        return inline_svg(figure, name=name, says=f"Map of the test images by {method}, coloured by class")
+        return inline_svg(figure, name=name, description=f"Map of the test images by {method}, coloured by class")
 
 
 def _colour(place: int, count: int) -> tuple[float, float, float]:

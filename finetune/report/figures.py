@@ -76,13 +76,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def inline_svg(figure: "Figure", *, name: str, says: str, fixed: bool = False) -> Markup:
+def inline_svg(figure: "Figure", *, name: str, description: str, fixed: bool = False) -> Markup:
     """Return the figure as an ``<svg>`` element.
 
     Args:
         figure: Figure drawn inside :func:`drawing`.
         name: Prefix that makes the element ids differ from those of other figures on the page.
-        says: Description of the figure for screen readers.
+        description: Description of the figure for screen readers.
         fixed: Whether the figure keeps its size, in a frame that scrolls.
     """
     file = io.StringIO()
@@ -100,7 +100,7 @@ def inline_svg(figure: "Figure", *, name: str, says: str, fixed: bool = False) -
     width_css = f"{pixels:.0f}px" if fixed else f"100%; max-width: {1.5 * pixels:.0f}px"
     text = text.replace(
         f'width="{width[1]}pt"',
-        f'role="img" aria-label="{escape(says)}" style="width: {width_css}"',
+        f'role="img" aria-label="{escape(description)}" style="width: {width_css}"',
         1,
     )
     # matplotlib restarts its group numbers in every figure, but an id must be unique in the page
@@ -113,15 +113,15 @@ def inline_svg(figure: "Figure", *, name: str, says: str, fixed: bool = False) -
     return Markup(text)
 
 
-def svg_file(figure: "Figure", *, name: str, says: str) -> str:
+def svg_file(figure: "Figure", *, name: str, description: str) -> str:
     """Return the figure as a separate SVG file that follows the viewer's light or dark theme.
 
     Args:
         figure: Figure drawn inside :func:`drawing`.
         name: Prefix of the element ids.
-        says: Description of the figure for screen readers.
+        description: Description of the figure for screen readers.
     """
-    return standalone_svg(inline_svg(figure, name=name, says=says))
+    return standalone_svg(inline_svg(figure, name=name, description=description))
 
 
 def standalone_svg(svg: str) -> str:

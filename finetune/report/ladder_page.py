@@ -54,7 +54,7 @@ def _accuracy_against_time(rungs: Sequence[RungResult]) -> Markup:
         axes.set_xlabel("seconds of training, one seed (larger points train more parameters)")
         axes.set_ylabel("test accuracy, %")
         axes.grid(color=GRID)
-        return inline_svg(figure, name="rungs", says="Test accuracy of each strategy against its training time")
+        return inline_svg(figure, name="rungs", description="Test accuracy of each strategy against its training time")
 
 
 def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
@@ -79,4 +79,6 @@ def _learning_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> Markup:
         if curves:
             # below the axis, so that no curve runs under it
             figure.legend(loc="outside lower center", ncols=6)
-        return inline_svg(figure, name="curve", says="Test accuracy of the probe against the number of labelled images")
+        return inline_svg(
+            figure, name="curve", description="Test accuracy of the probe against the number of labelled images"
+        )

@@ -50,4 +50,4 @@ def write_lr_find_chart(
         axes.set_title(title)
         axes.grid(color=GRID)
         figure.legend(loc="outside lower center", ncols=4)
-        write_text(path, svg_file(figure, name="lr-find", says=title))
+        write_text(path, svg_file(figure, name="lr-find", description=title))

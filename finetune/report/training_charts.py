@@ -28,14 +28,14 @@ def plan_chart(run: RunFiles) -> Markup:
         # a phase solved in closed form has no learning rate
         rates.append([p.rates.get(stage) if stage in p.train else 0.0 for p in run.results.phases])
     shown = [["solved" if rate is None else f"{rate:.2g}" if rate else "frozen" for rate in row] for row in rates]
-    return _grid(run, rates, shown, name="plan", says="Stages by phases with their peak learning rates")
+    return _grid(run, rates, shown, name="plan", description="Stages by phases with their peak learning rates")
 
 
 def movement_chart(run: RunFiles, moved: Sequence[Mapping[str, float | None]]) -> Markup:
     """Draw stages by phases with the relative distance that each stage's weights moved."""
     values = [[entry[stage] for entry in moved[: len(run.plan)]] for stage in run.stages]
     shown = [[_percent(value) for value in row] for row in values]
-    return _grid(run, values, shown, name="moved", says="Stages by phases with how far the weights moved")
+    return _grid(run, values, shown, name="moved", description="Stages by phases with how far the weights moved")
 
 
 def _percent(value: float | None) -> str:
@@ -54,7 +54,12 @@ def _percent(value: float | None) -> str:
 
 
 def _grid(
-    run: RunFiles, values: Sequence[Sequence[float | None]], shown: Sequence[Sequence[str]], *, name: str, says: str
+    run: RunFiles,
+    values: Sequence[Sequence[float | None]],
+    shown: Sequence[Sequence[str]],
+    *,
+    name: str,
+    description: str,
 ) -> Markup:
     """Draw cells of stages (head on top) by phases, shaded by the logarithm of their values."""
     epochs = [max(phase.epochs, 1) for phase in run.results.phases]
@@ -85,7 +90,7 @@ def _grid(
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        return inline_svg(figure, name=name, says=says)
+        return inline_svg(figure, name=name, description=description)
 
 
 def curve_charts(run: RunFiles) -> list[Markup]:
@@ -118,7 +123,7 @@ def _curves(run: RunFiles, *, name: str, label: str, columns: Mapping[str, str])
         axes.grid(axis="y")
         # below the axis, so that no curve runs under it
         figure.legend(loc="outside lower center", ncols=2)
-        return inline_svg(figure, name=name, says=f"{label} over the epochs of the run")
+        return inline_svg(figure, name=name, description=f"{label} over the epochs of the run")
 
 
 def rate_chart(run: RunFiles) -> Markup | None:
@@ -176,7 +181,7 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
         axes.grid(axis="y")
         # the head on top, as in the plan's grid
         axes.legend(reverse=True, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return inline_svg(figure, name=name, says=f"{label} of each stage over the epochs of the run")
+        return inline_svg(figure, name=name, description=f"{label} of each stage over the epochs of the run")
 
 
 def best_epochs(run: RunFiles) -> list[int]:
