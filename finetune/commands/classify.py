@@ -57,7 +57,7 @@ def _classify(given: argparse.Namespace, file: Path) -> int:
     from finetune.embeddings.classify import METHODS, fit_and_test, split_index
 
     embeddings.require_metadata("classify", "model", "stages", "stage", "reading", "normalize", "whitening")
-    _recorded(embeddings)
+    _recorded(embeddings, name=f"EMBEDDINGS='{file}'")
     index, rows, notes = split_index(embeddings, seed=given.seed)
     for note in notes:
         print(note)
@@ -105,7 +105,7 @@ class _Record:
     skipped: int | None = None
 
 
-def _recorded(embeddings: "Embeddings") -> _Record:
+def _recorded(embeddings: "Embeddings", *, name: str = "EMBEDDINGS") -> _Record:
     """Return what the embeddings record of the model that made them.
 
     Raises:
@@ -113,10 +113,10 @@ def _recorded(embeddings: "Embeddings") -> _Record:
     """
     from finetune.plain import from_plain
 
-    record = from_plain(_Record, embeddings.metadata, name="EMBEDDINGS", remedy="Make them with finetune embed.")
+    record = from_plain(_Record, embeddings.metadata, name=name, remedy="Make them with finetune embed.")
     if record.stage not in record.stages:
         raise UserError(
-            f"EMBEDDINGS: damaged. {record.stage[:80]!r} is none of the stages. Make them with finetune embed."
+            f"{name}: damaged. {record.stage[:80]!r} is not one of the stages. Make them with finetune embed."
         )
     return record
 

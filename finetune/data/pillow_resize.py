@@ -184,7 +184,10 @@ def fixed_point_filter(
     reach = _REACH[interpolation]
     taps = 2 * torch.sym_max(reach, (reach * given + resized - 1) // resized) + 1
     # as tensors: while traced, sizes are symbols, on which only integer arithmetic is exact
-    given_, resized_ = torch.scalar_tensor(given, dtype=torch.float64), torch.scalar_tensor(resized, dtype=torch.float64)
+    given_, resized_ = (
+        torch.scalar_tensor(given, dtype=torch.float64),
+        torch.scalar_tensor(resized, dtype=torch.float64),
+    )
     scale = given_ / resized_
     stretch = scale.clamp(min=1)
     support = reach * stretch

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from finetune.data.index import Index
 from finetune.data.splits import make_folds, make_splits
-from finetune.embeddings.embeddings import Embeddings, Rows
+from finetune.embeddings.embeddings import Embeddings, EmbeddingsError, Rows
 from finetune.embeddings.files import Features
 from finetune.errors import UserError
 from finetune.results import SplitMetrics
@@ -71,7 +71,7 @@ def split_index(embeddings: Embeddings, *, seed: int = 0) -> tuple[Index, Rows, 
     )
     for name, count in index.split_sizes().items():
         if not count:
-            raise UserError(f"EMBEDDINGS: classify needs images to train, validate and test. {name} has none.")
+            raise EmbeddingsError(f"classify needs images to train, validate and test. {name} has none.")
     absent = [name for name, count in zip(index.classes, index.counts()["train"], strict=True) if not count]
     if absent:
         notes.append(f"without a training image, so never predicted: {', '.join(absent)}.")
@@ -123,7 +123,7 @@ def fit(method: str, features: Features, index: Index, *, metric: str = "cosine"
     train = index.rows("train")
     targets = index.targets[train].astype(np.int64)
     if len(np.unique(targets)) < 2:
-        raise UserError("EMBEDDINGS: classify needs training images of at least two classes.")
+        raise EmbeddingsError("classify needs training images of at least two classes.")
     if method == "knn":
         return _fit_knn(features[train], targets, num_classes=len(index.classes), metric=metric)
     if method == "logistic":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.embeddings.embeddings import NO_LABEL, Embeddings, Rows
+from finetune.embeddings.embeddings import NO_LABEL, Embeddings, EmbeddingsError, Rows
 from finetune.embeddings.files import Features
 from finetune.embeddings.search import METRICS
 from finetune.embeddings.whitening import l2_normalize
@@ -95,7 +95,7 @@ def cluster(
     if metric not in METRICS:
         raise UserError(f"--metric {metric}: must be one of {', '.join(METRICS)}.")
     if count < 3:
-        raise UserError(f"EMBEDDINGS: clusters need at least three images. There are {count}.")
+        raise EmbeddingsError(f"clusters need at least three images. There are {count}.")
     if clusters is not None and not 2 <= clusters < count:
         raise UserError(f"--clusters {clusters}: must be from 2 to one less than the number of images, {count - 1}.")
     if method == "hdbscan" and count > MOST_FOR_HDBSCAN:
@@ -229,7 +229,7 @@ def _silhouettes(values: npt.NDArray[np.float32], most: int, seed: int) -> dict[
     from sklearn.metrics import silhouette_score
 
     if most < 2:
-        raise UserError("EMBEDDINGS: fewer than three images differ, so no number of clusters can be chosen.")
+        raise EmbeddingsError("fewer than three images differ, so no number of clusters can be chosen.")
     silhouettes = {}
     for number in range(2, most + 1):
         labels, _ = _kmeans(values, number, starts=1, seed=seed)

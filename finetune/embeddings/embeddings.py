@@ -24,15 +24,25 @@ NO_LABEL = NO_SPLIT = -1
 SEPARATOR = "|"
 
 
+class EmbeddingsError(UserError):
+    """Raised for embeddings that do not suit what is asked of them, by code that does not know their file.
+
+    Args:
+        problem: Message without the name of the file, which :func:`naming` adds.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"EMBEDDINGS: {problem}")
+        self.problem = problem
+
+
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Name the file in the messages of code that has embeddings in its hands, and does not know where they lie."""
+    """Name the file of embeddings in the messages about them."""
     try:
         yield
-    except UserError as error:
-        if not str(error).startswith("EMBEDDINGS: "):
-            raise
-        raise UserError(f"EMBEDDINGS='{path}': {str(error).removeprefix('EMBEDDINGS: ')}") from error
+    except EmbeddingsError as error:
+        raise UserError(f"EMBEDDINGS='{path}': {error.problem}") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,10 +130,10 @@ class Embeddings:
             UserError: The labels do not meet these conditions.
         """
         if self.multi_label:
-            raise UserError(f"EMBEDDINGS: {what} needs one label per image. These images have several.")
+            raise EmbeddingsError(f"{what} needs one label per image. These images have several.")
         if len(np.unique(self.labels[self.labelled_rows()])) < 2:
-            raise UserError(
-                f"EMBEDDINGS: {what} needs labelled images of at least two classes. Labels come with data=..., "
+            raise EmbeddingsError(
+                f"{what} needs labelled images of at least two classes. Labels come with data=..., "
                 "for example: finetune embed RUN data=DIR --output FILE"
             )
 
@@ -138,8 +148,8 @@ class Embeddings:
             key for key in keys if self.metadata.get(key) is None and (key != "whitening" or key not in self.metadata)
         ]
         if missing:
-            raise UserError(
-                f"EMBEDDINGS: {what} needs to know what made them. Their record lacks {', '.join(missing)}. Make them with "
+            raise EmbeddingsError(
+                f"{what} needs to know what made them. Their record lacks {', '.join(missing)}. Make them with "
                 "finetune embed."
             )
 

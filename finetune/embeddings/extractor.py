@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.bundle import backbone_problems, find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes
 from finetune.data.transforms import eval_view
+from finetune.embeddings.embeddings import EmbeddingsError
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.inference.decode_options import decode_options_of, recorded_options
 from finetune.input_spec import InputSpec
@@ -265,11 +266,11 @@ def restore_extractor(
         place = run or model["run"]
         problems = backbone_problems(description)
     except (KeyError, TypeError) as error:
-        raise UserError(f"EMBEDDINGS: its record of the model is damaged. {error} is missing.") from None
+        raise EmbeddingsError(f"its record of the model is damaged. {error} is missing.") from None
     if problems:
-        raise UserError(f"EMBEDDINGS: its record of the model is damaged. {shortened(problems)}.")
+        raise EmbeddingsError(f"its record of the model is damaged. {shortened(problems)}.")
     if place is None and model["weights"] is None:
-        raise UserError("EMBEDDINGS: it does not record where its model is. Give --model RUN.")
+        raise EmbeddingsError("it does not record where its model is. Give --model RUN.")
     if place is not None:
         try:
             folder = find_bundle(place)

@@ -289,7 +289,7 @@ def test_mistakes_are_told_and_write_nothing(
     ("damage", "message"),
     [
         ({"model": {"hash": "x"}}, "Missing or of the wrong type: model.backbone"),
-        ({"stages": ["stem"], "stage": "layer9"}, "'layer9' is none of the stages"),
+        ({"stages": ["stem"], "stage": "layer9"}, "'layer9' is not one of the stages"),
     ],
 )
 def test_a_damaged_record_of_the_model_is_named_before_anything_is_fitted(
