@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import socket
+import struct
 import subprocess
 import sys
 
@@ -110,6 +111,15 @@ def test_without_tifffile_a_tiff_is_right_or_refused_with_the_way_to_read_it(mon
             assert_close(pixels, file.expected, file.tolerance)
     assert 0 < len(reasons) < len(deep_tiffs())
     assert all("pip install 'stagewise-finetune[tiff]'" in reason for reason in reasons)
+
+
+def test_a_tiff_of_a_compression_that_pillow_lacks_needs_tifffile(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    data = tiff(np.zeros((4, 5, 3), np.uint8))
+    none, other = (struct.pack("<HHIHH", 259, 3, 1, compression, 0) for compression in (1, 65000))
+    assert data.count(none) == 1
+    with pytest.raises(UnreadableImage, match=r"TIFF of a kind \(RGB, 3 x 8 bits\) that needs tifffile"):
+        decode_bytes(data.replace(none, other), DecodeOptions(), path="x.tiff")
 
 
 def test_without_pillow_heif_the_way_to_read_heic_is_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import finetune
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
+from finetune.models.sources.from_own import IN_SETTINGS, backbone_of
 from tests.models.own_parts import STAGES, Head, Net, chain
 from tests.training.test_library_use import loader, trainer
 
@@ -86,6 +88,16 @@ def test_stages_that_do_not_divide_the_parameters_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         finetune.build_backbone(Net(), stages=stages, input_spec=SPEC)
+
+
+def test_messages_spell_stages_as_settings_and_leave_a_module_of_that_name_alone() -> None:
+    net = nn.Sequential(OrderedDict(stages=nn.Conv2d(3, 4, 3), rest=nn.Conv2d(4, 4, 3)))
+    with pytest.raises(UserError) as refused:
+        backbone_of(net, stages={"stem": ["rest"]}, input_spec=SPEC, spelling=IN_SETTINGS)
+    assert str(refused.value) == (
+        "backbone.stages: every parameter must be in a stage. In none: stages.weight, stages.bias. Add the modules that own "
+        "them to a stage."
+    )
 
 
 def test_a_head_of_another_width_is_refused_at_once_with_both_widths() -> None:

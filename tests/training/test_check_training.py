@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.build.training import check_training
+from finetune.build.training import _translated, check_training
 from finetune.config import compose
 from finetune.errors import UserError
 
@@ -82,3 +82,11 @@ def test_what_is_right_passes_and_writes_nothing(tmp_path: Path) -> None:
         compose(["data=digits", "monitor=val/own"]), tmp_path / "run", multi_label=False, user_metrics=["own"]
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_lightnings_refusal_of_a_precision_becomes_a_message_about_it() -> None:
+    config = compose(["data=digits", "trainer.precision=7-bit"])
+    refused = UserError("Precision '7-bit' is invalid. Allowed precision values: ('32-true',)")
+    assert "trainer.precision='7-bit': not known." in str(_translated(refused, config))
+    other = UserError("Trainer: the plugin has a precision of its own.")
+    assert _translated(other, config) is other
