@@ -232,7 +232,7 @@ def _stored_files(folder: "RunFolder") -> "StoredFiles":
 
 
 def _keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
-    """Delete checkpoints and weights between phases of a finished run, and keep how far these moved in ``movement.json``.
+    """Write how far the weights moved in each phase to ``movement.json``, and delete checkpoints and weights between phases.
 
     An error here is printed and leaves the run intact.
     """

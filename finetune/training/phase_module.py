@@ -110,8 +110,10 @@ class PhaseModule(StagedModule):
         self._restoring = False
         self._ema = StageEma(classifier, stages=phase.train, decay=phase.ema_decay) if phase.ema_decay else None
         self._guards = Guards(classifier=classifier, phase=phase, file_of=file_of)
-        self._norms = GradientNorms(classifier, stages=phase.train)
-        self._log = EpochLog(phase=phase.name, offset=settings.offset, accuracy=self._mixer is None, norms=self._norms)
+        self._gradient_norms = GradientNorms(classifier, stages=phase.train)
+        self._epoch_log = EpochLog(
+            phase=phase.name, offset=settings.offset, accuracy=self._mixer is None, norms=self._gradient_norms
+        )
         self._validation = (
             ValidationOutputs(self.progress, self.metrics, restore=phase.restore) if settings.keep_validation else None
         )
@@ -122,7 +124,7 @@ class PhaseModule(StagedModule):
         Lightning puts them after the user's callbacks, which they watch, and before those that write checkpoints.
         """
         kept = [callback for callback in (self._ema, self._validation) if callback is not None]
-        return [self._guards, self._norms, *kept, self._log, PhaseStopping(self.progress)]
+        return [self._guards, self._gradient_norms, *kept, self._epoch_log, PhaseStopping(self.progress)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make the optimizer, with the state that the phase before passes on, if any."""
@@ -150,7 +152,7 @@ class PhaseModule(StagedModule):
     @property
     def rows(self) -> list[EpochRow]:
         """Return one row of metrics for each epoch that has ended."""
-        return self._log.rows
+        return self._epoch_log.rows
 
     @property
     def validated(self) -> Validation | None:
@@ -271,7 +273,7 @@ class PhaseModule(StagedModule):
     def take_results(self, checkpoint: Mapping[str, Any]) -> None:
         """Restore history and rows of a finished phase from its checked ``last.ckpt``, instead of a fit."""
         self._take_history(checkpoint["finetune"])
-        self._log.load_state_dict(checkpoint["callbacks"][self._log.state_key])
+        self._epoch_log.load_state_dict(checkpoint["callbacks"][self._epoch_log.state_key])
 
     def _take_history(self, course: Mapping[str, Any]) -> None:
         self.progress.history[:] = [(float(value), float(loss)) for value, loss in course["history"]]

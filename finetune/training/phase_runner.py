@@ -114,7 +114,7 @@ class PhaseRunner:
             policy=self._policy,
             seconds=time.monotonic() - began,
         )
-        self._session.log.add(result.rows or ())
+        self._session.metrics_csv.add(result.rows or ())
         if self._phase.needs_features:
             for row in result.rows or ():
                 log_row(self._context.loggers, row)
@@ -130,7 +130,7 @@ class PhaseRunner:
     def _read_outcome(self) -> PhaseOutcome:
         """Read the result and the weights of a phase that an earlier process finished."""
         result = read_phase_result(self._folder.result, self._phase)
-        self._session.log.add(result.rows or ())
+        self._session.metrics_csv.add(result.rows or ())
         # a finished run keeps only the weights after its last phase
         if self._weights_after.is_file() or not self._context.folder.final_weights.is_file():
             load_weights(self._context.classifier, self._weights_after)

@@ -131,13 +131,13 @@ class RunSession:
     """The objects of one process that works on a run, from its start or resumption to its end.
 
     Args:
-        log: Writer of ``metrics.csv``.
+        metrics_csv: Writer of ``metrics.csv``.
         interruption: Handler of the signals that stop the run.
         rank_monitor: Monitor of the other processes of the run.
         time_left: Estimate of the time left of the schedule.
     """
 
-    log: MetricsCsv
+    metrics_csv: MetricsCsv
     interruption: Interruption
     rank_monitor: RankMonitor
     time_left: TimeLeft
@@ -158,7 +158,7 @@ class RunSession:
         display = PhaseProgressBar(self.time_left) if bar else EpochLines(self.time_left)
         checkpoints = PhaseCheckpoints(
             folder=context.phase_folder(number).path,
-            log=self.log,
+            metrics_csv=self.metrics_csv,
             every_n_steps=context.settings.checkpoint_every,
             interruption=self.interruption,
         )
@@ -200,7 +200,7 @@ def run_session(context: RunContext) -> Iterator[RunSession]:
         RankMonitor(resume_hint=f"Continue with: {hint}", interruption=interruption) as rank_monitor,
     ):
         yield RunSession(
-            log=MetricsCsv(context.folder.metrics),
+            metrics_csv=MetricsCsv(context.folder.metrics),
             interruption=interruption,
             rank_monitor=rank_monitor,
             time_left=TimeLeft(context.schedule, images=images),

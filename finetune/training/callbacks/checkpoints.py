@@ -90,7 +90,7 @@ class PhaseCheckpoints(Checkpoint):
 
     Args:
         folder: Folder of the phase.
-        log: ``metrics.csv``, written just before ``last.ckpt``, which holds the same rows.
+        metrics_csv: ``metrics.csv``, written just before ``last.ckpt``, which holds the same rows.
         every_n_steps: Optimizer steps between checkpoints inside an epoch; None writes them only at the ends of epochs.
         interruption: Handler of the signals that stop the run; None never stops.
     """
@@ -99,12 +99,12 @@ class PhaseCheckpoints(Checkpoint):
         self,
         *,
         folder: Path,
-        log: MetricsCsv,
+        metrics_csv: MetricsCsv,
         every_n_steps: int | None = None,
         interruption: Interruption | None = None,
     ) -> None:
         super().__init__()
-        self._folder, self._log, self._every = folder, log, every_n_steps
+        self._folder, self._metrics_csv, self._every = folder, metrics_csv, every_n_steps
         self._interruption = interruption
         # number of validation batches that every process has
         self._shared_val_batches = 0
@@ -169,7 +169,7 @@ class PhaseCheckpoints(Checkpoint):
         assert isinstance(pl_module, PhaseModule)
         if pl_module.progress.improved:
             trainer.strategy.save_checkpoint(pl_module.best_checkpoint(), self._folder / BEST)
-        self._log.write(pl_module.rows)
+        self._metrics_csv.write(pl_module.rows)
         trainer.save_checkpoint(self._folder / LAST)
         if self._must_stop(trainer):
             self._stop(trainer, pl_module)

@@ -103,7 +103,7 @@ def test_lightning_reads_and_writes_through_it(tmp_path: Path) -> None:
 def test_steps_between_checkpoints_are_those_of_the_optimizer(
     tmp_path: Path, every: int | None, accumulate: int, written: list[int]
 ) -> None:
-    callback = PhaseCheckpoints(folder=tmp_path, log=Mock(), every_n_steps=every)
+    callback = PhaseCheckpoints(folder=tmp_path, metrics_csv=Mock(), every_n_steps=every)
     batches: list[int] = []
     for batch in range(8):
         trainer: Any = SimpleNamespace(
