@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.file_errors import out_of_memory
-from finetune.models.batch_norm_folding import folded
+from finetune.models.batch_norm_folding import fold_batch_norm
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
@@ -29,7 +29,7 @@ class Prefix:
             device = next(classifier.parameters()).device
             example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, device=device)
             with torch.autocast(device.type, enabled=False):
-                self._net, self.folded = folded(self._net, classifier.prepare(example))
+                self._net, self.folded = fold_batch_norm(self._net, classifier.prepare(example))
             self._net.to(memory_format=memory_format_for(spec))
             if self.folded and torch.is_autocast_enabled(device.type):
                 self._net = _with_half_weights(self._net, classifier.prepare(example))

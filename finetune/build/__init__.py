@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.build.classifier import Show, build_model, described_model, network_name
+from finetune.build.classifier import Show, build_described_model, build_model, network_name
 from finetune.build.data import build_data, build_source
 from finetune.build.paths import check_paths
 from finetune.build.phases import build_phases
@@ -88,7 +88,7 @@ def assemble(
         for line in input_lines(classifier, audited.sizes) if audited is not None else []:
             show(line)
     else:
-        classifier = described_model(config, description, trusted=trusted, objects=objects)
+        classifier = build_described_model(config, description, trusted=trusted, objects=objects)
     phases = _phases(config, classifier, objects, show)
     data = build_data(config, source, classifier, worker_init, trusted=trusted)
     check_metrics(objects.metrics, num_classes=len(source.index.classes), multi_label=source.index.multi_label)

@@ -150,7 +150,7 @@ def build_model(
     return classifier
 
 
-def described_model(
+def build_described_model(
     config: Config, description: Mapping[str, Any], *, trusted: bool = False, objects: PythonObjects = PythonObjects()
 ) -> "Classifier":
     """Build the network of a run from its description, without the weights, which the run holds.

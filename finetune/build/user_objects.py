@@ -34,7 +34,7 @@ def user_backbone(config: Config, *, input_spec: "InputSpec", trusted: bool) -> 
     chosen = config.backbone
     assert chosen._target_ is not None
     node = module_node(chosen._target_, chosen.kwargs, trusted=trusted)
-    net = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
+    net = _build_seeded(node, where="backbone", seed=config.seed, trusted=trusted)
     backbone = backbone_of(net, stages=chosen.stages, input_spec=input_spec, target=node, spelling=IN_SETTINGS)
     load_own_weights(backbone, chosen.weights)
     return backbone
@@ -54,7 +54,7 @@ def user_head(
     assert config.head._target_ is not None
     widths = {"num_features": num_features, "num_classes": num_classes}
     node = module_node(config.head._target_, config.head.kwargs, trusted=trusted, **widths)
-    return _seeded(node, where="head", seed=config.seed, trusted=trusted), node
+    return _build_seeded(node, where="head", seed=config.seed, trusted=trusted), node
 
 
 def user_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> "dict[str, nn.Module]":
@@ -74,7 +74,7 @@ def user_modules(config: Config, model: Mapping[str, Any], *, trusted: bool) -> 
     modules = {}
     if config.backbone._target_ is not None:
         node = module_node(config.backbone._target_, config.backbone.kwargs, trusted=trusted)
-        modules["backbone"] = _seeded(node, where="backbone", seed=config.seed, trusted=trusted)
+        modules["backbone"] = _build_seeded(node, where="backbone", seed=config.seed, trusted=trusted)
     if config.head._target_ is not None:
         widths = {key: model["head"][key] for key in ("num_features", "num_classes")}
         modules["head"], _ = user_head(config, **widths, trusted=trusted)
@@ -152,7 +152,7 @@ def trying(rule: str, *, advice: str) -> Iterator[None]:
         raise UserError(f"{rule}. {why}. {advice}") from error
 
 
-def _seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":
+def _build_seeded(node: Mapping[str, Any], *, where: str, seed: int, trusted: bool) -> "nn.Module":
     """Build a module whose random weights depend on the seed alone; leave the global random state as it was."""
     import torch
 

@@ -13,10 +13,10 @@ from finetune.config import (
     as_hydra_writes,
     check_overrides,
     command_line,
+    composed_yaml,
     conf_dir,
     group_choices,
     hydra_message,
-    printed,
     register_schema,
 )
 from finetune.config.foreign_words import FOREIGN
@@ -213,7 +213,7 @@ def run_composed(command: str, line: CommandLine, task: Task) -> int:
     )
     if line.options[-2:] == ["--cfg", "job"] and not line.several:
         name = line.options[line.options.index("--config-name") + 1] if "--config-name" in line.options else "train"
-        print(printed(overrides, line.config_dirs, name))
+        print(composed_yaml(overrides, line.config_dirs, name))
         return 0
     import hydra
     from hydra.core.global_hydra import GlobalHydra

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.commands.options import Arguments, home_path
-from finetune.config import changed, check_overrides, command_line, compose
+from finetune.config import check_overrides, command_line, compose, with_overrides
 from finetune.config.overrides import data_words
 from finetune.errors import UserError
 
@@ -68,7 +68,7 @@ def starting_settings(place: str) -> str:
         proposals = settings_of_table(read_columns(place))
     config = compose(words)
     config = replace(config, data=replace(config.data, on_unreadable="skip"))
-    config = changed(config, check_overrides([f"{one.key}={_override(one.value)}" for one in proposals]))
+    config = with_overrides(config, check_overrides([f"{one.key}={_override(one.value)}" for one in proposals]))
 
     from finetune.build.data import build_source
     from finetune.data.audit import audit

@@ -201,7 +201,7 @@ class Job:
             with environment_restored(), self._output(folder / f"{number}.log"):
                 status = self.task(to_config(composed))
             record = replace(
-                _measured(record),
+                _with_metrics(record),
                 status="finished" if status == 0 else "failed",
                 message=None if status == 0 else f"ended with status {status}",
             )
@@ -235,7 +235,7 @@ class Job:
             yield
 
 
-def _measured(record: JobRecord) -> JobRecord:
+def _with_metrics(record: JobRecord) -> JobRecord:
     """Add the metrics in a run's results; a command that does not train has none."""
     file = RunFolder(Path(record.run_dir)).results
     if not file.is_file():

@@ -113,13 +113,13 @@ def run(argv: Sequence[str]) -> int:
     if action == "compare":
         if len(folders) < 2:
             raise parser.wrong("compare needs two runs or more")
-        print("\n".join(compared([summary_of(folder) for folder in folders])))
+        print("\n".join(comparison([summary_of(folder) for folder in folders])))
         return 0
     if not folders and not Path("runs").is_dir():
         raise UserError("runs: no such folder. Name the folder of your runs: finetune runs DIR.")
     found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
     if action == "clean":
-        print("\n".join(_cleaned(found, delete=given.yes)))
+        print("\n".join(_delete_unneeded(found, delete=given.yes)))
         return 0
     runs, problems = [], []
     for path in found:
@@ -218,7 +218,7 @@ def run_table(runs: Sequence[RunSummary]) -> list[str]:
     return lines
 
 
-def compared(runs: Sequence[RunSummary]) -> list[str]:
+def comparison(runs: Sequence[RunSummary]) -> list[str]:
     """Return runs side by side: what differs in their settings, their curves, their metrics."""
     names = [one.path.name for one in runs]
     if len(set(names)) < len(names):
@@ -253,7 +253,7 @@ def compared(runs: Sequence[RunSummary]) -> list[str]:
     return lines
 
 
-def _cleaned(paths: Sequence[Path], *, delete: bool) -> list[str]:
+def _delete_unneeded(paths: Sequence[Path], *, delete: bool) -> list[str]:
     """Delete, or count, what finished runs no longer need."""
     from finetune.run_folder import RunFolder
 

@@ -77,7 +77,7 @@ def _with_home(values: Any) -> Any:
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
 
 
-def changed(config: Config, accepted: Sequence[str]) -> Config:
+def with_overrides(config: Config, accepted: Sequence[str]) -> Config:
     """Return a configuration that exists already with checked overrides applied.
 
     Raises:
@@ -158,7 +158,7 @@ def compose(overrides: Sequence[str], *, phases: Sequence[PhaseConfig] | None = 
     return to_config(values)
 
 
-def printed(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> str:
+def composed_yaml(overrides: Sequence[str], config_dirs: Sequence[Path] = (), config_name: str = "train") -> str:
     """Return a composed configuration as YAML, headed by a comment that lists what differs from the defaults.
 
     Args:

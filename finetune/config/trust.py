@@ -138,7 +138,7 @@ def check_node(node: Any, *, where: str) -> None:
             f"{where}: must be a node with a _target_ and its arguments. Set {where}._target_=my.module.Class."
         )
     target = node["_target_"]
-    made = _imported(target, where=f"{where}._target_")
+    made = _import_named(target, where=f"{where}._target_")
     package = _NEEDS.get(target.rpartition(".")[2])
     if package is not None and find_spec(package) is None:
         raise UserError(f"{where}: needs the package {package}. Install it: pip install {package}")
@@ -179,7 +179,7 @@ def module_node(target: str, arguments: Mapping[str, Any], *, trusted: bool, **o
     import inspect
 
     _refuse_untrusted(target, trusted=trusted)
-    made = _imported(target)
+    made = _import_named(target)
     takes: Mapping[str, inspect.Parameter]
     try:
         takes = inspect.signature(made).parameters
@@ -225,10 +225,10 @@ def objects_named(node: Mapping[str, Any], *, trusted: bool) -> list[Any]:
     targets = list(_targets(node))
     for target in targets:
         _refuse_untrusted(target, trusted=trusted)
-    return [_imported(target) for target in targets]
+    return [_import_named(target) for target in targets]
 
 
-def _imported(target: str, *, where: str = "_target_") -> Any:
+def _import_named(target: str, *, where: str = "_target_") -> Any:
     """Import the class or function of a dotted name, which the user typed or trusts.
 
     Raises:
@@ -277,7 +277,7 @@ def optimizer_class(target: str, *, trusted: bool) -> Any:
                 f"optimizer._target_={target!r}: data may name optimizers of torch.optim and timm.optim only."
             )
         return _resolve(target)
-    return _imported(target, where="optimizer._target_")
+    return _import_named(target, where="optimizer._target_")
 
 
 def _resolve(target: str) -> type:

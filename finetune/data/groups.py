@@ -73,7 +73,7 @@ def groups_of_paths(paths: PathTable, pattern: str) -> Groups:
         UserError: The pattern is not a regular expression, takes very long, or matches no path.
     """
     setting = f"data.group_pattern={pattern!r}"
-    expression = compiled(pattern)
+    expression = compile_pattern(pattern)
     key: int | str = "group" if "group" in expression.groupindex else min(expression.groups, 1)
     cells: list[str] = []
     allowed = _SECONDS + _SECONDS_PER_PATH * len(paths)
@@ -94,7 +94,7 @@ def groups_of_paths(paths: PathTable, pattern: str) -> Groups:
     return groups_of_cells(cells, setting=setting)
 
 
-def compiled(pattern: str) -> "regex.Pattern[str]":
+def compile_pattern(pattern: str) -> "regex.Pattern[str]":
     """Compile ``data.group_pattern``.
 
     Raises:

@@ -36,7 +36,7 @@ def export_onnx(
         path: File to write.
         layout: Pixel layout of the input.
         half: Whether weights and network are in half precision.
-        program: Result of :func:`traced` for the same arguments; None traces the model here.
+        program: Result of :func:`trace` for the same arguments; None traces the model here.
         decode: How the run decodes files, stored for code that predicts with the export.
 
     Raises:
@@ -51,7 +51,7 @@ def export_onnx(
     with quiet_exporter():
         written = torch.onnx.export(
             # traced here because the ONNX exporter's own tracing defers every check on a size and spends a minute on it
-            program or traced(classifier, layout=layout, half=half),
+            program or trace(classifier, layout=layout, half=half),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -66,7 +66,7 @@ def export_onnx(
 
 
 @torch.no_grad()
-def traced(classifier: Classifier, *, layout: Layout, half: bool = False) -> torch.export.ExportedProgram:
+def trace(classifier: Classifier, *, layout: Layout, half: bool = False) -> torch.export.ExportedProgram:
     """Trace the whole path from pixels to probabilities as a PyTorch exported program."""
     return torch.export.export(
         image_graph(classifier, layout=layout, half=half),

@@ -160,7 +160,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                     train(typed)
         verify(RunFolder(run_dir).results)
         verify(RunFolder(run_dir).plan)
-        results.append({"seed": seed, **_measured(run_dir)})
+        results.append({"seed": seed, **_read_numbers(run_dir)})
         show(
             f"{rung:10} seed {seed}  val {100 * results[-1]['val']:.2f}%  test {100 * results[-1]['test']:.2f}%  "
             f"trained in {results[-1]['seconds']:.1f} s, {time.monotonic() - began:.1f} s in all"
@@ -168,7 +168,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
     return results
 
 
-def _measured(run_dir: Path) -> dict[str, float]:
+def _read_numbers(run_dir: Path) -> dict[str, float]:
     """Return the numbers of a run that the ladder compares.
 
     Raises:

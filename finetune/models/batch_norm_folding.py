@@ -15,7 +15,7 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def folded(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
+def fold_batch_norm(net: nn.Module, example: Tensor) -> tuple[nn.Module, bool]:
     """Return a copy with BatchNorm folded into the convolutions, or the network itself if folding is impossible.
 
     Args:
@@ -61,7 +61,7 @@ def optimize_for_inference(net: nn.Module, spec: InputSpec, *, prepare: Callable
         return net
     generator = torch.Generator().manual_seed(0)
     example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8, generator=generator)
-    fused, was_folded = folded(net, prepare(example.to(next(net.parameters()).device)))
+    fused, was_folded = fold_batch_norm(net, prepare(example.to(next(net.parameters()).device)))
     # the copy may change its memory format; the given network may not
     return fused.to(memory_format=memory_format_for(spec)) if was_folded else net
 

@@ -12,7 +12,7 @@ from finetune.build.data import with_loaders_that_fit
 from finetune.build.paths import check_data_is_there, with_absolute_paths
 from finetune.build.python_objects import PythonObjects, require_objects
 from finetune.checksums import require_checksums, verify
-from finetune.config import changed, check_overrides, from_yaml, to_plain, to_yaml
+from finetune.config import check_overrides, from_yaml, to_plain, to_yaml, with_overrides
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
 from finetune.data.sources import place_settings
@@ -217,7 +217,7 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
             f"{fixed[0]}: cannot be changed in a run that has started. The result depends on it. These can: {', '.join(FREE)}. "
             "For anything else start a new run."
         )
-    return with_absolute_paths(changed(config, check_overrides(overrides)))
+    return with_absolute_paths(with_overrides(config, check_overrides(overrides)))
 
 
 def _without_run_dir(config: Config) -> "Mapping[str, Json]":

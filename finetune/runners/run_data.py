@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.config import changed, compose, from_yaml
+from finetune.config import compose, from_yaml, with_overrides
 from finetune.config.schema import Config
 from finetune.data.sources import source_kind
 from finetune.errors import UserError
@@ -45,4 +45,4 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     from finetune.build.data import with_loaders_that_fit
 
     saved = with_loaders_that_fit(from_yaml(inside(own.parent, own.name)), saved_in=own)
-    return changed(saved, overrides) if overrides else saved
+    return with_overrides(saved, overrides) if overrides else saved

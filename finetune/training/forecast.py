@@ -31,7 +31,7 @@ from finetune.phases import ResolvedPhase
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_heads
 from finetune.training.low_rank import low_rank
-from finetune.training.lr_finder import unchanged
+from finetune.training.lr_finder import restoring_state
 from finetune.training.param_groups import OptimizerFactory, phase_param_groups
 
 # images in a timed batch: enough for a forward pass of about half a second, and at least two for BatchNorm
@@ -99,7 +99,7 @@ def forecast(
         timer: Function that returns the seconds of a call.
     """
     machine = _Machine(classifier, data, trainer, timer)
-    with unchanged(classifier):
+    with restoring_state(classifier):
         return [
             machine.phase(phase, policy, make_optimizer(phase)) for phase, policy in zip(phases, caches, strict=True)
         ]

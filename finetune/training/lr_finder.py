@@ -216,7 +216,7 @@ class RateSweep(PhaseModule):
 
 
 @contextmanager
-def unchanged(classifier: Classifier) -> Iterator[None]:
+def restoring_state(classifier: Classifier) -> Iterator[None]:
     """Restore weights, buffers, modes and gradient flags exactly after the block."""
     tensors = dict(classifier.named_parameters()) | dict(classifier.named_buffers())
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -264,7 +264,7 @@ def find_rate(
         steps: Number of optimizer steps.
     """
     batches = data.batches_per_epoch(phase.batch_size)
-    with low_rank(classifier, phase, seed=seed, merge=False), unchanged(classifier):
+    with low_rank(classifier, phase, seed=seed, merge=False), restoring_state(classifier):
         apply_phase(classifier, phase)
         data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
         module = RateSweep(

@@ -17,7 +17,7 @@ from finetune.activation_cache.store import features_folder, list_entries
 from finetune.build import assemble
 from finetune.config import compose
 from finetune.errors import UserError
-from finetune.models.batch_norm_folding import folded
+from finetune.models.batch_norm_folding import fold_batch_norm
 from finetune.models.memory_format import memory_format_for
 from finetune.runners.train import decide
 from tests.runs import train_tiny
@@ -220,7 +220,7 @@ def test_a_folded_network_computes_the_same(name: str) -> None:
     classifier = tiny_classifier(name=name, size=64).eval()
     net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    fused, was_folded = folded(net, images)
+    fused, was_folded = fold_batch_norm(net, images)
     with torch.inference_mode():
         expected, found = net(images), fused(images)
     # what has no BatchNorm stays as it is
@@ -237,7 +237,7 @@ def test_weights_that_are_rounded_once_give_the_bits_of_autocast(name: str) -> N
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=random)
     net, _ = classifier.backbone.split(classifier.backbone.stages[-1])
     with torch.no_grad():
-        fused, was_folded = folded(net, classifier.prepare(images[:2]))
+        fused, was_folded = fold_batch_norm(net, classifier.prepare(images[:2]))
     fused.to(memory_format=memory_format_for(classifier.input_spec))
     with torch.autocast("cpu", torch.bfloat16):
         prefix = Prefix(classifier, classifier.backbone.stages[-1], fold=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.commands.runs import RunSummary, compared, curve, runs_below, summary_of
+from finetune.commands.runs import RunSummary, comparison, curve, runs_below, summary_of
 from finetune.config import compose
 from finetune.errors import UserError
 from finetune.run_folder import RunFolder
@@ -170,7 +170,7 @@ def test_settings_that_a_missing_phase_leaves_as_they_are_are_no_difference() ->
         RunSummary(path=Path(name), state="finished", settings=settings, results=None, epochs=[], size_bytes=0)
         for name, settings in {"a": one, "b": {"schedule.phases.0.lr": "0.1"}}.items()
     ]
-    text = "\n".join(compared(runs))
+    text = "\n".join(comparison(runs))
     assert "schedule.phases.1.lr" in text
     assert "patience" not in text
 

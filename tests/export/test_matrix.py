@@ -10,7 +10,7 @@ from finetune.export.formats.timm import export_timm
 from finetune.export.formats.torch_export import export_torch
 from finetune.export.formats.torchvision import export_torchvision
 from finetune.export.formats.transformers import export_transformers
-from finetune.export.onnx import export_onnx, quiet_exporter, traced
+from finetune.export.onnx import export_onnx, quiet_exporter, trace
 from finetune.export.parity import ask_clients, compare, make_reference
 from tests.export.odd_files import write_files
 from tests.export.pictures import CLASSES
@@ -49,7 +49,7 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
             # each part is traced and exported: the eight of the first network show what they compute
             monkeypatch.setattr("finetune.data.pillow_resize._PARTS", 2)
         with quiet_exporter():
-            program = traced(model, layout="nhwc")  # one trace serves two formats
+            program = trace(model, layout="nhwc")  # one trace serves two formats
         for form, (write, filename) in WRITERS.items():
             target = tmp_path / f"{name}-{channels}-{adapt}-{form}"
             target.mkdir()

@@ -63,17 +63,17 @@ def export_torch(
         classifier: Trained model in evaluation mode, on the CPU; it is not changed.
         path: File to write.
         layout: Pixel layout of the input.
-        program: Result of :func:`finetune.export.onnx.traced` for the same arguments; None traces the model here.
+        program: Result of :func:`finetune.export.onnx.trace` for the same arguments; None traces the model here.
         decode: How the run decodes files, stored for code that predicts with the export.
     """
     import torch
 
     from finetune.export.export_metadata import KEY, as_text, provenance
-    from finetune.export.onnx import quiet_exporter, traced
+    from finetune.export.onnx import quiet_exporter, trace
 
     if program is None:
         with quiet_exporter():
-            program = traced(classifier, layout=layout)
+            program = trace(classifier, layout=layout)
     # an open file, because torch insists on the suffix .pt2 for a path, and the temporary name lacks it
     described = as_text(provenance(classifier, layout=layout, decode=decode))
     with path.open("wb") as file, quiet_exporter():
