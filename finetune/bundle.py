@@ -37,7 +37,7 @@ from finetune.versions import versions
 FORMAT = 1
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
-MOST_OF_A_HEAD = 10_000_000
+MAX_HEAD_WIDTH = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 
@@ -197,8 +197,8 @@ def description_problems(model: Mapping[str, Any]) -> list[str]:
     if head.get("num_classes") != len(classes):
         problems.append(f"model.head.num_classes: must be the number of classes, {len(classes)}")
     sizes = [value for key, value in head.items() if key in ("num_features", "num_classes", *sizes_of_heads())]
-    if not all(type(size) is int and 0 < size <= MOST_OF_A_HEAD for size in sizes):
-        problems.append(f"model.head: sizes must be whole numbers from 1 to {MOST_OF_A_HEAD:,}")
+    if not all(type(size) is int and 0 < size <= MAX_HEAD_WIDTH for size in sizes):
+        problems.append(f"model.head: sizes must be whole numbers from 1 to {MAX_HEAD_WIDTH:,}")
     if not isinstance(head.get("name"), str):
         problems.append("model.head.name: must be the name of a head")
     elif head["name"] == OWN:
