@@ -26,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-# what makes a run small: few images of each class, one epoch a phase
+# what makes a run small: few images of each class, one epoch per phase
 SMALL = {"data.limit_per_class": "8", "epochs": "1", "logger": "none", "trainer.precision": "32-true"}
 # the trial of precisions tells of the machine and its load: in the pages an ellipsis, which stands for any lines
 _ELIDED = re.compile(r"^\s*precision:")
@@ -272,7 +272,7 @@ def run_pages(
 
     Args:
         chosen: Pages; None runs all.
-        make_small: Whether they train on few images, for one epoch a phase.
+        make_small: Whether they train on few images, for one epoch per phase.
         left_out: Languages that do not run.
     """
     with _small_python(make_small):

@@ -24,7 +24,7 @@ class ModelArgument:
     """A trained model as a caller named it.
 
     Args:
-        folder: Run or bundle folder that the model comes from; None for a model that lies in none.
+        folder: Run or bundle folder that the model comes from; None for a model that is not saved in one.
         given: The model, if the caller has it in memory; None reads it from the folder.
         modules: Modules of the caller's own classes, by part.
         trust: Whether to build the classes that the folder names.
@@ -44,11 +44,12 @@ class ModelArgument:
         """Return the folder.
 
         Raises:
-            UserError: The model lies in none.
+            UserError: The model is not saved in a folder.
         """
         if self.folder is None:
             raise UserError(
-                f"{name}: this model lies in no folder. Save it, and give the folder: finetune.save_bundle(model, 'bundle')."
+                f"{name}: this model is not saved in a folder. Save it, and give the folder: "
+                "finetune.save_bundle(model, 'bundle')."
             )
         return self.folder
 

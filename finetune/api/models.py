@@ -186,7 +186,7 @@ def _data_set(
 
     channels = extractor.spec.channels
     if data is None and folder is None:
-        raise UserError("images: must be given for a model that lies in no folder. Give images, or data=.")
+        raise UserError("images: must be given for a model that is not saved in a folder. Give images, or data=.")
     arguments = None if data is None else FitArguments(data=data, channels=channels, overrides=overrides)
     words = [] if arguments is None else arguments.words_of_data()
     if arguments is not None and words is None:

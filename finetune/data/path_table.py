@@ -30,7 +30,7 @@ class PathTable:
         names: npt.NDArray[np.uint8],
         ends: npt.NDArray[np.integer[Any]],
     ) -> None:
-        assert len(folder_ids) == len(ends), "one folder and one name a row"
+        assert len(folder_ids) == len(ends), "one folder and one name per row"
         self.folders = tuple(folders)
         self.folder_ids = folder_ids
         self.names = names

@@ -1,7 +1,7 @@
 """Open exported models with each format's own library, in a separate process that cannot import this package.
 
 :mod:`finetune.export.parity` runs this file as a script. It imports Pillow, NumPy and the library of the format under test,
-and nothing from this package. The class that opens a format stands in the format's own file, and its text comes with the job.
+and nothing from this package. The class that opens a format is in the format's own file, and its text comes with the job.
 """
 
 import json

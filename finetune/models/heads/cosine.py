@@ -1,4 +1,4 @@
-"""``head=cosine``: scaled cosine similarities to one direction a class."""
+"""``head=cosine``: scaled cosine similarities to one direction per class."""
 
 from collections.abc import Mapping
 from typing import Any
