@@ -65,13 +65,18 @@ class Table:
         return html_table(self.columns, [list(row.values()) for row in self.rows()])
 
 
-def frame(columns: Mapping[str, Sequence[Any]]) -> Any:
-    """Return columns as a pandas DataFrame where pandas is installed, else as a :class:`Table`."""
-    table = Table(columns)
+def frame(columns: Mapping[str, Sequence[Any]], *, shown_first: tuple[str, ...]) -> Any:
+    """Return columns as a pandas DataFrame where pandas is installed, else as a :class:`Table`.
+
+    Args:
+        columns: Values of each column.
+        shown_first: Columns that a data frame shows where it cannot show all.
+    """
     try:
-        return table.to_pandas()
+        from finetune.prediction_frame import prediction_frame
     except ModuleNotFoundError:
-        return table
+        return Table(columns)
+    return prediction_frame(dict(columns), shown_first=shown_first)
 
 
 def _short(value: object) -> str:

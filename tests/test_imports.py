@@ -59,7 +59,7 @@ ALLOWED |= {("config/ineffective_settings", "finetune.models.heads")}
 KNOWN_BY = {
     "hydra": ("config", "build", "commands"),
     "omegaconf": ("config", "build", "commands"),
-    "lightning": ("training", "data/datamodule", "api/fit", "api/arguments"),
+    "lightning": ("training", "data/datamodule", "api/fit", "arguments"),
     "timm": ("models/sources", "models/pretrained", "export"),
     "transformers": ("models/sources", "export"),
     "huggingface_hub": ("models/hub",),

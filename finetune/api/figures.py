@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.api.arguments import WHOLE, public
 from finetune.api.model_argument import run_folder
+from finetune.arguments import WHOLE, public
 from finetune.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.api.arguments import public
 from finetune.api.model_argument import run_folder
+from finetune.arguments import public
 from finetune.config.schema import PhaseConfig
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.api.arguments import public
 from finetune.api.model_argument import model_argument
+from finetune.arguments import public
 from finetune.errors import UserError, type_in_words
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _data_set(
     arguments = None if data is None else FitArguments(data=data, channels=channels, overrides=overrides)
     words = [] if arguments is None else arguments.words_of_data()
     if arguments is not None and words is None:
-        return DatasetRecords(arguments.evaluation_source())
+        return DatasetRecords(arguments.evaluation_source(read_as=extractor.decode))
     accepted = check_overrides([*(words or []), *overrides])
     config = compose(accepted) if folder is None else data_config(folder, accepted)
     config.input.channels = channels

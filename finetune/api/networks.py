@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from finetune.api.arguments import Kind, public
+from finetune.arguments import Kind, public
 from finetune.models.build import build_backbone as _build_backbone
 from finetune.models.classifier import build_classifier as _build_classifier
 

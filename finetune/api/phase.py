@@ -4,7 +4,7 @@ import inspect
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
-from finetune.api.arguments import KINDS, check_kinds, check_names
+from finetune.arguments import KINDS, check_kinds, check_names
 from finetune.config.schema import PhaseConfig, setting_of
 from finetune.errors import UserError
 

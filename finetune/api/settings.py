@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.arguments import described
 from finetune.build.python_objects import PYTHON, PythonObjects
 from finetune.config import compose
 from finetune.config.overrides import data_words, quoted
@@ -14,6 +15,7 @@ from finetune.errors import UserError, type_in_words
 if TYPE_CHECKING:
     from torch import nn
 
+    from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
 
 
@@ -63,19 +65,26 @@ class FitArguments:
         words, data = self._data()
         return words if data is None else None
 
-    def evaluation_source(self) -> "Source":
+    def evaluation_source(self, *, read_as: "DecodeOptions | None" = None) -> "Source":
         """Build the source of data that need not be valid for training.
+
+        Args:
+            read_as: How images of more than 8 bits were read in training, for those given as objects or as files; an override
+                takes precedence. None reads them as new data.
 
         Raises:
             UserError: There is no such data.
         """
         from finetune.build.data import build_source
         from finetune.build.paths import check_paths
+        from finetune.runners.run_data import read_as_trained
 
         words, data = self._data()
-        if data is not None:
-            return self._source(data, compose([*words, *self.words(), *self.overrides]))
         config = compose([*words, *self.words(), *self.overrides])
+        if data is not None:
+            return self._source(data, config, decode=read_as)
+        if read_as is not None:
+            read_as_trained(config, self.overrides, read_as)
         return build_source(config, use="test", listing=check_paths(config, use="test"))
 
     def _data(self) -> tuple[list[str], Any]:
@@ -171,12 +180,13 @@ class FitArguments:
             raise UserError("data: this run's files are named in its configuration. Leave data= out.")
         return self._source(data, config)
 
-    def _source(self, data: Any, config: Config) -> "Source":
+    def _source(self, data: Any, config: Config, *, decode: "DecodeOptions | None" = None) -> "Source":
         from finetune.config.checks import split_settings
         from finetune.data.decode import DecodeOptions
         from finetune.data.python_datasets import channels_of, dataset_source
 
-        decode = DecodeOptions(channels=config.input.given_channels or channels_of(data))
+        if decode is None:
+            decode = DecodeOptions(channels=config.input.given_channels or channels_of(data))
         return dataset_source(data, classes=self.classes, decode=decode, split=split_settings(config))
 
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:
@@ -203,7 +213,13 @@ class FitArguments:
             ("loss", loss, (str, nn.Module, type(None))),
         ):
             if not isinstance(value, kinds):
-                raise UserError(f"{name}: must be a name or an nn.Module. It is {type_in_words(value)}.")
+                function = callable(value) and not isinstance(value, type)
+                hint = (
+                    f" Call the function in the forward of an nn.Module, and give {name}=MyModule()."
+                    if function
+                    else ""
+                )
+                raise UserError(f"{name}: must be a name or an nn.Module. It is {described(value)}.{hint}")
         loggers: Sequence[Any] = () if self.loggers is None or isinstance(self.loggers, str) else self.loggers
         return PythonObjects(
             source=source,

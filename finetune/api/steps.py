@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.api.arguments import public
 from finetune.api.fit import fit
 from finetune.api.model_argument import model_argument
+from finetune.arguments import public
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
 from finetune.ladder.strategies import STRATEGIES, LadderOptions
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EVALUATED = ("train", "val", "test", "all")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """What a training would do.
 
@@ -45,11 +45,13 @@ class Plan:
 
         return plan_table(self.phases)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return html_text(str(self))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Export:
     """An export that agrees with the model that it was made from.
 
@@ -65,6 +67,8 @@ class Export:
 
     def __str__(self) -> str:
         return "\n".join([f"{self.format}: {self.path}", *self.summary])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html_text(str(self))
@@ -145,6 +149,7 @@ def evaluate(
     from finetune.api.settings import FitArguments
     from finetune.config import check_overrides
     from finetune.inference.evaluate import evaluate_split
+    from finetune.inference.trained_model import TrainedModel
     from finetune.models.modes import evaluating
     from finetune.runners.evaluate import evaluate_run
 
@@ -164,7 +169,7 @@ def evaluate(
     loaded = argument.load()
     channels = loaded.input_spec.channels
     arguments = FitArguments(data=data, channels=channels, classes=loaded.classes, overrides=overrides)
-    source = arguments.evaluation_source()
+    source = arguments.evaluation_source(read_as=loaded.decode if isinstance(loaded, TrainedModel) else None)
     with evaluating(loaded):
         return evaluate_split(loaded, source, split)
 

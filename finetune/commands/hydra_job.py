@@ -19,10 +19,10 @@ from finetune.config import (
     hydra_message,
     register_schema,
 )
-from finetune.config.foreign_words import FOREIGN
 from finetune.config.overrides import OverridesError, TypedLine
 from finetune.config.schema import Config
 from finetune.errors import ConfigError, UserError, did_you_mean
+from finetune.foreign_words import FOREIGN
 
 Task = Callable[[Config], int]
 

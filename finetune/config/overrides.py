@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.augment_settings import AUGMENTS
-from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, path_keys, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
 from finetune.data.sources import ANY_FOLDER, SOURCES, place_settings, recognised
 from finetune.errors import ConfigError, did_you_mean, first_line
+from finetune.foreign_words import FOREIGN, MISPLACED
 from finetune.run_names import RECORD
 
 # short names of settings that are typed often

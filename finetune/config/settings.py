@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.foreign_words import FOREIGN, MISPLACED
 from finetune.config.groups import conf_dir, group_choices
 from finetune.config.keys import Key, all_keys, choices_of
 from finetune.config.overrides import SHORT
 from finetune.config.schema import setting_of
 from finetune.errors import UserError, did_you_mean
+from finetune.foreign_words import FOREIGN, MISPLACED
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 _PRECISION = (

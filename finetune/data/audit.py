@@ -23,7 +23,7 @@ from finetune.data.index import SPLITS, Index, Severity
 from finetune.data.loading import threads_here
 from finetune.data.near_duplicates import LEAST_SIDE, MOST_PICTURES, READ_AT_LEAST, near_duplicates, small_copies
 from finetune.data.scan import KINDS, MODES
-from finetune.html import html_table
+from finetune.html import html_table, html_text
 from finetune.plain import Json
 
 # a data set is imbalanced when its largest class has this many times the images of the smallest
@@ -92,6 +92,8 @@ class Audit:
         splits = ", ".join(f"{split} {count:,}" for split, count in self.split_images.items())
         rows = [(finding.severity, finding.kind, finding.text, finding.remedy) for finding in self.findings]
         caption = f"{self.images:,} images in {len(self.classes)} classes: {splits}"
+        if not rows:
+            return html_text(f"{caption}\nNothing wrong was found.")
         return html_table(["", "kind", "finding", "what to do"], rows, caption=caption)
 
 

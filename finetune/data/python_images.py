@@ -64,6 +64,12 @@ def _in_channels(pixels_HWC: npt.NDArray[np.uint8], channels: int, name: str) ->
         grey: npt.NDArray[np.uint8] = np.rint(pixels_HWC @ _LUMA).astype(np.uint8)[..., None]
         return grey
     raise UserError(
-        f"{name} of shape {pixels_HWC.shape}, as (H, W, C): must have {channels} channels, or 1 or 3. Arrays have their "
-        "channels last, tensors have them first."
+        f"{name} of shape {pixels_HWC.shape}, as (H, W, C): must have {' or '.join(map(str, sorted({channels, 1, 3})))} "
+        f"channels. {_hint(pixels_HWC.shape)}"
     )
+
+
+def _hint(shape_HWC: tuple[int, ...]) -> str:
+    if shape_HWC[2] == 4:
+        return "Leave out the transparency: image[..., :3] of an array, image[:3] of a tensor."
+    return "Arrays have their channels last, tensors have them first."

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.counted import counted
 from finetune.data.index import SPLITS, natural_order
 from finetune.data.path_table import PathTable, path_table
 from finetune.embeddings.files import Block, Features, open_embeddings, write_embeddings
 from finetune.errors import UserError
+from finetune.html import MOST_ROWS, html_table
 
 # N = images, D = features
 
@@ -45,7 +47,7 @@ def naming(path: str | Path) -> Iterator[None]:
         raise UserError(f"EMBEDDINGS='{path}': {error.problem}") from error
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Embeddings:
     """Features of images, one row per image.
 
@@ -71,6 +73,19 @@ class Embeddings:
         assert self.features.ndim == 2, "features are (N, D)"
         rows = {len(column) for column in (self.features, self.paths, self.labels, self.splits, self.content)}
         assert len(rows) == 1, "the columns must be equally long"
+
+    def __repr__(self) -> str:
+        """Return the size of the features and where they come from; the columns have the rest."""
+        labels = f", labels of {counted(len(self.classes), 'class', 'classes')}" if self.classes else ", no labels"
+        stage = self.metadata.get("stage")
+        return (
+            f"Embeddings({counted(len(self), 'image')} x {self.num_features} features"
+            f"{f' below the head, after {stage}' if stage else ''}, {self.features.dtype}{labels})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [(self.paths[row], self.label(row), self.split(row)) for row in range(min(len(self), MOST_ROWS))]
+        return html_table(["image", "label", "split"], rows, caption=repr(self))
 
     def __len__(self) -> int:
         return len(self.labels)

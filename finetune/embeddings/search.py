@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.counted import counted
 from finetune.embeddings.embeddings import Rows
 from finetune.embeddings.files import Features
 from finetune.embeddings.whitening import l2_normalize
 from finetune.errors import UserError
+from finetune.html import html_table
 
 # N = rows, Q = queries, D = features, k = neighbours, B = rows of a block
 
@@ -40,7 +42,7 @@ _FAISS_TRAINING_ROWS = 100_000
 Distances = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Neighbours:
     """The nearest rows of each query, nearest first.
 
@@ -51,6 +53,18 @@ class Neighbours:
 
     rows: Rows
     distances: Distances
+
+    def __repr__(self) -> str:
+        """Return how many were searched for; ``rows`` and ``distances`` have them."""
+        return f"Neighbours({counted(len(self.rows), 'query', 'queries')}, the {self.rows.shape[1]} nearest of each)"
+
+    def _repr_html_(self) -> str:
+        columns = ["query", *(f"nearest {rank + 1}" for rank in range(self.rows.shape[1]))]
+        rows = [
+            (query, *(f"row {row}, at {distance:.4f}" for row, distance in zip(near, distances, strict=True)))
+            for query, (near, distances) in enumerate(zip(self.rows, self.distances, strict=True))
+        ]
+        return html_table(columns, rows, caption=repr(self))
 
 
 def nearest(

@@ -21,7 +21,7 @@ from finetune.plain import Json, to_plain
 from finetune.results import SplitMetrics
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """The test of a model on a data set.
 
@@ -38,6 +38,11 @@ class Evaluation:
     def to_plain(self) -> dict[str, Json]:
         """Return the metrics as JSON values, with the counts behind them."""
         return {**to_plain(self.metrics), "images": self.images, "missing_classes": list(self.missing_classes)}
+
+    def __repr__(self) -> str:
+        """Return the main metrics; ``metrics`` has the rest."""
+        missing = f"; no image of {shortened(self.missing_classes)}" if self.missing_classes else ""
+        return f"Evaluation({counted(self.images, 'image')}: {self.metrics.in_words()}{missing})"
 
     def _repr_html_(self) -> str:
         rows = sorted(self.metrics.scalars().items())

@@ -1,6 +1,6 @@
 """Images in whatever form Python has them: paths, Pillow images, arrays, tensors, a column of a data frame."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,14 @@ def one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
     Raises:
         UserError: The images are in no known form, or there is no image at a path.
     """
+    if hasattr(images, "tolist") and hasattr(images, "index") and not isinstance(images, (Tensor, np.ndarray)):
+        images = images.tolist()  # a column of a data frame
     if isinstance(images, (str, Path)):
         yield from ((path, path) for path in find_images([images]))
     elif hasattr(images, "columns") and hasattr(images, "__getitem__"):
         yield from ((str(path), str(path)) for path in _paths_of(images))
     elif isinstance(images, (Tensor, np.ndarray)):
+        _check_order(images)
         single = images.ndim == 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
         several = [images] if single else list(images) if images.ndim == 4 else None
         if several is None:
@@ -85,10 +88,35 @@ def one_by_one(images: Any) -> Iterator[tuple[str, Any]]:
             else:
                 raise UserError(f"images[{number}]: is {type_in_words(image)}. {_FORMS}")
     else:
-        raise UserError(f"images: is {type_in_words(images)}. {_FORMS}")
+        raise UserError(f"images: is {type_in_words(images)}. {_form_of(images)}")
 
 
 _FORMS = "Give paths, Pillow images, arrays (N, H, W, C), tensors (N, C, H, W), lists of them, or a DataFrame with a column path."
+
+
+def _form_of(images: Any) -> str:
+    if isinstance(images, Iterator):
+        return "Give a list: list(images)."
+    if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Mapping):
+        return (
+            "Give its images alone, [image for image, _ in images]; finetune.evaluate(model, images) takes targets too."
+        )
+    if hasattr(images, "dataset"):
+        return "Give its data set's images: [image for image, _ in images.dataset]."
+    return _FORMS
+
+
+def _check_order(images: Any) -> None:
+    """Check that the channels of a tensor or array stand where its library has them."""
+    shape, first, last = tuple(images.shape), isinstance(images, Tensor), (1, 3)
+    if images.ndim not in (3, 4):
+        return
+    before, after = shape[-3], shape[-1]
+    if first and before not in last and after in last:
+        order = "0, 3, 1, 2" if images.ndim == 4 else "2, 0, 1"
+        raise UserError(f"images of shape {shape}: a tensor has its channels first. Write images.permute({order}).")
+    if not first and after not in last and before in last and images.ndim == 4:
+        raise UserError(f"images of shape {shape}: an array has its channels last. Write images.transpose(0, 2, 3, 1).")
 
 
 def _paths_of(frame: Any) -> list[Any]:

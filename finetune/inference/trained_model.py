@@ -8,11 +8,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from finetune.arguments import public
 from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
-from finetune.errors import UserError, type_in_words
+from finetune.errors import UserError, shortened, type_in_words
 from finetune.file_schema import LABELS, THRESHOLD
+from finetune.html import html_table
 from finetune.inference.given_images import GivenImage, given_images
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -62,12 +64,17 @@ class TrainedModel(Classifier):
         Raises:
             UserError: It is not a tensor of images.
         """
-        if not isinstance(images_BCHW, Tensor):
-            raise UserError(
-                f"images: must be a tensor (B, C, H, W). It is {type_in_words(images_BCHW)}. For files, Pillow images and "
-                "arrays call model.predict(images)."
-            )
+        _check_tensor(images_BCHW, "model.predict(images)")
         return super().forward(images_BCHW)
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Compute the features ``(B, D)`` of raw images, as :meth:`finetune.Classifier.embed` does.
+
+        Raises:
+            UserError: It is no tensor of images.
+        """
+        _check_tensor(images_BCHW, "finetune.embed(model, images)")
+        return super().embed(images_BCHW)
 
     def __getattr__(self, name: str) -> Any:
         """Return a module, a parameter or a buffer, as every module of torch does.
@@ -80,9 +87,32 @@ class TrainedModel(Classifier):
         except AttributeError:
             raise no_attribute(self, name, CALLS_OF_A_MODEL) from None
 
+    def _repr_html_(self) -> str:
+        spec, count = self.input_spec, dict.fromkeys(self.stages, 0)
+        for name, parameter in self.named_parameters():
+            count[self.stage_of(name)] += parameter.numel()
+        kind = "several labels an image" if self.multi_label else "one label an image"
+        where = f", from {self.folder}" if self.folder else ""
+        caption = (
+            f"{self.backbone.name}: {spec.channels} x {spec.size[0]} x {spec.size[1]} pixels to {len(self.classes)} classes "
+            f"({shortened(self.classes)}), {kind}{where}"
+        )
+        return html_table(
+            ["stage", "parameters"], [(name, f"{size:,}") for name, size in count.items()], caption=caption
+        )
+
+    @public
     def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""
         return predict(self, images, uncertain_below=uncertain_below, batch_size=batch_size)
+
+
+def _check_tensor(images: Any, call: str) -> None:
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"images: must be a tensor (B, C, H, W). It is {type_in_words(images)}. For files, Pillow images and arrays call "
+            f"{call}."
+        )
 
 
 def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str | None = None) -> TrainedModel:
@@ -155,7 +185,7 @@ def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, bat
         classify()
     if not answers.names:
         raise UserError("images: none given. Pass files, a folder or arrays.")
-    return frame(answers.columns())
+    return frame(answers.columns(), shown_first=("image", "predicted", "probability", "uncertain"))
 
 
 @dataclass(kw_only=True)

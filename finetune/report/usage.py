@@ -47,7 +47,9 @@ def python_snippet(
     return text.replace("(logits)", f"(logits / {temperature:.4g})")
 
 
-def commands(run: str, *, multi_label: bool, trust: bool = False, modules: str = "") -> list[tuple[str, str]]:
+def commands(
+    run: str, *, multi_label: bool, trust: bool = False, modules: str = "", python: bool = False
+) -> list[tuple[str, str]]:
     """Return command lines, each with what it does; lines of Python for a model that no command can build.
 
     Args:
@@ -55,13 +57,17 @@ def commands(run: str, *, multi_label: bool, trust: bool = False, modules: str =
         multi_label: Whether an image may show several classes.
         trust: Whether the model needs user-supplied classes.
         modules: Text of the modules that Python must be given, from :func:`finetune.models.user_modules.modules_text`.
+        python: Whether to return lines of Python for every model.
     """
     # the other programs' formats hold one label per image
     form = "head" if multi_label else "onnx"
     export = "export the head" if multi_label else "export it for programs without PyTorch"
-    if modules:
+    if modules or python:
+        what, given = ("open it", ", trust=True" if trust else "")
+        if modules:
+            what, given = "open it in Python, with your own modules", f", {modules}"
         return [
-            ("open it in Python, with your own modules", f"model = finetune.load({run!r}, {modules})"),
+            (what, f"model = finetune.load({run!r}{given})"),
             ("classify a folder of images", "model.predict('IMAGES')"),
             ("test it on other data", "finetune.evaluate(model, 'DIR')"),
             (export, f"finetune.export(model, {form!r})"),

@@ -248,6 +248,7 @@ def _keep_results_only(classifier: "Classifier", folder: "RunFolder") -> None:
 def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
     """Show what can be done with the trained model."""
     from finetune.models.user_modules import modules_text, user_classes
+    from finetune.python_names import called_from_python
     from finetune.report.usage import commands
 
     model = classifier.describe()
@@ -256,6 +257,7 @@ def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
         multi_label=classifier.multi_label,
         trust=bool(user_classes(model)),
         modules=modules_text(model),
+        python=called_from_python(),
     )
     show("\n".join(["next:", *(f"  {line}  # {what}" for what, line in lines)]))
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from finetune.arguments import public
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.metrics import correct_predictions
 from finetune.models.classifier import Classifier
@@ -64,6 +65,7 @@ class FineTuner(StagedModule):
         ConfigError: A stage is unknown, or a setting is out of range; all such problems together.
     """
 
+    @public
     def __init__(
         self,
         classifier: Classifier,

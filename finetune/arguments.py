@@ -8,8 +8,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, overload
 
-from finetune.config.foreign_words import FOREIGN
 from finetune.errors import UserError, did_you_mean, type_in_words
+from finetune.foreign_words import FOREIGN
+from finetune.python_names import python_names
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,6 +146,9 @@ def check_names(given: Sequence[str], known: Sequence[str], *, of: str) -> None:
         raise UserError(f"{name}: not an argument of {of}.{hint}")
 
 
+# class -> how a caller calls an object of it
+_OBJECTS = {"TrainedModel": "model", "Classifier": "model", "Embeddings": "embeddings", "Table": "table"}
+
 # names that other libraries give the arguments of a call
 _MEANT = {
     **dict.fromkeys(("path", "dls", "train_dataset", "dataloaders", "train_dataloader"), "data"),
@@ -168,21 +172,40 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Kind] = KINDS) ->
     >>> check_kinds({"freeze": 2})
     Traceback (most recent call last):
     ...
-    finetune.errors.UserError: freeze: must be a stage or a list of stages, ['stem', 'layer1']. It is an int.
+    finetune.errors.UserError: freeze: must be a stage or a list of stages, ['stem', 'layer1']. It is an int, 2.
     """
     for name, value in values.items():
         kind = kinds.get(name)
         if kind is not None and value is not None and not kind.fits(value):
-            raise UserError(f"{name}: must be {kind.form}. It is {_described(value)}.")
+            raise UserError(f"{name}: must be {kind.form}. It is {described(value)}.")
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """Return what a value is, for a message: its type, and the value itself where it is short.
+
+    >>> described(2), described(["acc"])
+    ('an int, 2', "a list, ['acc']")
+    >>> described([int])
+    'a list with the class int; give an object of it, int(...)'
+    """
     if isinstance(value, type):
-        return f"the class {value.__name__}; give an object of it"
-    inside = value.values() if isinstance(value, Mapping) else value
+        return f"the class {value.__name__}; give an object of it, {value.__name__}(...)"
+    what = type_in_words(value)
     if isinstance(value, (list, tuple, dict)) and value:
-        return f"{type_in_words(value)} with {', '.join(sorted({type(item).__name__ for item in inside}))}"
-    return f"{type_in_words(value)}"
+        items = list(value.values() if isinstance(value, Mapping) else value)
+        if classes := [item for item in items if isinstance(item, type)]:
+            return f"{what} with {described(classes[0])}"
+        if not all(isinstance(item, _PLAIN) for item in items):
+            return f"{what} with {', '.join(sorted({type(item).__name__ for item in items}))}"
+    elif value is None or not isinstance(value, _PLAIN):
+        return what
+    text = repr(value)
+    return f"{what}, {text}" if len(text) <= _SHORT else what
+
+
+# values that say more than their types, and the longest of them that a message shows
+_PLAIN = (str, int, float, list, tuple, dict)
+_SHORT = 60
 
 
 @overload
@@ -196,17 +219,20 @@ def public(
 
 
 def public(function: Any = None, *, like: Callable[..., Any] | None = None, **own: Kind) -> Any:
-    """Decorate a public function: a wrong call is one :class:`finetune.errors.UserError`.
+    """Decorate a public function or method: a wrong call is one :class:`finetune.errors.UserError`.
 
     Args:
-        function: The function.
+        function: The function, or a method of a public class.
         like: Function whose arguments it takes as ``**arguments``; None for those that it names itself.
         **own: Arguments that may be something else than :data:`KINDS` has.
     """
     if function is None:
         return lambda decorated: public(decorated, like=like, **own)
     signature = inspect.signature(function if like is None else like)
-    name, known = f"finetune.{function.__name__}", list(signature.parameters)
+    of, _, own_name = function.__qualname__.rpartition("<locals>.")[2].rpartition(".")
+    name = f"finetune.{of}" if own_name == "__init__" else f"{_OBJECTS.get(of, 'finetune')}.{own_name}"
+    # the object of a method is no argument to its caller
+    known = list(signature.parameters)[1 if of else 0 :]
     kinds = {**KINDS, **own}
     # further arguments go to a library, which knows their names
     open_ended = any(at.kind is at.VAR_KEYWORD for at in signature.parameters.values())
@@ -219,11 +245,14 @@ def public(function: Any = None, *, like: Callable[..., Any] | None = None, **ow
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             shown = ", ".join(
-                key if at.default is at.empty else f"{key}=..." for key, at in list(signature.parameters.items())[:3]
+                key if signature.parameters[key].default is inspect.Parameter.empty else f"{key}=..."
+                for key in known[:3]
             )
             raise UserError(f"{name}: {error}. Call it as {name}({shown}).") from error
-        check_kinds(bound.arguments, kinds)
-        return function(*args, **kwargs)
+        check_kinds({key: value for key, value in bound.arguments.items() if key in known}, kinds)
+        typed = bound.arguments.get("overrides") or ()
+        with python_names(known, typed=typed):
+            return function(*args, **kwargs)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]  # of inspect
     return checked

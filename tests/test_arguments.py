@@ -28,7 +28,7 @@ def test_every_public_function_answers_a_wrong_call_with_a_user_error(name: str)
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_checked_argument_of_every_function_refuses_an_object_with_the_right_form(name: str) -> None:
-    from finetune.api.arguments import KINDS
+    from finetune.arguments import KINDS
 
     function = finetune.__getattr__(name)
     parameters = inspect.signature(function).parameters
