@@ -136,6 +136,8 @@ def check_names(given: Sequence[str], known: Sequence[str], *, of: str) -> None:
         if name in known:
             continue
         key = _MEANT.get(name, FOREIGN.get(name))
+        if callable(key):
+            key = key("...")[-1].partition("=")[0]
         last = key.rpartition(".")[2] if isinstance(key, str) else ""
         if last in known:
             hint = f" Use {last}=..."

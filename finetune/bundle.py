@@ -27,6 +27,7 @@ from finetune.models.size_limit import TooManyParametersError, parameters_at_mos
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.user_modules import OWN, modules_text, user_classes, user_targets
 from finetune.models.weights import save_head, state_hash
+from finetune.near_paths import did_you_mean_path
 from finetune.resume_command import resume_command, resume_command_near
 from finetune.run_names import CONFIG
 from finetune.safe_files import inside, load_tensors, need, read_json, tensor_shapes
@@ -139,7 +140,7 @@ def find_bundle(path: str | Path) -> Path:
         if os.path.lexists(folder / MODEL_JSON):
             return folder
     if not given.exists():
-        raise UserError(f"RUN='{path}': no such folder.")
+        raise UserError(f"RUN='{path}': no such folder.{did_you_mean_path(path, folders=True)}")
     if (given / CONFIG).is_file():
         raise UserError(
             f"RUN='{path}': this run has not finished, so it has no model yet. Continue with: {resume_command(path)}"

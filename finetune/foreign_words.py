@@ -13,6 +13,29 @@ def _device(value: str) -> list[str]:
     return [f"trainer.accelerator={accelerator}", *([f"trainer.devices=[{number}]"] if number else [])]
 
 
+def _training(value: str) -> list[str]:
+    """Return a schedule of one phase that trains some stages; the others are frozen."""
+    if value.lower() in ("all", "true", "full", "network"):
+        return ["schedule=full"]
+    stages = [stage for stage in value.strip("[]").split(",") if stage]
+    listed = stages if "head" in stages else [*stages, "head"]
+    return ["schedule=full", f"schedule.phases.0.train={','.join(listed)}"]
+
+
+def _number_of(key: str, *, usual: str) -> Callable[[str], list[str]]:
+    """Return the function from a switch elsewhere, or its number, to the setting of a number."""
+
+    def words(value: str) -> list[str]:
+        switched = {"true": usual, "yes": usual, "on": usual, "false": "null", "no": "null", "off": "null"}
+        return [f"{key}={switched.get(value.lower(), value)}"]
+
+    return words
+
+
+def _frozen_backbone(value: str) -> list[str]:
+    return ["schedule=full"] if value.lower() in ("false", "0", "no") else ["schedule=frozen"]
+
+
 # name elsewhere -> key here, or a function from the value to the overrides
 FOREIGN: Mapping[str, str | Callable[[str], list[str]]] = {
     **dict.fromkeys(("model", "arch", "architecture", "net", "network", "encoder", "model_name"), "backbone"),
@@ -28,8 +51,8 @@ FOREIGN: Mapping[str, str | Callable[[str], list[str]]] = {
     **dict.fromkeys(("gpus", "num_gpus", "n_gpu", "devices", "ngpus"), "trainer.devices"),
     **dict.fromkeys(("workers", "num_workers", "nw"), "data.num_workers"),
     **dict.fromkeys(("opt", "optim", "optimiser"), "optimizer"),
-    **dict.fromkeys(("early_stopping", "early_stop"), "schedule.patience"),
-    **dict.fromkeys(("ema", "model_ema"), "schedule.ema_decay"),
+    **dict.fromkeys(("early_stopping", "early_stop"), _number_of("schedule.patience", usual="3")),
+    **dict.fromkeys(("ema", "model_ema"), _number_of("schedule.ema_decay", usual="0.999")),
     **dict.fromkeys(("augmentation", "aug"), "data.augment"),
     **dict.fromkeys(("precision", "amp"), "trainer.precision"),
     **dict.fromkeys(("dropout", "drop"), "head.drop_rate"),
@@ -38,6 +61,8 @@ FOREIGN: Mapping[str, str | Callable[[str], list[str]]] = {
     **dict.fromkeys(("frozen", "freeze_layers", "freeze_stages"), "freeze"),
     **dict.fromkeys(("val_split", "validation_split", "valid_pct", "val_size"), "data.val_fraction"),
     **dict.fromkeys(("test_split", "test_size"), "data.test_fraction"),
+    **dict.fromkeys(("train", "trainable", "unfreeze", "unfreeze_layers", "train_layers", "thaw"), _training),
+    **dict.fromkeys(("freeze_backbone", "freeze_encoder", "freeze_base", "feature_extract"), _frozen_backbone),
     "channels": "input.channels",
     "in_chans": "input.channels",
     "layer_decay": "schedule.layer_decay",

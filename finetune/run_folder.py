@@ -14,6 +14,7 @@ from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
 from finetune.file_schema import EVALUATION, REPORT
+from finetune.near_paths import did_you_mean_path
 from finetune.plain import Json, from_plain, to_plain
 from finetune.run_names import CONFIG, RECORD
 from finetune.safe_files import check_regular, inside, read_json
@@ -301,7 +302,7 @@ def read_run_record(run_dir: Path) -> RunRecord:
         UserError: The folder is not a run, its creation was not completed, or its format is newer.
     """
     if not run_dir.is_dir():
-        raise UserError(f"RUN='{run_dir}': no such folder.")
+        raise UserError(f"RUN='{run_dir}': no such folder.{did_you_mean_path(run_dir, folders=True)}")
     path = run_dir / RECORD
     if not os.path.lexists(path):
         if (run_dir / CONFIG).is_file():

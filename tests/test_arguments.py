@@ -1,10 +1,13 @@
 """Wrong calls of the public functions: each is one message with the right form, before anything is built or written."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import finetune
 from finetune.errors import UserError
@@ -182,3 +185,67 @@ def test_every_call_that_a_message_names_is_one() -> None:
     named = {name for call in calls for name in re.findall(r"finetune\.(\w+)\(", call)}
     assert named <= set(finetune.__all__)
     assert not set(CALLS) & set(finetune.__all__)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda model: model.predict("x", batch=3),
+            r"^batch: not an argument of model\.predict\. Write batch_size=\.\.\.",
+        ),
+        (lambda model: model.predict(), r"missing a required argument: 'images'\. Call it as model\.predict\(images, "),
+        (lambda model: model.predict("x", 3), r"^model\.predict: too many positional arguments"),
+        (lambda model: model.predict("x", batch_size="3"), r"^batch_size: must be a whole number\. It is a str, '3'"),
+        (lambda model: model.predict("no such"), r"^images='no such': no such file or folder"),
+        (lambda model: model.predict(iter("ab")), r"list\(images\)"),
+        (lambda model: model.predict(torch.zeros(1, 9, 9, 3)), r"Write images\.permute\(0, 3, 1, 2\)"),
+        (lambda model: model.predict(np.zeros((1, 3, 9, 9), np.uint8)), r"Write images\.transpose\(0, 2, 3, 1\)"),
+        (lambda model: model.predict(np.zeros((9, 9, 4), np.uint8)), r"must have 1 or 3 channels.*image\[\.\.\., :3\]"),
+        (lambda model: model.embed("x"), r"call finetune\.embed\(model, images\)"),
+        (lambda model: finetune.FineTuner(model, ["head"], rate=1), r"^rate: not an argument of finetune\.FineTuner"),
+        (
+            lambda model: finetune.load(".", modules={"head": torch.nn.Linear}),
+            r"the class Linear; give an object of it",
+        ),
+        (
+            lambda model: finetune.fit("digits", loss=torch.nn.functional.cross_entropy),
+            r"^loss: .* forward of an nn\.Module",
+        ),
+        (lambda model: finetune.fit("digits", early_stopping=3), r"Write overrides=\['schedule\.patience=\.\.\.'\]"),
+    ],
+)
+def test_methods_and_objects_answer_a_wrong_call_as_functions_do(
+    call: Callable[[Any], Any], message: str, model: finetune.TrainedModel
+) -> None:
+    with pytest.raises(UserError, match=message):
+        call(model)
+
+
+def test_what_functions_return_shows_itself_in_a_line_and_in_a_notebook(model: finetune.TrainedModel) -> None:
+    images = torch.zeros(3, 3, 9, 9, dtype=torch.uint8)
+    table, features = model.predict(images), finetune.embed(model, images)
+    found = finetune.search(features, features, k=2)
+    assert repr(features) == "Embeddings(3 images x 512 features below the head, after layer4, float32, no labels)"
+    assert repr(found) == "Neighbours(3 queries, the 2 nearest of each)"
+    for one in (features, found, model, table):
+        assert "<table" in one._repr_html_()
+    assert "stem" in model._repr_html_()
+    assert "3 x 64 x 64 pixels" in model._repr_html_()
+
+
+def test_a_table_of_predictions_shows_its_answers_however_many_classes_there_are(model: finetune.TrainedModel) -> None:
+    table = model.predict(torch.zeros(2, 3, 9, 9, dtype=torch.uint8))
+    for shown in (repr(table), repr(table.head(1)), table._repr_html_()):
+        assert all(name in shown for name in ("image", "predicted", "probability", "uncertain"))
+        assert "columns not shown: margin, class 0, class 1, class 2, class 3 and 27 more" in shown
+    assert list(table.columns)[:3] == ["image", "predicted", "probability"]
+    assert "class 29" in table
+    assert "columns not shown" not in repr(table[["image", "class 3"]])
+
+
+@pytest.fixture(scope="module")
+def model() -> finetune.TrainedModel:
+    backbone = finetune.build_backbone("resnet18", weights="none")
+    built = finetune.build_classifier(backbone, classes=[f"class {n}" for n in range(30)], channels=3, size=64)
+    return finetune.load(built)

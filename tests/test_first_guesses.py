@@ -54,6 +54,13 @@ FIRST_GUESSES = {
 # line after `finetune` -> the line that the answer gives
 MISTAKES = {
     "pets --epochs 3": "finetune pets epochs=3",
+    "plan pets unfreeze=layer4": "finetune plan pets schedule=full schedule.phases.0.train=layer4,head",
+    "pets train=layer4,head": "finetune pets schedule=full schedule.phases.0.train=layer4,head",
+    "pets unfreeze=all": "finetune pets schedule=full",
+    "pets freeze_backbone=true": "finetune pets schedule=frozen",
+    "pets early_stopping=true": "finetune pets schedule.patience=3",
+    "pets early_stopping=5": "finetune pets schedule.patience=5",
+    "plan pest": "finetune plan pets",
     "pets --lr=1e-3": "finetune pets lr=1e-3",
     "plan pets --batch-size 8": "finetune plan pets batch_size=8",
     "--freeze stem data=pets": "finetune freeze=stem data=pets",

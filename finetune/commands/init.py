@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.commands.options import Arguments, home_path
 from finetune.config import check_overrides, command_line, compose, with_overrides
-from finetune.config.overrides import data_words
+from finetune.config.overrides import TypedLine, data_words, values_of
 from finetune.errors import UserError
 
 ABOUT = """\
@@ -20,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
     """Run ``finetune init`` and return the exit status."""
     parser = Arguments("init", ABOUT, ending="")
     parser.add_argument("data", metavar="DIR", help="a folder of images, or a table of them (.csv, .tsv, .parquet)")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="how the data is read: data.label_column=tags")
     parser.add_argument("--output", type=home_path, metavar="FILE", help="default: DIR's name, .yaml, in this folder")
     given = parser.read(argv)
     place = home_path(given.data)
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     if output.exists():
         raise UserError(f"--output {output}: exists already. Choose another name: --output FILE.")
 
-    text = starting_settings(str(place.absolute()))
+    text = starting_settings(str(place.absolute()), given.settings)
 
     from finetune.atomic_files import write_text
 
@@ -41,23 +42,23 @@ def run(argv: Sequence[str]) -> int:
     print(f"written: {output}")
     named = ["--config-dir", str(output.parent), "--config-name", output.stem]
     print("\n".join(["next:", *(f"  {command_line(name, named)}" for name in ("plan", "train"))]))
-    print(
-        "They download the network's ImageNet weights the first time. Without a network add weights=embedded, weights inside "
-        "this package."
-    )
+    print("The first run downloads the network's ImageNet weights.")
+    print("Without a network add weights=embedded, weights inside this package.")
     return 0
 
 
-def starting_settings(place: str) -> str:
+def starting_settings(place: str, typed: Sequence[str] = ()) -> str:
     """Return the text of a configuration for a folder or a table, with a comment for each setting.
 
     Args:
         place: Absolute path.
+        typed: Settings that the user gave, which are written too.
 
     Raises:
         UserError: There is no image, or the table cannot be read.
     """
     words = data_words(place)
+    given = values_of(check_overrides(typed, line=TypedLine("init", (place,))))
     table = words[0] == "data=manifest"
     # a table may name its columns in its own way, so it is looked at before it is read as a data set
     proposals = []
@@ -66,14 +67,15 @@ def starting_settings(place: str) -> str:
         from finetune.data.starting_settings import settings_of_table
 
         proposals = settings_of_table(read_columns(place))
-    config = compose(words)
+    config = compose([*words, *typed])
     config = replace(config, data=replace(config.data, on_unreadable="skip"))
+    proposals = [one for one in proposals if one.key not in given]
     config = with_overrides(config, check_overrides([f"{one.key}={_override(one.value)}" for one in proposals]))
 
     from finetune.build.data import build_source
     from finetune.data.audit import audit
     from finetune.data.sources import source_kind
-    from finetune.data.starting_settings import settings_of_images
+    from finetune.data.starting_settings import Proposal, settings_of_images
 
     source = build_source(config)
     if source.facts is None:
@@ -81,7 +83,8 @@ def starting_settings(place: str) -> str:
     kind = source_kind(config.data.source)
     left_out = kind.left_out(**kind.specific_settings(config.data)) if kind.left_out is not None else ()
     found = audit(source, left_out=left_out)
-    proposals += settings_of_images(source, found)
+    proposals += [one for one in settings_of_images(source, found) if one.key not in given]
+    proposals += [Proposal(key=key, value=value, reason="as given.") for key, value in given.items()]
     sizes = " x ".join(str(found.sizes[name][1]) for name in ("width", "height"))
     modes = ", ".join(f"{count} {name}" for name, count in found.modes.items())
     labels = "several labels per image" if source.index.multi_label else "one label per image"

@@ -41,6 +41,7 @@ class Arguments(argparse.ArgumentParser):
             add_help=False,
         )
         self.command = command
+        self._typed: list[str] = []
         # required option -> values to propose where it is missing, the first of them if no word tells which
         self.examples: dict[str, tuple[str, ...]] = {}
         # options that the command also takes as key=value
@@ -54,7 +55,7 @@ class Arguments(argparse.ArgumentParser):
             UserError: A word or an option is wrong.
             SystemExit: The help was asked for, and has been printed.
         """
-        words = _completed(argv)
+        words, self._typed = _completed(argv), list(argv)
         if "-h" in words or "--help" in words:
             print(self.help_for(words))
             raise SystemExit(0)
@@ -172,8 +173,23 @@ class Arguments(argparse.ArgumentParser):
             f"{self.prog}: {message if message.endswith(('.', '?')) else message + '.'}\n{self.format_usage().strip()}"
         )
 
+    def _too_few(self) -> UserError:
+        """Return the answer to a line without all words that the command needs: the line with their names."""
+        needed = [one for one in self._actions if not one.option_strings and one.nargs in (None, "+")]
+        given = [word for word in self._typed if not word.startswith("-")]
+        missing = [str(one.metavar) for one in needed[len(given) :]] or [str(needed[-1].metavar)]
+        words = [*self._typed, *missing]
+        for action in self._actions:
+            if action.required and action.option_strings and not set(action.option_strings) & set(self._typed):
+                words += [action.option_strings[-1], self.examples[action.option_strings[-1]][0]]
+        return UserError(
+            f"{self.prog}: {' and '.join(missing)} must be given.\nWrite: {command_line(self.command, words)}"
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise the error instead of printing it and exiting."""
+        if message.startswith("the following arguments are required"):
+            raise self._too_few()
         wrong = re.fullmatch(r"argument ([^:]+): (.*)", message, flags=re.DOTALL)
         if wrong is None:
             raise self.wrong(message)
@@ -186,7 +202,8 @@ class Arguments(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(
-                action, f"{value}: not a choice. Choices: {', '.join(choices)}.{did_you_mean(str(value), choices)}"
+                action,
+                f"{value}: not a choice. Choices: {', '.join(choices)}.{did_you_mean(str(value).lower(), choices)}",
             )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.commands.options import Arguments, home_path
-from finetune.config import flat
+from finetune.config import command_line, flat
 from finetune.config.plain_yaml import read_plain_yaml
 from finetune.counted import counted
 from finetune.errors import UserError, did_you_mean
@@ -112,11 +112,16 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"{folder}: no such folder.")
     if action == "compare":
         if len(folders) < 2:
-            raise parser.wrong("compare needs two runs or more")
+            raise parser.wrong("compare needs two runs or more: finetune runs compare RUN RUN")
         print("\n".join(comparison([summary_of(folder) for folder in folders])))
         return 0
-    if not folders and not Path("runs").is_dir():
-        raise UserError("runs: no such folder. Name the folder of your runs: finetune runs DIR.")
+    if not folders and (not Path("runs").is_dir() or not runs_below(Path("runs"))):
+        # run_dir=NAME puts a run into the current folder
+        line = command_line("runs", [*([action] if action != "list" else []), *(["--yes"] if given.yes else []), "."])
+        if any(Path().glob(f"*/{RECORD}")):
+            raise UserError(f"runs: no runs there. The current folder has some: {line}")
+        if not Path("runs").is_dir():
+            raise UserError(f"runs: no such folder. Name the folder of your runs: {line.removesuffix('.')}DIR")
     found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
     if action == "clean":
         print("\n".join(_delete_unneeded(found, delete=given.yes)))
@@ -212,8 +217,9 @@ def run_table(runs: Sequence[RunSummary]) -> list[str]:
     lines = _aligned(rows)
     lines += ["", f"{counted(len(runs), 'run')}, {sum(one.size_bytes for one in runs) / 1e6:.1f} MB"]
     lines += [f"continue with: {resume_command(path)}" for path in unfinished]
-    if len(runs) > 1:
-        pair = " ".join(shlex.quote(str(one.path)) for one in runs[-2:])
+    finished = [one for one in runs if one.state == "finished"]
+    if len(finished) > 1:
+        pair = " ".join(shlex.quote(str(one.path)) for one in finished[-2:])
         lines.append(f"side by side: finetune runs compare {pair}")
     return lines
 

@@ -246,8 +246,9 @@ def hydra_message(error: BaseException) -> str:
     if wrong_type and wrong_type[2] in _KINDS:
         return f"{wrong_type[1]}: must be {_KINDS[wrong_type[2]]}."
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if "not a subclass of PhaseConfig" in str(error):
-        return f"{lines[0].split()[-1]}: there is no phase of that number. Phases are numbered from 0."
+    if "not a subclass of PhaseConfig" in whole:
+        name = re.search(r"schedule\.phases\.\d+[^\s:]*", whole)
+        return f"{name[0] if name else lines[0].split()[-1]}: there is no phase of that number. Phases are numbered from 0."
     cause = error.__cause__
     if cause is not None and str(cause).strip():
         why = first_line(cause)

@@ -17,6 +17,7 @@ from finetune.config.timm_names import is_timm_name, timm_names
 from finetune.data.sources import ANY_FOLDER, SOURCES, place_settings, recognised
 from finetune.errors import ConfigError, did_you_mean, first_line
 from finetune.foreign_words import FOREIGN, MISPLACED
+from finetune.near_paths import did_you_mean_path
 from finetune.run_names import RECORD
 
 # short names of settings that are typed often
@@ -325,7 +326,9 @@ class _Reader:
             return data_words(word)
         takes = f"finetune {self._command} takes" if self._command else "An override is"
         if looks_like_a_path(word) and not path.exists():
-            raise _WrongWordError(f"{word}: no such folder. {takes} a folder of images, or key=value.")
+            near = re.search(r"'(.+)'", did_you_mean_path(word))
+            hint = f"Did you mean {near[1]!r}?" if near else f"{takes} a folder of images, or key=value."
+            raise _WrongWordError(f"{word}: no such folder. {hint}", [near[1]] if near else [])
         if path.suffix in (".yaml", ".yml"):
             options = ["--config-dir", str(path.parent), "--config-name", path.stem]
             raise _WrongWordError(f"{word}: a configuration of your own is given by its folder and its name.", options)
@@ -337,6 +340,12 @@ class _Reader:
         example = ", for example data=digits" if self._command else ", for example 'data=digits'"
         # a word that names nothing else was most likely meant as a folder
         problem = "not understood" if fix else "no such folder"
+        if path.is_file():
+            raise _WrongWordError(
+                f"{word}: is a file. {takes} a folder of images with a folder for each class, or a table."
+            )
+        if not fix and (near := re.search(r"'(.+)'", did_you_mean_path(word))):
+            raise _WrongWordError(f"{word}: no such folder. Did you mean {near[1]!r}?", [near[1]])
         raise _WrongWordError(f"{word}: {problem}. {takes} key=value{example}, or a folder of images.", fix)
 
     def _choice(self, sign: str, group: str, value: str) -> list[str]:
@@ -425,13 +434,15 @@ class _Reader:
             valid = self._groups[group]
             if name in valid:
                 continue
-            near = did_you_mean(name, valid)
+            if group == "augment":  # also those without a file
+                valid = sorted({*valid, *AUGMENTS})
+            near = did_you_mean(name, valid) or did_you_mean(name.lower(), valid)
             if not near and group == "backbone":
                 near = did_you_mean(name, timm_names())
             if group == "backbone":
                 near = f"{near} Any network of timm can be named too."
-            if group == "augment":
-                near = f"{near} Without a file: {', '.join(AUGMENTS)}."
+            if group == "optimizer" and not near:
+                near = " Another one: optimizer._target_=torch.optim.NAdam, for example."
             guess = re.search(r"Did you mean '(.+?)'", near)
             problem = "not a choice, and no such folder or table" if group == "data" and not guess else "not a choice"
             raise _WrongWordError(

@@ -33,6 +33,7 @@ from finetune.data.progress import Progress
 from finetune.data.split_names import says_nothing, split_names
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.file_errors import in_words as error_in_words
+from finetune.near_paths import did_you_mean_path
 
 # how the folders of a data set are read: `auto` decides by their names and contents, and refuses ambiguous folders
 Layout = Literal["auto", "classes", "splits"]
@@ -76,7 +77,8 @@ def check_root(root: str) -> str:
         parent = path
         while not os.path.isdir(parent):
             parent = os.path.dirname(parent)
-        raise UserError(f"data.root={root!r}: no such folder. The path exists up to {parent}. Check the spelling.")
+        near = did_you_mean_path(root, folders=True) or " Check the spelling."
+        raise UserError(f"data.root={root!r}: no such folder. The path exists up to {parent}.{near}")
     if not os.path.isdir(path):
         raise UserError(f"data.root={root!r}: must be a folder. It is a file. Give the folder that holds the classes.")
     return path

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.audit import IMBALANCED, Audit
+from finetune.data.column_names import likely_column
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_source import Source
 
@@ -17,7 +18,7 @@ _USUAL_BATCH = 32
 _SMALL_PX = 96
 # names of columns that say which images belong together
 _GROUPS = ("patient", "subject", "video", "plate", "slide", "animal", "case", "group", "site", "donor", "person")
-_SEPARATORS = (";", "|", ",")
+_SEPARATORS = (";", "|", ",", " ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +46,30 @@ def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
     ['data.label_separator']
     """
     proposals: list[Proposal] = []
-    if "label" in columns:
-        texts = set(columns["label"])
-        for separator in _SEPARATORS:
-            parts = {part.strip() for cell in texts for part in cell.split(separator)}
-            # joined labels repeat those that stand alone
-            if any(separator in cell for cell in texts) and len(parts) <= len(texts):
-                reason = f"some cells of the column label hold several labels, such as {_example(texts, separator)!r}."
-                proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
-                break
-    else:
-        flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in ("path", "split")]
-        others = [name for name in columns if name not in ("path", "split", *flags)]
+    path = likely_column("path_column", list(columns))
+    if path is not None and path != "path":
+        reason = f"there is no column path; {path} looks like one."
+        proposals.append(Proposal(key="data.path_column", value=path, reason=reason))
+    label = "label"
+    if label not in columns:
+        flags = [name for name, cells in columns.items() if set(cells) <= {"0", "1"} and name not in (path, "split")]
+        near = likely_column("label_column", [name for name in columns if name not in (path, "split", *flags)])
         if len(flags) > 1:
             reason = f"there is no column label, and {len(flags)} columns hold only 0 and 1: several labels per image."
             proposals.append(Proposal(key="data.label_columns", value=flags, reason=reason))
-        elif near := [
-            name for name in others if name.lower() in ("class", "category", "target", "diagnosis", "species", "y")
-        ]:
-            reason = f"there is no column label; {near[0]} looks like one."
-            proposals.append(Proposal(key="data.label_column", value=near[0], reason=reason))
+        elif near is not None:
+            reason = f"there is no column label; {near} looks like one."
+            proposals.append(Proposal(key="data.label_column", value=near, reason=reason))
+            label = near
+    texts = set(columns.get(label, ()))
+    for separator in _SEPARATORS:
+        parts = {part.strip() for cell in texts for part in cell.split(separator)}
+        # joined labels repeat those that stand alone; names of classes have blanks too, so there one must stand alone
+        joined = any(separator in cell for cell in texts) and len(parts) <= len(texts)
+        if joined and (separator != " " or parts & texts):
+            reason = f"some cells of the column {label} hold several labels, such as {_example(texts, separator)!r}."
+            proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
+            break
     for name, cells in columns.items():
         if any(word in name.lower() for word in _GROUPS) and 1 < len(set(cells)) <= len(cells) / 2:
             reason = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.data.column_names import likely_column
 from finetune.errors import UserError, did_you_mean, first_line, shortened
 from finetune.safe_files import LONGEST_PATH, check_regular, check_row_count, open_table
 
@@ -50,9 +51,16 @@ class TableRows:
         if column not in self.columns:
             raise UserError(
                 f"data.{setting}={column!r}: not a column of {self.name}. Columns: {shortened(self.columns, 8)}."
-                f"{did_you_mean(column, self.columns)}"
+                f"{_meant(setting, column, self.columns)}"
             )
         return self.columns.index(column)
+
+
+def _meant(setting: str, column: str, columns: Sequence[str]) -> str:
+    near = likely_column(setting, columns)
+    if near is None:
+        return did_you_mean(column, columns) or f" Name the right one: data.{setting}=NAME."
+    return f" Name the right one: data.{setting}={near}."
 
 
 @contextmanager

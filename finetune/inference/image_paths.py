@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from finetune.data.column_names import PATH_COLUMNS
 from finetune.data.folder_walk import SUFFIXES, Links, in_words, is_image_name, kind_of_file, read_folder
 from finetune.data.index import natural_order
 from finetune.data.table_file import open_rows
 from finetune.errors import UserError, shortened
 from finetune.file_errors import in_words as error_in_words
+from finetune.near_paths import did_you_mean_path
 from finetune.safe_files import lines
 
 STDIN = "-"
 MANIFESTS = (".csv", ".tsv", ".txt", ".parquet")
-PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "file_path", "file_name", "filepath")
 
 
 def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
@@ -44,7 +45,7 @@ def find_images(paths: Sequence[str | Path]) -> Iterator[str]:
         elif glob.has_magic(text):
             yield from _matching(str(path), text)
         else:
-            raise UserError(f"IMAGES='{given}': no such file or folder.")
+            raise UserError(f"IMAGES='{given}': no such file or folder.{did_you_mean_path(given)}")
 
 
 def _lines_of_stdin() -> Iterator[str]:

@@ -39,6 +39,8 @@ from finetune.inference.serve_pages import ServedPage
 from finetune.plain import Json
 
 PREDICT = "/predict"
+# -d of curl would send the file as text
+_HOW = f"With curl: curl --data-binary @photo.jpg ADDRESS{PREDICT}"
 # the server reads an upload that is too large, up to this multiple of the limit, and discards it, so that the client can read
 # the error response; if the connection were cut, the client would report a network error
 _DRAINED = 8
@@ -174,7 +176,9 @@ class Server:
         finally:
             self.reading -= 1
         if not uploads:
-            raise HTTPException(400, "The request holds no image. Send one as the body, or several as files of a form.")
+            raise HTTPException(
+                400, "The request holds no image. Send one as the body, or several as files of a form. " + _HOW
+            )
         if self.taken + len(uploads) > self.limits.images:
             raise _busy()
         self.taken += len(uploads)
@@ -244,7 +248,8 @@ class Server:
         try:
             image = await loop.run_in_executor(self._readers, self._read, data, name)
         except UserError as error:
-            return row | {"error": getattr(error, "reason", str(error))}
+            hint = "" if name else f" {_HOW}"
+            return row | {"error": getattr(error, "reason", str(error)) + hint}
         probabilities = await self._batcher.answer(image)
         best = [int(at) for at in np.argsort(-probabilities, kind="stable")[: self.limits.top_k]]
         classes = self.engine.classes
@@ -317,4 +322,7 @@ def _too_large(limit: int) -> HTTPException:
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code, headers=error.headers)
+    detail = error.detail
+    if error.status_code in (404, 405):
+        detail = f"{detail}: {request.method} {request.scope['path']}. {_HOW}; /docs describes the rest."
+    return JSONResponse({"error": detail}, status_code=error.status_code, headers=error.headers)

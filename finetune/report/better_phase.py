@@ -2,6 +2,7 @@
 
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,19 @@ def better_phase(
         f"{metric} was best after phase {printable(phases[at].name)}: {sign * values[at]:.4f}. The model kept is that of the "
         f"last phase, {printable(phases[-1].name)}: {end:.4f}. To stop earlier, train with '{stops_after(configured, at)}'"
     )
+
+
+def wrapped_sentences(text: str, width: int = 78) -> str:
+    """Return the sentence in lines of a terminal; the setting at its end, which is to be copied, keeps a line of its own.
+
+    >>> print(wrapped_sentences("It was best. To stop earlier, train with 'a=[b, c]'", 20))
+    It was best. To stop
+    earlier, train with
+      'a=[b, c]'
+    """
+    before, quote, setting = text.partition("'")
+    lines = textwrap.wrap(before, width)
+    return "\n".join([*lines, *([f"  {quote}{setting}"] if quote else [])])
 
 
 def stops_after(configured: Sequence[Mapping[str, Any]], number: int) -> str:

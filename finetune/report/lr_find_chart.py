@@ -33,16 +33,18 @@ def write_lr_find_chart(
     with drawing():
         figure = new_figure(7.2, 4.2)
         axes = figure.subplots()
-        axes.plot(rates, losses, ".", color=MUTED, markersize=4, label="loss of a step")
-        axes.plot(rates, smoothed, color=INK, linewidth=2, label="smoothed")
+        bottom, top = loss_limits(losses, smoothed)
+        inside = [min(loss, top) for loss in losses]
+        curve = [min(loss, top) for loss in smoothed]
+        axes.plot(rates, inside, ".", color=MUTED, markersize=4, label="loss of a step")
+        axes.plot(rates, curve, color=INK, linewidth=2, label="smoothed")
+        if above := [rate for rate, loss in zip(rates, losses, strict=True) if loss > top]:
+            axes.plot(above, [top] * len(above), "^", color=MUTED, markersize=5, label="higher")
         for name, rate in suggestions.items():
             at = min(range(len(rates)), key=lambda i: abs(rates[i] - rate))
             axes.axvline(rate, color=_COLORS[name], linewidth=1, linestyle="--")
-            axes.plot(rate, smoothed[at], "o", color=_COLORS[name], label=f"{name}: {rate:.3g}")
-        # a search ends where the loss explodes, which would flatten the rest of the curve
-        low, high = min(losses), max(smoothed[: max(len(smoothed) // 2, 1)])
-        room = max(high - low, 1e-3)
-        axes.set_ylim(low - 0.1 * room, high + 0.8 * room)
+            axes.plot(rate, curve[at], "o", color=_COLORS[name], label=f"{name}: {rate:.3g}")
+        axes.set_ylim(bottom, top + 0.05 * (top - bottom))
         axes.set_xscale("log")
         plain_log_ticks(axes.xaxis)
         axes.set_xlabel(f"learning rate of {stage}; the other stages keep their ratio to it")
@@ -51,3 +53,17 @@ def write_lr_find_chart(
         axes.grid(color=GRID)
         figure.legend(loc="outside lower center", ncols=4)
         write_text(path, svg_file(figure, name="lr-find", description=title))
+
+
+def loss_limits(losses: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and the highest loss that the chart shows; what is higher is drawn at its upper edge.
+
+    A search ends where the loss explodes, which would flatten the rest of the curve.
+
+    Args:
+        losses: Training loss at each step.
+        smoothed: Smoothed training loss at each step.
+    """
+    low, high = min(losses), max(smoothed[: max(len(smoothed) // 2, 1)])
+    room = max(high - low, 1e-3)
+    return low - 0.1 * room, min(max(smoothed), high + 3 * room)

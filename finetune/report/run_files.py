@@ -15,6 +15,7 @@ from finetune.checksums import verify
 from finetune.counted import counted
 from finetune.errors import UserError, shortened, type_in_words
 from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.near_paths import did_you_mean_path
 from finetune.plain import Json, from_plain
 from finetune.results import Results
 from finetune.resume_command import resume_command
@@ -106,7 +107,7 @@ def check_run(run: str | Path) -> Path:
     """
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        raise UserError(f"RUN='{run}': no such folder.")
+        raise UserError(f"RUN='{run}': no such folder.{did_you_mean_path(run, folders=True)}")
     # also if it is not a regular file, which opening it reports
     if os.path.lexists(RunFolder(folder).results):
         return folder

@@ -199,7 +199,7 @@ def _tune_for_report() -> None:
 
 def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
     """Show the table of phases, the test, a phase that was better than the last one, and the path of the bundle."""
-    from finetune.report.better_phase import better_phase
+    from finetune.report.better_phase import better_phase, wrapped_sentences
     from finetune.report.result_table import result_table
 
     results = result.results
@@ -207,7 +207,7 @@ def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
     show(f"test: {results.test.in_words()} on {counted(len(index.rows('test')), 'image')}")
     configured = to_plain(config)["schedule"]["phases"]
     if better := better_phase(results.phases, configured, images=len(index.rows("val"))):
-        show(better)
+        show(wrapped_sentences(better))
     show(f"bundle: {result.bundle}")
 
 

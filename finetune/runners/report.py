@@ -69,7 +69,7 @@ def report_from_files(run_dir: Path, config: Config, *, trust: bool = False) -> 
     try:
         source = build_source(config, listing=check_paths(config))
     except UserError as error:
-        why = f"No images are shown. {first_line(error)}"
+        why = f"No images are shown. {' '.join(line.strip() for line in str(error).splitlines()[:3])}"
         show(why)
     try:
         views = _list_views(run_dir, config, modules, trust=trust)

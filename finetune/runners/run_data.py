@@ -9,6 +9,7 @@ from finetune.config import compose, from_yaml, with_overrides
 from finetune.config.schema import Config
 from finetune.data.sources import source_kind
 from finetune.errors import UserError
+from finetune.near_paths import did_you_mean_path
 from finetune.run_names import CONFIG
 from finetune.safe_files import inside
 
@@ -24,6 +25,24 @@ def read_as_trained(config: Config, overrides: Sequence[str], options: "DecodeOp
             setattr(config.data, key, recorded[key])
 
 
+# settings that say how a table names what it holds
+_COLUMNS = ("path_column", "label_column", "label_columns", "label_separator")
+
+
+def _name_columns_alike(config: Config, own: Config, overrides: Sequence[str]) -> None:
+    """Read a table as the run's own is read, if it has the columns of that, unless an override says otherwise."""
+    if not config.data.source == own.data.source == "manifest" or any(
+        word.startswith(tuple(f"data.{key}=" for key in _COLUMNS)) for word in overrides
+    ):
+        return
+    from finetune.data.manifest import read_columns
+
+    needed = {own.data.path_column, *(own.data.label_columns or [own.data.label_column])}
+    if needed <= set(read_columns(str(config.data.path))):
+        for key in _COLUMNS:
+            setattr(config.data, key, getattr(own.data, key))
+
+
 def data_config(run: str, overrides: Sequence[str]) -> Config:
     """Return the configuration of the data: the run's own, changed by overrides, or a new one.
 
@@ -36,10 +55,13 @@ def data_config(run: str, overrides: Sequence[str]) -> Config:
     """
     folder = Path(run).expanduser()
     if not folder.exists():
-        raise UserError(f"RUN='{run}': no such folder.")
+        raise UserError(f"RUN='{run}': no such folder.{did_you_mean_path(run, folders=True)}")
     own = folder / CONFIG
     if any(word.startswith("data=") for word in overrides):
-        return compose(overrides)
+        config = compose(overrides)
+        if os.path.lexists(own):
+            _name_columns_alike(config, from_yaml(inside(own.parent, own.name)), overrides)
+        return config
     if not os.path.lexists(own):
         raise UserError(f"RUN='{run}': a bundle does not record where its data is. Give data=DIR.")
     from finetune.build.data import with_loaders_that_fit

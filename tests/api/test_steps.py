@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import finetune
 from finetune.errors import UserError
@@ -163,3 +164,14 @@ def test_show_batch_takes_grey_arrays_of_a_data_set() -> None:
     pairs = [(np.full((9, 9), 20 * number, np.uint8), number % 2) for number in range(8)]
     figure = finetune.show_batch(Pairs(*pairs), images=4, augment="none", size=16)
     assert [axes.images[0].get_array().shape for axes in figure.axes if axes.images] == [(16, 16)] * 4
+
+
+def test_deep_pictures_in_memory_are_tested_as_training_read_deep_files() -> None:
+    from finetune.api.settings import FitArguments
+    from finetune.data.decode import DecodeOptions
+
+    read_as = DecodeOptions(channels=1, integer_range=(0, 4095))
+    picture = Image.fromarray(np.full((8, 8), 4095, np.uint16))
+    source = FitArguments(data=[(picture, 0)], classes=["a"]).evaluation_source(read_as=read_as)
+    assert source.read(0).unique().tolist() == [255]
+    assert FitArguments(data=[(picture, 0)], classes=["a"], channels=1).evaluation_source().read(0).max() < 32

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
+from finetune.commands.evaluate import data_config
+from finetune.config import compose, to_yaml
 from tests.runs import train_tiny
 
 
@@ -117,3 +119,18 @@ def test_a_floor_that_belongs_to_several_labels_is_refused_with_what_there_is(
 ) -> None:
     assert main(["evaluate", str(run_dir), "--at-least", "map=0.5"]) == 2
     assert "Metrics here: acc, f1_macro." in capsys.readouterr().err
+
+
+def test_a_table_is_read_by_the_columns_of_the_runs_own_where_it_has_them(tmp_path: Path) -> None:
+    run, table = tmp_path / "run", tmp_path / "new.csv"
+    run.mkdir()
+    own = ["data.path_column=file", "data.label_column=tags", "data.label_separator=;"]
+    (run / "config.yaml").write_text(to_yaml(compose(["data=manifest", "data.path=old.csv", *own])))
+    words = ["data=manifest", f"data.path={table}"]
+    table.write_text("file,tags\na.png,x;y\n")
+    data = data_config(str(run), words).data
+    assert (data.path_column, data.label_column, data.label_separator) == ("file", "tags", ";")
+    assert data_config(str(run), [*words, "data.label_column=file"]).data.label_column == "file"
+    table.write_text("path,label\na.png,x\n")
+    data = data_config(str(run), words).data
+    assert (data.path_column, data.label_column, data.label_separator) == ("path", "label", None)

@@ -64,6 +64,11 @@ def test_what_it_writes_for_small_grey_imbalanced_images_trains(
             {"data.group_column": "patient_id"},
         ),
         ({"path": list("abcd"), "label": list("xyxy"), "case": list("1234")}, {}),
+        ({"path": list("abcd"), "label": ["red fox", "red panda", "grey wolf", "red fox"]}, {}),
+        (
+            {"File": list("abcd"), "tags": ["mono", "mono defective", "poly", "poly defective"]},
+            {"data.path_column": "File", "data.label_column": "tags", "data.label_separator": " "},
+        ),
     ],
 )
 def test_a_table_is_read_as_its_columns_say(columns: dict[str, list[str]], expected: dict[str, Any]) -> None:
@@ -87,6 +92,23 @@ def test_several_labels_and_groups_of_a_table_are_proposed(
         "group_column": "patient",
     }
     assert main(["plan", "--config-dir", "start", "-cn", "mine", "--cfg"]) == 0
+
+
+def test_settings_that_are_given_are_written_and_not_proposed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        Image.new("RGB", (40, 40), (number * 20, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,{'ab'[number % 2]},{'xy'[number % 2]}" for number in range(12)]
+    (tmp_path / "own.csv").write_text("\n".join(["where,what,label", *rows]))
+    assert main(["init", "own.csv"]) == 2
+    assert "data.path_column='path': not a column" in capsys.readouterr().err
+    assert main(["init", "own.csv", "data.path_column=where", "data.label_column=what", "data.batch_size=3"]) == 0
+    data = yaml.safe_load((tmp_path / "own.yaml").read_text())["data"]
+    assert (data["path_column"], data["label_column"], data["batch_size"]) == ("where", "what", 3)
+    assert main(["init", "own.csv", "data.pathcolumn=where", "--output", "b.yaml"]) == 2
+    assert "Did you mean 'data.path_column'?" in capsys.readouterr().err
 
 
 def test_what_it_cannot_look_at_is_one_message(

@@ -147,6 +147,17 @@ def test_mistakes_are_answered(
     assert message in capsys.readouterr().err
 
 
+def test_runs_in_the_current_folder_are_named_where_the_usual_folder_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    for words, line in ((["runs"], "finetune runs ."), (["runs", "clean", "--yes"], "finetune runs clean --yes .")):
+        assert main(words) == 2
+        assert capsys.readouterr().err.strip() == f"runs: no runs there. The current folder has some: {line}"
+
+
 def test_intervals_and_curves_are_those_of_the_numbers() -> None:
     # Wilson's interval for 8 of 10, as statsmodels gives it
     assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)

@@ -136,7 +136,8 @@ def test_one_image_or_many_are_answered_with_their_names_and_top_classes() -> No
         ({"body": b"", "kind": "Multipart/Form-Data; boundary=B; charset=undefined"}, 415, "charset 'undefined'"),
         ({"body": b"x", "kind": "multipart/form-data; boundary=B; charset=idna"}, 415, "charset 'idna'"),
         ({"path": "/nowhere"}, 404, "Not Found"),
-        ({"method": "GET"}, 405, "Method Not Allowed"),
+        ({"method": "GET"}, 405, "Method Not Allowed: GET /predict. With curl: curl --data-binary @photo.jpg"),
+        ({"body": b"bad"}, 422, "With curl: curl --data-binary @photo.jpg"),
     ],
 )
 def test_a_bad_request_is_told_why_and_the_next_one_is_answered(request_: Any, status: int, says: str) -> None:

@@ -3,7 +3,7 @@
 import yaml
 
 from finetune.config import check_overrides, compose, to_yaml
-from finetune.report.better_phase import better_phase, stops_after
+from finetune.report.better_phase import better_phase, stops_after, wrapped_sentences
 from finetune.results import PhaseResult
 
 
@@ -33,6 +33,13 @@ def test_an_earlier_phase_that_was_better_is_named_with_both_figures() -> None:
     assert line.startswith(
         "val/acc was best after phase top: 0.7778. The model kept is that of the last phase, all: 0.7222."
     )
+
+
+def test_its_lines_fit_a_terminal_and_the_setting_can_be_copied() -> None:
+    line = better_phase([phase("head", val_acc=0.9), phase("top", val_acc=0.1), phase("all", val_acc=0.2)], PHASES)
+    *lines, setting = wrapped_sentences(line).splitlines()
+    assert max(map(len, [*lines, setting])) <= 80
+    assert setting == f"  '{stops_after(PHASES, 0)}'"
 
 
 def test_of_a_loss_less_is_better() -> None:
