@@ -32,7 +32,7 @@ _ARGUMENTS = {
 }
 # a command in a message -> the call
 _CALLS = (
-    (re.compile(r"finetune resume (\S+)( --trust)?(?! in Python)"), r"finetune.resume(\1\2)"),
+    (re.compile(r"finetune resume ('[^']*'|\S+)( --trust)?"), r"finetune.resume(\1\2)"),
     (re.compile(r"finetune export (\S+) --format (\w+)"), r"finetune.export(\1, '\2')"),
     (re.compile(r"finetune embed (\S+) IMAGES( --output \S+)?"), r"finetune.embed(\1, images)"),
     (re.compile(r"finetune embed (\S+) data=DIR( --output \S+)?"), r"finetune.embed(\1, data=data)"),
@@ -42,7 +42,7 @@ _SETTING = re.compile(r"^([A-Za-z_][\w.]*)(?=[=:])", re.MULTILINE)
 # an option with a value, anywhere
 _OPTION = re.compile(r"--([a-z][a-z-]*)(?:[ =]([\w./~-]*[\w/~-]))?")
 # settings to add, a line of them with what they do
-_LINE = re.compile(r"^( +)((?:[\w.]+=\S+ ?)+)(?=( +#|$))", re.MULTILINE)
+_LINE = re.compile(r"^( +)([\w.]+=\S+(?: [\w.]+=\S+)*)(?= +#|$)", re.MULTILINE)
 
 _from_python: ContextVar[bool] = ContextVar("_from_python", default=False)
 

@@ -65,7 +65,7 @@ class Table:
         return html_table(self.columns, [list(row.values()) for row in self.rows()])
 
 
-def frame(columns: Mapping[str, Sequence[Any]], *, shown_first: tuple[str, ...]) -> Any:
+def frame(columns: Mapping[str, Sequence[Any]], *, shown_first: tuple[str, ...] = ()) -> Any:
     """Return columns as a pandas DataFrame where pandas is installed, else as a :class:`Table`.
 
     Args:
@@ -73,9 +73,11 @@ def frame(columns: Mapping[str, Sequence[Any]], *, shown_first: tuple[str, ...])
         shown_first: Columns that a data frame shows where it cannot show all.
     """
     try:
-        from finetune.prediction_frame import prediction_frame
+        import pandas  # noqa: F401  # what the frame is made of
     except ModuleNotFoundError:
         return Table(columns)
+    from finetune.prediction_frame import prediction_frame
+
     return prediction_frame(dict(columns), shown_first=shown_first)
 
 

@@ -179,9 +179,9 @@ class Arguments(argparse.ArgumentParser):
         given = [word for word in self._typed if not word.startswith("-")]
         missing = [str(one.metavar) for one in needed[len(given) :]] or [str(needed[-1].metavar)]
         words = [*self._typed, *missing]
-        for action in self._actions:
-            if action.required and action.option_strings and not set(action.option_strings) & set(self._typed):
-                words += [action.option_strings[-1], self.examples[action.option_strings[-1]][0]]
+        for option, examples in self.examples.items():
+            if option not in self._typed:
+                words += [option, examples[0]]
         return UserError(
             f"{self.prog}: {' and '.join(missing)} must be given.\nWrite: {command_line(self.command, words)}"
         )

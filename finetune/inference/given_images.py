@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from finetune.data.column_names import PATH_COLUMNS
 from finetune.data.decode import DecodeOptions, decode_file
 from finetune.data.image_file import UnreadableImage
 from finetune.data.python_images import pixels_of
 from finetune.data.transforms import EvalView
 from finetune.errors import UserError, type_in_words
-from finetune.inference.image_paths import PATH_COLUMNS, find_images
+from finetune.inference.image_paths import find_images
 
 # C = channels, H/W = image height/width
 

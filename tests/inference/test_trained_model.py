@@ -107,7 +107,7 @@ def test_pictures_of_other_channels_are_converted_as_files_are(tmp_path: Path, p
         (7, r"images: is an int\. Give paths, Pillow images"),
         ([3.5], r"images\[0\]: is a float\. Give paths"),
         ([], r"images: none given"),
-        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\), as \(H, W, C\): must have 3 channels"),
+        (np.zeros((4, 4, 5), np.uint8), r"\(4, 4, 5\), as \(H, W, C\): must have 1 or 3 channels"),
         (np.full((4, 4, 3), 200.0), r"float from 200 to 200.*divide by 255"),
         (np.zeros((4, 4), np.int64), r"of type int64: must be uint8"),
         (pd.DataFrame({"file name": ["a"]}), r"needs a column path or file .* Its columns: file name"),
