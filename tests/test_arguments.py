@@ -192,15 +192,15 @@ def test_every_call_that_a_message_names_is_one() -> None:
     [
         (
             lambda model: model.predict("x", batch=3),
-            r"^batch: not an argument of model\.predict\. Write batch_size=\.\.\.",
+            r"^batch: not an argument of model\.predict\. Use batch_size=\.\.\.",
         ),
         (lambda model: model.predict(), r"missing a required argument: 'images'\. Call it as model\.predict\(images, "),
         (lambda model: model.predict("x", 3), r"^model\.predict: too many positional arguments"),
         (lambda model: model.predict("x", batch_size="3"), r"^batch_size: must be a whole number\. It is a str, '3'"),
         (lambda model: model.predict("no such"), r"^images='no such': no such file or folder"),
         (lambda model: model.predict(iter("ab")), r"list\(images\)"),
-        (lambda model: model.predict(torch.zeros(1, 9, 9, 3)), r"Write images\.permute\(0, 3, 1, 2\)"),
-        (lambda model: model.predict(np.zeros((1, 3, 9, 9), np.uint8)), r"Write images\.transpose\(0, 2, 3, 1\)"),
+        (lambda model: model.predict(torch.zeros(1, 9, 9, 3)), r"Use images\.permute\(0, 3, 1, 2\)"),
+        (lambda model: model.predict(np.zeros((1, 3, 9, 9), np.uint8)), r"Use images\.transpose\(0, 2, 3, 1\)"),
         (lambda model: model.predict(np.zeros((9, 9, 4), np.uint8)), r"must have 1 or 3 channels.*image\[\.\.\., :3\]"),
         (lambda model: model.embed("x"), r"call finetune\.embed\(model, images\)"),
         (lambda model: finetune.FineTuner(model, ["head"], rate=1), r"^rate: not an argument of finetune\.FineTuner"),
@@ -212,7 +212,7 @@ def test_every_call_that_a_message_names_is_one() -> None:
             lambda model: finetune.fit("digits", loss=torch.nn.functional.cross_entropy),
             r"^loss: .* forward of an nn\.Module",
         ),
-        (lambda model: finetune.fit("digits", early_stopping=3), r"Write overrides=\['schedule\.patience=\.\.\.'\]"),
+        (lambda model: finetune.fit("digits", early_stopping=3), r"Use overrides=\['schedule\.patience=\.\.\.'\]"),
     ],
 )
 def test_methods_and_objects_answer_a_wrong_call_as_functions_do(

@@ -183,7 +183,7 @@ class Arguments(argparse.ArgumentParser):
             if option not in self._typed:
                 words += [option, examples[0]]
         return UserError(
-            f"{self.prog}: {' and '.join(missing)} must be given.\nWrite: {command_line(self.command, words)}"
+            f"{self.prog}: {' and '.join(missing)} must be given.\nUse: {command_line(self.command, words)}"
         )
 
     def error(self, message: str) -> NoReturn:

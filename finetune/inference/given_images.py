@@ -115,9 +115,9 @@ def _check_order(images: Any) -> None:
     before, after = shape[-3], shape[-1]
     if first and before not in last and after in last:
         order = "0, 3, 1, 2" if images.ndim == 4 else "2, 0, 1"
-        raise UserError(f"images of shape {shape}: a tensor has its channels first. Write images.permute({order}).")
+        raise UserError(f"images of shape {shape}: a tensor has its channels first. Use images.permute({order}).")
     if not first and after not in last and before in last and images.ndim == 4:
-        raise UserError(f"images of shape {shape}: an array has its channels last. Write images.transpose(0, 2, 3, 1).")
+        raise UserError(f"images of shape {shape}: an array has its channels last. Use images.transpose(0, 2, 3, 1).")
 
 
 def _paths_of(frame: Any) -> list[Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.cli import main
-from finetune.commands.evaluate import data_config
 from finetune.config import compose, to_yaml
+from finetune.runners.run_data import data_config
 from tests.runs import train_tiny
 
 
