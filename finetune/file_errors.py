@@ -25,6 +25,7 @@ _CAUSES = {
     errno.ENOENT: ("it no longer exists", "Put it back."),
     errno.ENOTDIR: ("a part of its path is not a folder", "Use another path."),
     errno.EISDIR: ("a folder is in its place", "Move the folder away."),
+    errno.EEXIST: ("a file is in its place, or in that of a folder above it", "Use another path."),
     errno.ENAMETOOLONG: ("its name is too long", "Use a shorter one."),
 }
 # safetensors ends with "(os error 28)"; torch's writer has only the system's words

@@ -7,6 +7,10 @@ import pandas
 from finetune.errors import shortened
 
 
+# columns of a table on a page, as pandas has them in a notebook
+_MOST_COLUMNS = 20
+
+
 class PredictionFrame(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types here
     """Predictions: a data frame in every way but what it shows.
 
@@ -28,7 +32,8 @@ class PredictionFrame(pandas.DataFrame):  # type: ignore[misc]  # pandas has no 
 
     def _repr_html_(self) -> str:
         most = pandas.get_option("display.max_columns")
-        if not most or len(self.columns) <= most:
+        # None is all of them; 0 fits a terminal, whose width a page has not
+        if most is None or len(self.columns) <= (most or _MOST_COLUMNS):
             whole: str = pandas.DataFrame(self)._repr_html_()
             return whole
         return "\n".join([self._answers()._repr_html_(), *(f"<p>{line}</p>" for line in self._hidden())])
