@@ -6,7 +6,6 @@ import pandas
 
 from finetune.errors import shortened
 
-
 # columns of a table on a page, as pandas has them in a notebook
 _MOST_COLUMNS = 20
 
