@@ -127,6 +127,22 @@ def test_foreign_libraries_are_known_where_they_belong() -> None:
     assert wrong == []
 
 
+def test_only_commands_print_and_all_else_logs() -> None:
+    printing = {
+        name
+        for name, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert {name for name in printing if not name.startswith(("commands/", "cli"))} == {
+        "export/client",  # a program of its own
+        "inference/http_server",  # the last line of a process that ends at once
+        "terminal_log",  # what the log is shown by
+        "training/quiet_lightning",  # warnings of other libraries
+        "training/rank_monitor",  # in threads and processes where the log may not be shown any more
+    }
+
+
 def test_only_the_command_line_tunes_its_process() -> None:
     importers = {name for name, path in modules() if "finetune.process_tuning" in imports(path)}
     assert importers == {"cli", "runners/train", "runners/execute", "runners/resume"}
