@@ -8,6 +8,8 @@ from finetune.errors import shortened
 
 # columns of a table on a page, as pandas has them in a notebook
 _MOST_COLUMNS = 20
+# of a column of a terminal, in characters
+_PATH_WIDTH = 36
 
 
 class PredictionFrame(pandas.DataFrame):  # type: ignore[misc]  # pandas has no types here
@@ -27,7 +29,11 @@ class PredictionFrame(pandas.DataFrame):  # type: ignore[misc]  # pandas has no 
 
     def __repr__(self) -> str:
         """Return the answers as text, and the names of the other columns."""
-        return "\n".join([repr(self._answers()), *self._hidden()])
+        # long paths are cut, so that the answers beside them fit a terminal
+        with pandas.option_context(
+            "display.max_colwidth", _PATH_WIDTH, "display.max_columns", None, "display.expand_frame_repr", False
+        ):
+            return "\n".join([repr(self._answers()), *self._hidden()])
 
     def _repr_html_(self) -> str:
         most = pandas.get_option("display.max_columns")

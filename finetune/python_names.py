@@ -13,7 +13,7 @@ from finetune.errors import ConfigError, RunError, UserError
 
 # name on the command line -> arguments that take its place, the first that the function has
 _ARGUMENTS = {
-    "RUN": ("run", "model", "path", "run_dir"),
+    "RUN": ("run", "model", "path", "run_dir", "result"),
     "IMAGES": ("images",),
     "EMBEDDINGS": ("embeddings",),
     "data.root": ("data",),

@@ -202,6 +202,7 @@ def test_every_call_that_a_message_names_is_one() -> None:
         (lambda model: model.predict(torch.zeros(1, 9, 9, 3)), r"Use images\.permute\(0, 3, 1, 2\)"),
         (lambda model: model.predict(np.zeros((1, 3, 9, 9), np.uint8)), r"Use images\.transpose\(0, 2, 3, 1\)"),
         (lambda model: model.predict(np.zeros((9, 9, 4), np.uint8)), r"must have 1 or 3 channels.*image\[\.\.\., :3\]"),
+        (lambda model: finetune.resume("no such"), r"^run_dir='no such': no such folder"),
         (lambda model: model.embed("x"), r"call finetune\.embed\(model, images\)"),
         (lambda model: finetune.FineTuner(model, ["head"], rate=1), r"^rate: not an argument of finetune\.FineTuner"),
         (
@@ -240,6 +241,7 @@ def test_a_table_of_predictions_shows_its_answers_however_many_classes_there_are
         assert all(name in shown for name in ("image", "predicted", "probability", "uncertain"))
         assert "columns not shown: margin, class 0, class 1, class 2, class 3 and 27 more" in shown
     assert list(table.columns)[:3] == ["image", "predicted", "probability"]
+    assert max(map(len, repr(table.assign(image="a/long/path/" * 9)).splitlines()[:-1])) <= 80
     assert "class 29" in table
     assert "columns not shown" not in repr(table[["image", "class 3"]])
 

@@ -171,6 +171,7 @@ def resume(
     from finetune.safe_files import inside
 
     folder = run_folder(run_dir, "run_dir")
+    read_run_record(folder)
     config = from_yaml(inside(folder, CONFIG))
     source = None if data is None else FitArguments(data=data, classes=classes).source_for(config)
     if backbone is not None and not isinstance(backbone, Backbone):

@@ -172,6 +172,14 @@ def test_deep_pictures_in_memory_are_tested_as_training_read_deep_files() -> Non
 
     read_as = DecodeOptions(channels=1, integer_range=(0, 4095))
     pictures = [(Image.fromarray(np.full((8, 8), level, np.uint16)), n) for n, level in enumerate((4095, 4000))]
-    source = FitArguments(data=pictures, classes=["a", "b"]).evaluation_source(read_as=read_as)
+    source = FitArguments(data=dict.fromkeys(("train", "val", "test"), pictures), classes=["a", "b"]).evaluation_source(
+        read_as=read_as
+    )
     assert source.read(0).unique().tolist() == [255]
-    assert FitArguments(data=pictures, classes=["a", "b"], channels=1).evaluation_source().read(0).max() < 32
+    assert (
+        FitArguments(data=dict.fromkeys(("train", "val", "test"), pictures), classes=["a", "b"], channels=1)
+        .evaluation_source()
+        .read(0)
+        .max()
+        < 32
+    )

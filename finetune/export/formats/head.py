@@ -39,4 +39,5 @@ HEAD_ALONE = ExportFormat(
     write=_write,
     client=HeadClient,
     part="head",
+    hint="train from it on the same backbone: finetune DIR head.weights={target}",
 )
