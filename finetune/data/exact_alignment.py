@@ -1,8 +1,8 @@
 """Align two pictures that may be copies to a fraction of a pixel, and compare them in every part.
 
 At 64 pixels two playing cards differ in a few parts only, as a photograph differs from its copy with a logo. At 160 pixels, and
-aligned exactly, all parts of true copies agree, and every pip, letter or emblem that differs shows. The alignment minimises the
-squared difference of the fine detail by Gauss-Newton steps over affine maps (Baker and Matthews, "Lucas-Kanade 20 Years On",
+aligned exactly, all parts of true copies agree, and every pip, letter or emblem that differs shows. Drawings, known by their few
+colours, are compared in colour too: a series has one shape in several. The alignment minimises the squared difference of the fine detail by Gauss-Newton steps over affine maps (Baker and Matthews, "Lucas-Kanade 20 Years On",
 2004, the compositional form).
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the name that torch's own pages use)
 
-# S = side of a picture, A = side of a picture while it is aligned roughly
+# S = side of a picture, A = side of a picture while it is aligned roughly; pictures have 3 channels in the range 0 to 255
 
 SIDE = 160
 _ROUGH_SIDE = 64
@@ -35,6 +35,11 @@ _LEAST_CORNER = 0.002
 _FLAT, _EDGE = 1.0, 6.0
 # values between which a flat area is neither blown out nor black
 _DARK, _LIGHT = 8, 247
+# levels of a channel that count as one; number of the most common colours behind that of the ground, and the share of the other
+# pixels that they have in a drawing
+_LEVELS, _COMMON, _DRAWING = 4, 6, 0.45
+# from which change of a coordinate, in half sides, a picture is seen in part
+_MOVED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,9 @@ class Comparison:
         corners: Number of parts that agree and whose detail runs in two directions, of 361.
         textured: Whether both pictures have the fine texture of photographs, and not the flat areas of drawings.
         turned: Whether one is mirrored, or turned by more than 45 degrees.
+        drawings: Whether both have few colours, and are not textured.
+        whole: Whether each shows the whole of the other, the same way up.
+        difference: Mean absolute difference of their pixels, 0 to 255.
     """
 
     least: float
@@ -57,28 +65,31 @@ class Comparison:
     corners: int
     textured: bool
     turned: bool
+    drawings: bool
+    whole: bool
+    difference: float
 
 
-def grey_picture(image_CHW: Tensor) -> Tensor:
-    """Return the grey picture that is compared, float (S, S)."""
-    grey = image_CHW.float().mean(dim=0)[None, None]
-    return F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)[0, 0]
+def scaled_picture(image_CHW: Tensor) -> Tensor:
+    """Return the picture that is compared, float (3, S, S)."""
+    return F.interpolate(image_CHW.float()[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
 
 
-def compare(one_SS: Tensor, other_SS: Tensor, map_23: Tensor, *, negative: bool) -> Comparison:
+def compare(one_3SS: Tensor, other_3SS: Tensor, map_23: Tensor, *, negative: bool) -> Comparison:
     """Align a picture with another, from a map that is exact to about a pixel of 64, and compare them.
 
     Args:
-        one_SS: Picture that is mapped, from :func:`grey_picture`.
-        other_SS: Picture that it is compared with.
+        one_3SS: Picture that is mapped, from :func:`scaled_picture`.
+        other_3SS: Picture that it is compared with.
         map_23: Affine map from places in the other picture to places in the first, both from -1 to 1.
         negative: Whether one is the negative of the other.
     """
+    one_SS, other_SS = one_3SS.mean(dim=0), other_3SS.mean(dim=0)
     if negative:
         other_SS = 255 - other_SS
     for side in (_ROUGH_SIDE, SIDE):
         map_23 = _aligned(_scaled(one_SS, side), _scaled(other_SS, side), map_23)
-    return _comparison(one_SS, other_SS, map_23)
+    return _comparison(one_3SS, other_3SS, map_23, other_SS)
 
 
 def _scaled(picture_SS: Tensor, side: int) -> Tensor:
@@ -119,8 +130,9 @@ def _aligned(one_AA: Tensor, other_AA: Tensor, map_23: Tensor) -> Tensor:
     return best
 
 
-def _comparison(one_SS: Tensor, other_SS: Tensor, map_23: Tensor) -> Comparison:
-    seen, inside = _mapped(one_SS, map_23)
+def _comparison(one_3SS: Tensor, other_3SS: Tensor, map_23: Tensor, other_SS: Tensor) -> Comparison:
+    seen_3SS, inside = _mapped(one_3SS, map_23)
+    seen = seen_3SS.mean(dim=0)
     one, other = _detail(seen), _detail(other_SS)
     correlation, shown = _by_parts(one, other, inside, part=_PART, least_detail=_LEAST_DETAIL)
     small, strong = _by_parts(one, other, inside, part=_SMALL_PART, least_detail=_LEAST_SMALL_DETAIL)
@@ -130,13 +142,17 @@ def _comparison(one_SS: Tensor, other_SS: Tensor, map_23: Tensor) -> Comparison:
     dd, rr, dr = (parts @ product @ parts.T for product in (down**2, right**2, down * right))
     lesser = (dd + rr - ((dd - rr) ** 2 + 4 * dr**2).sqrt()) / 2
     linear = map_23[:, :2]
+    textured = _textured(seen, other_SS)
     return Comparison(
         least=_least_inside(correlation, shown, border=1),
         least_small=_least_inside(small, strong, border=2),
         unlike=float((shown & ~agrees).sum() / shown.sum().clamp_min(1)),
         corners=int((shown & agrees & (lesser > _LEAST_CORNER)).sum()),
-        textured=_textured(seen, other_SS),
+        textured=textured,
         turned=bool(torch.linalg.det(linear) < 0 or linear.trace() < linear.norm()),
+        drawings=not textured and min(_share_of_common_colours(picture) for picture in (one_3SS, other_3SS)) > _DRAWING,
+        whole=bool((map_23 - torch.eye(2, 3)).abs().max() < _MOVED),
+        difference=float((seen_3SS - other_3SS)[:, inside].abs().mean()),
     )
 
 
@@ -178,11 +194,18 @@ def _textured(one_SS: Tensor, other_SS: Tensor) -> bool:
     return min(flat) < 0.25 or (min(texture) > 0.15 and max(plain) < 0.1)
 
 
-def _mapped(one_AA: Tensor, map_23: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a picture as seen through a map, and which pixels lie inside it, bool (A, A)."""
-    places = F.affine_grid(map_23[None], [1, 1, *one_AA.shape], align_corners=False)
-    seen = F.grid_sample(one_AA[None, None], places, padding_mode="border", align_corners=False)[0, 0]
-    return seen, (places[0].abs() <= 1).all(dim=2)
+def _share_of_common_colours(picture_3SS: Tensor) -> float:
+    """Return the share that the most common colours have of a picture's pixels, its ground (the commonest of all) left out."""
+    counts = (picture_3SS.flatten(1) / _LEVELS).round().unique(dim=1, return_counts=True)[1].sort(descending=True).values
+    return float(counts[1 : 1 + _COMMON].sum() / counts[1:].sum().clamp_min(1))
+
+
+def _mapped(one_CAA: Tensor, map_23: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a picture (A, A) or (C, A, A) as seen through a map, and which pixels lie inside it, bool (A, A)."""
+    side = one_CAA.shape[-1]
+    places = F.affine_grid(map_23[None], [1, 1, side, side], align_corners=False)
+    seen = F.grid_sample(one_CAA.reshape(1, -1, side, side), places, padding_mode="border", align_corners=False)
+    return seen.reshape(one_CAA.shape), (places[0].abs() <= 1).all(dim=2)
 
 
 def _detail(picture_AA: Tensor) -> Tensor:
