@@ -143,7 +143,7 @@ def _resample_in_parts(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tens
         # past the end the last row is repeated
         rows = (torch.arange(part) + number * part).clamp(max=height - 1)
         sums.append(_filtered(images_BCHW.index_select(2, rows), sources_NT, weights_NT))
-    return _rounded(torch.cat(sums, dim=2).narrow(2, 0, height))
+    return _rounded(torch.cat(sums, dim=2).index_select(2, torch.arange(height)))
 
 
 def _resample(images_BCHW: Tensor, sources_NT: Tensor, weights_NT: Tensor) -> Tensor:
