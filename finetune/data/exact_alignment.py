@@ -2,8 +2,9 @@
 
 At 64 pixels two playing cards differ in a few parts only, as a photograph differs from its copy with a logo. At 160 pixels, and
 aligned exactly, all parts of true copies agree, and every pip, letter or emblem that differs shows. Drawings, known by their few
-colours, are compared in colour too: a series has one shape in several. The alignment minimises the squared difference of the fine detail by Gauss-Newton steps over affine maps (Baker and Matthews, "Lucas-Kanade 20 Years On",
-2004, the compositional form).
+colours, are compared in colour too, because a series has one shape in several. The alignment minimises the squared difference of
+the fine detail by Gauss-Newton steps over affine maps (Baker and Matthews, "Lucas-Kanade 20 Years On", 2004, the compositional
+form).
 """
 
 from dataclasses import dataclass
@@ -196,7 +197,9 @@ def _textured(one_SS: Tensor, other_SS: Tensor) -> bool:
 
 def _share_of_common_colours(picture_3SS: Tensor) -> float:
     """Return the share that the most common colours have of a picture's pixels, its ground (the commonest of all) left out."""
-    counts = (picture_3SS.flatten(1) / _LEVELS).round().unique(dim=1, return_counts=True)[1].sort(descending=True).values
+    counts = (
+        (picture_3SS.flatten(1) / _LEVELS).round().unique(dim=1, return_counts=True)[1].sort(descending=True).values
+    )
     return float(counts[1 : 1 + _COMMON].sum() / counts[1:].sum().clamp_min(1))
 
 
