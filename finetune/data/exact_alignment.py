@@ -10,6 +10,7 @@ form).
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (the name that torch's own pages use)
@@ -197,10 +198,9 @@ def _textured(one_SS: Tensor, other_SS: Tensor) -> bool:
 
 def _share_of_common_colours(picture_3SS: Tensor) -> float:
     """Return the share that the most common colours have of a picture's pixels, its ground (the commonest of all) left out."""
-    counts = (
-        (picture_3SS.flatten(1) / _LEVELS).round().unique(dim=1, return_counts=True)[1].sort(descending=True).values
-    )
-    return float(counts[1 : 1 + _COMMON].sum() / counts[1:].sum().clamp_min(1))
+    colours_3P = (picture_3SS.flatten(1) / _LEVELS).round().numpy()
+    counts = np.sort(np.unique(colours_3P, axis=1, return_counts=True)[1])[::-1]
+    return float(counts[1 : 1 + _COMMON].sum() / max(counts[1:].sum(), 1))
 
 
 def _mapped(one_CAA: Tensor, map_23: Tensor) -> tuple[Tensor, Tensor]:
