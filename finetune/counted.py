@@ -1,4 +1,4 @@
-"""Numbers of things, in words."""
+"""Numbers of things and of bytes, in words."""
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -13,3 +13,12 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     ('1 image', '12,000 images', '0 classes')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def in_bytes(number: int) -> str:
+    """Return a number of bytes in the unit that suits it, of 1,000 or 1,000,000 bytes.
+
+    >>> in_bytes(225_800_000), in_bytes(4_096), in_bytes(40_000)
+    ('225.8 MB', '4.1 kB', '40.0 kB')
+    """
+    return f"{number / 1e6:,.1f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"

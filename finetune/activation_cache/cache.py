@@ -14,6 +14,7 @@ from finetune.activation_cache.device_rows import DeviceRows, room_on
 from finetune.activation_cache.frozen_prefix import Prefix
 from finetune.activation_cache.policy import CachePolicy
 from finetune.activation_cache.store import Entry, Layout, open_entry, why_unusable
+from finetune.counted import in_bytes
 from finetune.data.image_source import Source
 from finetune.data.loading import ImageViews, ViewRequest
 from finetune.data.sampling import Rows, ViewChunk
@@ -307,7 +308,7 @@ class ActivationCache:
         if trains:
             done = f"cached {self.cached_stage} activations: {store.computed} computed, {store.reused} reused"
             where = f", in the memory of {device}" if self.on_device else ""
-            log.info("  %s (%.1f MB%s)", done, size / 1e6, where)
+            log.info("  %s (%s%s)", done, in_bytes(size), where)
 
     def _train_views(self) -> list[SplitView]:
         """Return the views of training images that are cached."""

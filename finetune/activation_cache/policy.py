@@ -206,7 +206,7 @@ def _describe(phase: ResolvedPhase, views: int | None) -> str:
         return f"the evaluation view of each image once, so augment={phase.augment} has no effect"
     if views >= phase.epochs:
         return f"{counted(views, 'view')} of each image, one per epoch"
-    return f"{views} views of each image for {counted(phase.epochs, 'epoch')}"
+    return f"{counted(views, 'view')} of each image for {counted(phase.epochs, 'epoch')}"
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.activation_cache.policy import CachePolicy
-from finetune.counted import counted
+from finetune.counted import counted, in_bytes
 from finetune.data.datamodule import ImageDataModule
 from finetune.models.classifier import Classifier
 from finetune.phases import ResolvedPhase
@@ -129,7 +129,7 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
     for number, phase in enumerate(plan):
         settings, cache = phase.settings, phase.cache
         tried = ", ".join(f"{rate:g}" for rate in settings.lr_trials)
-        room = f" ({cache.bytes / 1e6:.1f} MB)" if cache.cached_stage else ""
+        room = f" ({in_bytes(cache.bytes)})" if cache.cached_stage else ""
         lines += [
             f"phase {number + 1} of {len(plan)}: {phase.name} (schedule.phases.{number})  {_training_in_words(phase)}",
             *([f"  heads side by side, at lr {tried}"] if tried else []),

@@ -78,7 +78,7 @@ def test_rows_held_by_the_device_are_those_of_the_file(
     assert "in the memory of" not in capsys.readouterr().out
     monkeypatch.setattr("finetune.activation_cache.cache.room_on", lambda device: 10**9)
     train_tiny(given, tmp_path / "held")
-    assert "MB, in the memory of cpu" in capsys.readouterr().out
+    assert "kB, in the memory of cpu" in capsys.readouterr().out
     assert same_weights(tmp_path / "read", tmp_path / "held")
     assert (tmp_path / "read/metrics.csv").read_bytes() == (tmp_path / "held/metrics.csv").read_bytes()
 
