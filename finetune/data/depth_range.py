@@ -77,4 +77,7 @@ def _note(numbers: Measured, kind: str, chosen: Range, *, given: bool) -> str:
     if used < _FEW:
         whole = f"warning: {whole} The images use only {max(used, 0):.1%} of that range, so they are nearly flat."
         return f"{whole} Set {setting}, or data.high_depth=stretch for a range of each image."
+    if depth and given and numbers.high > white / _FEW:
+        lost = f"All values above {white:g} become white, up to {numbers.high:g}."
+        return f"warning: {whole} {lost} Leave {setting} and data.bit_depth out, and the range is measured."
     return whole

@@ -57,6 +57,13 @@ def test_the_start_of_a_run_says_how_deep_images_are_read(tmp_path):
     (note,) = wide.index.notes
     assert note.startswith("warning: ")
     assert "65535 white (16 bits), as given. The images use only 6.0% of that range" in note
+    narrow = folder_source(root=write_deep(tmp_path / "narrow", 3912), decode=DecodeOptions(integer_range=(0, 255)))
+    (note,) = narrow.index.notes
+    assert note.startswith("warning: ")
+    assert "255 white (8 bits), as given. All values above 255 become white, up to 3912." in note
+    # a window that is not a bit depth is meant
+    window = folder_source(root=write_deep(tmp_path / "window", 3912), decode=DecodeOptions(integer_range=(40, 240)))
+    assert not window.index.notes[0].startswith("warning: ")
 
 
 def test_eight_bit_images_are_read_as_ever_beside_deep_ones(tmp_path):
