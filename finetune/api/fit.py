@@ -135,7 +135,7 @@ def resume(
     classes: Sequence[str] | None = None,
     anyway: bool = False,
     trust: bool = False,
-) -> "RunResult | None":
+) -> "RunResult":
     """Continue a stopped run to a bitwise identical result, as ``finetune resume`` does.
 
     Args:
@@ -153,7 +153,7 @@ def resume(
         trust: Build every class that the run's configuration names.
 
     Returns:
-        The result; None if the run had already finished.
+        The result, also of a run that had already finished.
 
     Raises:
         UserError: Something that the result depends on has changed, or an object is missing; the message names it.

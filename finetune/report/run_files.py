@@ -127,7 +127,7 @@ def read_run(run: str | Path) -> RunFiles:
         UserError: The folder is not a finished run, or one of its files is missing or damaged.
     """
     folder = RunFolder(check_run(run))
-    results = _results(folder.results)
+    results = read_results(folder.results)
     predictions = _table(folder.predictions, ("path",))
     evaluation = _evaluation(folder.evaluation)
     if evaluation and len(evaluation["test"]["rows"]) != len(predictions):
@@ -166,7 +166,12 @@ def _plan(path: Path) -> list[PlanEntry]:
     return [from_plain(PlanEntry, phase, name=str(path)) for phase in phases]
 
 
-def _results(path: Path) -> Results:
+def read_results(path: Path) -> Results:
+    """Read ``results.json``.
+
+    Raises:
+        UserError: It cannot be read, or is damaged.
+    """
     name, values = str(path), _json(path, dict)
     results = from_plain(Results, values, name=name, remedy=_REMEDY)
     multi_label = results.test.map is not None

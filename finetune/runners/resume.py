@@ -53,7 +53,7 @@ def resume(
     typed: Config | None = None,
     tune_process: bool = False,
     objects: PythonObjects = PythonObjects(),
-) -> "RunResult | None":
+) -> "RunResult":
     """Resume a run.
 
     Args:
@@ -67,7 +67,7 @@ def resume(
         objects: Objects from Python that take the place of settings; none on the command line.
 
     Returns:
-        The result; None if the run had already finished.
+        The result, also of a run that had already finished.
 
     Raises:
         UserError: The folder is not a run, something that the result depends on has changed, or the configuration names
@@ -77,7 +77,7 @@ def resume(
     record, config = _read(run_dir)
     if RunFolder(run_dir).is_finished:
         _complete(run_dir, config, trust=trust)
-        return None
+        return _finished_result(run_dir)
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
     config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
     then, now = _comparable(record.config), _comparable(to_plain(config))
@@ -88,7 +88,7 @@ def resume(
     with _holding(run_dir) as finished_meanwhile:
         if finished_meanwhile:
             show(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
-            return None
+            return _finished_result(run_dir)
         check_data_is_there(config, command=f"finetune resume {shlex.quote(str(run_dir))}")
         _show_changes(record.config, config)
         if not anyway:
@@ -105,6 +105,15 @@ def resume(
         from finetune.runners.execute import execute
 
         return execute(config, parts, run_dir, trusted=trusted, tune_process=tune_process, objects=objects)
+
+
+def _finished_result(run_dir: Path) -> "RunResult":
+    """Read the result of a run that has finished."""
+    from finetune.report.run_files import read_results
+    from finetune.training.run_result import RunResult
+
+    folder = RunFolder(run_dir)
+    return RunResult(run_dir=run_dir, bundle=folder.bundle, results=read_results(folder.results))
 
 
 def _read(run_dir: Path) -> "tuple[RunRecord, Config]":

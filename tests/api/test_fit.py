@@ -354,7 +354,8 @@ def test_the_record_of_a_run_names_its_objects(own_run: tuple[Any, Count, Path])
     assert sorted(record["decided"]["objects"]) == ["data", "head", "loss", "metrics", "transform"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert finetune.resume(run.run_dir) is None
+        again = finetune.resume(run.run_dir)
+    assert (again.bundle, again.results.test.loss) == (run.bundle, run.results.test.loss)
 
 
 @pytest.mark.parametrize(
