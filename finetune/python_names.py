@@ -115,6 +115,7 @@ def in_python(message: str, arguments: Sequence[str], *, typed: Sequence[str] = 
             return match[0]
         return match[1] + ", ".join(f"{key}={_value(value)}" for key, value in named)
 
+    message = message.replace("--trust (in Python trust=True)", "trust=True")
     for command, call in _CALLS:
         message = command.sub(lambda match, call=call: _quoted(match, call), message)  # type: ignore[misc]  # bound by default
     message = _LINE.sub(line, message)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from finetune.counted import counted
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.adaptations import PRETRAINED_CHANNELS, adaptation
@@ -178,8 +179,8 @@ class Backbone(nn.Module):
             return True
         if native != PRETRAINED_CHANNELS:
             raise UserError(
-                f"input.channels={channels}: {self.name} takes {native} channels, by its mean and std. Give images of "
-                f"{native} channels and leave input.adapt out."
+                f"input.channels={channels}: {self.name} takes {counted(native, 'channel')}, by its mean and std. Give images of "
+                f"{counted(native, 'channel')} and leave input.adapt out."
             )
         changes = adaptation(adapt).is_new or stem_channels(channels=channels, adapt=adapt) != native
         if changes and not self.first_convs:

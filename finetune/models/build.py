@@ -80,7 +80,7 @@ def load_own_weights(backbone: Backbone, weights: str | Path | None) -> None:
     if str(weights) in WORDS or str(weights).isupper():
         raise UserError(
             f"backbone.weights={str(weights)!r}: no library has weights for {backbone.name}. Give a path, or "
-            "backbone.weights=none to keep the weights that the module has."
+            "'none' to keep the weights that the module has."
         )
     load_weights(backbone, str(weights))
 

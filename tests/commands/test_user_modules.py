@@ -71,7 +71,7 @@ def test_the_model_of_a_run_comes_back_by_trust_or_by_objects_with_the_answers_o
     run_dir: Path, pets: Path
 ) -> None:
     with pytest.raises(
-        UserError, match=r"parts\.Head \(head\), .*parts\.Net \(backbone\).*--trust \(in Python trust=True\)"
+        UserError, match=r"parts\.Head \(head\), .*parts\.Net \(backbone\).* so trust=True imports and builds them"
     ):
         finetune.load(run_dir)
     trusted = finetune.load(run_dir, trust=True)

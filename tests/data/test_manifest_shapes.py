@@ -177,7 +177,11 @@ REFUSED = {
     "a missing path": ("path,label / 1.png,a / NaN,b", {}, "column 'path' must not be empty. It is in row 2"),
     "a label column twice": ("path,label,label / 1.png,a,b / 2.png,b,a", {}, "There are 2 columns 'label'"),
     "a path column twice": ("path,path,label / 1.png,1.png,a / 2.png,2.png,b", {}, "There are 2 columns 'path'"),
-    "no label column": ("path,labels / 1.png,a / 2.png,b", {}, "not a column.*Did you mean 'labels'"),
+    "no label column": (
+        "path,labels / 1.png,a / 2.png,b",
+        {},
+        "not a column.*Name the right one: data.label_column=labels",
+    ),
     "Latin-1": (
         "path,label\n1.png,caf\u00e9\n2.png,tea".encode("latin-1"),
         {},
