@@ -10,6 +10,7 @@ from finetune.data.audit import IMBALANCED, Audit
 from finetune.data.column_names import likely_column
 from finetune.data.guess_groups import guess_groups
 from finetune.data.image_source import Source
+from finetune.data.joined_labels import separator_of
 
 # a run should have this many steps per epoch, or batch statistics and the learning-rate schedule become coarse
 _STEPS = 8
@@ -18,7 +19,6 @@ _USUAL_BATCH = 32
 _SMALL_PX = 96
 # names of columns that say which images belong together
 _GROUPS = ("patient", "subject", "video", "plate", "slide", "animal", "case", "group", "site", "donor", "person")
-_SEPARATORS = (";", "|", ",", " ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,9 @@ def settings_of_table(columns: Mapping[str, Sequence[str]]) -> list[Proposal]:
             proposals.append(Proposal(key="data.label_column", value=near, reason=reason))
             label = near
     texts = set(columns.get(label, ()))
-    for separator in _SEPARATORS:
-        parts = {part.strip() for cell in texts for part in cell.split(separator)}
-        # joined labels repeat those that stand alone; names of classes have blanks too, so there one must stand alone
-        joined = any(separator in cell for cell in texts) and len(parts) <= len(texts)
-        if joined and (separator != " " or parts & texts):
-            reason = f"some cells of the column {label} hold several labels, such as {_example(texts, separator)!r}."
-            proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
-            break
+    if separator := separator_of(texts):
+        reason = f"some cells of the column {label} hold several labels, such as {_example(texts, separator)!r}."
+        proposals.append(Proposal(key="data.label_separator", value=separator, reason=reason))
     for name, cells in columns.items():
         if any(word in name.lower() for word in _GROUPS) and 1 < len(set(cells)) <= len(cells) / 2:
             reason = (

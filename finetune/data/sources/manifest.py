@@ -44,6 +44,7 @@ def manifest_source(
             "Leave one out."
         )
     from finetune.data.image_source import files_source
+    from finetune.data.joined_labels import joined_classes_note
     from finetune.data.listing import grouped_by_path
     from finetune.data.manifest import ManifestColumns, read_manifest
 
@@ -56,9 +57,13 @@ def manifest_source(
         group_column=group_column,
     )
     listing = read_manifest(path, root=root, columns=columns, use=use)
-    return files_source(
+    source = files_source(
         grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
     )
+    one_label = label_separator is None and not label_columns
+    if use == "train" and one_label and (note := joined_classes_note(source.index.classes)):
+        source.index.notes += (note,)
+    return source
 
 
 def _check(*, path: str, **_: Any) -> None:
