@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
+from finetune.confidence.temperature import HIGHEST, LOWEST
 from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
@@ -41,6 +42,8 @@ MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors
 MAX_HEAD_WIDTH = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
+# key of model.json that bundles of earlier versions lack
+CALIBRATION = "calibration"
 
 # key of model.json -> the type of its value; finetune.file_schema documents them
 _KEYS: dict[str, type] = {
@@ -112,6 +115,7 @@ def save_bundle(
         "metrics": dict(metrics or {}),
         "data": dict(data or {}),
         "training": dict(training or {}),
+        CALIBRATION: {"temperature": classifier.temperature},
         "versions": versions(),
     }
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
@@ -166,7 +170,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             f"It was written by finetune {printable(str(version))}; this is {versions()['finetune']}. Upgrade."
         )
     need(values, _KEYS, name=str(path), remedy=_remedy(path))
-    problems = description_problems(values["model"])
+    problems = [*description_problems(values["model"]), *_calibration_problems(values.get(CALIBRATION))]
     if problems:
         raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
     # older bundles have no digest
@@ -177,6 +181,15 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             f"remove the key {DIGEST!r}."
         )
     return values
+
+
+def _calibration_problems(calibration: object) -> list[str]:
+    if calibration is None:
+        return []
+    temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
+    if isinstance(temperature, float) and LOWEST <= temperature <= HIGHEST:
+        return []
+    return [f"calibration.temperature: must be a number from {LOWEST:g} to {HIGHEST:g}"]
 
 
 def description_problems(model: Mapping[str, Any]) -> list[str]:
@@ -343,4 +356,5 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
             f"{weights}: {len(broken)} tensors hold values that are not finite: {shortened(broken)}. "
             "Such a network predicts nothing; train it again with a smaller learning rate."
         )
+    classifier.temperature = values.get(CALIBRATION, {}).get("temperature", 1.0)
     return classifier.eval()

@@ -88,6 +88,22 @@ _DATA: dict[str, Field] = {
 }
 
 
+# absent with calibrate=false, and for a head that was fitted instead of trained
+_CALIBRATION: dict[str, Field] = {
+    "temperature": (
+        (float, type(None)),
+        "the model divides its logits by this; 1 if the validation images support no other",
+    ),
+    "interval[]": (float, "its 95 % interval by likelihood; absent if they support none"),
+    "images": ((int, type(None)), "validation images that it was fitted on"),
+    "why_not": ((str, type(None)), "why they support none; empty if they do"),
+    "before.*": (
+        float,
+        "calibration error and loss of val and test without it: val/ece, val/loss, test/ece, test/loss",
+    ),
+}
+
+
 def _under(prefix: str, fields: Fields) -> dict[str, Field]:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
@@ -116,6 +132,7 @@ _RESULTS: dict[str, Field] = {
     "seed": (int, "seed of all randomness"),
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
+    **_under("calibration", _CALIBRATION),
 }
 
 # results.json of a run with one label per image, and of a multi-label run
@@ -244,7 +261,7 @@ EVALUATION = "evaluation.safetensors"
 EVALUATION_TENSORS: dict[str, str] = {
     "*/rows": "rows of the index (N,), in the order of split.csv",
     "*/targets": "class numbers (N,); for several labels zeros and ones (N, K)",
-    "*/probabilities": "probabilities of the classes (N, K)",
+    "*/probabilities": "probabilities of the classes (N, K), calibrated as the model gives them",
     "*/embedded_rows": "rows of the images whose embeddings are kept (M,), at most 2,000 of the test split, none of val",
     "*/embeddings": "features before the head (M, D)",
 }
@@ -280,6 +297,7 @@ _MODEL: dict[str, Field] = {
     "training.imbalance.*": (str, "as in results.json"),
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),
+    "calibration.temperature": (float, "the model divides its logits by this; 1 for none"),
     "versions.*": (str, "as in results.json"),
 }
 

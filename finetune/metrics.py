@@ -206,6 +206,24 @@ def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: 
                 metric.update(probabilities, targets)
 
 
+def metrics_of_outputs(
+    logits_NK: torch.Tensor, targets: torch.Tensor, *, own: Mapping[str, Metric] | None = None
+) -> SplitMetrics:
+    """Compute the metrics of a split whose logits every process of a run holds whole.
+
+    Args:
+        logits_NK: Scores of all images.
+        targets: Class numbers (N,); zeros and ones (N, K) for multi-label.
+        own: User-supplied metrics by name.
+    """
+    metrics = build_metrics(logits_NK.shape[1], multi_label=targets.ndim == 2, own=own)
+    for metric in metrics.values():
+        # else the images of all processes would be added
+        metric.sync_on_compute = False
+    update_metrics(metrics, logits=logits_NK, targets=targets)
+    return split_metrics(metrics)
+
+
 @contextmanager
 def _counting() -> Iterator[None]:
     """Turn deterministic algorithms off during updates, because counts do not depend on the order of summation.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from finetune.counted import counted
+
 # classes by classes; with several labels two by two for each class
 Matrix = Sequence[Sequence[int]]
 EPOCH_TEXT = ("phase", "epoch", "step")
@@ -294,12 +296,46 @@ class RunFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature by which the model divides its logits (Guo et al. 2017).
+
+    Args:
+        temperature: Divisor of the logits, fitted on the validation images; 1 if they support none.
+        interval: 95 % interval of the temperature by its likelihood; None if they support none.
+        images: Validation images of the fit.
+        why_not: Why they support none; empty if they do.
+        before: What calibration error and loss of each split would be without it: ``val/ece``, ``val/loss``, ``test/ece``,
+            ``test/loss``.
+    """
+
+    temperature: float
+    interval: tuple[float, float] | None = None
+    images: int
+    why_not: str = ""
+    before: Mapping[str, float]
+
+    def in_words(self) -> str:
+        """Return one line for the end of a run and the card; empty if there is no temperature.
+
+        >>> Calibration(temperature=1.5, interval=(1.2, 1.8), images=90, before={"test/ece": 0.08}).in_words()
+        'temperature 1.5 (95%: 1.2 to 1.8), fitted on 90 validation images; without it the calibration error is 0.0800'
+        """
+        if self.interval is None:
+            return ""
+        low, high = self.interval
+        return (
+            f"temperature {self.temperature:.3g} (95%: {low:.3g} to {high:.3g}), fitted on "
+            f"{counted(self.images, 'validation image')}; without it the calibration error is {self.before['test/ece']:.4f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """The contents of ``results.json``.
 
     Args:
-        test: Metrics on the test images.
-        val: Metrics on the validation images.
+        test: Metrics of the calibrated model on the test images.
+        val: Metrics of the calibrated model on the validation images.
         phases: Result of each phase, without its rows.
         seconds: Wall time.
         data: The data that was trained on.
@@ -312,6 +348,7 @@ class Results:
         seed: Seed of all randomness.
         weights_hash: SHA-256 of the final weights.
         threads: Threads that torch computed with.
+        calibration: The temperature of the model; None with ``calibrate=false``, and in runs of earlier versions.
     """
 
     test: SplitMetrics
@@ -328,3 +365,4 @@ class Results:
     seed: int
     weights_hash: str
     threads: int
+    calibration: Calibration | None = None

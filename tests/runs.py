@@ -13,8 +13,9 @@ from finetune.config import compose
 from finetune.runners.train import train
 from finetune.training.run_result import RunResult
 
-# fields of other runs: cells stand in place of a matrix of over a thousand classes; images here have 8 bits, weights no origin
-_RARE = ("*", "confusion_cells", "_range", "licence", "revision")
+# fields of other runs: cells stand in place of a matrix of over a thousand classes; images here have 8 bits, weights no origin,
+# and too few are wrong for a temperature
+_RARE = ("*", "confusion_cells", "_range", "licence", "revision", "calibration.interval")
 
 
 def fields_of_a_tiny_run(fields: Iterable[str]) -> set[str]:

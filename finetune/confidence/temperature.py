@@ -1,10 +1,12 @@
 """Calibration of probabilities, and temperature scaling, which improves it with one number (Guo et al. 2017)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.counted import counted
 from finetune.file_schema import THRESHOLD
 
 BINS = 15
@@ -16,6 +18,11 @@ _TINY = 1e-30
 _REST = 2.0**-25
 # 95 % quantile of chi-squared with one degree of freedom: twice the gain in log-likelihood that one number brings by chance
 _BY_CHANCE = 3.84
+# temperatures that are tried; a fit that ends at one of them has found no optimum
+LOWEST, HIGHEST = 0.05, 20.0
+_FOLDS = 5
+# with fewer wrong answers, a temperature that passes the other tests makes other images worse as often as better
+FEWEST_MISTAKES = 10
 
 Floats = npt.NDArray[np.floating]
 
@@ -84,11 +91,16 @@ def tempered(probabilities_NK: Floats, temperature: float, *, multi_label: bool)
 
 def mean_loss(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> float:
     """Return the mean cross-entropy in nats; for multi-label the binary one over images and classes."""
+    return float(_losses(probabilities_NK, targets).mean())
+
+
+def _losses(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> Floats:
+    """Return the cross-entropy of each image (N,) in nats; for multi-label the mean binary one of its classes."""
     probabilities = np.clip(probabilities_NK.astype(np.float64), _TINY, 1.0)
     if targets.ndim == 2:
         rest = np.clip(1 - probabilities, _REST, 1.0)
-        return float(-np.where(targets > 0, np.log(probabilities), np.log(rest)).mean())
-    return float(-np.log(probabilities[np.arange(len(targets)), targets]).mean())
+        return np.asarray(-np.where(targets > 0, np.log(probabilities), np.log(rest)).mean(axis=1))
+    return np.asarray(-np.log(probabilities[np.arange(len(targets)), targets]))
 
 
 def assess(
@@ -108,46 +120,109 @@ def assess(
     return reliability(confidence, right), total / len(targets)
 
 
-def fit_temperature(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> float:
-    """Return the temperature between 0.05 and 20 that minimises the loss on these images.
+@dataclass(frozen=True, kw_only=True)
+class TemperatureFit:
+    """A temperature fitted on validation images.
+
+    Args:
+        temperature: Divisor of the logits, four digits; 1 if none is supported.
+        interval: 95 % interval of the temperature by its likelihood; None if none is supported.
+        why_not: Why these images support none; empty if they do.
+    """
+
+    temperature: float
+    interval: tuple[float, float] | None
+    why_not: str
+
+
+def fit_temperature(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> TemperatureFit:
+    """Fit the temperature that minimises the loss on these images, and judge whether they support one.
+
+    They do not if fewer than ten answers are wrong (if none is, the loss keeps falling as the temperature falls, so the best
+    value means nothing), if the best value is at the end of the range, if it fits no better than 1 beyond chance
+    (likelihood-ratio test, 95 %), or if temperatures fitted on four fifths of the images do not lower the loss of the remaining
+    fifths by a standard error.
+
+    Of 480 simulated networks (``tests/benchmarks/temperature_rules.py``: 5 classes, 30 to 1,000 validation images, true
+    temperatures around 1), always applying one lowers the calibration error from 0.050 to 0.029 and makes the loss of 23 % worse;
+    these rules together lower it to 0.033, apply one to 33 %, and make 3 % of those worse.
+
+    Of 16 real runs (``tests/benchmarks/temperature_of_runs.py``: EfficientNet-Lite0 with its ImageNet weights and the embedded
+    ResNet-18, the default schedule at 64 pixels, four sets of photographs, drawings, clothes and solar cells, two seeds, random
+    halves of 65 to 500 images): the mean calibration error falls from 0.083 to 0.077 (change -0.0055, standard error 0.0030), the
+    loss from 0.756 to 0.743. Seven runs get none. Of the other nine, drawings by Lite0 gain most (0.103 to 0.058); one loses
+    0.0007 of loss, another 0.0016 of calibration error, and a third, of 65 images, 0.006.
 
     If there are very many images, a subset spread evenly over them is used.
-    """
-    from scipy.optimize import minimize_scalar
 
+    Args:
+        probabilities_NK: Probabilities of the classes.
+        targets: Class numbers (N,), or zeros and ones (N, K).
+    """
     several = targets.ndim == 2
     most = max(1, _AT_ONCE // probabilities_NK.shape[1])
     if len(targets) > most:
         rows = np.linspace(0, len(targets) - 1, most).astype(np.int64)
         probabilities_NK, targets = probabilities_NK[rows], targets[rows]
+    shown = (probabilities_NK > THRESHOLD) == (targets > 0) if several else probabilities_NK.argmax(axis=1) == targets
+    wrong = int(shown.size - shown.sum())
+    if wrong < FEWEST_MISTAKES:
+        verb = "are" if wrong > 1 else "is"
+        return _unsupported(
+            f"{wrong or 'none'} of {counted(shown.size, 'answer')} on the validation images {verb} wrong, and it takes "
+            f"{FEWEST_MISTAKES} to tell how confident the network should be"
+        )
+    temperature = _best(probabilities_NK, targets)
+    if not 1.01 * LOWEST < temperature < HIGHEST / 1.01:
+        return _unsupported(f"on {counted(len(targets), 'validation image')} no temperature fits best")
+    # twice the log-likelihood lost against the best temperature
+    best = _loss(probabilities_NK, targets, temperature)
 
-    def loss(log_temperature: float) -> float:
-        return mean_loss(tempered(probabilities_NK, float(np.exp(log_temperature)), multi_label=several), targets)
+    def lost(log_temperature: float) -> float:
+        return 2 * targets.size * (_loss(probabilities_NK, targets, float(np.exp(log_temperature))) - best)
 
-    result = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-3})
+    if lost(0.0) <= _BY_CHANCE or not _helps_others(probabilities_NK, targets):
+        return _unsupported(f"on {counted(len(targets), 'validation image')} one fits no better than by chance")
+    ends = [_crossing(lambda at: lost(at) - _BY_CHANCE, np.log(temperature), np.log(end)) for end in (LOWEST, HIGHEST)]
+    low, high = (float(f"{np.exp(end):.4g}") for end in ends)
+    return TemperatureFit(temperature=float(f"{temperature:.4g}"), interval=(low, high), why_not="")
+
+
+def _unsupported(why: str) -> TemperatureFit:
+    return TemperatureFit(temperature=1.0, interval=None, why_not=why)
+
+
+def _loss(probabilities_NK: Floats, targets: npt.NDArray[np.integer], temperature: float) -> float:
+    return mean_loss(tempered(probabilities_NK, temperature, multi_label=targets.ndim == 2), targets)
+
+
+def _best(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> float:
+    from scipy.optimize import minimize_scalar
+
+    result = minimize_scalar(
+        lambda at: _loss(probabilities_NK, targets, float(np.exp(at))),
+        bounds=(np.log(LOWEST), np.log(HIGHEST)),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
     return float(np.exp(result.x))
 
 
-def why_not_tempered(probabilities_NK: Floats, targets: npt.NDArray[np.integer], temperature: float) -> str:
-    """Return why these images do not support a temperature that was fitted on them; empty if they do.
+def _crossing(function: Callable[[float], float], inside: float, end: float) -> float:
+    """Return where a function that is negative inside reaches zero on the way to the end; the end if it does not."""
+    from scipy.optimize import brentq
 
-    If every answer is correct, the loss keeps falling as the temperature falls, so the best value means nothing. Otherwise the
-    temperature must fit better than 1 by more than chance (likelihood-ratio test, 95 %). Of simulated networks that need no
-    temperature (3 classes, 12 to 400 validation images, 150 draws each), always applying a temperature made 98 to 100 % worse,
-    and applying one only if it passes this test made 3 to 7 % worse.
+    return end if function(end) <= 0 else float(brentq(function, *sorted((inside, end)), xtol=1e-4))
 
-    Args:
-        probabilities_NK: Probabilities of the classes on the images of the fit.
-        targets: Class numbers (N,), or zeros and ones (N, K).
-        temperature: The one that :func:`fit_temperature` returned.
-    """
-    several = targets.ndim == 2
-    shown = (probabilities_NK > THRESHOLD) == (targets > 0) if several else probabilities_NK.argmax(axis=1) == targets
-    if shown.all():
-        return (
-            "every answer on the validation images is correct, so they do not tell how confident the network should be"
-        )
-    gain = 2 * targets.size * (assess(probabilities_NK, targets)[1] - assess(probabilities_NK, targets, temperature)[1])
-    if gain <= _BY_CHANCE:
-        return f"on {len(targets):,} validation images it fits no better than by chance"
-    return ""
+
+def _helps_others(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> bool:
+    """Whether temperatures fitted on all but a fifth of the images lower the loss of the fifths left out by a standard error."""
+    several, images = targets.ndim == 2, np.arange(len(targets))
+    gains_N = np.zeros(len(targets))
+    for fold in range(_FOLDS):
+        out = images % _FOLDS == fold
+        temperature = _best(probabilities_NK[~out], targets[~out])
+        probabilities, true = probabilities_NK[out], targets[out]
+        after = tempered(probabilities, temperature, multi_label=several)
+        gains_N[out] = _losses(probabilities, true) - _losses(after, true)
+    return bool(gains_N.mean() > gains_N.std() / np.sqrt(len(gains_N)))

@@ -443,6 +443,11 @@ class Config:
     lr: Optional[float] = setting(
         None, "highest learning rate of the schedule; other phases keep their ratio to it; null: as it says", above=0
     )
+    calibrate: bool = setting(
+        True,
+        "divide the logits by a temperature fitted on the validation images, if they support one, so that probabilities can be "
+        "believed; no prediction changes",
+    )
     report: bool = setting(True, "write report.html at the end; finetune report RUN writes it at any time")
     keep: str = setting(
         "results",

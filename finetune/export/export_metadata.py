@@ -38,6 +38,8 @@ def provenance(
         "adapt": classifier.adapt,
         "precision": precision,
         "weights_hash": state_hash(classifier),
+        # by which the logits of training have been divided
+        "temperature": classifier.temperature,
         "versions": versions(),
     }
     if decode is not None:
@@ -50,7 +52,7 @@ def provenance(
             "shape": ["batch", "height", "width", channels]
             if layout == "nhwc"
             else ["batch", channels, "height", "width"],
-            "contains": "resize, crop, normalisation, channels, network, softmax",
+            "contains": "resize, crop, normalisation, channels, network, temperature, softmax",
         }
     return described
 

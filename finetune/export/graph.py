@@ -36,6 +36,7 @@ class ImageGraph(nn.Module):
         self.spec = classifier.input_spec
         self.layout = layout
         self.half_precision = half
+        self.temperature = classifier.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Return probabilities ``(B, K)``, float32."""
@@ -45,7 +46,8 @@ class ImageGraph(nn.Module):
         if self.half_precision:
             images_BSHW = images_BSHW.half()
         logits_BK: Tensor = self.head(self.backbone(images_BSHW))
-        return logits_BK.float().softmax(1)
+        logits_BK = logits_BK.float()
+        return (logits_BK if self.temperature == 1 else logits_BK / self.temperature).softmax(1)
 
 
 def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:

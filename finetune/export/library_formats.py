@@ -91,7 +91,10 @@ def colour_stem(classifier: Classifier, conv: str) -> Tensor:
 
 
 def state_with_linear_head(classifier: Classifier, layout: str) -> dict[str, Tensor]:
-    """Return the network's state dict with a three-channel stem, and the head as ``fc.weight`` and ``fc.bias``."""
+    """Return the network's state dict with a three-channel stem, and the head as ``fc.weight`` and ``fc.bias``.
+
+    The head's are divided by the model's temperature, so that whatever opens the folder gives calibrated probabilities.
+    """
     if not isinstance(classifier.head, LinearHead):
         raise no_layout(
             layout, f"its classifier is one linear layer, and this head is {classifier.head_settings['name']!r}"
@@ -103,7 +106,10 @@ def state_with_linear_head(classifier: Classifier, layout: str) -> dict[str, Ten
         except UserError as error:
             raise UserError(f"--format {layout}: {error}") from None
     fc = classifier.head.fc
-    return {**state, "fc.weight": fc.weight.detach().contiguous(), "fc.bias": fc.bias.detach().contiguous()}
+    head = {"fc.weight": fc.weight.detach().contiguous(), "fc.bias": fc.bias.detach().contiguous()}
+    if classifier.temperature != 1:
+        head = {name: values / classifier.temperature for name, values in head.items()}
+    return {**state, **head}
 
 
 def save_state(state: dict[str, Tensor], folder: Path) -> None:

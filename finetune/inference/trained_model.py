@@ -132,7 +132,7 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str 
         multi_label=classifier.multi_label,
         head_target=classifier.head_target,
     )
-    model.decode, model.folder = decode, folder
+    model.decode, model.folder, model.temperature = decode, folder, classifier.temperature
     model.eval()
     return model
 

@@ -78,7 +78,6 @@ def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     net = optimize_for_inference(features, classifier.input_spec, prepare=classifier.prepare)
 
     def logits(images_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = classifier.head(net(classifier.prepare(images_BCHW)))
-        return logits_BK
+        return classifier.logits(net(classifier.prepare(images_BCHW)))
 
     return logits

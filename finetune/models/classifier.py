@@ -60,6 +60,8 @@ class Classifier(nn.Module):
         head_target: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        # divisor of the logits, fitted on validation images after training: no part of the weights
+        self.temperature = 1.0
         if isinstance(head, Head):
             assert head.settings["num_classes"] == len(classes)
             assert head.settings["num_features"] == backbone.num_features
@@ -158,14 +160,21 @@ class Classifier(nn.Module):
         Images of exactly the input size are used as they are: they are taken to be views already, as in training. Images of
         any other size are resized and cropped as ``input_spec`` says, exactly as ``finetune predict`` and an export do.
 
+        The logits of a calibrated model are divided by its ``temperature``: their softmax is its probabilities, and multiplied by
+        it they are those of training.
+
         Args:
             images_BCHW: uint8 from 0 to 255, or float in [0, 1].
 
         Raises:
             UserError: The channels are not the second dimension, or the values are not on the scale of their type.
         """
-        logits_BK: Tensor = self.head(self.embed(images_BCHW))
-        return logits_BK
+        return self.logits(self.embed(images_BCHW))
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        """Compute the logits ``(B, K)`` of features, divided by the model's temperature."""
+        logits_BK: Tensor = self.head(features_BD)
+        return logits_BK if self.temperature == 1 else logits_BK / self.temperature
 
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
         check_layout(images_BCHW, self.input_spec)

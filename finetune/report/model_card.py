@@ -24,6 +24,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
     spec, test, counts = classifier.input_spec, results.test, results.data.counts
     backbone, figures = results.backbone, test.in_words()
     several = classifier.multi_label
+    calibration = "" if results.calibration is None else results.calibration.in_words()
     images = images_counted(test, len(classifier.classes))
     answers = (
         "It knows only these classes."
@@ -49,6 +50,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
         "## Test",
         "",
         f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test.ece:.4f} on {images} images.",
+        *([f"Its logits are divided by a {calibration}."] if calibration else []),
         "",
         "| class | training images | test images | recall |",
         "|---|---|---|---|",

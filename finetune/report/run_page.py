@@ -39,6 +39,7 @@ from finetune.report.grad_cam import Where, find_layer, heat_maps, overlay
 from finetune.report.movement import kept_movements, movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
+from finetune.results import Calibration
 from finetune.run_folder import RunFolder
 from finetune.wilson import wilson
 
@@ -117,16 +118,10 @@ def run_page(
         classes=_classes(run),
         confusion=_confusion(run),
         views=_views(source, views),
-        calibrated=(calibrated := _calibration(run)),
+        reliability=_reliability(run),
         maps=_maps(run),
         audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
-        snippet=usage.python_snippet(
-            str(run.run_dir),
-            multi_label=run.multi_label,
-            temperature=calibrated.temperature if calibrated and calibrated.helps else None,
-            trust=own,
-            modules=given,
-        ),
+        snippet=usage.python_snippet(str(run.run_dir), trust=own, modules=given),
         commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own, modules=given),
         configuration=settings_in_use(run.config),
         **vars(_images(run, classifier, source)),
@@ -251,26 +246,20 @@ class ConfusionSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class ReliabilitySection:
     """Reliability on the test images.
 
     Args:
-        chart: Reliability diagram.
-        before: Expected calibration error as trained.
-        why_not: Why no temperature is shown; empty if one is.
-        temperature: Temperature fitted on the validation images.
-        after: Expected calibration error with it.
-        losses: Test loss without and with it.
-        helps: Whether it lowers the test loss.
+        chart: Reliability diagram, as trained and as calibrated.
+        fitted: The temperature; None if the run was not calibrated.
+        ece: Expected calibration error of the model.
+        loss: Test loss of the model.
     """
 
     chart: Markup
-    before: float
-    why_not: str
-    temperature: float
-    after: float
-    losses: tuple[float, float]
-    helps: bool
+    fitted: Calibration | None
+    ece: float
+    loss: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,25 +363,19 @@ def _confusion(run: RunFiles) -> ConfusionSection | None:
     return ConfusionSection(chart=confusion_chart(matrix, run.classes), pairs=pairs, kinds=kinds, left_out=left_out)
 
 
-def _calibration(run: RunFiles) -> Calibration | None:
-    """Return reliability on the test images, and the temperature fitted on validation."""
-    if not {"val", "test"} <= set(run.evaluation):
+def _reliability(run: RunFiles) -> ReliabilitySection | None:
+    """Return the reliability of the model on the test images, and what it would be without its temperature."""
+    if "test" not in run.evaluation:
         return None
-    val, test = run.evaluation["val"], run.evaluation["test"]
-    temperature = calibration.fit_temperature(val["probabilities"], val["targets"])
-    before, loss_before = calibration.assess(test["probabilities"], test["targets"])
-    after, loss_after = calibration.assess(test["probabilities"], test["targets"], temperature)
-    why_not = calibration.why_not_tempered(val["probabilities"], val["targets"], temperature)
-    curves = {"as trained": before} | ({} if why_not else {f"with temperature {temperature:.2f}": after})
-    return Calibration(
-        chart=calibration_chart(curves, multi_label=run.multi_label),
-        before=before.ece,
-        why_not=why_not,
-        temperature=temperature,
-        after=after.ece,
-        losses=(loss_before, loss_after),
-        # judged on test, where it was not fitted
-        helps=not why_not and loss_after < loss_before,
+    test, fitted = run.evaluation["test"], run.results.calibration
+    shown, loss = calibration.assess(test["probabilities"], test["targets"])
+    curves = {"as trained": shown}
+    if fitted is not None and fitted.temperature != 1:
+        # the inverse of a temperature takes it back
+        raw, _ = calibration.assess(test["probabilities"], test["targets"], 1 / fitted.temperature)
+        curves = {"as trained": raw, "calibrated": shown}
+    return ReliabilitySection(
+        chart=calibration_chart(curves, multi_label=run.multi_label), fitted=fitted, ece=shown.ece, loss=loss
     )
 
 

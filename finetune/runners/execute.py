@@ -144,6 +144,7 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         checkpoint_every=named.checkpoint.every_n_steps,
         cache_limit_bytes=int(named.cache.max_gb * 1e9),
         compiled=compiled,
+        calibrate=named.calibrate,
         facts=RunFacts(
             backbone=BackboneOrigin(
                 source=classifier.backbone.source,
@@ -198,13 +199,15 @@ def _tune_for_report() -> None:
 
 
 def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
-    """Show the table of phases, the test, a phase that was better than the last one, and the path of the bundle."""
+    """Show the table of phases, the test, its temperature, a phase that was better than the last one, and the bundle."""
     from finetune.report.better_phase import better_phase, wrapped_sentences
     from finetune.report.result_table import result_table
 
     results = result.results
     show(f"\n{result_table(results)}\n")
     show(f"test: {results.test.in_words()} on {counted(len(index.rows('test')), 'image')}")
+    if results.calibration is not None and (calibration := results.calibration.in_words()):
+        show(f"calibration: {calibration}")
     configured = to_plain(config)["schedule"]["phases"]
     if better := better_phase(results.phases, configured, images=len(index.rows("val"))):
         show(wrapped_sentences(better))

@@ -1,4 +1,4 @@
-"""Collect a network's outputs on a split: probabilities of all images, embeddings of a sample, over all processes."""
+"""Collect a network's outputs on a split: logits of all images, embeddings of a sample, over all processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class SplitOutputs:
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def add(
-        self, *, rows: torch.Tensor, targets: torch.Tensor, probabilities_BK: torch.Tensor, features_BD: torch.Tensor
+        self, *, rows: torch.Tensor, targets: torch.Tensor, logits_BK: torch.Tensor, features_BD: torch.Tensor
     ) -> None:
         """Add a batch."""
         rows = rows.cpu()
@@ -36,7 +36,7 @@ class SplitOutputs:
             {
                 "rows": rows,
                 "targets": targets.cpu(),
-                "probabilities": probabilities_BK.cpu(),
+                "logits": logits_BK.float().cpu(),
                 "embedded_rows": rows[kept],
                 "embeddings": features_BD[kept.to(features_BD.device)].float().cpu(),
             }

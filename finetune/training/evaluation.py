@@ -69,7 +69,7 @@ class EvaluationModule(pl.LightningModule):
         self._outputs.add(
             rows=batch.rows,
             targets=batch.targets,
-            probabilities_BK=self.classifier.probabilities(logits_BK),
+            logits_BK=logits_BK,
             features_BD=features_BD,
         )
 

@@ -136,6 +136,8 @@ class FineTuner(StagedModule):
     def setup(self, stage: str) -> None:
         """Freeze before the optimizer is made and DDP wraps the network."""
         if stage == "fit":
+            # it was fitted for the weights that training changes
+            self.classifier.temperature = 1.0
             apply_phase(self.classifier, self.phase)
             # Lightning warns about each module that is in evaluation mode before on_train_start, where modes are set
             self.classifier.train()

@@ -14,6 +14,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.plain import to_plain
 from finetune.results import PhaseResult, Results
+from finetune.training.calibrating import calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
@@ -95,6 +96,9 @@ class Run:
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
         """Write predictions, outputs, the bundle and, last, the results; from then on the run counts as finished."""
         context, folder = self.context, self.context.folder
+        calibration = None
+        if context.settings.calibrate:
+            calibration, evaluated = calibrate(context.classifier, evaluated, user_metrics=context.make.metrics)
         results = run_results(
             classifier=context.classifier,
             data=context.data,
@@ -102,9 +106,10 @@ class Run:
             metrics={split: evaluation.metrics for split, evaluation in evaluated.items()},
             facts=context.settings.facts,
             seed=context.settings.seed,
+            calibration=calibration,
         )
         if is_rank_zero():
-            outputs = {split: evaluation.outputs for split, evaluation in evaluated.items()}
+            outputs = {split: with_probabilities(context.classifier, one.outputs) for split, one in evaluated.items()}
             test = outputs["test"]
             keep_checksum(folder.metrics)
             predictions = predictions_csv(context.data.source.index, test["rows"], test["probabilities"])

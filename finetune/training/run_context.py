@@ -41,6 +41,7 @@ class RunSettings:
         checkpoint_every: Optimizer steps between checkpoints inside an epoch; None writes them only at the ends of epochs.
         cache_limit_bytes: Limit of the whole activation cache, in bytes.
         compiled: Whether ``torch.compile`` compiles the trainable part.
+        calibrate: Whether a temperature is fitted on the validation images at the end.
     """
 
     seed: int
@@ -49,6 +50,7 @@ class RunSettings:
     checkpoint_every: int | None = None
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
+    calibrate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

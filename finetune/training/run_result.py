@@ -12,7 +12,7 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.html import html_table
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
-from finetune.results import DataFacts, PhaseResult, Results, RunFacts, Seconds, SplitMetrics
+from finetune.results import Calibration, DataFacts, PhaseResult, Results, RunFacts, Seconds, SplitMetrics
 from finetune.versions import versions
 
 
@@ -56,6 +56,7 @@ def run_results(
     metrics: Mapping[str, SplitMetrics],
     facts: RunFacts,
     seed: int,
+    calibration: Calibration | None = None,
 ) -> Results:
     """Return the results of a run.
 
@@ -66,6 +67,7 @@ def run_results(
         metrics: Metrics of ``val`` and ``test``.
         facts: Decisions made before training.
         seed: Seed of all randomness.
+        calibration: Temperature of the network; None if it was not calibrated.
     """
     index, decode = data.source.index, data.source.decode
     return Results(
@@ -95,4 +97,5 @@ def run_results(
         seed=seed,
         weights_hash=state_hash(classifier),
         threads=torch.get_num_threads(),
+        calibration=calibration,
     )

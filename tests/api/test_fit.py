@@ -150,7 +150,7 @@ def test_a_run_of_a_head_given_as_an_object_shows_the_calls_in_python_that_open_
         "finetune.export(model, 'onnx')",
     ]
     assert "finetune.load('own run/model', modules={\"head\": Head(...)})" in python_snippet(
-        "own run", multi_label=False, trust=True, modules=text
+        "own run", trust=True, modules=text
     )
     made = finetune.export(model, "backbone", output=tmp_path / "backbone.safetensors", check=2)
     assert made.path.exists()

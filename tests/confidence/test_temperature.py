@@ -12,7 +12,6 @@ from finetune.confidence.temperature import (
     mean_loss,
     reliability,
     tempered,
-    why_not_tempered,
 )
 
 
@@ -39,9 +38,9 @@ def test_the_calibration_error_is_that_of_torchmetrics() -> None:
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_the_scale_of_the_logits(scale: float) -> None:
     logits, targets = drawn(scale)
-    assert fit_temperature(logits.softmax(1).numpy(), targets.numpy()) == pytest.approx(scale, rel=0.05)
+    assert fit_temperature(logits.softmax(1).numpy(), targets.numpy()).temperature == pytest.approx(scale, rel=0.05)
     several = torch.bernoulli((logits / scale).sigmoid(), generator=torch.Generator().manual_seed(1)).long()
-    assert fit_temperature(logits.sigmoid().numpy(), several.numpy()) == pytest.approx(scale, rel=0.05)
+    assert fit_temperature(logits.sigmoid().numpy(), several.numpy()).temperature == pytest.approx(scale, rel=0.05)
 
 
 def test_tempered_probabilities_are_those_of_divided_logits_and_keep_every_answer() -> None:
@@ -72,30 +71,60 @@ def test_a_probability_of_zero_for_the_true_class_is_no_end() -> None:
     shares = np.array([[1.0, 0.0], [0.9, 0.1], [0.2, 0.8]], np.float32)
     targets = np.array([1, 0, 1])
     assert np.isfinite(mean_loss(shares, targets))
-    assert 0.05 <= fit_temperature(shares, targets) <= 20
+    assert fit_temperature(shares, targets).temperature == 1
 
 
 def test_no_temperature_is_supported_by_faultless_answers_or_by_a_gain_that_chance_brings() -> None:
     generator = torch.Generator().manual_seed(0)
     sure = torch.randn(200, 4, generator=generator).mul(3).softmax(1)
-    faultless = sure.argmax(1).numpy()
-    fitted = fit_temperature(sure.numpy(), faultless)
-    assert fitted < 0.1
-    assert why_not_tempered(sure.numpy(), faultless, fitted).startswith(
-        "every answer on the validation images is correct"
+    fit = fit_temperature(sure.numpy(), sure.argmax(1).numpy())
+    assert (fit.temperature, fit.interval) == (1.0, None)
+    assert fit.why_not == (
+        "none of 200 answers on the validation images is wrong, and it takes 10 to tell how confident the network should be"
     )
     # labels drawn from the probabilities: nothing to mend
-    drawn = torch.multinomial(sure, 1, generator=generator)[:, 0].numpy()
-    fitted = fit_temperature(sure.numpy(), drawn)
-    assert "no better than by chance" in why_not_tempered(sure.numpy(), drawn, fitted)
+    labels = torch.multinomial(sure, 1, generator=generator)[:, 0].numpy()
+    fit = fit_temperature(sure.numpy(), labels)
+    assert (fit.temperature, fit.why_not) == (1.0, "on 200 validation images one fits no better than by chance")
+    nine = np.where(np.arange(200) < 9, (sure.argmax(1).numpy() + 1) % 4, sure.argmax(1).numpy())
+    assert fit_temperature(sure.numpy(), nine).why_not.startswith("9 of 200 answers on the validation images are wrong")
+    # answers that are as often wrong as chance: the best temperature is without end
+    fit = fit_temperature(np.array([[0.9, 0.1]] * 40, np.float32), np.arange(40) % 2)
+    assert (fit.temperature, fit.why_not) == (1.0, "on 40 validation images no temperature fits best")
 
 
-def test_a_network_that_is_far_too_sure_gets_its_temperature_with_one_label_and_with_several() -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_a_network_that_is_far_too_sure_gets_its_temperature_with_an_interval(several: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(400, 4, generator=generator) * 2
-    targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0].numpy()
-    too_sure = (logits * 3).softmax(1).numpy()
-    assert why_not_tempered(too_sure, targets, fit_temperature(too_sure, targets)) == ""
-    several = torch.bernoulli(logits.sigmoid(), generator=generator).long().numpy()
-    too_sure = (logits * 3).sigmoid().numpy()
-    assert why_not_tempered(too_sure, several, fit_temperature(too_sure, several)) == ""
+    if several:
+        targets, shares = torch.bernoulli(logits.sigmoid(), generator=generator).long(), (logits * 3).sigmoid()
+    else:
+        targets, shares = (
+            torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0],
+            (logits * 3).softmax(1),
+        )
+    fit = fit_temperature(shares.double().numpy(), targets.numpy())
+    assert fit.why_not == ""
+    assert fit.interval is not None
+    low, high = fit.interval
+    assert 1 < low < fit.temperature < high
+    assert low < 3 < high
+    # at its ends the likelihood is what 95 % of chance draws stay within
+    best, end = (
+        mean_loss(tempered(shares.double().numpy(), at, multi_label=several), targets.numpy())
+        for at in (fit.temperature, low)
+    )
+    assert 2 * targets.numel() * (end - best) == pytest.approx(3.84, rel=0.02)
+
+
+def test_the_interval_holds_the_true_temperature_as_often_as_it_says() -> None:
+    held = []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(150, 3, generator=generator) * 2
+        targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+        fit = fit_temperature((logits * 2).double().softmax(1).numpy(), targets.numpy())
+        held.append(fit.interval is not None and fit.interval[0] <= 2 <= fit.interval[1])
+    # 95 % less three standard errors
+    assert np.mean(held) > 0.90

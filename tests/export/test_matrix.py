@@ -43,6 +43,9 @@ def test_every_format_predicts_what_was_trained_in_a_process_without_this_packag
     exports, cases = [], []
     for name, channels, adapt in MODELS:
         model = settled_classifier(name=name, channels=channels, adapt=adapt, size=(64, 64))
+        if name == "resnet18":
+            # a calibrated model gives its probabilities wherever it goes
+            model.temperature = 1.7
         reference = make_reference(model, files[: FILES[name]], origin="files")
         assert reference.shares.std(0).min() > 0.01, "answers that do not vary would prove nothing"
         if name != "resnet18" and not WHOLE:

@@ -20,7 +20,7 @@ def test_only_the_sample_s_embeddings_are_kept_and_rows_come_in_order() -> None:
     outputs = SplitOutputs(torch.tensor([0, 3]))
     for rows in ([3, 1], [2, 0]):
         at = torch.tensor(rows)
-        outputs.add(rows=at, targets=at * 10, probabilities_BK=at[:, None] / 10, features_BD=at[:, None].double())
+        outputs.add(rows=at, targets=at * 10, logits_BK=at[:, None] / 10, features_BD=at[:, None].double())
     found = outputs.gather()
     assert found["rows"].tolist() == [0, 1, 2, 3]
     assert found["targets"].tolist() == [0, 10, 20, 30]

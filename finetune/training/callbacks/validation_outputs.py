@@ -39,7 +39,7 @@ class ValidationOutputs(Callback):
             self._outputs.add(
                 rows=batch.rows,
                 targets=batch.targets,
-                probabilities_BK=pl_module.classifier.probabilities(outputs["logits"]),
+                logits_BK=outputs["logits"],
                 features_BD=outputs["features"],
             )
 
