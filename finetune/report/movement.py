@@ -15,6 +15,9 @@ from finetune.models.classifier import Classifier
 from finetune.run_folder import RunFolder
 from finetune.safe_files import inside, read_json
 
+# numbers whose change is summed at a time
+_AT_ONCE = 2**20
+
 
 def movements(classifier: Classifier, files: Sequence[Path]) -> list[dict[str, float | None]]:
     """Compute the relative Euclidean distance of each stage's parameters between consecutive weight files.
@@ -93,7 +96,7 @@ def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, flo
     with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
         for name, _ in classifier.named_parameters():
             stage = classifier.stage_of(name)
-            start, end = old.get_tensor(name).double(), new.get_tensor(name).double()
+            start, end = old.get_tensor(name), new.get_tensor(name)
             if start.shape != end.shape:
                 raise RuntimeError(
                     f"{name} is {tuple(start.shape)} in {before.name}, {tuple(end.shape)} in {after.name}."
@@ -101,8 +104,10 @@ def _between(classifier: Classifier, before: Path, after: Path) -> dict[str, flo
             for path, weights in ((before, start), (after, end)):
                 if not weights.isfinite().all():
                     raise UserError(f"{path}: damaged. {name} holds numbers that are not finite.")
-            moved[stage] += float((end - start).square().sum())
-            length[stage] += float(start.square().sum())
+            # part by part: a copy in double precision is twice as large as the weights
+            for one, other in zip(start.flatten().split(_AT_ONCE), end.flatten().split(_AT_ONCE), strict=True):
+                moved[stage] += float((other.double() - one.double()).square().sum())
+                length[stage] += float(one.double().square().sum())
     return {
         stage: float(np.sqrt(moved[stage] / length[stage])) if length[stage] else (None if moved[stage] else 0.0)
         for stage in moved
