@@ -53,6 +53,15 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the closest valid name, or None if none is close.
+
+    >>> closest("layer5", ["stem", "layer4"]), closest("xyz", ["stem", "layer4"])
+    ('layer4', None)
+    """
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1)), None)
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return a hint at the closest valid name, with a leading space, or an empty string if none is close.
 
@@ -61,8 +70,8 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     >>> did_you_mean("xyz", ["stem", "layer4"])
     ''
     """
-    near = difflib.get_close_matches(name, list(valid), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = closest(name, valid)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def type_in_words(value: object) -> str:

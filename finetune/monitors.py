@@ -1,9 +1,8 @@
 """The validation metrics that may choose an epoch, and which values of them are better."""
 
-# built-in metric -> whether smaller values are better
-BUILT_IN = {"val/acc": False, "val/f1_macro": False, "val/loss": True, "val/ece": True}
-# those that only data with several labels per image has
-OF_SEVERAL_LABELS = {"val/f1_micro": False, "val/map": False}
+# built-in metrics, and those that only data with several labels per image has
+BUILT_IN = ("val/acc", "val/f1_macro", "val/loss", "val/ece")
+OF_SEVERAL_LABELS = ("val/f1_micro", "val/map")
 
 
 def minimizes(monitor: str, *, higher_is_better: bool | None = None) -> bool:

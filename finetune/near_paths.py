@@ -4,14 +4,14 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from finetune.errors import did_you_mean
+from finetune.errors import closest
 
 # names of a folder that are looked through
 _MOST_NAMES = 2000
 
 
-def did_you_mean_path(path: str | Path, *, folders: bool = False) -> str:
-    """Return a hint at the closest name beside a missing path, with a leading space, or an empty string if none is close.
+def near_path(path: str | Path, *, folders: bool = False) -> str | None:
+    """Return the path of the closest name beside a missing one, or None if none is close.
 
     Args:
         path: Path as typed; it does not exist.
@@ -22,11 +22,12 @@ def did_you_mean_path(path: str | Path, *, folders: bool = False) -> str:
         with os.scandir(typed.expanduser().parent) as entries:
             names = [entry.name for entry in islice(entries, _MOST_NAMES) if not folders or entry.is_dir()]
     except OSError:
-        return ""
-    hint = did_you_mean(typed.name, sorted(names))
-    return hint.replace("'", f"'{_parent(typed)}", 1)
+        return None
+    near = closest(typed.name, sorted(names))
+    return None if near is None else str(typed.parent / near)
 
 
-def _parent(typed: Path) -> str:
-    parent = str(typed.parent)
-    return "" if parent == "." else parent if parent.endswith(os.sep) else parent + os.sep
+def did_you_mean_path(path: str | Path, *, folders: bool = False) -> str:
+    """Return a hint at :func:`near_path`, with a leading space, or an empty string if there is none."""
+    near = near_path(path, folders=folders)
+    return "" if near is None else f" Did you mean {near!r}?"

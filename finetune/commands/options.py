@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from finetune.config import command_line
 from finetune.config.keys import find_key
 from finetune.config.overrides import SHORT
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, closest, did_you_mean
 
 # what Hydra's --cfg and --info print; the first is taken where the word is left out
 _PRINTED: dict[str, tuple[str, ...]] = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
@@ -90,11 +90,11 @@ class Arguments(argparse.ArgumentParser):
         known = sorted(self.flags())
         # --help is never what an unknown option meant
         meant = [option for option in known if option != "--help"]
-        near = re.search(r"'(.+)'", did_you_mean(word.partition("=")[0].replace("_", "-"), meant))
+        near = closest(word.partition("=")[0].replace("_", "-"), meant)
         if near is None:
             raise UserError(f"{word}: no such option. Options: {', '.join(known)}.")
-        words = [near[1] + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]
-        raise UserError(f"{word}: no such option. Did you mean {near[1]!r}? Use: {command_line(self.command, words)}")
+        words = [near + one[len(word.partition("=")[0]) :] if one == word else one for one in argv]
+        raise UserError(f"{word}: no such option. Did you mean {near!r}? Use: {command_line(self.command, words)}")
 
     @contextmanager
     def _nothing_required(self) -> Iterator[None]:
@@ -129,10 +129,10 @@ class Arguments(argparse.ArgumentParser):
             option = action.option_strings[-1]
             wrong.append(word)
             if action.choices is not None and value not in action.choices:
-                near = re.search(r"'(.+)'", did_you_mean(value, list(action.choices)))
+                near = closest(value, list(action.choices))
                 if near is None:
                     problems.append(f"{option} {value}: not a choice. Choices: {', '.join(action.choices)}.")
-                value = near[1] if near else value
+                value = near or value
             words += [option] if action.nargs == 0 else [option, value]
         if not wrong:
             return

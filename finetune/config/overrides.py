@@ -17,7 +17,7 @@ from finetune.config.timm_names import is_timm_name, timm_names
 from finetune.data.sources import ANY_FOLDER, SOURCES, place_settings, recognised
 from finetune.errors import ConfigError, did_you_mean, first_line
 from finetune.foreign_words import FOREIGN, MISPLACED
-from finetune.near_paths import did_you_mean_path
+from finetune.near_paths import near_path
 from finetune.run_names import RECORD
 
 # short names of settings that are typed often
@@ -326,9 +326,9 @@ class _Reader:
             return data_words(word)
         takes = f"finetune {self._command} takes" if self._command else "An override is"
         if looks_like_a_path(word) and not path.exists():
-            near = re.search(r"'(.+)'", did_you_mean_path(word))
-            hint = f"Did you mean {near[1]!r}?" if near else f"{takes} a folder of images, or key=value."
-            raise _WrongWordError(f"{word}: no such folder. {hint}", [near[1]] if near else [])
+            near = near_path(word)
+            hint = f"Did you mean {near!r}?" if near else f"{takes} a folder of images, or key=value."
+            raise _WrongWordError(f"{word}: no such folder. {hint}", [near] if near else [])
         if path.suffix in (".yaml", ".yml"):
             options = ["--config-dir", str(path.parent), "--config-name", path.stem]
             raise _WrongWordError(f"{word}: a configuration of your own is given by its folder and its name.", options)
@@ -344,8 +344,8 @@ class _Reader:
             raise _WrongWordError(
                 f"{word}: is a file. {takes} a folder of images with a folder for each class, or a table."
             )
-        if not fix and (near := re.search(r"'(.+)'", did_you_mean_path(word))):
-            raise _WrongWordError(f"{word}: no such folder. Did you mean {near[1]!r}?", [near[1]])
+        if not fix and (near := near_path(word)):
+            raise _WrongWordError(f"{word}: no such folder. Did you mean {near!r}?", [near])
         raise _WrongWordError(f"{word}: {problem}. {takes} key=value{example}, or a folder of images.", fix)
 
     def _choice(self, sign: str, group: str, value: str) -> list[str]:

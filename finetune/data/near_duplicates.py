@@ -194,13 +194,13 @@ def proves_a_copy(exact: Comparison, *, rich: bool) -> bool:
     All parts have to agree. Photographs may differ in a few, as under a logo. Drawings of one series share their shapes, such as
     playing cards, flags or arrows: they have to be the same drawing, whole, the same way up and in the same colours.
 
-    Measured with ``tests/benchmarks/planted_copies.py``, 200 copies of 50 kinds, before the rule for drawings and with it: among
-    700 photographs 178 of 46 kinds and 177 of 46; among 900 generated pictures 186 of 47 both times; among 700 drawings 23 kinds
-    and 7, since most of the kinds change colours, or mirror and turn. Besides, no pair of photographs either time. Among 10,834
-    drawings, stamps, solar cells and photographs, of which 344 pairs are one picture in two of the sets or two prints of one
-    cell, pairs of drawings fall from 247 to about 172, by eye: 107 are the same drawing, 63 one shaded drawing in other colours,
-    such as jigsaw pieces. Two mean different things: a grid with a thick line across, and down. Flags, arrows, letters and hands
-    that were taken for copies no longer are. A lower share of common colours finds fewer of the shaded ones and of the copies:
+    Measured with ``tests/benchmarks/planted_copies.py``, 200 copies of 50 kinds, before the rule for drawings and with it:
+    among 700 photographs 178 of 46 kinds and 177 of 46; among 900 generated pictures 186 of 47 both times; among 700 drawings
+    23 kinds and 7, since most of the kinds change colours, or mirror and turn. Besides, no pair of photographs either time.
+    Among 10,834 drawings, stamps, solar cells and photographs, pairs of drawings fall from 247 to about 172. By eye, from
+    thumbnails: two thirds are the same drawing, most others one shaded drawing in other colours, such as jigsaw pieces. A grid
+    with a thick line across and one with it down mean different things. Flags, arrows, letters and hands that were taken for
+    copies no longer are. A lower share of common colours finds fewer of the shaded ones and of the copies:
 
     | share | pairs of drawings changed in colour or turned, of 137 | kinds among generated pictures, photographs |
     |---|---|---|

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from finetune.distributed import is_rank_zero
 from finetune.errors import shortened
+from finetune.monitors import built_in
 from finetune.terminal import printable, unguarded
 from finetune.training.phase_module import PhaseModule
 from finetune.training.time_left import TimeLeft, in_words
@@ -86,10 +87,6 @@ class PhaseProgressBar(RichProgressBar):
         return shown | ({"run": left} if left else {})
 
 
-# metrics of every run; the others are the user's own, which they may monitor
-_BUILT_IN = tuple(f"val/{name}" for name in ("loss", "acc", "ece", "f1_macro", "f1_micro", "map"))
-
-
 def shown_metrics(values: Iterable[str]) -> list[str]:
     """Return the two metrics of an epoch's line: accuracy, and the loss or a metric of the user's own in its place.
 
@@ -99,7 +96,7 @@ def shown_metrics(values: Iterable[str]) -> list[str]:
     (['val/loss', 'val/acc'], ['val/kappa', 'val/acc'])
     """
     names = list(values)
-    own = [name for name in names if name.startswith("val/") and name not in _BUILT_IN]
+    own = [name for name in names if name.startswith("val/") and name not in built_in(multi_label=True)]
     return [name for name in (*(own[:1] or ["val/loss"]), "val/acc") if name in names]
 
 
