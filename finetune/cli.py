@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0 is success, 1 a failed run, 2 a user error, 130 Ctrl-C. A run that another signal stops ends with 128 plus the signal's
-    number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP.
+    number: 143 for SIGTERM, 138 for SIGUSR1, 140 for SIGUSR2, 129 for SIGHUP.
     """
     with guarded_output():
         return _main(argv)

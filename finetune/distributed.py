@@ -52,7 +52,7 @@ def ignore_signals_to_the_group() -> None:
     A scheduler, a terminal and ``kill -- -GROUP`` signal all of them, and a loader that dies turns the current step into an
     error. The second SIGTERM takes effect, because a DataLoader uses it to end a process that takes too long.
     """
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

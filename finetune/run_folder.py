@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.atomic_files import make_folder, write_text
-from finetune.checksums import verify, write_checked_json
+from finetune.atomic_files import PART, make_folder, write_text
+from finetune.checksums import CHECKSUMS, verify, write_checked_json
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
 from finetune.errors import UserError
+from finetune.file_lock import LOCK, FolderLock
 from finetune.file_schema import EVALUATION, REPORT
 from finetune.near_paths import did_you_mean_path
 from finetune.plain import Json, from_plain, to_plain
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 3
 _REMEDY = "Restore it from a backup, if you have one; else train again."
 PLAN = "plan.json"
+_SPLIT, _SKIPPED = "split.csv", "skipped.csv"
 # folder below that of a sweep, with the records and logs of its jobs
 JOBS = "jobs"
 
@@ -264,9 +266,9 @@ def create_run_folder(
     write_text(run_dir / CONFIG, config_yaml)
     write_checked_json(run_dir / PLAN, [to_plain(phase) for phase in plan])
     # the split of every image; data=manifest data.path=RUN/split.csv gives the same splits again
-    write_manifest(index, run_dir / "split.csv")
+    write_manifest(index, run_dir / _SPLIT)
     if index.skipped:
-        write_skipped(index, run_dir / "skipped.csv")
+        write_skipped(index, run_dir / _SKIPPED)
     write_checked_json(
         run_dir / RECORD,
         to_plain(
@@ -281,6 +283,27 @@ def create_run_folder(
             )
         ),
     )
+
+
+def remove_half_created(run_dir: Path) -> None:
+    """Remove what a process left that was killed in :func:`create_run_folder`; leave a folder that holds anything else.
+
+    Raises:
+        UserError: Another process holds the folder.
+    """
+    names = {CONFIG, PLAN, _SPLIT, _SKIPPED, CHECKSUMS}
+    parts = tuple(f".{name}." for name in (*names, RECORD))
+
+    def is_ours(file: Path) -> bool:
+        return file.name in (*names, LOCK) or (file.name.startswith(parts) and file.name.endswith(PART))
+
+    if not run_dir.is_dir() or not all(map(is_ours, run_dir.iterdir())):
+        return
+    with FolderLock(run_dir, name=f"run_dir='{run_dir}'"):
+        if not os.path.lexists(run_dir / RECORD):
+            for file in run_dir.iterdir():
+                if file.name != LOCK:
+                    file.unlink()
 
 
 def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> RunRecord:

@@ -43,6 +43,7 @@ def fit(
     callbacks: "Sequence[Callback]" = (),
     loggers: "str | Sequence[Logger] | None" = None,
     run_dir: str | Path | None = None,
+    resume: str = "never",
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> "RunResult":
@@ -79,6 +80,7 @@ def fit(
         callbacks: Lightning callbacks, which every phase's Trainer gets.
         loggers: ``tensorboard``, ``mlflow``, ``wandb``, ``none``, or Lightning loggers; None uses the configuration's.
         run_dir: A new folder; None creates one under ``runs/``.
+        resume: ``never`` needs a new folder; ``auto`` starts the run, or goes on with it if ``run_dir`` holds it.
         seed: Seed of all randomness.
         overrides: Other overrides, as on the command line, for instance ``["schedule.phases.1.epochs=5"]``.
 
@@ -114,6 +116,7 @@ def fit(
         callbacks=callbacks,
         loggers=loggers,
         run_dir=run_dir,
+        resume=resume,
         seed=seed,
         overrides=overrides,
     ).config_and_objects()

@@ -44,6 +44,7 @@ class FitArguments:
     callbacks: Sequence[Any] = ()
     loggers: str | Sequence[Any] | None = None
     run_dir: str | Path | None = None
+    resume: str = "never"
     seed: int = 0
     overrides: Sequence[str] = ()
 
@@ -142,6 +143,7 @@ class FitArguments:
         words += [f"{key}={value}".replace(" ", "") for key, value in settings.items() if value is not None]
         words += [] if self.weights is None else [f"backbone.weights={quoted(self.weights)}"]
         words += [] if self.run_dir is None else [f"run_dir={quoted(self.run_dir)}"]
+        words += [f"resume={self.resume}"] if self.resume != "never" else []
         return words
 
     def _phases(self) -> list[PhaseConfig] | None:

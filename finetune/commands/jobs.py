@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -13,12 +14,13 @@ from typing import Any
 
 from finetune.atomic_files import write_json
 from finetune.checksums import verify
+from finetune.commands.slurm import know_ended_jobs, requeue_by_submitit
 from finetune.config import to_config
 from finetune.config.ineffective_settings import notes
 from finetune.config.overrides import values_of
 from finetune.config.schema import Config
 from finetune.distributed import environment_restored, is_rank_zero
-from finetune.errors import RunError, UserError, first_line
+from finetune.errors import Interrupted, RunError, UserError, first_line
 from finetune.file_errors import in_words
 from finetune.plain import Json, from_plain, to_plain
 from finetune.run_folder import JOBS, RunFolder
@@ -66,6 +68,8 @@ class SweepStart:
             raise Refused(f"hydra.sweep.dir={folder}: already holds a sweep. Choose another folder.") from None
         except OSError as error:
             raise Refused(in_words(error, folder, "cannot be created", name=f"hydra.sweep.dir={folder}")) from error
+        if str(config.hydra.launcher.get("_target_")).endswith(".SlurmLauncher"):
+            know_ended_jobs()
         SweepStart.folder = folder
         print(f"sweep: {folder}", flush=True)
 
@@ -183,7 +187,8 @@ class Job:
     def _swept(self, composed: Any, hydra: Any) -> float | None:
         """Run one job of a sweep; never raise, so that the other jobs run and every launcher and sweeper continues."""
         number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
-        composed.run_dir = hydra.runtime.output_dir
+        # a job that its launcher has requeued goes on with its run
+        composed.run_dir, composed.resume = hydra.runtime.output_dir, "auto"
         record = JobRecord(
             job=number,
             overrides=tuple(hydra.overrides.task),
@@ -197,8 +202,9 @@ class Job:
         overrides = " ".join(word for word in record.overrides if word not in self.common)
         print(f"\njob {number}: {overrides}", flush=True)
         began = time.monotonic()
+        requeue = requeue_by_submitit()
         try:
-            with environment_restored(), self._output(folder / f"{number}.log"):
+            with environment_restored(), self._output(folder / f"{number}.log"), _stopping_for(requeue):
                 status = self.task(to_config(composed))
             record = replace(
                 _with_metrics(record),
@@ -212,8 +218,11 @@ class Job:
             mistake = isinstance(error, UserError)
             first = first_line(error, with_type=not mistake and not isinstance(error, RunError))
             record = replace(record, status="failed", message=str(error) if mistake else first, mistake=mistake)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             self._write(file, replace(record, status="stopped"))
+            if requeue is not None and isinstance(stopped, Interrupted) and stopped.number != signal.SIGINT:
+                print(f"job {number}: {stopped}", flush=True)
+                requeue(stopped.number)
             raise
         record = replace(record, seconds=round(time.monotonic() - began, 1))
         self._write(file, record)
@@ -233,6 +242,18 @@ class Job:
             return
         with log.open("a", encoding="utf-8") as file, redirect_stdout(GuardedStream(file, str(log))):
             yield
+
+
+@contextmanager
+def _stopping_for(requeue: Callable[[int], None] | None) -> Iterator[None]:
+    """Let a signal stop the block after its step is saved, in a job that is requeued then; submitit ignores SIGTERM."""
+    if requeue is None:
+        yield
+        return
+    from finetune.training.interruption import SIGNALS, Interruption
+
+    with Interruption("the job is requeued", replaced=SIGNALS):
+        yield
 
 
 def _with_metrics(record: JobRecord) -> JobRecord:

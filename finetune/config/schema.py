@@ -433,6 +433,12 @@ class Config:
         example="run_dir=my_run",
         is_path=True,
     )
+    resume: str = setting(
+        "never",
+        "never: run_dir must be new; auto: start the run, or go on with it if run_dir holds it, so that one line serves both",
+        choices=("never", "auto"),
+        example="run_dir=my_run resume=auto",
+    )
     monitor: str = setting(
         "val/acc",
         "validation metric that decides which epoch is best: val/acc, val/f1_macro, val/loss, val/ece or val/NAME of metrics "

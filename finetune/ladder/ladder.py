@@ -22,7 +22,6 @@ from finetune.ladder_result import LadderResult
 from finetune.plain import from_plain, to_plain
 from finetune.report.ladder_page import ladder_page
 from finetune.run_folder import RunFolder
-from finetune.runners.resume import resume
 from finetune.runners.train import decide, train
 from finetune.safe_files import need, read_json
 from finetune.terminal_log import show
@@ -152,12 +151,7 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
                     *strategy_overrides(rung, epochs=options.epochs),
                     f"run_dir={run_dir}",
                 ]
-                typed = compose([*words, "logger=none", "report=false"])
-                if RunFolder(run_dir).record.is_file():
-                    resume(run_dir, typed=typed)
-                else:
-                    _clear_unbegun(run_dir)
-                    train(typed)
+                train(compose([*words, "resume=auto", "logger=none", "report=false"]))
         verify(RunFolder(run_dir).results)
         verify(RunFolder(run_dir).plan)
         results.append({"seed": seed, **_read_numbers(run_dir)})
@@ -187,14 +181,6 @@ def _read_numbers(run_dir: Path) -> dict[str, float]:
             f"{folder.results}: damaged. Accuracies {val:g} and {test:g} in {seconds:g} seconds cannot be. {_AGAIN}"
         )
     return {"val": val, "test": test, "seconds": seconds, "trained": max(phase.trainable for phase in phases)}
-
-
-def _clear_unbegun(run_dir: Path) -> None:
-    """Remove the files of a run that was stopped before it could be resumed; they hold only its description."""
-    if run_dir.is_dir():
-        for file in run_dir.iterdir():
-            if file.is_file():
-                os.unlink(file)
 
 
 def _on_features(

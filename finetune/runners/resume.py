@@ -41,7 +41,12 @@ FREE = {
         ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),
         "sums are computed in a different order, and each process draws its own dropout and mixup",
     ),
+    "report": "it is of the end of the run",
+    "keep": "it is of the end of the run",
+    "logger": "metrics of what is left go there",
 }
+# the loggers are chosen by the name of a file in conf/, which only a whole command composes
+_OVERRIDABLE = [key for key in FREE if key != "logger"]
 
 
 def resume(
@@ -60,9 +65,9 @@ def resume(
         run_dir: Run folder.
         anyway: Whether to continue with other versions of the program or its libraries.
         trust: Whether to build every class that the configuration names; see :mod:`finetune.config.trust`.
-        overrides: New values of settings in :data:`FREE`.
-        typed: Configuration that the user typed on this command line; None if there is none. A run with an equal
-            configuration may name whatever this one names.
+        overrides: New values of settings in :data:`FREE`, except the loggers.
+        typed: Whole configuration that the user typed again; None if there is none. It must be that of the run, except for
+            settings that may change, which it changes; it may name any class.
         tune_process: Whether to change this process's garbage collection and allocator for speed; only the command line does.
         objects: Objects from Python that take the place of settings; none on the command line.
 
@@ -75,6 +80,8 @@ def resume(
     """
     show_log()
     record, config = _read(run_dir)
+    if typed is not None:
+        config = _as_typed(run_dir, config, typed)
     if RunFolder(run_dir).is_finished:
         _complete(run_dir, config, trust=trust)
         return _finished_result(run_dir)
@@ -82,8 +89,7 @@ def resume(
     config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
     then, now = _comparable(record.config), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
-    same_as_typed = typed is not None and _without_run_dir(with_absolute_paths(typed)) == _without_run_dir(config)
-    for line in require_trust(run_dir, config, trust=trust, typed=same_as_typed):
+    for line in require_trust(run_dir, config, trust=trust, typed=typed is not None):
         show(f"trusted: {line}")
     with _holding(run_dir) as finished_meanwhile:
         if finished_meanwhile:
@@ -93,7 +99,7 @@ def resume(
         _show_changes(record.config, config)
         if not anyway:
             _refuse_other_versions(run_dir, record)
-        trusted = trust or same_as_typed
+        trusted = trust or typed is not None
         parts = _assemble(run_dir, record, config, trusted=trusted, tune_process=tune_process, objects=objects)
         _refuse_other_data(run_dir, record, parts)
         _show_other_threads(record)
@@ -139,6 +145,22 @@ def _complete(run_dir: Path, config: Config, *, trust: bool) -> None:
         folder.delete_spare_files()
 
 
+def _as_typed(run_dir: Path, config: Config, typed: Config) -> Config:
+    """Return the configuration that the user typed again for a run, which is that of the run but for what may change.
+
+    Raises:
+        UserError: A setting differs that may not change.
+    """
+    typed = with_absolute_paths(typed)
+    different = differences(_comparable(to_plain(config)), _comparable(to_plain(typed)))
+    if different:
+        raise UserError(
+            f"run_dir='{run_dir}': holds a run with other settings, and resume=auto goes on only with the same: "
+            f"{shortened(different)}. Type the run's settings, or choose another folder."
+        )
+    return typed
+
+
 def _for_this_machine(config: Config, overrides: Sequence[str], *, saved_in: Path) -> Config:
     """Return a run's configuration with as many machines and loader processes as there are here, and with the overrides."""
     if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
@@ -166,13 +188,14 @@ def _show_changes(recorded: Mapping[str, Any], config: Config) -> None:
     for key, meaning in FREE.items():
         before, after = _value(recorded, key), _value(now, key)
         if before != after:
+            before, after = (" and ".join(one) or "none" if isinstance(one, dict) else one for one in (before, after))
             show(f"{key}: {before} -> {after} ({meaning})")
 
 
 def _refuse_other_versions(run_dir: Path, record: "RunRecord") -> None:
     from finetune.versions import versions
 
-    what = "started with other versions (--anyway continues, and the result may differ)"
+    what = "started with other versions (finetune resume RUN --anyway continues, and the result may differ)"
     _refuse(run_dir, what, differences(record.versions, versions()))
 
 
@@ -220,32 +243,30 @@ def _changed(config: Config, overrides: Sequence[str]) -> Config:
     """
     if not overrides:
         return config
-    fixed = [word for word in overrides if word.lstrip("+").partition("=")[0] not in FREE]
+    fixed = [word for word in overrides if word.lstrip("+").partition("=")[0] not in _OVERRIDABLE]
     if fixed:
         raise UserError(
-            f"{fixed[0]}: cannot be changed in a run that has started. The result depends on it. These can: {', '.join(FREE)}. "
-            "For anything else start a new run."
+            f"{fixed[0]}: cannot be changed in a run that has started. The result depends on it. These can: "
+            f"{', '.join(_OVERRIDABLE)}. For anything else start a new run."
         )
     return with_absolute_paths(with_overrides(config, check_overrides(overrides)))
 
 
-def _without_run_dir(config: Config) -> "Mapping[str, Json]":
-    """Return a configuration without its run folder, which may have been moved."""
-    return {key: value for key, value in to_plain(config).items() if key != "run_dir"}
-
-
 def _value(config: Mapping[str, Any], key: str) -> Any:
     section, _, name = key.partition(".")
-    return config[section].get(name)
+    return config[section].get(name) if name else config[section]
 
 
 def _comparable(config: Mapping[str, Any]) -> "Mapping[str, Json]":
     """Return a configuration without the locations of the run and its data, and without other free settings."""
     kept = {key: dict(value) if key in ("data", "trainer") else value for key, value in config.items()}
-    for key in FREE:
+    for key in ("run_dir", "resume", *FREE):
         section, _, name = key.partition(".")
-        kept[section].pop(name, None)
-    return {key: value for key, value in kept.items() if key != "run_dir"}
+        if name:
+            kept[section].pop(name, None)
+        else:
+            kept.pop(section, None)
+    return kept
 
 
 def _refuse(run_dir: Path, what: str, found: list[str]) -> None:

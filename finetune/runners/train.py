@@ -1,7 +1,9 @@
-"""Train a new run: check everything first, then create its folder and execute it."""
+"""Train a new run: check everything first, then create its folder and execute it; ``resume=auto`` goes on with one."""
 
 import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.build import RunParts, assemble
@@ -11,7 +13,8 @@ from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.build.training import check_training
 from finetune.config import to_plain, to_yaml
 from finetune.config.schema import Config
-from finetune.distributed import is_rank_zero
+from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero
+from finetune.errors import UserError
 from finetune.process_tuning import release_freed_blocks
 from finetune.runners.execute import execute
 from finetune.terminal_log import show, show_log
@@ -28,7 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, *, tune_process: bool = False, objects: PythonObjects = PythonObjects()) -> "RunResult":
-    """Train a new run.
+    """Train a new run; with ``resume=auto`` go on with the run that its folder holds.
+
+    Each process of a run decides that for itself. They need not agree: rank 0 alone creates and changes the folder, and a
+    process that finds the record of the run resumes it, whether rank 0 has just started it or resumes it as well.
 
     Args:
         config: Checked configuration.
@@ -38,6 +44,10 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
     from finetune.training.compiling import compiles
 
     show_log()
+    if config.resume == "auto" and (folder := _begun(config)) is not None:
+        from finetune.runners.resume import resume
+
+        return resume(folder, typed=config, tune_process=tune_process, objects=objects)
     compiles(config.compile)
     run_dir = choose_run_dir(config)
     recorded = with_absolute_paths(config)
@@ -70,6 +80,27 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
             show(f"precision: {decision.precision.name} ({decision.precision.why})")
         show(f"run: {run_dir}")
         return execute(recorded, parts, run_dir, trusted=True, tune_process=tune_process, objects=objects)
+
+
+def _begun(config: Config) -> Path | None:
+    """Return the given folder if it holds a run; else None, and the folder is ready for a new one.
+
+    Raises:
+        UserError: No folder is given, or another process is creating a run in it.
+    """
+    from finetune.run_folder import RunFolder, remove_half_created
+
+    if not config.run_dir:
+        raise UserError(
+            "resume=auto: needs the folder of the run, by which it is found again. Set run_dir=DIR, the same each time."
+        )
+    inherited = None if is_rank_zero() else os.environ.get(RUN_DIR_OF_RUN)
+    run_dir = Path(inherited or config.run_dir)
+    if os.path.lexists(RunFolder(run_dir).record):
+        return run_dir
+    if is_rank_zero():
+        remove_half_created(run_dir)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

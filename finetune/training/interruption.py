@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -19,8 +20,9 @@ import torch
 
 from finetune.errors import Interrupted, RunError, UserError
 
-# Ctrl-C; sent by schedulers, service managers and kill; sent by SLURM before the time limit; a lost terminal
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+# Ctrl-C; sent by schedulers, service managers and kill; sent by SLURM before the time limit; by submitit; a lost terminal
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 # torchrun and timeout forward a signal that the whole process group has already received; a user's second Ctrl-C comes later
 _SAME_SIGNAL_S = 0.5
 
@@ -28,18 +30,20 @@ _SAME_SIGNAL_S = 0.5
 class Interruption:
     """Handles the signals that stop a run, inside its ``with`` block.
 
-    A signal that already has a handler, or is ignored (``nohup``), is left as it is.
+    A signal that already has a handler, or is ignored (``nohup``), is left as it is, except where that is an
+    :class:`Interruption` around this one.
 
     Args:
         hint: Advice on how to continue, which ends the message.
+        replaced: Signals whose handlers are replaced whatever they are.
     """
 
-    def __init__(self, hint: str) -> None:
+    def __init__(self, hint: str, *, replaced: Collection[int] = ()) -> None:
         # number of the signal that asked the run to stop; 0 while none has
         self.number = 0
         # point that the run has reached, for the message: "in phase 1 (head)"
         self.where = ""
-        self._hint = hint
+        self._hint, self._replaced = hint, replaced
         self._training = self._raised = False
         self._since = 0.0
         self._process = os.getpid()
@@ -48,7 +52,9 @@ class Interruption:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                handler = signal.getsignal(number)
+                outer = isinstance(getattr(handler, "__self__", None), Interruption)
+                if outer or number in self._replaced or handler in (signal.SIG_DFL, signal.default_int_handler):
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -57,6 +63,8 @@ class Interruption:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if isinstance(error, Interrupted):
+            return
         # Lightning turns a KeyboardInterrupt into SystemExit(1); torch's writers turn one into an error of their own
         hidden = self._raised and isinstance(error, Exception) and not isinstance(error, (UserError, RunError))
         if isinstance(error, (KeyboardInterrupt, SystemExit)) or hidden:

@@ -19,6 +19,7 @@ from finetune.cli import main
 from finetune.commands.sweep_table import conclude
 from finetune.config import as_hydra_writes
 from finetune.errors import RunError, UserError
+from tests.training.ranks import SIGNAL, forked_ranks, recorded, said
 
 Words = Callable[..., list[str]]
 ROOT = Path(__file__).parents[2]
@@ -189,6 +190,30 @@ def test_jobs_in_processes_of_their_own_are_told_of_like_any_other(words: Words,
     assert json.loads((run / "run.json").read_text())["config"]["schedule"]["lr"] == 0.002
     assert (run / "model/model.safetensors").is_file()
     assert f"run: {run}" in (sweep / "jobs/1.log").read_text()
+
+
+def test_a_job_that_submitit_watches_saves_its_step_before_it_is_requeued_whatever_the_signal(
+    words: Words, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    asked = words(*SHORT, "schedule=full", "epochs=2", *recorded(tmp_path / "seen"))
+
+    class Submitit:
+        """What submitit installs in a job: it ignores SIGTERM, and loses the step on the signal that it knows."""
+
+        def checkpoint_and_try_requeue(self, number: int, frame: object) -> None:
+            raise SystemExit(number)
+
+    def job() -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.signal(signal.SIGUSR2, Submitit().checkpoint_and_try_requeue)
+        os._exit(main(["-m", *asked, f"hydra.sweep.dir={sweep}"]))
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        assert forked_ranks(job, tmp_path / "out", world=1, environment={SIGNAL: f"0:7:{number}"}) == [number]
+        assert json.loads((sweep / "jobs/0.json").read_text())["status"] == "stopped"
+        assert "stopped at step 8 of 10" in said(tmp_path / "out", world=1)[0]
+        sweep.rename(tmp_path / f"stopped by {number}")
 
 
 @pytest.mark.slow

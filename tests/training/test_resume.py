@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from finetune.checksums import write_checked_json
+from finetune.config import compose
 from finetune.errors import UserError
+from finetune.run_folder import remove_half_created
 from finetune.runners.resume import resume
+from finetune.runners.train import train
 from tests.runs import outcome, train_tiny
 from tests.training.killing import run_killed, run_whole
 
@@ -77,6 +80,50 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(
     resume(finished)
     assert "finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_one_line_starts_a_run_goes_on_with_it_and_returns_its_result(
+    unfinished: Path, finished: Path, words: Words, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = words("schedule=frozen", "schedule.phases.0.epochs=1", "resume=auto")
+    with pytest.raises(UserError, match=r"holds a run with other settings.* schedule.phases\[0\].epochs: 1 -> 2"):
+        train_tiny([*same, "epochs=2"], unfinished)
+    changed = train_tiny([*same, "logger=tensorboard", "data.num_workers=2", "report=false"], unfinished)
+    said = caplog.text
+    assert "data.num_workers: 0 -> 2 (the result does not depend on it)" in said
+    assert "logger: none -> tensorboard (metrics of what is left go there)" in said
+    assert outcome(unfinished) == outcome(finished)
+    # and of a run that has finished, which it trains no more
+    again = train_tiny([*same, "logger=tensorboard", "report=false"], unfinished)
+    assert (again.bundle, again.results.test.acc) == (changed.bundle, changed.results.test.acc)
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        train_tiny([*same, "epochs=2"], unfinished)
+
+
+def test_what_a_process_left_that_was_killed_before_the_record_makes_room_and_nothing_else_does(
+    unfinished: Path, tmp_path: Path
+) -> None:
+    for name in ("phases", "model"):
+        shutil.rmtree(unfinished / name)
+    kept = ("config.yaml", "plan.json", "split.csv", "checksums.json", "run.json")
+    for file in unfinished.iterdir():
+        if file.name not in kept:
+            file.unlink()
+    (unfinished / ".run.json.host-17.part").write_text("{")
+    remove_half_created(unfinished)
+    assert {file.name for file in unfinished.iterdir()} == {*kept, ".run.json.host-17.part"}
+    (unfinished / "run.json").rename(unfinished / "mine.json")
+    remove_half_created(unfinished)
+    assert len(list(unfinished.iterdir())) == 6
+    (unfinished / "mine.json").unlink()
+    remove_half_created(unfinished)
+    assert not list(unfinished.iterdir())
+    remove_half_created(tmp_path / "none")
+
+
+def test_going_on_needs_a_folder_by_which_the_run_is_found_again(words: Words) -> None:
+    with pytest.raises(UserError, match="resume=auto: needs the folder of the run"):
+        train(compose(words("resume=auto")))
 
 
 def test_a_moved_run_can_be_resumed(unfinished: Path, finished: Path) -> None:
