@@ -46,6 +46,17 @@ def knows_other_machines() -> bool:
     return started_together() or "MASTER_ADDR" in os.environ
 
 
+def processes_started() -> tuple[int, int] | None:
+    """Return how many nodes, and processes on each, torchrun or srun has started; None if neither started this process."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        total, each = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        return total // each, each
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        total, nodes = int(os.environ["SLURM_STEP_NUM_TASKS"]), int(os.environ["SLURM_STEP_NUM_NODES"])
+        return nodes, total // nodes
+    return None
+
+
 def ignore_signals_to_the_group() -> None:
     """Make a loader process ignore signals to all processes of a run; the training process handles them and ends its loaders.
 

@@ -12,7 +12,7 @@ from finetune.checksums import CHECKSUMS, verify, write_checked_json
 from finetune.data.index import Index
 from finetune.data.manifest import write_manifest, write_skipped
 from finetune.distributed import is_rank_zero
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.file_lock import LOCK, FolderLock
 from finetune.file_schema import EVALUATION, REPORT
 from finetune.near_paths import did_you_mean_path
@@ -306,14 +306,20 @@ def remove_half_created(run_dir: Path) -> None:
                     file.unlink()
 
 
-def wait_for_run_record(run_dir: Path, *, patience_s: float = 120.0) -> RunRecord:
+def wait_for_run_record(run_dir: Path, *, patience_s: float) -> RunRecord:
     """Return the record once the first process of the run has written it.
 
     Raises:
-        UserError: The record does not appear in time, or cannot be read.
+        RunError: The record does not appear in time.
+        UserError: It cannot be read.
     """
     deadline = time.monotonic() + patience_s
-    while not (run_dir / RECORD).is_file() and not is_rank_zero() and time.monotonic() < deadline:
+    while not (run_dir / RECORD).is_file() and not is_rank_zero():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{run_dir / RECORD}: process 0 of the run has not written it for {patience_s:g} s. It has ended, never came, or "
+                "sees another disk. trainer.timeout_s sets the time."
+            )
         time.sleep(0.05)
     return read_run_record(run_dir)
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from finetune.distributed import environment_restored, is_rank_zero, process_name, started_together
+from finetune.distributed import environment_restored, is_rank_zero, process_name, processes_started, started_together
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,19 @@ def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next_job(monkeypat
     assert os.environ["MASTER_PORT"] == "29500"
     assert {"LOCAL_RANK", "WORLD_SIZE", "FINETUNE_RUN_DIR"}.isdisjoint(os.environ)
     assert not started_together()
+
+
+@pytest.mark.parametrize(
+    ("variables", "started"),
+    [
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, None),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}, (2, 3)),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "1"}, (2, 4)),
+    ],
+)
+def test_how_many_processes_were_started_is_what_torchrun_and_srun_say(
+    variables: dict[str, str], started: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert processes_started() == started

@@ -1,6 +1,7 @@
 """Build what trains the network: optimizer, loss and Trainer."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
@@ -122,6 +123,27 @@ def loss_of(config: Config, source: "Source", *, trusted: bool = False) -> "Call
     return build
 
 
+# setting below `trainer` that is not an argument of Lightning's
+_TIMEOUT = "timeout_s"
+DEFAULT_TIMEOUT_S = 300.0
+
+
+def timeout_s(config: Config) -> float:
+    """Return the seconds without a sign of life after which a process of a run counts as gone.
+
+    Raises:
+        UserError: It is not a positive number.
+    """
+    given = config.trainer.get(_TIMEOUT, DEFAULT_TIMEOUT_S)
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise UserError(f"trainer.{_TIMEOUT}={given!r}: must be a number of seconds above 0.")
+    return float(given)
+
+
+def _for_lightning(config: Config) -> dict[str, Any]:
+    return {"_target_": TRAINER, **{key: value for key, value in config.trainer.items() if key != _TIMEOUT}}
+
+
 def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_metrics: Collection[str] = ()) -> None:
     """Check what training needs besides data and network before the run folder is created, so that none of it fails later.
 
@@ -148,7 +170,8 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_met
     for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
             check_node(node, where=f"{section}.{name}")
-    check_node({"_target_": TRAINER, **config.trainer}, where="trainer")
+    check_node(_for_lightning(config), where="trainer")
+    timeout_s(config)
     precision = config.trainer.get("precision", "auto")
     build = trainer_factory(
         config, run_dir, precision="32-true" if precision == "auto" else str(precision), trusted=True
@@ -238,7 +261,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
             )
         try:
             return instantiate(
-                {"_target_": TRAINER, **config.trainer, "precision": precision},
+                {**_for_lightning(config), "precision": precision},
                 trusted=trusted,
                 run_dir=run_dir,
                 **decided,

@@ -14,7 +14,7 @@ from finetune.build import RunParts
 from finetune.build.classifier import network_name, weights_origin
 from finetune.build.loggers import build_loggers
 from finetune.build.python_objects import PythonObjects, loss_with_objects, with_objects_named
-from finetune.build.training import imbalance, loss_of, optimizer_factory, trainer_factory
+from finetune.build.training import imbalance, loss_of, optimizer_factory, timeout_s, trainer_factory
 from finetune.config import to_plain
 from finetune.config.schema import Config
 from finetune.config.trust import instantiate
@@ -102,7 +102,7 @@ def _context(
     from finetune.run_folder import wait_for_run_record
     from finetune.training.run_context import RunContext
 
-    decided = wait_for_run_record(folder.path).decided
+    decided = wait_for_run_record(folder.path, patience_s=timeout_s(config)).decided
     try:
         caches = policies_from_plain(decided.caches, parts.phases)
     except ValueError as error:
@@ -145,6 +145,7 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         cache_limit_bytes=int(named.cache.max_gb * 1e9),
         compiled=compiled,
         calibrate=named.calibrate,
+        timeout_s=timeout_s(named),
         facts=RunFacts(
             backbone=BackboneOrigin(
                 source=classifier.backbone.source,

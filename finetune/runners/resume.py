@@ -16,7 +16,7 @@ from finetune.config import check_overrides, from_yaml, to_plain, to_yaml, with_
 from finetune.config.schema import Config
 from finetune.config.trust import require_trust
 from finetune.data.sources import place_settings
-from finetune.distributed import is_rank_zero, knows_other_machines
+from finetune.distributed import is_rank_zero, knows_other_machines, processes_started
 from finetune.errors import UserError, shortened
 from finetune.file_lock import FolderLock, remove_left_lock
 from finetune.plain import to_plain as plain_fields
@@ -41,6 +41,7 @@ FREE = {
         ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),
         "sums are computed in a different order, and each process draws its own dropout and mixup",
     ),
+    "trainer.timeout_s": "the result does not depend on it",
     "report": "it is of the end of the run",
     "keep": "it is of the end of the run",
     "logger": "metrics of what is left go there",
@@ -86,7 +87,8 @@ def resume(
         _complete(run_dir, config, trust=trust)
         return _finished_result(run_dir)
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
-    config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
+    if typed is None:
+        config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
     then, now = _comparable(record.config), _comparable(to_plain(config))
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     for line in require_trust(run_dir, config, trust=trust, typed=typed is not None):
@@ -162,8 +164,11 @@ def _as_typed(run_dir: Path, config: Config, typed: Config) -> Config:
 
 
 def _for_this_machine(config: Config, overrides: Sequence[str], *, saved_in: Path) -> Config:
-    """Return a run's configuration with as many machines and loader processes as there are here, and with the overrides."""
-    if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
+    """Return a run's configuration with as many processes and loaders as there are here, and with the overrides."""
+    if (started := processes_started()) is not None:
+        nodes, each = started
+        config = replace(config, trainer={**config.trainer, "num_nodes": nodes, "devices": each})
+    elif config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
         # continues on this machine; a number typed now is refused with the way to start the others
         config = replace(config, trainer={**config.trainer, "num_nodes": 1})
     return _changed(with_loaders_that_fit(config, saved_in=saved_in), overrides)

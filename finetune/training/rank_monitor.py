@@ -1,5 +1,7 @@
 """Watch the other processes of a run: when one of them dies, end the run with a message instead of hanging.
 
+Processes that this one has not started, on other machines for instance, are known by their :mod:`~finetune.training.heartbeats`.
+
 Lightning starts one process for each further device and checks on them every five seconds; when one has failed, it kills
 all of them, including this one, without a message. It does nothing in the other direction: if the first process is killed
 before the others have connected to it, they wait for half an hour.
@@ -13,7 +15,7 @@ Why not torchrun's agent (``torch.distributed.launcher``)? Tried with torch 2.15
   lists it.
 - The agent is one more process, and the command's own process would neither train nor have the results.
 
-When torchrun itself starts a run, it also watches the processes, and this monitor has none to watch.
+When torchrun itself starts a run, its agent watches the processes of its machine.
 """
 
 import os
@@ -33,6 +35,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from finetune.distributed import STARTED_BY, process_name
 from finetune.errors import RunError, UserError
+from finetune.training.heartbeats import Heartbeats
 from finetune.training.interruption import SIGNALS, Interruption
 
 # parts of torch's messages about a lost connection (gloo, NCCL, the store of the rendezvous)
@@ -47,9 +50,18 @@ class RankMonitor:
         resume_hint: Advice on how to continue, appended to the message.
         interruption: Signals that stop the run, here and in the other processes.
         patience_s: Seconds that this process has to end by itself, with its own message, after another one has died.
+        heartbeats: Heartbeats between this process and those of other machines; None where there are none.
     """
 
-    def __init__(self, *, resume_hint: str, interruption: Interruption, patience_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        *,
+        resume_hint: str,
+        interruption: Interruption,
+        patience_s: float = 5.0,
+        heartbeats: Heartbeats | None = None,
+    ) -> None:
+        self._heartbeats = heartbeats
         self._hint, self._patience_s, self._interruption = resume_hint, patience_s, interruption
         self._launchers: list[Any] = []
         self._over = threading.Event()
@@ -58,6 +70,8 @@ class RankMonitor:
 
     def __enter__(self) -> Self:
         os.environ[STARTED_BY] = str(os.getpid())
+        if self._heartbeats is not None:
+            self._heartbeats.start()
         threading.Thread(target=self._watch, name="rank-monitor", daemon=True).start()
         return self
 
@@ -65,6 +79,8 @@ class RankMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        if self._heartbeats is not None:
+            self._heartbeats.stop(well=error is None)
         for process in self._processes():
             if error is not None:
                 # otherwise it would wait for this process, and print a message about it
@@ -112,7 +128,7 @@ class RankMonitor:
             if status := process.poll():
                 how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"has failed (status {status})"
                 return f"Process {number} of the run {how}, so the others cannot continue."
-        return None
+        return None if self._heartbeats is None else self._heartbeats.missing()
 
     def _signal(self) -> int:
         """Return the signal that asked the run to stop, here or in a process that it ended; 0 for none."""

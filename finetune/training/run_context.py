@@ -20,6 +20,7 @@ from finetune.resume_command import resume_command
 from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
+from finetune.training.heartbeats import heartbeats_of
 from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
@@ -42,6 +43,7 @@ class RunSettings:
         cache_limit_bytes: Limit of the whole activation cache, in bytes.
         compiled: Whether ``torch.compile`` compiles the trainable part.
         calibrate: Whether a temperature is fitted on the validation images at the end.
+        timeout_s: Seconds without a sign of life after which a process on another machine counts as gone.
     """
 
     seed: int
@@ -51,6 +53,7 @@ class RunSettings:
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
     calibrate: bool = True
+    timeout_s: float = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +200,12 @@ def run_session(context: RunContext) -> Iterator[RunSession]:
     """Handle signals and watch the other processes while the block works on a run."""
     hint = context.resume_command
     images = len(context.data.source.index.rows("train"))
+    heartbeats = heartbeats_of(context.quiet_trainer(), timeout_s=context.settings.timeout_s)
     with (
         Interruption(f"continue with: {hint}") as interruption,
-        RankMonitor(resume_hint=f"Continue with: {hint}", interruption=interruption) as rank_monitor,
+        RankMonitor(
+            resume_hint=f"Continue with: {hint}", interruption=interruption, heartbeats=heartbeats
+        ) as rank_monitor,
     ):
         yield RunSession(
             metrics_csv=MetricsCsv(context.folder.metrics),

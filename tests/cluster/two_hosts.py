@@ -1,0 +1,121 @@
+"""Two hosts on one machine: torchrun in two network namespaces, whose link is cut; then the run goes on with 1 and 3 processes.
+
+    OMP_NUM_THREADS=1 uv run python tests/cluster/two_hosts.py --folder DIR
+
+Needs root. By hand; docs/scaling.md has date and result. DIR must be new.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.conftest import TINY_RESNET10T
+
+HOSTS = {"finetune-a": "10.98.0.1", "finetune-b": "10.98.0.2"}
+TIMEOUT_S = 20
+_RUN = [
+    "data=digits",
+    *TINY_RESNET10T,
+    "schedule=head_then_all",
+    "schedule.cache=off",
+    "epochs=1",
+    "trainer.accelerator=cpu",
+]
+
+
+def ip(*words: str) -> None:
+    """Run a command of iproute2."""
+    subprocess.run(["ip", *words], check=True)
+
+
+def build() -> None:
+    """Make two hosts with a cable between them."""
+    for name in HOSTS:
+        ip("netns", "add", name)
+    ip("link", "add", "ab0", "netns", "finetune-a", "type", "veth", "peer", "name", "ab0", "netns", "finetune-b")
+    for name, address in HOSTS.items():
+        for words in (f"address add {address}/24 dev ab0", "link set ab0 up", "link set lo up"):
+            ip("-n", name, *words.split())
+
+
+def torchrun(host: int, folder: Path, *words: str, nodes: int = 2, each: int = 1) -> "subprocess.Popen[bytes]":
+    """Start the documented line on a host."""
+    name = list(HOSTS)[host]
+    first = next(iter(HOSTS.values()))
+    agent = f"--nnodes {nodes} --node-rank {host} --nproc-per-node {each} --master-addr {first} --master-port 29500"
+    line = [
+        "ip",
+        "netns",
+        "exec",
+        name,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *agent.split(),
+        "-m",
+        "finetune",
+        *words,
+    ]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "ab0"}
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+
+
+def said(folder: Path) -> list[str]:
+    """Return what each host has printed."""
+    return [(folder / f"{name}.log").read_text() for name in HOSTS]
+
+
+def try_all(folder: Path) -> bool:
+    """Cut the link inside the second phase, and go on with other numbers of processes."""
+    nodes = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp", f"trainer.timeout_s={TIMEOUT_S}"]
+    line = [*_RUN, *nodes, f"run_dir={folder / 'run'}", "resume=auto"]
+    hosts = [torchrun(number, folder, *line) for number in (0, 1)]
+    while "phase 2 of 2" not in said(folder)[0]:
+        time.sleep(0.2)
+        assert all(host.poll() is None for host in hosts), said(folder)
+    time.sleep(3)
+    ip("-n", "finetune-a", "link", "set", "ab0", "down")
+    cut = time.monotonic()
+    ended = [0.0, 0.0]
+    while not all(ended):
+        time.sleep(0.1)
+        for number, host in enumerate(hosts):
+            if host.poll() is not None and not ended[number]:
+                ended[number] = time.monotonic() - cut
+    told = [[line for line in text.splitlines() if "Not heard of" in line] for text in said(folder)]
+    print(f"link cut, timeout {TIMEOUT_S} s: ended after {ended[0]:.0f} and {ended[1]:.0f} s; {told}", flush=True)
+    ip("-n", "finetune-a", "link", "set", "ab0", "up")
+    right = all(told)
+    for name, each in (("one", 1), ("three", 3)):
+        copy = folder / name
+        subprocess.run(["cp", "-r", folder / "run", copy], check=True)
+        status = torchrun(0, folder, "resume", str(copy), nodes=1, each=each).wait()
+        changed = [line for line in said(folder)[0].splitlines() if " -> " in line or "started with" in line]
+        print(f"on {each} processes of one host: status {status}", *changed, sep="\n  ", flush=True)
+        right &= status == 0 and (copy / "results.json").is_file()
+    return right
+
+
+def main(argv: Sequence[str]) -> int:
+    """Try it; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    folder = parser.parse_args(argv).folder.absolute()
+    folder.mkdir(parents=True)
+    build()
+    try:
+        return 0 if try_all(folder) else 1
+    finally:
+        for name in HOSTS:
+            ip("netns", "delete", name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
