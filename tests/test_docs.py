@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 import finetune
+from finetune.config import compose
 from finetune.config.settings import setting_texts
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +99,24 @@ def test_every_block_runs_or_says_why_not(docs_blocks: ModuleType) -> None:
             known = block.language in ("bash", "console", "python", "text") or block.title
             assert known, f"{block.place}: nothing runs blocks of {block.language!r}"
             assert block.notes.get("not run", "reason"), block.place
+
+
+def test_the_scripts_for_schedulers_start_runs_that_go_on(docs_blocks: ModuleType) -> None:
+    scripts = {block.title: block.code for block in docs_blocks.blocks(ROOT / "docs/scaling.md") if block.title}
+    # the schema of Kubernetes is 100 MB: by hand, as the page says
+    job = yaml.safe_load(scripts["my_run.yaml"])["spec"]
+    pod = job["template"]["spec"]
+    assert (pod["restartPolicy"], job["podFailurePolicy"]["rules"][0]["action"]) == ("Never", "Ignore")
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    *options, line = scripts["my_run.sbatch"].splitlines()
+    batch = shlex.split(line)
+    assert batch[:2] == ["srun", "finetune"]
+    configs = [compose(["data=digits", *words[1:]]) for words in (container["command"][1:], batch[2:])]
+    assert [(config.resume, config.run_dir) for config in configs] == [("auto", "/shared/my_run")] * 2
+    trainer = configs[1].trainer
+    asked = f"--nodes={trainer['num_nodes']} --ntasks-per-node={trainer['devices']} "
+    assert asked in " ".join(options)
 
 
 def test_the_citation_names_the_version_and_licence_of_the_package() -> None:

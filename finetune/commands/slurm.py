@@ -22,16 +22,18 @@ _GONE = "GONE"
 def requeue_this_job(stopped: Interrupted) -> None:
     """Requeue the batch job of SLURM that this process belongs to, after a signal has stopped its run.
 
-    Nothing happens outside SLURM, in a job that submitit requeues, on Ctrl-C, and for a job that is being cancelled.
+    Nothing happens outside SLURM, in a job that submitit requeues, and on Ctrl-C. A job that SLURM is ending already, as scancel
+    does, no longer counts as running and is left alone.
     """
     job = _batch_job()
     if job is None or not is_rank_zero() or stopped.number in (signal.SIGINT, signal.SIGHUP):
         return
     state = _output_of("squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T")
-    if state in _ENDED - {"TIMEOUT"}:
-        return
-    answer = _output_of("scontrol", "requeue", job)
-    print(f"job {job} of SLURM: {answer or 'requeued, and goes on with this run'}", file=sys.stderr, flush=True)
+    if state == "RUNNING":
+        answer = _output_of("scontrol", "requeue", job) or "requeued, and goes on with this run"
+    else:
+        answer = f"not requeued. Its state is {state}"
+    print(f"job {job} of SLURM: {answer}", file=sys.stderr, flush=True)
 
 
 def _batch_job() -> str | None:

@@ -5,11 +5,11 @@ network and process namespaces of its own, which end with this script; that need
 
     apt-get download slurmctld slurmd slurm-client slurm-wlm-basic-plugins libmunge2 libhwloc15 liblua5.1-0
     for package in *.deb; do dpkg-deb -x $package ROOT; done
-    OMP_NUM_THREADS=1 uv run python tests/cluster/slurm.py --slurm ROOT --folder DIR [run | sweep | lost ...]
+    OMP_NUM_THREADS=1 uv run python tests/cluster/slurm.py --slurm ROOT --folder DIR [run | cancel | sweep | lost ...]
 
-run: a run of two phases, five times signalled at a random moment and requeued. sweep: four jobs with two preemptions and a
-failure of the node. lost: jobs that leave no result. Ends with status 1 where a result differs. By hand; docs/scaling.md has date
-and result. DIR must be new.
+run: a run of two phases, five times signalled at a random moment and requeued. cancel: a job that scancel ends for good.
+sweep: four jobs with two preemptions and a failure of the node. lost: jobs that leave no result. Ends with status 1 where a
+result differs. By hand; docs/scaling.md has date and result. DIR must be new.
 """
 
 import argparse
@@ -188,6 +188,22 @@ def strike_runs(folder: Path, draw: random.Random) -> bool:
     return right
 
 
+def cancel_run(folder: Path) -> bool:
+    """Cancel a job for good: it saves its step, and is not requeued."""
+    run_dir = folder / "cancelled"
+    job = submit(folder, run_dir)
+    wait_for((run_dir / "run.json").is_file, "the run has begun")
+    time.sleep(3)
+    output("scancel", job)
+    wait_for(lambda: state(job) in ("CANCELLED", ""), "the job ends")
+    time.sleep(15)
+    ended, log = state(job), (folder / "cancelled.log").read_text()
+    print(
+        f"scancel: {ended}; {[line for line in log.splitlines() if 'stopped ' in line or 'SLURM' in line]}", flush=True
+    )
+    return ended == "CANCELLED" and "resuming" not in log
+
+
 def table(sweep: Path) -> list[dict[str, str]]:
     """Return the table of a sweep without what depends on the clock and the folder."""
     with (sweep / "sweep.csv").open(newline="") as file:
@@ -260,7 +276,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--slurm", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("trials", nargs="*", default=["run", "sweep", "lost"])
+    parser.add_argument("trials", nargs="*", default=["run", "cancel", "sweep", "lost"])
     given = parser.parse_args(argv)
     if _INSIDE not in os.environ:
         inside = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
@@ -276,6 +292,7 @@ def main(argv: Sequence[str]) -> int:
     trials = {
         "run": lambda: strike_runs(folder, random.Random(given.seed)),
         "sweep": lambda: strike_sweep(folder, cluster),
+        "cancel": lambda: cancel_run(folder),
         "lost": lambda: lose_job(folder),
     }
     try:

@@ -1,12 +1,15 @@
-"""Two hosts on one machine: torchrun in two network namespaces, whose link is cut; then the run goes on with 1 and 3 processes.
+"""Two hosts on one machine: torchrun in two network namespaces.
 
-    OMP_NUM_THREADS=1 uv run python tests/cluster/two_hosts.py --folder DIR
+    OMP_NUM_THREADS=1 uv run python tests/cluster/two_hosts.py --folder DIR [cut | restart ...]
 
-Needs root. By hand; docs/scaling.md has date and result. DIR must be new.
+cut: the link is cut, which each host tells; then the run goes on with one process and with three. restart: a process is killed,
+and torchrun's agents start all of them again, to the bits of a run in which none was. Ends with status 1 where that fails. Needs
+root. By hand; docs/scaling.md has date and result. DIR must be new.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.conftest import TINY_RESNET10T
+from tests.runs import outcome
 
 HOSTS = {"finetune-a": "10.98.0.1", "finetune-b": "10.98.0.2"}
 TIMEOUT_S = 20
@@ -44,11 +48,17 @@ def build() -> None:
             ip("-n", name, *words.split())
 
 
-def torchrun(host: int, folder: Path, *words: str, nodes: int = 2, each: int = 1) -> "subprocess.Popen[bytes]":
+def torchrun(
+    host: int, folder: Path, *words: str, nodes: int = 2, each: int = 1, restarts: int = 0
+) -> "subprocess.Popen[bytes]":
     """Start the documented line on a host."""
-    name = list(HOSTS)[host]
+    name, own = list(HOSTS.items())[host]
     first = next(iter(HOSTS.values()))
-    agent = f"--nnodes {nodes} --node-rank {host} --nproc-per-node {each} --master-addr {first} --master-port 29500"
+    agent = f"--nnodes {nodes} --nproc-per-node {each} "
+    if restarts:
+        agent += f"--max-restarts {restarts} --rdzv-backend c10d --rdzv-endpoint {first}:29400 --rdzv-id run --local-addr {own}"
+    else:
+        agent += f"--node-rank {host} --master-addr {first} --master-port 29500"
     line = [
         "ip",
         "netns",
@@ -72,23 +82,42 @@ def said(folder: Path) -> list[str]:
     return [(folder / f"{name}.log").read_text() for name in HOSTS]
 
 
-def try_all(folder: Path) -> bool:
-    """Cut the link inside the second phase, and go on with other numbers of processes."""
+def begin(folder: Path, run_dir: Path, restarts: int = 0) -> "list[subprocess.Popen[bytes]]":
+    """Start a run on both hosts, and return when it is inside its second phase."""
     nodes = ["trainer.num_nodes=2", "trainer.devices=1", "trainer.strategy=ddp", f"trainer.timeout_s={TIMEOUT_S}"]
-    line = [*_RUN, *nodes, f"run_dir={folder / 'run'}", "resume=auto"]
-    hosts = [torchrun(number, folder, *line) for number in (0, 1)]
+    line = [*_RUN, *nodes, f"run_dir={run_dir}", "resume=auto"]
+    hosts = [torchrun(number, folder, *line, restarts=restarts) for number in (0, 1)]
     while "phase 2 of 2" not in said(folder)[0]:
         time.sleep(0.2)
         assert all(host.poll() is None for host in hosts), said(folder)
     time.sleep(3)
+    return hosts
+
+
+def restart(folder: Path) -> bool:
+    """Kill the process of the second host, and compare with a run in which none was killed."""
+    assert [host.wait() for host in begin(folder, folder / "whole")] == [0, 0], said(folder)
+    hosts = begin(folder, folder / "killed", restarts=3)
+    children = Path(f"/proc/{hosts[1].pid}/task/{hosts[1].pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    statuses = [host.wait() for host in hosts]
+    same = statuses == [0, 0] and outcome(folder / "killed") == outcome(folder / "whole")
+    went_on = [line.strip() for line in said(folder)[0].splitlines() if line.startswith(("resuming", "  continues"))]
+    print(f"process killed: statuses {statuses}; {went_on}; {'identical' if same else 'DIFFERENT'}", flush=True)
+    return same
+
+
+def cut(folder: Path) -> bool:
+    """Cut the link inside the second phase, and go on with other numbers of processes."""
+    hosts = begin(folder, folder / "run")
     ip("-n", "finetune-a", "link", "set", "ab0", "down")
-    cut = time.monotonic()
+    began = time.monotonic()
     ended = [0.0, 0.0]
     while not all(ended):
         time.sleep(0.1)
         for number, host in enumerate(hosts):
             if host.poll() is not None and not ended[number]:
-                ended[number] = time.monotonic() - cut
+                ended[number] = time.monotonic() - began
     told = [[line for line in text.splitlines() if "Not heard of" in line] for text in said(folder)]
     print(f"link cut, timeout {TIMEOUT_S} s: ended after {ended[0]:.0f} and {ended[1]:.0f} s; {told}", flush=True)
     ip("-n", "finetune-a", "link", "set", "ab0", "up")
@@ -107,11 +136,14 @@ def main(argv: Sequence[str]) -> int:
     """Try it; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    folder = parser.parse_args(argv).folder.absolute()
+    parser.add_argument("trials", nargs="*", default=["cut", "restart"])
+    given = parser.parse_args(argv)
+    folder = given.folder.absolute()
     folder.mkdir(parents=True)
     build()
     try:
-        return 0 if try_all(folder) else 1
+        results = [{"cut": cut, "restart": restart}[name](folder) for name in given.trials]
+        return 0 if all(results) else 1
     finally:
         for name in HOSTS:
             ip("netns", "delete", name)
