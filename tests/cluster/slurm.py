@@ -114,7 +114,8 @@ PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
         """Kill the node's daemon and all of its jobs without a word, as a power cut does."""
         self.daemons.pop("slurmd").kill()
         for process in Path("/proc").glob("[0-9]*"):
-            if b"slurmstepd" in (process / "cmdline").read_bytes() or b"submitit" in (process / "cmdline").read_bytes():
+            line = (process / "cmdline").read_bytes()
+            if b"slurmstepd" in line or b"submitit.core._submit" in line:
                 os.kill(int(process.name), signal.SIGKILL)
         output("scontrol", "update", "nodename=node", "state=down", "reason=power")
 

@@ -57,6 +57,8 @@ def torchrun(
     agent = f"--nnodes {nodes} --nproc-per-node {each} "
     if restarts:
         agent += f"--max-restarts {restarts} --rdzv-backend c10d --rdzv-endpoint {first}:29400 --rdzv-id run --local-addr {own}"
+        # both hosts have the name of this machine
+        agent += f" --rdzv-conf is_host={1 - host}"
     else:
         agent += f"--node-rank {host} --master-addr {first} --master-port 29500"
     line = [
