@@ -249,7 +249,7 @@ def run_composed(command: str, line: CommandLine, task: Task) -> int:
         if SweepStart.folder is None:
             raise
         # a sweeper that gives up after failures reports less than the jobs' records do; Ctrl-C leaves jobs unfinished
-        conclude(SweepStart.folder, ended=isinstance(error, Exception))
+        conclude(SweepStart.folder, ended=isinstance(error, Exception), cause=error)
         raise
     finally:
         sys.argv = before

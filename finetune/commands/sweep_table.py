@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.atomic_files import write_text
 from finetune.commands.jobs import JobRecord
-from finetune.errors import RunError, UserError
+from finetune.errors import RunError, UserError, first_line
 from finetune.plain import from_plain
 from finetune.resume_command import resume_command
 from finetune.run_folder import JOBS
@@ -21,12 +21,13 @@ TABLE = "sweep.csv"
 _MEASURED = ("val", "test", "seconds")
 
 
-def conclude(folder: Path, *, ended: bool) -> None:
+def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -> None:
     """Write and print the table of a sweep.
 
     Args:
         folder: Folder of the sweep.
         ended: Whether all jobs are done; if not, jobs that started and did not end count as stopped.
+        cause: Error by which the launcher or the sweeper ended the sweep; None if it ended by itself.
 
     Raises:
         UserError: Jobs failed, all of them by user errors.
@@ -54,7 +55,7 @@ def conclude(folder: Path, *, ended: bool) -> None:
             print(f"job {record.job} was stopped; continue with: {line}")
     failed = [record for record in records if record.status == "failed"]
     if failed or not records:
-        problem = _failure(failed, len(records), folder)
+        problem = _failure(failed, len(records), folder, cause)
         if ended:
             raise problem
         print(problem, flush=True)
@@ -113,10 +114,11 @@ def best(records: Sequence[JobRecord]) -> str | None:
     return f"best {chosen.monitor}: job {chosen.job}, {value:.4f}"
 
 
-def _failure(failed: Sequence[JobRecord], count: int, folder: Path) -> Exception:
+def _failure(failed: Sequence[JobRecord], count: int, folder: Path, cause: BaseException | None) -> Exception:
     """Return one error for all failed jobs, with jobs of the same message grouped."""
     if not count:
-        return RunError(f"No job of the sweep started. Look for the launcher's output in {folder}.")
+        why = "" if cause is None else f" {first_line(cause, with_type=not isinstance(cause, (UserError, RunError)))}"
+        return RunError(f"No job of the sweep started.{why} The launcher's output, if it has any, is in {folder}.")
     by_message: dict[str, list[str]] = {}
     for record in failed:
         by_message.setdefault(record.message or "", []).append(str(record.job))

@@ -117,8 +117,8 @@ class Heartbeats:
             del self._heard[rank]
 
     def _key(self, rank: int) -> str:
-        # torchrun's agent keeps its store for the next attempt
-        return f"finetune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{rank}"
+        # not by the number of torchrun's attempt, which its agents count differently
+        return f"finetune/{rank}"
 
 
 def heartbeats_of(trainer: pl.Trainer, *, timeout_s: float) -> Heartbeats | None:

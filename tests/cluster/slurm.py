@@ -17,6 +17,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +119,9 @@ PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
             if b"slurmstepd" in line or b"submitit.core._submit" in line:
                 os.kill(int(process.name), signal.SIGKILL)
         output("scontrol", "update", "nodename=node", "state=down", "reason=power")
+        # as after a restart of the machine
+        for left in (self._folder / "spool").glob("job*"):
+            shutil.rmtree(left)
 
     def _daemon(self, name: str, *options: str) -> None:
         log = (self._folder / f"{name}.out").open("ab")

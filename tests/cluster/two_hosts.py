@@ -74,7 +74,7 @@ def torchrun(
         "finetune",
         *words,
     ]
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "ab0"}
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "ab0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=folder)
 

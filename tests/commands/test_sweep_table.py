@@ -112,8 +112,11 @@ def test_mistakes_of_the_users_are_told_from_failures_and_told_once(tmp_path: Pa
 
 def test_a_sweep_without_a_job_has_failed(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
-    with pytest.raises(RunError, match="No job of the sweep started"):
-        conclude(tmp_path, ended=True)
+    cause = FileNotFoundError("No such file or directory: 'sbatch'")
+    with pytest.raises(
+        RunError, match=r"No job of the sweep started\. FileNotFoundError: No such file or directory: 'sbatch'"
+    ):
+        conclude(tmp_path, ended=True, cause=cause)
 
 
 @pytest.mark.parametrize(
