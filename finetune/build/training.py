@@ -140,7 +140,7 @@ def timeout_s(config: Config) -> float:
     return float(given)
 
 
-def _for_lightning(config: Config) -> dict[str, Any]:
+def _for_lightning(config: Config) -> Mapping[str, Any]:
     return {"_target_": TRAINER, **{key: value for key, value in config.trainer.items() if key != _TIMEOUT}}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.atomic_files import write_json
 from finetune.checksums import verify
-from finetune.commands.slurm import know_ended_jobs, requeue_by_submitit
+from finetune.commands.slurm import is_ending, know_ended_jobs, requeue_by_submitit
 from finetune.config import to_config
 from finetune.config.ineffective_settings import notes
 from finetune.config.overrides import values_of
@@ -222,7 +222,8 @@ class Job:
             self._write(file, replace(record, status="stopped"))
             if requeue is not None and isinstance(stopped, Interrupted) and stopped.number != signal.SIGINT:
                 print(f"job {number}: {stopped}", flush=True)
-                requeue(stopped.number)
+                if not is_ending():
+                    requeue(stopped.number)
             raise
         record = replace(record, seconds=round(time.monotonic() - began, 1))
         self._write(file, record)

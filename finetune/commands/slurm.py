@@ -25,20 +25,29 @@ def requeue_this_job(stopped: Interrupted) -> None:
     Nothing happens outside SLURM, in a job that submitit requeues, and on Ctrl-C. A job that SLURM is ending already, as scancel
     does, no longer counts as running and is left alone.
     """
-    job = _batch_job()
-    if job is None or not is_rank_zero() or stopped.number in (signal.SIGINT, signal.SIGHUP):
+    job = _this_job()
+    if job is None or "SUBMITIT_EXECUTOR" in os.environ or not is_rank_zero():
         return
-    state = _output_of("squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T")
-    if state == "RUNNING":
-        answer = _output_of("scontrol", "requeue", job) or "requeued, and goes on with this run"
-    else:
-        answer = f"not requeued. Its state is {state}"
+    if stopped.number in (signal.SIGINT, signal.SIGHUP) or is_ending():
+        return
+    answer = _output_of("scontrol", "requeue", job) or "requeued, and goes on with this run"
     print(f"job {job} of SLURM: {answer}", file=sys.stderr, flush=True)
 
 
-def _batch_job() -> str | None:
-    """Return the id of the job that sbatch started; None outside one."""
-    if "SUBMITIT_EXECUTOR" in os.environ or "SLURM_JOB_ID" not in os.environ:
+def is_ending() -> bool:
+    """Whether this process belongs to a job of SLURM that is being ended, as by scancel, and would start anew if requeued."""
+    if (job := _this_job()) is None:
+        return False
+    state = _output_of("squeue", "--noheader", "--jobs", job, "--states", "all", "--format", "%T")
+    if state == "RUNNING":
+        return False
+    print(f"job {job} of SLURM: not requeued. Its state is {state}", file=sys.stderr, flush=True)
+    return True
+
+
+def _this_job() -> str | None:
+    """Return the id of this process's job of SLURM; None outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

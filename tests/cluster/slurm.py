@@ -267,12 +267,13 @@ def lose_job(folder: Path) -> bool:
     sweep = folder / "lost"
     with swept(folder, "lost", "seed=0,1,2") as process:
         wait_for(lambda: bool(list(sweep.glob("0/phases/*/last.ckpt"))), "job 0 trains")
-        output("scancel", "--signal", "KILL", _job_of(sweep, 0))
-        output("scancel", _job_of(sweep, 2))
+        for number in (0, 2):
+            output("scancel", _job_of(sweep, number))
         status = process.wait(PATIENCE_S)
     said = (folder / "lost.log").read_text()
     print(f"lost: status {status}\n{said[-1500:]}", flush=True)
-    return status == 1
+    records = [json.loads(path.read_text())["status"] for path in sorted((sweep / "jobs").glob("*.json"))]
+    return status == 1 and records == ["stopped", "finished"]
 
 
 def main(argv: Sequence[str]) -> int:
