@@ -24,6 +24,7 @@ from finetune.models.channels import InputAdapter
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
+from finetune.models.sources import fit_to_size
 from finetune.models.weights import state_hash
 from finetune.plain import Json
 
@@ -228,7 +229,7 @@ def extractor_from_backbone(
     Raises:
         UserError: Size, channels or stage do not fit the network.
     """
-    backbone.check_size(size)
+    fit_to_size(backbone, size)
     spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     path = Path(weights).expanduser()

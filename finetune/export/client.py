@@ -92,6 +92,7 @@ class BackboneMetadata(TypedDict):
     source: str
     name: str
     kwargs: Mapping[str, Any]  # arguments of the library's constructor
+    input_spec: Mapping[str, Any]  # of it only size, height and width in pixels, is needed
 
 
 class PartMetadata(TypedDict, total=False):

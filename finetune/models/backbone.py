@@ -32,7 +32,8 @@ class Backbone(nn.Module):
         input_spec: Input that the weights expect; ``mean`` has one number for each channel of the stem, which are three except
             in user-supplied modules.
         first_convs: Dotted names of the convolutions in ``net`` that take the image; a stem with branches has several.
-        fixed_size: Whether the network takes only images of ``input_spec.size``.
+        fixed_size: Whether the network takes only images of ``input_spec.size``
+            (:func:`finetune.models.sources.fit_to_size` changes it).
         steps: Modules of each stage that, run one after the other, compute the network; None if the network is not such a
             chain and can only be split after its last stage.
         neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
@@ -85,6 +86,10 @@ class Backbone(nn.Module):
         """Return all modules of ``net`` by stage, each once; set their modes one by one, not recursively."""
         return self._stage_map.modules(self.net)
 
+    def set_chain(self, chain: Sequence[nn.Module] | None) -> None:
+        """Say anew which modules compute the network when they run one after the other; None if it is not such a chain."""
+        self._steps = None if chain is None else self._stage_map.divide(self.net, chain)
+
     def forward(self, images_BSHW: Tensor) -> Tensor:
         """Compute the features ``(B, D)``."""
         output = self.net(images_BSHW)
@@ -126,19 +131,6 @@ class Backbone(nn.Module):
 
     def _halves(self, cut: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.stages[:cut], self.stages[cut:]
-
-    def check_size(self, size: tuple[int, int] | None) -> None:
-        """Check that the network takes images of this size.
-
-        Raises:
-            UserError: The network takes only one size, and this is another one.
-        """
-        if self.fixed_size and size is not None and size != self.input_spec.size:
-            height, width = self.input_spec.size
-            raise UserError(
-                f"input.size={list(size)}: {self.name} takes only {height}x{width} pixels. Leave input.size "
-                f"out, or build it for another size with backbone.kwargs.img_size={list(size)}."
-            )
 
     def adapt_input(self, *, channels: int, adapt: str, seed: int) -> None:
         """Change the first convolution in place to take images of another number of channels.

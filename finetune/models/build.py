@@ -11,7 +11,7 @@ from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import WORDS, load_weights
-from finetune.models.sources import FILE_KEYS, OWNED_KEYS, source_module
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, fit_to_size, source_module
 from finetune.models.sources.from_own import backbone_of
 from finetune.models.user_modules import OWN
 
@@ -104,7 +104,9 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
         spec = InputSpec.from_dict(description["input_spec"])
         return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
     backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
-    backbone.input_spec = InputSpec.from_dict(description["input_spec"])
+    spec = InputSpec.from_dict(description["input_spec"])
+    fit_to_size(backbone, spec.size)
+    backbone.input_spec = spec
     return backbone
 
 

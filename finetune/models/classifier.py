@@ -20,6 +20,7 @@ from finetune.models.heads.kind import Head
 from finetune.models.modes import evaluating
 from finetune.models.raw_images import at_input_size, check_layout, check_range
 from finetune.models.residual import Bias, Scale
+from finetune.models.sources import fit_to_size
 from finetune.models.stages import is_norm
 from finetune.models.user_modules import OWN, check_head, class_name, user_classes, user_head_settings
 from finetune.phases import HEAD
@@ -258,7 +259,7 @@ def build_classifier(
         given = {key: value for key, value in settings.items() if key not in widths}
         made = build_head(**{**given, **widths, "seed": seed})
     channels = len(backbone.input_spec.mean) if channels is None else channels
-    backbone.check_size(size)
+    fit_to_size(backbone, size)
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
     classifier = Classifier(
@@ -370,6 +371,7 @@ def adaptation_cost(
             head=head,
             classes=("0", "1"),
             channels=1,
+            size=(images_BCHW.shape[-2], images_BCHW.shape[-1]),
             adapt=way,
             seed=seed,
         )

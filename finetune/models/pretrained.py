@@ -14,7 +14,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
 from finetune.models.package_weights import INSTALL, PACKAGES, load_package
-from finetune.models.sources import source_module
+from finetune.models.sources import fit_to_size, source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.user_modules import OWN
 from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata, under_own_names
@@ -99,9 +99,15 @@ def load_file(backbone: Backbone, path: Path) -> None:
     if metadata is not None and metadata.get("adapted") is not None:
         channels, adapt = metadata["adapted"]
         backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
+    if metadata is not None and "backbone" in metadata:
+        fit_to_size(backbone, InputSpec.from_dict(metadata["backbone"]["input_spec"]).size)
     state = load_state_dict_file(path)
     if backbone.source == OWN:
         state = under_own_names(state, backbone.net)
+    if backbone.source == "timm":
+        from finetune.models.sources.from_timm import with_positions_resampled
+
+        state = with_positions_resampled(backbone.net, state)
     wants_transformers = is_transformers_layout(backbone.net.state_dict())
     if is_transformers_layout(state) and not wants_transformers:
         log.info("%s: transformers' names, read as torchvision's.", path)
@@ -197,6 +203,7 @@ def _load_bundle(backbone: Backbone, folder: Path) -> None:
         )
     spec = InputSpec.from_dict(description["input_spec"])
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
+    fit_to_size(backbone, spec.size)
     try:
         load_file(backbone, path)
     except UserError as error:

@@ -123,6 +123,27 @@ class StageMap:
             by_stage[self.names[self._stage_of_module[layer]]].append(module)
         return by_stage
 
+    def divide(self, net: nn.Module, chain: Sequence[nn.Module]) -> dict[str, list[nn.Module]] | None:
+        """Divide a chain of modules that computes the network into stages.
+
+        Args:
+            net: The network.
+            chain: Modules that compute it, run one after the other; one without parameters goes with the one before it.
+
+        Returns:
+            The modules of each stage; None if a module belongs to several stages, or they are not in the order of the stages.
+        """
+        stages = {id(parameter): self._stage_of_parameter[name] for name, parameter in net.named_parameters()}
+        steps: dict[str, list[nn.Module]] = {name: [] for name in self.names}
+        position = 0
+        for module in chain:
+            found = {stages[id(parameter)] for parameter in module.parameters()} or {position}
+            if len(found) > 1 or min(found) < position:
+                return None
+            (position,) = found
+            steps[self.names[position]].append(module)
+        return steps if all(steps.values()) else None
+
 
 def groups_by_prefix(net: nn.Module, prefixes: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
     """Group parameter names into stages, where each stage is given by the prefixes of its names.

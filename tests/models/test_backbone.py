@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from finetune.errors import UserError
@@ -19,6 +21,7 @@ from finetune.models.weights import save_backbone
 Settle = Callable[[nn.Module], nn.Module]
 IMAGES_BSHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
+SMALL_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 4}
 SOURCES: dict[str, dict[str, Any]] = {
     "timm resnet18": {"source": "timm", "name": "resnet18"},
     "timm resnet18d": {"source": "timm", "name": "resnet18d"},
@@ -27,6 +30,9 @@ SOURCES: dict[str, dict[str, Any]] = {
     "timm convnext_atto": {"source": "timm", "name": "convnext_atto"},
     "timm efficientnet_b0": {"source": "timm", "name": "efficientnet_b0"},
     "timm vit_tiny": {"source": "timm", "name": "vit_tiny_patch16_224", "img_size": 32},
+    "timm vit siglip": {"source": "timm", "name": "vit_base_patch16_siglip_224", "img_size": 32, **SMALL_VIT},
+    "timm eva dinov3": {"source": "timm", "name": "vit_small_patch16_dinov3", "img_size": 32, "depth": 2},
+    "timm cait": {"source": "timm", "name": "cait_xxs24_224", "img_size": 32, "depth": 1},
     "torchvision resnet18": {"source": "torchvision", "name": "resnet18"},
     "torchvision resnext50": {"source": "torchvision", "name": "resnext50_32x4d"},
     "transformers resnet-18": {"source": "transformers", "name": "microsoft/resnet-18"},
@@ -41,7 +47,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "finetune export": {"source": "timm", "name": "resnet18", "exported": True},
 }
 # networks that are no chain of modules; they split after their last stage
-WHOLE = ("timm vit_tiny",)
+WHOLE = ("timm cait",)
 
 
 def build(case: str, tmp_path: Path) -> Backbone:
@@ -214,17 +220,90 @@ def test_a_copy_of_a_backbone_is_split_into_its_own_modules() -> None:
 
 
 def test_a_network_that_is_no_chain_says_where_it_can_be_split() -> None:
-    backbone = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=32)
-    with pytest.raises(ValueError, match=r"after 'blocks\.0', only after blocks\.11"):
-        backbone.split("blocks.0")
+    backbone = build_backbone(source="timm", name="cait_xxs24_224", weights="none", img_size=32, depth=1)
+    with pytest.raises(ValueError, match=r"after .stem., only after blocks"):
+        backbone.split("stem")
 
 
-def test_a_network_of_one_size_refuses_another_and_can_be_built_for_it() -> None:
-    backbone = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none")
-    with pytest.raises(UserError, match=r"takes only 224x224 pixels.* backbone\.kwargs\.img_size=\[64, 64\]"):
-        build_classifier(backbone=backbone, head={"name": "linear"}, classes=("a", "b"), channels=3, size=(64, 64))
-    built = build_backbone(source="timm", name="vit_tiny_patch16_224", weights="none", img_size=64)
-    assert built.input_spec.size == (64, 64)
+SMALL_SWIN = {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("mobilenetv3_small_100", {}),
+        ("mobilenetv4_conv_small", {}),
+        ("regnety_002", {}),
+        ("repvgg_a0", {}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 32, **SMALL_SWIN}),
+        ("swinv2_tiny_window8_256", {"img_size": 32, **SMALL_SWIN}),
+        ("eva02_tiny_patch14_224", {"img_size": 32, "depth": 2}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 32, **SMALL_VIT}),
+    ],
+)
+def test_networks_that_people_use_are_cut_after_every_stage_to_the_bit(
+    name: str, kwargs: dict[str, Any], settled: Settle
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(source="timm", name=name, weights="none", **kwargs)
+    settled(backbone.net)
+    check_split(backbone, everywhere=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"), [("vit_tiny_patch16_224", SMALL_VIT), ("swin_tiny_patch4_window7_224", SMALL_SWIN)]
+)
+@torch.no_grad()
+def test_a_network_of_one_size_takes_another_with_its_tables_resampled(
+    name: str, kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    native = build_backbone(source="timm", name=name, weights="none", **kwargs)
+    model = build_classifier(native, classes=("a", "b"), size=(64, 96)).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    logits_BK, features_BD = model(pixels), model.embed(pixels)
+    # bundle: rebuilt from its description
+    again = classifier_from_description(json.loads(json.dumps(model.describe()))).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(pixels), logits_BK)
+    # exported backbone: its size comes with its weights
+    save_backbone(tmp_path / "backbone.safetensors", backbone=model.backbone, size=(64, 96))
+    loaded = build_backbone(source="timm", name=name, weights=tmp_path / "backbone.safetensors", **kwargs)
+    assert loaded.input_spec.size == (64, 96)
+    assert torch.equal(build_classifier(loaded, classes=("a", "b")).eval().embed(pixels), features_BD)
+    for stage in loaded.boundaries:
+        prefix, suffix = loaded.split(stage)
+        assert torch.equal(suffix(prefix(model.prepare(pixels))), features_BD)
+
+
+@torch.no_grad()
+def test_a_position_table_of_another_size_is_resampled_as_timm_does(tmp_path: Path) -> None:
+    small = build_backbone("vit_tiny_patch16_224", weights="none", img_size=64, **SMALL_VIT)
+    save_file(small.net.state_dict(), tmp_path / "small.safetensors")
+    loaded = build_backbone("vit_tiny_patch16_224", weights=tmp_path / "small.safetensors", **SMALL_VIT)
+    table = small.net.get_parameter("pos_embed")
+    expected = resample_abs_pos_embed(table, new_size=[14, 14], old_size=[4, 4], num_prefix_tokens=1)
+    assert torch.equal(loaded.net.get_parameter("pos_embed"), expected)
+    # a table that is not square cannot be told from its length
+    wide = build_classifier(small, classes=("a", "b"), size=(64, 32))
+    save_file(wide.backbone.net.state_dict(), tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"other shape \(1\): pos_embed 1x9x48 instead of 1x197x48"):
+        build_backbone("vit_tiny_patch16_224", weights=tmp_path / "wide.safetensors", **SMALL_VIT)
+
+
+def test_a_size_that_patches_do_not_divide_is_told_and_one_that_cannot_be_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    build_classifier(
+        build_backbone("vit_tiny_patch16_224", weights="none", **SMALL_VIT), classes=("a", "b"), size=(64, 100)
+    )
+    assert "patches of 16 pixels leave a margin" in caplog.text
+    assert "Choose 96." in caplog.text
+    for name, kwargs, message in (
+        ("vit_small_patch16_dinov3", {"depth": 1}, r"cannot be changed to these.*divisible by patch size"),
+        ("cait_xxs24_224", {"depth": 1}, r"takes only 224x224 pixels.* backbone\.kwargs\.img_size=\[64, 100\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_classifier(build_backbone(name, weights="none", **kwargs), classes=("a", "b"), size=(64, 100))
 
 
 def test_random_weights_come_from_the_seed_and_leave_the_global_state_alone() -> None:

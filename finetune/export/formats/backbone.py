@@ -21,7 +21,9 @@ class BackboneClient(PartClient):
         entry = described(target)["backbone"]
         self.torch = torch
         self.opened_by = f"{entry['source']} {__import__(entry['source']).__version__}"
-        self.model: Any = function_of(options)(entry["name"], entry["kwargs"], options["in_chans"])
+        self.model: Any = function_of(options)(
+            entry["name"], entry["kwargs"], options["in_chans"], entry["input_spec"]["size"]
+        )
         self.model.load_state_dict(load_file(target))
         self.model.eval()
 

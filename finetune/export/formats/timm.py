@@ -69,6 +69,8 @@ def export_timm(classifier: "Classifier", folder: Path) -> None:
     if not isinstance(classifier_name, str):
         raise no_layout("timm", f"{name} has several classifiers there")
     arguments = dict(net.kwargs) if net.source == "timm" else {}
+    if net.fixed_size:
+        arguments["img_size"] = list(spec.size)
     save_state(renamed_head(state, classifier_name), folder)
     write_json(
         folder / "config.json",

@@ -2,16 +2,20 @@
 
 Each module has three functions: ``architecture(name, kwargs)`` builds a :class:`~finetune.models.backbone.Backbone` with
 random weights and downloads at most a configuration; ``load_imagenet(backbone, member)`` loads the library's own
-weights into it (``member`` names one of several; None is the default); ``network_alone(name, kwargs, channels)`` builds
+weights into it (``member`` names one of several; None is the default); ``network_alone(name, kwargs, channels, size)`` builds
 the network without this package, and is None where no library can. A new source is such a module, and a name in
 ``SOURCES``; the text of ``backbone.source`` in ``config/schema.py`` names it, and a preset is a file in ``conf/backbone/``.
 """
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from finetune.errors import UserError, did_you_mean
 from finetune.models.user_modules import OWN
+
+if TYPE_CHECKING:  # the modules of the sources import it
+    from finetune.models.backbone import Backbone
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
@@ -43,3 +47,17 @@ def source_module(source: str) -> ModuleType:
             f"backbone.source={source!r}: needs the package {error.name!r}, which is not installed. "
             f"Install it: pip install {error.name}."
         ) from None
+
+
+def fit_to_size(backbone: "Backbone", size: tuple[int, int] | None) -> None:
+    """Make a network that takes images of one size only take those of this size; leave any other network as it is.
+
+    Args:
+        backbone: Network, changed in place; its position tables are resampled.
+        size: Height and width in pixels; None for the size that it takes.
+
+    Raises:
+        UserError: The network does not take this size.
+    """
+    if backbone.fixed_size and size is not None and size != backbone.input_spec.size:
+        source_module(backbone.source).resize(backbone, size)

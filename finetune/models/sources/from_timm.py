@@ -1,19 +1,25 @@
 """Builds any network of timm: stages from its own ``group_matcher``, input from its ``pretrained_cfg``."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import timm
+import torch
 from safetensors import SafetensorError
 from timm.models._manipulate import group_with_matcher
-from torch import nn
+from torch import Tensor, nn
 
-from finetune.errors import UserError, did_you_mean, first_line
+from finetune.errors import UserError, did_you_mean, first_line, shortened
 from finetune.file_errors import out_of_memory
 from finetune.models.backbone import PRESETS, Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm
+from finetune.models.modes import evaluating
+from finetune.models.sources.timm_chains import chain_of
 from finetune.models.stages import StageMap, group_names, is_norm
 
 log = logging.getLogger(__name__)
@@ -22,14 +28,6 @@ log = logging.getLogger(__name__)
 # recipes with label smoothing, mixup and long training score higher on ImageNet, but their frozen features transfer
 # worse (Kornblith et al. 2021, arXiv 2010.16402).
 PRESET_TAG = "tv_in1k"
-
-# Networks whose forward runs their children one after the other: the children before, inside and after the stages.
-_CHAINS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "ResNet": (("conv1", "bn1", "act1", "maxpool"), ("layer1", "layer2", "layer3", "layer4"), ("global_pool", "fc")),
-    "ResNetV2": (("stem",), ("stages",), ("norm", "head")),
-    "ConvNeXt": (("stem",), ("stages",), ("norm_pre", "head")),
-    "EfficientNet": (("conv_stem", "bn1"), ("blocks",), ("conv_head", "bn2", "global_pool", "classifier")),
-}
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
@@ -45,23 +43,96 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
     net = _create(name, kwargs)
     if not hasattr(net, "group_matcher"):
         raise UserError(f"backbone.name={name!r}: timm does not define its stages. Choose another network.")
+    return _backbone(net, name=name, kwargs=kwargs)
+
+
+def _backbone(net: Any, *, name: str, kwargs: Mapping[str, Any]) -> Backbone:
     order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
     groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
     groups = _with_last_norm_merged(net, groups)
-    names = group_names(groups)
+    stage_map = StageMap(net, names=group_names(groups), groups=groups)
+    chain = chain_of(net)
     first = net.pretrained_cfg["first_conv"]
     return Backbone(
         net,
         source="timm",
         name=name,
         kwargs=kwargs,
-        stage_map=StageMap(net, names=names, groups=groups),
+        stage_map=stage_map,
         num_features=int(getattr(net, "head_hidden_size", None) or net.num_features),
         input_spec=spec_from_timm(net.pretrained_cfg, img_size=kwargs.get("img_size")),
         first_convs=[first] if isinstance(first, str) else first,
         fixed_size=bool(net.pretrained_cfg.get("fixed_input_size")),
-        steps=_steps(net, names),
+        steps=None if chain is None else stage_map.divide(net, chain),
     )
+
+
+def resize(backbone: Backbone, size: tuple[int, int]) -> None:
+    """Change a network that takes images of one size only to take another one; timm resamples its position tables.
+
+    Args:
+        backbone: Network of timm, changed in place.
+        size: Height and width in pixels.
+
+    Raises:
+        UserError: The network can only be built for another size, or does not take this one.
+    """
+    net: Any = backbone.net
+    spec = backbone.input_spec
+    setting = f"input.size={list(size)}: {backbone.name} takes only {spec.size[0]}x{spec.size[1]} pixels"
+    if not hasattr(net, "set_input_size"):
+        raise UserError(f"{setting}. Leave input.size out, or build it with backbone.kwargs.img_size={list(size)}.")
+    try:
+        # timm's resampling of Swin's tables warns of the layout of its own tensors
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            net.set_input_size(img_size=size)
+        with torch.no_grad(), evaluating(net):
+            net(torch.zeros(1, len(spec.mean), *size, dtype=next(net.parameters()).dtype))
+    except Exception as error:  # timm asserts, and its networks raise whatever their operations raise
+        if out_of_memory(error):
+            raise
+        why = first_line(error, with_type=True).rstrip(".")
+        raise UserError(f"{setting}, and cannot be changed to these: {why}. Choose another size.") from error
+    backbone.input_spec = replace(spec, size=size)
+    backbone.set_chain(chain_of(net))
+    patch = getattr(getattr(net, "patch_embed", None), "patch_size", None) or size
+    if seen := [max(step, side - side % step) for side, step in zip(size, patch, strict=True) if side % step]:
+        log.warning(
+            "input.size=%s: patches of %d pixels leave a margin at the right and bottom that %s does not see. Choose %s.",
+            list(size),
+            patch[0],
+            backbone.name,
+            " or ".join(str(side) for side in dict.fromkeys(seen)),
+        )
+
+
+def with_positions_resampled(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose position tables have the network's size, where timm can resample them; else as it is.
+
+    What does not fit then is reported where the tensors are loaded.
+
+    Args:
+        net: Network of timm.
+        state: Tensors under its names, trained at another size perhaps.
+    """
+    own = net.state_dict()
+    if all(value.shape == own[key].shape for key, value in state.items() if key in own):
+        return state
+    resample = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if resample is None:
+        return state
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            changed: dict[str, Tensor] = resample(dict(state), net)
+    except Exception as error:  # tensors of any shape
+        if out_of_memory(error):
+            raise
+        return state
+    if any(value.shape != own[key].shape for key, value in changed.items() if key in own):
+        return state
+    tables = [key for key in changed if key in state and changed[key].shape != state[key].shape]
+    log.info("position tables resampled to the size of the network: %s.", shortened(tables))
+    return changed
 
 
 def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
@@ -129,30 +200,11 @@ def _with_last_norm_merged(net: nn.Module, groups: list[list[str]]) -> list[list
     return groups
 
 
-def _steps(net: Any, names: Sequence[str]) -> dict[str, list[nn.Module]] | None:
-    """Return the network as a chain of modules by stage, or None if it is not a chain."""
-    chain = _CHAINS.get(type(net).__name__)
-    # timm applies this dropout as a function between two children
-    if chain is None or net.__dict__.get("drop_rate"):
-        return None
-    before, middle, after = chain
-    stages: list[nn.Module] = []
-    for key in middle:
-        child = getattr(net, key)
-        stages += list(child) if key in ("stages", "blocks") else [child]
-    steps = {names[0]: [getattr(net, key) for key in before]}
-    steps |= {name: [module] for name, module in zip(names[1:], stages, strict=False)}
-    if set(steps) == set(names):
-        steps[names[-1]] += [getattr(net, key) for key in after]
-    elif len(steps) + 1 == len(names):
-        steps[names[-1]] = [getattr(net, key) for key in after]
-    else:
-        return None
-    return steps
-
-
-def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: list[int]) -> Any:
     """Build the network with timm alone; an exported backbone is loaded into it where this package cannot be imported."""
     import timm
 
-    return timm.create_model(name, num_classes=0, in_chans=channels, **kwargs)
+    net: Any = timm.create_model(name, num_classes=0, in_chans=channels, **kwargs)
+    if net.pretrained_cfg.get("fixed_input_size") and hasattr(net, "set_input_size"):
+        net.set_input_size(img_size=tuple(size))
+    return net

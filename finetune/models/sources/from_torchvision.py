@@ -92,7 +92,7 @@ def load_imagenet(backbone: Backbone, member: str | None = None) -> None:
     log.info("backbone %s: %s.", backbone.name, weights)
 
 
-def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: list[int]) -> Any:
     """Build the network with torchvision alone; an exported backbone is loaded into it where this package cannot be imported."""
     import torch
     import torchvision

@@ -113,7 +113,7 @@ def _published_or_read(name: str) -> dict[str, Any]:
     return {field: config[field] for field in _FIELDS if field in config}
 
 
-def network_alone(name: str, kwargs: Mapping[str, Any], channels: int) -> Any:
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: list[int]) -> Any:
     """Build the network with transformers alone; an exported backbone is loaded into it where this package cannot be imported."""
     import transformers
 
