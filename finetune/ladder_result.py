@@ -20,6 +20,8 @@ class RungResult:
         test_interval: Half the width of its 95 % interval; None from one seed, which has no spread.
         seconds: Mean time of training.
         trained: Mean number of trained parameters.
+        parameters: Number of parameters of the network; None where all rungs have the same.
+        licence: Licence of its pretrained weights; None likewise, and for random weights.
     """
 
     name: str
@@ -29,6 +31,8 @@ class RungResult:
     test_interval: float | None = None
     seconds: float
     trained: float
+    parameters: int | None = None
+    licence: str | None = None
 
     def test_in_words(self, *, scale: float = 1.0, digits: int = 4) -> str:
         """Return the test accuracy with its interval, where there is one.
@@ -119,17 +123,32 @@ class LadderResult:
 
     def _repr_html_(self) -> str:
         rows = [
-            (
-                rung.name,
-                rung.val,
-                rung.test_in_words(),
-                f"{rung.seconds:.1f} s",
-                f"{rung.trained:,.0f}",
-            )
+            (rung.name, rung.val, rung.test_in_words(), f"{rung.seconds:.1f} s", *self.size_cells(rung))
             for rung in self.rungs
         ]
         chosen = self.recommended
         caption = (
             "recommended: none" if chosen is None else f"recommended: {chosen.name}, {chosen.confidence_in_words()}"
         )
-        return html_table(["strategy", "val", "test", "time", "trained"], rows, caption=caption)
+        return html_table([self.title, "val", "test", "time", *self.size_titles], rows, caption=caption)
+
+    @property
+    def compares_networks(self) -> bool:
+        """Return whether the rungs are networks."""
+        return any(rung.parameters is not None for rung in self.rungs)
+
+    @property
+    def title(self) -> str:
+        """Return the title of the column of names."""
+        return "network" if self.compares_networks else "strategy"
+
+    @property
+    def size_titles(self) -> tuple[str, ...]:
+        """Return the titles of the columns on size: of the network, or of what a strategy trains."""
+        return ("parameters", "licence") if self.compares_networks else ("trained parameters",)
+
+    def size_cells(self, rung: RungResult) -> tuple[str, ...]:
+        """Return the cells of the columns on size."""
+        if self.compares_networks:
+            return f"{rung.parameters or 0:,}", rung.licence or "none needed"
+        return (f"{rung.trained:,.0f}",)

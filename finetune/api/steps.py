@@ -1,7 +1,7 @@
 """The other commands from Python: plan, audit, evaluate, export and the ladder, with typed results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from finetune.api.model_argument import model_argument
 from finetune.arguments import public
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
-from finetune.ladder.strategies import STRATEGIES, LadderOptions
+from finetune.ladder.networks import networks_chosen
+from finetune.ladder.strategies import PROBE_ALONE, STRATEGIES, LadderOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -243,10 +244,12 @@ def ladder(
     seeds: int = 3,
     epochs: int = 8,
     rungs: Sequence[str] | None = None,
+    backbones: Sequence[str] | None = None,
+    finalists: int = 2,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> "LadderResult":
-    """Train the same network on the same data in several ways, over several seeds, and recommend one.
+    """Train the same network on the same data in several ways, over several seeds, and recommend one; or compare networks.
 
     Args:
         data: A folder, a table, a data frame, or ``"digits"``.
@@ -258,7 +261,10 @@ def ladder(
         augment: The training views.
         seeds: Runs of each strategy; each seed gives its own split and initial weights.
         epochs: Passes over the training images, for every strategy that trains.
-        rungs: Names of strategies; None uses all.
+        rungs: Names of strategies; None uses all, and with ``backbones`` the solved head alone.
+        backbones: Networks to compare, each by a head solved on its frozen features: names, or ``NAME=WEIGHTS``; ``auto`` for
+            those whose weights are on this machine. None compares strategies of one network.
+        finalists: Number of these networks, the best on validation, that ``rungs`` train.
         output: A new folder, or that of an interrupted ladder, which is continued; None uses ``runs/ladder-DATA``.
         overrides: Other overrides, as on the command line.
 
@@ -274,7 +280,7 @@ def ladder(
             f"rungs={unknown[0]!r}: no such strategy. Strategies: {', '.join(STRATEGIES)}."
             f"{did_you_mean(unknown[0], STRATEGIES)}"
         )
-    for name, value in (("seeds", seeds), ("epochs", epochs)):
+    for name, value in (("seeds", seeds), ("epochs", epochs), ("finalists", finalists)):
         if type(value) is not int or value < 1:
             raise UserError(f"{name}={value!r}: must be a whole number of at least 1.")
     arguments = FitArguments(
@@ -297,5 +303,12 @@ def ladder(
         epochs=epochs,
         rungs=tuple(name for name in STRATEGIES if name in chosen),
         output=None if output is None else str(output),
+        finalists=finalists,
     )
+    if backbones is not None:
+        if weights is not None or backbone != "resnet18":
+            raise UserError("backbone, weights: backbones chooses the networks, as NAME=WEIGHTS. Leave them out.")
+        own = [word for word in own if not word.startswith(("backbone=", "backbone."))]
+        networks = networks_chosen(backbones, None if rungs is None else options.rungs, overrides)
+        options = replace(options, networks=networks, rungs=PROBE_ALONE if rungs is None else options.rungs)
     return run_ladder([*words, *own, *overrides], options)

@@ -4,11 +4,12 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble
+from finetune.build.classifier import weights_origin
 from finetune.build.paths import check_paths, data_name
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
@@ -16,6 +17,7 @@ from finetune.config import command_line, compose
 from finetune.config.overrides import plain_words
 from finetune.errors import UserError
 from finetune.file_lock import LOCK, FolderLock
+from finetune.ladder.networks import Network
 from finetune.ladder.recommend import Rung, ladder_table, more_data, recommend
 from finetune.ladder.strategies import LadderOptions, strategy_overrides
 from finetune.ladder_result import LadderResult
@@ -60,6 +62,7 @@ class _PhaseSize:
     """What the ladder needs of an entry of ``plan.json``."""
 
     trainable: int
+    total: int
 
 
 def run_ladder(overrides: Sequence[str], options: LadderOptions) -> LadderResult:
@@ -82,40 +85,94 @@ def _compare(folder: Path, overrides: Sequence[str], options: LadderOptions) -> 
     """Train, compare and write, in a folder that this process holds."""
     _begin(folder, overrides, options)
     curves: list[list[dict[str, float]]] = []
-    simple: dict[str, list[dict[str, float]]] = {"majority": [], "knn": []}
-    for seed in range(options.seeds):
-        curve, baselines = _on_features(folder, overrides, seed, options)
-        curves.append(curve)
-        for name, measured in baselines.items():
-            simple[name].append(measured)
-    rungs = [
-        Rung(name=name, runs=simple[name] if name in simple else _trained(folder, overrides, name, options))
-        for name in options.rungs
-    ]
-    chosen = recommend(rungs)
+    if options.networks:
+        ways = _networks(folder, overrides, options)
+    else:
+        ways, curves = _strategies(folder, overrides, options)
+    chosen = recommend([way.rung for way in ways])
     command = None
     if chosen is not None:
-        words = [*overrides, *strategy_overrides(chosen.name, epochs=options.epochs)]
-        command = command_line("train", plain_words(words))
+        words = next(way.overrides for way in ways if way.rung.name == chosen.name)
+        command = command_line("train", plain_words([*overrides, *words]))
     result = LadderResult(
         command=command_line("ladder", plain_words(overrides)),
-        options=asdict(options),
-        rungs=tuple(rung.result() for rung in rungs),
+        options=options.to_plain(),
+        rungs=tuple(way.rung.result() for way in ways),
         recommended=chosen,
         train_it=command,
         learning_curve=tuple(tuple(curve) for curve in curves),
     )
     write_json(folder / _LADDER, to_plain(result))
-    write_text(folder / "ladder.html", ladder_page(result, more_data=more_data(curves)))
+    write_text(folder / "ladder.html", ladder_page(result, more_data=more_data(curves) if curves else None))
     show("")
     show(ladder_table(result))
     show(f"written: {folder / 'ladder.html'}, {folder / _LADDER}")
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """A rung with its runs, and the overrides that train it."""
+
+    rung: Rung
+    overrides: Sequence[str]
+
+
+def _strategies(
+    folder: Path, overrides: Sequence[str], options: LadderOptions
+) -> tuple[list[_Way], list[list[dict[str, float]]]]:
+    """Return the strategies of one network with their runs, and the learning curve of each seed."""
+    curves: list[list[dict[str, float]]] = []
+    simple: dict[str, list[dict[str, float]]] = {"majority": [], "knn": []}
+    for seed in range(options.seeds):
+        curve, baselines = _on_features(folder, overrides, seed, options)
+        curves.append(curve)
+        for name, measured in baselines.items():
+            simple[name].append(measured)
+    ways = []
+    for name in options.rungs:
+        words = [] if name in simple else strategy_overrides(name, epochs=options.epochs)
+        runs = simple[name] if name in simple else _trained(folder, [*overrides, *words], name, options)
+        ways.append(_Way(rung=Rung(name=name, runs=runs), overrides=words))
+    return ways, curves
+
+
+def _networks(folder: Path, overrides: Sequence[str], options: LadderOptions) -> list[_Way]:
+    """Return the networks with a solved head, best first on validation, the best ones followed by their other strategies."""
+    probes: list[tuple[Network, Rung, list[str]]] = []
+    for network in options.networks:
+        words = [*network.overrides(), *strategy_overrides("probe", epochs=options.epochs)]
+        runs = _trained(folder, [*overrides, *words], network.label, options)
+        rung = Rung(
+            name=network.label,
+            runs=runs,
+            parameters=_network_size(folder / "runs" / f"{network.label}-0"),
+            licence=weights_origin(compose([*overrides, *words])).licence,
+        )
+        probes.append((network, rung, words))
+    probes.sort(key=lambda probe: -probe[1].mean("val"))
+    ways = []
+    for place, (network, rung, words) in enumerate(probes):
+        ways.append(_Way(rung=rung, overrides=words))
+        others = [name for name in options.rungs if name != "probe"] if place < options.finalists else []
+        for name in others:
+            words = [*network.overrides(), *strategy_overrides(name, epochs=options.epochs)]
+            label = f"{network.label}-{name}"
+            runs = _trained(folder, [*overrides, *words], label, options)
+            ways.append(_Way(rung=replace(rung, name=label, runs=runs), overrides=words))
+    return ways
+
+
+def _network_size(run_dir: Path) -> int:
+    """Return the number of parameters of a run's network, head included."""
+    plan = RunFolder(run_dir).plan
+    return from_plain(_PhaseSize, read_json(plan, list)[0], name=str(plan), remedy=_AGAIN).total
+
+
 def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> None:
     """Create the folder, or check that it belongs to this ladder."""
-    settings = {"overrides": list(overrides), "epochs": options.epochs}
+    networks = [network.label for network in options.networks]
+    settings = {"overrides": list(overrides), "epochs": options.epochs} | ({"networks": networks} if networks else {})
     path = folder / "begun.json"
     if os.path.lexists(path):
         stored = read_json(path, dict)
@@ -137,7 +194,7 @@ def _words(overrides: Sequence[str], seed: int) -> list[str]:
 
 
 def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderOptions) -> list[dict[str, float]]:
-    """Return a strategy's results, one per seed; train the runs that are missing."""
+    """Return the results of a rung that trains, one per seed; train the runs that are missing."""
     results = []
     for seed in range(options.seeds):
         run_dir = folder / "runs" / f"{rung}-{seed}"
@@ -146,12 +203,8 @@ def _trained(folder: Path, overrides: Sequence[str], rung: str, options: LadderO
             log = folder / "runs" / f"{rung}-{seed}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
-                words = [
-                    *_words(overrides, seed),
-                    *strategy_overrides(rung, epochs=options.epochs),
-                    f"run_dir={run_dir}",
-                ]
-                train(compose([*words, "resume=auto", "logger=none", "report=false"]))
+                words = [*_words(overrides, seed), f"run_dir={run_dir}", "resume=auto", "logger=none", "report=false"]
+                train(compose(words))
         verify(RunFolder(run_dir).results)
         verify(RunFolder(run_dir).plan)
         results.append({"seed": seed, **_read_numbers(run_dir)})

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 
 from finetune.ladder_result import LadderResult, Recommendation, RungResult
+from finetune.report.result_table import aligned
 
 RULE = (
     "The cheapest trained strategy whose mean validation accuracy is within one standard error of the best one's (the "
     "one-standard-error rule of Breiman et al. 1984). Confidence: the share of 2,000 resamples of the seeds in which the rule "
     "chooses the same."
+)
+NETWORKS_RULE = (
+    "The smallest network whose mean validation accuracy is within one standard error of the best one's (the one-standard-error "
+    "rule of Breiman et al. 1984), and of its strategies within it the first listed. Confidence: the share of 2,000 resamples of "
+    "the seeds in which the rule chooses the same."
 )
 BASELINES = ("majority", "knn")
 _RESAMPLES = 2000
@@ -25,10 +31,14 @@ class Rung:
     Args:
         name: Name of the strategy.
         runs: For each seed ``val``, ``test`` (accuracies), ``seconds`` (of training) and ``trained`` (parameters).
+        parameters: Number of parameters of the network; None if the rungs are strategies of one network.
+        licence: Licence of its pretrained weights; None likewise, and for random weights.
     """
 
     name: str
     runs: Sequence[Mapping[str, float]]
+    parameters: int | None = None
+    licence: str | None = None
 
     def mean(self, key: str) -> float:
         """Return the mean over the seeds."""
@@ -53,11 +63,13 @@ class Rung:
             test_interval=self.interval("test"),
             seconds=self.mean("seconds"),
             trained=self.mean("trained"),
+            parameters=self.parameters,
+            licence=self.licence,
         )
 
 
 def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
-    """Apply :data:`RULE` to the strategies that train; return None if there is none.
+    """Apply :data:`RULE` to the strategies that train, or :data:`NETWORKS_RULE` to networks; return None if there is none.
 
     >>> steady = Rung(name="frozen", runs=[{"val": v, "test": v, "seconds": 1.0, "trained": 1} for v in (0.90, 0.91)])
     >>> costly = Rung(name="full", runs=[{"val": v, "test": v, "seconds": 9.0, "trained": 9} for v in (0.90, 0.92)])
@@ -69,7 +81,8 @@ def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
     if not rungs:
         return None
     values = np.array([[run["val"] for run in rung.runs] for rung in rungs])
-    costs = np.array([rung.mean("seconds") for rung in rungs])
+    rule = RULE if rungs[0].parameters is None else NETWORKS_RULE
+    costs = np.array([rung.mean("seconds") if rung.parameters is None else rung.parameters for rung in rungs])
     chosen, best = _by_rule(values, costs)
     random = np.random.Generator(np.random.Philox(0))
     seeds = values.shape[1]
@@ -77,7 +90,7 @@ def recommend(rungs: Sequence[Rung]) -> Recommendation | None:
     if seeds > 1:
         again = (_by_rule(values[:, random.integers(0, seeds, seeds)], costs)[0] == chosen for _ in range(_RESAMPLES))
         confidence = float(np.mean(list(again)))
-    return Recommendation(name=rungs[chosen].name, confidence=confidence, best=rungs[best].name, rule=RULE, seeds=seeds)
+    return Recommendation(name=rungs[chosen].name, confidence=confidence, best=rungs[best].name, rule=rule, seeds=seeds)
 
 
 def _by_rule(values: Any, costs: Any) -> tuple[int, int]:
@@ -105,19 +118,27 @@ def more_data(curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
 def ladder_table(result: LadderResult) -> str:
     """Return the ladder as a text table."""
     several = any(rung.test_interval is not None for rung in result.rungs)
-    test = "test, 95 % interval" if several else "test"
-    lines = [f"{'strategy':10}  {'val':>6}  {test:>20}  {'seconds':>8}  {'trained parameters':>18}"]
-    for rung in result.rungs:
-        test = rung.test_in_words(scale=100, digits=2)
-        lines.append(f"{rung.name:10}  {100 * rung.val:6.2f}  {test:>20}  {rung.seconds:8.1f}  {rung.trained:18,.0f}")
+    titles = (result.title, "val", "test, 95 % interval" if several else "test", "seconds", *result.size_titles)
+    rows = [
+        (
+            rung.name,
+            f"{100 * rung.val:.2f}",
+            rung.test_in_words(scale=100, digits=2),
+            f"{rung.seconds:.1f}",
+            *result.size_cells(rung),
+        )
+        for rung in result.rungs
+    ]
+    lines = aligned([titles, *rows], left=1)
     chosen = result.recommended
     if chosen is not None:
-        split = "\n  " if chosen.confidence is None else " "
+        split = "\n  " if chosen.confidence is None or result.compares_networks else " "
         lines += [
             "",
             f"recommended: {chosen.name} ({chosen.confidence_in_words()};{split}best on validation: {chosen.best})",
         ]
         if result.train_it:
             lines.append(f"  {result.train_it}")
-    lines += ["", more_data(result.learning_curve)]
+    if result.learning_curve:
+        lines += ["", more_data(result.learning_curve)]
     return "\n".join(lines)

@@ -1,7 +1,10 @@
 """The strategies that a ladder compares, cheapest first, and the overrides that each adds to the command line."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from finetune.ladder.networks import Network
+from finetune.plain import Json
 
 # {E}, {A}, {B}, {C} stand for epochs; None marks a baseline on features, which trains nothing
 STRATEGIES: dict[str, tuple[str, ...] | None] = {
@@ -37,6 +40,8 @@ STRATEGIES: dict[str, tuple[str, ...] | None] = {
         "backbone.weights=none",
     ),
 }
+# of networks that are only compared
+PROBE_ALONE = ("probe",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +53,21 @@ class LadderOptions:
         epochs: Number of passes over the training images for every strategy that trains.
         rungs: Names of the strategies, cheapest first.
         output: Folder of the ladder; None chooses ``runs/ladder-DATA``.
+        networks: Networks to compare, each by a solved head on its frozen features; ``rungs`` then train the ``finalists``
+            best of them on validation. None compares strategies of one network.
+        finalists: Number of networks that the other rungs train.
     """
 
     seeds: int = 3
     epochs: int = 8
     rungs: tuple[str, ...] = tuple(STRATEGIES)
     output: str | None = None
+    networks: tuple[Network, ...] = ()
+    finalists: int = 2
+
+    def to_plain(self) -> dict[str, Json]:
+        """Return plain JSON values, for ``ladder.json``."""
+        return {**asdict(self), "rungs": list(self.rungs), "networks": [asdict(network) for network in self.networks]}
 
     def folder(self, data: str) -> Path:
         """Return the folder of the ladder for data of this name."""

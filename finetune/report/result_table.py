@@ -38,10 +38,11 @@ def result_table(results: Results) -> str:
             figures.append([label, f"{val[key]:.4f}", f"{test[key]:.4f}"])
     for key, value in (results.test.own or {}).items():
         figures.append([printable(key), f"{val[key]:.4f}" if key in val else "-", f"{value:.4f}"])
-    return "\n".join([*_aligned(phases, left=2), "", *_aligned(figures, left=1)])
+    return "\n".join([*aligned(phases, left=2), "", *aligned(figures, left=1)])
 
 
-def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Return rows of cells as lines with straight columns, the first ``left`` of them flush left, the others flush right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(

@@ -1,6 +1,7 @@
 """The ladder runs every strategy on the same data, continues after an interruption, and recommends by its rule."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from finetune.checksums import CHECKSUMS, keep_checksum
 from finetune.cli import main
+from finetune.ladder.networks import parse_networks
 from finetune.ladder.recommend import Rung, more_data, recommend
 from finetune.ladder_result import LadderResult
 from finetune.plain import from_plain
@@ -207,3 +209,89 @@ def test_one_seed_gives_no_interval_and_no_confidence() -> None:
     assert one.result().test_interval is None
     assert one.result().test_in_words(scale=100, digits=2) == "85.00"
     assert "one seed: no interval, no confidence" in chosen.confidence_in_words()
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory, pets: Path) -> tuple[Path, list[str]]:
+    from tests.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("networks") / "out"
+    others = [word for word in TINY if not word.startswith("backbone")]
+    words = ["ladder", str(pets), *others, "--output", str(folder), "--epochs", "1", "--seeds", "2", "--finalists", "1"]
+    words += ["--backbones", "test_vit=none,test_resnet=none,resnet18=embedded", "--rungs", "probe,last"]
+    assert main(words) == 0
+    return folder, words
+
+
+def test_networks_are_compared_by_a_solved_head_and_the_best_is_trained(networks: tuple[Path, list[str]]) -> None:
+    result = from_plain(LadderResult, read(networks[0]), name="ladder.json")
+    labels = ["test_vit-none", "test_resnet-none", "resnet18-embedded"]
+    probes = [rung for rung in result.rungs if rung.name in labels]
+    assert sorted(rung.name for rung in probes) == sorted(labels)
+    assert [rung.val for rung in probes] == sorted((rung.val for rung in probes), reverse=True)
+    # the finalist, followed by its other strategy
+    assert [rung.name for rung in result.rungs][:2] == [probes[0].name, f"{probes[0].name}-last"]
+    assert len(result.rungs) == 4
+    for rung in probes:
+        for run in rung.runs:
+            own = json.loads((networks[0] / f"runs/{rung.name}-{run['seed']}/results.json").read_text())
+            assert run["test"] == own["test"]["acc"]
+    by_name = {rung.name: rung for rung in result.rungs}
+    # a ResNet-18 without classifier, and a head for the three classes
+    assert by_name["resnet18-embedded"].parameters == 11_176_512 + 3 * 513
+    assert by_name["resnet18-embedded"].licence == "apache-2.0"
+    assert by_name["test_resnet-none"].licence is None
+
+
+def test_the_command_of_the_recommended_network_trains_it(networks: tuple[Path, list[str]], tmp_path: Path) -> None:
+    result = from_plain(LadderResult, read(networks[0]), name="ladder.json")
+    assert result.recommended is not None
+    assert result.train_it is not None
+    assert main([*shlex.split(result.train_it)[1:], f"run_dir={tmp_path / 'run'}"]) == 0
+    name = result.recommended.name.partition("-")[0]
+    assert json.loads((tmp_path / "run/results.json").read_text())["backbone"]["name"] == name
+
+
+def test_the_page_of_networks_shows_their_size_and_licence(networks: tuple[Path, list[str]]) -> None:
+    page = (networks[0] / "ladder.html").read_text()
+    assert "Which network is right for this data?" in page
+    assert "11,178,051" in page
+    assert "apache-2.0" in page
+    assert "million parameters" in page
+    assert "Would more data help?" not in page
+
+
+def test_the_smallest_network_within_one_standard_error_is_recommended() -> None:
+    def network(name: str, parameters: int, *val: float) -> Rung:
+        return replace(rung(name, 1.0, *val), parameters=parameters)
+
+    chosen = recommend(
+        [network("large", 90, 0.90, 0.94), network("small", 10, 0.90, 0.91), network("tiny", 1, 0.5, 0.6)]
+    )
+    assert chosen is not None
+    assert (chosen.name, chosen.best) == ("small", "large")
+    assert "smallest network" in chosen.rule
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--backbones", "resnet19"], "resnet19"),
+        (["--backbones", "resnet18=embedded,resnet18=embedded"], "resnet18-embedded is given twice"),
+        (["--backbones", "resnet18="], "must be names with a comma between them"),
+        (["--backbones", "resnet18", "backbone=resnet50"], "backbone=resnet50: --backbones chooses the networks"),
+        (["--backbones", "resnet18", "--rungs", "knn"], "--rungs knn: trains no pretrained network"),
+        (["--finalists", "2"], "--finalists: belongs to --backbones"),
+    ],
+)
+def test_mistakes_in_networks_are_answered(
+    pets: Path, more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ladder", str(pets), *more, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_auto_takes_the_networks_whose_weights_are_here() -> None:
+    names = [network.label for network in parse_networks(["auto"])]
+    assert names[0] == "resnet18-embedded"
+    assert all(name.endswith(("-embedded", "-package")) or "-" not in name for name in names)
