@@ -107,6 +107,8 @@ def know_ended_jobs() -> None:
             lost.return_value = RunError(
                 f"job {job.job_id} of SLURM ended without a result (state {job.state}). Its output: {job.paths.stderr}"
             )
+            # a sweeper raises only the first of them
+            print(lost._return_value, flush=True)
             return [lost]
 
     # of this class are the jobs of an array, whatever class their executor names

@@ -273,7 +273,8 @@ def lose_job(folder: Path) -> bool:
     said = (folder / "lost.log").read_text()
     print(f"lost: status {status}\n{said[-1500:]}", flush=True)
     records = [json.loads(path.read_text())["status"] for path in sorted((sweep / "jobs").glob("*.json"))]
-    return status == 1 and records == ["stopped", "finished"]
+    named = [number for number in range(3) if f"_{number} of SLURM ended without a result" in said]
+    return status == 1 and records == ["stopped", "finished"] and named == [0, 2]
 
 
 def main(argv: Sequence[str]) -> int:
