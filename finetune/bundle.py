@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
+from finetune.confidence.selective import curve_problems, read_curve
 from finetune.confidence.temperature import HIGHEST, LOWEST
+from finetune.confidence.unknown import UnknownScore, score_problems
 from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
@@ -37,13 +39,14 @@ from finetune.terminal import printable
 from finetune.versions import versions
 
 FORMAT = 1
+UNKNOWN_TENSORS = "unknown.safetensors"
 MODEL_JSON, MODEL_WEIGHTS, HEAD_WEIGHTS, CARD = "model.json", "model.safetensors", "head.safetensors", "README.md"
 
 MAX_HEAD_WIDTH = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
-# key of model.json that bundles of earlier versions lack
-CALIBRATION = "calibration"
+# keys of model.json that bundles of earlier versions lack
+CALIBRATION, UNKNOWN, SELECTIVE = "calibration", "unknown", "selective"
 
 # key of model.json -> the type of its value; finetune.file_schema documents them
 _KEYS: dict[str, type] = {
@@ -105,6 +108,10 @@ def save_bundle(
         classes=classifier.classes,
         multi_label=classifier.multi_label,
     )
+    (folder / UNKNOWN_TENSORS).unlink(missing_ok=True)
+    if classifier.unknown is not None:
+        with atomic_path(folder / UNKNOWN_TENSORS) as part:
+            write_tensors(part, classifier.unknown.tensors())
     write_text(folder / CARD, short_card(classifier) if card is None else card)
     values = {
         "format": FORMAT,
@@ -118,6 +125,10 @@ def save_bundle(
         CALIBRATION: {"temperature": classifier.temperature},
         "versions": versions(),
     }
+    if classifier.unknown is not None:
+        values[UNKNOWN] = {"sha256": file_sha256(folder / UNKNOWN_TENSORS)}
+    if classifier.selective is not None:
+        values[SELECTIVE] = classifier.selective.to_plain()
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
     return folder
 
@@ -170,7 +181,12 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             f"It was written by finetune {printable(str(version))}; this is {versions()['finetune']}. Upgrade."
         )
     need(values, _KEYS, name=str(path), remedy=_remedy(path))
-    problems = [*description_problems(values["model"]), *_calibration_problems(values.get(CALIBRATION))]
+    problems = [
+        *description_problems(values["model"]),
+        *_calibration_problems(values.get(CALIBRATION)),
+        *_unknown_problems(values.get(UNKNOWN)),
+        *([] if values.get(SELECTIVE) is None else curve_problems(values[SELECTIVE])),
+    ]
     if problems:
         raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
     # older bundles have no digest
@@ -190,6 +206,31 @@ def _calibration_problems(calibration: object) -> list[str]:
     if isinstance(temperature, float) and LOWEST <= temperature <= HIGHEST:
         return []
     return [f"calibration.temperature: must be a number from {LOWEST:g} to {HIGHEST:g}"]
+
+
+def _unknown_problems(unknown: object) -> list[str]:
+    digest = unknown.get("sha256") if isinstance(unknown, dict) else None
+    return [] if unknown is None or isinstance(digest, str) else ["unknown.sha256: must be the digest of a file"]
+
+
+def _read_unknown(folder: Path, values: Mapping[str, Any], *, features: int) -> UnknownScore | None:
+    """Read the score of unknown images beside the weights; None if the bundle has none.
+
+    Raises:
+        UserError: The file is missing, damaged, or not the one that ``model.json`` describes.
+    """
+    if (described := values.get(UNKNOWN)) is None:
+        return None
+    path = inside(folder, UNKNOWN_TENSORS, of="bundle")
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: missing. The bundle is incomplete. {_remedy(path)}")
+    tensors = load_tensors(path)
+    problems = score_problems(tensors, features=features, classes=len(values["model"]["classes"]))
+    if not problems and file_sha256(path) != described["sha256"]:
+        problems = [f"not the file that {MODEL_JSON} describes (their SHA-256 differs)"]
+    if problems:
+        raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
+    return UnknownScore(**tensors)
 
 
 def description_problems(model: Mapping[str, Any]) -> list[str]:
@@ -357,4 +398,6 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
             "Such a network predicts nothing; train it again with a smaller learning rate."
         )
     classifier.temperature = values.get(CALIBRATION, {}).get("temperature", 1.0)
+    classifier.unknown = _read_unknown(folder, values, features=classifier.backbone.num_features)
+    classifier.selective = None if values.get(SELECTIVE) is None else read_curve(values[SELECTIVE])
     return classifier.eval()

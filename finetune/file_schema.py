@@ -104,6 +104,20 @@ _CALIBRATION: dict[str, Field] = {
 }
 
 
+# absent with accept_known=null, and in runs of earlier versions
+_UNKNOWN: dict[str, Field] = {
+    "accept": ((float, type(None)), "share of the validation images that count as known"),
+    "threshold": (
+        (float, type(None)),
+        "Mahalanobis distance from which on an image is unknown; absent if there is none",
+    ),
+    "images": ((int, type(None)), "training images that the score was fitted on"),
+    "val_images": ((int, type(None)), "validation images of the threshold"),
+    "known.*": (float, "share of the val and test images that count as known; absent if there is no threshold"),
+    "why_not": ((str, type(None)), "why there is none; empty if there is one"),
+}
+
+
 def _under(prefix: str, fields: Fields) -> dict[str, Field]:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
@@ -133,6 +147,7 @@ _RESULTS: dict[str, Field] = {
     "weights_hash": (str, "SHA-256 over names, types, shapes and values of the final weights"),
     "threads": (int, "threads that torch computed with; sums depend on it in their last bits"),
     **_under("calibration", _CALIBRATION),
+    **_under("unknown", _UNKNOWN),
 }
 
 # results.json of a run with one label per image, and of a multi-label run
@@ -298,12 +313,26 @@ _MODEL: dict[str, Field] = {
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),
     "calibration.temperature": (float, "the model divides its logits by this; 1 for none"),
+    "unknown.sha256": (str, "SHA-256 of the bytes of unknown.safetensors; absent without a score of unknown images"),
     "versions.*": (str, "as in results.json"),
 }
 
 
+_SELECTIVE: dict[str, Field] = {
+    "images": (int, "validation images of the risk-coverage curve"),
+    "points[][]": (
+        NUMBER,
+        "least confidence, validation images that it accepts, and wrong answers among them, for each point of the curve",
+    ),
+}
+
 # model.json, with one label per image and with several
-MODEL = {**_under("metrics.test", _METRICS), **_under("metrics.val", _METRICS), **_MODEL}
+MODEL = {
+    **_under("metrics.test", _METRICS),
+    **_under("metrics.val", _METRICS),
+    **_MODEL,
+    **_under("selective", _SELECTIVE),
+}
 MODEL_MULTI_LABEL = {
     **_under("metrics.test", _METRICS_MULTI_LABEL),
     **_under("metrics.val", _METRICS_MULTI_LABEL),
@@ -325,6 +354,7 @@ PARITY: dict[str, Field] = {
     "from_pixels.*": (NUMBER, "images, largest and mean difference of a probability, agreement of the first class"),
     "from_files.*": (NUMBER, "the same for everything that the client does, starting from the file"),
     "decoded_otherwise.*": (NUMBER, "the same for files that plain Pillow decodes to other pixels"),
+    "unknown.*": (NUMBER, "the same for the scores of unknown images; absent where the model or the export has none"),
     "accuracy.*": (NUMBER, "accuracy of the export and of the trained model, if the true classes are known"),
     "speed.**": (object, "for onnx: milliseconds and images per second beside PyTorch, from finetune.export.speed"),
 }

@@ -330,6 +330,40 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnknownImages:
+    """How the model tells images that are unlike its training images.
+
+    Args:
+        accept: Share of the validation images that count as known.
+        threshold: Mahalanobis distance from which on an image is unknown; None if there is none.
+        images: Training images that the score was fitted on.
+        val_images: Validation images of the threshold.
+        known: Share of the images of ``val`` and ``test`` that count as known; empty if there is no threshold.
+        why_not: Why there is none; empty if there is one.
+    """
+
+    accept: float
+    threshold: float | None = None
+    images: int = 0
+    val_images: int = 0
+    known: Mapping[str, float]
+    why_not: str = ""
+
+    def in_words(self) -> str:
+        """Return one line for the end of a run and the card; empty if there is no threshold.
+
+        >>> UnknownImages(accept=0.95, threshold=40.0, val_images=90, known={"val": 0.956, "test": 0.94}).in_words()
+        'images unlike the training images are told as unknown; of the test images, which are like them, 94.0% count as known'
+        """
+        if self.threshold is None:
+            return ""
+        return (
+            "images unlike the training images are told as unknown; of the test images, which are like them, "
+            f"{self.known['test']:.1%} count as known"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """The contents of ``results.json``.
 
@@ -349,6 +383,7 @@ class Results:
         weights_hash: SHA-256 of the final weights.
         threads: Threads that torch computed with.
         calibration: The temperature of the model; None with ``calibrate=false``, and in runs of earlier versions.
+        unknown: How the model tells unknown images; None with ``accept_known=null``, and in runs of earlier versions.
     """
 
     test: SplitMetrics
@@ -366,3 +401,4 @@ class Results:
     weights_hash: str
     threads: int
     calibration: Calibration | None = None
+    unknown: UnknownImages | None = None

@@ -14,8 +14,17 @@ from finetune.runners.train import train
 from finetune.training.run_result import RunResult
 
 # fields of other runs: cells stand in place of a matrix of over a thousand classes; images here have 8 bits, weights no origin,
-# and too few are wrong for a temperature
-_RARE = ("*", "confusion_cells", "_range", "licence", "revision", "calibration.interval")
+# and too few are wrong for a temperature, and too few in all for a score of unknown images
+_RARE = (
+    "*",
+    "confusion_cells",
+    "_range",
+    "licence",
+    "revision",
+    "calibration.interval",
+    "unknown.threshold",
+    "unknown.sha256",
+)
 
 
 def fields_of_a_tiny_run(fields: Iterable[str]) -> set[str]:

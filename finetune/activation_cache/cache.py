@@ -279,7 +279,7 @@ class ActivationCache:
         Args:
             device: Device on which the prefix runs.
             context: Function that returns the context of the run's precision.
-            trains: Whether training follows: views of training images are prepared too, and the work done is reported.
+            trains: Whether training follows: random views of training images are prepared too, and the work done is reported.
 
         Raises:
             FileError: The disk has filled up since the plan was made.
@@ -299,7 +299,10 @@ class ActivationCache:
         self._places = np.zeros(len(index), np.int64)
         for split in ("train", "val"):
             self._places[index.rows(split)] = np.arange(len(index.rows(split)))
-        *train, val = store.views([*(self._train_views() if trains else ()), SplitView("val")])
+        self._is_train = np.zeros(len(index), np.bool_)
+        self._is_train[index.rows("train")] = True
+        wants_train = trains or self.holds_evaluation_of_train
+        *train, val = store.views([*(self._train_views() if wants_train else ()), SplitView("val")])
         store.release()
         size = sum(entry.layout.bytes for entry in (*train, val))
         self.on_device = size <= room_on(device)
@@ -309,6 +312,11 @@ class ActivationCache:
             done = f"cached {self.cached_stage} activations: {store.computed} computed, {store.reused} reused"
             where = f", in the memory of {device}" if self.on_device else ""
             log.info("  %s (%s%s)", done, in_bytes(size), where)
+
+    @property
+    def holds_evaluation_of_train(self) -> bool:
+        """Whether the view of training images that is cached is the evaluation view."""
+        return self._training_views is None
 
     def _train_views(self) -> list[SplitView]:
         """Return the views of training images that are cached."""
@@ -332,9 +340,10 @@ class ActivationCache:
         return parts[order.to(parts.device)]
 
     def val(self, rows: Rows) -> Tensor:
-        """Return activations (B, ...) of the evaluation view of validation rows."""
+        """Return activations (B, ...) of the evaluation view of validation rows; of training rows where that is their view."""
         assert self._val is not None
-        return self._val(self._places[rows])
+        held = self._train[0] if self.holds_evaluation_of_train and self._is_train[rows].all() else self._val
+        return held(self._places[rows])
 
     def close(self) -> None:
         """Close the entries."""

@@ -58,6 +58,9 @@ def predict(
     *,
     uncertain_below: float = 0.2,
     batch_size: int = 32,
+    unknown: bool = False,
+    accept: float | None = None,
+    least: float | None = None,
     modules: "Mapping[str, nn.Module] | None" = None,
     trust: bool = False,
 ) -> Any:
@@ -73,21 +76,35 @@ def predict(
         uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
             probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
         batch_size: Images in one forward pass.
+        unknown: Predict ``unknown`` for images that are unlike the training images, with their class as ``nearest``.
+        accept: Accuracy wanted of the accepted answers, for a column ``accepted``; it holds in 19 of 20 draws of the validation
+            images that promise it.
+        least: Least probability of the accepted answers, in its place.
         modules: Modules of your own that the run needs, as for :func:`load`.
         trust: Build the classes of your own that the run names.
 
     Returns:
         A pandas DataFrame where pandas is installed, else a :class:`finetune.Table`. A row for each image: ``image`` (its
-        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, the
-        probability of every class under its name, and ``error``, the reason why a file cannot be read.
+        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, for a
+        model that tells unknown images ``unknown_score``, above 1 for them, and ``known``; the probability of every class under
+        its name, and ``error``, the reason why a file cannot be read.
 
     Raises:
-        UserError: There is no such model, the images are in no known form, or there are none.
+        UserError: There is no such model, the images are in no known form, there are none, or the model cannot tell or promise
+            what is asked.
     """
     from finetune.inference.trained_model import predict as classify
 
     loaded = model_argument(model, "model", modules=modules, trust=trust).load()
-    return classify(loaded, images, uncertain_below=uncertain_below, batch_size=batch_size)
+    return classify(
+        loaded,
+        images,
+        uncertain_below=uncertain_below,
+        batch_size=batch_size,
+        unknown=unknown,
+        accept=accept,
+        least=least,
+    )
 
 
 @public

@@ -23,6 +23,7 @@ Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --outp
 IMAGES are files, folders with all images below them, patterns ('photos/**/*.jpg'), lists (.csv, .tsv or .parquet with a
 column path, .txt with one path per line), or - for a list on standard input. Unreadable images become rows with the reason.
 A multi-label model predicts all classes above {THRESHOLD}, joined by ';'; probability is that of the top one.
+The column known is false, and unknown_score above 1, for images unlike the training images; predicted is their nearest class.
 If interrupted, run the same command to continue. In CSV, a name that a spreadsheet would take for a formula gets an
 apostrophe before it.
 RUN may be a file of finetune export --format onnx: it runs on ONNX Runtime, without PyTorch."""
@@ -48,11 +49,24 @@ def run(argv: Sequence[str]) -> int:
         "--batch-size", type=numeric(int, least=1), default=32, metavar="N", help="images in one pass (32)"
     )
     parser.add_argument(
+        "--unknown", action="store_true", help="predict 'unknown' for images unlike the training images"
+    )
+    parser.add_argument(
+        "--accept",
+        type=numeric(float),
+        metavar="ACCURACY",
+        help="accept the confident answers that are together so accurate, 0.99 for example; a column accepted",
+    )
+    parser.add_argument(
+        "--least", type=numeric(float), metavar="P", help="accept the answers of at least this probability"
+    )
+    parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
     parser.add_argument("--trust", action="store_true", help=TRUST)
     given = parser.read(argv)
 
+    from finetune.confidence.selective import acceptance
     from finetune.inference.image_paths import find_images
     from finetune.inference.predict import predict_to_file
     from finetune.inference.prediction_table import check_file, check_output
@@ -63,6 +77,7 @@ def run(argv: Sequence[str]) -> int:
     if given.sheet is not None:
         check_file(given.sheet, suffixes=(".html",), name="--sheet")
     engine = choose_engine(given.run, given.runtime, trust=given.trust)
+    accepted = acceptance(accept=given.accept, least=given.least, curve=engine.selective, several=engine.multi_label)
     sheet = None
     if given.sheet is not None:
         from finetune.report.prediction_sheet import PredictionSheet
@@ -76,6 +91,8 @@ def run(argv: Sequence[str]) -> int:
             top_k=given.top_k,
             batch_size=given.batch_size,
             excel=given.excel,
+            acceptance=accepted,
+            names_unknown=given.unknown,
             **({} if sheet is None else {"see": partial(_see, sheet)}),
         )
     except KeyboardInterrupt:
@@ -99,7 +116,7 @@ def _see(sheet: "PredictionSheet", row: "JobRow", prediction: "Prediction") -> N
     if prediction.error:
         sheet.add_unreadable(prediction.path, prediction.error)
         return
-    target, probability = row.result[0]
+    target, probability = row.result["top"][0]
     predicted = prediction.predicted
     sheet.add(
         Sighting(path=row.path, name=prediction.path, predicted=predicted, target=target, probability=probability)

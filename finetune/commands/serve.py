@@ -130,6 +130,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         multi_label=engine.multi_label,
         upload_bytes=limits.upload_bytes,
         top_k=limits.top_k,
+        tells_unknown=engine.tells_unknown,
         # an address of all interfaces is none to call
         address=f"http://{'HOST' if host in ('0.0.0.0', '::') else f'[{host}]' if ':' in host else host}:{port}",
     )

@@ -454,6 +454,13 @@ class Config:
         "divide the logits by a temperature fitted on the validation images, if they support one, so that probabilities can be "
         "believed; no prediction changes",
     )
+    accept_known: Optional[float] = setting(
+        0.95,
+        "share of the validation images that count as known: images further from the training images than these are told as "
+        "unknown; null: none are",
+        above=0,
+        below=1,
+    )
     report: bool = setting(True, "write report.html at the end; finetune report RUN writes it at any time")
     keep: str = setting(
         "results",

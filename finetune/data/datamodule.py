@@ -312,19 +312,26 @@ class ImageDataModule(pl.LightningDataModule):
                 )
 
     def eval_dataloader(
-        self, split: str, *, rank: int | None = None, world: int | None = None, activations: Activations | None = None
+        self,
+        split: str,
+        *,
+        rows: Rows | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+        activations: Activations | None = None,
     ) -> DataLoader[Batch]:
         """Return the evaluation view of every image of a split, each once over all processes together.
 
         Args:
             split: Name of the split.
+            rows: Rows of the split to return; None for all.
             rank: Rank of this process; None takes it from the Trainer that this was last attached to.
             world: Number of processes; None takes it from that Trainer.
-            activations: Cached activations of the validation split to use in place of images; None uses images.
+            activations: Cached activations of the split to use in place of images; None uses images.
         """
         if rank is None or world is None:
             rank, world = self._placement()
-        rows = self.source.index.rows(split)[rank::world]
+        rows = (self.source.index.rows(split) if rows is None else rows)[rank::world]
         if activations is None:
             return self.rows_dataloader(rows)
         stored = ActivationDataset(source=self.source, activations=activations)

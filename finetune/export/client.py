@@ -127,16 +127,20 @@ class GraphClient(Client):
     grey: bool
 
     @abstractmethod
-    def run(self, pixels: Array) -> Array: ...
+    def run(self, pixels: Array) -> Sequence[Array]: ...
 
     def file(self, path: str) -> Array:
-        return np.asarray(self.run(pixels_of(pillow(path, grey=self.grey, reading=self.reading), self.layout))[0])
+        return self._answer(pixels_of(pillow(path, grey=self.grey, reading=self.reading), self.layout))
 
     def decoded(self, path: str) -> Array:
-        """Return the probabilities for pixels decoded elsewhere: uint8 (C, H, W) in a ``.npy`` file."""
+        """Return the answer for pixels decoded elsewhere: uint8 (C, H, W) in a ``.npy`` file."""
         image_CHW = np.load(path)
         image = image_CHW if self.layout == "nchw" else image_CHW.transpose(1, 2, 0)
-        return np.asarray(self.run(np.ascontiguousarray(image)[None])[0])
+        return self._answer(np.ascontiguousarray(image)[None])
+
+    def _answer(self, pixels: Array) -> Array:
+        """Return the probabilities of an image, and after them its score where the model tells unknown images."""
+        return np.concatenate([np.asarray(output)[0].reshape(-1) for output in self.run(pixels)])
 
 
 class LibraryClient(Client):

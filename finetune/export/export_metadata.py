@@ -42,6 +42,8 @@ def provenance(
         "temperature": classifier.temperature,
         "versions": versions(),
     }
+    if classifier.selective is not None:
+        described["selective"] = classifier.selective.to_plain()
     if decode is not None:
         described["reading"] = decode.to_plain()
     if layout is not None:
@@ -52,7 +54,8 @@ def provenance(
             "shape": ["batch", "height", "width", channels]
             if layout == "nhwc"
             else ["batch", channels, "height", "width"],
-            "contains": "resize, crop, normalisation, channels, network, temperature, softmax",
+            "contains": "resize, crop, normalisation, channels, network, temperature, softmax"
+            + ("" if classifier.unknown is None else ", score of unknown images"),
         }
     return described
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from finetune.confidence.unknown import UNKNOWN_PARAMETERS, unknown_scores
 from finetune.data.pillow_resize import Side, resize_window
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier
@@ -21,6 +22,8 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 class ImageGraph(nn.Module):
     """Map ``uint8 (B, H, W, C)`` or ``(B, C, H, W)`` images of any size to class probabilities ``(B, K)``.
+
+    For a model that tells unknown images it also returns their scores ``(B,)``.
 
     Args:
         classifier: Trained model in evaluation mode.
@@ -37,17 +40,25 @@ class ImageGraph(nn.Module):
         self.layout = layout
         self.half_precision = half
         self.temperature = classifier.temperature
+        self.tells_unknown = classifier.unknown is not None
+        if classifier.unknown is not None:
+            for name, tensor in classifier.unknown.tensors().items():
+                self.register_buffer(name, tensor)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities ``(B, K)``, float32."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return probabilities ``(B, K)``, float32; with them scores ``(B,)``, float32, above 1 for unknown images."""
         images_BCHW = images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images
         pixels_BCHW = resize_and_crop(images_BCHW, self.spec)
         images_BSHW = self.input(pixels_BCHW / 255)
         if self.half_precision:
             images_BSHW = images_BSHW.half()
-        logits_BK: Tensor = self.head(self.backbone(images_BSHW))
-        logits_BK = logits_BK.float()
-        return (logits_BK if self.temperature == 1 else logits_BK / self.temperature).softmax(1)
+        features_BD: Tensor = self.backbone(images_BSHW)
+        logits_BK: Tensor = self.head(features_BD).float()
+        probabilities_BK = (logits_BK if self.temperature == 1 else logits_BK / self.temperature).softmax(1)
+        if not self.tells_unknown:
+            return probabilities_BK
+        parameters = {name: self.get_buffer(name) for name in UNKNOWN_PARAMETERS}
+        return probabilities_BK, unknown_scores(features_BD, **parameters)
 
 
 def resize_and_crop(images_BCHW: Tensor, spec: InputSpec) -> Tensor:

@@ -15,7 +15,7 @@ from finetune.export.export_metadata import KEY, as_text, provenance
 from finetune.export.graph import ImageGraph, Layout
 from finetune.models.classifier import Classifier
 
-INPUT, OUTPUT = "images", "probabilities"
+INPUT, OUTPUT, UNKNOWN_OUTPUT = "images", "probabilities", "unknown_score"
 # limit of protobuf, the format of ONNX files; larger models would need their weights in a second file
 LARGEST_FILE = 2**31 - 1
 
@@ -54,7 +54,7 @@ def export_onnx(
             program or trace(classifier, layout=layout, half=half),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT] if classifier.unknown is None else [OUTPUT, UNKNOWN_OUTPUT],
             dynamic_shapes=(free_dimensions(layout),),  # already traced: only the names are used
             verbose=False,
         )

@@ -51,6 +51,7 @@ class Reference:
         files: Image files.
         pixels: Evaluation views, uint8 (N, C, H, W).
         shares: Probabilities, float32 (N, K).
+        unknown: Scores of unknown images, float32 (N,); None for a model that has none.
         origin: Where the images come from, for the report.
         decoded_otherwise: Whether plain Pillow decodes each file to other pixels than our decoder, bool (N,).
         reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
@@ -63,6 +64,7 @@ class Reference:
     files: tuple[str, ...]
     pixels: npt.NDArray[np.uint8]
     shares: Shares
+    unknown: Shares | None = None
     origin: str
     decoded_otherwise: npt.NDArray[np.bool_]
     decode: DecodeOptions
@@ -109,7 +111,8 @@ def make_reference(
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
     pixels = torch.stack(views)
-    probabilities = torch.cat([classifier(part).float().softmax(1) for part in torch.split(pixels, BATCH)])
+    features = torch.cat([classifier.embed(part) for part in torch.split(pixels, BATCH)])
+    probabilities = classifier.logits(features).float().softmax(1)
     largest_reduced = 0.0
     for number, reduced in smaller:
         deviation = classifier(reduced[None]).float().softmax(1)[0] - probabilities[number]
@@ -119,6 +122,7 @@ def make_reference(
         files=tuple(kept),
         pixels=pixels.numpy(),
         shares=probabilities.numpy(),
+        unknown=None if classifier.unknown is None else classifier.unknown(features).numpy(),
         origin=origin,
         decoded_otherwise=np.array(otherwise),
         unreadable=len(files) - len(kept),
@@ -142,8 +146,9 @@ class ClientAnswer:
     Args:
         opened_by: The library and its version.
         classes: Class names that the export holds.
-        from_pixels: Probabilities (N, K) for pixels that we prepared.
-        from_files: Probabilities (N, K) for the files.
+        from_pixels: Probabilities (N, K) for pixels that we prepared; a further column of the scores of unknown images if the
+            export has them.
+        from_files: The same for the files.
     """
 
     opened_by: str
@@ -260,8 +265,9 @@ def compare(
         classes: Class names of the trained model.
         precision: ``fp32``, ``fp16`` or ``int8``; selects the bounds.
     """
-    bounds = BOUNDS[precision]
-    pixels, files = np.asarray(answer.from_pixels), np.asarray(answer.from_files)
+    bounds, width = BOUNDS[precision], len(classes)
+    pixels, scores = np.split(np.asarray(answer.from_pixels), [width], axis=1)
+    files = np.asarray(answer.from_files)[:, :width]
     decoded = reference.decoded_otherwise
     same = ~decoded
     by_pixels = difference(reference.shares, pixels)
@@ -291,6 +297,18 @@ def compare(
             f"finetune reads {reference.reduced[0]} large JPEG files at a reduced scale, here they were read in full; that alone "
             f"changes the probabilities by up to {reference.reduced[1]:.1e}"
         )
+    unknown = None
+    if reference.unknown is not None and not scores.shape[1]:
+        remarks.append(
+            "it cannot tell images that are unlike the training images, as the model does; onnx, torch_export and web can"
+        )
+    elif reference.unknown is not None:
+        unknown = score_difference(reference.unknown, scores[:, 0])
+        found = f"the score of unknown images differs by up to {unknown.largest:.1e}, the decision in {1 - unknown.agreement:.1%}"
+        if precision != "fp32":
+            remarks.append(found)
+        elif unknown.largest > bounds.from_files:
+            problems.append(f"{found}; limit {bounds.from_files:.0e}")
     accuracy = None
     if reference.targets is not None:
         accuracy = Accuracies(
@@ -311,6 +329,18 @@ def compare(
         problems=tuple(problems),
         remarks=tuple(remarks),
         accuracy=accuracy,
+        unknown=unknown,
+    )
+
+
+def score_difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> Difference:
+    """Return the largest and the mean difference of scores of unknown images, and the fraction with the same decision."""
+    deviation = np.nan_to_num(np.abs(ours - theirs.astype(np.float64)), nan=1e9, posinf=1e9)
+    return Difference(
+        images=len(ours),
+        largest=float(deviation.max()),
+        mean=float(deviation.mean()),
+        agreement=float(((ours <= 1) == (theirs.astype(np.float64) <= 1)).mean()),
     )
 
 

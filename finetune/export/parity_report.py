@@ -104,6 +104,7 @@ class ParityReport:
         remarks: What to know although it did.
         accuracy: Accuracies; None where the true classes are not known.
         speed: Speed of an ONNX export; None for the other formats.
+        unknown: Difference of the scores of unknown images, from the same pixels; None where the model or the export has none.
     """
 
     format: str
@@ -120,6 +121,7 @@ class ParityReport:
     remarks: tuple[str, ...] = ()
     accuracy: Accuracies | None = None
     speed: Speed | None = None
+    unknown: Difference | None = None
 
     def _verdict(self) -> str:
         if not self.passed:
@@ -139,6 +141,9 @@ class ParityReport:
                 lines.append(
                     f"  {words}largest difference {measured.largest:.1e}, top-1 agreement {measured.agreement:.1%}"
                 )
+        if self.unknown is not None:
+            same = f"{self.unknown.agreement:.1%}"
+            lines.append(f"  unknown:     largest difference {self.unknown.largest:.1e}, the same decision in {same}")
         if self.accuracy is not None:
             lines.append(f"  accuracy:    {self.accuracy.exported:.4f}, trained model {self.accuracy.trained:.4f}")
         if self.speed is not None:

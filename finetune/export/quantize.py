@@ -12,7 +12,7 @@ import numpy.typing as npt
 from finetune.data.decode import DecodeOptions, decode_file
 from finetune.data.image_file import UnreadableImage
 from finetune.export.export_metadata import KEY, as_text
-from finetune.export.onnx import INPUT
+from finetune.export.onnx import INPUT, OUTPUT, UNKNOWN_OUTPUT
 
 # convolutions and matrix products gain from eight bits; the resize already computes in whole numbers
 QUANTISED = ["Conv", "Gemm", "MatMul"]
@@ -50,6 +50,7 @@ def quantise_onnx(
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=nodes_of_score(onnx.load(str(source)).graph),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
@@ -61,6 +62,23 @@ def quantise_onnx(
         if entry.key == KEY:
             entry.value = as_text({**json.loads(entry.value), "precision": "int8"})
     onnx.save(model, str(target))
+
+
+def nodes_of_score(graph: Any) -> list[str]:
+    """Return the names of the nodes that serve the score of unknown images alone, which needs more than eight bits."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def behind(output: str) -> set[str]:
+        found, waiting = set(), [output]
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                waiting.extend(node.input)
+        return found
+
+    outputs = [output.name for output in graph.output]
+    return sorted(behind(UNKNOWN_OUTPUT) - behind(OUTPUT)) if UNKNOWN_OUTPUT in outputs else []
 
 
 class _Images:

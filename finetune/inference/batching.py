@@ -2,30 +2,27 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-# K = classes
-
-Shares = npt.NDArray[np.float32]
+Result = TypeVar("Result")
 
 
-class Batcher:
+class Batcher(Generic[Result]):
     """Collects waiting images into batches and returns to each caller its own result.
 
     Args:
-        classify: Function from prepared images to probabilities (N, K); called in a separate thread, one call at a time.
+        classify: Function from prepared images to the result of each; called in a separate thread, one call at a time.
         batch_size: Largest number of images per call.
         wait_seconds: Time that the first image of a batch waits for others, in seconds.
     """
 
-    def __init__(self, classify: Callable[[list[Any]], Shares], *, batch_size: int, wait_seconds: float) -> None:
+    def __init__(
+        self, classify: Callable[[list[Any]], Iterable[Result]], *, batch_size: int, wait_seconds: float
+    ) -> None:
         self._classify, self._batch_size, self._wait_seconds = classify, batch_size, wait_seconds
-        self._waiting: asyncio.Queue[tuple[Any, asyncio.Future[Shares]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Any, asyncio.Future[Result]]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="classify")
         self._task: asyncio.Task[None] | None = None
         self.batches = 0
@@ -42,9 +39,9 @@ class Batcher:
                 await self._task
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, image: Any) -> Shares:
-        """Return the probabilities (K,) of one prepared image."""
-        future: asyncio.Future[Shares] = asyncio.get_running_loop().create_future()
+    async def answer(self, image: Any) -> Result:
+        """Return the result of one prepared image."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((image, future))
         return await future
 
@@ -53,11 +50,11 @@ class Batcher:
         while True:
             batch = await self._next_batch()
             try:
-                probabilities = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
+                results = await loop.run_in_executor(self._thread, self._classify, [image for image, _ in batch])
             except Exception as error:  # any error of the network goes to the callers; the loop must continue
                 answers: list[Any] = [error] * len(batch)
             else:
-                answers = list(probabilities)
+                answers = list(results)
             self.batches += 1
             for (_, future), answer in zip(batch, answers, strict=True):
                 if future.done():  # the caller has gone
@@ -67,7 +64,7 @@ class Batcher:
                 else:
                     future.set_result(answer)
 
-    async def _next_batch(self) -> list[tuple[Any, asyncio.Future[Shares]]]:
+    async def _next_batch(self) -> list[tuple[Any, asyncio.Future[Result]]]:
         batch = [await self._waiting.get()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._wait_seconds):

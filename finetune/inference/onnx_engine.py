@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.confidence.selective import RiskCoverage, read_curve
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
 from finetune.errors import UserError, first_line, shortened
+from finetune.inference.answers import Answers
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import InputSpec
 from finetune.memory_limit import memory_limit
@@ -26,6 +28,8 @@ LARGEST_FILE = 2**31 - 1
 _MEMORY = 512 * 2**20
 _MEMORY_PER_BYTE = 6
 _MEMORY_PER_PIXEL = 8_192
+# none, or the score of unknown images
+_FURTHER_OUTPUTS: tuple[list[tuple[str, str]], ...] = ([], [("unknown_score", "tensor(float)")])
 
 
 class OnnxEngine:
@@ -40,6 +44,7 @@ class OnnxEngine:
 
     # multi-label models cannot be exported to ONNX
     multi_label = False
+    selective: RiskCoverage | None = None
 
     def __init__(self, path: Path) -> None:
         try:
@@ -72,6 +77,9 @@ class OnnxEngine:
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
         self.classes = tuple(described["classes"])
+        self.tells_unknown = len(self.session.get_outputs()) > 1
+        if described.get("selective") is not None:
+            self.selective = read_curve(described["selective"])
         self._path = path
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
@@ -104,7 +112,11 @@ class OnnxEngine:
             classes, channels = described["classes"], described["input"]["channels"]
             whole = whole and all(isinstance(name, str) for name in classes) and channels in (1, 3)
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
-            whole = whole and self.session.get_outputs()[0].shape[1] == len(classes)
+            outputs = self.session.get_outputs()
+            whole = whole and outputs[0].shape[1] == len(classes)
+            whole = whole and [(output.name, output.type) for output in outputs[1:]] in _FURTHER_OUTPUTS
+            if described.get("selective") is not None:
+                read_curve(described["selective"])
             DecodeOptions.from_plain(described.get("reading", DecodeOptions().to_plain()), channels=channels)
             spec = InputSpec.from_dict(described["input"])
             whole = whole and spec.channels == channels
@@ -141,22 +153,27 @@ class OnnxEngine:
         image = canvas if self.layout == "nhwc" else canvas.transpose(2, 0, 1)
         return np.ascontiguousarray(image)[None]
 
-    def classify(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Return probabilities (N, K); images run one at a time, so that a result does not depend on its batch.
+    def classify(self, images: list[npt.NDArray[np.uint8]]) -> Answers:
+        """Classify images, which run one at a time, so that a result does not depend on its batch.
 
         Raises:
             UserError: The model cannot be computed, or returns something other than probabilities.
         """
         try:
-            outputs = [self.session.run(None, {"images": image})[0] for image in images]
+            outputs = [self.session.run(None, {"images": image}) for image in images]
         except Exception as error:  # ONNX Runtime raises a dozen of its own exception classes
             first = first_line(error)
             raise UserError(f"RUN='{self._path}': cannot be computed. {first}") from None
         expected = (1, len(self.classes))
-        for probabilities in outputs:
+        for probabilities, *scores in outputs:
             if getattr(probabilities, "shape", None) != expected:
                 raise UserError(
                     f"RUN='{self._path}': must give one probability for each of its {len(self.classes)} classes. It does "
                     "not. Export it again."
                 )
-        return np.concatenate(outputs)
+            if any(getattr(score, "shape", None) != (1,) for score in scores):
+                raise UserError(f"RUN='{self._path}': must give one unknown_score. It does not. Export it again.")
+        return Answers(
+            probabilities_NK=np.concatenate([probabilities for probabilities, *_ in outputs]),
+            unknown_N=np.concatenate([scores[0] for _, *scores in outputs]) if self.tells_unknown else None,
+        )

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from finetune.confidence.selective import Acceptance
 from finetune.errors import UserError
 from finetune.file_schema import THRESHOLD
+from finetune.inference.answers import UNKNOWN, Answers, check_named, is_known
 from finetune.inference.image_paths import ListedPath
 from finetune.inference.job_progress import image_progress
 from finetune.inference.job_store import JobRow, JobStore, job_path
-from finetune.inference.prediction_table import Prediction, check_output, write_predictions
+from finetune.inference.prediction_table import Cell, Prediction, check_output, write_predictions
 from finetune.inference.read_ahead import ReadResult, read_ahead
 from finetune.plain import Json
 
@@ -38,8 +39,13 @@ class Classifies(Protocol):
         """Everything that the predictions depend on, as plain JSON values."""
         ...
 
-    def classify(self, images: list[Any]) -> npt.NDArray[np.float32]:
-        """Return probabilities (N, K)."""
+    @property
+    def tells_unknown(self) -> bool:
+        """Whether it can tell images that are unlike the training images."""
+        ...
+
+    def classify(self, images: list[Any]) -> Answers:
+        """Classify images that have been read."""
         ...
 
 
@@ -63,6 +69,8 @@ def predict_to_file(
     top_k: int = 1,
     batch_size: int = 32,
     excel: bool = False,
+    acceptance: Acceptance | None = None,
+    names_unknown: bool = False,
     see: Callable[[JobRow, Prediction], None] = lambda row, prediction: None,
 ) -> tuple[int, int]:
     """Classify image files and write a table; after an interruption the same call continues where it stopped.
@@ -76,18 +84,25 @@ def predict_to_file(
         top_k: Number of classes in each row.
         batch_size: Number of images per forward pass.
         excel: Whether CSV begins with the mark by which Excel knows UTF-8.
+        acceptance: Which answers are accepted, for a column ``accepted``; None for no such column.
+        names_unknown: Whether ``unknown`` is predicted for images that are unlike the training images, with a column ``nearest``
+            for the class that would be predicted.
         see: Called with each row when the table is written.
 
     Returns:
         Number of rows, and number of unreadable images among them.
 
     Raises:
-        UserError: The output cannot be written in this form, or ``top_k`` is larger than the number of classes.
+        UserError: The output cannot be written in this form, ``top_k`` is larger than the number of classes, or the model cannot
+            tell unknown images or has a class of that name.
     """
     output = Path(output).expanduser()
     check_output(output)
     if not 1 <= top_k <= len(engine.classes):
         raise UserError(f"--top-k {top_k}: must be from 1 to the number of classes, {len(engine.classes)}.")
+    check_named(engine.classes, tells_unknown=engine.tells_unknown, names_unknown=names_unknown)
+    extra = ("nearest",) * names_unknown + ("unknown_score", "known") * engine.tells_unknown
+    extra += ("accepted",) * (acceptance is not None)
 
     def read(path: str) -> Any:
         if not path:
@@ -105,24 +120,31 @@ def predict_to_file(
             for batch in read_ahead(remaining, read, batch_size=batch_size, path_of=str):
                 store.append(_classify(engine, batch, top_k))
                 advance(len(batch))
-        counts = write_predictions(_predictions(store, engine, top_k, see), output, top_k=top_k, excel=excel)
+
+        def predictions() -> Iterator[Prediction]:
+            for row in store.rows():
+                prediction = _prediction(row, engine, top_k, acceptance=acceptance, extra=extra)
+                see(row, prediction)
+                yield prediction
+
+        counts = write_predictions(predictions(), output, top_k=top_k, excel=excel, extra=extra)
         store.remove()
     return counts
 
 
 def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> list[JobRow]:
     images = [read.value for read in batch if not read.error]
-    probabilities = iter(engine.classify(images)) if images else iter(())
+    answers = engine.classify(images).each() if images else iter(())
     rows = []
     for read in batch:
         if read.error:
             rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error, data=_given(read.item)))
             continue
-        row = next(probabilities)
+        row, unknown_score = next(answers)
         # for multi-label models, keep at least all classes above the threshold
         count = max(top_k, int((row > THRESHOLD).sum())) if engine.multi_label else top_k
         best = np.argsort(-row, kind="stable")[:count]
-        result = [[int(number), float(row[number])] for number in best]
+        result = {"top": [[int(number), float(row[number])] for number in best], "unknown_score": unknown_score}
         rows.append(JobRow(path=read.item, stamp=read.stamp, result=result, data=_given(read.item)))
     return rows
 
@@ -141,29 +163,32 @@ def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
     """Whether a row of the job store has the form that :func:`_classify` writes."""
     if row.error:
         return row.result is None
+    if not isinstance(row.result, dict) or set(row.result) != {"top", "unknown_score"}:
+        return False
+    top, score = row.result["top"], row.result["unknown_score"]
     return (
-        isinstance(row.result, list)
-        and top_k <= len(row.result) <= len(engine.classes)
-        and all(isinstance(pair, list) and list(map(type, pair)) == [int, float] for pair in row.result)
-        and all(0 <= number < len(engine.classes) for number, _ in row.result)
+        isinstance(score, float) == engine.tells_unknown
+        and isinstance(top, list)
+        and top_k <= len(top) <= len(engine.classes)
+        and all(isinstance(pair, list) and list(map(type, pair)) == [int, float] for pair in top)
+        and all(0 <= number < len(engine.classes) for number, _ in top)
     )
 
 
-def _predictions(
-    store: JobStore, engine: Engine, top_k: int, see: Callable[[JobRow, Prediction], None]
-) -> Iterator[Prediction]:
-    for row in store.rows():
-        prediction = _prediction(row, engine, top_k)
-        see(row, prediction)
-        yield prediction
-
-
-def _prediction(row: JobRow, engine: Engine, top_k: int) -> Prediction:
+def _prediction(
+    row: JobRow, engine: Engine, top_k: int, *, acceptance: Acceptance | None, extra: tuple[str, ...]
+) -> Prediction:
     if row.error:
-        return Prediction(path=_path_of(row), error=row.error)
-    top = tuple((engine.classes[number], probability) for number, probability in row.result[:top_k])
-    shown = (
-        sorted(number for number, probability in row.result if probability > THRESHOLD) if engine.multi_label else ()
-    )
+        return Prediction(path=_path_of(row), error=row.error, extra=dict.fromkeys(extra))
+    results = row.result["top"]
+    top = tuple((engine.classes[number], probability) for number, probability in results[:top_k])
+    shown = sorted(number for number, probability in results if probability > THRESHOLD) if engine.multi_label else ()
     labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
-    return Prediction(path=_path_of(row), top=top, labels=labels)
+    score = row.result["unknown_score"]
+    known = is_known(score)
+    values: dict[str, Cell] = {"nearest": top[0][0], "unknown_score": score, "known": known}
+    if acceptance is not None:
+        values["accepted"] = acceptance.accepts(top[0][1], known=known)
+    if "nearest" in extra and known is False:
+        labels = (UNKNOWN,)
+    return Prediction(path=_path_of(row), top=top, labels=labels, extra={name: values[name] for name in extra})

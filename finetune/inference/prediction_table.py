@@ -3,8 +3,8 @@
 import csv
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from finetune.terminal import csv_cell, encodable
 
 _PARQUET_ROWS = 50_000
 
+# value of a further column
+Cell = str | float | bool | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
@@ -25,13 +28,16 @@ class Prediction:
         path: Path of the image as the user gave it.
         top: Most probable classes with their probabilities; empty if the image cannot be read.
         error: Reason why the image cannot be read; empty otherwise.
-        labels: For multi-label models, the classes that the image shows; None for single-label models.
+        labels: For multi-label models, the classes that the image shows, and for others what is predicted in place of the most
+            probable class; None for that class.
+        extra: Values of the further columns.
     """
 
     path: str
     top: tuple[tuple[str, float], ...] = ()
     error: str = ""
     labels: tuple[str, ...] | None = None
+    extra: Mapping[str, Cell] = field(default_factory=dict)
 
     @property
     def predicted(self) -> str:
@@ -79,7 +85,9 @@ def check_file(path: Path, *, suffixes: Iterable[str], name: str) -> None:
             ) from None
 
 
-def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int, excel: bool = False) -> tuple[int, int]:
+def write_predictions(
+    rows: Iterable[Prediction], output: Path, *, top_k: int, excel: bool = False, extra: Sequence[str] = ()
+) -> tuple[int, int]:
     """Write all rows atomically.
 
     Args:
@@ -88,6 +96,7 @@ def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int, e
         top_k: Number of classes in each row.
         excel: Whether CSV begins with the mark by which Excel knows UTF-8. Python's ``csv`` takes the mark for a part of the
             first column's name, so it is not the default.
+        extra: Names of the further columns that each row has.
 
     Returns:
         Number of rows, and number of unreadable images among them.
@@ -102,62 +111,76 @@ def write_predictions(rows: Iterable[Prediction], output: Path, *, top_k: int, e
 
     with atomic_path(output) as part:
         if output.suffix == ".csv":
-            _write_csv(counted(), part, top_k, encoding="utf-8-sig" if excel else "utf-8")
+            _write_csv(counted(), part, top_k, extra, encoding="utf-8-sig" if excel else "utf-8")
         else:
-            WRITERS[output.suffix](counted(), part, top_k)
+            WRITERS[output.suffix](counted(), part, top_k, extra)
     return counts[0], counts[1]
 
 
-def columns(top_k: int) -> list[str]:
+def columns(top_k: int, extra: Sequence[str] = ()) -> list[str]:
     """Return the column names of CSV and Parquet.
 
     >>> columns(2)
     ['path', 'predicted', 'probability', 'predicted_2', 'probability_2', 'error']
     """
     further = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("predicted", "probability")]
-    return ["path", "predicted", "probability", *further, "error"]
+    return ["path", "predicted", "probability", *further, *extra, "error"]
 
 
 def _cells(row: Prediction, top_k: int, text: Callable[[str], str]) -> list[Any]:
     further = list(row.top[1:]) + [("", None)] * (top_k - max(1, len(row.top)))
     pairs = [(row.predicted, row.probability), *further]
     answers = itertools.chain.from_iterable((text(name), share) for name, share in pairs)
-    return [text(row.path), *answers, text(row.error)]
+    others = (text(value) if isinstance(value, str) else value for value in row.extra.values())
+    return [text(row.path), *answers, *others, text(row.error)]
 
 
-def _write_csv(rows: Iterator[Prediction], part: Path, top_k: int, encoding: str = "utf-8") -> None:
+def _csv_text(cell: Any) -> str:
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    return repr(cell) if isinstance(cell, float) else "" if cell is None else str(cell)
+
+
+def _write_csv(
+    rows: Iterator[Prediction], part: Path, top_k: int, extra: Sequence[str], encoding: str = "utf-8"
+) -> None:
     with part.open("w", encoding=encoding, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns(top_k))
+        writer.writerow(columns(top_k, extra))
         for row in rows:
-            cells = _cells(row, top_k, csv_cell)
-            writer.writerow([repr(cell) if isinstance(cell, float) else "" if cell is None else cell for cell in cells])
+            writer.writerow([_csv_text(cell) for cell in _cells(row, top_k, csv_cell)])
 
 
-def _write_jsonl(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
+def _write_jsonl(rows: Iterator[Prediction], part: Path, top_k: int, extra: Sequence[str]) -> None:
     with part.open("w", encoding="utf-8", newline="") as file:
         for row in rows:
             value: dict[str, Json] = {"path": encodable(row.path), "predicted": row.predicted}
             value["probability"] = row.probability
             if top_k > 1:
                 value["top"] = [{"class": name, "probability": share} for name, share in row.top]
+            value |= row.extra
             value["error"] = encodable(row.error)
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
-def _write_parquet(rows: Iterator[Prediction], part: Path, top_k: int) -> None:
+def _write_parquet(rows: Iterator[Prediction], part: Path, top_k: int, extra: Sequence[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = columns(top_k)
-    schema = pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names])
+    types = {"unknown_score": pa.float64(), "known": pa.bool_(), "accepted": pa.bool_()}
+    schema = pa.schema(
+        [
+            (name, pa.float64() if name.startswith("probability") else types.get(name, pa.string()))
+            for name in columns(top_k, extra)
+        ]
+    )
     with pq.ParquetWriter(part, schema) as writer:
         while batch := list(itertools.islice(rows, _PARQUET_ROWS)):
             table = list(zip(*(_cells(row, top_k, encodable) for row in batch), strict=True))
             writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(table, schema, strict=True)], schema))
 
 
-WRITERS: dict[str, Callable[[Iterator[Prediction], Path, int], None]] = {
+WRITERS: dict[str, Callable[[Iterator[Prediction], Path, int, Sequence[str]], None]] = {
     ".csv": _write_csv,
     ".jsonl": _write_jsonl,
     ".parquet": _write_parquet,

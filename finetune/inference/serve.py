@@ -32,6 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from finetune.errors import UserError
 from finetune.file_schema import THRESHOLD
+from finetune.inference.answers import Answer, is_known
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import Classifies
 from finetune.inference.serve_metrics import Metrics
@@ -108,7 +109,11 @@ class Server:
         self.taken = 0
         self.reading = 0
         self.abandoned = 0
-        self._batcher = Batcher(engine.classify, batch_size=limits.batch_size, wait_seconds=limits.wait_seconds)
+        self._batcher: Batcher[Answer] = Batcher(
+            lambda images: engine.classify(images).each(),
+            batch_size=limits.batch_size,
+            wait_seconds=limits.wait_seconds,
+        )
         self._readers = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="read")
         self.ready = False
         routes = [
@@ -250,12 +255,14 @@ class Server:
         except UserError as error:
             hint = "" if name else f" {_HOW}"
             return row | {"error": getattr(error, "reason", str(error)) + hint}
-        probabilities = await self._batcher.answer(image)
+        probabilities, unknown_score = await self._batcher.answer(image)
         best = [int(at) for at in np.argsort(-probabilities, kind="stable")[: self.limits.top_k]]
         classes = self.engine.classes
         row |= {"predicted": classes[best[0]], "probability": float(probabilities[best[0]])}
         if self.engine.multi_label:
             row["predicted"] = [classes[at] for at in range(len(classes)) if probabilities[at] > THRESHOLD]
+        if unknown_score is not None:
+            row |= {"known": is_known(unknown_score), "unknown_score": unknown_score}
         return row | {"top": [{"class": classes[at], "probability": float(probabilities[at])} for at in best]}
 
     def _read(self, data: bytes, name: str) -> Any:

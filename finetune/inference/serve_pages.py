@@ -34,6 +34,7 @@ def serve_pages(
     multi_label: bool,
     upload_bytes: int,
     top_k: int,
+    tells_unknown: bool = False,
     card: str = "",
     address: str = "http://HOST:PORT",
 ) -> Mapping[str, ServedPage]:
@@ -45,13 +46,21 @@ def serve_pages(
         multi_label: Whether an image may show several classes.
         upload_bytes: Largest body of one request.
         top_k: Number of classes in each answer.
+        tells_unknown: Whether the model tells images that are unlike the training images.
         card: Model card in Markdown; empty for none.
         address: Address of the server, for the lines to copy.
     """
     title = f"{printable(name)}, {len(classes)} classes"
     shown = [printable(one) for one in classes]
     where = "Images go to the server of this page, which keeps none."
-    described = openapi(name=name, classes=classes, multi_label=multi_label, upload_bytes=upload_bytes, top_k=top_k)
+    described = openapi(
+        name=name,
+        classes=classes,
+        multi_label=multi_label,
+        upload_bytes=upload_bytes,
+        top_k=top_k,
+        tells_unknown=tells_unknown,
+    )
     pages = {
         "/": ServedPage(
             content=render_page(title=title, classes=shown, card=card, where=where, docs=True).encode(),
@@ -66,7 +75,15 @@ def serve_pages(
     return pages
 
 
-def openapi(*, name: str, classes: Sequence[str], multi_label: bool, upload_bytes: int, top_k: int) -> dict[str, Json]:
+def openapi(
+    *,
+    name: str,
+    classes: Sequence[str],
+    multi_label: bool,
+    upload_bytes: int,
+    top_k: int,
+    tells_unknown: bool = False,
+) -> dict[str, Json]:
     """Return the description of the server by OpenAPI 3.1, for generators of clients."""
     label: dict[str, Json] = {"type": "string", "enum": [str(one) for one in classes]}
     probability: dict[str, Json] = {"type": "number", "minimum": 0, "maximum": 1}
@@ -75,6 +92,10 @@ def openapi(*, name: str, classes: Sequence[str], multi_label: bool, upload_byte
         "properties": {"class": label, "probability": probability},
         "required": ["class", "probability"],
     }
+    unknown: dict[str, Json] = {
+        "known": {"type": "boolean", "description": "whether the image is like the training images"},
+        "unknown_score": {"type": "number", "minimum": 0, "description": "above 1 it is not"},
+    }
     row: dict[str, Json] = {
         "type": "object",
         "description": "One image: its classes, or why it cannot be read.",
@@ -82,6 +103,7 @@ def openapi(*, name: str, classes: Sequence[str], multi_label: bool, upload_byte
             "name": {"type": "string", "description": "file name in the form; empty for a body"},
             "predicted": {"type": "array", "items": label} if multi_label else label,
             "probability": {**probability, "description": "of the most probable class"},
+            **(unknown if tells_unknown else {}),
             "top": {"type": "array", "items": pair, "maxItems": top_k, "description": "most probable first"},
             "error": {
                 "type": "string",

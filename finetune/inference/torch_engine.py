@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from finetune.bundle import find_bundle, load_bundle, read_model_json
+from finetune.bundle import UNKNOWN, find_bundle, load_bundle, read_model_json
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.transforms import eval_view
+from finetune.inference.answers import Answers
 from finetune.inference.decode_options import decode_options_of
-from finetune.models.batch_norm_folding import fast_logits
+from finetune.models.batch_norm_folding import fast_features
 from finetune.models.chunks import run_in_chunks
 from finetune.plain import Json
 
@@ -32,11 +31,15 @@ class TorchEngine:
     def __init__(self, run: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.classifier = load_bundle(run, modules=modules)
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
-        self._logits = fast_logits(self.classifier)
+        self.tells_unknown, self.selective = self.classifier.unknown is not None, self.classifier.selective
+        self._features = fast_features(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
         self.options: DecodeOptions = decode_options_of(run)
-        weights = read_model_json(find_bundle(run))["weights_sha256"]
+        described = read_model_json(find_bundle(run))
+        weights = described["weights_sha256"]
         self.identity: dict[str, Json] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
+        if self.tells_unknown:
+            self.identity["unknown"] = described[UNKNOWN]["sha256"]
         self.identity |= {"multi_label": self.multi_label, **self.options.to_plain()}
 
     def read(self, path: str) -> torch.Tensor:
@@ -49,8 +52,10 @@ class TorchEngine:
         return self.view.of_pixels(decode_bytes(data, options, path=name, at_least=self.view.at_least))
 
     @torch.inference_mode()
-    def classify(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
-        """Return probabilities (N, K)."""
-        logits_BK = run_in_chunks(self._logits, torch.stack(images))
-        probabilities: npt.NDArray[np.float32] = self.classifier.probabilities(logits_BK).numpy()
-        return probabilities
+    def classify(self, images: list[torch.Tensor]) -> Answers:
+        """Return probabilities, and the scores of unknown images if the model has them."""
+        features_BD, unknown = run_in_chunks(self._features, torch.stack(images)), self.classifier.unknown
+        return Answers(
+            probabilities_NK=self.classifier.probabilities(self.classifier.logits(features_BD)).numpy(),
+            unknown_N=None if unknown is None else unknown(features_BD).numpy(),
+        )

@@ -1,5 +1,6 @@
 """A trained model as :func:`finetune.load` returns it: a classifier that also takes images in any form and answers in a table."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from finetune.arguments import public
 from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
+from finetune.confidence.selective import Acceptance, acceptance
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, shortened, type_in_words
 from finetune.file_schema import LABELS, THRESHOLD
 from finetune.html import html_table
+from finetune.inference.answers import UNKNOWN, Answer, Answers, check_named, is_known
 from finetune.inference.given_images import GivenImage, given_images
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -30,6 +33,8 @@ class PredictOptions:
     Args:
         uncertain_below: An answer whose margin is smaller is uncertain.
         batch_size: Images in one forward pass.
+        acceptance: Which answers are accepted; None for no column of it.
+        names_unknown: Whether ``unknown`` is predicted for images that are unlike the training images.
 
     Raises:
         UserError: A value is out of range.
@@ -37,6 +42,8 @@ class PredictOptions:
 
     uncertain_below: float = 0.2
     batch_size: int = 32
+    acceptance: Acceptance | None = None
+    names_unknown: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.uncertain_below <= 1:
@@ -102,9 +109,26 @@ class TrainedModel(Classifier):
         )
 
     @public
-    def predict(self, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
+    def predict(
+        self,
+        images: Any,
+        *,
+        uncertain_below: float = 0.2,
+        batch_size: int = 32,
+        unknown: bool = False,
+        accept: float | None = None,
+        least: float | None = None,
+    ) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""
-        return predict(self, images, uncertain_below=uncertain_below, batch_size=batch_size)
+        return predict(
+            self,
+            images,
+            uncertain_below=uncertain_below,
+            batch_size=batch_size,
+            unknown=unknown,
+            accept=accept,
+            least=least,
+        )
 
 
 def _check_tensor(images: Any, call: str) -> None:
@@ -132,13 +156,23 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str 
         multi_label=classifier.multi_label,
         head_target=classifier.head_target,
     )
-    model.decode, model.folder, model.temperature = decode, folder, classifier.temperature
+    model.decode, model.folder = decode, folder
+    model.temperature, model.unknown, model.selective = classifier.temperature, classifier.unknown, classifier.selective
     model.eval()
     return model
 
 
 @torch.inference_mode()
-def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, batch_size: int = 32) -> Any:
+def predict(
+    model: Classifier,
+    images: Any,
+    *,
+    uncertain_below: float = 0.2,
+    batch_size: int = 32,
+    unknown: bool = False,
+    accept: float | None = None,
+    least: float | None = None,
+) -> Any:
     """Classify images in any form, each resized and cropped as ``finetune predict`` does.
 
         model.predict("pets")                                  # a folder; also files, patterns, lists of them
@@ -151,29 +185,43 @@ def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, bat
         uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
             probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
         batch_size: Images in one forward pass.
+        unknown: Predict ``unknown`` for images that are unlike the training images, with their class as ``nearest``.
+        accept: Accuracy wanted of the accepted answers, for a column ``accepted``.
+        least: Least probability of the accepted answers, in its place.
 
     Returns:
         A pandas DataFrame where pandas is installed, else a :class:`finetune.table.Table`. A row for each image: ``image`` (its
-        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, the
-        probability of every class under its name, and ``error``, the reason why a file cannot be read.
+        path or position), ``predicted`` (with several labels joined by ``;``), ``probability``, ``margin``, ``uncertain``, for a
+        model that tells unknown images ``unknown_score``, above 1 for them, and ``known``; the probability of every class under
+        its name, and ``error``, the reason why a file cannot be read.
 
     Raises:
-        UserError: The images are in no known form, or there are none.
+        UserError: The images are in no known form, there are none, or the model cannot tell or promise what is asked.
     """
-    options = PredictOptions(uncertain_below=uncertain_below, batch_size=batch_size)
+    check_named(model.classes, tells_unknown=model.unknown is not None, names_unknown=unknown)
+    options = PredictOptions(
+        uncertain_below=uncertain_below,
+        batch_size=batch_size,
+        acceptance=acceptance(accept=accept, least=least, curve=model.selective, several=model.multi_label),
+        names_unknown=unknown,
+    )
     spec = model.input_spec
     decode = model.decode if isinstance(model, TrainedModel) else DecodeOptions(channels=spec.channels)
     device = next(model.parameters()).device
-    answers = _Answers(classes=model.classes, multi_label=model.multi_label, options=options)
+    tells_unknown = model.unknown is not None
+    answers = _Rows(classes=model.classes, multi_label=model.multi_label, options=options, tells_unknown=tells_unknown)
     waiting: list[GivenImage] = []
     with evaluating(model):
 
         def classify() -> None:
             pixels = [image.pixels_CHW for image in waiting if image.pixels_CHW is not None]
-            shares_NK = np.zeros((0, len(model.classes)), np.float32)
+            rows: Iterator[Answer] = iter(())
             if pixels:
-                shares_NK = model.probabilities(model(torch.stack(pixels).to(device))).cpu().numpy()
-            rows = iter(shares_NK)
+                features_BD = model.embed(torch.stack(pixels).to(device))
+                rows = Answers(
+                    probabilities_NK=model.probabilities(model.logits(features_BD)).cpu().numpy(),
+                    unknown_N=None if model.unknown is None else model.unknown(features_BD).cpu().numpy(),
+                ).each()
             for image in waiting:
                 answers.add(image.name, None if image.pixels_CHW is None else next(rows), image.error)
             waiting.clear()
@@ -189,20 +237,23 @@ def predict(model: Classifier, images: Any, *, uncertain_below: float = 0.2, bat
 
 
 @dataclass(kw_only=True)
-class _Answers:
+class _Rows:
     """The rows of the table so far."""
 
     classes: tuple[str, ...]
     multi_label: bool
     options: PredictOptions
+    tells_unknown: bool
     names: list[str] = field(default_factory=list)
     shares: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def add(self, name: str, shares_K: npt.NDArray[np.float32] | None, error: str) -> None:
-        """Add a row; ``shares_K`` is None for an image that cannot be read."""
+    def add(self, name: str, answer: Answer | None, error: str) -> None:
+        """Add a row; ``answer`` is None for an image that cannot be read."""
         self.names.append(name)
-        self.shares.append(shares_K)
+        self.shares.append(None if answer is None else answer.probabilities_K)
+        self.scores.append(None if answer is None else answer.unknown_score)
         self.errors.append(error)
 
     def columns(self) -> dict[str, list[Any]]:
@@ -215,6 +266,19 @@ class _Answers:
             "margin": margins,
             "uncertain": [margin is None or margin < self.options.uncertain_below for margin in margins],
         }
+        known = [is_known(score) for score in self.scores]
+        if self.options.names_unknown:
+            columns["nearest"] = columns["predicted"]
+            columns["predicted"] = [
+                UNKNOWN if is_in is False else name for name, is_in in zip(columns["nearest"], known, strict=True)
+            ]
+        if self.tells_unknown:
+            columns |= {"unknown_score": self.scores, "known": known}
+        if self.options.acceptance is not None:
+            columns["accepted"] = [
+                None if row is None else self.options.acceptance.accepts(float(row.max()), known=is_in)
+                for row, is_in in zip(self.shares, known, strict=True)
+            ]
         for number, name in enumerate(self.classes):
             key = f"p_{name}" if name in (*columns, "error") else name
             columns[key] = [None if row is None else float(row[number]) for row in self.shares]

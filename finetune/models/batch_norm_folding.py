@@ -66,8 +66,8 @@ def optimize_for_inference(net: nn.Module, spec: InputSpec, *, prepare: Callable
     return fused.to(memory_format=memory_format_for(spec)) if was_folded else net
 
 
-def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """Return a fast function from uint8 images ``(B, C, H, W)`` to logits ``(B, K)``, for inference.
+def fast_features(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """Return a fast function from uint8 images ``(B, C, H, W)`` to features ``(B, D)``, for inference.
 
     Args:
         classifier: Classifier in evaluation mode; its weights are converted to the faster memory format.
@@ -77,7 +77,14 @@ def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     features, _ = backbone.split(backbone.stages[-1])
     net = optimize_for_inference(features, classifier.input_spec, prepare=classifier.prepare)
 
-    def logits(images_BCHW: Tensor) -> Tensor:
-        return classifier.logits(net(classifier.prepare(images_BCHW)))
+    def embed(images_BCHW: Tensor) -> Tensor:
+        features_BD: Tensor = net(classifier.prepare(images_BCHW))
+        return features_BD
 
-    return logits
+    return embed
+
+
+def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """Return a fast function from uint8 images ``(B, C, H, W)`` to logits ``(B, K)``; see :func:`fast_features`."""
+    embed = fast_features(classifier)
+    return lambda images_BCHW: classifier.logits(embed(images_BCHW))

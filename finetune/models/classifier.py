@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.confidence.selective import RiskCoverage
+from finetune.confidence.unknown import UnknownScore
 from finetune.errors import UserError, first_line, shortened, type_in_words
 from finetune.file_errors import out_of_memory
 from finetune.input_spec import InputSpec
@@ -63,6 +65,9 @@ class Classifier(nn.Module):
         super().__init__()
         # divisor of the logits, fitted on validation images after training: no part of the weights
         self.temperature = 1.0
+        # likewise: how far an image is from the training images, and how accurate confident answers are
+        self.unknown: UnknownScore | None = None
+        self.selective: RiskCoverage | None = None
         if isinstance(head, Head):
             assert head.settings["num_classes"] == len(classes)
             assert head.settings["num_features"] == backbone.num_features
@@ -176,6 +181,10 @@ class Classifier(nn.Module):
         """Compute the logits ``(B, K)`` of features, divided by the model's temperature."""
         logits_BK: Tensor = self.head(features_BD)
         return logits_BK if self.temperature == 1 else logits_BK / self.temperature
+
+    def unfit(self) -> None:
+        """Drop what was fitted on validation images for weights that are about to change."""
+        self.temperature, self.unknown, self.selective = 1.0, None, None
 
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
         check_layout(images_BCHW, self.input_spec)

@@ -25,10 +25,13 @@ def model_card(classifier: Classifier, results: Results) -> str:
     backbone, figures = results.backbone, test.in_words()
     several = classifier.multi_label
     calibration = "" if results.calibration is None else results.calibration.in_words()
+    unknown = "" if results.unknown is None else results.unknown.in_words()
     images = images_counted(test, len(classifier.classes))
     answers = (
         "It knows only these classes."
         if several
+        else "It tells images that are unlike its training images: `known` is false, and `unknown_score` above 1."
+        if classifier.unknown is not None
         else "It always answers with one of its classes, also for an image that shows none of them."
     )
     lines = [
@@ -51,6 +54,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
         "",
         f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test.ece:.4f} on {images} images.",
         *([f"Its logits are divided by a {calibration}."] if calibration else []),
+        *([f"{unknown[:1].upper()}{unknown[1:]}."] if unknown else []),
         "",
         "| class | training images | test images | recall |",
         "|---|---|---|---|",

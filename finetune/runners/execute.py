@@ -146,6 +146,7 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         compiled=compiled,
         calibrate=named.calibrate,
         timeout_s=timeout_s(named),
+        accept_known=named.accept_known,
         facts=RunFacts(
             backbone=BackboneOrigin(
                 source=classifier.backbone.source,

@@ -11,7 +11,7 @@ from finetune.checksums import checked_path
 from finetune.results import SplitMetrics
 from finetune.safetensors_writer import write_tensors
 
-# largest number of images whose embeddings are kept: as many as the report's map can show
+# largest number of images of a split whose embeddings are kept: as many as the report's map can show
 EMBEDDED = 2000
 
 

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from finetune.activation_cache.cache import ActivationCache
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
+from finetune.data.sampling import Rows
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.phases import ResolvedPhase
@@ -88,8 +89,9 @@ def evaluate(
     trainer: pl.Trainer,
     watch: Callable[[pl.Trainer], None],
     user_metrics: Mapping[str, Metric] | None = None,
+    train_rows: Rows | None = None,
 ) -> dict[str, SplitEvaluation]:
-    """Return metrics and outputs of ``val`` and ``test``.
+    """Return metrics and outputs of ``val`` and ``test``, with the embeddings of a sample.
 
     Args:
         phase: Last phase; the validation images may already have passed its frozen prefix.
@@ -100,20 +102,24 @@ def evaluate(
         trainer: Trainer that writes nothing.
         watch: Function called before each call of the Trainer.
         user_metrics: User-supplied metrics by name; None for none.
+        train_rows: Rows of training images that are evaluated too, as ``train``, all with embeddings; None for none.
     """
     evaluated: dict[str, SplitEvaluation] = {}
-    for split in ("val", "test"):
+    for split in ("val", "test") if train_rows is None else ("train", "val", "test"):
         if split == "val" and validated is not None:
             evaluated["val"] = validated
             continue
-        cache = make_cache() if split == "val" else None
+        cache = None if split == "test" else make_cache()
+        if split == "train" and cache is not None and not cache.holds_evaluation_of_train:
+            cache = None
         cached_stage = cache.cached_stage if cache is not None else None
-        # embeddings are kept only for the report's map of the test images
-        rows = torch.from_numpy(data.source.index.rows(split))
+        rows = data.source.index.rows(split) if split != "train" or train_rows is None else train_rows
+        # for the report's map of the test images, and for the score of unknown images
+        embedded = torch.from_numpy(rows)
         module = EvaluationModule(
             classifier,
             forward=PhaseForward(classifier, phase, cached_stage=cached_stage, compiled=False),
-            embedded_rows=sample_of(rows) if split == "test" else None,
+            embedded_rows=embedded if split == "train" else sample_of(embedded),
             user_metrics=user_metrics,
         )
         classifier.eval()
@@ -122,7 +128,7 @@ def evaluate(
             cache.prepare(device=device, context=context, trains=False)
         # passed explicitly: the data module has no Trainer yet if every phase was finished before a resume
         rank, world = trainer.global_rank, trainer.world_size
-        batches = data.eval_dataloader(split, rank=rank, world=world, activations=cache)
+        batches = data.eval_dataloader(split, rows=rows, rank=rank, world=world, activations=cache)
         watch(trainer)
         trainer.test(module, dataloaders=batches, verbose=False)
         if cache is not None:

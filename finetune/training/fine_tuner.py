@@ -137,7 +137,7 @@ class FineTuner(StagedModule):
         """Freeze before the optimizer is made and DDP wraps the network."""
         if stage == "fit":
             # it was fitted for the weights that training changes
-            self.classifier.temperature = 1.0
+            self.classifier.unfit()
             apply_phase(self.classifier, self.phase)
             # Lightning warns about each module that is in evaluation mode before on_train_start, where modes are set
             self.classifier.train()

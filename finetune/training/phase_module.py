@@ -45,7 +45,8 @@ class FitSettings:
         number: Position of the phase in the schedule, from 0.
         offset: Epochs and optimizer steps of the phases before, for the axes of logs.
         compiled: Whether ``torch.compile`` compiles the trainable part.
-        keep_validation: Whether to keep the outputs of the validation whose weights the phase passes on.
+        embedded_rows: Rows of the validation images whose embeddings are kept with the outputs of the validation whose weights
+            the phase passes on; None keeps no outputs.
     """
 
     monitor: str
@@ -54,7 +55,7 @@ class FitSettings:
     number: int = 0
     offset: Offset = field(default_factory=Offset)
     compiled: bool = False
-    keep_validation: bool = False
+    embedded_rows: torch.Tensor | None = None
 
 
 class PhaseModule(StagedModule):
@@ -115,7 +116,11 @@ class PhaseModule(StagedModule):
             phase=phase.name, offset=settings.offset, accuracy=self._mixer is None, norms=self._gradient_norms
         )
         self._validation = (
-            ValidationOutputs(self.progress, self.metrics, restore=phase.restore) if settings.keep_validation else None
+            None
+            if settings.embedded_rows is None
+            else ValidationOutputs(
+                self.progress, self.metrics, restore=phase.restore, embedded_rows=settings.embedded_rows
+            )
         )
 
     def configure_callbacks(self) -> list[Callback]:

@@ -35,7 +35,7 @@ from finetune.results import Offset, PhaseResult
 from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
-from finetune.training.eval_outputs import Validation
+from finetune.training.eval_outputs import Validation, sample_of
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase
 from finetune.training.linear_probe import solve_phase
@@ -258,7 +258,8 @@ class PhaseRunner:
 
     def _module(self, cache: ActivationCache | None, carried: OptimizerState | None) -> PhaseModule:
         context, settings = self._context, self._context.settings
-        outputs = len(context.data.source.index.rows("val")) * len(context.classifier.classes)
+        rows = context.data.source.index.rows("val")
+        is_last, outputs = self._number + 1 == len(context.schedule), len(rows) * len(context.classifier.classes)
         own = context.make.metrics.get(settings.monitor.removeprefix("val/"))
         return PhaseModule(
             classifier=context.classifier,
@@ -272,7 +273,7 @@ class PhaseRunner:
                 number=self._number,
                 offset=self._offset,
                 compiled=settings.compiled,
-                keep_validation=self._number + 1 == len(context.schedule) and outputs <= MOST_KEPT,
+                embedded_rows=sample_of(torch.from_numpy(rows)) if is_last and outputs <= MOST_KEPT else None,
             ),
             batches_per_epoch=context.data.batches_per_epoch(self._phase.batch_size),
             file_of=context.data.source.index.path,

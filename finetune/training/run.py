@@ -17,6 +17,7 @@ from finetune.results import PhaseResult, Results
 from finetune.training.calibrating import calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate
+from finetune.training.knowing import fit_selective, fit_unknown_images, rows_to_fit
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
 from finetune.training.rank_monitor import RankMonitor
@@ -77,7 +78,7 @@ class Run:
         return results, None if outcome is None else outcome.validation
 
     def _evaluate(self, session: RunSession, validation: Validation | None) -> dict[str, SplitEvaluation]:
-        """Evaluate the final weights on the validation and the test images."""
+        """Evaluate the final weights on the validation and the test images, and on some of the training images."""
         self.free_memory()
         session.reach("before the test finished")
         context, last = self.context, len(self.context.schedule) - 1
@@ -91,14 +92,23 @@ class Run:
             trainer=context.quiet_trainer(),
             user_metrics=context.make.metrics,
             watch=partial(session.watch, context),
+            train_rows=rows_to_fit(context.data.source.index) if self._tells_unknown else None,
         )
+
+    @property
+    def _tells_unknown(self) -> bool:
+        return self.context.settings.accept_known is not None and not self.context.classifier.multi_label
 
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
         """Write predictions, outputs, the bundle and, last, the results; from then on the run counts as finished."""
         context, folder = self.context, self.context.folder
-        calibration = None
+        calibration, unknown = None, None
+        if context.settings.accept_known is not None:
+            unknown = fit_unknown_images(context.classifier, evaluated, accept=context.settings.accept_known)
+        evaluated = {split: evaluation for split, evaluation in evaluated.items() if split != "train"}
         if context.settings.calibrate:
             calibration, evaluated = calibrate(context.classifier, evaluated, user_metrics=context.make.metrics)
+        fit_selective(context.classifier, evaluated)
         results = run_results(
             classifier=context.classifier,
             data=context.data,
@@ -107,10 +117,13 @@ class Run:
             facts=context.settings.facts,
             seed=context.settings.seed,
             calibration=calibration,
+            unknown=unknown,
         )
         if is_rank_zero():
             outputs = {split: with_probabilities(context.classifier, one.outputs) for split, one in evaluated.items()}
             test = outputs["test"]
+            # embeddings of validation images have served
+            outputs["val"] |= {name: outputs["val"][name][:0] for name in ("embedded_rows", "embeddings")}
             keep_checksum(folder.metrics)
             predictions = predictions_csv(context.data.source.index, test["rows"], test["probabilities"])
             write_checked_text(folder.predictions, predictions)

@@ -44,6 +44,7 @@ class RunSettings:
         compiled: Whether ``torch.compile`` compiles the trainable part.
         calibrate: Whether a temperature is fitted on the validation images at the end.
         timeout_s: Seconds without a sign of life after which a process on another machine counts as gone.
+        accept_known: Share of the validation images that count as known; None fits no score of unknown images.
     """
 
     seed: int
@@ -54,6 +55,7 @@ class RunSettings:
     compiled: bool = False
     calibrate: bool = True
     timeout_s: float = 300.0
+    accept_known: float | None = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,16 @@ from finetune.data.datamodule import ImageDataModule
 from finetune.html import html_table
 from finetune.models.classifier import Classifier
 from finetune.models.weights import state_hash
-from finetune.results import Calibration, DataFacts, PhaseResult, Results, RunFacts, Seconds, SplitMetrics
+from finetune.results import (
+    Calibration,
+    DataFacts,
+    PhaseResult,
+    Results,
+    RunFacts,
+    Seconds,
+    SplitMetrics,
+    UnknownImages,
+)
 from finetune.versions import versions
 
 
@@ -57,6 +66,7 @@ def run_results(
     facts: RunFacts,
     seed: int,
     calibration: Calibration | None = None,
+    unknown: UnknownImages | None = None,
 ) -> Results:
     """Return the results of a run.
 
@@ -68,6 +78,7 @@ def run_results(
         facts: Decisions made before training.
         seed: Seed of all randomness.
         calibration: Temperature of the network; None if it was not calibrated.
+        unknown: How it tells unknown images; None if it does not.
     """
     index, decode = data.source.index, data.source.decode
     return Results(
@@ -98,4 +109,5 @@ def run_results(
         weights_hash=state_hash(classifier),
         threads=torch.get_num_threads(),
         calibration=calibration,
+        unknown=unknown,
     )

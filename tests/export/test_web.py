@@ -22,7 +22,7 @@ from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.data.raw_formats import png_chunk, png_header
 from tests.export.pictures import picture
-from tests.export.trained import settled_classifier
+from tests.export.trained import settled_classifier, tell_unknown
 from tests.report.browser import Browser, require_chromium
 
 pytestmark = pytest.mark.usefixtures("resized_in_two_parts")
@@ -68,7 +68,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model = settled_classifier(name="resnet10t", size=(48, 48), channels=request.param)
     with torch.no_grad():
         model.head.fc.weight.mul_(0.25)
-    run = small_bundle(folder / "run", model)
+    run = small_bundle(folder / "run", tell_unknown(model))
     with (run / "README.md").open("a") as card:
         card.write("\n## Test\n\n| a | b |\n|---|---|\n| 1 | <script>x</script> |\n\n```python\nimport finetune\n```\n")
     assert main(["export", str(run), "--format", "web", "--check", "4"]) == 0
@@ -138,6 +138,9 @@ def test_the_page_answers_as_python_does_and_asks_nobody_else(
         assert "refused" not in answer, answer
         assert answer["predicted"] == engine.classes[wanted.argmax()], path
         assert np.abs(np.array(answer["shares"]) - wanted).max() < 1e-3, (path, answer, wanted)
+        score = float(engine.classify([engine.read(path)]).unknown_N[0])
+        assert answer["unknownScore"] == pytest.approx(score, rel=1e-2), path
+        assert answer["known"] == (score <= 1), path
         if os.environ.get("FINETUNE_VERBOSE"):
             print(Path(path).name, np.abs(np.array(answer["shares"]) - wanted).max())
     assert "damaged" in answers[10]["refused"]

@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from finetune.confidence.selective import risk_coverage
+from finetune.confidence.unknown import fit_unknown
 from finetune.models.build import build_backbone
 from finetune.models.classifier import Classifier, build_classifier
 from tests.export.pictures import CLASSES, picture
@@ -72,6 +74,22 @@ def settled_classifier(
     if head == "linear":
         assert isinstance(model.head.fc, nn.Linear)
         solve_head(model.head.fc, model.embed(images), targets)
+    return model
+
+
+@torch.no_grad()
+def tell_unknown(model: Classifier) -> Classifier:
+    """Fit the score of unknown images on drawn pictures of the model's size, and the risk-coverage curve; return the model."""
+    generator, spec = torch.Generator().manual_seed(1), model.input_spec
+    targets = torch.arange(len(model.classes)).repeat(2 * PER_CLASS)
+    images = [picture(int(k), channels=spec.channels, size=spec.size, generator=generator) for k in targets]
+    features_ND, half = model.embed(torch.stack(images)), len(targets) // 2
+    numbers = features_ND.numpy()
+    fit = fit_unknown(numbers[:half], targets[:half].numpy(), numbers[half:], accept=0.9)
+    assert fit.score is not None
+    model.unknown = fit.score
+    confidence_N, answers_N = model.probabilities(model.logits(features_ND[half:])).max(1)
+    model.selective = risk_coverage(confidence_N.numpy(), (answers_N == targets[half:]).numpy())
     return model
 
 

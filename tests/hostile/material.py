@@ -53,7 +53,7 @@ def make_material(root: Path) -> None:
     _stop(root)
     for folder in ("run", "open", "stopped"):
         _take_along(root, folder)
-    shutil.copytree(root / "run" / "model", root / "bundle")
+    _tell_unknown(Path(shutil.copytree(root / "run" / "model", root / "bundle")))
     run("embed", "run", *DATA, "--output", "emb.npz", "--precision", "float32")
     run("embed", "run", *DATA, "--output", "emb.parquet", "--precision", "float32")
     run("embed", "run", *DATA, "--output", "white.npz", "--precision", "float32", "--whiten", "--directions", "4")
@@ -83,6 +83,22 @@ def _images(root: Path) -> None:
         for image in range(10):
             pixels = draw.normal(90 + 60 * number, 40, (36, 36 + image % 3, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{image}.png")
+
+
+def _tell_unknown(bundle: Path) -> None:
+    """Give a bundle a score of unknown images and a risk-coverage curve, for which the run has too few images."""
+    from finetune.bundle import UNKNOWN_TENSORS, file_sha256, json_sha256, load_bundle
+    from finetune.safetensors_writer import write_tensors
+    from tests.export.trained import tell_unknown
+
+    model = tell_unknown(load_bundle(bundle))
+    assert model.unknown is not None
+    assert model.selective is not None
+    write_tensors(bundle / UNKNOWN_TENSORS, model.unknown.tensors())
+    values = json.loads((bundle / "model.json").read_text())
+    values["unknown"] = {"sha256": file_sha256(bundle / UNKNOWN_TENSORS)}
+    values["selective"] = model.selective.to_plain()
+    (bundle / "model.json").write_text(json.dumps(values | {"sha256": json_sha256(values)}))
 
 
 def _take_along(root: Path, folder: str) -> None:

@@ -36,7 +36,11 @@ class Target:
 def _of_bundle(command: str, *words: str, folders: tuple[str, ...] = ("data", "bundle")) -> list[Target]:
     return [
         Target(command, f"bundle/{name}", form, ("bundle", *words), folders=folders)
-        for name, form in (("model.json", "model.json"), ("model.safetensors", "safetensors"))
+        for name, form in (
+            ("model.json", "model.json"),
+            ("model.safetensors", "safetensors"),
+            ("unknown.safetensors", "safetensors"),
+        )
     ]
 
 

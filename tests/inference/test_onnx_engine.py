@@ -86,7 +86,7 @@ def test_an_image_is_prepared_to_what_the_graph_makes_of_it_and_a_long_one_to_no
         (whole,) = engine.session.run(None, {"images": image_HWC[None]})
         prepared = engine.prepare(image_HWC)
         assert prepared.shape == (1, side, side, 3)
-        assert np.array_equal(engine.classify([prepared]), whole), size
+        assert np.array_equal(engine.classify([prepared]).probabilities_NK, whole), size
         with torch.inference_mode():
             view = eval_view(model.input_spec)(torch.from_numpy(image_HWC).permute(2, 0, 1))
             wanted = model(view[None]).softmax(1).numpy()

@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from finetune.cli import main
+from finetune.confidence.selective import Acceptance
 from finetune.errors import UserError
+from finetune.inference.answers import Answers
 from finetune.inference.image_paths import find_images
 from finetune.inference.job_store import job_path
 from finetune.inference.predict import predict_to_file
@@ -52,7 +54,7 @@ class Fake:
 
     def __init__(self, dies_after: int = 10**9) -> None:
         self.classes = ("a", "=b", "c")
-        self.multi_label = False
+        self.multi_label, self.tells_unknown = False, False
         self.identity: dict[str, Any] = {"model": "fake"}
         self.left = dies_after
         self.seen: list[str] = []
@@ -62,14 +64,16 @@ class Fake:
             raise UserError("no image")
         return path
 
-    def classify(self, images: list[str]) -> npt.NDArray[np.float32]:
+    def classify(self, images: list[str]) -> Answers:
         if self.left <= 0:
             raise KeyboardInterrupt
         self.left -= len(images)
         self.seen += images
         values = np.array([[hash_of(path, k) for k in range(3)] for path in images], dtype=np.float32)
         probabilities: npt.NDArray[np.float32] = values / values.sum(1, keepdims=True)
-        return probabilities
+        # the second letter of a path makes an image unknown
+        scores = np.array([1.5 if path[1] == "?" else 0.5 for path in images], np.float32)
+        return Answers(probabilities_NK=probabilities, unknown_N=scores if self.tells_unknown else None)
 
 
 def hash_of(path: str, k: int) -> int:
@@ -126,6 +130,50 @@ def test_the_three_forms_hold_the_same_rows(tmp_path: Path) -> None:
         assert [entry["class"] for entry in line["top"]] == [
             row[name] for name in ("predicted", "predicted_2", "predicted_3") if row[name]
         ]
+
+
+def test_what_is_unknown_and_what_is_accepted_stand_in_columns_of_every_form(tmp_path: Path) -> None:
+    engine = Fake()
+    engine.tells_unknown = True
+    least = Acceptance(least=0.4)
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        predict_to_file(
+            engine,
+            ["a1", "a?", "b2", "bad"],
+            tmp_path / f"p{suffix}",
+            acceptance=least,
+            names_unknown=True,
+            batch_size=2,
+        )
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["known"] for line in lines] == [True, False, True, None]
+    assert [line["unknown_score"] for line in lines] == [0.5, 1.5, 0.5, None]
+    assert [line["predicted"] for line in lines] == [lines[0]["nearest"], "unknown", lines[2]["nearest"], ""]
+    assert lines[1]["nearest"] in engine.classes
+    for line in lines[:3]:
+        assert line["accepted"] == (line["probability"] >= 0.4 and line["known"])
+    assert {line["accepted"] for line in lines[:3]} == {True, False}
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert table == lines
+    text = rows_of(tmp_path / "p.csv")
+    assert list(text[0]) == [
+        "path",
+        "predicted",
+        "probability",
+        "nearest",
+        "unknown_score",
+        "known",
+        "accepted",
+        "error",
+    ]
+    assert [(row["unknown_score"], row["known"]) for row in text] == [
+        ("0.5", "true"),
+        ("1.5", "false"),
+        ("0.5", "true"),
+        ("", ""),
+    ]
+    with pytest.raises(UserError, match="--unknown: this model cannot tell unknown images"):
+        predict_to_file(Fake(), ["a1"], tmp_path / "p.csv", names_unknown=True)
 
 
 def test_killed_ten_times_and_resumed_the_output_is_that_of_an_uninterrupted_run(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from PIL import Image
 from finetune.cli import main
 from finetune.commands import predict
 from finetune.errors import UserError
+from finetune.inference.answers import Answers
 from finetune.inference.batching import Batcher
 from finetune.inference.http_server import connection_with
 from finetune.inference.serve import Limits, Server
@@ -42,7 +43,7 @@ SMALL = Limits(upload_bytes=10_000, pixels=1000, images=8, upload_seconds=1.0, b
 class Fake:
     """Predicts by the first byte of an upload; ``bad`` cannot be read, and ``x`` makes the network fail."""
 
-    classes, multi_label, identity = ("a", "b", "c"), False, {"model": "fake"}
+    classes, multi_label, tells_unknown, identity = ("a", "b", "c"), False, True, {"model": "fake"}
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds, self.batches, self.open = seconds, [], threading.Event()
@@ -53,14 +54,14 @@ class Fake:
             raise UserError(f"{name}: no image")
         return data[0]
 
-    def classify(self, images: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def classify(self, images: list[int]) -> Answers:
         assert self.open.wait(20)
         self.batches.append(len(images))
         if ord("x") in images:
             raise RuntimeError("the network broke")
         shares = np.array([[1 + first % 3 == k for k in range(3)] for first in images], np.float32)
         shares[:, 0] += 0.5
-        return shares
+        return Answers(probabilities_NK=shares, unknown_N=np.array([first / 50 for first in images], np.float32))
 
 
 @contextmanager
@@ -378,7 +379,14 @@ def test_an_address_that_another_server_takes_while_the_model_is_loaded_is_one_m
     assert f"--port {port}: cannot listen there. Address already in use" in capsys.readouterr().err
 
 
-PAGES = serve_pages(name="a <model>", classes=["a", "<b>", "c"], multi_label=False, upload_bytes=10_000, top_k=2)
+PAGES = serve_pages(
+    name="a <model>",
+    classes=["a", "<b>", "c"],
+    multi_label=False,
+    upload_bytes=10_000,
+    top_k=2,
+    tells_unknown=True,
+)
 
 
 def test_the_page_for_callers_has_lines_to_copy_with_the_address() -> None:

@@ -45,7 +45,7 @@ def test_pictures_of_another_size_have_the_probabilities_of_predict_and_of_the_e
     files = [tmp_path / f"{number}.png" for number in range(len(images))]
     for image, file in zip(images, files, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-    predicted = engine.classify([engine.read(str(file)) for file in files])
+    predicted = engine.classify([engine.read(str(file)) for file in files]).probabilities_NK
     np.testing.assert_allclose(shares, predicted, atol=1e-5)
     torch.testing.assert_close(shares, ImageGraph(model, layout="nchw")(images), atol=1e-5, rtol=0)
     # floats of the same levels, and features

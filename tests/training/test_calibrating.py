@@ -21,7 +21,7 @@ from finetune.training.calibrating import calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation
 from finetune.training.fine_tuner import FineTuner
 from finetune.training.quiet_lightning import quiet_lightning
-from tests.export.trained import settled_classifier
+from tests.export.trained import settled_classifier, tell_unknown
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -82,7 +82,7 @@ def calibrated(tmp_path: Path) -> Path:
     """A bundle of a model that divides its logits by 2.5."""
     model = settled_classifier(name="test_resnet", classes=CLASSES)
     model.temperature = 2.5
-    return save_bundle(model, tmp_path / "model")
+    return save_bundle(tell_unknown(model), tmp_path / "model")
 
 
 def test_a_bundle_keeps_the_temperature_and_every_way_to_ask_it_answers_alike(calibrated: Path, tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_training_on_starts_without_the_temperature(calibrated: Path) -> None:
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(FineTuner(model, train=["head"]), batches, batches)
-    assert model.temperature == 1.0
+    assert (model.temperature, model.unknown, model.selective) == (1.0, None, None)

@@ -1,9 +1,8 @@
 """``--format onnx``: raw pixels to probabilities, for ONNX Runtime."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from finetune.export.client import Array, ClientJob, GraphClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
@@ -29,8 +28,9 @@ class OnnxClient(GraphClient):
         self.grey = self.session.get_inputs()[0].shape[3 if self.layout == "nhwc" else 1] == 1
         self.opened_by = f"onnxruntime {onnxruntime.__version__}"
 
-    def run(self, pixels: Array) -> Array:
-        return np.asarray(self.session.run(None, {"images": pixels})[0])
+    def run(self, pixels: Array) -> Sequence[Array]:
+        outputs: Sequence[Array] = self.session.run(None, {"images": pixels})
+        return outputs
 
 
 _SNIPPET = """\

@@ -1,10 +1,9 @@
 """``--format torch_export``: raw pixels to probabilities, as a program of PyTorch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from finetune.export.client import Array, ClientJob, GraphClient
 from finetune.export.formats.kind import ExportFormat, ExportJob
@@ -31,9 +30,10 @@ class TorchExportClient(GraphClient):
         self.grey = described["input"]["channels"] == 1
         self.opened_by = f"torch {torch.__version__}"
 
-    def run(self, pixels: Array) -> Array:
+    def run(self, pixels: Array) -> Sequence[Array]:
         with self.torch.no_grad():
-            return np.asarray(self.model(self.torch.from_numpy(pixels)).numpy())
+            outputs = self.model(self.torch.from_numpy(pixels))
+        return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 _SNIPPET = """\

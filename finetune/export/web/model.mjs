@@ -21,8 +21,10 @@ export async function load() {
 export async function classify(file) {
   const { data, width, height, notes } = await readImage(file, model);
   const images = new ort.Tensor("uint8", data, [1, height, width, model.channels]);
-  const { probabilities } = await session.run({ images });
+  const { probabilities, unknown_score } = await session.run({ images });
   const shares = Array.from(probabilities.data);
   const order = shares.map((_, at) => at).sort((a, b) => shares[b] - shares[a] || a - b);
-  return { ranked: order.map((at) => [model.classes[at], shares[at]]), shares, notes };
+  const ranked = order.map((at) => [model.classes[at], shares[at]]);
+  // only a model that tells images unlike the training images has this output
+  return { ranked, shares, notes, ...(unknown_score && { unknownScore: unknown_score.data[0] }) };
 }

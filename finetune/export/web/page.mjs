@@ -44,9 +44,11 @@ async function show(file) {
   results.append(element("li", {}, picture, details));
   try {
     const { ranked, notes, ...answer } = await classify(file);
+    const unknown = answer.unknownScore > 1;
+    if (unknown) details.append(element("p", { className: "unknown", text: "Unlike the images that the model was trained on." }));
     details.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, probability], rank) => bar(name, probability, rank === 0))));
     details.append(...notes.map((text) => element("p", { className: "note", text })));
-    answers.push({ name: file.name, predicted: ranked[0][0], notes, ...answer });
+    answers.push({ name: file.name, predicted: ranked[0][0], known: !unknown, notes, ...answer });
   } catch (error) {
     const why = error instanceof Refused ? error.message : `The model could not be run on it: ${error.message ?? error}`;
     details.append(element("p", { className: "wrong", text: why }));

@@ -17,5 +17,6 @@ export async function classify(file) {
   const row = answer.predictions?.[0];
   if (row === undefined || row.error) throw new Refused(row?.error ?? answer.error);
   const shown = Array.isArray(row.predicted) ? [`shows: ${row.predicted.join(", ") || "none of the classes"}`] : [];
-  return { ranked: row.top.map((one) => [one.class, one.probability]), notes: shown };
+  const ranked = row.top.map((one) => [one.class, one.probability]);
+  return { ranked, notes: shown, ...("unknown_score" in row && { unknownScore: row.unknown_score }) };
 }

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import MetricCollection
 
@@ -19,16 +20,20 @@ class ValidationOutputs(Callback):
         progress: History of the phase.
         metrics: Metrics that the validation updates.
         restore: Whether the phase passes on the weights of its ``best`` or its ``last`` epoch.
+        embedded_rows: Rows of the validation images whose embeddings are kept.
     """
 
-    def __init__(self, progress: EpochHistory, metrics: MetricCollection, *, restore: str) -> None:
+    def __init__(
+        self, progress: EpochHistory, metrics: MetricCollection, *, restore: str, embedded_rows: torch.Tensor
+    ) -> None:
         self.validated: Validation | None = None
-        self._progress, self._metrics, self._restore = progress, metrics, restore
+        self._progress, self._metrics, self._restore, self._embedded_rows = progress, metrics, restore, embedded_rows
         self._outputs: SplitOutputs | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to collect outputs."""
-        self._outputs = SplitOutputs() if trainer.state.fn == "fit" and trainer.world_size == 1 else None
+        collects = trainer.state.fn == "fit" and trainer.world_size == 1
+        self._outputs = SplitOutputs(self._embedded_rows) if collects else None
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *args: Any
