@@ -313,13 +313,16 @@ _MODEL: dict[str, Field] = {
     "training.backbone.*": (str, "where the network and its weights came from"),
     **_under("training.phases[]", _PHASE),
     "calibration.temperature": (float, "the model divides its logits by this; 1 for none"),
-    "unknown.sha256": (str, "SHA-256 of the bytes of unknown.safetensors; absent without a score of unknown images"),
+    "unknown.sha256": (
+        (str, type(None)),
+        "SHA-256 of the bytes of unknown.safetensors; absent without a score of unknown images",
+    ),
     "versions.*": (str, "as in results.json"),
 }
 
 
 _SELECTIVE: dict[str, Field] = {
-    "images": (int, "validation images of the risk-coverage curve"),
+    "images": ((int, type(None)), "validation images of the risk-coverage curve"),
     "points[][]": (
         NUMBER,
         "least confidence, validation images that it accepts, and wrong answers among them, for each point of the curve",
