@@ -41,7 +41,7 @@ def check_named(classes: Sequence[str], *, tells_unknown: bool, names_unknown: b
         )
 
 
-class Answer(NamedTuple):
+class ImageAnswer(NamedTuple):
     """What a model answers about one image."""
 
     probabilities_K: npt.NDArray[np.float32]
@@ -61,8 +61,8 @@ class Answers:
     probabilities_NK: npt.NDArray[np.float32]
     unknown_N: npt.NDArray[np.float32] | None = None
 
-    def each(self) -> Iterator[Answer]:
+    def each(self) -> Iterator[ImageAnswer]:
         """Yield the answer about each image."""
         scores = [None] * len(self.probabilities_NK) if self.unknown_N is None else map(float, self.unknown_N)
         for probabilities_K, score in zip(self.probabilities_NK, scores, strict=True):
-            yield Answer(probabilities_K, score)
+            yield ImageAnswer(probabilities_K, score)

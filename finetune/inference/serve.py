@@ -32,7 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from finetune.errors import UserError
 from finetune.file_schema import THRESHOLD
-from finetune.inference.answers import Answer, is_known
+from finetune.inference.answers import ImageAnswer, is_known
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import Classifies
 from finetune.inference.serve_metrics import Metrics
@@ -109,7 +109,7 @@ class Server:
         self.taken = 0
         self.reading = 0
         self.abandoned = 0
-        self._batcher: Batcher[Answer] = Batcher(
+        self._batcher: Batcher[ImageAnswer] = Batcher(
             lambda images: engine.classify(images).each(),
             batch_size=limits.batch_size,
             wait_seconds=limits.wait_seconds,

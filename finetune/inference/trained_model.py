@@ -17,7 +17,7 @@ from finetune.data.transforms import eval_view
 from finetune.errors import UserError, shortened, type_in_words
 from finetune.file_schema import LABELS, THRESHOLD
 from finetune.html import html_table
-from finetune.inference.answers import UNKNOWN, Answer, Answers, check_named, is_known
+from finetune.inference.answers import UNKNOWN, Answers, ImageAnswer, check_named, is_known
 from finetune.inference.given_images import GivenImage, given_images
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
@@ -215,7 +215,7 @@ def predict(
 
         def classify() -> None:
             pixels = [image.pixels_CHW for image in waiting if image.pixels_CHW is not None]
-            rows: Iterator[Answer] = iter(())
+            rows: Iterator[ImageAnswer] = iter(())
             if pixels:
                 features_BD = model.embed(torch.stack(pixels).to(device))
                 rows = Answers(
@@ -249,7 +249,7 @@ class _Rows:
     scores: list[float | None] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def add(self, name: str, answer: Answer | None, error: str) -> None:
+    def add(self, name: str, answer: ImageAnswer | None, error: str) -> None:
         """Add a row; ``answer`` is None for an image that cannot be read."""
         self.names.append(name)
         self.shares.append(None if answer is None else answer.probabilities_K)
