@@ -31,7 +31,7 @@ SMALL = {"data.limit_per_class": "8", "epochs": "1", "logger": "none", "trainer.
 # the trial of precisions tells of the machine and its load: in the pages an ellipsis, which stands for any lines
 _ELIDED = re.compile(r"^\s*precision:")
 # lines that are shown, and differ between machines or between large and small runs in more than their figures
-_NOT_COMPARED = re.compile(r"^\s*(time:|cache:|cached |data: .* loader processes|epochs=)")
+_NOT_COMPARED = re.compile(r"^\s*(time:|cache:|cached |like the training images: |data: .* loader processes|epochs=)")
 _BLOCK = re.compile(r"((?:^ *<!--.*?-->\n)*)^( *)```(\w+)?([^\n]*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 
 

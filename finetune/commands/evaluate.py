@@ -55,6 +55,8 @@ def run(argv: Sequence[str]) -> int:
             f"classes without an image: {', '.join(tested.missing_classes)}. Each that was predicted all the same counts as 0 in "
             "the macro F1, which is a mean over the classes"
         )
+    if tested.known is not None:
+        print(f"like the training images: {tested.known:.1%} of the images (unknown_score at most 1)")
     if given.output:
         write_json(given.output, tested.to_plain())
     if below := shortfalls(floors, metrics.scalars()):

@@ -14,7 +14,7 @@ from finetune.data.sampling import Rows
 from finetune.errors import UserError, shortened
 from finetune.html import html_table
 from finetune.metrics import build_metrics, split_metrics, update_metrics
-from finetune.models.batch_norm_folding import fast_logits
+from finetune.models.batch_norm_folding import fast_features
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.plain import Json, to_plain
@@ -29,15 +29,23 @@ class Evaluation:
         metrics: Metrics, as in ``results.json``.
         images: Number of images.
         missing_classes: Classes of the model of which the data has no image.
+        known: Share of the images that are like the training images (``unknown_score`` at most 1); far below the accepted share
+            of the run, the data has drifted. None where the model cannot tell.
     """
 
     metrics: SplitMetrics
     images: int
     missing_classes: tuple[str, ...]
+    known: float | None = None
 
     def to_plain(self) -> dict[str, Json]:
         """Return the metrics as JSON values, with the counts behind them."""
-        return {**to_plain(self.metrics), "images": self.images, "missing_classes": list(self.missing_classes)}
+        return {
+            **to_plain(self.metrics),
+            "images": self.images,
+            "missing_classes": list(self.missing_classes),
+            "known": self.known,
+        }
 
     def __repr__(self) -> str:
         """Return the main metrics; ``metrics`` has the rest."""
@@ -98,7 +106,7 @@ def evaluate(
         name: What the user calls the data, for messages.
 
     Returns:
-        The metrics, the number of images, and the names of the classes without one.
+        The metrics, the number of images, the names of the classes without one, and the share of images that are known.
 
     Raises:
         UserError: The data has a class that the model does not know, or single-label data meets a multi-label model or the
@@ -109,7 +117,7 @@ def evaluate(
     _check_labels(classifier, source)
     metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
     class_counts = torch.zeros(len(classifier.classes), dtype=torch.int64)
-    net = fast_logits(classifier)
+    embed, known = fast_features(classifier), 0
     for batch in data.rows_dataloader(rows):
         if classifier.multi_label:
             targets = torch.zeros(len(batch.targets), len(class_counts), dtype=torch.int64)
@@ -118,9 +126,17 @@ def evaluate(
         else:
             targets = positions[batch.targets]
             class_counts += torch.bincount(targets, minlength=len(class_counts))
-        update_metrics(metrics, logits=run_in_chunks(net, batch.images), targets=targets)
+        features_BD = run_in_chunks(embed, batch.images)
+        update_metrics(metrics, logits=classifier.logits(features_BD), targets=targets)
+        if classifier.unknown is not None:
+            known += int((classifier.unknown(features_BD) <= 1).sum())
     missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]
-    return Evaluation(metrics=split_metrics(metrics), images=len(rows), missing_classes=tuple(missing))
+    return Evaluation(
+        metrics=split_metrics(metrics),
+        images=len(rows),
+        missing_classes=tuple(missing),
+        known=None if classifier.unknown is None else known / len(rows),
+    )
 
 
 def evaluate_split(classifier: Classifier, source: Source, split: str) -> Evaluation:

@@ -82,9 +82,3 @@ def fast_features(classifier: Classifier) -> Callable[[Tensor], Tensor]:
         return features_BD
 
     return embed
-
-
-def fast_logits(classifier: Classifier) -> Callable[[Tensor], Tensor]:
-    """Return a fast function from uint8 images ``(B, C, H, W)`` to logits ``(B, K)``; see :func:`fast_features`."""
-    embed = fast_features(classifier)
-    return lambda images_BCHW: classifier.logits(embed(images_BCHW))

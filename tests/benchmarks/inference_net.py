@@ -6,13 +6,14 @@ uv run python tests/benchmarks/inference_net.py [--names resnet18 resnet50 --siz
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from finetune.models.batch_norm_folding import fast_logits
+from finetune.models.batch_norm_folding import fast_features
 from finetune.models.build import build_backbone
-from finetune.models.classifier import build_classifier
+from finetune.models.classifier import Classifier, build_classifier
 
 
 def main() -> None:
@@ -39,6 +40,12 @@ def main() -> None:
         rates = [told.batch / statistics.median(each) for each in zip(*taken, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"| {name} | {rates[0]:.1f} | {rates[1]:.1f} | {spread} | {ready:.2f} | {difference:.1e} |", flush=True)
+
+
+def fast_logits(classifier: Classifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network as inference runs it, with its head."""
+    embed = fast_features(classifier)
+    return lambda images: classifier.logits(embed(images))
 
 
 def network(name: str, size: int) -> torch.nn.Module:

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import finetune
 from finetune.cli import main
 from finetune.config import compose, to_yaml
 from finetune.runners.run_data import data_config
@@ -134,3 +137,29 @@ def test_a_table_is_read_by_the_columns_of_the_runs_own_where_it_has_them(tmp_pa
     table.write_text("path,label\na.png,x\n")
     data = data_config(str(run), words).data
     assert (data.path_column, data.label_column, data.label_separator) == ("path", "label", None)
+
+
+def test_the_share_of_images_like_the_training_images_tells_of_other_data(tmp_path: Path) -> None:
+    # bright pictures to train on, and dark ones that come later
+    random = np.random.default_rng(0)
+    for name, level, count in (("bright/red", 220, 60), ("bright/blue", 160, 60), ("dark/red", 20, 12)):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(random.integers(level, level + 30, (32, 32, 3), dtype=np.uint8)).save(
+                folder / f"{number}.png"
+            )
+    bright = tmp_path / "bright"
+    run = finetune.fit(
+        data=bright,
+        weights="embedded",
+        schedule="probe",
+        size=32,
+        run_dir=tmp_path / "run",
+        overrides=["data.val_fraction=0.4", "data.test_fraction=0.2", "report=false", "logger=none"],
+    )
+    same, other = (finetune.evaluate(run, data) for data in (None, tmp_path / "dark"))
+    assert run.results.unknown is not None
+    assert same.known == pytest.approx(run.results.unknown.known["test"])
+    assert other.known is not None
+    assert other.known < 0.5 < same.known

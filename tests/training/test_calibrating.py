@@ -16,7 +16,7 @@ from finetune.bundle import json_sha256, load_bundle, save_bundle
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.metrics import metrics_of_outputs
-from finetune.models.batch_norm_folding import fast_logits
+from finetune.models.batch_norm_folding import fast_features
 from finetune.training.calibrating import calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation
 from finetune.training.fine_tuner import FineTuner
@@ -93,7 +93,7 @@ def test_a_bundle_keeps_the_temperature_and_every_way_to_ask_it_answers_alike(ca
     with torch.inference_mode():
         logits = plain(pixels)
         torch.testing.assert_close(model(pixels), logits / 2.5)
-        torch.testing.assert_close(fast_logits(model)(pixels), logits / 2.5, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(model.logits(fast_features(model)(pixels)), logits / 2.5, rtol=1e-3, atol=1e-4)
         # those of training
         torch.testing.assert_close(model.head(model.embed(pixels)), logits)
         view = eval_view(plain.input_spec)(pixels[0])
