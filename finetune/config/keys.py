@@ -42,7 +42,7 @@ def all_keys(section: type = Config, prefix: str = "") -> Iterator[Key]:
     """Yield every key, sections first to last, the keys of a phase under ``schedule.phases.N``.
 
     >>> [key.path for key in all_keys()][:4]
-    ['seed', 'name', 'run_dir', 'monitor']
+    ['seed', 'name', 'run_dir', 'resume']
     """
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):

@@ -86,7 +86,7 @@ def test_paths_pillow_images_arrays_tensors_and_data_frames_have_the_same_answer
     expected = model.predict([str(file) for file in files], batch_size=3)
     assert model.training
     for form in forms:
-        pd.testing.assert_frame_equal(model.predict(form).iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5)
+        pd.testing.assert_frame_equal(model.predict(form).iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5, atol=1e-6)
     stacked = np.stack([arrays[0], arrays[0]])
     for one in (stacked, torch.from_numpy(stacked).permute(0, 3, 1, 2), [arrays[0], opened[0]]):
         assert list(model.predict(one)["cat"]) == pytest.approx([expected["cat"][0]] * 2, abs=1e-6)
