@@ -1,7 +1,7 @@
 """Resume a stopped run: check that nothing its result depends on has changed, then execute what is left of it."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +81,7 @@ def resume(
     """
     show_log()
     record, config = _read(run_dir)
+    saved = to_plain(config)
     if typed is not None:
         config = _as_typed(run_dir, config, typed)
     if RunFolder(run_dir).is_finished:
@@ -89,7 +90,8 @@ def resume(
     require_objects(record.decided.objects or {}, objects, run=str(run_dir))
     if typed is None:
         config = _for_this_machine(config, overrides, saved_in=run_dir / CONFIG)
-    then, now = _comparable(record.config), _comparable(to_plain(config))
+    # loggers may change only where the user types them: a file could name any class
+    then, now = _comparable(record.config, free=_OVERRIDABLE), _comparable(saved, free=_OVERRIDABLE)
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     for line in require_trust(run_dir, config, trust=trust, typed=typed is not None):
         show(f"trusted: {line}")
@@ -262,10 +264,10 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return config[section].get(name) if name else config[section]
 
 
-def _comparable(config: Mapping[str, Any]) -> "Mapping[str, Json]":
+def _comparable(config: Mapping[str, Any], *, free: Collection[str] = tuple(FREE)) -> "Mapping[str, Json]":
     """Return a configuration without the locations of the run and its data, and without other free settings."""
     kept = {key: dict(value) if key in ("data", "trainer") else value for key, value in config.items()}
-    for key in ("run_dir", "resume", *FREE):
+    for key in ("run_dir", "resume", *free):
         section, _, name = key.partition(".")
         if name:
             kept[section].pop(name, None)

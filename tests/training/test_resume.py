@@ -131,6 +131,17 @@ def test_a_moved_run_can_be_resumed(unfinished: Path, finished: Path) -> None:
     assert outcome(unfinished) == outcome(finished)
 
 
+def test_a_logger_in_an_edited_configuration_is_refused_though_one_may_be_typed(unfinished: Path) -> None:
+    path = unfinished / "config.yaml"
+    text = path.read_text()
+    assert "logger: {}" in text
+    node = "logger: {x: {_target_: lightning.pytorch.loggers.CSVLogger, save_dir: elsewhere}}"
+    path.write_text(text.replace("logger: {}", node))
+    with pytest.raises(UserError, match=r"config.yaml has been edited.*logger"):
+        resume(unfinished)
+    assert not Path("elsewhere").exists()
+
+
 def test_an_edited_configuration_is_refused_with_the_key_named(unfinished: Path) -> None:
     path = unfinished / "config.yaml"
     path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
