@@ -244,7 +244,7 @@ def ladder(
     seeds: int = 3,
     epochs: int = 8,
     rungs: Sequence[str] | None = None,
-    backbones: Sequence[str] | None = None,
+    backbones: str | Sequence[str] | None = None,
     finalists: int = 2,
     output: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -262,8 +262,8 @@ def ladder(
         seeds: Runs of each strategy; each seed gives its own split and initial weights.
         epochs: Passes over the training images, for every strategy that trains.
         rungs: Names of strategies; None uses all, and with ``backbones`` the solved head alone.
-        backbones: Networks to compare, each by a head solved on its frozen features: names, or ``NAME=WEIGHTS``; ``auto`` for
-            those whose weights are on this machine. None compares strategies of one network.
+        backbones: Networks to compare, each by a head solved on its frozen features: names, or ``NAME=WEIGHTS``; ``"auto"``
+            for those whose weights are on this machine. None compares strategies of one network.
         finalists: Number of these networks, the best on validation, that ``rungs`` train.
         output: A new folder, or that of an interrupted ladder, which is continued; None uses ``runs/ladder-DATA``.
         overrides: Other overrides, as on the command line.
@@ -309,6 +309,7 @@ def ladder(
         if weights is not None or backbone != "resnet18":
             raise UserError("backbone, weights: backbones chooses the networks, as NAME=WEIGHTS. Leave them out.")
         own = [word for word in own if not word.startswith(("backbone=", "backbone."))]
-        networks = networks_chosen(backbones, None if rungs is None else options.rungs, overrides)
+        names = backbones.split(",") if isinstance(backbones, str) else backbones
+        networks = networks_chosen(names, None if rungs is None else options.rungs, overrides)
         options = replace(options, networks=networks, rungs=PROBE_ALONE if rungs is None else options.rungs)
     return run_ladder([*words, *own, *overrides], options)

@@ -139,6 +139,9 @@ def _strategies(
 
 def _networks(folder: Path, overrides: Sequence[str], options: LadderOptions) -> list[_Way]:
     """Return the networks with a solved head, best first on validation, the best ones followed by their other strategies."""
+    for network in options.networks:
+        # a file of weights that is missing, before the first network is trained
+        check_paths(compose([*overrides, *network.overrides()]))
     probes: list[tuple[Network, Rung, list[str]]] = []
     for network in options.networks:
         words = [*network.overrides(), *strategy_overrides("probe", epochs=options.epochs)]

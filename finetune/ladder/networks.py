@@ -68,14 +68,18 @@ def networks_chosen(names: Sequence[str], rungs: Sequence[str] | None, overrides
         overrides: Other settings of the ladder.
 
     Raises:
-        UserError: The networks are wrong, another setting chooses a network, or a rung is not a way to train one.
+        UserError: A network is unknown or given twice, another setting chooses a network, or a rung is not a way to train one.
     """
     for word in overrides:
         if word.lstrip("+~").startswith(("backbone=", "backbone.")):
             raise UserError(f"{word}: --backbones chooses the networks. Leave one of the two out.")
     if without := [name for name in rungs or () if name in ("majority", "knn", "scratch")]:
         raise UserError(f"--rungs {without[0]}: trains no pretrained network. With --backbones, leave it out.")
-    return parse_networks(names)
+    networks = parse_networks(names)
+    for network in networks:
+        # all of them before the first is trained
+        network.overrides()
+    return networks
 
 
 def networks_at_hand() -> list[Network]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import finetune
 from finetune.checksums import CHECKSUMS, keep_checksum
 from finetune.cli import main
+from finetune.errors import UserError
 from finetune.ladder.networks import parse_networks
 from finetune.ladder.recommend import Rung, more_data, recommend
 from finetune.ladder_result import LadderResult
@@ -277,6 +279,9 @@ def test_the_smallest_network_within_one_standard_error_is_recommended() -> None
     ("more", "message"),
     [
         (["--backbones", "resnet19"], "resnet19"),
+        # the second network, before the first is trained
+        (["--backbones", "resnet18=embedded,resnet19"], "resnet19"),
+        (["--backbones", "resnet18=embedded,resnet34=none/such.pth"], "none/such.pth"),
         (["--backbones", "resnet18=embedded,resnet18=embedded"], "resnet18-embedded is given twice"),
         (["--backbones", "resnet18="], "must be names with a comma between them"),
         (["--backbones", "resnet18", "backbone=resnet50"], "backbone=resnet50: --backbones chooses the networks"),
@@ -289,6 +294,13 @@ def test_mistakes_in_networks_are_answered(
 ) -> None:
     assert main(["ladder", str(pets), *more, "--output", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/runs/*/results.json"))
+
+
+def test_from_python_networks_are_a_list_or_one_string(pets: Path, tmp_path: Path) -> None:
+    for names in ("test_resnet=none,resnet19", ["test_resnet=none", "resnet19"]):
+        with pytest.raises(UserError, match="resnet19"):
+            finetune.ladder(pets, backbones=names, output=tmp_path / "out")
 
 
 def test_auto_takes_the_networks_whose_weights_are_here() -> None:

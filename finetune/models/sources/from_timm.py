@@ -130,8 +130,8 @@ def with_positions_resampled(net: Any, state: dict[str, Tensor]) -> dict[str, Te
         return state
     if any(value.shape != own[key].shape for key, value in changed.items() if key in own):
         return state
-    tables = [key for key in changed if key in state and changed[key].shape != state[key].shape]
-    log.info("position tables resampled to the size of the network: %s.", shortened(tables))
+    if tables := [key for key in changed if key in state and changed[key].shape != state[key].shape]:
+        log.info("position tables resampled to the size of the network: %s.", shortened(tables))
     return changed
 
 
