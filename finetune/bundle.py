@@ -27,9 +27,9 @@ from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
-from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, POOLS, SOURCES
 from finetune.models.user_modules import OWN, modules_text, user_classes, user_targets
-from finetune.models.weights import save_head, state_hash
+from finetune.models.weights import hash_of_backbone, save_head
 from finetune.near_paths import did_you_mean_path
 from finetune.resume_command import resume_command, resume_command_near
 from finetune.run_names import CONFIG
@@ -99,7 +99,7 @@ def save_bundle(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     with atomic_path(folder / MODEL_WEIGHTS) as part:
         write_tensors(part, state)
-    backbone_hash = state_hash(classifier.backbone)
+    backbone_hash = hash_of_backbone(classifier.backbone)
     save_head(
         folder / HEAD_WEIGHTS,
         head=classifier.head,
@@ -288,7 +288,9 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
     ['model.backbone.kwargs: file would read files or the network']
     """
     problems = []
-    if set(backbone) != {"source", "name", "kwargs", "input_spec"} or not isinstance(backbone["kwargs"], dict):
+    if set(backbone) - {"pool"} != {"source", "name", "kwargs", "input_spec"} or not isinstance(
+        backbone["kwargs"], dict
+    ):
         return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
     if backbone["source"] not in (*SOURCES, OWN):
         problems.append(f"model.backbone.source: must be one of {', '.join((*SOURCES, OWN))}")
@@ -302,6 +304,8 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
         ):
             problems.append("model.backbone.kwargs.stages: must be an object of lists of names")
         problems += _own_problems({**backbone["kwargs"], "name": backbone["name"]}, "model.backbone", class_key="name")
+    if backbone.get("pool") not in (None, *POOLS):
+        problems.append(f"model.backbone.pool: must be one of {', '.join(POOLS)}")
     if len(backbone["name"]) > 200 or not backbone["name"].isprintable():
         problems.append("model.backbone.name: must be the name of a network")
     refused = sorted(set(backbone["kwargs"]) & (FILE_KEYS | set(OWNED_KEYS)))

@@ -69,7 +69,12 @@ def build_pretrained(config: Config, show: Show, *, trusted: bool = False) -> "B
         show(f"weights: {name} {start} (seed {config.seed})")
     else:
         backbone = build_backbone(
-            chosen.name, source=chosen.source, weights=chosen.weights, seed=config.seed, **chosen.kwargs
+            chosen.name,
+            source=chosen.source,
+            weights=chosen.weights,
+            pool=chosen.pool,
+            seed=config.seed,
+            **chosen.kwargs,
         )
         if chosen.weights == "none":
             show(f"weights: {name} starts from random weights (seed {config.seed}), not pretrained")
@@ -99,7 +104,7 @@ def build_model(
     """
     from finetune.models.classifier import adaptation_cost, build_classifier
     from finetune.models.heads import HEADS
-    from finetune.models.weights import load_head, state_hash
+    from finetune.models.weights import hash_of_backbone, load_head
 
     backbone = objects.backbone or build_pretrained(config, show, trusted=trusted)
     classes = source.index.classes
@@ -141,7 +146,7 @@ def build_model(
     if config.head.weights:
         classifier.head = load_head(
             Path(config.head.weights),
-            backbone_hash=state_hash(classifier.backbone),
+            backbone_hash=hash_of_backbone(classifier.backbone),
             classes=classes,
             multi_label=classifier.multi_label,
             own=own,

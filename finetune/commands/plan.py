@@ -46,10 +46,12 @@ def task(config: Config) -> int:
     calibration = f"calibrated on this machine in {time.monotonic() - began:.1f} s"
     images = ", ".join(f"{n} {split}" for split, n in index.split_sizes().items())
     print(f"data: {len(index.classes)} classes; images: {images}; loader processes: {parts.data.num_workers}")
-    spec = parts.classifier.input_spec
+    spec, backbone = parts.classifier.input_spec, parts.classifier.backbone
     if config.backbone.weights != "none":
         print(f"origin of the weights: {weights_origin(config).in_words()}")
     print(f"input: {spec.channels} x {spec.size[0]} x {spec.size[1]}, adapt {parts.classifier.adapt}")
+    if backbone.pool is not None:
+        print(f"features: {backbone.num_features} by backbone.pool={backbone.pool}")
     if line := cut_off(spec, parts.source):
         print(line)
     print(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in to_plain(imbalance(config)).items()))

@@ -9,6 +9,7 @@ from finetune.config.schema import Config, PhaseSettings, setting_of
 from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.models.adaptations import ADAPTATIONS
+from finetune.models.sources import POOLS
 from finetune.split_settings import SplitSettings
 from finetune.training.loss_kinds import LOSSES
 from finetune.training.lr_schedules import LR_SCHEDULES
@@ -88,6 +89,11 @@ def _own_modules(config: Config) -> list[str]:
         )
     if backbone._target_ is None and backbone.stages:
         problems.append("backbone.stages: only for backbone._target_. The library of a network defines its stages.")
+    if backbone.pool is not None and backbone.source != "timm":
+        problems.append(
+            f"backbone.pool={backbone.pool!r}: chosen for networks of timm only (backbone.source=timm). Leave it out."
+        )
+    _choice(problems, "backbone.pool", backbone.pool, POOLS)
     for name, section in (("head", head), ("loss", loss)):
         if section._target_ is None and section.kwargs:
             problems.append(f"{name}.kwargs={section.kwargs}: only for {name}._target_, a class of your own.")

@@ -236,6 +236,12 @@ class BackboneConfig:
         example="weights=path/to/resnet18.safetensors",
         is_path=True,
     )
+    pool: Optional[str] = setting(
+        None,
+        "cls | mean | cls_mean | map | gem: features from the class token, the mean, both, the network's attention pool, or the "
+        "generalised mean of a map; null: as the network was made (timm)",
+        example="backbone.pool=cls_mean",
+    )
     kwargs: dict[str, Any] = setting(dict, "further arguments of the network's constructor")
     _target_: Optional[str] = setting(
         None,

@@ -25,7 +25,7 @@ from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
 from finetune.models.modes import evaluating
 from finetune.models.sources import fit_to_size
-from finetune.models.weights import state_hash
+from finetune.models.weights import hash_of_backbone
 from finetune.plain import Json
 
 # B = batch, C = channels of the image, H/W = image height/width, D = features
@@ -69,7 +69,7 @@ class FeatureExtractor(nn.Module):
             "backbone": backbone.describe(),
             "adapt": adapt,
             "input": spec.to_dict(),
-            "hash": state_hash(backbone),
+            "hash": hash_of_backbone(backbone),
         }
         # after the last stage these are the features that the head is trained on, with the network's own pooling
         self.net = backbone.split(self.stage)[0] if self.stage in backbone.boundaries else _UpTo(backbone, self.stage)
@@ -284,6 +284,7 @@ def restore_extractor(
         source=description["source"],
         name=description["name"],
         weights=model["weights"],
+        pool=description.get("pool"),
         seed=model["seed"],
         **description["kwargs"],
     )

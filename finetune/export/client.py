@@ -9,7 +9,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,7 @@ class BackboneMetadata(TypedDict):
     name: str
     kwargs: Mapping[str, Any]  # arguments of the library's constructor
     input_spec: Mapping[str, Any]  # of it only size, height and width in pixels, is needed
+    pool: NotRequired[str]  # where it was chosen
 
 
 class PartMetadata(TypedDict, total=False):

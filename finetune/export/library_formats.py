@@ -127,7 +127,9 @@ def plain_resnet(classifier: Classifier) -> str | None:
     """Return the name of a plain ResNet backbone in the spelling of timm and torchvision; None for other networks."""
     backbone = classifier.backbone
     name = backbone.name.partition(".")[0]
-    known = backbone.source in ("timm", "torchvision") and name in RESNETS and not backbone.kwargs
+    known = (
+        backbone.source in ("timm", "torchvision") and name in RESNETS and not backbone.kwargs and backbone.pool is None
+    )
     return name if known else None
 
 

@@ -22,7 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.heads import HEADS
 from finetune.models.sources import source_module
 from finetune.models.user_modules import user_classes
-from finetune.models.weights import save_backbone, save_head, state_hash
+from finetune.models.weights import hash_of_backbone, save_backbone, save_head
 
 
 def export_head(classifier: Classifier, path: Path) -> None:
@@ -31,7 +31,7 @@ def export_head(classifier: Classifier, path: Path) -> None:
         path,
         head=classifier.head,
         settings=classifier.head_settings,
-        backbone_hash=state_hash(classifier.backbone),
+        backbone_hash=hash_of_backbone(classifier.backbone),
         classes=classifier.classes,
         multi_label=classifier.multi_label,
     )
@@ -108,6 +108,8 @@ def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | N
     """Return the function that does a part's half of the work with plain libraries; None if there is none."""
     if part == "head":
         return HEADS[str(classifier.head_settings["name"])].logits_alone
+    if classifier.backbone.pool in ("cls_mean", "gem"):  # computed in this package
+        return None
     alone: Callable[..., Any] | None = source_module(classifier.backbone.source).network_alone
     return alone
 

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         steps: Modules of each stage that, run one after the other, compute the network; None if the network is not such a
             chain and can only be split after its last stage.
         neutral: Tensors that weights may lack because a network without them computes the same (gates at 1).
-        pools: Whether the network returns maps ``(B, D, h, w)``, which are averaged over their pixels.
+        pooling: Computes the features from what the network returns (:mod:`finetune.models.pooling`); None if it returns them.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         fixed_size: bool = False,
         steps: Mapping[str, Sequence[nn.Module]] | None = None,
         neutral: Mapping[str, Tensor] | None = None,
-        pools: bool = False,
+        pooling: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.net = net
@@ -67,11 +67,19 @@ class Backbone(nn.Module):
         self.fixed_size = fixed_size
         self.neutral = dict(neutral or {})
         self.adapted: tuple[int, str] | None = None
+        # how it pools, where that was chosen
+        self.pool: str | None = None
+        self.pooling = pooling
         self._stage_map = stage_map
-        self._pools = pools
+        self._set_steps(steps)
+
+    def _set_steps(self, steps: Mapping[str, Sequence[nn.Module]] | None) -> None:
         # a plain dictionary does not register the modules a second time under other names
         self._steps = {stage: list(modules) for stage, modules in steps.items()} if steps else None
-        assert self._steps is None or tuple(self._steps) == self.stages
+        if self._steps is not None:
+            assert tuple(self._steps) == self.stages
+            if self.pooling is not None:
+                self._steps[self.stages[-1]].append(self.pooling)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -88,13 +96,37 @@ class Backbone(nn.Module):
 
     def set_chain(self, chain: Sequence[nn.Module] | None) -> None:
         """Say anew which modules compute the network when they run one after the other; None if it is not such a chain."""
-        self._steps = None if chain is None else self._stage_map.divide(self.net, chain)
+        self._set_steps(None if chain is None else self._stage_map.divide(self.net, chain))
+
+    def set_pool(
+        self,
+        pool: str,
+        *,
+        stage_map: StageMap,
+        chain: Sequence[nn.Module] | None,
+        num_features: int,
+        pooling: nn.Module | None,
+    ) -> None:
+        """Take over a changed pooling of the network.
+
+        Args:
+            pool: Its name, one of :data:`finetune.models.sources.POOLS`.
+            stage_map: Stages of the changed network.
+            chain: As for :meth:`set_chain`.
+            num_features: Length ``D`` of the features.
+            pooling: Computes the features from what the network returns; None if it returns them.
+        """
+        self.pool = pool
+        self._stage_map = stage_map
+        self.num_features = num_features
+        self.pooling = pooling
+        self.set_chain(chain)
 
     def forward(self, images_BSHW: Tensor) -> Tensor:
         """Compute the features ``(B, D)``."""
         output = self.net(images_BSHW)
-        if self._pools:
-            pooled_BD: Tensor = output.mean((2, 3))
+        if self.pooling is not None:
+            pooled_BD: Tensor = self.pooling(output)
             return pooled_BD
         # transformers returns a structure whose pooled map is still (B, D, 1, 1)
         features_BD: Tensor = output if isinstance(output, Tensor) else output.pooler_output.flatten(1)
@@ -123,7 +155,9 @@ class Backbone(nn.Module):
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
             # `Backbone.forward` turns a structure (transformers) or a map into the features
-            return _Whole(self) if self._pools or self.source == "transformers" else self.net, nn.Identity()
+            return _Whole(
+                self
+            ) if self.pooling is not None or self.source == "transformers" else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
         parts = [[module for name in names for module in self._steps[name]] for names in self._halves(cut)]
@@ -194,6 +228,7 @@ class Backbone(nn.Module):
             "name": self.name,
             "kwargs": dict(self.kwargs),
             "input_spec": self.input_spec.to_dict(),
+            **({} if self.pool is None else {"pool": self.pool}),
         }
 
 

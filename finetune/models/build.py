@@ -11,7 +11,7 @@ from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.pretrained import WORDS, load_weights
-from finetune.models.sources import FILE_KEYS, OWNED_KEYS, fit_to_size, source_module
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, fit_pool, fit_to_size, source_module
 from finetune.models.sources.from_own import backbone_of
 from finetune.models.user_modules import OWN
 
@@ -25,6 +25,7 @@ def build_backbone(
     source: str = "timm",
     stages: Mapping[str, Sequence[str]] | None = None,
     input_spec: InputSpec | None = None,
+    pool: str | None = None,
     seed: int = 0,
     **kwargs: Any,
 ) -> Backbone:
@@ -42,6 +43,9 @@ def build_backbone(
             ``{"stem": ["conv1", "bn1"], "layer1": ["layer1"]}``. Together they hold every parameter once.
         input_spec: For a module: input that its weights expect. None: 224 x 224 pixels, three channels, ImageNet's mean
             and standard deviation.
+        pool: For timm: how the last maps or tokens become features: ``cls`` (the class token), ``mean``, ``cls_mean`` (both,
+            ``2D`` features), ``map`` (the network's attention pool), ``gem`` (generalised mean of a map). None: as the network
+            was made, or the weights were saved.
         seed: Seed of random weights: the same seed gives the same weights; the global random state is left alone.
         **kwargs: Further keywords of the network's constructor (``drop_path_rate``, ``img_size``, ...).
 
@@ -53,6 +57,7 @@ def build_backbone(
         if kwargs:
             raise UserError(f"{next(iter(kwargs))}: not taken for a module of your own, which is built already.")
         backbone = backbone_of(name, stages=stages, input_spec=input_spec)
+        fit_pool(backbone, pool)
         load_own_weights(backbone, weights)
         return backbone
     for key, value in (("stages", stages), ("input_spec", input_spec)):
@@ -62,6 +67,7 @@ def build_backbone(
     weights = "imagenet" if weights is None else str(weights)
     if weights != "none":
         load_weights(backbone, weights)
+    fit_pool(backbone, pool)
     return backbone
 
 
@@ -105,6 +111,7 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
         return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
     backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
     spec = InputSpec.from_dict(description["input_spec"])
+    fit_pool(backbone, description.get("pool"))
     fit_to_size(backbone, spec.size)
     backbone.input_spec = spec
     return backbone
@@ -115,7 +122,8 @@ def _architecture(source: str, name: str, kwargs: Mapping[str, Any], *, seed: in
     module = source_module(source)
     for key in OWNED_KEYS:
         if key in kwargs:
-            raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. Leave it out.")
+            instead = "Use backbone.pool" if key == "global_pool" else "Leave it out"
+            raise UserError(f"backbone.kwargs.{key}={kwargs[key]!r}: is set by finetune itself. {instead}.")
     for key in sorted(FILE_KEYS & set(kwargs)):
         raise UserError(
             f"backbone.kwargs.{key}={str(kwargs[key])[:200]!r}: would let {source} open a file or an address by itself, and "

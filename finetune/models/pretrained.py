@@ -14,7 +14,7 @@ from finetune.models.backbone import Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm, spec_from_transformers
 from finetune.models.package_weights import INSTALL, PACKAGES, load_package
-from finetune.models.sources import fit_to_size, source_module
+from finetune.models.sources import fit_pool, fit_to_size, source_module
 from finetune.models.state_dict_names import is_transformers_layout, to_torchvision, to_transformers
 from finetune.models.user_modules import OWN
 from finetune.models.weights import fit_state_dict, load_state_dict_file, read_json, read_metadata, under_own_names
@@ -100,6 +100,7 @@ def load_file(backbone: Backbone, path: Path) -> None:
         channels, adapt = metadata["adapted"]
         backbone.adapt_input(channels=channels, adapt=adapt, seed=0)
     if metadata is not None and "backbone" in metadata:
+        fit_pool(backbone, metadata["backbone"].get("pool"))
         fit_to_size(backbone, InputSpec.from_dict(metadata["backbone"]["input_spec"]).size)
     state = load_state_dict_file(path)
     if backbone.source == OWN:
@@ -203,6 +204,7 @@ def _load_bundle(backbone: Backbone, folder: Path) -> None:
         )
     spec = InputSpec.from_dict(description["input_spec"])
     backbone.adapt_input(channels=spec.channels, adapt=description["adapt"], seed=0)
+    fit_pool(backbone, description["backbone"].get("pool"))
     fit_to_size(backbone, spec.size)
     try:
         load_file(backbone, path)

@@ -234,6 +234,12 @@ def state_hash(module_or_state: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def hash_of_backbone(backbone: "Backbone") -> str:
+    """Return the hash of a backbone's weights and, where it was chosen, of its pooling: of what a head was trained on."""
+    weights = state_hash(backbone)
+    return weights if backbone.pool is None else hashlib.sha256(f"{weights} {backbone.pool}".encode()).hexdigest()
+
+
 def save_tensors(path: str | Path, state: Mapping[str, Tensor], *, metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file atomically, with a JSON entry ``finetune`` in its metadata.
 
@@ -363,7 +369,7 @@ def save_backbone(
         "kind": "backbone",
         "backbone": {**backbone.describe(), "input_spec": spec.to_dict()},
         "adapted": list(backbone.adapted) if backbone.adapted else None,
-        "backbone_hash": state_hash(backbone),
+        "backbone_hash": hash_of_backbone(backbone),
     }
     state = backbone.net.state_dict()
     if dtype is not None:

@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune.errors import RunError
+from finetune.errors import RunError, UserError
 from finetune.export import parts
 from finetune.export.export import export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import synthetic_images
 from finetune.file_schema import PARITY, check_fields
-from finetune.models.classifier import Classifier
+from finetune.models.build import build_backbone
+from finetune.models.classifier import Classifier, build_classifier
 from finetune.plain import to_plain
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier
@@ -74,3 +75,21 @@ def test_a_part_that_computes_something_else_is_not_left_behind(
         )
     assert [path.name for path in target.parent.iterdir()] == ["part.safetensors.failed.parity.json"]
     assert not json.loads((target.parent / "part.safetensors.failed.parity.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "cls_mean"])
+def test_a_pooling_is_in_what_is_exported_for_timm_or_refused(tmp_path: Path, pool: str) -> None:
+    """DINOv2's norm stays before the pooling; timm's own constructor would put it behind a mean."""
+    kwargs = {"img_size": 28, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    backbone = build_backbone("vit_small_patch14_reg4_dinov2", weights="none", pool=pool, **kwargs)
+    model = build_classifier(backbone, classes=CLASSES, size=(28, 28)).eval()
+    images = synthetic_images(tmp_path, channels=3, count=4)
+    for form in ("backbone", "timm"):
+        job = ExportJob(classifier=model, request=ExportRequest(format=FORMATS[form]), images=images)
+        if pool == "cls_mean" and form == "timm":
+            with pytest.raises(UserError, match=r"timm has no backbone\.pool=cls_mean"):
+                export_checked(job, tmp_path / form)
+            continue
+        report = export_checked(job, tmp_path / f"{form}.safetensors" if form == "backbone" else tmp_path / form)
+        assert report.passed
+        assert report.opened_by.startswith("none" if pool == "cls_mean" else "timm")

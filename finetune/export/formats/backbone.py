@@ -21,8 +21,9 @@ class BackboneClient(PartClient):
         entry = described(target)["backbone"]
         self.torch = torch
         self.opened_by = f"{entry['source']} {__import__(entry['source']).__version__}"
+        pool = {"pool": entry["pool"]} if "pool" in entry else {}
         self.model: Any = function_of(options)(
-            entry["name"], entry["kwargs"], options["in_chans"], entry["input_spec"]["size"]
+            entry["name"], entry["kwargs"], options["in_chans"], entry["input_spec"]["size"], **pool
         )
         self.model.load_state_dict(load_file(target))
         self.model.eval()

@@ -69,6 +69,13 @@ def export_timm(classifier: "Classifier", folder: Path) -> None:
     if not isinstance(classifier_name, str):
         raise no_layout("timm", f"{name} has several classifiers there")
     arguments = dict(net.kwargs) if net.source == "timm" else {}
+    if net.pool is not None:
+        from finetune.models.sources.from_timm import layout_arguments
+
+        pooling = layout_arguments(net)
+        if pooling is None:
+            raise no_layout("timm", f"timm has no backbone.pool={net.pool}")
+        arguments |= pooling
     if net.fixed_size:
         arguments["img_size"] = list(spec.size)
     save_state(renamed_head(state, classifier_name), folder)

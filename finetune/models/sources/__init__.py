@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the modules of the sources import it
     from finetune.models.backbone import Backbone
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
+# how a network may pool its last maps or tokens: finetune/models/pooling.py
+POOLS = ("cls", "mean", "cls_mean", "map", "gem")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
 # keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
 FILE_KEYS = frozenset(
@@ -47,6 +49,28 @@ def source_module(source: str) -> ModuleType:
             f"backbone.source={source!r}: needs the package {error.name!r}, which is not installed. "
             f"Install it: pip install {error.name}."
         ) from None
+
+
+def fit_pool(backbone: "Backbone", pool: str | None) -> None:
+    """Make a network pool its last maps or tokens in this way.
+
+    Args:
+        backbone: Network, changed in place.
+        pool: One of ``POOLS``; None for the way in which it does.
+
+    Raises:
+        UserError: The network does not pool so, or its library does not let its pooling be chosen.
+    """
+    if pool is None:
+        return
+    if pool not in POOLS:
+        raise UserError(f"backbone.pool={pool!r}: must be one of {', '.join(POOLS)}.{did_you_mean(str(pool), POOLS)}")
+    if backbone.source != "timm":
+        whose = "your own module" if backbone.source == OWN else backbone.source
+        raise UserError(
+            f"backbone.pool={pool!r}: is chosen for networks of timm, not for one of {whose}. Leave it out."
+        )
+    source_module(backbone.source).set_pool(backbone, pool)
 
 
 def fit_to_size(backbone: "Backbone", size: tuple[int, int] | None) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
+from finetune.models.pooling import AveragePool
 from finetune.models.stages import StageMap, groups_by_prefix
 from finetune.models.user_modules import OWN, class_name, forward_zeros
 
@@ -82,8 +83,8 @@ def backbone_of(
         num_features=num_features,
         input_spec=spec,
         first_convs=convolutions[:1],
-        steps=_steps(net, names, pools=pools),
-        pools=pools,
+        steps=_steps(net, names),
+        pooling=AveragePool() if pools else None,
     )
 
 
@@ -148,7 +149,7 @@ def _checked_stages(
     return {stage: tuple(members) for stage, members in stages.items()}
 
 
-def _steps(net: nn.Module, stages: Mapping[str, Sequence[str]], *, pools: bool) -> dict[str, list[nn.Module]] | None:
+def _steps(net: nn.Module, stages: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Module]] | None:
     """Return an ``nn.Sequential`` as a chain of modules by stage; None if it is not one, or its stages do not follow it."""
     if type(net) is not nn.Sequential or net._forward_hooks or net._forward_pre_hooks:
         return None
@@ -165,13 +166,4 @@ def _steps(net: nn.Module, stages: Mapping[str, Sequence[str]], *, pools: bool) 
             return None
         position = number
         steps[names[position]].append(module)
-    if pools:
-        steps[names[-1]].append(AveragePool())
     return steps
-
-
-class AveragePool(nn.Module):
-    """The mean over the pixels of a map, ``(B, D, h, w)`` to ``(B, D)``."""
-
-    def forward(self, maps_BDhw: Tensor) -> Tensor:
-        return maps_BDhw.mean((2, 3))

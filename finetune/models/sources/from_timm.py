@@ -1,15 +1,17 @@
 """Builds any network of timm: stages from its own ``group_matcher``, input from its ``pretrained_cfg``."""
 
+import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ from finetune.models.backbone import PRESETS, Backbone
 from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm
 from finetune.models.modes import evaluating
+from finetune.models.pooling import ClassTokenAndMean, GeneralisedMean
 from finetune.models.sources.timm_chains import chain_of
 from finetune.models.stages import StageMap, group_names, is_norm
 
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 # recipes with label smoothing, mixup and long training score higher on ImageNet, but their frozen features transfer
 # worse (Kornblith et al. 2021, arXiv 2010.16402).
 PRESET_TAG = "tv_in1k"
+# as timm calls the poolings of tokens
+_TOKEN_POOLS = {"cls": "token", "mean": "avg", "map": "map"}
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
@@ -46,11 +51,15 @@ def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
     return _backbone(net, name=name, kwargs=kwargs)
 
 
-def _backbone(net: Any, *, name: str, kwargs: Mapping[str, Any]) -> Backbone:
+def _stage_map(net: Any) -> StageMap:
     order = group_with_matcher(net.named_parameters(), net.group_matcher(coarse=True), reverse=True)
     groups = [[key for key, group in order.items() if group == index] for index in sorted(set(order.values()))]
     groups = _with_last_norm_merged(net, groups)
-    stage_map = StageMap(net, names=group_names(groups), groups=groups)
+    return StageMap(net, names=group_names(groups), groups=groups)
+
+
+def _backbone(net: Any, *, name: str, kwargs: Mapping[str, Any]) -> Backbone:
+    stage_map = _stage_map(net)
     chain = chain_of(net)
     first = net.pretrained_cfg["first_conv"]
     return Backbone(
@@ -104,6 +113,71 @@ def resize(backbone: Backbone, size: tuple[int, int]) -> None:
             backbone.name,
             " or ".join(str(side) for side in dict.fromkeys(seen)),
         )
+
+
+def set_pool(backbone: Backbone, pool: str) -> None:
+    """Change how a network pools its last map or tokens; nothing is changed where it pools so already.
+
+    Args:
+        backbone: Network of timm with its weights, changed in place. An attention pool that is not used any more is removed.
+        pool: One of :data:`finetune.models.sources.POOLS`.
+
+    Raises:
+        UserError: The network cannot pool so; the message lists how it can.
+    """
+    net: Any = backbone.net
+    kinds = (SelectAdaptivePool2d, GeneralisedMean)
+    selectable = [(name, module) for name, module in net.named_modules() if isinstance(module, kinds)]
+    own, possible = _pools_of(net, [module for _, module in selectable])
+    if pool not in possible:
+        raise UserError(
+            f"backbone.pool={pool!r}: {backbone.name} cannot pool so. "
+            + (f"It can by {' or '.join(possible)}." if possible else "It has a pooling of its own. Leave it out.")
+        )
+    now = backbone.pool or own
+    if pool == now:
+        return
+    pooling: nn.Module | None = None
+    if selectable:
+        ((name, module),) = selectable
+        net.set_submodule(name, _map_pool(module, pool))
+    elif pool == "cls_mean":
+        net.reset_classifier(0, "")
+        pooling = ClassTokenAndMean(net.num_prefix_tokens)
+    else:
+        net.reset_classifier(0, _TOKEN_POOLS[pool])
+    width = backbone.num_features // (2 if now == "cls_mean" else 1)
+    backbone.set_pool(
+        pool,
+        stage_map=_stage_map(net),
+        chain=chain_of(net),
+        num_features=2 * width if pool == "cls_mean" else width,
+        pooling=pooling,
+    )
+
+
+def _pools_of(net: Any, selectable: Sequence[nn.Module]) -> tuple[str | None, tuple[str, ...]]:
+    """Return how a network pools, None for a way without a name, and all ways in which it can."""
+    if len(selectable) == 1:
+        kind = getattr(selectable[0], "pool_type", "gem")
+        return {"avg": "mean", "fast": "mean", "fastavg": "mean", "gem": "gem"}.get(kind), ("mean", "gem")
+    kind = getattr(net, "global_pool", None)
+    if selectable or not isinstance(kind, str) or not hasattr(net, "num_prefix_tokens"):
+        return None, ()
+    own = next((name for name, timms in _TOKEN_POOLS.items() if timms == kind), None)
+    # networks without a class token may have other tokens before the patches
+    with_class = getattr(net, "cls_token", None) is not None
+    possible = ("cls", "mean", "cls_mean") if with_class else ("mean",)
+    return own, (*possible, "map") if getattr(net, "attn_pool", None) is not None else possible
+
+
+def _map_pool(module: Any, pool: str) -> nn.Module:
+    """Return a pooling of maps that takes and gives the same shapes as another one."""
+    if isinstance(module, GeneralisedMean):
+        form = "NHWC" if module.pixels == (1, 2) else "NCHW"
+        return SelectAdaptivePool2d(pool_type="fast", flatten=not module.keep, input_fmt=form)
+    pixels = (1, 2) if getattr(module.pool, "dim", None) == (1, 2) else (2, 3)
+    return GeneralisedMean(pixels, keep=module(torch.zeros(1, 1, 1, 1)).ndim == 4)
 
 
 def with_positions_resampled(net: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -200,11 +274,26 @@ def _with_last_norm_merged(net: nn.Module, groups: list[list[str]]) -> list[list
     return groups
 
 
-def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: list[int]) -> Any:
+def layout_arguments(backbone: Backbone) -> dict[str, Any] | None:
+    """Return the arguments with which timm itself builds a network of this pooling; None if it has no such pooling."""
+    if backbone.pool is None:
+        return {}
+    if backbone.pool not in _TOKEN_POOLS:
+        return None
+    arguments: dict[str, Any] = {"global_pool": _TOKEN_POOLS[backbone.pool]}
+    # where its constructor puts the last norm depends on the pooling
+    for name in {"fc_norm", "use_fc_norm"} & set(inspect.signature(type(backbone.net).__init__).parameters):
+        arguments[name] = not isinstance(backbone.net.fc_norm, nn.Identity)
+    return arguments
+
+
+def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: list[int], pool: str | None = None) -> Any:
     """Build the network with timm alone; an exported backbone is loaded into it where this package cannot be imported."""
     import timm
 
     net: Any = timm.create_model(name, num_classes=0, in_chans=channels, **kwargs)
     if net.pretrained_cfg.get("fixed_input_size") and hasattr(net, "set_input_size"):
         net.set_input_size(img_size=tuple(size))
+    if pool is not None:
+        net.reset_classifier(0, {"cls": "token", "mean": "avg", "map": "map"}[pool])
     return net
