@@ -46,6 +46,7 @@ ALLOWED = {("models/raw_images", "finetune.data.evaluation_pixels")}
 TABLES = (
     "finetune.data.sources",
     "finetune.models.adaptations",
+    "finetune.models.sources",
     "finetune.training.loss_kinds",
     "finetune.training.lr_schedules",
 )
