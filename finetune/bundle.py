@@ -26,8 +26,9 @@ from finetune.file_errors import read_error
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
+from finetune.models.pools import POOLS
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
-from finetune.models.sources import FILE_KEYS, OWNED_KEYS, POOLS, SOURCES
+from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
 from finetune.models.user_modules import OWN, modules_text, user_classes, user_targets
 from finetune.models.weights import hash_of_backbone, save_head
 from finetune.near_paths import did_you_mean_path

@@ -46,7 +46,7 @@ ALLOWED = {("models/raw_images", "finetune.data.evaluation_pixels")}
 TABLES = (
     "finetune.data.sources",
     "finetune.models.adaptations",
-    "finetune.models.sources",
+    "finetune.models.pools",
     "finetune.training.loss_kinds",
     "finetune.training.lr_schedules",
 )

@@ -9,7 +9,7 @@ from finetune.config.schema import Config, PhaseSettings, setting_of
 from finetune.data.sources import SOURCES
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.models.adaptations import ADAPTATIONS
-from finetune.models.sources import POOLS
+from finetune.models.pools import POOLS
 from finetune.split_settings import SplitSettings
 from finetune.training.loss_kinds import LOSSES
 from finetune.training.lr_schedules import LR_SCHEDULES

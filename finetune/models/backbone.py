@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         """Take over a changed pooling of the network.
 
         Args:
-            pool: Its name, one of :data:`finetune.models.sources.POOLS`.
+            pool: Its name, one of :data:`finetune.models.pools.POOLS`.
             stage_map: Stages of the changed network.
             chain: As for :meth:`set_chain`.
             num_features: Length ``D`` of the features.

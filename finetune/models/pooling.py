@@ -1,6 +1,6 @@
 """Pooling: from the last maps or tokens of a network to one feature vector.
 
-``backbone.pool`` chooses it (:data:`finetune.models.sources.POOLS`). ``cls_mean`` is how DINOv2 is evaluated with a linear head
+``backbone.pool`` chooses it (:data:`finetune.models.pools.POOLS`). ``cls_mean`` is how DINOv2 is evaluated with a linear head
 (arXiv:2304.07193), ``gem`` the generalised mean of image retrieval (Radenović et al. 2018, arXiv:1711.02512).
 """
 

@@ -12,14 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from finetune.errors import UserError, did_you_mean
+from finetune.models.pools import POOLS
 from finetune.models.user_modules import OWN
 
 if TYPE_CHECKING:  # the modules of the sources import it
     from finetune.models.backbone import Backbone
 
 SOURCES = ("timm", "torchvision", "transformers", "residual")
-# how a network may pool its last maps or tokens: finetune/models/pooling.py
-POOLS = ("cls", "mean", "cls_mean", "map", "gem")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
 # keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
 FILE_KEYS = frozenset(
@@ -56,7 +55,7 @@ def fit_pool(backbone: "Backbone", pool: str | None) -> None:
 
     Args:
         backbone: Network, changed in place.
-        pool: One of ``POOLS``; None for the way in which it does.
+        pool: One of :data:`finetune.models.pools.POOLS`; None for the way in which it does.
 
     Raises:
         UserError: The network does not pool so, or its library does not let its pooling be chosen.

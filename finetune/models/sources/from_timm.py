@@ -120,7 +120,7 @@ def set_pool(backbone: Backbone, pool: str) -> None:
 
     Args:
         backbone: Network of timm with its weights, changed in place. An attention pool that is not used any more is removed.
-        pool: One of :data:`finetune.models.sources.POOLS`.
+        pool: One of :data:`finetune.models.pools.POOLS`.
 
     Raises:
         UserError: The network cannot pool so; the message lists how it can.
