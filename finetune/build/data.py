@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # imported where they are used, so that a wrong path is repor
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
     from finetune.data.listing import Listing, Use
+    from finetune.data.scan import Facts
     from finetune.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -87,18 +89,46 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
                 f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(kind.settings)}."
             )
     decode = decode_options(config)
-    if kind.decodes and decode.channels not in (1, 3):
+    if kind.decodes and not kind.bands and decode.channels not in (1, 3):
         raise UserError(
-            f"input.channels={decode.channels}: data={data.source} reads image files as 1 or 3 channels. Use one of these; "
-            "give images with other channels as arrays, under a Trainer of your own (finetune.FineTuner)."
+            f"input.channels={decode.channels}: data={data.source} reads images as 1 or 3 channels. Use one of these; files of "
+            "other channels are read by data=folder and data=manifest."
         )
     pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
     meant = {"use": use} if kind.decodes else {}
     known = {"listing": listing} if listing is not None else {}
     source = kind.builder()(**specific, split=split_settings(config), **pixels, **meant, **known)
+    if kind.decodes and source.facts is not None:
+        _check_channels(source, source.facts, setting=f"input.channels={config.input.channels}")
     if kind.decodes and config.input.channels == "auto":
         _choose_channels(source)
     return source
+
+
+def _check_channels(source: "Source", facts: "Facts", *, setting: str) -> None:
+    """Check that every image can be read with the channels of the source.
+
+    Raises:
+        UserError: Some have others; the message names the first.
+    """
+    from finetune.data.scan import KINDS
+
+    wanted, stored = source.decode.channels, facts.table["channels"].astype(int)
+    as_stored = wanted not in (1, 3)
+    wrong = (stored != wanted if as_stored else facts.bands()).nonzero()[0]
+    if len(wrong):
+        first, number = source.index.path(int(wrong[0])), int(stored[wrong[0]])
+        some = f"{setting}: {len(wrong):,} of {len(facts):,} images have other channels. {first} has {number}"
+        if as_stored:
+            raise UserError(f"{some}. Files are read as they are stored, alpha included: all must have {wanted}.")
+        same = bool((stored == number).all())
+        advice = f"Use input=multispectral input.channels={number}" if same else "Give all images the same channels"
+        raise UserError(f"{some} that are no colours. {advice}.")
+    if as_stored and (facts.table["kind"] == KINDS.index("TIFF")).any() and find_spec("tifffile") is None:
+        raise UserError(
+            f"{setting}: reading TIFF files as they are stored needs tifffile. Install it with: "
+            "pip install 'stagewise-finetune[tiff]'."
+        )
 
 
 def _choose_channels(source: "Source") -> None:

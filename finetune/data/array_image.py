@@ -10,7 +10,7 @@ from PIL import Image
 
 from finetune.data.color import DepthRule, Pixels, scale_to_bytes, to_pixels
 
-Space = Literal["grey", "rgb", "cmyk"]
+Space = Literal["grey", "rgb", "cmyk", "bands"]
 _CHANNELS: dict[Space, int] = {"grey": 1, "rgb": 3, "cmyk": 4}
 _MODES: dict[tuple[Space, str], str] = {
     ("grey", ""): "L",
@@ -29,7 +29,7 @@ class Samples:
 
     Args:
         values_HWS: Sample values of any type: the colour channels, then perhaps an alpha channel.
-        space: Colour space of the colour channels.
+        space: Colour space of the colour channels; ``bands`` for channels that are no colours, any number of them.
         bits: Bits per sample as the file declares them; 0 for floating point.
         white_is_zero: Whether the smallest value is the brightest.
         opacity: Empty without an alpha channel; else whether the colours are already multiplied by it.
@@ -44,7 +44,7 @@ class Samples:
     @property
     def colours(self) -> int:
         """Return the number of channels without alpha."""
-        return _CHANNELS[self.space]
+        return int(self.values_HWS.shape[2]) if self.space == "bands" else _CHANNELS[self.space]
 
     def __post_init__(self) -> None:
         number = self.colours + bool(self.opacity)
@@ -62,6 +62,8 @@ class ArrayImage:
         mode: Pillow's name of the mode, or the nearest one.
         format: Name of the format.
         load: Function that decodes the samples.
+        channels: Samples of each pixel as they are stored, alpha among them.
+        load_bands: Function that decodes all of them, as ``bands``; None where the format has none but colours.
         orientation: Exif orientation.
         is_animated: Whether the file holds several pictures.
         info: ``icc_profile``, if the file has one.
@@ -72,6 +74,8 @@ class ArrayImage:
     mode: str
     format: str
     load: Callable[[], Samples]
+    channels: int = 0
+    load_bands: Callable[[], Samples] | None = None
     orientation: int = 1
     is_animated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +87,7 @@ def samples_to_pixels(samples: Samples, *, channels: int, rule: DepthRule, profi
     Returns:
         uint8 (H, W) for one channel, (H, W, 3) for three.
     """
+    assert samples.space != "bands", "bands are no colours"
     colours = samples.colours
     values, opacity = samples.values_HWS[..., :colours], samples.values_HWS[..., colours:]
     pixels = scale_to_bytes(values, rule=rule, bits=samples.bits)
@@ -98,3 +103,9 @@ def samples_to_pixels(samples: Samples, *, channels: int, rule: DepthRule, profi
     if profile and samples.space != "grey":
         image.info["icc_profile"] = profile
     return to_pixels(image, channels=channels)
+
+
+def bands_to_pixels(samples: Samples, *, rule: DepthRule) -> Pixels:
+    """Scale all bands alike to 8 bits, uint8 (H, W, number of bands)."""
+    pixels = scale_to_bytes(samples.values_HWS, rule=rule, bits=samples.bits)
+    return 255 - pixels if samples.white_is_zero else pixels

@@ -25,6 +25,9 @@ _PIXELS = {
     **dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "grey of 16 bits"),
     "I": "grey of 32 bits",
     "F": "grey of floating-point numbers",
+    "bands": "bands of 8 bits",
+    "bands;16": "bands of 16 bits",
+    "bands;32": "bands of more bits or floating-point numbers",
 }
 # class names at the start of a run
 _NAMED = 10

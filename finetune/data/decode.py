@@ -1,4 +1,4 @@
-"""Decodes image files to 8-bit pixels: what a viewer shows, upright, in one or three channels.
+"""Decodes image files to 8-bit pixels: what a viewer shows, upright, in one or three channels; or all channels as stored.
 
 The first bytes of a file decide its format, not its name. Pillow reads the header and decodes; its modes are converted to 8
 bits by the rules of :mod:`finetune.data.color`. A JPEG at least twice as large as needed is decoded at a half, a quarter or an
@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ from PIL import (
     features,
 )
 
-from finetune.data.array_image import ArrayImage, Samples, samples_to_pixels
+from finetune.counted import counted
+from finetune.data.array_image import ArrayImage, Samples, bands_to_pixels, samples_to_pixels
 from finetune.data.color import (
     HIGH_DEPTHS,
     DepthRule,
@@ -50,9 +51,11 @@ from finetune.data.dicom import open_dicom
 from finetune.data.image_file import CONVERT, MAX_PIXELS, UnreadableImage, read_image_file, sniff, what_instead
 from finetune.data.jpeg import ColorSpace, DamagedJpegError, UnsupportedJpegError, decode_jpeg, is_complete
 from finetune.data.libtiff_messages import refusing_damage
+from finetune.data.npy import open_npy
 from finetune.data.png_checksums import check_png
 from finetune.data.tiff import check_tiff, is_camera_raw, mend_palette, open_by_tifffile, pillow_reads
-from finetune.errors import UserError, first_line
+from finetune.data.tiff import stored_channels as stored_in_tiff
+from finetune.errors import first_line
 from finetune.plain import Json
 
 if TYPE_CHECKING:  # the ONNX engine decodes without torch
@@ -95,16 +98,13 @@ _TURNS: dict[int, tuple[tuple[int, ...], bool]] = {
 }
 
 
-class FileChannelsError(UserError):
-    """Raised when a model needs a number of channels that image files cannot provide; they provide 1 or 3."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class DecodeOptions:
     """How image files become pixels.
 
     Args:
-        channels: Number of channels, 1 for grey, 3 for colour.
+        channels: Number of channels: 1 for grey, 3 for colour. Any other number takes the channels of a file as they are
+            stored, and the file must have as many.
         max_pixels: Largest number of pixels; larger images are refused before they are decoded.
         high_depth: Rule that scales more than 8 bits to 8, see :mod:`finetune.data.color`.
         integer_range: Values that become black and white, for integers of more than 8 bits; None for the range of the type.
@@ -165,8 +165,7 @@ def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = Non
         uint8 (H, W, channels), upright. Where an image was turned, its memory may be laid out by columns.
 
     Raises:
-        UnreadableImage: The file is missing, empty, damaged, truncated, too large or not an image.
-        FileChannelsError: The options have other channels than 1 and 3.
+        UnreadableImage: The file is missing, empty, damaged, truncated, too large, not an image, or has other channels.
     """
     data = read_image_file(path, max_pixels=options.max_pixels)
     return decode_bytes(data, options, path=path, at_least=at_least)
@@ -209,6 +208,8 @@ def open_image(data: bytes | bytearray, *, path: str) -> Opened:
             return _open_tiff(data, path)
         if kind == "DICOM":
             return open_dicom(data, path=path)
+        if kind == "NPY":
+            return open_npy(data, path=path)
         opener = _OPENERS[kind] if kind in _OPENERS else _box_opener(kind, path)
         return opener(BytesIO(data))
 
@@ -255,15 +256,13 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
 
 def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
     """Decode an image from :func:`open_image`, as :func:`decode_file` does; this works once per opened image."""
-    if options.channels not in (1, 3):
-        raise FileChannelsError(
-            f"{path}: image files are read as 1 or 3 channels. This model takes {options.channels}. Read the bands with your "
-            "own library, and give arrays or tensors to finetune.load(RUN) in Python."
-        )
+    _check_channels(image, options.channels, path)
     _check_size(path, image.width, image.height, options.max_pixels)
     with _naming_damage(path):
         _check_stored_bytes(image, path)
-        if isinstance(image, ArrayImage):
+        if options.channels not in (1, 3):
+            pixels = bands_to_pixels(_stored_samples(image, path), rule=options.rule)
+        elif isinstance(image, ArrayImage):
             pixels = _pixels_of(image.load(), image, options)
         elif isinstance(image, JpegImagePlugin.JpegImageFile):
             pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
@@ -276,6 +275,52 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
             pixels = _decode_with_pillow(image, options) if lossy is None else lossy
         # read after loading: Pillow rotates a TIFF while loading it and removes the tag
         return _upright(pixels, orientation_of(image))
+
+
+def stored_channels(image: Opened) -> int:
+    """Return the number of channels of an opened file as it is stored, alpha among them."""
+    if isinstance(image, ArrayImage):
+        return image.channels
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return stored_in_tiff(image)
+    with_alpha = {"LA": 2, "RGBA": 4}
+    return with_alpha.get(image.mode, 1 if image.mode.partition(";")[0] in ("1", "L", "I", "F") else 3)
+
+
+def _check_channels(image: Opened, channels: int, path: str) -> None:
+    """Refuse a file that cannot be read as so many channels.
+
+    Raises:
+        UnreadableImage: It has another number of channels, or channels that are no colours.
+    """
+    stored = stored_channels(image)
+    if channels in (1, 3):
+        if image.mode.startswith("bands"):
+            raise UnreadableImage(path, f"It has {stored} channels that are no colours, and {channels} are wanted.")
+    elif stored != channels:
+        raise UnreadableImage(path, f"It has {counted(stored, 'channel')}, and {channels} are wanted.")
+
+
+def _stored_samples(image: Opened, path: str) -> Samples:
+    """Decode all channels of a file as they are stored."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Pillow multiplies or divides some modes by their alpha
+        image = open_by_tifffile(_file_of(image).getvalue(), path=path)
+    if isinstance(image, ArrayImage):
+        assert image.load_bands is not None, "only formats with bands have so many channels"
+        return image.load_bands()
+    if is_deep_colour(image):
+        return replace(deep_samples(image, _file_of(image).getvalue()), space="bands", opacity="")
+    image.load()
+    return Samples(values_HWS=np.asarray(image), space="bands", bits=8)
+
+
+def decode_grey(image: Opened, *, max_pixels: int, path: str, at_least: int) -> Pixels:
+    """Decode an opened image to grey, uint8 (H, W), for comparing pictures; of bands, to their mean."""
+    bands = image.mode.startswith("bands")
+    options = DecodeOptions(channels=stored_channels(image) if bands else 1, max_pixels=max_pixels)
+    pixels_HWC = decode_opened(image, options, path=path, at_least=at_least)
+    return np.rint(pixels_HWC.mean(axis=2)).astype(np.uint8) if bands else pixels_HWC[..., 0]
 
 
 def _check_stored_bytes(image: Opened, path: str) -> None:

@@ -38,6 +38,7 @@ def open_dicom(data: bytes | bytearray, *, path: str) -> ArrayImage:
         mode="RGB" if number == 3 or shown == "PALETTE COLOR" else "L" if _windowed(dataset) else "I;16",
         format="DICOM",
         load=lambda: _samples(dataset, number, shown),
+        channels=3 if shown == "PALETTE COLOR" else number,
         is_animated=int(dataset.get("NumberOfFrames") or 1) > 1,
     )
 

@@ -38,6 +38,7 @@ _MAGIC = (
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
+    (b"\x93NUMPY", "NPY"),
 )
 
 # `what_instead` adds how to convert them
@@ -72,7 +73,6 @@ _FOREIGN = (
     (b"<?xml", "an XML document"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"\x93NUMPY", "a NumPy array"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x1aE\xdf\xa3", "a video"),
     (b"{", "a JSON document"),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from finetune.data.array_image import ArrayImage
 from finetune.data.color import is_srgb
-from finetune.data.decode import DecodeOptions, Opened, decode_opened, numbers_of, open_image, orientation_of
+from finetune.data.decode import Opened, decode_grey, numbers_of, open_image, orientation_of, stored_channels
 from finetune.data.deep_colour import deep_samples, is_deep_colour
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
 from finetune.data.path_table import PathTable
@@ -25,11 +25,12 @@ from finetune.data.perceptual_hash import looks
 from finetune.data.progress import Progress
 
 # a table of facts stores positions in these tuples
-KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEIF", "DICOM")
+KINDS = ("", "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "HEIF", "DICOM", "NPY")
 MODES = (
     *("", "1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
     *("I;16", "I;16B", "I;16L", "I;16N", "I", "F"),
     *("RGB;16", "RGBA;16", "LA;16"),  # of which Pillow keeps 8 bits
+    *("bands", "bands;16", "bands;32"),  # channels that are no colours
 )
 # of the samples of images of more than 8 bits
 SAMPLE_KINDS = ("", "integer", "float")
@@ -47,6 +48,8 @@ FACT_TYPE = np.dtype(
         ("problem", np.uint32),
         ("kind", np.uint8),
         ("mode", np.uint8),
+        # as they are stored, alpha among them
+        ("channels", np.uint16),
         ("orientation", np.uint8),
         ("several", np.bool_),
         ("profile", np.bool_),
@@ -66,6 +69,7 @@ _LOOK_AT = 32
 # files that a thread scans before it takes the next: handing over each small file alone cost as much as scanning it
 _FILES_A_TASK = 32
 _CHUNK = 1024
+_MOST_CHANNELS = np.iinfo(np.uint16).max
 # share of the darkest and of the brightest pixels in floating point that is ignored: filters overshoot, sensors have hot pixels
 _OUTLIERS = 0.001
 
@@ -104,6 +108,10 @@ class Facts:
         return np.isin(
             self.table["mode"], [number for number, mode in enumerate(MODES) if mode.partition(";")[0] in _GREY]
         )
+
+    def bands(self) -> npt.NDArray[np.bool_]:
+        """Tell which files hold channels that are no colours, bool (N,)."""
+        return np.isin(self.table["mode"], [MODES.index(mode) for mode in ("bands", "bands;16", "bands;32")])
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Facts":
         """Return the facts of some rows, in their order."""
@@ -152,6 +160,7 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
         row["content"] = content_hash(repr(image.shape).encode() + image.tobytes())
         row["height"], row["width"] = image.shape[:2]
         row["mode"] = MODES.index("L" if image.ndim == 2 else "RGB")
+        row["channels"] = 1 if image.ndim == 2 else 3
         row["orientation"] = 1
         row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     return Facts(table, ())
@@ -184,13 +193,13 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     deep_colour = is_deep_colour(image)
     mode = f"{image.mode};16" if deep_colour else image.mode
     row["mode"] = MODES.index(mode) if mode in MODES else 0
+    row["channels"] = min(stored_channels(image), _MOST_CHANNELS)
     row["width"], row["height"] = image.width, image.height
     # a PNG may state its orientation behind its pixels; Pillow turns a TIFF upright as it loads it, and takes the tag away
     stated_behind = image.format == "PNG"
     row["orientation"] = 1 if stated_behind else orientation_of(image)
     row["profile"] = not is_srgb(image.info.get("icc_profile") or b"")
-    options = DecodeOptions(channels=1, max_pixels=max_pixels)
-    grey = decode_opened(image, options, path=path, at_least=_LOOK_AT)[..., 0]
+    grey = decode_grey(image, max_pixels=max_pixels, path=path, at_least=_LOOK_AT)
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     if stated_behind:
         row["orientation"] = orientation_of(image)

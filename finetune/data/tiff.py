@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import TiffImagePlugin
 
 from finetune.data.array_image import ArrayImage, Samples
@@ -47,6 +48,13 @@ def pillow_reads(image: TiffImagePlugin.TiffImageFile) -> bool:
     if samples == 1 and photometric == _BLACK_IS_ZERO:
         return (bits, kind) == (16, _UNSIGNED) or (plain and (bits, kind) in ((32, _SIGNED), (32, _FLOAT)))
     return bool((bits, kind, photometric, samples) == (16, _UNSIGNED, _RGB, 3))
+
+
+def stored_channels(image: TiffImagePlugin.TiffImageFile) -> int:
+    """Return the samples of each pixel of a file that Pillow reads, alpha among them; three of a palette's colours or others."""
+    photometric = image.tag_v2.get(_PHOTOMETRIC)
+    plain = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK)
+    return int(image.tag_v2.get(_SAMPLES, 1)) if plain else 3
 
 
 def is_camera_raw(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -122,7 +130,7 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     """Read the header of a TIFF file with tifffile.
 
     Raises:
-        UnreadableImage: tifffile is not installed, or the file holds something other than a grey or colour image.
+        UnreadableImage: tifffile is not installed, or the file holds something other than a grey or colour image, or bands.
     """
     try:
         import tifffile
@@ -139,27 +147,40 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     colours = {"grey": 1, "rgb": 3, "cmyk": 4}.get(space_of.get(photometric, ""), 0)
     stored = 1 if photometric == _PALETTE else colours
     depth, number = page.bitspersample, page.samplesperpixel
+    sampled = page.imagedepth == 1 and page.sampleformat in (_UNSIGNED, _SIGNED, _FLOAT)
     bands = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and len(extra) > 1
-    known = colours and page.imagedepth == 1 and page.sampleformat in (_UNSIGNED, _SIGNED, _FLOAT)
-    if not known or bands or number != stored + len(extra):
+    if not (sampled and colours and number == stored + len(extra)):
         raise UnreadableImage(
             path,
-            f"It is a TIFF of {number} x {depth} bits ({_NAMES.get(photometric, f'photometric {photometric}')}), which is not a "
-            "grey or colour image. Convert it to one, or use the channels that matter.",
+            f"It is a TIFF of {number} x {depth} bits ({_NAMES.get(photometric, f'photometric {photometric}')}), which is no "
+            "grey or colour image and no bands. Convert it to one, or use the channels that matter.",
         )
     opacity = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if extra and photometric != _PALETTE else ""
 
-    def load() -> Samples:
+    def stored_values() -> npt.NDArray[Any]:
         values = page.asarray()
         if number > 1 and page.planarconfig == 2:
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(page.imagelength, page.imagewidth, number)
+        return values.view(np.uint8) if values.dtype == np.bool_ else values
+
+    def load_bands() -> Samples:
+        values = stored_values()
+        return Samples(
+            values_HWS=values,
+            space="bands",
+            bits=0 if values.dtype.kind == "f" else depth,
+            white_is_zero=photometric == _WHITE_IS_ZERO,
+        )
+
+    def load() -> Samples:
+        values = stored_values()
         values, bits = values[..., : stored + bool(opacity)], depth
         if photometric == _PALETTE:
             table = page.colormap.T
             values, bits = table[values[..., 0]], 8 if table.max() < 256 else 16
         return Samples(
-            values_HWS=values.view(np.uint8) if values.dtype == np.bool_ else values,
+            values_HWS=values,
             space=space_of[photometric],  # type: ignore[arg-type] # a key, checked above
             bits=0 if values.dtype.kind == "f" else bits,
             white_is_zero=photometric == _WHITE_IS_ZERO,
@@ -170,9 +191,11 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     return ArrayImage(
         width=page.imagewidth,
         height=page.imagelength,
-        mode=_mode(page, colours),
+        mode=_mode(page, 0 if bands else colours),
         format="TIFF",
-        load=load,
+        load=load_bands if bands else load,
+        channels=number,
+        load_bands=None if photometric == _PALETTE else load_bands,
         orientation=_orientation(page),
         is_animated=len(pages) > 1,
         info={"icc_profile": profile} if isinstance(profile, bytes) else {},
@@ -180,8 +203,12 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
 
 
 def _mode(page: Any, colours: int) -> str:
+    """Return the name of the mode; of no colours, of bands."""
+    deep = page.bitspersample == 16 and page.dtype is not None and page.dtype.kind == "u"
+    if colours == 0:
+        small = page.dtype is not None and page.dtype.kind == "u" and page.bitspersample <= 8
+        return f"bands{'' if small else ';16' if deep else ';32'}"
     if colours != 1:
-        deep = page.bitspersample == 16 and page.dtype is not None and page.dtype.kind == "u"
         return f"RGB{';16' * deep}" if colours == 3 else "CMYK"
     if page.dtype is None or page.dtype.kind == "f":
         return "F"

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from finetune.data.decode import FileChannelsError
 from finetune.errors import UserError
 from finetune.inference.job_store import file_stamp
 
@@ -65,7 +64,5 @@ def read_ahead(
 def _result(item: Item, stamp: str, future: Future[Value]) -> ReadResult[Item, Value]:
     try:
         return ReadResult(item=item, stamp=stamp, value=future.result())
-    except FileChannelsError:
-        raise  # true of every file
     except UserError as error:
         return ReadResult(item=item, stamp=stamp, error=getattr(error, "reason", str(error)))

@@ -351,7 +351,7 @@ def _unreadable_files() -> list[OddImage]:
         OddImage("icon.png", saved(colour, "ICO"), reason="an icon file"),
         OddImage("layers.png", b"8BPS\0\1" + bytes(60), reason="a Photoshop document"),
         OddImage("film.jpg", b"\0\0\0\x18ftypmp42" + bytes(60), reason="a video"),
-        OddImage("array.png", b"\x93NUMPY\1\0" + bytes(60), reason="a NumPy array"),
+        OddImage("array.png", b"\x93NUMPY\1\0" + bytes(60), reason="damaged or cut short"),
         OddImage("raw.tif", saved(colour, "TIFF", tiffinfo={50706: b"\1\4\0\0"}), reason="a camera's raw file"),
         OddImage("zeros.jpg", bytes(5000), reason="nothing but zero bytes"),
         OddImage("jpeg_only_start.jpg", b"\xff\xd8\xff", reason=cut),

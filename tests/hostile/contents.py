@@ -1144,6 +1144,32 @@ IMAGE = [
         b"RIFF" + struct.pack("<I", 2**31 - 1) + b"WEBPVP8X" + b"\n\0\0\0" + b"\0\0\0\0" + b"\xff" * 6,
         may_pass=True,
     ),
+    content(
+        "an NPY of Python objects",
+        lambda place: _npy(np.array([[Payload(place.mark)] * 4] * 4, object)),
+        may_pass=True,
+    ),
+    content(
+        "an NPY whose header is code",
+        lambda place: _npy_header(f"__import__('os').mkdir('{place.mark}')"),
+        may_pass=True,
+    ),
+    content("an NPY with a header of brackets", _npy_header("(" * 100 + ")" * 100), may_pass=True),
+    content(
+        "an NPY of 100,000 x 100,000 x 5 by its header",
+        _npy_header("{'descr': '<f8', 'fortran_order': False, 'shape': (100000, 100000, 5)}"),
+        may_pass=True,
+    ),
+    content(
+        "an NPY of a negative shape",
+        _npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -2, 4)}", bytes(64)),
+        may_pass=True,
+    ),
+    content(
+        "an NPY of 60,000 channels",
+        lambda place: _npy(np.zeros((4, 4, 60_000), np.uint8)),
+        may_pass=True,
+    ),
 ]
 
 NAMES = [

@@ -3,14 +3,10 @@
 import threading
 from pathlib import Path
 
-import pytest
-
-from finetune.data.decode import DecodeOptions, FileChannelsError, decode_file
 from finetune.data.image_file import UnreadableImage
 from finetune.errors import UserError
 from finetune.inference.job_store import file_stamp
 from finetune.inference.read_ahead import read_ahead
-from tests.data.folders import write_folder
 
 
 def test_batches_come_in_order_one_ahead_with_the_error_of_each_unreadable_item(tmp_path: Path) -> None:
@@ -37,12 +33,3 @@ def test_batches_come_in_order_one_ahead_with_the_error_of_each_unreadable_item(
     assert [row.value for row in rows] == [f"text of {number}.txt" for number in range(6)] + [None, None]
     assert [row.error for row in rows] == [""] * 6 + ["There is no such file.", "A mistake."]
     assert [row.stamp for row in rows] == [file_stamp(path) for path in paths]
-
-
-def test_a_model_of_five_channels_refuses_ordinary_files_by_name_at_the_first(tmp_path: Path) -> None:
-    path = write_folder(tmp_path, {"a": 1}) / "a"
-    (file,) = map(str, path.iterdir())
-    options = DecodeOptions(channels=5)
-    batches = read_ahead([file] * 3, lambda one: decode_file(one, options), batch_size=1, path_of=str)
-    with pytest.raises(FileChannelsError, match=r"\.png: image files are read as 1 or 3 channels. This model takes 5"):
-        next(batches)

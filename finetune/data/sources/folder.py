@@ -67,6 +67,7 @@ FOLDER = SourceKind(
     needs={"root": "DIR, the folder that holds your images"},
     place="root",
     decodes=True,
+    bands=True,
     check=_check,
     left_out=_left_out,
 )

@@ -31,6 +31,7 @@ class SourceKind:
             that is always named.
         splits: Settings of the splits that it takes.
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
+        bands: Whether they may have any number of channels.
         channels: Number of channels of its images where the configuration does not say.
         check: Checks the place without loading torch; takes the specific settings, and ``use``: what the data is for. It may
             return the listing of the data.
@@ -45,6 +46,7 @@ class SourceKind:
     recognises: Callable[[Path], bool] | None = None
     splits: tuple[str, ...] = SPLIT_KEYS
     decodes: bool = False
+    bands: bool = False
     channels: int = 3
     check: "Callable[..., Listing | None] | None" = None
     left_out: Callable[..., Sequence[str]] | None = None

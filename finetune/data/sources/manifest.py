@@ -82,5 +82,6 @@ MANIFEST = SourceKind(
     place="path",
     recognises=lambda path: path.suffix in TABLES and not path.is_dir(),
     decodes=True,
+    bands=True,
     check=_check,
 )
