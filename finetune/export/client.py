@@ -63,6 +63,7 @@ class ClientJob(TypedDict, total=False):
     # of a whole model
     grey: bool  # whether images have one channel
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
+    by_pillow: bool  # whether Pillow reads files of so many channels
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
     files: list[str]
     reading: Mapping[str, Any]  # how the run reads files: high_depth, and the ranges of images of high bit depth
@@ -217,7 +218,12 @@ def answer(job: ClientJob) -> Opened:
             job["answers"], answers=np.concatenate([client.run(given[at : at + 16]) for at in range(0, len(given), 16)])
         )
         return {"opened_by": client.opened_by, "classes": list(client.classes)}
-    from_files = np.stack([client.file(path) for path in job["files"]])
+    decoded = job["decoded"]
+    # files of other channels than 1 and 3 are not opened with Pillow
+    alone = not job["by_pillow"] and isinstance(client, GraphClient)
+    from_files = np.stack(
+        [client.decoded(decoded[str(n)]) if alone else client.file(path) for n, path in enumerate(job["files"])]
+    )
     if isinstance(client, GraphClient):
         # where Pillow decodes to exactly the pixels that the trained model saw, the file's answer is also the pixels' answer
         from_pixels = from_files.copy()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from finetune.data.decode import DecodeOptions
@@ -69,21 +70,30 @@ def _file(source: Source, row: int, folder: Path) -> str:
     path = source.index.path(row)
     if os.path.isfile(path):
         return path
-    written = folder / f"{row:06}.png"
-    if not written.exists():
-        image_CHW = source.read(row).numpy()
-        Image.fromarray(image_CHW[0] if len(image_CHW) == 1 else image_CHW.transpose(1, 2, 0)).save(written)
-    return str(written)
+    pixels_HWC = source.read(row).numpy().transpose(1, 2, 0)
+    return _written(folder / f"{row:06}", pixels_HWC)
+
+
+def _written(stem: Path, pixels_HWC: npt.NDArray[np.uint8]) -> str:
+    """Write an image as PNG, or of other channels than 1 and 3 as an array; return its path."""
+    channels = pixels_HWC.shape[2]
+    path = stem.with_suffix(".png" if channels in (1, 3) else ".npy")
+    if not path.exists():
+        if channels in (1, 3):
+            Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC).save(path)
+        else:
+            np.save(path, pixels_HWC)
+    return str(path)
 
 
 def synthetic_images(folder: Path, *, channels: int, count: int) -> CheckImages:
-    """Write smooth seeded noise of several sizes and shapes as PNG files."""
+    """Write smooth seeded noise of several sizes and shapes as files."""
     random = np.random.default_rng(0)
     files = []
     for number in range(count):
         width, height = (int(side) for side in random.integers(48, 400, 2))
-        coarse = random.integers(0, 256, (8, 8) if channels == 1 else (8, 8, 3), dtype=np.uint8)
-        path = folder / f"synthetic-{number:04}.png"
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
-        files.append(str(path))
+        coarse = random.integers(0, 256, (8, 8, channels), dtype=np.uint8)
+        bands = [Image.fromarray(coarse[..., band]) for band in range(channels)]
+        smooth = [np.asarray(band.resize((width, height), Image.Resampling.BICUBIC)) for band in bands]
+        files.append(_written(folder / f"synthetic-{number:04}", np.stack(smooth, axis=-1)))
     return CheckImages(files=files, origin=f"{count} synthetic images", calibration=files)

@@ -179,6 +179,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                 {
                     "target": str(target.resolve()),
                     "grey": reference.pixels.shape[1] == 1,
+                    "by_pillow": reference.pixels.shape[1] in (1, 3),
                     "pixels": str(pixels),
                     "decoded": decoded,
                     "reading": reference.decode.to_plain(),
@@ -287,7 +288,9 @@ def compare(
         problems.append(f"from the file a probability differs by {by_files.largest:.1e}, limit {bounds.from_files:.0e}")
     if by_files.agreement < bounds.agreement:
         problems.append(f"from the file the first class agrees in {by_files.agreement:.1%}")
-    if others.images:
+    if others.images and reference.pixels.shape[1] not in (1, 3):
+        remarks.append(f"Pillow reads no files of {reference.pixels.shape[1]} channels: compared from decoded pixels")
+    elif others.images:
         remarks.append(
             f"{others.images} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
             f"depths); probabilities differ by up to {others.largest:.1e} there, agreement {others.agreement:.1%}"

@@ -15,7 +15,7 @@ from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sh
 from finetune.errors import UserError, first_line, shortened
 from finetune.inference.answers import Answers
 from finetune.inference.onnx_operators import LOOPS, operators
-from finetune.input_spec import InputSpec
+from finetune.input_spec import MOST_CHANNELS, InputSpec
 from finetune.memory_limit import memory_limit
 from finetune.plain import Json
 from finetune.safe_files import parse_json, read_bytes
@@ -110,7 +110,12 @@ class OnnxEngine:
             raise UserError(f"RUN='{path}': format {version} is newer than this program reads ({FORMAT}). Upgrade.")
         try:
             classes, channels = described["classes"], described["input"]["channels"]
-            whole = whole and all(isinstance(name, str) for name in classes) and channels in (1, 3)
+            whole = (
+                whole
+                and all(isinstance(name, str) for name in classes)
+                and type(channels) is int
+                and 0 < channels <= MOST_CHANNELS
+            )
             whole = whole and described["pixels"]["layout"] in ("nhwc", "nchw")
             outputs = self.session.get_outputs()
             whole = whole and outputs[0].shape[1] == len(classes)

@@ -19,6 +19,11 @@ from PIL import Image, ImageOps
 image = ImageOps.exif_transpose(Image.open("photo.png"))
 {scaling}image = image.convert("{mode}")
 """
+_BANDS = """\
+import numpy as np
+
+image = np.load("tile.npy")  # uint8 (H, W, {channels}); {scaled}
+"""
 # more than 8 bits, scaled by the range of the training images
 _SCALING = """\
 # Pillow has read colour of 16 bits as its upper eight: convert such files to 8 bits first
@@ -52,7 +57,7 @@ def how_to_load(form: str, spec: InputSpec, *, path: str, reading: Mapping[str, 
     repeated = grey and chosen is not None and issubclass(chosen.client, LibraryClient)
     snippet = _FINETUNE if chosen is None else chosen.snippet
     code = snippet.format(
-        image=_image("L" if grey else "RGB", reading or {}), path=path, rgb='.convert("RGB")' if repeated else ""
+        image=_image(spec.channels, reading or {}), path=path, rgb='.convert("RGB")' if repeated else ""
     )
     caution = f"{chosen.caution}\n" if chosen is not None and chosen.caution else ""
     return f"## {form}\n\n{caution}{_GREY if repeated else ''}\n```python\n{code}```\n"
@@ -62,8 +67,16 @@ def _ends(numbers: Sequence[float]) -> str:
     return ", ".join(str(int(number)) if float(number).is_integer() else repr(number) for number in numbers)
 
 
-def _image(mode: str, reading: Mapping[str, Any]) -> str:
-    """Return the code that opens an image file as training did, as far as Pillow reads it."""
+def _image(channels: int, reading: Mapping[str, Any]) -> str:
+    """Return the code that opens an image file as training did, as far as Pillow reads it; of other channels, an array."""
+    if channels not in (1, 3):
+        if reading.get("high_depth") == "stretch":
+            scaled = "the smallest and largest value of each image as 0 and 255"
+        else:
+            ends = reading.get("integer_range") or reading.get("float_range")
+            scaled = f"{_ends(ends)} in its file as 0 and 255" if ends else "as it was stored"
+        return _BANDS.format(channels=channels, scaled=scaled)
+    mode = "L" if channels == 1 else "RGB"
     if reading.get("high_depth") == "stretch":
         scaling = _SCALING.format(condition='image.mode[0] in "IF"', clip="", range="numbers.min(), numbers.max()")
         return _DEEP_IMAGE.format(mode=mode, scaling=scaling)

@@ -99,5 +99,5 @@ def damaged_tiffs() -> list[OddImage]:
     eight = saved((noise >> 8).astype(np.uint8), "TIFF", compression="tiff_lzw")
     files.append(OddImage("tiff_8_lzw_hole.tif", eight[:4000] + bytes(500) + eight[4500:], reason="damaged"))
     five = _written(np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig")
-    files.append(OddImage("tiff_five_channels.tif", five, reason="not a grey or colour image"))
+    files.append(OddImage("tiff_five_channels.tif", five, reason="It has 5 channels that are no colours"))
     return files

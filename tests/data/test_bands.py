@@ -182,11 +182,15 @@ def test_a_run_on_five_bands_learns_from_the_last_and_goes_everywhere(
     assert [row["predicted"] for row in rows] == [Path(row["path"]).parent.name for row in rows]
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert main(["export", str(tmp_path / "run"), "--format", "onnx"]) == 0
+    exported = str(tmp_path / "run" / "exports" / "model.onnx")
+    assert main(["predict", exported, str(root), "--output", str(tmp_path / "exported.csv")]) == 0
+    with (tmp_path / "exported.csv").open() as file:
+        assert [row["predicted"] for row in csv.DictReader(file)] == [row["predicted"] for row in rows]
     assert main(["embed", str(tmp_path / "run"), "--output", str(tmp_path / "emb.npz")]) == 0
     # another kind of file is refused for each image, by name
     Image.fromarray(values(3)).save(tmp_path / "photo.png")
     capsys.readouterr()
-    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png")]) != 0
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "photo.png"), "--output", str(table)]) != 0
     assert "photo.png" in (said := "".join(capsys.readouterr()))
     assert "It has 3 channels, and 5 are wanted" in said
 

@@ -39,7 +39,7 @@ import numpy as np, onnxruntime
 {image}
 session = onnxruntime.InferenceSession("{path}")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-pixels = np.asarray(image).reshape(1, image.height, image.width, -1)  # uint8, any size
+pixels = np.atleast_3d(np.asarray(image))[None]  # uint8, any size
 probabilities = session.run(None, {{"images": pixels}})[0][0]
 print(classes[probabilities.argmax()], probabilities.max())
 """

@@ -43,7 +43,7 @@ import numpy as np, torch
 extra = {{"finetune.json": ""}}
 model = torch.export.load("{path}", extra_files=extra).module()
 classes = json.loads(extra["finetune.json"])["classes"]
-pixels = np.array(image).reshape(1, image.height, image.width, -1)  # uint8, any size
+pixels = np.atleast_3d(np.array(image))[None]  # uint8, any size
 probabilities = model(torch.from_numpy(pixels))[0]
 print(classes[int(probabilities.argmax())], float(probabilities.max()))
 """
