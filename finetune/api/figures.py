@@ -177,7 +177,8 @@ def _pictures(pictures: Sequence[Any], titles: Sequence[str]) -> "Figure":
     for axes in grid.flat:
         axes.axis("off")
     for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
-        grey = picture.shape[2] == 1
-        axes.imshow(picture[..., 0] if grey else picture, cmap="grey" if grey else None, vmin=0, vmax=255)
+        # of two channels the first, of more than three the first three, as in the reports
+        grey = picture.shape[2] < 3
+        axes.imshow(picture[..., 0] if grey else picture[..., :3], cmap="grey" if grey else None, vmin=0, vmax=255)
         axes.set_title(title, fontsize=8)
     return figure

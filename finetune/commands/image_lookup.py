@@ -26,15 +26,15 @@ class ImageLookup:
         self._recorded = dict(recorded) if isinstance(recorded, Mapping) else {}
 
     def __call__(self, path: str) -> "Tensor | None":
-        """Return the image, uint8 of one or three channels; None if it is not available."""
-        from finetune.data.decode import DecodeOptions, decode_file, to_tensor
+        """Return the image, uint8 (C, H, W); None if it is not available."""
+        from finetune.data.decode import DecodeOptions, decode_to_show, to_tensor
         from finetune.data.image_file import UnreadableImage
         from finetune.report.thumbnails import SIDE_PX
 
         try:
             if Path(path).is_file():
                 options = DecodeOptions.from_plain(DecodeOptions().to_plain() | self._recorded, channels=3)
-                return to_tensor(decode_file(path, options, at_least=SIDE_PX))
+                return to_tensor(decode_to_show(path, options, at_least=SIDE_PX))
             row = self._rows.get(path)
             return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
         except (UnreadableImage, ValueError):  # ValueError: the embeddings file names settings that do not exist

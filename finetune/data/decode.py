@@ -79,6 +79,9 @@ _OPENERS: dict[str, Callable[[BytesIO], ImageFile.ImageFile]] = {
 # an image file whose header was read
 Opened = ImageFile.ImageFile | ArrayImage
 
+# channels of colour with transparency, or of CMYK; of more, fewer pixels fit
+_MOST_OF_A_PIXEL = 4
+
 _RANGES = ("integer_range", "float_range")
 
 # messages of Pillow that mean nothing to a user
@@ -176,6 +179,14 @@ def decode_bytes(data: bytes | bytearray, options: DecodeOptions, *, path: str, 
     return decode_opened(open_image(data, path=path), options, path=path, at_least=at_least)
 
 
+def decode_to_show(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:
+    """Decode a file for a picture of it, uint8 (H, W, 3), or of bands (H, W, all of them); see :func:`decode_file`."""
+    data = read_image_file(path, max_pixels=options.max_pixels)
+    image = open_image(data, path=path)
+    channels = stored_channels(image) if image.mode.startswith("bands") else 3
+    return decode_opened(image, replace(options, channels=channels), path=path, at_least=at_least)
+
+
 def decode_image(path: str, *, channels: int, at_least: int | None = None) -> "Tensor":
     """Decode a file to uint8 (channels, H, W) with the default limits and rules; see :func:`decode_file`."""
     return to_tensor(decode_file(path, DecodeOptions(channels=channels), at_least=at_least))
@@ -257,7 +268,7 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
 def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
     """Decode an image from :func:`open_image`, as :func:`decode_file` does; this works once per opened image."""
     _check_channels(image, options.channels, path)
-    _check_size(path, image.width, image.height, options.max_pixels)
+    _check_size(image, options.max_pixels, path)
     with _naming_damage(path):
         _check_stored_bytes(image, path)
         if options.channels not in (1, 3):
@@ -495,11 +506,18 @@ def _upright(pixels_HWC: Pixels, orientation: int) -> Pixels:
     return turned.swapaxes(0, 1) if swapped else turned
 
 
-def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_size(image: Opened, max_pixels: int, path: str) -> None:
+    """Refuse an image that would take too much memory: more pixels than allowed, or more numbers than four of each of these.
+
+    Raises:
+        UnreadableImage: It is too large.
+    """
+    pixels, channels = image.width * image.height, stored_channels(image)
+    if pixels > max_pixels or pixels * channels > _MOST_OF_A_PIXEL * max_pixels:
+        of_each = f" of {channels} channels" if pixels <= max_pixels else ""
         raise UnreadableImage(
             path,
-            f"It claims {width} x {height} pixels, more than data.max_pixels={max_pixels}. "
+            f"It claims {image.width} x {image.height} pixels{of_each}, more than data.max_pixels={max_pixels}. "
             "Raise the limit if the file is meant to be that large.",
         )
 

@@ -158,7 +158,7 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     opacity = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if extra and photometric != _PALETTE else ""
 
     def stored_values() -> npt.NDArray[Any]:
-        values = page.asarray()
+        values: npt.NDArray[Any] = page.asarray()
         if number > 1 and page.planarconfig == 2:
             values = np.moveaxis(values, 0, -1)
         values = values.reshape(page.imagelength, page.imagewidth, number)
@@ -194,7 +194,7 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
         mode=_mode(page, 0 if bands else colours),
         format="TIFF",
         load=load_bands if bands else load,
-        channels=number,
+        channels=3 if photometric == _PALETTE else number,
         load_bands=None if photometric == _PALETTE else load_bands,
         orientation=_orientation(page),
         is_animated=len(pages) > 1,
