@@ -104,7 +104,7 @@ def _context(
 
     decided = wait_for_run_record(folder.path, patience_s=timeout_s(config)).decided
     try:
-        caches = policies_from_plain(decided.caches, parts.phases)
+        policies = policies_from_plain(decided.caches, parts.phases)
     except ValueError as error:
         raise UserError(f"{folder.path / RECORD}: damaged. {error}. Start the run again.") from None
     settings = _settings(with_objects_named(config, objects), parts.classifier, precision=str(decided.precision))
@@ -114,8 +114,8 @@ def _context(
     context = RunContext(
         classifier=parts.classifier,
         data=parts.data,
-        schedule=with_solvers(parts.phases, caches),
-        caches=caches,
+        schedule=with_solvers(parts.phases, policies),
+        cache_policies=policies,
         folder=folder,
         settings=settings,
         make=make,

@@ -23,13 +23,13 @@ def plan_run(config: Config, parts: "RunParts") -> "tuple[list[PlannedPhase], Pr
 
     parts.data.check_processes(1, [phase.batch_size for phase in parts.phases])
     decision = decide(config, parts)
-    plan = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
+    plan = build_plan(parts.classifier, decision.phases, parts.data, cache_policies=decision.cache_policies)
     with quiet_lightning():
         trainer = trainer_factory(config, Path(), precision=decision.precision.name, trusted=True)(**QUIET_TRAINER)
         times = forecast(
             classifier=parts.classifier,
             phases=decision.phases,
-            caches=decision.caches,
+            cache_policies=decision.cache_policies,
             data=parts.data,
             trainer=trainer,
             make_optimizer=partial(optimizer_factory, trusted=True),

@@ -70,10 +70,10 @@ def train(config: Config, *, tune_process: bool = False, objects: PythonObjects 
                 config_yaml=to_yaml(recorded),
                 model=parts.classifier.describe(),
                 index=parts.source.index,
-                plan=build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches),
+                plan=build_plan(parts.classifier, decision.phases, parts.data, cache_policies=decision.cache_policies),
                 decided=Decisions(
                     precision=decision.precision.name,
-                    caches=tuple(policy.to_plain() for policy in decision.caches),
+                    caches=tuple(policy.to_plain() for policy in decision.cache_policies),
                     objects=objects.names() or None,
                 ),
             )
@@ -109,12 +109,12 @@ class Computation:
 
     Args:
         precision: Precision of the computation.
-        caches: Cache policy of each phase.
+        cache_policies: Cache policy of each phase.
         phases: The phases, with their solvers decided.
     """
 
     precision: "Precision"
-    caches: "list[CachePolicy]"
+    cache_policies: "list[CachePolicy]"
     phases: "list[ResolvedPhase]"
 
 
@@ -128,7 +128,7 @@ def decide(config: Config, parts: RunParts) -> Computation:
         parts.classifier,
         accelerator=str(config.trainer.get("accelerator", "auto")),
     )
-    caches = plan_caches(
+    policies = plan_caches(
         parts.classifier, parts.phases, parts.source.index, max_gb=config.cache.max_gb, item_bytes=precision.item_bytes
     )
-    return Computation(precision=precision, caches=caches, phases=with_solvers(parts.phases, caches))
+    return Computation(precision=precision, cache_policies=policies, phases=with_solvers(parts.phases, policies))

@@ -81,7 +81,7 @@ def forecast(
     *,
     classifier: Classifier,
     phases: Sequence[ResolvedPhase],
-    caches: Sequence[CachePolicy],
+    cache_policies: Sequence[CachePolicy],
     data: ImageDataModule,
     trainer: pl.Trainer,
     make_optimizer: Callable[[ResolvedPhase], OptimizerFactory],
@@ -92,7 +92,7 @@ def forecast(
     Args:
         classifier: Network at the start of the run.
         phases: Phases of the schedule.
-        caches: Cache policy of each phase.
+        cache_policies: Cache policy of each phase.
         data: Data module that gives images and loader processes.
         trainer: Trainer that gives device and precision.
         make_optimizer: Function that returns the optimizer factory of a phase.
@@ -101,7 +101,8 @@ def forecast(
     machine = _Machine(classifier, data, trainer, timer)
     with restoring_state(classifier):
         return [
-            machine.phase(phase, policy, make_optimizer(phase)) for phase, policy in zip(phases, caches, strict=True)
+            machine.phase(phase, policy, make_optimizer(phase))
+            for phase, policy in zip(phases, cache_policies, strict=True)
         ]
 
 

@@ -79,7 +79,7 @@ class PhaseRunner:
         self, context: RunContext, session: RunSession, *, number: int, before: tuple[PhaseResult, ...]
     ) -> None:
         self._context, self._session, self._number = context, session, number
-        self._phase, self._policy = context.schedule[number], context.caches[number]
+        self._phase, self._policy = context.schedule[number], context.cache_policies[number]
         self._folder = context.phase_folder(number)
         self._offset = Offset(sum(result.epochs for result in before), sum(result.steps for result in before))
 

@@ -69,13 +69,17 @@ class PlannedPhase:
 
 
 def build_plan(
-    classifier: Classifier, phases: Sequence[ResolvedPhase], data: ImageDataModule, *, caches: Sequence[CachePolicy]
+    classifier: Classifier,
+    phases: Sequence[ResolvedPhase],
+    data: ImageDataModule,
+    *,
+    cache_policies: Sequence[CachePolicy],
 ) -> list[PlannedPhase]:
     """Return the plan of each phase; nothing is trained or changed."""
     images = len(data.source.index.rows("train"))
     counts = {name: parameter.numel() for name, parameter in classifier.named_parameters()}
     plan = []
-    for phase, cache in zip(phases, caches, strict=True):
+    for phase, cache in zip(phases, cache_policies, strict=True):
         with low_rank(classifier, phase, seed=0, merge=False):
             names = trainable_names(classifier, train=phase.train, parameters=phase.parameters)
             trained = {name: classifier.get_parameter(name).numel() for name in names}

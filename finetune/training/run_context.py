@@ -83,7 +83,7 @@ class RunContext:
         classifier: Network at the start of the run; rebuilt in the same way when the run is resumed.
         data: Batches of images, or of cached activations.
         schedule: Phases in order.
-        caches: For each phase, whether it trains on cached activations.
+        cache_policies: For each phase, whether it trains on cached activations.
         folder: Run folder, which exists.
         settings: Values that every phase reads.
         make: Functions that make what each phase needs anew.
@@ -94,7 +94,7 @@ class RunContext:
     classifier: Classifier
     data: ImageDataModule
     schedule: Sequence[ResolvedPhase]
-    caches: Sequence[CachePolicy]
+    cache_policies: Sequence[CachePolicy]
     folder: RunFolder
     settings: RunSettings
     make: Factories
@@ -116,7 +116,7 @@ class RunContext:
 
     def make_cache(self, number: int) -> ActivationCache | None:
         """Make the activation cache of a phase, which opens nothing yet; return None where the phase trains on images."""
-        policy = self.caches[number]
+        policy = self.cache_policies[number]
         if policy.cached_stage is None:
             return None
         return ActivationCache(

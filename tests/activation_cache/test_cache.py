@@ -150,8 +150,8 @@ def test_which_views_each_phase_trains_on(
     words: Words, changes: list[str], expected: list[tuple[str | None, int | None]]
 ) -> None:
     config = compose(words(*ONE_EACH, *changes))
-    caches = decide(config, assemble(config)).caches
-    assert [(cache.cached_stage, cache.views) for cache in caches] == expected
+    policies = decide(config, assemble(config)).cache_policies
+    assert [(cache.cached_stage, cache.views) for cache in policies] == expected
 
 
 def test_a_chunk_that_is_still_being_loaded_is_not_computed_again(

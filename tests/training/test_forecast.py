@@ -41,7 +41,7 @@ def forecasts(words: list[str], *, cost_s: float = 1.0) -> list[Forecast]:
     found = forecast(
         classifier=parts.classifier,
         phases=decision.phases,
-        caches=decision.caches,
+        cache_policies=decision.cache_policies,
         data=parts.data,
         trainer=trainer,
         make_optimizer=partial(optimizer_factory, trusted=True),
@@ -125,7 +125,7 @@ def test_a_slow_machine_times_few_images(words: Words) -> None:
         forecast(
             classifier=parts.classifier,
             phases=decision.phases,
-            caches=decision.caches,
+            cache_policies=decision.cache_policies,
             data=parts.data,
             trainer=trainer,
             make_optimizer=partial(optimizer_factory, trusted=True),

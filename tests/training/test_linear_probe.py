@@ -175,7 +175,7 @@ def test_the_default_schedule_solves_its_head_where_it_can(words: Words, change:
     parts = assemble(config)
     decision = decide(config, parts)
     assert [phase.solves_head for phase in decision.phases] == [solved, False, False]
-    (first, *_) = build_plan(parts.classifier, decision.phases, parts.data, caches=decision.caches)
+    (first, *_) = build_plan(parts.classifier, decision.phases, parts.data, cache_policies=decision.cache_policies)
     assert first.settings.to_plain()["solver"] == ("lbfgs" if solved else "gradient")
 
 
