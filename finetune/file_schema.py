@@ -54,7 +54,7 @@ _PHASE: dict[str, Field] = {
     "frozen[]": (str, "stages that stayed frozen"),
     "epochs": (int, "epochs that were run"),
     "steps": (int, "optimizer steps that were run"),
-    "restored": (str, "'best' or 'last': which epoch's weights were passed on"),
+    "restored": (str, "'best' or 'last': which epoch's weights were passed on; 'start': those before the phase"),
     "weights": (str, "'raw' or 'ema': which weights were validated and passed on"),
     "best_epoch": (int, "the best epoch, from 0"),
     "best.*": (NUMBER, "its monitored metric, by name"),

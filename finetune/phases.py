@@ -51,7 +51,8 @@ class ResolvedPhase:
         ema_decay: Decay of the exponential moving average of the weights, per optimizer step; None does not average.
         gradient_clip: Largest norm of the gradient; None does not clip.
         accumulate: Batches whose gradients are summed into one optimizer step.
-        restore: Weights passed on at the end: of the ``best`` epoch by the monitored metric, or of the ``last``.
+        restore: Weights passed on at the end: of the ``best`` epoch by the monitored metric, or those that the phase began with
+            where no epoch is better; or of the ``last``.
         patience: Epochs without a better metric after which the phase stops; None never stops early.
         cache: Train on cached activations of the frozen prefix: ``auto``, ``off``, ``features`` (the evaluation view of each
             image), or the number of training views of each image.

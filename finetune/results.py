@@ -156,7 +156,8 @@ class PhaseResult:
         frozen: Stages that did not.
         epochs: Epochs that were run.
         steps: Optimizer steps that were run.
-        restored: ``best`` or ``last``: the epoch whose weights were passed on.
+        restored: ``best`` or ``last``: the epoch whose weights were passed on; ``start``: the weights that the phase began with,
+            because no epoch was better.
         weights: ``raw`` or ``ema``: the weights that were validated and passed on.
         best_epoch: Best epoch, from 0.
         best: The monitored metric of that epoch, by name.
@@ -199,6 +200,8 @@ class PhaseResult:
             how = f"with weight decay {tried}, {self.steps} iterations{end}"
         else:
             how = f"at epoch {epoch} of {self.epochs}"
+        if self.restored == "start":
+            how += ", not better than its start, which is kept"
         return f"{metric} {value:.4f} {how}, {self.seconds:.0f} s"
 
 

@@ -321,7 +321,9 @@ class PhaseSettings:
     optimizer: dict[str, Any] = setting(dict, "node of another optimizer; empty: that of optimizer=NAME")
     carry_optimizer: Optional[bool] = setting(None, "keep the optimizer's moments from the phase before")
     restore: Optional[str] = setting(
-        None, "weights kept at the end of a phase: of its best epoch by monitor, or its last", choices=("best", "last")
+        None,
+        "weights kept at the end of a phase: of its best epoch by monitor (of its start if none is better), or its last",
+        choices=("best", "last"),
     )
     patience: Optional[int] = setting(
         None, "stop after this many epochs without a better monitor; null: never", above=0

@@ -17,25 +17,29 @@ def better_phase(
     """Return a sentence on an earlier phase that was better than the last one; empty if there is none.
 
     Args:
-        phases: Results of the phases.
+        phases: Results of the phases; one that kept its start changed nothing.
         configured: Settings of the phases, as ``config.yaml`` has them.
         images: Validation images; a share, such as an accuracy, must then be better by more than its standard error, which is
             what one image more or less often is. None asks for no margin.
     """
-    metric, end = next(iter(phases[-1].best.items()))
+    numbered = [(number, phase) for number, phase in enumerate(phases) if phase.restored != "start"]
+    _, last = numbered[-1]
+    metric, end = next(iter(last.best.items()))
     if metric not in built_in(multi_label=True):
         # a result does not say of a user-supplied metric whether smaller values are better
         return ""
     smaller_is_better = minimizes(metric)
     sign = -1 if smaller_is_better else 1
-    values = [sign * phase.best.get(metric, -sign * float("inf")) for phase in phases]
-    at = max(range(len(values)), key=values.__getitem__)
+    values = [sign * phase.best.get(metric, -sign * float("inf")) for _, phase in numbered]
+    value = max(values)
     margin = math.sqrt(end * (1 - end) / images) if images and not smaller_is_better else 0.0
-    if not values[at] > values[-1] + margin:
+    if not value > values[-1] + margin:
         return ""
+    number, phase = numbered[values.index(value)]
+    which = "the last phase" if last is phases[-1] else "a later phase"
     return (
-        f"{metric} was best after phase {printable(phases[at].name)}: {sign * values[at]:.4f}. The model kept is that of the "
-        f"last phase, {printable(phases[-1].name)}: {end:.4f}. To stop earlier, train with '{stops_after(configured, at)}'"
+        f"{metric} was best after phase {printable(phase.name)}: {sign * value:.4f}. The model kept is that of {which}, "
+        f"{printable(last.name)}: {end:.4f}. To stop earlier, train with '{stops_after(configured, number)}'"
     )
 
 

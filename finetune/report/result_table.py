@@ -26,7 +26,8 @@ def result_table(results: Results) -> str:
         (name, value), *_ = phase.best.items()
         stages = phase.train
         trains = ", ".join(stages) if len(stages) < 4 else f"{stages[0]} ... {stages[-1]} ({len(stages)} stages)"
-        best = f"{name} {value:.4f} (epoch {phase.best_epoch + 1})"
+        kept = "; start kept" if phase.restored == "start" else ""
+        best = f"{name} {value:.4f} (epoch {phase.best_epoch + 1}{kept})"
         cells = [phase.name, trains, str(phase.epochs), f"{phase.steps:,}", best, f"{phase.seconds:.0f}"]
         phases.append([printable(cell) for cell in cells])
     figures = [["", "val", "test"]]

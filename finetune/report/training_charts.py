@@ -185,8 +185,12 @@ def _by_stage(run: RunFiles, columns: Mapping[str, str], *, name: str, label: st
 
 
 def best_epochs(run: RunFiles) -> list[int]:
-    """Return the best epoch of each phase, counted from 0 over the whole run."""
-    return [start + phase.best_epoch for (start, _), phase in zip(_spans(run), run.results.phases, strict=True)]
+    """Return the best epoch of each phase that was better than its start, counted from 0 over the whole run."""
+    return [
+        start + phase.best_epoch
+        for (start, _), phase in zip(_spans(run), run.results.phases, strict=True)
+        if phase.restored != "start"
+    ]
 
 
 def _spans(run: RunFiles) -> list[tuple[int, int]]:

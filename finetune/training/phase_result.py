@@ -1,6 +1,6 @@
 """The result of a phase: made from what its training came to, and kept as ``result.json``, which marks the phase as finished."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,30 @@ class Trained:
     trials: tuple[TrialResult, ...] | None = None
 
 
+def passed_on(results: Sequence[PhaseResult]) -> EpochRow | None:
+    """Return the row of the weights that the last of some phases passed on; None before the first phase."""
+    for result in reversed(results):
+        if result.restored != "start":
+            assert result.rows, "a phase in memory has its rows"
+            return result.rows[result.best_epoch if result.restored == "best" else -1]
+    return None
+
+
 def phase_result(
-    phase: ResolvedPhase, trained: Trained, *, monitor: str, policy: CachePolicy, seconds: float
+    phase: ResolvedPhase,
+    trained: Trained,
+    *,
+    keeps_start: bool = False,
+    monitor: str,
+    policy: CachePolicy,
+    seconds: float,
 ) -> PhaseResult:
     """Return the result of a phase.
 
     Args:
         phase: The phase.
         trained: What its training came to.
+        keeps_start: Whether the weights that it began with were kept.
         monitor: Name of the monitored metric.
         policy: What the phase trained on.
         seconds: Wall time in this process.
@@ -65,7 +81,7 @@ def phase_result(
         frozen=phase.frozen,
         epochs=len(trained.rows),
         steps=trained.steps,
-        restored="best" if phase.solves_head else phase.restore,
+        restored="start" if keeps_start else "best" if phase.solves_head else phase.restore,
         weights="ema" if phase.ema_decay and not phase.needs_features else "raw",
         best_epoch=trained.best_epoch,
         best={monitor: trained.best},

@@ -35,6 +35,7 @@ from finetune.results import Offset, PhaseResult
 from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
+from finetune.training.epoch_history import EpochHistory
 from finetune.training.eval_outputs import Validation, sample_of
 from finetune.training.evaluation import MOST_KEPT, reusable_validation
 from finetune.training.freezing import apply_phase
@@ -42,7 +43,7 @@ from finetune.training.linear_probe import solve_phase
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerState, phase_param_groups
 from finetune.training.phase_module import FitSettings, PhaseModule
-from finetune.training.phase_result import Trained, phase_result, read_phase_result, write_phase_result
+from finetune.training.phase_result import Trained, passed_on, phase_result, read_phase_result, write_phase_result
 from finetune.training.phase_weights import begin_from_start_weights, load_weights, restore_chosen_epoch, save_weights
 from finetune.training.rate_trials import train_trials
 from finetune.training.run_context import RunContext, RunSession
@@ -81,6 +82,7 @@ class PhaseRunner:
         self._context, self._session, self._number = context, session, number
         self._phase, self._policy = context.schedule[number], context.cache_policies[number]
         self._folder = context.phase_folder(number)
+        self._begins_with = passed_on(before)
         self._offset = Offset(sum(result.epochs for result in before), sum(result.steps for result in before))
 
     def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
@@ -107,9 +109,13 @@ class PhaseRunner:
                     trained, state, validation = self._train_head(cache), None, None
                 else:
                     trained, state, validation = self._fit(cache, carried)
+        if keeps_start := self._start_was_better(trained):
+            load_weights(classifier, self._folder.start)
+            validation = None
         result = phase_result(
             self._phase,
             trained,
+            keeps_start=keeps_start,
             monitor=self._context.settings.monitor,
             policy=self._policy,
             seconds=time.monotonic() - began,
@@ -155,6 +161,24 @@ class PhaseRunner:
         with naming(file):
             self._check_last(checkpoint, phase)
         return by_parameter(checkpoint["optimizer_states"][0], classifier, phase)
+
+    @property
+    def _minimize(self) -> bool | None:
+        """Tell whether less of the monitored metric is better, as a metric of the user's says; None for a built-in one."""
+        monitor = self._context.settings.monitor
+        own = self._context.make.metrics.get(monitor.removeprefix("val/"))
+        return None if own is None else minimizes(monitor, higher_is_better=own.higher_is_better)
+
+    def _start_was_better(self, trained: Trained) -> bool:
+        """Tell whether no epoch was as good as the weights that the phase began with, where the best are kept."""
+        begun = self._begins_with
+        if begun is None or self._phase.restore == "last" or self._phase.solves_head:
+            return False
+        monitor = self._context.settings.monitor
+        history = EpochHistory(monitor=monitor, minimize=self._minimize)
+        for row in (begun, trained.rows[trained.best_epoch]):
+            history.history.append((row.values[monitor], row.values["val/loss"]))
+        return history.best_epoch == 0
 
     def _begin_data(self, cache: ActivationCache | None) -> None:
         self._context.data.begin_phase(
@@ -260,7 +284,6 @@ class PhaseRunner:
         context, settings = self._context, self._context.settings
         rows = context.data.source.index.rows("val")
         is_last, outputs = self._number + 1 == len(context.schedule), len(rows) * len(context.classifier.classes)
-        own = context.make.metrics.get(settings.monitor.removeprefix("val/"))
         return PhaseModule(
             classifier=context.classifier,
             phase=self._phase,
@@ -268,7 +291,7 @@ class PhaseRunner:
             loss=context.make.loss(self._phase),
             settings=FitSettings(
                 monitor=settings.monitor,
-                minimize=None if own is None else minimizes(settings.monitor, higher_is_better=own.higher_is_better),
+                minimize=self._minimize,
                 seed=settings.seed,
                 number=self._number,
                 offset=self._offset,

@@ -1,5 +1,7 @@
 """A phase that was better than the last one is named, with the setting that stops after it."""
 
+from dataclasses import replace
+
 import yaml
 
 from finetune.config import check_overrides, compose, to_yaml
@@ -45,6 +47,15 @@ def test_its_lines_fit_a_terminal_and_the_setting_can_be_copied() -> None:
 def test_of_a_loss_less_is_better() -> None:
     assert "after phase head: 0.2000" in better_phase([phase("head", val_loss=0.2), phase("all", val_loss=0.3)], PHASES)
     assert better_phase([phase("head", val_loss=0.3), phase("all", val_loss=0.2)], PHASES) == ""
+
+
+def test_a_phase_that_kept_its_start_is_no_later_phase() -> None:
+    phases = [phase("head", val_acc=0.9), phase("top", val_acc=0.7), phase("all", val_acc=0.2)]
+    phases[2] = replace(phases[2], restored="start")
+    line = better_phase(phases, PHASES)
+    assert "The model kept is that of a later phase, top: 0.7000." in line
+    phases[1] = replace(phases[1], restored="start")
+    assert better_phase(phases, PHASES) == ""
 
 
 def test_a_last_phase_that_is_as_good_needs_no_line() -> None:

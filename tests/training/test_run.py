@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from safetensors.torch import load_file
 
 import finetune
 from finetune.file_schema import EVALUATION
+from finetune.results import EpochRow, PhaseResult
+from finetune.runners.resume import resume
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import reusable_validation
+from finetune.training.phase_result import passed_on
 from tests.runs import moved_stages, outcome, train_tiny
 
 ALL = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
@@ -41,6 +45,20 @@ def test_each_phase_of_a_preset_moves_exactly_the_stages_it_names(
     starts = [*sorted(run.run_dir.glob("phases/*/start.safetensors")), run.run_dir / "final.safetensors"]
     moved = [moved_stages(before, after) for before, after in itertools.pairwise(starts)]
     assert moved == PRESETS[preset]
+
+
+PHASE = PhaseResult(
+    name="p",
+    train=("head",),
+    frozen=(),
+    epochs=1,
+    steps=1,
+    restored="best",
+    weights="raw",
+    best_epoch=0,
+    best={"val/acc": 0.5},
+    rates={},
+)
 
 
 def _short(preset: str) -> list[str]:
@@ -111,6 +129,47 @@ def test_the_best_epoch_is_what_is_handed_on(words: Words, tmp_path: Path) -> No
     # and what the run reports for validation is that epoch's value
     assert run.results.val.acc == pytest.approx(accuracies[expected])
     assert run.results.val.loss == pytest.approx(losses[expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("more", [(), ("schedule.phases.1.parameters=norms",), ("schedule.phases.1.ema_decay=0.5",)])
+def test_a_phase_that_only_made_it_worse_passes_on_what_it_began_with(
+    words: Words, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """A rate that ruins the network; the phase after it begins where the ruined one began, and so does a resumed run."""
+    harmful = [
+        "schedule=gradual",
+        "schedule.epochs=1",
+        "schedule.phases.1.epochs=2",
+        "schedule.phases.1.lr=30",
+        "schedule.phases.2.epochs=1",
+        "schedule.phases.2.lr=1e-30",
+        "schedule.phases.2.restore=last",
+        *more,
+    ]
+    run = train_tiny(words(*harmful), tmp_path / "run")
+    head, top, last = run.results.phases
+    assert (head.restored, top.restored, last.restored) == ("best", "start", "last")
+    assert next(iter(top.best.values())) < next(iter(head.best.values()))
+    assert "not better than its start, which is kept" in top.in_words()
+    begun, passed = (run.run_dir / f"phases/{name}/start.safetensors" for name in ("1-top", "2-all"))
+    assert begun.read_bytes() == passed.read_bytes()
+    # what is reported is what was kept
+    assert run.results.val.acc == pytest.approx(next(iter(head.best.values())))
+    (run.run_dir / "results.json").unlink()
+    again = resume(run.run_dir)
+    assert [phase.restored for phase in again.results.phases] == ["best", "start", "last"]
+
+
+def test_the_start_of_a_phase_is_what_the_phases_before_it_passed_on() -> None:
+    def phase(restored: str, *values: float) -> PhaseResult:
+        rows = tuple(EpochRow(phase="p", epoch=n, step=n, values={"val/acc": v}) for n, v in enumerate(values))
+        return replace(PHASE, restored=restored, best_epoch=values.index(max(values)), rows=rows)
+
+    assert passed_on([]) is None
+    chain = [phase("best", 0.5, 0.8, 0.7), phase("start", 0.6, 0.7), phase("start", 0.1)]
+    assert passed_on(chain) is chain[0].rows[1]  # type: ignore[index]  # given above
+    chain.append(phase("last", 0.9, 0.2))
+    assert passed_on(chain) is chain[-1].rows[1]  # type: ignore[index]
 
 
 def test_metrics_csv_has_one_row_an_epoch_over_all_phases(words: Words, tmp_path: Path) -> None:
