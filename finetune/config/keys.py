@@ -90,7 +90,7 @@ def find_key(path: str) -> tuple[str | None, bool]:
     >>> find_key("trainer.max_time")
     (None, True)
     >>> find_key("backbone.wieghts")[0]
-    "no such key. Keys of backbone: source, name, weights, kwargs, _target_, stages. Did you mean 'backbone.weights'?"
+    "no such key. Keys of backbone: source, name, weights, pool, kwargs, _target_, stages. Did you mean 'backbone.weights'?"
     """
     at: Any = Config
     walked: list[str] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.classifier import Classifier
-from finetune.report.thumbnails import pixels_url
+from finetune.report.thumbnails import pixels_url, shown_channels
 
 # a coarser map has no useful spatial resolution
 _FEWEST_CELLS = 4
@@ -122,8 +122,7 @@ def overlay(image_CHW: Tensor, heat_HW: Tensor) -> tuple[str, str]:
     import matplotlib
 
     scale = max(1, _SHOWN_PX // max(image_CHW.shape[-2:]))
-    colour = image_CHW.expand(3, -1, -1) if image_CHW.shape[0] == 1 else image_CHW
-    pixels = colour.permute(1, 2, 0).numpy().repeat(scale, 0).repeat(scale, 1)
+    pixels = shown_channels(image_CHW).expand(3, -1, -1).permute(1, 2, 0).numpy().repeat(scale, 0).repeat(scale, 1)
     heat = heat_HW.numpy().repeat(scale, 0).repeat(scale, 1)[..., None]
     grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)
     hot = matplotlib.colormaps["inferno"](heat[..., 0])[..., :3] * 255

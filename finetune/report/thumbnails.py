@@ -39,8 +39,14 @@ def source_thumbnail(source: Source, row: int | None) -> str | None:
 
 
 def data_url(image_CHW: Tensor) -> str:
-    """Return a uint8 image as a data URL, unscaled: of more than three channels the first three, of two the first."""
-    return pixels_url(image_CHW[0].numpy() if image_CHW.shape[0] < 3 else image_CHW[:3].permute(1, 2, 0).numpy())
+    """Return a uint8 image as a data URL, unscaled, by its :func:`shown_channels`."""
+    shown = shown_channels(image_CHW)
+    return pixels_url(shown[0].numpy() if shown.shape[0] == 1 else shown.permute(1, 2, 0).numpy())
+
+
+def shown_channels(image_CHW: Tensor) -> Tensor:
+    """Return the channels that a picture shows: of more than three the first three, of two the first."""
+    return image_CHW[: 3 if image_CHW.shape[0] >= 3 else 1]
 
 
 def pixels_url(pixels: npt.NDArray[np.uint8]) -> str:

@@ -205,7 +205,7 @@ def test_bands_are_shown_by_their_first_three(tmp_path: Path) -> None:
     assert main(
         ["audit", str(root), "input=multispectral", "input.channels=5", "--output", str(tmp_path / "audit")]
     ) in (0, 1)
-    finetune.plot_top_losses(tmp_path / "run")
+    finetune.top_losses(tmp_path / "run")
     finetune.show_batch(root, channels=5, size=32)
     decoded = decode_to_show(str(root / "bright" / "0.tif"), DecodeOptions())
     assert decoded.shape == (*SIZE, 5)
