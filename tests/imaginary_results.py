@@ -1,6 +1,22 @@
 """Results of a run that never was, for tests of what is made from them."""
 
-from finetune.results import BackboneOrigin, DataFacts, Imbalance, Results, Seconds, SplitMetrics
+from finetune.results import BackboneOrigin, DataFacts, Imbalance, PhaseResult, Results, Seconds, SplitMetrics
+
+
+def imaginary_phase(name: str, **best: float) -> PhaseResult:
+    """A phase of one epoch with these monitored metrics, ``val_acc`` for ``val/acc``."""
+    return PhaseResult(
+        name=name,
+        train=("head",),
+        frozen=(),
+        epochs=1,
+        steps=1,
+        restored="best",
+        weights="raw",
+        best_epoch=0,
+        best={key.replace("_", "/"): value for key, value in best.items()},
+        rates={},
+    )
 
 
 def imaginary_metrics(**confusion: list[list[int]]) -> SplitMetrics:

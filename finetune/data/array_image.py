@@ -74,7 +74,7 @@ class ArrayImage:
     mode: str
     format: str
     load: Callable[[], Samples]
-    channels: int = 0
+    channels: int
     load_bands: Callable[[], Samples] | None = None
     orientation: int = 1
     is_animated: bool = False

@@ -514,12 +514,14 @@ def _check_size(image: Opened, max_pixels: int, path: str) -> None:
     """
     pixels, channels = image.width * image.height, stored_channels(image)
     if pixels > max_pixels or pixels * channels > _MOST_OF_A_PIXEL * max_pixels:
-        of_each = f" of {channels} channels" if pixels <= max_pixels else ""
-        raise UnreadableImage(
-            path,
-            f"It claims {image.width} x {image.height} pixels{of_each}, more than data.max_pixels={max_pixels}. "
-            "Raise the limit if the file is meant to be that large.",
+        size = f"It claims {image.width} x {image.height} pixels"
+        limit = f"more than data.max_pixels={max_pixels}"
+        too_large = (
+            f"{size}, {limit}"
+            if pixels > max_pixels
+            else f"{size} of {channels} channels, {limit} allows at {_MOST_OF_A_PIXEL} channels each"
         )
+        raise UnreadableImage(path, f"{too_large}. Raise the limit if the file is meant to be that large.")
 
 
 def _check_end(path: str, jpeg: BytesIO) -> None:

@@ -20,6 +20,7 @@ from finetune.export.parity import BATCH, FP32, difference, make_reference, run_
 from finetune.export.parity_report import ParityReport
 from finetune.models.classifier import Classifier
 from finetune.models.heads import HEADS
+from finetune.models.pools import TIMM_POOLS
 from finetune.models.sources import source_module
 from finetune.models.user_modules import user_classes
 from finetune.models.weights import hash_of_backbone, save_backbone, save_head
@@ -108,7 +109,7 @@ def _function_alone(classifier: Classifier, part: str) -> Callable[..., Any] | N
     """Return the function that does a part's half of the work with plain libraries; None if there is none."""
     if part == "head":
         return HEADS[str(classifier.head_settings["name"])].logits_alone
-    if classifier.backbone.pool in ("cls_mean", "gem"):  # computed in this package
+    if classifier.backbone.pool not in (None, *TIMM_POOLS):
         return None
     alone: Callable[..., Any] | None = source_module(classifier.backbone.source).network_alone
     return alone

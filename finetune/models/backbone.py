@@ -155,9 +155,8 @@ class Backbone(nn.Module):
             raise ValueError(f"{self.name} cannot be split after {stage!r}, only after {', '.join(self.boundaries)}")
         if stage == self.stages[-1]:
             # `Backbone.forward` turns a structure (transformers) or a map into the features
-            return _Whole(
-                self
-            ) if self.pooling is not None or self.source == "transformers" else self.net, nn.Identity()
+            pooled_here = self.pooling is not None or self.source == "transformers"
+            return _Whole(self) if pooled_here else self.net, nn.Identity()
         assert self._steps is not None
         cut = self.stages.index(stage) + 1
         parts = [[module for name in names for module in self._steps[name]] for names in self._halves(cut)]

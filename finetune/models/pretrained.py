@@ -130,7 +130,8 @@ def _made_for(description: Mapping[str, Any] | None) -> str:
     if not origin:
         return ""
     kwargs = "".join(f" backbone.kwargs.{key}={value}" for key, value in origin["kwargs"].items())
-    return f" They were made for backbone.source={origin['source']} backbone.name={origin['name']}{kwargs}."
+    pool = f" backbone.pool={origin['pool']}" if origin.get("pool") else ""
+    return f" They were made for backbone.source={origin['source']} backbone.name={origin['name']}{kwargs}{pool}."
 
 
 def load_folder(backbone: Backbone, folder: Path) -> None:

@@ -6,23 +6,7 @@ import yaml
 
 from finetune.config import check_overrides, compose, to_yaml
 from finetune.report.better_phase import better_phase, stops_after, wrapped_sentences
-from finetune.results import PhaseResult
-
-
-def phase(name: str, **best: float) -> PhaseResult:
-    return PhaseResult(
-        name=name,
-        train=("head",),
-        frozen=(),
-        epochs=1,
-        steps=1,
-        restored="best",
-        weights="raw",
-        best_epoch=0,
-        best={key.replace("_", "/"): value for key, value in best.items()},
-        rates={},
-    )
-
+from tests.imaginary_results import imaginary_phase as phase
 
 CONFIG = compose(["data=digits", "schedule.phases.1.stage_lr={head: 1e-5}", "schedule.phases.1.augment=light"])
 PHASES = yaml.safe_load(to_yaml(CONFIG))["schedule"]["phases"]

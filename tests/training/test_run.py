@@ -19,6 +19,7 @@ from finetune.runners.resume import resume
 from finetune.training.eval_outputs import Validation
 from finetune.training.evaluation import reusable_validation
 from finetune.training.phase_result import passed_on
+from tests.imaginary_results import imaginary_phase
 from tests.runs import moved_stages, outcome, train_tiny
 
 ALL = {"stem", "layer1", "layer2", "layer3", "layer4", "head"}
@@ -45,20 +46,6 @@ def test_each_phase_of_a_preset_moves_exactly_the_stages_it_names(
     starts = [*sorted(run.run_dir.glob("phases/*/start.safetensors")), run.run_dir / "final.safetensors"]
     moved = [moved_stages(before, after) for before, after in itertools.pairwise(starts)]
     assert moved == PRESETS[preset]
-
-
-PHASE = PhaseResult(
-    name="p",
-    train=("head",),
-    frozen=(),
-    epochs=1,
-    steps=1,
-    restored="best",
-    weights="raw",
-    best_epoch=0,
-    best={"val/acc": 0.5},
-    rates={},
-)
 
 
 def _short(preset: str) -> list[str]:
@@ -163,7 +150,7 @@ def test_a_phase_that_only_made_it_worse_passes_on_what_it_began_with(
 def test_the_start_of_a_phase_is_what_the_phases_before_it_passed_on() -> None:
     def phase(restored: str, *values: float) -> PhaseResult:
         rows = tuple(EpochRow(phase="p", epoch=n, step=n, values={"val/acc": v}) for n, v in enumerate(values))
-        return replace(PHASE, restored=restored, best_epoch=values.index(max(values)), rows=rows)
+        return replace(imaginary_phase("p"), restored=restored, best_epoch=values.index(max(values)), rows=rows)
 
     assert passed_on([]) is None
     chain = [phase("best", 0.5, 0.8, 0.7), phase("start", 0.6, 0.7), phase("start", 0.1)]

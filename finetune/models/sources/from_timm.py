@@ -22,6 +22,7 @@ from finetune.models.hub import UnavailableError, hub_file
 from finetune.models.library_input_spec import spec_from_timm
 from finetune.models.modes import evaluating
 from finetune.models.pooling import ClassTokenAndMean, GeneralisedMean
+from finetune.models.pools import TIMM_POOLS
 from finetune.models.sources.timm_chains import chain_of
 from finetune.models.stages import StageMap, group_names, is_norm
 
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 # recipes with label smoothing, mixup and long training score higher on ImageNet, but their frozen features transfer
 # worse (Kornblith et al. 2021, arXiv 2010.16402).
 PRESET_TAG = "tv_in1k"
-# as timm calls the poolings of tokens
-_TOKEN_POOLS = {"cls": "token", "mean": "avg", "map": "map"}
 
 
 def architecture(name: str, kwargs: dict[str, Any]) -> Backbone:
@@ -145,7 +144,7 @@ def set_pool(backbone: Backbone, pool: str) -> None:
         net.reset_classifier(0, "")
         pooling = ClassTokenAndMean(net.num_prefix_tokens)
     else:
-        net.reset_classifier(0, _TOKEN_POOLS[pool])
+        net.reset_classifier(0, TIMM_POOLS[pool])
     width = backbone.num_features // (2 if now == "cls_mean" else 1)
     backbone.set_pool(
         pool,
@@ -164,7 +163,7 @@ def _pools_of(net: Any, selectable: Sequence[nn.Module]) -> tuple[str | None, tu
     kind = getattr(net, "global_pool", None)
     if selectable or not isinstance(kind, str) or not hasattr(net, "num_prefix_tokens"):
         return None, ()
-    own = next((name for name, timms in _TOKEN_POOLS.items() if timms == kind), None)
+    own = next((name for name, timms in TIMM_POOLS.items() if timms == kind), None)
     # networks without a class token may have other tokens before the patches
     with_class = getattr(net, "cls_token", None) is not None
     possible = ("cls", "mean", "cls_mean") if with_class else ("mean",)
@@ -278,9 +277,9 @@ def layout_arguments(backbone: Backbone) -> dict[str, Any] | None:
     """Return the arguments with which timm itself builds a network of this pooling; None if it has no such pooling."""
     if backbone.pool is None:
         return {}
-    if backbone.pool not in _TOKEN_POOLS:
+    if backbone.pool not in TIMM_POOLS:
         return None
-    arguments: dict[str, Any] = {"global_pool": _TOKEN_POOLS[backbone.pool]}
+    arguments: dict[str, Any] = {"global_pool": TIMM_POOLS[backbone.pool]}
     # where its constructor puts the last norm depends on the pooling
     for name in {"fc_norm", "use_fc_norm"} & set(inspect.signature(type(backbone.net).__init__).parameters):
         arguments[name] = not isinstance(backbone.net.fc_norm, nn.Identity)
@@ -295,5 +294,6 @@ def network_alone(name: str, kwargs: Mapping[str, Any], channels: int, size: lis
     if net.pretrained_cfg.get("fixed_input_size") and hasattr(net, "set_input_size"):
         net.set_input_size(img_size=tuple(size))
     if pool is not None:
+        # written out: the text of this function runs alone
         net.reset_classifier(0, {"cls": "token", "mean": "avg", "map": "map"}[pool])
     return net
