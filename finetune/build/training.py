@@ -170,11 +170,25 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_met
     for section, nodes in (("logger", config.logger), ("callbacks", config.callbacks), ("metrics", own)):
         for name, node in nodes.items():
             check_node(node, where=f"{section}.{name}")
+    check_trainer(config, run_dir, trusted=True)
+
+
+def check_trainer(config: Config, run_dir: Path, *, trusted: bool) -> None:
+    """Check the trainer's arguments by building one.
+
+    Args:
+        config: Configuration that names them.
+        run_dir: Folder of the run.
+        trusted: Whether the user typed them; if not, they may name only listed classes.
+
+    Raises:
+        UserError: An argument is wrong, or this machine lacks the device.
+    """
     check_node(_for_lightning(config), where="trainer")
     timeout_s(config)
     precision = config.trainer.get("precision", "auto")
     build = trainer_factory(
-        config, run_dir, precision="32-true" if precision == "auto" else str(precision), trusted=True
+        config, run_dir, precision="32-true" if precision == "auto" else str(precision), trusted=trusted
     )
     # stand-ins for the arguments that a phase decides; see RunSession.fit_trainer
     build(

@@ -95,6 +95,9 @@ def resume(
     _refuse(run_dir, f"{CONFIG} has been edited, and differs from {RECORD}", differences(then, now))
     for line in require_trust(run_dir, config, trust=trust, typed=typed is not None):
         show(f"trusted: {line}")
+    trusted = trust or typed is not None
+    in_file = typed is None and not any(word.lstrip("+").startswith("trainer.") for word in overrides)
+    _check_trainer(config, run_dir, trusted=trusted, in_file=in_file)
     with _holding(run_dir) as finished_meanwhile:
         if finished_meanwhile:
             show(f"Another process has just finished this run. Results: {RunFolder(run_dir).results}")
@@ -103,7 +106,6 @@ def resume(
         _show_changes(record.config, config)
         if not anyway:
             _refuse_other_versions(run_dir, record)
-        trusted = trust or typed is not None
         parts = _assemble(run_dir, record, config, trusted=trusted, tune_process=tune_process, objects=objects)
         _refuse_other_data(run_dir, record, parts)
         _show_other_threads(record)
@@ -174,6 +176,28 @@ def _for_this_machine(config: Config, overrides: Sequence[str], *, saved_in: Pat
         # continues on this machine; a number typed now is refused with the way to start the others
         config = replace(config, trainer={**config.trainer, "num_nodes": 1})
     return _changed(with_loaders_that_fit(config, saved_in=saved_in), overrides)
+
+
+def _check_trainer(config: Config, run_dir: Path, *, trusted: bool, in_file: bool) -> None:
+    """Check the trainer's arguments, which may be others than those that the run began with.
+
+    Args:
+        config: Configuration that names them.
+        run_dir: Run folder.
+        trusted: Whether the user typed or trusts them.
+        in_file: Whether they come from the run's file alone, which the message then names.
+
+    Raises:
+        UserError: An argument is wrong, or this machine lacks the device.
+    """
+    from finetune.build.training import check_trainer
+    from finetune.training.quiet_lightning import quiet_lightning
+
+    try:
+        with quiet_lightning():
+            check_trainer(config, run_dir, trusted=trusted)
+    except UserError as error:
+        raise (UserError(f"{run_dir / CONFIG}: {error}") if in_file else error) from None
 
 
 @contextmanager

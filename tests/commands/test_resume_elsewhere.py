@@ -99,6 +99,21 @@ def test_more_workers_and_machines_than_there_are_here_are_left_out_with_a_word(
     assert "data.num_workers=1000000: at most" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("key", "value"), [("strategy", "audo"), ("accelerator", "cpv"), ("devices", -3)])
+def test_a_wrong_trainer_argument_names_the_file_where_it_stands_there(
+    key: str, value: object, moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((moved / "config.yaml").read_text())
+    config["trainer"][key] = value
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    keep_checksum(moved / "config.yaml")
+    assert main(["resume", str(moved)]) == 2
+    assert capsys.readouterr().err.startswith(f"{moved / 'config.yaml'}: trainer.{key}={value!r}: ")
+    # typed, it is the user's own
+    assert main(["resume", str(moved), f"trainer.{key}={value}"]) == 2
+    assert capsys.readouterr().err.startswith(f"trainer.{key}={value!r}: ")
+
+
 @pytest.mark.parametrize("word", ["seed=1", "data.batch_size=4", "trainer.precision=bf16-mixed"])
 def test_what_the_result_depends_on_cannot_be_changed(
     word: str, moved: Path, capsys: pytest.CaptureFixture[str]
