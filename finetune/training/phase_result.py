@@ -101,8 +101,13 @@ def write_phase_result(path: Path, result: PhaseResult) -> None:
     write_checked_json(path, to_plain(result))
 
 
-def read_phase_result(path: Path, phase: ResolvedPhase) -> PhaseResult:
+def read_phase_result(path: Path, phase: ResolvedPhase, *, monitor: str) -> PhaseResult:
     """Read the result of a finished phase.
+
+    Args:
+        path: File of the phase.
+        phase: The phase.
+        monitor: Name of the monitored metric.
 
     Raises:
         UserError: The file is damaged, or belongs to another phase.
@@ -116,4 +121,21 @@ def read_phase_result(path: Path, phase: ResolvedPhase) -> PhaseResult:
         check_rows(values["rows"], phase=phase.name)
     except ContentsError as error:
         raise UserError(f"{path}: damaged. {error}. {remedy(path)}.") from None
-    return from_plain(PhaseResult, values, name=str(path), remedy=f"{remedy(path)}.")
+    result = from_plain(PhaseResult, values, name=str(path), remedy=f"{remedy(path)}.")
+    if problem := _problem(result, monitor=monitor):
+        raise UserError(f"{path}: damaged. {problem}. {remedy(path)}.")
+    return result
+
+
+def _problem(result: PhaseResult, *, monitor: str) -> str:
+    """Return what the next phase could not begin from in a result that somebody else may have written; empty for nothing."""
+    rows = result.rows or ()
+    if not rows or len(rows) != result.epochs:
+        return f"It has {len(rows)} rows for {result.epochs} epochs"
+    if not 0 <= result.best_epoch < len(rows):
+        return f"Its best_epoch is {result.best_epoch}, of {len(rows)} epochs"
+    if result.restored not in ("best", "last", "start"):
+        return f"Its restored is {result.restored!r}, and must be best, last or start"
+    if missing := [name for name in (monitor, "val/loss") if any(name not in row.values for row in rows)]:
+        return f"Its rows have no {missing[0]}"
+    return ""

@@ -135,7 +135,7 @@ class PhaseRunner:
 
     def _read_outcome(self) -> PhaseOutcome:
         """Read the result and the weights of a phase that an earlier process finished."""
-        result = read_phase_result(self._folder.result, self._phase)
+        result = read_phase_result(self._folder.result, self._phase, monitor=self._context.settings.monitor)
         self._session.metrics_csv.add(result.rows or ())
         # a finished run keeps only the weights after its last phase
         if self._weights_after.is_file() or not self._context.folder.final_weights.is_file():

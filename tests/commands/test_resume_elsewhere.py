@@ -99,6 +99,27 @@ def test_more_workers_and_machines_than_there_are_here_are_left_out_with_a_word(
     assert "data.num_workers=1000000: at most" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"best_epoch": 10**15}, "Its best_epoch is 1000000000000000, of 1 epochs"),
+        ({"best_epoch": -1}, "Its best_epoch is -1, of 1 epochs"),
+        ({"epochs": 3}, "It has 1 rows for 3 epochs"),
+        ({"epochs": 0, "rows": []}, "It has 0 rows for 0 epochs"),
+        ({"restored": "first"}, "Its restored is 'first', and must be best, last or start"),
+        ({"rows": [{"phase": "head", "epoch": 0, "step": 1, "val/loss": 1.0}]}, "Its rows have no val/acc"),
+    ],
+)
+def test_a_phase_result_that_the_next_phase_could_not_begin_from_is_named(
+    changes: dict[str, object], says: str, moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = moved / "phases/0-head/result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    keep_checksum(file)
+    assert main(["resume", str(moved)]) in (1, 2)
+    assert f"result.json: damaged. {says}. " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("key", "value"), [("strategy", "audo"), ("accelerator", "cpv"), ("devices", -3)])
 def test_a_wrong_trainer_argument_names_the_file_where_it_stands_there(
     key: str, value: object, moved: Path, capsys: pytest.CaptureFixture[str]
