@@ -20,9 +20,11 @@ from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
 from finetune.confidence.selective import curve_problems, read_curve
 from finetune.confidence.temperature import HIGHEST, LOWEST
+from finetune.confidence.thresholds import threshold_problems
 from finetune.confidence.unknown import UnknownScore, score_problems
 from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
+from finetune.file_schema import THRESHOLD
 from finetune.input_spec import InputSpec
 from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
@@ -47,7 +49,7 @@ MAX_HEAD_WIDTH = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 # keys of model.json that bundles of earlier versions lack
-CALIBRATION, UNKNOWN, SELECTIVE = "calibration", "unknown", "selective"
+CALIBRATION, UNKNOWN, SELECTIVE, THRESHOLDS = "calibration", "unknown", "selective", "thresholds"
 
 # key of model.json -> the type of its value; finetune.file_schema documents them
 _KEYS: dict[str, type] = {
@@ -130,6 +132,8 @@ def save_bundle(
         values[UNKNOWN] = {"sha256": file_sha256(folder / UNKNOWN_TENSORS)}
     if classifier.selective is not None:
         values[SELECTIVE] = classifier.selective.to_plain()
+    if set(classifier.thresholds) != {THRESHOLD}:
+        values[THRESHOLDS] = list(classifier.thresholds)
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
     return folder
 
@@ -187,6 +191,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         *_calibration_problems(values.get(CALIBRATION)),
         *_unknown_problems(values.get(UNKNOWN)),
         *([] if values.get(SELECTIVE) is None else curve_problems(values[SELECTIVE])),
+        *_threshold_problems(values),
     ]
     if problems:
         raise UserError(f"{path}: damaged. {shortened(problems)}. {_remedy(path)}")
@@ -207,6 +212,13 @@ def _calibration_problems(calibration: object) -> list[str]:
     if isinstance(temperature, float) and LOWEST <= temperature <= HIGHEST:
         return []
     return [f"calibration.temperature: must be a number from {LOWEST:g} to {HIGHEST:g}"]
+
+
+def _threshold_problems(values: Mapping[str, Any]) -> list[str]:
+    classes = values["model"].get("classes")
+    if values.get(THRESHOLDS) is None or not isinstance(classes, list):
+        return []
+    return threshold_problems(values[THRESHOLDS], classes=len(classes))
 
 
 def _unknown_problems(unknown: object) -> list[str]:
@@ -405,4 +417,5 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     classifier.temperature = values.get(CALIBRATION, {}).get("temperature", 1.0)
     classifier.unknown = _read_unknown(folder, values, features=classifier.backbone.num_features)
     classifier.selective = None if values.get(SELECTIVE) is None else read_curve(values[SELECTIVE])
+    classifier.thresholds = tuple(values.get(THRESHOLDS) or classifier.thresholds)
     return classifier.eval()

@@ -33,7 +33,11 @@ def how_to_open(classifier: Classifier) -> list[str]:
         f"to the size over {spec.crop_pct:g} ({spec.interpolation}, {spec.crop_mode}); normalisation is inside the model.",
     ]
     if classifier.multi_label:
-        lines += ["", "An image may show several classes, or none: probabilities are `logits.sigmoid()`."]
+        lines += [
+            "",
+            "An image may show several classes, or none: probabilities are `logits.sigmoid()`, and a class is predicted above "
+            "its threshold in `model.thresholds`.",
+        ]
     return lines
 
 

@@ -4,7 +4,7 @@ A field is a dotted path: ``[]`` stands for each entry of a list, ``*`` for any 
 add keys, but does not change or remove any without raising ``format``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune.errors import UserError, shortened, type_in_words
@@ -16,7 +16,7 @@ Fields = Mapping[str, Field]
 NUMBER = (int, float)
 # between the names of one image's classes, in tables
 LABELS = ";"
-# a multi-label model predicts a class if its probability is above this
+# a multi-label model predicts a class if its probability is above this, unless a threshold was fitted for the class
 THRESHOLD = 0.5
 
 _METRICS: dict[str, Field] = {
@@ -36,7 +36,8 @@ _METRICS: dict[str, Field] = {
 _METRICS_MULTI_LABEL: dict[str, Field] = {
     "acc": (
         float,
-        f"share of images whose classes are all correct: a class is predicted if its probability is above {THRESHOLD}",
+        f"share of images whose classes are all correct: a class is predicted if its probability is above {THRESHOLD}, or above "
+        "its threshold where thresholds were fitted",
     ),
     "f1_macro": (float, "F1 score, mean over classes; 0 for a class neither true nor predicted anywhere"),
     "f1_micro": (float, "F1 score over all pairs of an image and a class"),
@@ -118,6 +119,18 @@ _UNKNOWN: dict[str, Field] = {
 }
 
 
+# only with several labels and thresholds=f1; absent in runs of earlier versions
+_THRESHOLDS: dict[str, Field] = {
+    "values[]": (float, "decision threshold of each class, in the order of the classes"),
+    "images": ((int, type(None)), "validation images that they were fitted on"),
+    "left[]": (str, f"classes left at {THRESHOLD}, because too few validation images show them or do not"),
+    "before.*": (
+        float,
+        f"exact match and F1 of val and test with {THRESHOLD} for every class: val/acc, val/f1_macro, val/f1_micro, test/...",
+    ),
+}
+
+
 def _under(prefix: str, fields: Fields) -> dict[str, Field]:
     return {f"{prefix}.{name}": value for name, value in fields.items()}
 
@@ -152,7 +165,12 @@ _RESULTS: dict[str, Field] = {
 
 # results.json of a run with one label per image, and of a multi-label run
 RESULTS = {**_under("test", _METRICS), **_under("val", _METRICS), **_RESULTS}
-RESULTS_MULTI_LABEL = {**_under("test", _METRICS_MULTI_LABEL), **_under("val", _METRICS_MULTI_LABEL), **_RESULTS}
+RESULTS_MULTI_LABEL = {
+    **_under("test", _METRICS_MULTI_LABEL),
+    **_under("val", _METRICS_MULTI_LABEL),
+    **_RESULTS,
+    **_under("thresholds", _THRESHOLDS),
+}
 
 PREDICTIONS: dict[str, str] = {
     "path": "the image file",
@@ -165,7 +183,8 @@ PREDICTIONS: dict[str, str] = {
 PREDICTIONS_MULTI_LABEL: dict[str, str] = {
     "path": "the image file",
     "target": "true classes, joined by ';'",
-    "predicted": f"classes whose probability is above {THRESHOLD}, joined by ';'; empty if there is none",
+    "predicted": f"classes whose probability is above their threshold, {THRESHOLD} if none was fitted, joined by ';'; empty if "
+    "there is none",
     "probability": "probability of the most probable class",
     "probabilities": "probability of every class, in the order of the logits, joined by ';'",
 }
@@ -340,6 +359,7 @@ MODEL_MULTI_LABEL = {
     **_under("metrics.test", _METRICS_MULTI_LABEL),
     **_under("metrics.val", _METRICS_MULTI_LABEL),
     **_MODEL,
+    "thresholds[]": (float, f"decision threshold of each class; absent where they are all {THRESHOLD}"),
 }
 
 
@@ -354,7 +374,7 @@ PARITY: dict[str, Field] = {
     "remarks[]": (str, "what to know although it passed"),
     "unreadable": (int, "files that were left out because they cannot be read"),
     "bounds.*": (NUMBER, "its limits: largest and mean difference of a probability, smallest agreement"),
-    "from_pixels.*": (NUMBER, "images, largest and mean difference of a probability, agreement of the first class"),
+    "from_pixels.*": (NUMBER, "images, largest and mean difference of a probability, agreement of the answers"),
     "from_files.*": (NUMBER, "the same for everything that the client does, starting from the file"),
     "decoded_otherwise.*": (NUMBER, "the same for files that plain Pillow decodes to other pixels"),
     "unknown.*": (NUMBER, "the same for the scores of unknown images; absent where the model or the export has none"),
@@ -363,13 +383,13 @@ PARITY: dict[str, Field] = {
 }
 
 
-def labels_above_half(classes: Sequence[str], probabilities: Sequence[float]) -> str:
-    """Join the names of the classes whose probability is above the threshold, as tables hold them.
+def joined_labels(classes: Sequence[str], numbers: Iterable[int]) -> str:
+    """Join the names of the classes that an image shows, as tables hold them.
 
-    >>> labels_above_half(["cat", "dog", "owl"], [0.9, 0.5, 0.6])
+    >>> joined_labels(["cat", "dog", "owl"], [0, 2])
     'cat;owl'
     """
-    return LABELS.join(name for name, share in zip(classes, probabilities, strict=True) if share > THRESHOLD)
+    return LABELS.join(classes[number] for number in numbers)
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The metrics of a split, all from torchmetrics."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,6 +29,8 @@ from finetune.results import Matrix, SplitMetrics
 
 # Guo et al. 2017, arXiv 1706.04599
 _BINS = 15
+# metrics of several labels that compare decisions; the others compare probabilities
+_OF_DECISIONS = ("acc", "f1_macro", "f1_micro", "recall", "confusion")
 # up to this many classes the confusion matrix is written in full; above, only its non-zero cells
 MOST_IN_MATRIX = 1000
 
@@ -135,9 +137,9 @@ def build_metrics(
     not classes: accuracy is micro-averaged. A class without an image in the split does not enter the macro F1 (torchmetrics
     leaves out classes with neither targets nor predictions).
 
-    Multi-label, with a threshold of one half: exact match as ``acc``, macro F1 over the same classes as above, micro F1, recall
-    of each class, a confusion matrix for each class, mean average precision, and the calibration error over all pairs of an
-    image and a class.
+    Multi-label, with a threshold of one half where :func:`update_metrics` is given no others: exact match as ``acc``, macro F1
+    over the same classes as above, micro F1, recall of each class, a confusion matrix for each class, mean average precision, and
+    the calibration error over all pairs of an image and a class.
 
     Args:
         num_classes: Number of classes.
@@ -183,17 +185,29 @@ def build_metrics(
     return collection
 
 
-def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: torch.Tensor) -> None:
+def update_metrics(
+    metrics: MetricCollection,
+    *,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    thresholds: Sequence[float] | None = None,
+) -> None:
     """Update the metrics with one batch.
 
     Args:
         metrics: Metrics from :func:`build_metrics`.
         logits: Scores (B, K).
         targets: Class numbers (B,); zeros and ones (B, K) for multi-label.
+        thresholds: For multi-label, the probability above which each class is predicted; None for one half.
     """
     logits = logits.float()
+    decisions: torch.Tensor | None = None
     if targets.ndim == 2:
         probabilities, targets = logits.sigmoid(), targets.long()
+        if thresholds is not None:
+            # in double precision, as everywhere: a float32 threshold could be on the other side of a probability
+            decisions = (probabilities.double().cpu() > torch.tensor(thresholds, dtype=torch.float64)).float()
+            decisions = decisions.to(probabilities.device)
         losses = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
     else:
         probabilities = logits.softmax(1)
@@ -202,12 +216,18 @@ def update_metrics(metrics: MetricCollection, *, logits: torch.Tensor, targets: 
         for name, metric in metrics.items(keep_base=True, copy_state=False):
             if name == "loss":
                 metric.update(losses)
+            elif decisions is not None and name in _OF_DECISIONS:
+                metric.update(decisions, targets)
             else:
                 metric.update(probabilities, targets)
 
 
 def metrics_of_outputs(
-    logits_NK: torch.Tensor, targets: torch.Tensor, *, own: Mapping[str, Metric] | None = None
+    logits_NK: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    own: Mapping[str, Metric] | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> SplitMetrics:
     """Compute the metrics of a split whose logits every process of a run holds whole.
 
@@ -215,12 +235,13 @@ def metrics_of_outputs(
         logits_NK: Scores of all images.
         targets: Class numbers (N,); zeros and ones (N, K) for multi-label.
         own: User-supplied metrics by name.
+        thresholds: For multi-label, the probability above which each class is predicted; None for one half.
     """
     metrics = build_metrics(logits_NK.shape[1], multi_label=targets.ndim == 2, own=own)
     for metric in metrics.values():
         # else the images of all processes would be added
         metric.sync_on_compute = False
-    update_metrics(metrics, logits=logits_NK, targets=targets)
+    update_metrics(metrics, logits=logits_NK, targets=targets, thresholds=thresholds)
     return split_metrics(metrics)
 
 

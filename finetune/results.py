@@ -333,6 +333,35 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecisionThresholds:
+    """From which probability on a model for several labels predicts each class.
+
+    Args:
+        values: Threshold of each class, fitted on the validation images for its F1 score.
+        images: Validation images of the fit.
+        left: Classes left at one half, because too few validation images show them or do not.
+        before: What exact match and F1 of each split would be with one half for every class: ``val/acc``, ``val/f1_macro``,
+            ``val/f1_micro``, ``test/acc``, ``test/f1_macro``, ``test/f1_micro``.
+    """
+
+    values: tuple[float, ...]
+    images: int
+    left: tuple[str, ...] = ()
+    before: Mapping[str, float]
+
+    def in_words(self) -> str:
+        """Return one line for the end of a run and the card.
+
+        >>> DecisionThresholds(values=(0.31, 0.4, 0.5), images=90, left=("c",), before={"test/f1_macro": 0.61}).in_words()
+        'a threshold from 0.31 to 0.5 for each class, fitted on 90 validation images; with one half the macro F1 is 0.6100'
+        """
+        return (
+            f"a threshold from {min(self.values):.3g} to {max(self.values):.3g} for each class, fitted on "
+            f"{counted(self.images, 'validation image')}; with one half the macro F1 is {self.before['test/f1_macro']:.4f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnknownImages:
     """How the model tells images that are unlike its training images.
 
@@ -387,6 +416,7 @@ class Results:
         threads: Threads that torch computed with.
         calibration: The temperature of the model; None with ``calibrate=false``, and in runs of earlier versions.
         unknown: How the model tells unknown images; None with ``accept_known=null``, and in runs of earlier versions.
+        thresholds: With several labels, decision thresholds that were fitted; None for one half.
     """
 
     test: SplitMetrics
@@ -405,3 +435,4 @@ class Results:
     threads: int
     calibration: Calibration | None = None
     unknown: UnknownImages | None = None
+    thresholds: DecisionThresholds | None = None

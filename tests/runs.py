@@ -24,6 +24,8 @@ _RARE = (
     "calibration.interval",
     "unknown.threshold",
     "unknown.sha256",
+    # only with thresholds=f1
+    "thresholds",
 )
 
 

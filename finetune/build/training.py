@@ -156,6 +156,11 @@ def check_training(config: Config, run_dir: Path, *, multi_label: bool, user_met
     Raises:
         UserError: The monitor, a trainer argument, a device, a logger or a callback is wrong.
     """
+    if config.thresholds != "half" and not multi_label:
+        raise UserError(
+            f"thresholds={config.thresholds}: only for several labels per image. Leave it out; with one label the most probable "
+            "class is predicted."
+        )
     if config.monitor in OF_SEVERAL_LABELS and not multi_label:
         raise UserError(f"monitor={config.monitor!r}: only for several labels per image. Set monitor=val/f1_macro.")
     user_supplied = (f"val/{name}" for name in (*config.metrics, *user_metrics))

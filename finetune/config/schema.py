@@ -462,6 +462,13 @@ class Config:
         "divide the logits by a temperature fitted on the validation images, if they support one, so that probabilities can be "
         "believed; no prediction changes",
     )
+    thresholds: str = setting(
+        "half",
+        "with several labels per image: half: a class is predicted above a probability of one half; f1: above a threshold fitted "
+        "on the validation images, which gives its F1 score the most and costs exact matches",
+        choices=("half", "f1"),
+        example="thresholds=f1",
+    )
     accept_known: Optional[float] = setting(
         0.95,
         "share of the validation images that count as known: images further from the training images than these are told as "

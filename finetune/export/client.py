@@ -62,6 +62,7 @@ class ClientJob(TypedDict, total=False):
     answers: str  # .npz file to write
     # of a whole model
     grey: bool  # whether images have one channel
+    multi_label: bool  # whether probabilities are sigmoids
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
     by_pillow: bool  # whether Pillow reads files of so many channels
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
@@ -170,6 +171,7 @@ class TorchClient(LibraryClient):
     mean: list[float]
     std: list[float]
     grey: bool
+    multi_label: bool
 
     def prepared(self, images_NCHW: Array) -> Array:
         return self.probabilities(self.torch.from_numpy(self.normalise(images_NCHW, self.mean, self.std)))
@@ -180,7 +182,8 @@ class TorchClient(LibraryClient):
 
     def probabilities(self, images_NCHW: Any) -> Array:
         with self.torch.no_grad():
-            return np.asarray(self.model(images_NCHW).softmax(1).numpy())
+            logits_NK = self.model(images_NCHW)
+            return np.asarray((logits_NK.sigmoid() if self.multi_label else logits_NK.softmax(1)).numpy())
 
 
 class PartClient(Client):

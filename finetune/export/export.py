@@ -88,7 +88,10 @@ def _write(job: ExportJob, staged: Path) -> None:
     export_format.write(job, staged)
     if export_format.has_readme:
         reading = None if job.images.decode is None else job.images.decode.to_plain()
-        readme = how_to_load(export_format.name, job.classifier.input_spec, path=".", reading=reading)
+        classifier = job.classifier
+        readme = how_to_load(
+            export_format.name, classifier.input_spec, path=".", reading=reading, multi_label=classifier.multi_label
+        )
         write_text(staged / "README.md", readme)
 
 

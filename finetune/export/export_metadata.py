@@ -33,6 +33,7 @@ def provenance(
     described: dict[str, Json] = {
         "format": FORMAT,
         "classes": list(classifier.classes),
+        "multi_label": classifier.multi_label,
         "backbone": {"source": classifier.backbone.source, "name": classifier.backbone.name},
         "input": spec.to_dict(),
         "adapt": classifier.adapt,
@@ -42,6 +43,9 @@ def provenance(
         "temperature": classifier.temperature,
         "versions": versions(),
     }
+    if classifier.multi_label:
+        # probability above which each class is predicted
+        described["thresholds"] = list(classifier.thresholds)
     if classifier.selective is not None:
         described["selective"] = classifier.selective.to_plain()
     if decode is not None:
@@ -54,7 +58,8 @@ def provenance(
             "shape": ["batch", "height", "width", channels]
             if layout == "nhwc"
             else ["batch", channels, "height", "width"],
-            "contains": "resize, crop, normalisation, channels, network, temperature, softmax"
+            "contains": "resize, crop, normalisation, channels, network, temperature, "
+            + ("sigmoid" if classifier.multi_label else "softmax")
             + ("" if classifier.unknown is None else ", score of unknown images"),
         }
     return described

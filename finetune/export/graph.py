@@ -1,4 +1,4 @@
-"""Raw pixels to probabilities as one module that an exporter can trace: resize, crop, network, softmax.
+"""Raw pixels to probabilities as one module that an exporter can trace: resize, crop, network, softmax or sigmoid.
 
 The module computes what :class:`finetune.data.transforms.EvalView` and :class:`finetune.models.classifier.Classifier` compute,
 for images of any size. No branch depends on the size, so height and width stay free in the exported graph.
@@ -28,7 +28,7 @@ class ImageGraph(nn.Module):
     Args:
         classifier: Trained model in evaluation mode.
         layout: Position of the channels: ``nhwc`` as in image libraries, ``nchw`` as in PyTorch.
-        half: Whether the network runs in half precision; pixels and softmax stay in single precision.
+        half: Whether the network runs in half precision; pixels and probabilities stay in single precision.
     """
 
     def __init__(self, classifier: Classifier, *, layout: Layout = "nhwc", half: bool = False) -> None:
@@ -40,6 +40,7 @@ class ImageGraph(nn.Module):
         self.layout = layout
         self.half_precision = half
         self.temperature = classifier.temperature
+        self.multi_label = classifier.multi_label
         self.tells_unknown = classifier.unknown is not None
         if classifier.unknown is not None:
             for name, tensor in classifier.unknown.tensors().items():
@@ -54,7 +55,8 @@ class ImageGraph(nn.Module):
             images_BSHW = images_BSHW.half()
         features_BD: Tensor = self.backbone(images_BSHW)
         logits_BK: Tensor = self.head(features_BD).float()
-        probabilities_BK = (logits_BK if self.temperature == 1 else logits_BK / self.temperature).softmax(1)
+        logits_BK = logits_BK if self.temperature == 1 else logits_BK / self.temperature
+        probabilities_BK = logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(1)
         if not self.tells_unknown:
             return probabilities_BK
         parameters = {name: self.get_buffer(name) for name in UNKNOWN_PARAMETERS}

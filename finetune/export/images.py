@@ -21,14 +21,14 @@ class CheckImages:
     Args:
         files: Files to compare on.
         origin: Where the files come from, for the report.
-        targets: Index of the true class of each file; None if not known.
+        targets: Index of the true class of each file, or zeros and ones for several labels; None if not known.
         calibration: Files that determine the ranges of the activations.
         decode: How the run decodes files; None for the defaults.
     """
 
     files: list[str]
     origin: str
-    targets: list[int] | None = None
+    targets: list[int] | list[list[int]] | None = None
     calibration: list[str] = field(default_factory=list)
     decode: DecodeOptions | None = None
 
@@ -58,12 +58,20 @@ def images_of_source(
     return CheckImages(
         files=[_file(source, int(row), folder) for row in compared],
         origin=f"{len(compared)} of the run's {split} images",
-        # multi-label images have no single true class
-        targets=[int(positions[source.index.targets[row]]) for row in compared]
-        if source.index.targets.ndim == 1
-        else None,
+        targets=_targets(source.index.targets[compared], positions, len(classes)),
         calibration=[_file(source, int(row), folder) for row in for_calibration],
     )
+
+
+def _targets(
+    targets: npt.NDArray[np.integer], positions: npt.NDArray[np.int64], classes: int
+) -> list[int] | list[list[int]]:
+    """Return the targets of a source by the classes of the model: class numbers, or zeros and ones for several labels."""
+    if targets.ndim == 1:
+        return [int(number) for number in positions[targets]]
+    shown = np.zeros((len(targets), classes), np.int64)
+    shown[:, positions] = targets > 0
+    return [list(map(int, row)) for row in shown]
 
 
 def _file(source: Source, row: int, folder: Path) -> str:

@@ -57,7 +57,8 @@ class Reference:
         reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
             a probability that this causes.
         unreadable: Number of files left out because they cannot be read.
-        targets: Index of the true class of each image; None if not known.
+        targets: Index of the true class of each image, or zeros and ones (N, K) for several labels; None if not known.
+        thresholds: For several labels, the probability above which each class is predicted; None for one label per image.
         decode: How the run decodes files.
     """
 
@@ -71,6 +72,17 @@ class Reference:
     unreadable: int = 0
     reduced: tuple[int, float] = (0, 0.0)
     targets: npt.NDArray[np.int64] | None = None
+    thresholds: tuple[float, ...] | None = None
+
+    def answers(self, shares: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Return what probabilities answer: the most probable class (N, 1), or which classes are above their threshold (N, K)."""
+        if self.thresholds is None:
+            return np.asarray(shares.argmax(1))[:, None]
+        return np.asarray(shares.astype(np.float64) > np.array(self.thresholds))
+
+    def accuracy(self, shares: npt.NDArray[np.generic], targets: npt.NDArray[np.int64]) -> float:
+        """Return the share of images whose answer is right, with several labels in every one."""
+        return float((self.answers(shares) == targets.reshape(len(targets), -1)).all(1).mean())
 
 
 @torch.inference_mode()
@@ -79,7 +91,7 @@ def make_reference(
     files: Sequence[str],
     *,
     origin: str,
-    targets: Sequence[int] | None = None,
+    targets: Sequence[int] | Sequence[Sequence[int]] | None = None,
     decode: DecodeOptions | None = None,
 ) -> Reference:
     """Compute the trained model's probabilities as ``finetune predict`` does, but read large JPEGs at full scale.
@@ -106,16 +118,16 @@ def make_reference(
             smaller.append((len(kept), view(reduced)))
         kept.append(file)
         views.append(view(image))
-        positions.append(targets[number] if targets is not None else -1)
+        positions.append(number)
         otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image, options))
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
     pixels = torch.stack(views)
     features = torch.cat([classifier.embed(part) for part in torch.split(pixels, BATCH)])
-    probabilities = classifier.logits(features).float().softmax(1)
+    probabilities = classifier.probabilities(classifier.logits(features))
     largest_reduced = 0.0
     for number, reduced in smaller:
-        deviation = classifier(reduced[None]).float().softmax(1)[0] - probabilities[number]
+        deviation = classifier.probabilities(classifier(reduced[None]))[0] - probabilities[number]
         largest_reduced = max(largest_reduced, float(deviation.abs().max()))
     return Reference(
         reduced=(len(smaller), largest_reduced),
@@ -126,7 +138,8 @@ def make_reference(
         origin=origin,
         decoded_otherwise=np.array(otherwise),
         unreadable=len(files) - len(kept),
-        targets=np.array(positions) if targets is not None else None,
+        targets=None if targets is None else np.array(targets, dtype=np.int64)[positions],
+        thresholds=classifier.thresholds if classifier.multi_label else None,
         decode=options,
     )
 
@@ -179,6 +192,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                 {
                     "target": str(target.resolve()),
                     "grey": reference.pixels.shape[1] == 1,
+                    "multi_label": reference.thresholds is not None,
                     "by_pillow": reference.pixels.shape[1] in (1, 3),
                     "pixels": str(pixels),
                     "decoded": decoded,
@@ -271,9 +285,9 @@ def compare(
     files = np.asarray(answer.from_files)[:, :width]
     decoded = reference.decoded_otherwise
     same = ~decoded
-    by_pixels = difference(reference.shares, pixels)
-    by_files = difference(reference.shares[same], files[same])
-    others = difference(reference.shares[decoded], files[decoded])
+    by_pixels = difference(reference, pixels)
+    by_files = difference(reference, files, same)
+    others = difference(reference, files, decoded)
     problems, remarks = [], []
     if list(answer.classes) != list(classes):
         problems.append("its class names differ from the model's, or their order does")
@@ -283,11 +297,11 @@ def compare(
             f"limit {bounds.from_pixels:.0e} (mean {bounds.mean:.0e})"
         )
     if by_pixels.agreement < bounds.agreement:
-        problems.append(f"the first class agrees in {by_pixels.agreement:.1%}, required {bounds.agreement:.0%}")
+        problems.append(f"the answers agree in {by_pixels.agreement:.1%}, required {bounds.agreement:.0%}")
     if by_files.largest > bounds.from_files:
         problems.append(f"from the file a probability differs by {by_files.largest:.1e}, limit {bounds.from_files:.0e}")
     if by_files.agreement < bounds.agreement:
-        problems.append(f"from the file the first class agrees in {by_files.agreement:.1%}")
+        problems.append(f"from the file the answers agree in {by_files.agreement:.1%}")
     if others.images and reference.pixels.shape[1] not in (1, 3):
         remarks.append(f"Pillow reads no files of {reference.pixels.shape[1]} channels: compared from decoded pixels")
     elif others.images:
@@ -315,8 +329,8 @@ def compare(
     accuracy = None
     if reference.targets is not None:
         accuracy = Accuracies(
-            trained=float((reference.shares.argmax(1) == reference.targets).mean()),
-            exported=float((pixels.argmax(1) == reference.targets).mean()),
+            trained=reference.accuracy(reference.shares, reference.targets),
+            exported=reference.accuracy(pixels, reference.targets),
         )
     return ParityReport(
         format=form,
@@ -347,8 +361,19 @@ def score_difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> Differenc
     )
 
 
-def difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> Difference:
-    """Return the largest and the mean difference of a probability, and the fraction of images with the same top class."""
+def difference(
+    reference: Reference, theirs: npt.NDArray[np.generic], chosen: npt.NDArray[np.bool_] | None = None
+) -> Difference:
+    """Return the largest and the mean difference of a probability, and the fraction of answers that are the same.
+
+    Args:
+        reference: Predictions of the trained model.
+        theirs: Probabilities of the export (N, K).
+        chosen: Which images are compared, bool (N,); None compares all.
+    """
+    ours = reference.shares
+    if chosen is not None:
+        ours, theirs = ours[chosen], theirs[chosen]
     if not len(ours):
         return Difference(images=0, largest=0.0, mean=0.0, agreement=1.0)
     deviation = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
@@ -357,5 +382,5 @@ def difference(ours: Shares, theirs: npt.NDArray[np.generic]) -> Difference:
         images=len(ours),
         largest=float(min(deviation.max(), 1e9)),
         mean=float(min(deviation.mean(), 1e9)),
-        agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        agreement=float((reference.answers(ours) == reference.answers(theirs)).mean()),
     )

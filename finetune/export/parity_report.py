@@ -12,7 +12,7 @@ class Bounds:
         from_pixels: Largest allowed difference of a probability from the same pixels.
         from_files: Largest allowed difference of a probability from the file.
         mean: Largest allowed mean difference of a probability from the same pixels.
-        agreement: Smallest fraction of images, in [0, 1], with the same top class.
+        agreement: Smallest fraction, in [0, 1], of answers that are the same.
     """
 
     from_pixels: float = 1e-4
@@ -29,7 +29,8 @@ class Difference:
         images: Number of images.
         largest: Largest difference of a probability.
         mean: Mean difference of a probability.
-        agreement: Fraction of images with the same top class.
+        agreement: Fraction of answers that are the same: the most probable class of each image, or with several labels whether
+            each class is predicted for it.
     """
 
     images: int
@@ -139,7 +140,7 @@ class ParityReport:
         for measured, words in ((self.from_pixels, "same pixels: "), (self.from_files, "from files:  ")):
             if measured is not None:
                 lines.append(
-                    f"  {words}largest difference {measured.largest:.1e}, top-1 agreement {measured.agreement:.1%}"
+                    f"  {words}largest difference {measured.largest:.1e}, the same answers in {measured.agreement:.1%}"
                 )
         if self.unknown is not None:
             same = f"{self.unknown.agreement:.1%}"

@@ -7,6 +7,7 @@ this package, and does its half of the work on real images; the probabilities mu
 import inspect
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,14 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
             answers = torch.from_numpy(arrays["answers"])
     logits = answers if part == "head" else classifier.head(answers)
     ours = classifier.probabilities(classifier.head(features)).numpy()
-    measured = difference(ours, classifier.probabilities(logits).numpy())
+    measured = difference(replace(reference, shares=ours), classifier.probabilities(logits).numpy())
     problems = []
     if part == "head" and list(opened["classes"]) != list(classifier.classes):
         problems.append("its class names differ from the model's, or their order does")
     if measured.largest > FP32.from_pixels or measured.agreement < FP32.agreement:
         problems.append(
-            f"a probability differs by {measured.largest:.1e}, limit {FP32.from_pixels:.0e}; the first class "
-            f"agrees in {measured.agreement:.1%}"
+            f"a probability differs by {measured.largest:.1e}, limit {FP32.from_pixels:.0e}; the answers agree in "
+            f"{measured.agreement:.1%}"
         )
     return ParityReport(
         format=export_format.name,

@@ -118,6 +118,7 @@ def evaluate(
     metrics = build_metrics(len(classifier.classes), multi_label=classifier.multi_label)
     class_counts = torch.zeros(len(classifier.classes), dtype=torch.int64)
     embed, known = fast_features(classifier), 0
+    thresholds = classifier.thresholds if classifier.multi_label else None
     for batch in data.rows_dataloader(rows):
         if classifier.multi_label:
             targets = torch.zeros(len(batch.targets), len(class_counts), dtype=torch.int64)
@@ -127,7 +128,7 @@ def evaluate(
             targets = positions[batch.targets]
             class_counts += torch.bincount(targets, minlength=len(class_counts))
         features_BD = run_in_chunks(embed, batch.images)
-        update_metrics(metrics, logits=classifier.logits(features_BD), targets=targets)
+        update_metrics(metrics, logits=classifier.logits(features_BD), targets=targets, thresholds=thresholds)
         if classifier.unknown is not None:
             known += int((classifier.unknown(features_BD) <= 1).sum())
     missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]

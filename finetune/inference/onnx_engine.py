@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.confidence.selective import RiskCoverage, read_curve
+from finetune.confidence.thresholds import threshold_problems
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
 from finetune.data.evaluation_pixels import evaluation_pixels, resize_target, sharp_side
 from finetune.errors import UserError, first_line, shortened
+from finetune.file_schema import THRESHOLD
 from finetune.inference.answers import Answers
 from finetune.inference.onnx_operators import LOOPS, operators
 from finetune.input_spec import MOST_CHANNELS, InputSpec
@@ -42,8 +44,6 @@ class OnnxEngine:
         UserError: The file is missing, is not an ONNX model, was not written by finetune, or has a newer format.
     """
 
-    # multi-label models cannot be exported to ONNX
-    multi_label = False
     selective: RiskCoverage | None = None
 
     def __init__(self, path: Path) -> None:
@@ -77,6 +77,8 @@ class OnnxEngine:
             raise UserError(f"RUN='{path}': cannot be opened as an ONNX model. {first}") from None
         described = self._described(path)
         self.classes = tuple(described["classes"])
+        self.multi_label: bool = described.get("multi_label", False)
+        self.thresholds = tuple(described.get("thresholds", [THRESHOLD] * len(self.classes)))
         self.tells_unknown = len(self.session.get_outputs()) > 1
         if described.get("selective") is not None:
             self.selective = read_curve(described["selective"])
@@ -89,6 +91,8 @@ class OnnxEngine:
         self.options = DecodeOptions(channels=self.channels, **recorded)
         digest = hashlib.sha256(content).hexdigest()
         self.identity: dict[str, Json] = {"runtime": "onnx", "model": digest, "classes": list(self.classes)}
+        if self.multi_label:
+            self.identity |= {"multi_label": True, "thresholds": list(self.thresholds)}
         self.identity |= recorded
         # a graph of a few bytes can ask for any amount of memory; it shows at the first image
         height, width = resize_target(self.spec)
@@ -120,6 +124,10 @@ class OnnxEngine:
             outputs = self.session.get_outputs()
             whole = whole and outputs[0].shape[1] == len(classes)
             whole = whole and [(output.name, output.type) for output in outputs[1:]] in _FURTHER_OUTPUTS
+            whole = whole and type(described.get("multi_label", False)) is bool
+            whole = whole and not threshold_problems(
+                described.get("thresholds", [THRESHOLD] * len(classes)), classes=len(classes)
+            )
             if described.get("selective") is not None:
                 read_curve(described["selective"])
             DecodeOptions.from_plain(described.get("reading", DecodeOptions().to_plain()), channels=channels)

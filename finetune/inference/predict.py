@@ -1,15 +1,15 @@
 """Streaming prediction on image files: read ahead in threads, stored batch by batch, written when all are done."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from finetune.confidence.selective import Acceptance
+from finetune.confidence.thresholds import labels_shown
 from finetune.errors import UserError
-from finetune.file_schema import THRESHOLD
 from finetune.inference.answers import UNKNOWN, Answers, check_named, is_known
 from finetune.inference.image_paths import ListedPath
 from finetune.inference.job_progress import image_progress
@@ -32,6 +32,11 @@ class Classifies(Protocol):
     @property
     def multi_label(self) -> bool:
         """Whether an image may show several classes, or none."""
+        ...
+
+    @property
+    def thresholds(self) -> Sequence[float]:
+        """For several labels, the probability above which each class is predicted."""
         ...
 
     @property
@@ -141,9 +146,10 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
             rows.append(JobRow(path=read.item, stamp=read.stamp, error=read.error, data=_given(read.item)))
             continue
         row, unknown_score = next(answers)
-        # for multi-label models, keep at least all classes above the threshold
-        count = max(top_k, int((row > THRESHOLD).sum())) if engine.multi_label else top_k
-        best = np.argsort(-row, kind="stable")[:count]
+        order = np.argsort(-row, kind="stable")
+        # for multi-label models, keep all that are predicted, which need not be the most probable
+        shown = set(labels_shown(row, engine.thresholds)) if engine.multi_label else set()
+        best = [*order[:top_k], *(number for number in order[top_k:] if number in shown)]
         result = {"top": [[int(number), float(row[number])] for number in best], "unknown_score": unknown_score}
         rows.append(JobRow(path=read.item, stamp=read.stamp, result=result, data=_given(read.item)))
     return rows
@@ -182,7 +188,9 @@ def _prediction(
         return Prediction(path=_path_of(row), error=row.error, extra=dict.fromkeys(extra))
     results = row.result["top"]
     top = tuple((engine.classes[number], probability) for number, probability in results[:top_k])
-    shown = sorted(number for number, probability in results if probability > THRESHOLD) if engine.multi_label else ()
+    shown = (
+        sorted(number for number, share in results if share > engine.thresholds[number]) if engine.multi_label else ()
+    )
     labels = tuple(engine.classes[number] for number in shown) if engine.multi_label else None
     score = row.result["unknown_score"]
     known = is_known(score)

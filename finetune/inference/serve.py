@@ -30,8 +30,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from finetune.confidence.thresholds import labels_shown
 from finetune.errors import UserError
-from finetune.file_schema import THRESHOLD
 from finetune.inference.answers import ImageAnswer, is_known
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import Classifies
@@ -260,7 +260,7 @@ class Server:
         classes = self.engine.classes
         row |= {"predicted": classes[best[0]], "probability": float(probabilities[best[0]])}
         if self.engine.multi_label:
-            row["predicted"] = [classes[at] for at in range(len(classes)) if probabilities[at] > THRESHOLD]
+            row["predicted"] = [classes[at] for at in labels_shown(probabilities, self.engine.thresholds)]
         if unknown_score is not None:
             row |= {"known": is_known(unknown_score), "unknown_score": unknown_score}
         return row | {"top": [{"class": classes[at], "probability": float(probabilities[at])} for at in best]}

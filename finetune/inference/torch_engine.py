@@ -31,6 +31,7 @@ class TorchEngine:
     def __init__(self, run: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.classifier = load_bundle(run, modules=modules)
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
+        self.thresholds = self.classifier.thresholds
         self.tells_unknown, self.selective = self.classifier.unknown is not None, self.classifier.selective
         self._features = fast_features(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
@@ -38,8 +39,12 @@ class TorchEngine:
         described = read_model_json(find_bundle(run))
         weights = described["weights_sha256"]
         self.identity: dict[str, Json] = {"runtime": "torch", "model": weights, "classes": list(self.classes)}
+        # probabilities of the same weights depend on it
+        self.identity["temperature"] = self.classifier.temperature
         if self.tells_unknown:
             self.identity["unknown"] = described[UNKNOWN]["sha256"]
+        if self.multi_label:
+            self.identity["thresholds"] = list(self.thresholds)
         self.identity |= {"multi_label": self.multi_label, **self.options.to_plain()}
 
     def read(self, path: str) -> torch.Tensor:

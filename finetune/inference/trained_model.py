@@ -12,10 +12,11 @@ from torch import Tensor
 from finetune.arguments import public
 from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
 from finetune.confidence.selective import Acceptance, acceptance
+from finetune.confidence.thresholds import labels_shown
 from finetune.data.decode import DecodeOptions
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError, shortened, type_in_words
-from finetune.file_schema import LABELS, THRESHOLD
+from finetune.file_schema import joined_labels
 from finetune.html import html_table
 from finetune.inference.answers import UNKNOWN, Answers, ImageAnswer, check_named, is_known
 from finetune.inference.given_images import GivenImage, given_images
@@ -157,7 +158,8 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str 
         head_target=classifier.head_target,
     )
     model.decode, model.folder = decode, folder
-    model.temperature, model.unknown, model.selective = classifier.temperature, classifier.unknown, classifier.selective
+    model.temperature, model.thresholds = classifier.temperature, classifier.thresholds
+    model.unknown, model.selective = classifier.unknown, classifier.selective
     model.eval()
     return model
 
@@ -183,7 +185,7 @@ def predict(
         model: A loaded or built classifier; it may be on any device, and in either mode.
         images: The images.
         uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
-            probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
+            probable classes; for a model of several labels, twice the distance of the nearest probability from its threshold.
         batch_size: Images in one forward pass.
         unknown: Predict ``unknown`` for images that are unlike the training images, with their class as ``nearest``.
         accept: Accuracy wanted of the accepted answers, for a column ``accepted``.
@@ -209,7 +211,12 @@ def predict(
     decode = model.decode if isinstance(model, TrainedModel) else DecodeOptions(channels=spec.channels)
     device = next(model.parameters()).device
     tells_unknown = model.unknown is not None
-    answers = _Rows(classes=model.classes, multi_label=model.multi_label, options=options, tells_unknown=tells_unknown)
+    answers = _Rows(
+        classes=model.classes,
+        thresholds=model.thresholds if model.multi_label else None,
+        options=options,
+        tells_unknown=tells_unknown,
+    )
     waiting: list[GivenImage] = []
     with evaluating(model):
 
@@ -241,7 +248,8 @@ class _Rows:
     """The rows of the table so far."""
 
     classes: tuple[str, ...]
-    multi_label: bool
+    # None for one label an image
+    thresholds: tuple[float, ...] | None
     options: PredictOptions
     tells_unknown: bool
     names: list[str] = field(default_factory=list)
@@ -286,12 +294,12 @@ class _Rows:
         return columns
 
     def _predicted(self, row_K: npt.NDArray[np.float32]) -> str:
-        if self.multi_label:
-            return LABELS.join(name for name, share in zip(self.classes, row_K, strict=True) if share > THRESHOLD)
+        if self.thresholds is not None:
+            return joined_labels(self.classes, labels_shown(row_K, self.thresholds))
         return self.classes[int(row_K.argmax())]
 
     def _margin(self, row_K: npt.NDArray[np.float32]) -> float:
-        if self.multi_label:
-            return float(2 * np.abs(row_K - THRESHOLD).min())
+        if self.thresholds is not None:
+            return float(2 * np.abs(row_K - np.array(self.thresholds)).min())
         second, first = np.sort(row_K)[-2:]
         return float(first - second)

@@ -13,6 +13,7 @@ from finetune.confidence.selective import RiskCoverage
 from finetune.confidence.unknown import UnknownScore
 from finetune.errors import UserError, first_line, shortened, type_in_words
 from finetune.file_errors import out_of_memory
+from finetune.file_schema import THRESHOLD
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
 from finetune.models.build import backbone_from_description
@@ -68,6 +69,8 @@ class Classifier(nn.Module):
         # likewise: how far an image is from the training images, and how accurate confident answers are
         self.unknown: UnknownScore | None = None
         self.selective: RiskCoverage | None = None
+        # with several labels: the probability above which each class is predicted
+        self.thresholds: tuple[float, ...] = (THRESHOLD,) * len(classes)
         if isinstance(head, Head):
             assert head.settings["num_classes"] == len(classes)
             assert head.settings["num_features"] == backbone.num_features
@@ -185,6 +188,7 @@ class Classifier(nn.Module):
     def unfit(self) -> None:
         """Drop what was fitted on validation images for weights that are about to change."""
         self.temperature, self.unknown, self.selective = 1.0, None, None
+        self.thresholds = (THRESHOLD,) * len(self.classes)
 
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:
         check_layout(images_BCHW, self.input_spec)

@@ -49,7 +49,7 @@ def _section(reports: list[ParityReport]) -> list[str]:
     lines = [
         "## Exports",
         "",
-        "| export | accuracy | of the trained model | same first class | batch 1, ms | of PyTorch | batch 32, images/s | "
+        "| export | accuracy | of the trained model | same answers | batch 1, ms | of PyTorch | batch 32, images/s | "
         "of PyTorch |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.confidence.thresholds import labels_shown
 from finetune.data.image_source import Source
-from finetune.file_schema import THRESHOLD, labels_above_half
+from finetune.file_schema import joined_labels
 from finetune.report.thumbnails import source_thumbnail
 
 MISTAKES, CORRECT = 24, 12
@@ -37,16 +38,21 @@ class Answer:
     probability: float
 
 
-def correct_predictions(evaluation: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
-    """Return which images were classified correctly; for multi-label, in every label."""
+def correct_predictions(evaluation: dict[str, npt.NDArray[Any]], thresholds: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Return which images were classified correctly; for multi-label, in every label.
+
+    Args:
+        evaluation: Outputs of the network for a split.
+        thresholds: For multi-label, the probability above which each class is predicted.
+    """
     probabilities, targets = evaluation["probabilities"], evaluation["targets"]
     if targets.ndim == 2:
-        return np.asarray(((probabilities > THRESHOLD) == (targets > 0)).all(axis=1))
+        return np.asarray(((probabilities > np.array(thresholds)) == (targets > 0)).all(axis=1))
     return np.asarray(probabilities.argmax(axis=1) == targets)
 
 
 def choose(
-    evaluation: dict[str, npt.NDArray[Any]], paths: Sequence[str], classes: Sequence[str]
+    evaluation: dict[str, npt.NDArray[Any]], paths: Sequence[str], classes: Sequence[str], thresholds: Sequence[float]
 ) -> tuple[list[Answer], list[Answer]]:
     """Return the most confident mistakes, most confident first, and the least confident correct ones, least confident first.
 
@@ -54,22 +60,29 @@ def choose(
     label.
     """
     probabilities, targets = evaluation["probabilities"], evaluation["targets"]
-    is_correct = correct_predictions(evaluation)
+    is_correct = correct_predictions(evaluation, thresholds)
     if targets.ndim == 2:
         wrongness = np.abs(probabilities - targets).max(axis=1)
-        sureness = np.abs(probabilities - THRESHOLD).min(axis=1)
+        sureness = np.abs(probabilities - np.array(thresholds)).min(axis=1)
     else:
         wrongness = sureness = probabilities.max(axis=1)
     mistakes = np.flatnonzero(~is_correct)
     correct = np.flatnonzero(is_correct)
     mistakes = mistakes[np.argsort(-wrongness[mistakes], kind="stable")][:MISTAKES]
     correct = correct[np.argsort(sureness[correct], kind="stable")][:CORRECT]
-    chosen = [[_answer(evaluation, int(place), paths, classes) for place in places] for places in (mistakes, correct)]
+    chosen = [
+        [_answer(evaluation, int(place), paths, classes, thresholds) for place in places]
+        for places in (mistakes, correct)
+    ]
     return chosen[0], chosen[1]
 
 
 def _answer(
-    evaluation: dict[str, npt.NDArray[Any]], place: int, paths: Sequence[str], classes: Sequence[str]
+    evaluation: dict[str, npt.NDArray[Any]],
+    place: int,
+    paths: Sequence[str],
+    classes: Sequence[str],
+    thresholds: Sequence[float],
 ) -> Answer:
     probabilities, target = evaluation["probabilities"][place], evaluation["targets"][place]
     best = int(probabilities.argmax())
@@ -78,8 +91,8 @@ def _answer(
         place=place,
         row=int(evaluation["rows"][place]),
         path=paths[place],
-        true=labels_above_half(classes, target.tolist()) if several else classes[int(target)],
-        found=labels_above_half(classes, probabilities.tolist()) if several else classes[best],
+        true=joined_labels(classes, np.flatnonzero(target)) if several else classes[int(target)],
+        found=joined_labels(classes, labels_shown(probabilities, thresholds)) if several else classes[best],
         target=best,
         probability=float(probabilities[best]),
     )

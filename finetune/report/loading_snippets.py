@@ -43,7 +43,9 @@ model = finetune.load("{path}")  # uint8 images (B, C, H, W) of the size below t
 """
 
 
-def how_to_load(form: str, spec: InputSpec, *, path: str, reading: Mapping[str, Any] | None = None) -> str:
+def how_to_load(
+    form: str, spec: InputSpec, *, path: str, reading: Mapping[str, Any] | None = None, multi_label: bool = False
+) -> str:
     """Return the Markdown section for one client.
 
     Args:
@@ -51,11 +53,14 @@ def how_to_load(form: str, spec: InputSpec, *, path: str, reading: Mapping[str, 
         spec: Input of the model.
         path: Path of the export.
         reading: How the run reads files; None for the defaults.
+        multi_label: Whether an image may show several classes.
     """
     grey = spec.channels == 1
     chosen = FORMATS.get(form)
     repeated = grey and chosen is not None and issubclass(chosen.client, LibraryClient)
-    snippet = _FINETUNE if chosen is None else chosen.snippet
+    snippet = _FINETUNE
+    if chosen is not None:
+        snippet = chosen.snippet_multi_label if multi_label else chosen.snippet
     code = snippet.format(
         image=_image(spec.channels, reading or {}), path=path, rgb='.convert("RGB")' if repeated else ""
     )

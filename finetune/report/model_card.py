@@ -54,6 +54,7 @@ def model_card(classifier: Classifier, results: Results) -> str:
         "",
         f"{figures[:1].upper()}{figures[1:]}, expected calibration error {test.ece:.4f} on {images} images.",
         *([f"Its logits are divided by a {calibration}."] if calibration else []),
+        *([f"A class is predicted above {results.thresholds.in_words()}."] if results.thresholds else []),
         *([f"{unknown[:1].upper()}{unknown[1:]}."] if unknown else []),
         "",
         "| class | training images | test images | recall |",
@@ -62,11 +63,9 @@ def model_card(classifier: Classifier, results: Results) -> str:
     for position, name in enumerate(classifier.classes):
         recall = f"{test.recall[position]:.3f}" if counts["test"][position] else "no image"
         lines.append(f"| {markdown(name)} | {counts['train'][position]} | {counts['test'][position]} | {recall} |")
-    if several:
-        # in multi-label data no class is mistaken for another, and the other programs' formats hold one label per image
-        lines.append("")
-    else:
-        lines += ["", *_confusions(classifier.classes, test), *_other_programs(spec, results.data)]
+    # in multi-label data no class is mistaken for another
+    lines += ["", *([] if several else _confusions(classifier.classes, test))]
+    lines += _other_programs(spec, results.data, multi_label=several)
     lines += [
         "## Intended use",
         "",
@@ -85,11 +84,11 @@ def _revision(backbone: BackboneOrigin) -> str:
     return f", revision `{backbone.revision}`" if backbone.revision else ""
 
 
-def _other_programs(spec: InputSpec, data: DataFacts) -> list[str]:
+def _other_programs(spec: InputSpec, data: DataFacts, *, multi_label: bool) -> list[str]:
     """Describe how to open each export, one heading level lower than in the export's own README."""
     reading = {"high_depth": data.high_depth, "integer_range": data.integer_range, "float_range": data.float_range}
     sections = [
-        f"#{how_to_load(name, spec, path=f'exports/{chosen.filename}', reading=reading)}"
+        f"#{how_to_load(name, spec, path=f'exports/{chosen.filename}', reading=reading, multi_label=multi_label)}"
         for name, chosen in FORMATS.items()
         if chosen.snippet
     ]

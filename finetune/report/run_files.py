@@ -14,7 +14,7 @@ import numpy.typing as npt
 from finetune.checksums import verify
 from finetune.counted import counted
 from finetune.errors import UserError, shortened, type_in_words
-from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, check_fields
+from finetune.file_schema import RESULTS, RESULTS_MULTI_LABEL, THRESHOLD, check_fields
 from finetune.near_paths import did_you_mean_path
 from finetune.plain import Json, from_plain
 from finetune.results import Results
@@ -81,6 +81,12 @@ class RunFiles:
     def multi_label(self) -> bool:
         """Whether an image may show several classes."""
         return self.results.test.map is not None
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """With several labels, the probability above which each class is predicted."""
+        fitted = self.results.thresholds
+        return (THRESHOLD,) * len(self.classes) if fitted is None else fitted.values
 
     @property
     def stages(self) -> list[str]:

@@ -20,7 +20,7 @@ from finetune.data.audit_text import short
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_source import Source
 from finetune.data.transforms import View, eval_view
-from finetune.file_schema import REPORT, THRESHOLD
+from finetune.file_schema import REPORT
 from finetune.models.classifier import Classifier
 from finetune.models.user_modules import modules_text, user_classes
 from finetune.report import bootstrap, embedding_map, gallery, training_charts, usage
@@ -122,7 +122,7 @@ def run_page(
         maps=_maps(run),
         audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
         snippet=usage.python_snippet(str(run.run_dir), trust=own, modules=given),
-        commands=usage.commands(str(run.run_dir), multi_label=run.multi_label, trust=own, modules=given),
+        commands=usage.commands(str(run.run_dir), trust=own, modules=given),
         configuration=settings_in_use(run.config),
         **vars(_images(run, classifier, source)),
     )
@@ -216,6 +216,7 @@ class ClassScores:
         f1: F1 score.
         missed: Images of it that were predicted as others.
         false: Images of others that were predicted as it.
+        threshold: With several labels, the probability above which it is predicted.
     """
 
     name: str
@@ -226,6 +227,7 @@ class ClassScores:
     f1: float | None
     missed: int
     false: int
+    threshold: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +306,7 @@ def _headline(run: RunFiles) -> Headline:
     if not run.multi_label:
         intervals = bootstrap.intervals(confusion_of(test, len(run.classes)))
     elif evaluation:
-        shown = evaluation["probabilities"] > THRESHOLD
+        shown = evaluation["probabilities"] > np.array(run.thresholds)
         intervals = bootstrap.multi_label_intervals(evaluation["targets"] > 0, shown)
     # a share has an interval without resampling, the same as in finetune runs
     intervals = {**intervals, "acc": wilson(test.acc, images)} if intervals else intervals
@@ -347,6 +349,7 @@ def _classes(run: RunFiles) -> list[ClassScores]:
             f1=2 * correct[k] / (support[k] + assigned[k]) if support[k] + assigned[k] else None,
             missed=int(support[k] - correct[k]),
             false=int(assigned[k] - correct[k]),
+            threshold=run.thresholds[k],
         )
         for k, name in enumerate(run.classes)
     ]
@@ -386,7 +389,7 @@ def _maps(run: RunFiles) -> list[Markup]:
     places = np.searchsorted(test["rows"], test["embedded_rows"])
     # an image with several labels takes the colour of the class with the highest probability
     groups = test["probabilities"][places].argmax(axis=1) if run.multi_label else test["targets"][places]
-    wrong = ~gallery.correct_predictions(test)[places]
+    wrong = ~gallery.correct_predictions(test, run.thresholds)[places]
     return [
         embedding_map.map_chart(points, method=method, groups=groups, names=run.classes, wrong=wrong)
         for method, points in embedding_map.projections(test["embeddings"]).items()
@@ -398,7 +401,7 @@ def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> Sho
     test = run.evaluation.get("test")
     if test is None:
         return ShownImages()
-    mistakes, correct = gallery.choose(test, run.paths, run.classes)
+    mistakes, correct = gallery.choose(test, run.paths, run.classes, run.thresholds)
     cams, cam_stage = [], None
     few = [*mistakes[:_LOOKED_AT], *correct[:_LOOKED_AT]]
     if source is not None and few:
@@ -418,7 +421,7 @@ def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> Sho
     return ShownImages(
         mistakes=gallery.shown(mistakes, source),
         correct=gallery.shown(correct, source),
-        wrong=int((~gallery.correct_predictions(test)).sum()),
+        wrong=int((~gallery.correct_predictions(test, run.thresholds)).sum()),
         cams=cams,
         cam_stage=cam_stage,
     )

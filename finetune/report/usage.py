@@ -22,21 +22,16 @@ def python_snippet(run: str, *, trust: bool = False, modules: str = "") -> str:
     return _PYTHON.format(bundle=f"{run}/model", trust=trusted)
 
 
-def commands(
-    run: str, *, multi_label: bool, trust: bool = False, modules: str = "", python: bool = False
-) -> list[tuple[str, str]]:
+def commands(run: str, *, trust: bool = False, modules: str = "", python: bool = False) -> list[tuple[str, str]]:
     """Return command lines, each with what it does; lines of Python for a model that no command can build.
 
     Args:
         run: Run folder.
-        multi_label: Whether an image may show several classes.
         trust: Whether the model needs user-supplied classes.
         modules: Text of the modules that Python must be given, from :func:`finetune.models.user_modules.modules_text`.
         python: Whether to return lines of Python for every model.
     """
-    # the other programs' formats hold one label per image
-    form = "head" if multi_label else "onnx"
-    export = "export the head" if multi_label else "export it for programs without PyTorch"
+    export = "export it for programs without PyTorch"
     if modules or python:
         what, given = ("open it", ", trust=True" if trust else "")
         if modules:
@@ -45,11 +40,11 @@ def commands(
             (what, f"model = finetune.load({run!r}{given})"),
             ("classify a folder of images", "model.predict('IMAGES')"),
             ("test it on other data", "finetune.evaluate(model, 'DIR')"),
-            (export, f"finetune.export(model, {form!r})"),
+            (export, "finetune.export(model, 'onnx')"),
         ]
     name, option = shlex.quote(run), " --trust" if trust else ""
     return [
         ("classify a folder of images", f"finetune predict {name} IMAGES --output predictions.csv{option}"),
         ("test it on other data", f"finetune evaluate {name} data=DIR{option}"),
-        (export, f"finetune export {name} --format {form}{option}"),
+        (export, f"finetune export {name} --format onnx{option}"),
     ]

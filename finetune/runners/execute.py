@@ -145,6 +145,7 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         cache_limit_bytes=int(named.cache.max_gb * 1e9),
         compiled=compiled,
         calibrate=named.calibrate,
+        fit_thresholds=classifier.multi_label and named.thresholds == "f1",
         timeout_s=timeout_s(named),
         accept_known=named.accept_known,
         facts=RunFacts(
@@ -210,6 +211,8 @@ def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
     show(f"test: {results.test.in_words()} on {counted(len(index.rows('test')), 'image')}")
     if results.calibration is not None and (calibration := results.calibration.in_words()):
         show(f"calibration: {calibration}")
+    if results.thresholds is not None:
+        show(f"decisions: {results.thresholds.in_words()}")
     configured = to_plain(config)["schedule"]["phases"]
     if better := better_phase(results.phases, configured, images=len(index.rows("val"))):
         show(wrapped_sentences(better))
@@ -259,7 +262,6 @@ def _show_next_commands(classifier: "Classifier", run_dir: Path) -> None:
     model = classifier.describe()
     lines = commands(
         str(run_dir),
-        multi_label=classifier.multi_label,
         trust=bool(user_classes(model)),
         modules=modules_text(model),
         python=called_from_python(),

@@ -69,11 +69,6 @@ def export_run(
     target = output or Path(run).expanduser() / "exports" / request.filename
     check_target(request, target)
     classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
-    if classifier.multi_label and request.format.part is None:
-        raise UserError(
-            f"--format {form}: holds one label per image, as a softmax. This model predicts several. Export "
-            "--format head or backbone, or use the bundle with finetune.load."
-        )
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
         chosen = replace(chosen, decode=decode_options_of(run))

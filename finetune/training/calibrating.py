@@ -1,4 +1,4 @@
-"""Calibrate a trained network on its validation images: fit the temperature, and evaluate the calibrated network."""
+"""Fit temperature and decision thresholds of a trained network on its validation images, and evaluate it with them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +7,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from finetune.confidence.temperature import fit_temperature
+from finetune.confidence.thresholds import fit_thresholds as fit
 from finetune.metrics import metrics_of_outputs
 from finetune.models.classifier import Classifier
-from finetune.results import Calibration
+from finetune.results import Calibration, DecisionThresholds
 from finetune.training.eval_outputs import SplitEvaluation
 
 
@@ -53,6 +54,45 @@ def calibrate(
         metrics = metrics_of_outputs(outputs["logits"], outputs["targets"], own=user_metrics)
         calibrated[split] = replace(evaluation, metrics=metrics, outputs=outputs)
     return calibration, calibrated
+
+
+def fit_thresholds(
+    classifier: Classifier,
+    evaluated: Mapping[str, SplitEvaluation],
+    *,
+    user_metrics: Mapping[str, Metric] | None = None,
+) -> tuple[DecisionThresholds, dict[str, SplitEvaluation]]:
+    """Fit the decision thresholds of a calibrated network for several labels, and return the metrics that it has with them.
+
+    Args:
+        classifier: Network with its final weights and temperature; its thresholds are set.
+        evaluated: Metrics and outputs of ``val`` and ``test``.
+        user_metrics: User-supplied metrics by name.
+
+    Returns:
+        What was fitted, and metrics and outputs of the network with it.
+    """
+    val = evaluated["val"].outputs
+    fitted = fit(classifier.probabilities(val["logits"]).numpy(), val["targets"].numpy())
+    thresholds = DecisionThresholds(
+        values=fitted.thresholds,
+        images=len(val["rows"]),
+        left=tuple(classifier.classes[number] for number in fitted.left),
+        before={
+            f"{split}/{name}": evaluation.metrics.scalars()[name]
+            for split, evaluation in evaluated.items()
+            for name in ("acc", "f1_macro", "f1_micro")
+        },
+    )
+    classifier.thresholds = fitted.thresholds
+    decided = {}
+    for split, evaluation in evaluated.items():
+        outputs = evaluation.outputs
+        metrics = metrics_of_outputs(
+            outputs["logits"], outputs["targets"], own=user_metrics, thresholds=fitted.thresholds
+        )
+        decided[split] = replace(evaluation, metrics=metrics)
+    return thresholds, decided
 
 
 def with_probabilities(classifier: Classifier, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.plain import to_plain
 from finetune.results import PhaseResult, Results
-from finetune.training.calibrating import calibrate, with_probabilities
+from finetune.training.calibrating import calibrate, fit_thresholds, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate
 from finetune.training.knowing import fit_selective, fit_unknown_images, rows_to_fit
@@ -102,12 +102,14 @@ class Run:
     def _write(self, phases: tuple[PhaseResult, ...], evaluated: Mapping[str, SplitEvaluation]) -> RunResult:
         """Write predictions, outputs, the bundle and, last, the results; from then on the run counts as finished."""
         context, folder = self.context, self.context.folder
-        calibration, unknown = None, None
+        calibration, unknown, thresholds = None, None, None
         if context.settings.accept_known is not None:
             unknown = fit_unknown_images(context.classifier, evaluated, accept=context.settings.accept_known)
         evaluated = {split: evaluation for split, evaluation in evaluated.items() if split != "train"}
         if context.settings.calibrate:
             calibration, evaluated = calibrate(context.classifier, evaluated, user_metrics=context.make.metrics)
+        if context.settings.fit_thresholds:
+            thresholds, evaluated = fit_thresholds(context.classifier, evaluated, user_metrics=context.make.metrics)
         fit_selective(context.classifier, evaluated)
         results = run_results(
             classifier=context.classifier,
@@ -118,6 +120,7 @@ class Run:
             seed=context.settings.seed,
             calibration=calibration,
             unknown=unknown,
+            thresholds=thresholds,
         )
         if is_rank_zero():
             outputs = {split: with_probabilities(context.classifier, one.outputs) for split, one in evaluated.items()}
@@ -125,7 +128,9 @@ class Run:
             # embeddings of validation images have served
             outputs["val"] |= {name: outputs["val"][name][:0] for name in ("embedded_rows", "embeddings")}
             keep_checksum(folder.metrics)
-            predictions = predictions_csv(context.data.source.index, test["rows"], test["probabilities"])
+            predictions = predictions_csv(
+                context.data.source.index, test["rows"], test["probabilities"], context.classifier.thresholds
+            )
             write_checked_text(folder.predictions, predictions)
             save_outputs(folder.evaluation, outputs)
             save_bundle(

@@ -43,6 +43,7 @@ class RunSettings:
         cache_limit_bytes: Limit of the whole activation cache, in bytes.
         compiled: Whether ``torch.compile`` compiles the trainable part.
         calibrate: Whether a temperature is fitted on the validation images at the end.
+        fit_thresholds: Whether decision thresholds are; only for several labels.
         timeout_s: Seconds without a sign of life after which a process on another machine counts as gone.
         accept_known: Share of the validation images that count as known; None fits no score of unknown images.
     """
@@ -54,6 +55,7 @@ class RunSettings:
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
     calibrate: bool = True
+    fit_thresholds: bool = False
     timeout_s: float = 300.0
     accept_known: float | None = 0.95
 

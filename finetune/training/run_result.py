@@ -15,6 +15,7 @@ from finetune.models.weights import state_hash
 from finetune.results import (
     Calibration,
     DataFacts,
+    DecisionThresholds,
     PhaseResult,
     Results,
     RunFacts,
@@ -67,6 +68,7 @@ def run_results(
     seed: int,
     calibration: Calibration | None = None,
     unknown: UnknownImages | None = None,
+    thresholds: DecisionThresholds | None = None,
 ) -> Results:
     """Return the results of a run.
 
@@ -79,6 +81,7 @@ def run_results(
         seed: Seed of all randomness.
         calibration: Temperature of the network; None if it was not calibrated.
         unknown: How it tells unknown images; None if it does not.
+        thresholds: Its decision thresholds; None for one half.
     """
     index, decode = data.source.index, data.source.decode
     return Results(
@@ -110,4 +113,5 @@ def run_results(
         threads=torch.get_num_threads(),
         calibration=calibration,
         unknown=unknown,
+        thresholds=thresholds,
     )

@@ -142,7 +142,7 @@ def test_a_run_of_a_head_given_as_an_object_shows_the_calls_in_python_that_open_
     model = finetune.load(run, modules={"head": Head(512, 3)})
     text = modules_text(model.describe())
     assert text == 'modules={"head": Head(...)}'
-    lines = [line for _, line in commands("own run", multi_label=False, modules=text)]
+    lines = [line for _, line in commands("own run", modules=text)]
     assert lines == [
         "model = finetune.load('own run', modules={\"head\": Head(...)})",
         "model.predict('IMAGES')",

@@ -64,6 +64,15 @@ class Fake:
         return Answers(probabilities_NK=shares, unknown_N=np.array([first / 50 for first in images], np.float32))
 
 
+class FakeOfSeveralLabels(Fake):
+    """Predicts the classes whose probability is above their threshold."""
+
+    multi_label, tells_unknown, thresholds = True, False, (0.2, 0.6, 0.5)
+
+    def classify(self, images: list[int]) -> Answers:
+        return Answers(probabilities_NK=np.array([[0.3, 0.55, 0.9]] * len(images), np.float32))
+
+
 @contextmanager
 def serving(engine: Any, limits: Limits = SMALL, **options: Any) -> Iterator[tuple[int, Server, list[dict[str, Any]]]]:
     """Run a server, and yield its port, the application and its log."""
@@ -110,6 +119,14 @@ def form(*files: tuple[str, bytes]) -> dict[str, Any]:
         for name, content in files
     ]
     return {"body": b"".join(parts) + b"--B--\r\n", "kind": "multipart/form-data; boundary=B"}
+
+
+def test_of_several_labels_those_above_their_thresholds_are_predicted() -> None:
+    with serving(FakeOfSeveralLabels()) as (port, _, _):
+        status, answer = ask(port, b"0")
+    assert status == 200
+    assert answer["predictions"][0]["predicted"] == ["a", "c"]
+    assert [row["class"] for row in answer["predictions"][0]["top"]] == ["c", "b"]
 
 
 def test_one_image_or_many_are_answered_with_their_names_and_top_classes() -> None:

@@ -16,6 +16,7 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
     ("words", "message"),
     [
         (["monitor=val/accuracy"], "monitor='val/accuracy': not a validation metric. Metrics: val/acc, val/f1_macro"),
+        (["thresholds=f1"], "thresholds=f1: only for several labels per image. Leave it out"),
         (["monitor=val/map"], "monitor='val/map': only for several labels per image. Set monitor=val/f1_macro."),
         (
             ["trainer.devicess=2"],

@@ -148,19 +148,70 @@ def test_data_of_one_label_an_image_is_refused(
     assert "has one label per image. The model was trained for several labels" in capsys.readouterr().err
 
 
-def test_the_card_says_how_probabilities_are_had_and_names_no_export_that_is_refused(run_dir: Path) -> None:
+def test_the_card_says_how_probabilities_are_had(run_dir: Path) -> None:
     card = (run_dir / "model/README.md").read_text()
     assert "`logits.sigmoid()`" in card
     assert "Exact match" in card
     assert "softmax" not in card
+    assert card.count('["thresholds"]') == 5
 
 
-def test_an_export_as_softmax_is_refused_and_the_head_is_not(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def with_thresholds(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that fits its thresholds, on validation images enough for all classes but one."""
+    more = ["thresholds=f1", "data.val_fraction=0.5", "data.test_fraction=0.2", "monitor=val/f1_macro"]
+    return train_tiny([*words, *more], tmp_path_factory.mktemp("thresholds") / "run").run_dir
+
+
+def test_fitted_thresholds_decide_wherever_the_model_goes(
+    with_thresholds: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", str(run_dir), "--format", "onnx", "--output", str(tmp_path / "model.onnx")]) == 2
-    assert "This model predicts several" in capsys.readouterr().err
-    assert main(["export", str(run_dir), "--format", "head", "--output", str(tmp_path / "head.safetensors")]) == 0
+    run_dir, model = with_thresholds, load_bundle(with_thresholds)
+    results = json.loads((run_dir / "results.json").read_text())
+    assert list(model.thresholds) == results["thresholds"]["values"]
+    assert set(model.thresholds) != {0.5}, "thresholds that decide as one half does would prove nothing"
+    check_fields(results, RESULTS_MULTI_LABEL, name="results.json")
+    check_fields(json.loads((run_dir / "model/model.json").read_text()), MODEL_MULTI_LABEL, name="model.json")
+    files = [str(table.parent / f"{number}.png") for number in range(40)]
+    shares = probabilities_of(run_dir, files).numpy()
+    wanted = [
+        ";".join(name for name, p, t in zip(model.classes, row, model.thresholds, strict=True) if p > t)
+        for row in shares.astype(np.float64)
+    ]
+    halves = [";".join(name for name, p in zip(model.classes, row, strict=True) if p > 0.5) for row in shares]
+    assert wanted != halves
+    # the run's own tables and metrics
+    decided = dict(zip(files, wanted, strict=True))
+    with (run_dir / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted"] for row in rows] == [decided[row["path"]] for row in rows]
+    right = np.mean([set(row["predicted"].split(";")) == set(row["target"].split(";")) for row in rows])
+    assert results["test"]["acc"] == pytest.approx(right)
+    assert main(["report", str(run_dir)]) == 0
+    assert "<th>threshold</th>" in (run_dir / "report.html").read_text()
+    assert "A class is predicted above a threshold from" in (run_dir / "model/README.md").read_text()
+    assert main(["evaluate", str(run_dir), "--output", str(tmp_path / "metrics.json")]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["confusion"] == results["test"]["confusion"]
+    assert metrics["f1_macro"] == pytest.approx(results["test"]["f1_macro"])
+    # whatever opens the model afterwards
+    assert main(["export", str(run_dir), "--format", "onnx"]) == 0
+    assert "the same answers in 100.0%" in capsys.readouterr().out
+    for run, name in ((run_dir, "torch.csv"), (run_dir / "exports/model.onnx", "onnx.csv")):
+        assert main(["predict", str(run), *files, "--output", str(tmp_path / name)]) == 0
+        with (tmp_path / name).open() as file:
+            assert [row["predicted"] for row in csv.DictReader(file)] == wanted, name
+    assert list(finetune.load(run_dir).predict(files)["predicted"]) == wanted
+
+
+def test_thresholds_of_a_damaged_bundle_are_named(with_thresholds: Path, tmp_path: Path) -> None:
+    for path in (with_thresholds / "model").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    values = read_model_json(tmp_path)
+    del values["sha256"]
+    (tmp_path / "model.json").write_text(json.dumps(values | {"thresholds": [0.5, 2.0, 0.5]}))
+    with pytest.raises(UserError, match=r"model\.json: damaged\. thresholds: must be 3 numbers"):
+        load_bundle(tmp_path)
 
 
 def test_a_bundle_from_before_there_were_several_labels_loads(run_dir: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ class ExportFormat:
         client: Class that opens it without this package. Its text alone runs in a fresh process, in the namespace of
             :mod:`finetune.export.client`: it imports other libraries in its methods.
         snippet: Code that shows users how to open it, with ``{image}``, ``{path}`` and ``{rgb}``; empty for none.
+        snippet_multi_label: The same for a model for several labels.
         caution: Sentence that users must read before they open it.
         hint: Line that is printed after the export, with ``{target}``.
         is_folder: Whether it is a folder.
@@ -45,6 +46,7 @@ class ExportFormat:
     write: "Callable[[ExportJob, Path], None]"
     client: type[Client]
     snippet: str = ""
+    snippet_multi_label: str = ""
     caution: str = ""
     hint: str = ""
     is_folder: bool = False

@@ -43,6 +43,16 @@ pixels = np.atleast_3d(np.asarray(image))[None]  # uint8, any size
 probabilities = session.run(None, {{"images": pixels}})[0][0]
 print(classes[probabilities.argmax()], probabilities.max())
 """
+_SNIPPET_MULTI_LABEL = """\
+import json
+import numpy as np, onnxruntime
+{image}
+session = onnxruntime.InferenceSession("{path}")
+described = json.loads(session.get_modelmeta().custom_metadata_map["finetune"])
+pixels = np.atleast_3d(np.asarray(image))[None]  # uint8, any size
+probabilities = session.run(None, {{"images": pixels}})[0][0]
+print([name for name, p, t in zip(described["classes"], probabilities, described["thresholds"]) if p > t])
+"""
 
 
 def _write(job: ExportJob, path: Path) -> None:
@@ -74,6 +84,7 @@ ONNX = ExportFormat(
     write=_write,
     client=OnnxClient,
     snippet=_SNIPPET,
+    snippet_multi_label=_SNIPPET_MULTI_LABEL,
     precisions=("fp32", "fp16", "int8"),
     needs=LIBRARIES,
     extra="onnx",

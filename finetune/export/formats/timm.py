@@ -26,7 +26,7 @@ class TimmClient(TorchClient):
         self.mean, self.std = config["mean"], config["std"]
         cfg: Any = self.model.pretrained_cfg
         self.classes = list(cfg["label_names"])
-        self.grey = bool(options["grey"])
+        self.grey, self.multi_label = bool(options["grey"]), bool(options["multi_label"])
         self.opened_by = f"timm {timm.__version__}"
 
 
@@ -37,6 +37,16 @@ model = timm.create_model("local-dir:{path}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 probabilities = model(transform(image{rgb})[None]).softmax(1)[0]
 print(model.pretrained_cfg["label_names"][int(probabilities.argmax())], float(probabilities.max()))
+"""
+_SNIPPET_MULTI_LABEL = """\
+import json
+import timm
+{image}
+model = timm.create_model("local-dir:{path}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+described = json.load(open("{path}/config.json"))["finetune"]
+probabilities = model(transform(image{rgb})[None]).sigmoid()[0].tolist()
+print([name for name, p, t in zip(described["classes"], probabilities, described["thresholds"]) if p > t])
 """
 
 
@@ -112,6 +122,7 @@ TIMM = ExportFormat(
     write=_write,
     client=TimmClient,
     snippet=_SNIPPET,
+    snippet_multi_label=_SNIPPET_MULTI_LABEL,
     is_folder=True,
     has_readme=True,
 )

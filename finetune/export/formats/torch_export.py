@@ -47,6 +47,17 @@ pixels = np.atleast_3d(np.array(image))[None]  # uint8, any size
 probabilities = model(torch.from_numpy(pixels))[0]
 print(classes[int(probabilities.argmax())], float(probabilities.max()))
 """
+_SNIPPET_MULTI_LABEL = """\
+import json
+import numpy as np, torch
+{image}
+extra = {{"finetune.json": ""}}
+model = torch.export.load("{path}", extra_files=extra).module()
+described = json.loads(extra["finetune.json"])
+pixels = np.atleast_3d(np.array(image))[None]  # uint8, any size
+probabilities = model(torch.from_numpy(pixels))[0].tolist()
+print([name for name, p, t in zip(described["classes"], probabilities, described["thresholds"]) if p > t])
+"""
 
 
 def export_torch(
@@ -91,6 +102,7 @@ TORCH_EXPORT = ExportFormat(
     write=_write,
     client=TorchExportClient,
     snippet=_SNIPPET,
+    snippet_multi_label=_SNIPPET_MULTI_LABEL,
     # the only format that can execute code: torch.export.load unpickles parts of the file
     caution=(
         "Opening a `.pt2` file executes what its maker put there: `torch.export.load` unpickles parts of it. Open "

@@ -40,11 +40,11 @@ class TorchvisionClient(TorchClient):
                 v2.Normalize(self.mean, self.std),
             ]
         )
-        self.grey = bool(options["grey"])
+        self.grey, self.multi_label = bool(options["grey"]), bool(options["multi_label"])
         self.opened_by = f"torchvision {torchvision.__version__}"
 
 
-_SNIPPET = """\
+_PREPARED = """\
 import json
 import torch, torchvision
 from safetensors.torch import load_file
@@ -64,8 +64,17 @@ transform = v2.Compose([
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(steps["mean"], steps["std"]),
 ])
-probabilities = model(transform(image{rgb})[None]).softmax(1)[0]
+"""
+_SNIPPET = f"""\
+{_PREPARED}\
+probabilities = model(transform(image{{rgb}})[None]).softmax(1)[0]
 print(described["classes"][int(probabilities.argmax())], float(probabilities.max()))
+"""
+_SNIPPET_MULTI_LABEL = f"""\
+{_PREPARED}\
+probabilities = model(transform(image{{rgb}})[None]).sigmoid()[0].tolist()
+thresholds = described["finetune"]["thresholds"]
+print([name for name, p, t in zip(described["classes"], probabilities, thresholds) if p > t])
 """
 
 
@@ -124,6 +133,7 @@ TORCHVISION = ExportFormat(
     write=_write,
     client=TorchvisionClient,
     snippet=_SNIPPET,
+    snippet_multi_label=_SNIPPET_MULTI_LABEL,
     is_folder=True,
     has_readme=True,
 )

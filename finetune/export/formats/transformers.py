@@ -29,14 +29,15 @@ class TransformersClient(LibraryClient):
         self.pipe: Any = transformers.pipeline("image-classification", model=target, device="cpu")
         names: Any = self.pipe.model.config.id2label
         self.classes = [names[number] for number in range(len(names))]
-        self.grey = bool(options["grey"])
+        self.grey, self.multi_label = bool(options["grey"]), bool(options["multi_label"])
         self.opened_by = f"transformers {transformers.__version__}"
 
     def prepared(self, images_NCHW: Array) -> Array:
         config = self.pipe.image_processor.data_config
         images = self.normalise(images_NCHW, config["mean"], config["std"])
         with self.torch.no_grad():
-            return np.asarray(self.pipe.model(self.torch.from_numpy(images)).logits.softmax(1).numpy())
+            logits_NK = self.pipe.model(self.torch.from_numpy(images)).logits
+            return np.asarray((logits_NK.sigmoid() if self.multi_label else logits_NK.softmax(1)).numpy())
 
     def file(self, path: str) -> Array:
         # a colour model takes the file name; for a grey model the pipeline converts the one channel back to colour
@@ -52,6 +53,15 @@ import transformers  # needs timm beside it: its transform prepares the images
 classify = transformers.pipeline("image-classification", model="{path}")
 # without timm, up to a pixel beside: image_processor="{path}/without_timm"
 print(classify(image))
+"""
+_SNIPPET_MULTI_LABEL = """\
+import transformers  # needs timm beside it: its transform prepares the images
+{image}
+classify = transformers.pipeline("image-classification", model="{path}")
+# without timm, up to a pixel beside: image_processor="{path}/without_timm"
+described = classify.model.config.finetune
+thresholds = dict(zip(described["classes"], described["thresholds"]))
+print([row for row in classify(image, top_k=None) if row["score"] > thresholds[row["label"]]])
 """
 
 
@@ -100,7 +110,8 @@ def export_transformers(classifier: "Classifier", folder: Path) -> None:
             **architecture,
             "id2label": names,
             "label2id": {name: int(number) for number, name in names.items()},
-            "problem_type": "single_label_classification",
+            # by which the pipeline chooses sigmoid or softmax
+            "problem_type": "multi_label_classification" if classifier.multi_label else "single_label_classification",
             "dtype": "float32",
             "image_processor_type": "TimmWrapperImageProcessor",
             "architecture": name or classifier.backbone.name,
@@ -158,6 +169,7 @@ TRANSFORMERS = ExportFormat(
     write=_write,
     client=TransformersClient,
     snippet=_SNIPPET,
+    snippet_multi_label=_SNIPPET_MULTI_LABEL,
     is_folder=True,
     has_readme=True,
     needs=("transformers",),

@@ -55,6 +55,8 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
         folder / "model.json",
         {
             "classes": list(classifier.classes),
+            # with several labels, the probability above which each class is predicted
+            "thresholds": list(classifier.thresholds) if classifier.multi_label else None,
             "channels": spec.channels,
             "maxPixels": decode.max_pixels,
             "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,

@@ -25,6 +25,8 @@ export async function classify(file) {
   const shares = Array.from(probabilities.data);
   const order = shares.map((_, at) => at).sort((a, b) => shares[b] - shares[a] || a - b);
   const ranked = order.map((at) => [model.classes[at], shares[at]]);
+  // of a model for several labels
+  const labels = model.thresholds && model.classes.filter((_, at) => shares[at] > model.thresholds[at]);
   // only a model that tells images unlike the training images has this output
-  return { ranked, shares, notes, ...(unknown_score && { unknownScore: unknown_score.data[0] }) };
+  return { ranked, shares, notes, ...(labels && { labels }), ...(unknown_score && { unknownScore: unknown_score.data[0] }) };
 }

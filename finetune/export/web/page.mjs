@@ -43,12 +43,14 @@ async function show(file) {
   picture.addEventListener("error", () => picture.replaceWith(element("div", { className: "none" })), { once: true });
   results.append(element("li", {}, picture, details));
   try {
-    const { ranked, notes, ...answer } = await classify(file);
+    const { ranked, labels, notes, ...answer } = await classify(file);
     const unknown = answer.unknownScore > 1;
     if (unknown) details.append(element("p", { className: "unknown", text: "Unlike the images that the model was trained on." }));
-    details.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, probability], rank) => bar(name, probability, rank === 0))));
+    if (labels) details.append(element("p", { className: "labels", text: `Shows: ${labels.join(", ") || "none of the classes"}` }));
+    const strong = (name, rank) => (labels ? labels.includes(name) : rank === 0);
+    details.append(element("ul", {}, ...ranked.slice(0, SHOWN).map(([name, probability], rank) => bar(name, probability, strong(name, rank)))));
     details.append(...notes.map((text) => element("p", { className: "note", text })));
-    answers.push({ name: file.name, predicted: ranked[0][0], known: !unknown, notes, ...answer });
+    answers.push({ name: file.name, predicted: labels ?? ranked[0][0], known: !unknown, notes, ...answer });
   } catch (error) {
     const why = error instanceof Refused ? error.message : `The model could not be run on it: ${error.message ?? error}`;
     details.append(element("p", { className: "wrong", text: why }));

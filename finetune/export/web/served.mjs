@@ -16,7 +16,7 @@ export async function classify(file) {
   const answer = await response.json();
   const row = answer.predictions?.[0];
   if (row === undefined || row.error) throw new Refused(row?.error ?? answer.error);
-  const shown = Array.isArray(row.predicted) ? [`shows: ${row.predicted.join(", ") || "none of the classes"}`] : [];
+  const labels = Array.isArray(row.predicted) && { labels: row.predicted };
   const ranked = row.top.map((one) => [one.class, one.probability]);
-  return { ranked, notes: shown, ...("unknown_score" in row && { unknownScore: row.unknown_score }) };
+  return { ranked, notes: [], ...labels, ...("unknown_score" in row && { unknownScore: row.unknown_score }) };
 }
