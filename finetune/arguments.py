@@ -86,7 +86,7 @@ KINDS: Mapping[str, Kind] = {
         form="a number, 1e-3; rates from the deepest stage to the head are finetune.Phase(lr_slice=[1e-5, 1e-3])",
         fits=_is(Real),
     ),
-    **dict.fromkeys(("uncertain_below", "accept", "least"), NUMBER),
+    **dict.fromkeys(("uncertain_below", "accept", "least", "sets"), NUMBER),
     **dict.fromkeys(("epochs", "batch_size", "channels", "seed", "seeds", "k", "check"), WHOLE),
     "size": Kind(
         form="a whole number of pixels, or (height, width)",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetune.atomic_files import atomic_path, make_folder, write_json, write_text
 from finetune.bundle_card import short_card
 from finetune.checksums import file_sha256 as file_sha256
+from finetune.confidence.conformal import conformal_problems, read_conformal
 from finetune.confidence.selective import curve_problems, read_curve
 from finetune.confidence.temperature import HIGHEST, LOWEST
 from finetune.confidence.thresholds import threshold_problems
@@ -49,7 +50,8 @@ MAX_HEAD_WIDTH = 10_000_000
 # key of model.json: SHA-256 of all the others
 DIGEST = "sha256"
 # keys of model.json that bundles of earlier versions lack
-CALIBRATION, UNKNOWN, SELECTIVE, THRESHOLDS = "calibration", "unknown", "selective", "thresholds"
+CALIBRATION, UNKNOWN, SELECTIVE, CONFORMAL = "calibration", "unknown", "selective", "conformal"
+THRESHOLDS = "thresholds"
 
 # key of model.json -> the type of its value; finetune.file_schema documents them
 _KEYS: dict[str, type] = {
@@ -132,6 +134,8 @@ def save_bundle(
         values[UNKNOWN] = {"sha256": file_sha256(folder / UNKNOWN_TENSORS)}
     if classifier.selective is not None:
         values[SELECTIVE] = classifier.selective.to_plain()
+    if classifier.conformal is not None:
+        values[CONFORMAL] = classifier.conformal.to_plain()
     if set(classifier.thresholds) != {THRESHOLD}:
         values[THRESHOLDS] = list(classifier.thresholds)
     write_json(folder / MODEL_JSON, values | {DIGEST: json_sha256(values)})
@@ -191,6 +195,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         *_calibration_problems(values.get(CALIBRATION)),
         *_unknown_problems(values.get(UNKNOWN)),
         *([] if values.get(SELECTIVE) is None else curve_problems(values[SELECTIVE])),
+        *([] if values.get(CONFORMAL) is None else conformal_problems(values[CONFORMAL])),
         *_threshold_problems(values),
     ]
     if problems:
@@ -417,5 +422,6 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     classifier.temperature = values.get(CALIBRATION, {}).get("temperature", 1.0)
     classifier.unknown = _read_unknown(folder, values, features=classifier.backbone.num_features)
     classifier.selective = None if values.get(SELECTIVE) is None else read_curve(values[SELECTIVE])
+    classifier.conformal = None if values.get(CONFORMAL) is None else read_conformal(values[CONFORMAL])
     classifier.thresholds = tuple(values.get(THRESHOLDS) or classifier.thresholds)
     return classifier.eval()

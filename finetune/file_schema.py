@@ -348,12 +348,21 @@ _SELECTIVE: dict[str, Field] = {
     ),
 }
 
+_CONFORMAL: dict[str, Field] = {
+    "images": ((int, type(None)), "validation images of the conformal curve"),
+    "points[][]": (
+        NUMBER,
+        "a rank, and the probability of the true class that is so many-th smallest, for each point of the curve",
+    ),
+}
+
 # model.json, with one label per image and with several
 MODEL = {
     **_under("metrics.test", _METRICS),
     **_under("metrics.val", _METRICS),
     **_MODEL,
     **_under("selective", _SELECTIVE),
+    **_under("conformal", _CONFORMAL),
 }
 MODEL_MULTI_LABEL = {
     **_under("metrics.test", _METRICS_MULTI_LABEL),

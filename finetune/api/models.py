@@ -61,6 +61,7 @@ def predict(
     unknown: bool = False,
     accept: float | None = None,
     least: float | None = None,
+    sets: float | None = None,
     modules: "Mapping[str, nn.Module] | None" = None,
     trust: bool = False,
 ) -> Any:
@@ -74,12 +75,14 @@ def predict(
         model: A run or bundle folder, what :func:`finetune.fit` returned, or a model in memory, on any device.
         images: The images.
         uncertain_below: An answer is marked uncertain if its margin is smaller. The margin is the gap between the two most
-            probable classes; for a model of several labels, twice the distance of the nearest probability from one half.
+            probable classes; for a model of several labels, twice the distance of the nearest probability from its threshold.
         batch_size: Images in one forward pass.
         unknown: Predict ``unknown`` for images that are unlike the training images, with their class as ``nearest``.
         accept: Accuracy wanted of the accepted answers, for a column ``accepted``; it holds in 19 of 20 draws of the validation
             images that promise it.
         least: Least probability of the accepted answers, in its place.
+        sets: Share of the images whose true class must be in their set, for a column ``set`` of classes joined by ``;``, the most
+            probable first; it holds on average over draws of the validation images.
         modules: Modules of your own that the run needs, as for :func:`load`.
         trust: Build the classes of your own that the run names.
 
@@ -104,6 +107,7 @@ def predict(
         unknown=unknown,
         accept=accept,
         least=least,
+        sets=sets,
     )
 
 

@@ -61,11 +61,18 @@ def run(argv: Sequence[str]) -> int:
         "--least", type=numeric(float), metavar="P", help="accept the answers of at least this probability"
     )
     parser.add_argument(
+        "--sets",
+        type=numeric(float),
+        metavar="COVERAGE",
+        help="a column set: so many classes that the true one is among them in 0.95 of all images, for example",
+    )
+    parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"
     )
     parser.add_argument("--trust", action="store_true", help=TRUST)
     given = parser.read(argv)
 
+    from finetune.confidence.conformal import prediction_sets
     from finetune.confidence.selective import acceptance
     from finetune.inference.image_paths import find_images
     from finetune.inference.predict import predict_to_file
@@ -78,6 +85,7 @@ def run(argv: Sequence[str]) -> int:
         check_file(given.sheet, suffixes=(".html",), name="--sheet")
     engine = choose_engine(given.run, given.runtime, trust=given.trust)
     accepted = acceptance(accept=given.accept, least=given.least, curve=engine.selective, several=engine.multi_label)
+    sets = prediction_sets(coverage=given.sets, curve=engine.conformal, several=engine.multi_label)
     sheet = None
     if given.sheet is not None:
         from finetune.report.prediction_sheet import PredictionSheet
@@ -92,6 +100,7 @@ def run(argv: Sequence[str]) -> int:
             batch_size=given.batch_size,
             excel=given.excel,
             acceptance=accepted,
+            sets=sets,
             names_unknown=given.unknown,
             **({} if sheet is None else {"see": partial(_see, sheet)}),
         )

@@ -48,6 +48,8 @@ def provenance(
         described["thresholds"] = list(classifier.thresholds)
     if classifier.selective is not None:
         described["selective"] = classifier.selective.to_plain()
+    if classifier.conformal is not None:
+        described["conformal"] = classifier.conformal.to_plain()
     if decode is not None:
         described["reading"] = decode.to_plain()
     if layout is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from finetune.confidence.conformal import ConformalCurve, read_conformal
 from finetune.confidence.selective import RiskCoverage, read_curve
 from finetune.confidence.thresholds import threshold_problems
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file
@@ -45,6 +46,7 @@ class OnnxEngine:
     """
 
     selective: RiskCoverage | None = None
+    conformal: ConformalCurve | None = None
 
     def __init__(self, path: Path) -> None:
         try:
@@ -82,6 +84,8 @@ class OnnxEngine:
         self.tells_unknown = len(self.session.get_outputs()) > 1
         if described.get("selective") is not None:
             self.selective = read_curve(described["selective"])
+        if described.get("conformal") is not None:
+            self.conformal = read_conformal(described["conformal"])
         self._path = path
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
@@ -130,6 +134,8 @@ class OnnxEngine:
             )
             if described.get("selective") is not None:
                 read_curve(described["selective"])
+            if described.get("conformal") is not None:
+                read_conformal(described["conformal"])
             DecodeOptions.from_plain(described.get("reading", DecodeOptions().to_plain()), channels=channels)
             spec = InputSpec.from_dict(described["input"])
             whole = whole and spec.channels == channels

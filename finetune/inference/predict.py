@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from finetune.confidence.conformal import PredictionSets
 from finetune.confidence.selective import Acceptance
 from finetune.confidence.thresholds import labels_shown
 from finetune.errors import UserError
+from finetune.file_schema import joined_labels
 from finetune.inference.answers import UNKNOWN, Answers, check_named, is_known
 from finetune.inference.image_paths import ListedPath
 from finetune.inference.job_progress import image_progress
@@ -75,6 +77,7 @@ def predict_to_file(
     batch_size: int = 32,
     excel: bool = False,
     acceptance: Acceptance | None = None,
+    sets: PredictionSets | None = None,
     names_unknown: bool = False,
     see: Callable[[JobRow, Prediction], None] = lambda row, prediction: None,
 ) -> tuple[int, int]:
@@ -90,6 +93,7 @@ def predict_to_file(
         batch_size: Number of images per forward pass.
         excel: Whether CSV begins with the mark by which Excel knows UTF-8.
         acceptance: Which answers are accepted, for a column ``accepted``; None for no such column.
+        sets: Which classes are in the set of an image, for a column ``set``; None for no such column.
         names_unknown: Whether ``unknown`` is predicted for images that are unlike the training images, with a column ``nearest``
             for the class that would be predicted.
         see: Called with each row when the table is written.
@@ -107,7 +111,7 @@ def predict_to_file(
         raise UserError(f"--top-k {top_k}: must be from 1 to the number of classes, {len(engine.classes)}.")
     check_named(engine.classes, tells_unknown=engine.tells_unknown, names_unknown=names_unknown)
     extra = ("nearest",) * names_unknown + ("unknown_score", "known") * engine.tells_unknown
-    extra += ("accepted",) * (acceptance is not None)
+    extra += ("accepted",) * (acceptance is not None) + ("set",) * (sets is not None)
 
     def read(path: str) -> Any:
         if not path:
@@ -115,6 +119,8 @@ def predict_to_file(
         return engine.read(path)
 
     settings = {"job": "predict", **engine.identity, "top_k": top_k, "batch_size": batch_size}
+    if sets is not None:
+        settings["sets"] = sets.least
     with JobStore(job_path(output), settings=settings, batch_size=batch_size) as store:
         if store.discarded:
             log.info("an earlier attempt used other settings or another model; starting over")
@@ -123,12 +129,12 @@ def predict_to_file(
             log.info("reusing %d rows from an earlier attempt", kept)
         with image_progress(kept) as advance:
             for batch in read_ahead(remaining, read, batch_size=batch_size, path_of=str):
-                store.append(_classify(engine, batch, top_k))
+                store.append(_classify(engine, batch, top_k, sets))
                 advance(len(batch))
 
         def predictions() -> Iterator[Prediction]:
             for row in store.rows():
-                prediction = _prediction(row, engine, top_k, acceptance=acceptance, extra=extra)
+                prediction = _prediction(row, engine, top_k, acceptance=acceptance, sets=sets, extra=extra)
                 see(row, prediction)
                 yield prediction
 
@@ -137,7 +143,9 @@ def predict_to_file(
     return counts
 
 
-def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> list[JobRow]:
+def _classify(
+    engine: Engine, batch: list[ReadResult[str, Any]], top_k: int, sets: PredictionSets | None
+) -> list[JobRow]:
     images = [read.value for read in batch if not read.error]
     answers = engine.classify(images).each() if images else iter(())
     rows = []
@@ -149,7 +157,8 @@ def _classify(engine: Engine, batch: list[ReadResult[str, Any]], top_k: int) -> 
         order = np.argsort(-row, kind="stable")
         # for multi-label models, keep all that are predicted, which need not be the most probable
         shown = set(labels_shown(row, engine.thresholds)) if engine.multi_label else set()
-        best = [*order[:top_k], *(number for number in order[top_k:] if number in shown)]
+        kept = top_k if sets is None else max(top_k, sets.count(row[order]))
+        best = [*order[:kept], *(number for number in order[kept:] if number in shown)]
         result = {"top": [[int(number), float(row[number])] for number in best], "unknown_score": unknown_score}
         rows.append(JobRow(path=read.item, stamp=read.stamp, result=result, data=_given(read.item)))
     return rows
@@ -182,7 +191,13 @@ def _is_whole(row: JobRow, engine: Engine, top_k: int) -> bool:
 
 
 def _prediction(
-    row: JobRow, engine: Engine, top_k: int, *, acceptance: Acceptance | None, extra: tuple[str, ...]
+    row: JobRow,
+    engine: Engine,
+    top_k: int,
+    *,
+    acceptance: Acceptance | None,
+    sets: PredictionSets | None,
+    extra: tuple[str, ...],
 ) -> Prediction:
     if row.error:
         return Prediction(path=_path_of(row), error=row.error, extra=dict.fromkeys(extra))
@@ -197,6 +212,9 @@ def _prediction(
     values: dict[str, Cell] = {"nearest": top[0][0], "unknown_score": score, "known": known}
     if acceptance is not None:
         values["accepted"] = acceptance.accepts(top[0][1], known=known)
+    if sets is not None:
+        shares = np.array([share for _, share in results])
+        values["set"] = joined_labels(engine.classes, [number for number, _ in results[: sets.count(shares)]])
     if "nearest" in extra and known is False:
         labels = (UNKNOWN,)
     return Prediction(path=_path_of(row), top=top, labels=labels, extra={name: values[name] for name in extra})

@@ -1,10 +1,12 @@
 """Counters of a server, in the text format that Prometheus reads (exposition format 0.0.4)."""
 
-from collections import Counter
+from collections import Counter, deque
 
 # upper bounds in seconds
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _PREFIX = "finetune"
+# images of the share that is like the training images: enough that a few odd ones do not move it by a point
+WINDOW = 1000
 
 
 class Metrics:
@@ -14,6 +16,8 @@ class Metrics:
         self.requests: Counter[int] = Counter()
         self.images: Counter[str] = Counter({"classified": 0, "unreadable": 0})
         self.seconds = 0.0
+        self.unknown = 0
+        self._known: deque[bool] = deque(maxlen=WINDOW)
         self._within: Counter[float] = Counter()
 
     def request(self, status: int, seconds: float, *, predict: bool) -> None:
@@ -22,6 +26,11 @@ class Metrics:
         if predict:
             self.seconds += seconds
             self._within[next((bound for bound in BUCKETS if seconds <= bound), float("inf"))] += 1
+
+    def classified(self, known: bool) -> None:
+        """Count an image of a model that tells whether it is like the training images."""
+        self.unknown += not known
+        self._known.append(known)
 
     def text(self, *, waiting: int, batches: int) -> str:
         """Return the metrics page.
@@ -34,6 +43,11 @@ class Metrics:
         lines += [f'{_PREFIX}_requests_total{{status="{s}"}} {count}' for s, count in sorted(self.requests.items())]
         lines.append(f"# TYPE {_PREFIX}_images_total counter")
         lines += [f'{_PREFIX}_images_total{{outcome="{name}"}} {count}' for name, count in self.images.items()]
+        if self._known:
+            lines += [f"# TYPE {_PREFIX}_unknown_images_total counter", f"{_PREFIX}_unknown_images_total {self.unknown}"]
+            lines.append(f"# HELP {_PREFIX}_known_share of the last {WINDOW} images, those like the training images")
+            share = sum(self._known) / len(self._known)
+            lines += [f"# TYPE {_PREFIX}_known_share gauge", f"{_PREFIX}_known_share {share:.6f}"]
         lines += [f"# TYPE {_PREFIX}_batches_total counter", f"{_PREFIX}_batches_total {batches}"]
         lines += [f"# TYPE {_PREFIX}_waiting_images gauge", f"{_PREFIX}_waiting_images {waiting}"]
         name, total = f"{_PREFIX}_predict_seconds", 0

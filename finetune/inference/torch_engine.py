@@ -32,7 +32,8 @@ class TorchEngine:
         self.classifier = load_bundle(run, modules=modules)
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
         self.thresholds = self.classifier.thresholds
-        self.tells_unknown, self.selective = self.classifier.unknown is not None, self.classifier.selective
+        self.tells_unknown = self.classifier.unknown is not None
+        self.selective, self.conformal = self.classifier.selective, self.classifier.conformal
         self._features = fast_features(self.classifier)
         self.view = eval_view(self.classifier.input_spec)
         self.options: DecodeOptions = decode_options_of(run)

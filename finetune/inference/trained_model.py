@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetune.arguments import public
 from finetune.attribute_names import CALLS_OF_A_MODEL, no_attribute
+from finetune.confidence.conformal import PredictionSets, prediction_sets
 from finetune.confidence.selective import Acceptance, acceptance
 from finetune.confidence.thresholds import labels_shown
 from finetune.data.decode import DecodeOptions
@@ -35,6 +36,7 @@ class PredictOptions:
         uncertain_below: An answer whose margin is smaller is uncertain.
         batch_size: Images in one forward pass.
         acceptance: Which answers are accepted; None for no column of it.
+        sets: Which classes are in the set of an image; None for no column of it.
         names_unknown: Whether ``unknown`` is predicted for images that are unlike the training images.
 
     Raises:
@@ -44,6 +46,7 @@ class PredictOptions:
     uncertain_below: float = 0.2
     batch_size: int = 32
     acceptance: Acceptance | None = None
+    sets: PredictionSets | None = None
     names_unknown: bool = False
 
     def __post_init__(self) -> None:
@@ -119,6 +122,7 @@ class TrainedModel(Classifier):
         unknown: bool = False,
         accept: float | None = None,
         least: float | None = None,
+        sets: float | None = None,
     ) -> Any:
         """Classify images and return a table; see :func:`finetune.predict`."""
         return predict(
@@ -129,6 +133,7 @@ class TrainedModel(Classifier):
             unknown=unknown,
             accept=accept,
             least=least,
+            sets=sets,
         )
 
 
@@ -159,7 +164,7 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str 
     )
     model.decode, model.folder = decode, folder
     model.temperature, model.thresholds = classifier.temperature, classifier.thresholds
-    model.unknown, model.selective = classifier.unknown, classifier.selective
+    model.unknown, model.selective, model.conformal = classifier.unknown, classifier.selective, classifier.conformal
     model.eval()
     return model
 
@@ -174,6 +179,7 @@ def predict(
     unknown: bool = False,
     accept: float | None = None,
     least: float | None = None,
+    sets: float | None = None,
 ) -> Any:
     """Classify images in any form, each resized and cropped as ``finetune predict`` does.
 
@@ -190,6 +196,8 @@ def predict(
         unknown: Predict ``unknown`` for images that are unlike the training images, with their class as ``nearest``.
         accept: Accuracy wanted of the accepted answers, for a column ``accepted``.
         least: Least probability of the accepted answers, in its place.
+        sets: Share of the images whose true class must be in their set, for a column ``set`` of classes joined by ``;``, the most
+            probable first.
 
     Returns:
         A pandas DataFrame where pandas is installed, else a :class:`finetune.table.Table`. A row for each image: ``image`` (its
@@ -205,6 +213,7 @@ def predict(
         uncertain_below=uncertain_below,
         batch_size=batch_size,
         acceptance=acceptance(accept=accept, least=least, curve=model.selective, several=model.multi_label),
+        sets=prediction_sets(coverage=sets, curve=model.conformal, several=model.multi_label),
         names_unknown=unknown,
     )
     spec = model.input_spec
@@ -287,6 +296,8 @@ class _Rows:
                 None if row is None else self.options.acceptance.accepts(float(row.max()), known=is_in)
                 for row, is_in in zip(self.shares, known, strict=True)
             ]
+        if self.options.sets is not None:
+            columns["set"] = [None if row is None else self._set(row, self.options.sets) for row in self.shares]
         for number, name in enumerate(self.classes):
             key = f"p_{name}" if name in (*columns, "error") else name
             columns[key] = [None if row is None else float(row[number]) for row in self.shares]
@@ -297,6 +308,10 @@ class _Rows:
         if self.thresholds is not None:
             return joined_labels(self.classes, labels_shown(row_K, self.thresholds))
         return self.classes[int(row_K.argmax())]
+
+    def _set(self, row_K: npt.NDArray[np.float32], sets: PredictionSets) -> str:
+        order = np.argsort(-row_K, kind="stable")
+        return joined_labels(self.classes, order[: sets.count(row_K[order])])
 
     def _margin(self, row_K: npt.NDArray[np.float32]) -> float:
         if self.thresholds is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.confidence.conformal import ConformalCurve
 from finetune.confidence.selective import RiskCoverage
 from finetune.confidence.unknown import UnknownScore
 from finetune.errors import UserError, first_line, shortened, type_in_words
@@ -69,6 +70,7 @@ class Classifier(nn.Module):
         # likewise: how far an image is from the training images, and how accurate confident answers are
         self.unknown: UnknownScore | None = None
         self.selective: RiskCoverage | None = None
+        self.conformal: ConformalCurve | None = None
         # with several labels: the probability above which each class is predicted
         self.thresholds: tuple[float, ...] = (THRESHOLD,) * len(classes)
         if isinstance(head, Head):
@@ -187,7 +189,7 @@ class Classifier(nn.Module):
 
     def unfit(self) -> None:
         """Drop what was fitted on validation images for weights that are about to change."""
-        self.temperature, self.unknown, self.selective = 1.0, None, None
+        self.temperature, self.unknown, self.selective, self.conformal = 1.0, None, None, None
         self.thresholds = (THRESHOLD,) * len(self.classes)
 
     def _at_input_size(self, images_BCHW: Tensor) -> Tensor:

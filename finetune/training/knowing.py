@@ -1,4 +1,4 @@
-"""Fit what tells how far a trained network's answers can be trusted: the score of unknown images, and the risk-coverage curve."""
+"""Fit what tells how far a trained network's answers can be trusted: unknown images, accepted answers, prediction sets."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from finetune.confidence.conformal import conformal_curve
 from finetune.confidence.selective import risk_coverage
 from finetune.confidence.unknown import UnknownScore, fit_unknown, sample_by_class
 from finetune.data.index import Index
@@ -60,15 +61,18 @@ def _share_known(score: UnknownScore, features_ND: torch.Tensor) -> float:
     return float((score(features_ND) <= 1).double().mean())
 
 
-def fit_selective(classifier: Classifier, evaluated: Mapping[str, SplitEvaluation]) -> None:
-    """Set the risk-coverage curve of a calibrated network; one for several labels has none.
+def fit_curves(classifier: Classifier, evaluated: Mapping[str, SplitEvaluation]) -> None:
+    """Set the risk-coverage curve and the conformal curve of a calibrated network; one for several labels has none.
 
-    Validation images that count as unknown are accepted at no confidence. Where only a sample has embeddings, the curve is of it.
+    Validation images that count as unknown are accepted at no confidence. Where only a sample has embeddings, the first curve is
+    of it.
     """
     if classifier.multi_label:
         return
     val = evaluated["val"].outputs
-    confidence_N, answers_N = classifier.probabilities(val["logits"]).max(1)
+    probabilities_NK = classifier.probabilities(val["logits"])
+    classifier.conformal = conformal_curve(probabilities_NK.numpy(), val["targets"].numpy())
+    confidence_N, answers_N = probabilities_NK.max(1)
     right_N = answers_N == val["targets"]
     if classifier.unknown is not None:
         kept_N = torch.isin(val["rows"], val["embedded_rows"])

@@ -17,7 +17,7 @@ from finetune.results import PhaseResult, Results
 from finetune.training.calibrating import calibrate, fit_thresholds, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate
-from finetune.training.knowing import fit_selective, fit_unknown_images, rows_to_fit
+from finetune.training.knowing import fit_curves, fit_unknown_images, rows_to_fit
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
 from finetune.training.rank_monitor import RankMonitor
@@ -110,7 +110,7 @@ class Run:
             calibration, evaluated = calibrate(context.classifier, evaluated, user_metrics=context.make.metrics)
         if context.settings.fit_thresholds:
             thresholds, evaluated = fit_thresholds(context.classifier, evaluated, user_metrics=context.make.metrics)
-        fit_selective(context.classifier, evaluated)
+        fit_curves(context.classifier, evaluated)
         results = run_results(
             classifier=context.classifier,
             data=context.data,

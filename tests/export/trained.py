@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from finetune.confidence.conformal import conformal_curve
 from finetune.confidence.selective import risk_coverage
 from finetune.confidence.unknown import fit_unknown
 from finetune.models.build import build_backbone
@@ -79,7 +80,7 @@ def settled_classifier(
 
 @torch.no_grad()
 def tell_unknown(model: Classifier) -> Classifier:
-    """Fit the score of unknown images on drawn pictures of the model's size, and the risk-coverage curve; return the model."""
+    """Fit the score of unknown images on drawn pictures of the model's size, and both curves; return the model."""
     generator, spec = torch.Generator().manual_seed(1), model.input_spec
     targets = torch.arange(len(model.classes)).repeat(2 * PER_CLASS)
     images = [picture(int(k), channels=spec.channels, size=spec.size, generator=generator) for k in targets]
@@ -88,7 +89,9 @@ def tell_unknown(model: Classifier) -> Classifier:
     fit = fit_unknown(numbers[:half], targets[:half].numpy(), numbers[half:], accept=0.9)
     assert fit.score is not None
     model.unknown = fit.score
-    confidence_N, answers_N = model.probabilities(model.logits(features_ND[half:])).max(1)
+    probabilities_NK = model.probabilities(model.logits(features_ND[half:]))
+    model.conformal = conformal_curve(probabilities_NK.numpy(), targets[half:].numpy())
+    confidence_N, answers_N = probabilities_NK.max(1)
     model.selective = risk_coverage(confidence_N.numpy(), (answers_N == targets[half:]).numpy())
     return model
 

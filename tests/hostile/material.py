@@ -86,7 +86,7 @@ def _images(root: Path) -> None:
 
 
 def _tell_unknown(bundle: Path) -> None:
-    """Give a bundle a score of unknown images and a risk-coverage curve, for which the run has too few images."""
+    """Give a bundle a score of unknown images and curves, for which the run has too few images."""
     from finetune.bundle import UNKNOWN_TENSORS, file_sha256, json_sha256, load_bundle
     from finetune.safetensors_writer import write_tensors
     from tests.export.trained import tell_unknown
@@ -98,6 +98,8 @@ def _tell_unknown(bundle: Path) -> None:
     values = json.loads((bundle / "model.json").read_text())
     values["unknown"] = {"sha256": file_sha256(bundle / UNKNOWN_TENSORS)}
     values["selective"] = model.selective.to_plain()
+    assert model.conformal is not None
+    values["conformal"] = model.conformal.to_plain()
     (bundle / "model.json").write_text(json.dumps(values | {"sha256": json_sha256(values)}))
 
 

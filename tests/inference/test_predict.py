@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from finetune.cli import main
+from finetune.confidence.conformal import PredictionSets
 from finetune.confidence.selective import Acceptance
 from finetune.errors import UserError
 from finetune.inference.answers import Answers
@@ -142,6 +143,7 @@ def test_what_is_unknown_and_what_is_accepted_stand_in_columns_of_every_form(tmp
             ["a1", "a?", "b2", "bad"],
             tmp_path / f"p{suffix}",
             acceptance=least,
+            sets=PredictionSets(least=0.3),
             names_unknown=True,
             batch_size=2,
         )
@@ -153,6 +155,12 @@ def test_what_is_unknown_and_what_is_accepted_stand_in_columns_of_every_form(tmp
     for line in lines[:3]:
         assert line["accepted"] == (line["probability"] >= 0.4 and line["known"])
     assert {line["accepted"] for line in lines[:3]} == {True, False}
+    for line, path in zip(lines, ["a1", "a?", "b2"], strict=False):
+        shares = engine.classify([engine.read(path)]).probabilities_NK[0]
+        order = np.argsort(-shares, kind="stable")
+        wanted = [engine.classes[at] for rank, at in enumerate(order) if rank == 0 or shares[at] >= 0.3]
+        assert line["set"] == ";".join(wanted)
+    assert lines[3]["set"] is None
     table = pq.read_table(tmp_path / "p.parquet").to_pylist()
     assert table == lines
     text = rows_of(tmp_path / "p.csv")
@@ -164,6 +172,7 @@ def test_what_is_unknown_and_what_is_accepted_stand_in_columns_of_every_form(tmp
         "unknown_score",
         "known",
         "accepted",
+        "set",
         "error",
     ]
     assert [(row["unknown_score"], row["known"]) for row in text] == [

@@ -121,6 +121,17 @@ def form(*files: tuple[str, bytes]) -> dict[str, Any]:
     return {"body": b"".join(parts) + b"--B--\r\n", "kind": "multipart/form-data; boundary=B"}
 
 
+def test_the_share_of_images_like_the_training_images_is_a_metric() -> None:
+    with serving(Fake()) as (port, _, _):
+        assert "known_share" not in ask(port, path="/metrics", method="GET")[1]
+        # the score is the first byte over 50: "1" is known, "d" is not
+        for first in (b"1", b"d", b"1", b"1"):
+            assert ask(port, first)[0] == 200
+        metrics = ask(port, path="/metrics", method="GET")[1]
+    assert "finetune_unknown_images_total 1\n" in metrics
+    assert "finetune_known_share 0.750000\n" in metrics
+
+
 def test_of_several_labels_those_above_their_thresholds_are_predicted() -> None:
     with serving(FakeOfSeveralLabels()) as (port, _, _):
         status, answer = ask(port, b"0")

@@ -124,4 +124,4 @@ def test_training_on_starts_without_the_temperature(calibrated: Path) -> None:
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(FineTuner(model, train=["head"]), batches, batches)
-    assert (model.temperature, model.unknown, model.selective) == (1.0, None, None)
+    assert (model.temperature, model.unknown, model.selective, model.conformal) == (1.0, None, None, None)

@@ -17,7 +17,7 @@ from finetune.inference.torch_engine import TorchEngine
 from finetune.metrics import metrics_of_outputs
 from finetune.models.classifier import Classifier
 from finetune.training.eval_outputs import SplitEvaluation
-from finetune.training.knowing import fit_selective, fit_unknown_images
+from finetune.training.knowing import fit_curves, fit_unknown_images
 from tests.export.pictures import CLASSES, picture
 from tests.export.trained import settled_classifier, tell_unknown
 
@@ -48,17 +48,27 @@ def test_every_runtime_gives_the_same_score_and_decision(bundle: Path, files: li
     assert ours.unknown_N is not None
     known = ours.unknown_N <= 1
     assert 0 < known.sum() < len(files)
-    table = finetune.predict(bundle, files, unknown=True, least=0.5)
+    table = finetune.predict(bundle, files, unknown=True, least=0.5, sets=0.98)
     np.testing.assert_allclose(table["unknown_score"], ours.unknown_N, rtol=1e-4)
     assert list(table["known"]) == known.tolist()
     expected = np.where(known, table["nearest"], "unknown").tolist()
     assert list(table["predicted"]) == expected
     assert list(table["accepted"]) == ((ours.probabilities_NK.max(1) >= 0.5) & known).tolist()
+    assert engine.conformal is not None
+    least = engine.conformal.threshold(0.98)
+    order = np.argsort(-ours.probabilities_NK, kind="stable")
+    sets = [
+        ";".join(engine.classes[at] for rank, at in enumerate(ranked) if rank == 0 or row[at] >= least)
+        for ranked, row in zip(order, ours.probabilities_NK, strict=True)
+    ]
+    assert list(table["set"]) == sets
+    assert len({text.count(";") for text in sets}) > 1, "sets of one size would prove little"
     assert finetune.export(bundle, "onnx", images=files, check=8)
     onnx = OnnxEngine(bundle / "exports" / "model.onnx")
     theirs = onnx.classify([onnx.read(file) for file in files])
     assert onnx.tells_unknown
     assert onnx.selective == engine.selective
+    assert onnx.conformal == engine.conformal
     assert theirs.unknown_N is not None
     np.testing.assert_allclose(theirs.unknown_N, ours.unknown_N, rtol=1e-4)
     assert ((theirs.unknown_N <= 1) == known).all()
@@ -119,7 +129,7 @@ def test_a_run_fits_both_and_says_why_it_does_not() -> None:
     model = settled_classifier(name="test_resnet")
     evaluated = {split: outputs(model, seed, 60) for seed, split in enumerate(("train", "val", "test"))}
     found = fit_unknown_images(model, evaluated, accept=0.9)
-    fit_selective(model, evaluated)
+    fit_curves(model, evaluated)
     assert model.unknown is not None
     assert model.selective is not None
     assert found.threshold is not None
@@ -128,6 +138,8 @@ def test_a_run_fits_both_and_says_why_it_does_not() -> None:
     # unknown images of validation are accepted at no confidence
     assert model.selective.images == 60
     assert model.selective.points[-1].accepted == 55
+    assert model.conformal is not None
+    assert model.conformal.images == 60
     few = {split: outputs(model, seed, 10) for seed, split in enumerate(("train", "val", "test"))}
     found = fit_unknown_images(model, few, accept=0.9)
     assert (model.unknown, found.threshold, found.known) == (None, None, {})
