@@ -44,7 +44,10 @@ class Metrics:
         lines.append(f"# TYPE {_PREFIX}_images_total counter")
         lines += [f'{_PREFIX}_images_total{{outcome="{name}"}} {count}' for name, count in self.images.items()]
         if self._known:
-            lines += [f"# TYPE {_PREFIX}_unknown_images_total counter", f"{_PREFIX}_unknown_images_total {self.unknown}"]
+            lines += [
+                f"# TYPE {_PREFIX}_unknown_images_total counter",
+                f"{_PREFIX}_unknown_images_total {self.unknown}",
+            ]
             lines.append(f"# HELP {_PREFIX}_known_share of the last {WINDOW} images, those like the training images")
             share = sum(self._known) / len(self._known)
             lines += [f"# TYPE {_PREFIX}_known_share gauge", f"{_PREFIX}_known_share {share:.6f}"]

@@ -71,19 +71,20 @@ def choose(
     mistakes = mistakes[np.argsort(-wrongness[mistakes], kind="stable")][:MISTAKES]
     correct = correct[np.argsort(sureness[correct], kind="stable")][:CORRECT]
     chosen = [
-        [_answer(evaluation, int(place), paths, classes, thresholds) for place in places]
+        [answer_at(evaluation, int(place), paths, classes, thresholds) for place in places]
         for places in (mistakes, correct)
     ]
     return chosen[0], chosen[1]
 
 
-def _answer(
+def answer_at(
     evaluation: dict[str, npt.NDArray[Any]],
     place: int,
     paths: Sequence[str],
     classes: Sequence[str],
     thresholds: Sequence[float],
 ) -> Answer:
+    """Return the prediction for the image at a position of the evaluation."""
     probabilities, target = evaluation["probabilities"][place], evaluation["targets"][place]
     best = int(probabilities.argmax())
     several = evaluation["targets"].ndim == 2

@@ -39,6 +39,7 @@ from finetune.report.grad_cam import Where, find_layer, heat_maps, overlay
 from finetune.report.movement import kept_movements, movements
 from finetune.report.pages import render_page
 from finetune.report.run_files import RunFiles, read_run
+from finetune.report.trust import TrustSection, trust_section
 from finetune.results import Calibration
 from finetune.run_folder import RunFolder
 from finetune.wilson import wilson
@@ -98,6 +99,7 @@ def run_page(
     weights = run.weights()
     own = bool(user_classes(classifier.describe()))
     given = modules_text(classifier.describe())
+    trust = trust_section(classifier, run.evaluation["test"]) if "test" in run.evaluation else None
     return render_page(
         "run.html",
         run=run,
@@ -119,6 +121,8 @@ def run_page(
         confusion=_confusion(run),
         views=_views(source, views),
         reliability=_reliability(run),
+        trust=trust,
+        unlike=_unlike(run, trust, source),
         maps=_maps(run),
         audit=short(audit(source, look_alikes=False)) if source is not None and source.facts is not None else [],
         snippet=usage.python_snippet(str(run.run_dir), trust=own, modules=given),
@@ -380,6 +384,15 @@ def _reliability(run: RunFiles) -> ReliabilitySection | None:
     return ReliabilitySection(
         chart=calibration_chart(curves, multi_label=run.multi_label), fitted=fitted, ece=shown.ece, loss=loss
     )
+
+
+def _unlike(run: RunFiles, trust: TrustSection | None, source: Source | None) -> list[gallery.ShownAnswer]:
+    """Return the test images that are told as unknown, the most unlike first, with their thumbnails."""
+    if trust is None:
+        return []
+    test = run.evaluation["test"]
+    answers = [gallery.answer_at(test, place, run.paths, run.classes, run.thresholds) for place in trust.places]
+    return gallery.shown(answers, source)
 
 
 def _maps(run: RunFiles) -> list[Markup]:
