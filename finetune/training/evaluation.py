@@ -1,15 +1,18 @@
 """Evaluate the final weights of a run on the validation and the test images."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from torchmetrics import Metric
 
 from finetune.activation_cache.cache import ActivationCache
+from finetune.counted import counted
 from finetune.data.datamodule import ImageDataModule
 from finetune.data.loading import Batch
 from finetune.data.sampling import Rows
+from finetune.errors import RunError
 from finetune.metrics import build_metrics, split_metrics, update_metrics
 from finetune.models.classifier import Classifier
 from finetune.phases import ResolvedPhase
@@ -136,3 +139,24 @@ def evaluate(
         assert module.evaluation is not None
         evaluated[split] = module.evaluation
     return evaluated
+
+
+def require_finite(evaluated: Mapping[str, SplitEvaluation], weights: Path) -> None:
+    """Check that a network gives numbers.
+
+    Args:
+        evaluated: Outputs of each split.
+        weights: File of its weights.
+
+    Raises:
+        RunError: A logit is not finite.
+    """
+    for split, evaluation in evaluated.items():
+        logits_NK = evaluation.outputs["logits"]
+        broken = int((~logits_NK.isfinite()).any(1).sum())
+        if broken:
+            raise RunError(
+                f"{weights}: the network with these weights gives values that are not finite, on {broken:,} of "
+                f"{counted(len(logits_NK), f'{split} image')}. Start a new run at a lower rate (lr=), or with "
+                "trainer.precision=32-true."
+            )

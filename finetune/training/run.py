@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from finetune.atomic_files import remove_parts, sync_folders
 from finetune.bundle import save_bundle
@@ -16,7 +17,7 @@ from finetune.plain import to_plain
 from finetune.results import PhaseResult, Results
 from finetune.training.calibrating import calibrate, fit_thresholds, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
-from finetune.training.evaluation import evaluate
+from finetune.training.evaluation import evaluate, require_finite
 from finetune.training.knowing import fit_curves, fit_unknown_images, rows_to_fit
 from finetune.training.phase_runner import PhaseOutcome, PhaseRunner
 from finetune.training.predictions import predictions_csv
@@ -53,6 +54,7 @@ class Run:
             with naming_dead_rank(session.rank_monitor):
                 phases, validation = self._train(session)
                 evaluated = self._evaluate(session, validation)
+                require_finite(evaluated, self._final_weights(phases))
             session.interruption.where = "before its results were written"
             return self._write(phases, evaluated)
 
@@ -94,6 +96,13 @@ class Run:
             watch=partial(session.watch, context),
             train_rows=rows_to_fit(context.data.source.index) if self._tells_unknown else None,
         )
+
+    def _final_weights(self, phases: tuple[PhaseResult, ...]) -> Path:
+        """Return the file of the weights that the last phase passed on; its folder where it trained none of its own."""
+        folder = self.context.phase_folder(len(phases) - 1)
+        if phases[-1].restored == "start":
+            return folder.start
+        return folder.last if folder.last.is_file() else folder.path
 
     @property
     def _tells_unknown(self) -> bool:

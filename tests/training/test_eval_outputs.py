@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
+from finetune.errors import RunError
 from finetune.file_schema import EVALUATION, EVALUATION_TENSORS, METRICS_CSV
-from finetune.training.eval_outputs import SplitOutputs, sample_of
+from finetune.metrics import metrics_of_outputs
+from finetune.training.eval_outputs import SplitEvaluation, SplitOutputs, sample_of
+from finetune.training.evaluation import require_finite
 from tests.runs import train_tiny
 
 
@@ -52,3 +55,15 @@ def test_a_run_keeps_what_its_bundle_says_of_the_images(words: Callable[..., lis
     with (run.run_dir / "metrics.csv").open() as file:
         columns = next(csv.reader(file))
     assert all(any(fnmatch(column, name) for name in METRICS_CSV) for column in columns)
+
+
+def test_outputs_that_are_not_finite_end_a_run_with_the_file_of_the_weights() -> None:
+    logits = torch.zeros(4, 3)
+    metrics = metrics_of_outputs(logits, torch.tensor([0, 1, 2, 0]))
+    good = SplitEvaluation(metrics=metrics, outputs={"logits": logits})
+    require_finite({"val": good}, Path("last.ckpt"))
+    broken = SplitEvaluation(
+        metrics=metrics, outputs={"logits": logits.clone().index_fill_(0, torch.tensor([1]), torch.nan)}
+    )
+    with pytest.raises(RunError, match=r"last\.ckpt: the network with these weights gives .*, on 1 of 4 test images\."):
+        require_finite({"val": good, "test": broken}, Path("last.ckpt"))
