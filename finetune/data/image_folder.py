@@ -34,6 +34,7 @@ from finetune.data.split_names import says_nothing, split_names
 from finetune.errors import UserError, did_you_mean, shortened
 from finetune.file_errors import in_words as error_in_words
 from finetune.near_paths import did_you_mean_path
+from finetune.run_names import RECORD
 
 # how the folders of a data set are read: `auto` decides by their names and contents, and refuses ambiguous folders
 Layout = Literal["auto", "classes", "splits"]
@@ -417,6 +418,8 @@ class _FolderReader:
         return images
 
     def _no_images(self) -> UserError:
+        if os.path.isfile(os.path.join(self.top, RECORD)):
+            return UserError(f"{self.name}: the folder of a run, which holds no images. Give that of the images.")
         patterns = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         below = f"{counted(self.folders, 'folder')} below it"
         loose = self.ignored["images outside a class folder"]

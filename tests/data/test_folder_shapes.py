@@ -142,6 +142,7 @@ REFUSED = {
     "nothing that is read": ("a/1.psd a/2.psd b/x.pdf", r"no images found.*It holds 2 x \*.psd, 1 x \*.pdf"),
     "no folder": ("1.jpg 2.jpg", "2 images lie directly in it"),
     "nothing": ("", "no images found"),
+    "a run": ("run.json model/model.json", "the folder of a run, which holds no images. Give that of the images"),
     "a class only in val": ("train/a*1 train/b*1 val/c*1", "Only in val or test: c"),
 }  # fmt: skip
 
