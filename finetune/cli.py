@@ -46,6 +46,7 @@ COMMANDS = {
     "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one", True),
     "settings": Command("settings", "[WORD]", "look up a setting: default, allowed values, meaning, example"),
     "runs": Command("runs", "[list | compare | clean]", "list runs, compare them side by side, free the disk"),
+    "sweep-table": Command("sweep_table", "DIR", "write the table of a sweep again, from what its jobs recorded"),
     "resume": Command("resume", "RUN", "continue a stopped run"),
     "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),

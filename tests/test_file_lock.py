@@ -185,7 +185,10 @@ def test_a_lock_that_a_killed_process_left_is_removed_and_one_that_is_held_is_no
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="no file system here that makes no folders")
 def test_a_file_system_that_makes_no_folders_is_named_as_the_reason() -> None:
     config = compose(["data=digits", "run_dir=/proc/x"])
-    with pytest.raises(
-        UserError, match=r"^run_dir='/proc/x': cannot be made, its file system makes none\. Choose another place"
-    ), make_run_dir(config, choose_run_dir(config)):
+    with (
+        pytest.raises(
+            UserError, match=r"^run_dir='/proc/x': cannot be made, its file system makes none\. Choose another place"
+        ),
+        make_run_dir(config, choose_run_dir(config)),
+    ):
         pass

@@ -207,7 +207,7 @@ class Job:
             with environment_restored(), self._output(folder / f"{number}.log"), _stopping_for(requeue):
                 status = self.task(to_config(composed))
             record = replace(
-                _with_metrics(record),
+                with_metrics(record),
                 status="finished" if status == 0 else "failed",
                 message=None if status == 0 else f"ended with status {status}",
             )
@@ -257,7 +257,7 @@ def _stopping_for(requeue: Callable[[int], None] | None) -> Iterator[None]:
         yield
 
 
-def _with_metrics(record: JobRecord) -> JobRecord:
+def with_metrics(record: JobRecord) -> JobRecord:
     """Add the metrics in a run's results; a command that does not train has none."""
     file = RunFolder(Path(record.run_dir)).results
     if not file.is_file():

@@ -1,4 +1,7 @@
-"""The table of a sweep: one row a job, from the records that the jobs wrote, failed ones included."""
+"""The table of a sweep: one row a job, from the records that the jobs wrote, failed ones included.
+
+It is written when the sweep ends, and by ``finetune sweep-table`` at any time.
+"""
 
 import csv
 import io
@@ -9,16 +12,65 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.atomic_files import write_text
-from finetune.commands.jobs import JobRecord
+from finetune.commands.jobs import JobRecord, with_metrics
+from finetune.commands.options import Arguments, home_path
 from finetune.errors import RunError, UserError, first_line
+from finetune.file_lock import LOCK, FolderLock
 from finetune.plain import from_plain
 from finetune.resume_command import resume_command
-from finetune.run_folder import JOBS
+from finetune.run_folder import JOBS, RunFolder
 from finetune.run_names import RECORD
 from finetune.safe_files import read_json
 
 TABLE = "sweep.csv"
 _MEASURED = ("val", "test", "seconds")
+
+ABOUT = """\
+Write the table of a sweep again from what its jobs have recorded: while it runs, after its launcher died, or after jobs were
+resumed one by one. DIR is the folder of the sweep, which it printed first and hydra.sweep.dir names. Nothing is trained."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run ``finetune sweep-table`` and return the exit status."""
+    parser = Arguments("sweep-table", ABOUT)
+    parser.add_argument("folder", metavar="DIR", type=home_path)
+    folder: Path = parser.read(argv).folder
+    if not (folder / JOBS).is_dir():
+        raise UserError(
+            f"DIR='{folder}': not the folder of a sweep. It has no {JOBS}/. A sweep prints its folder first, and hydra.sweep.dir "
+            "chooses it."
+        )
+    records = [_as_it_stands(folder, record) for record in read_records(folder)]
+    if not records:
+        raise UserError(f"DIR='{folder}': no job of this sweep has started.")
+    write_table(folder, records)
+    failed = [record for record in records if record.status == "failed"]
+    if failed:
+        print(_failure(failed, len(records), folder, None))
+    return 0
+
+
+def _as_it_stands(folder: Path, record: JobRecord) -> JobRecord:
+    """Return the record of a job by what its run is now: finished since, running, or stopped without a word."""
+    beside = folder / str(record.job)
+    # the sweep's folder may have been moved
+    record = replace(record, run_dir=str(beside)) if beside.is_dir() else record
+    if RunFolder(Path(record.run_dir)).is_finished:
+        return replace(with_metrics(record), status="finished", message=None, mistake=None)
+    if record.status == "running" and not _in_use(Path(record.run_dir)):
+        return replace(record, status="stopped")
+    return record
+
+
+def _in_use(run_dir: Path) -> bool:
+    """Tell whether a process holds a run's folder."""
+    if not (run_dir / LOCK).is_file():
+        return False
+    try:
+        with FolderLock(run_dir, name=str(run_dir)):
+            return False
+    except UserError:
+        return True
 
 
 def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -> None:
@@ -33,12 +85,33 @@ def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -
         UserError: Jobs failed, all of them by user errors.
         RunError: Jobs failed.
     """
-    records = [from_plain(JobRecord, read_json(file, dict), name=str(file)) for file in (folder / JOBS).glob("*.json")]
-    records.sort(key=lambda record: record.job)
     status, message = "failed" if ended else "stopped", "its process exited before it reported a result"
     records = [
-        replace(record, status=status, message=message) if record.status == "running" else record for record in records
+        replace(record, status=status, message=message) if record.status == "running" else record
+        for record in read_records(folder)
     ]
+    write_table(folder, records)
+    failed = [record for record in records if record.status == "failed"]
+    if failed or not records:
+        problem = _failure(failed, len(records), folder, cause)
+        if ended:
+            raise problem
+        print(problem, flush=True)
+
+
+def read_records(folder: Path) -> list[JobRecord]:
+    """Return what the jobs of a sweep have recorded, in their order.
+
+    Raises:
+        UserError: A record is damaged.
+    """
+    files = (folder / JOBS).glob("*.json")
+    records = [from_plain(JobRecord, read_json(file, dict), name=str(file)) for file in files]
+    return sorted(records, key=lambda record: record.job)
+
+
+def write_table(folder: Path, records: Sequence[JobRecord]) -> None:
+    """Write the table of a sweep, and print it with the best job and how stopped ones are continued."""
     names, rows = table(records)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
@@ -53,12 +126,6 @@ def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -
         if record.status == "stopped" and (Path(record.run_dir) / RECORD).is_file():
             line = resume_command(record.run_dir)
             print(f"job {record.job} was stopped; continue with: {line}")
-    failed = [record for record in records if record.status == "failed"]
-    if failed or not records:
-        problem = _failure(failed, len(records), folder, cause)
-        if ended:
-            raise problem
-        print(problem, flush=True)
 
 
 def table(records: Sequence[JobRecord]) -> tuple[list[str], list[list[str]]]:

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune.checksums import keep_checksum
 from finetune.cli import main
 from finetune.commands.sweep_table import conclude
 from finetune.config import as_hydra_writes
 from finetune.errors import RunError, UserError
+from tests.test_file_lock import holder
 from tests.training.ranks import SIGNAL, forked_ranks, recorded, said
 
 Words = Callable[..., list[str]]
@@ -274,3 +276,36 @@ def test_overrides_are_compared_as_hydra_writes_them() -> None:
         "name='a b'",
         "freeze=[stem]",
     ]
+
+
+def test_the_table_is_written_again_from_what_the_jobs_and_their_runs_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher died: one job had finished, one was resumed by hand since, one runs, one stopped, one failed."""
+    sweep = tmp_path / "sweep"
+    states = ("finished", "stopped", "running", "running", "failed")
+    write_jobs(sweep, *({"status": state, "message": "no memory" if state == "failed" else None} for state in states))
+    results = {split: {"acc": acc} for split, acc in (("val", 0.75), ("test", 0.5))}
+    for job in range(4):
+        (sweep / str(job)).mkdir()
+        (sweep / str(job) / "run.json").write_text("{}")
+    for job in (0, 1):
+        (sweep / str(job) / "results.json").write_text(json.dumps(results))
+        keep_checksum(sweep / str(job) / "results.json")
+    process = holder(sweep / "2")
+    try:
+        assert main(["sweep-table", str(sweep)]) == 0
+    finally:
+        process.kill()
+        process.join(30)
+    found = [(row["job"], row["status"], row["val"]) for row in rows(sweep)]
+    wanted = ("finished", "finished", "running", "stopped", "failed")
+    assert found == [(str(job), state, "0.7500" if job < 2 else "") for job, state in enumerate(wanted)]
+    moved = sweep.rename(tmp_path / "moved")
+    assert main(["sweep-table", str(moved)]) == 0
+    printed = capsys.readouterr().out
+    assert f"job 3 was stopped; continue with: finetune resume {moved / '3'}" in printed
+    assert "1 of 5 jobs failed" in printed
+    assert "job 4: no memory" in printed
+    assert main(["sweep-table", str(tmp_path)]) == 2
+    assert "not the folder of a sweep. It has no jobs/" in capsys.readouterr().err

@@ -72,6 +72,7 @@ def make_material(root: Path) -> None:
         "weights.safetensors",
     )
     _lists(root)
+    _sweep(root)
     _weights(root)
     run("ladder", *DATA, *SMALL, "--rungs", "frozen,probe", "--epochs", "1", "--seeds", "1", "--output", "ladder")
 
@@ -164,6 +165,20 @@ def _lists(root: Path) -> None:
     (root / "list.tsv").write_text("\n".join(line.replace(",", "\t") for line in lines) + "\n")
     (root / "list.txt").write_text("\n".join(paths) + "\n")
     pq.write_table(pa.table({"path": paths, "label": labels, "split": splits}), root / "list.parquet")
+
+
+def _sweep(root: Path) -> None:
+    """A sweep of one job."""
+    from finetune.commands.jobs import JobRecord
+    from finetune.plain import to_plain
+
+    for name in ("results.json", "run.json"):
+        (root / "sweep" / "0").mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "run" / name, root / "sweep" / "0" / name)
+    keep_checksum(root / "sweep" / "0" / "results.json")
+    record = JobRecord(job=0, overrides=("seed=0",), run_dir="sweep/0", monitor="val/acc", status="running")
+    (root / "sweep" / "jobs").mkdir()
+    (root / "sweep" / "jobs" / "0.json").write_text(json.dumps(to_plain(record)))
 
 
 def _weights(root: Path) -> None:

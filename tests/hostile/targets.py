@@ -145,6 +145,10 @@ TARGETS: list[Target] = [
             ("results.json", "json", False),
         )
     ],
+    *[
+        Target("sweep-table", f"sweep/{name}", "json", ("sweep",), folders=("sweep",))
+        for name in ("jobs/0.json", "0/results.json")
+    ],
     Target("evaluate", "run/config.yaml", "yaml", ("run",), folders=("data", "run"), builds=False),
     Target("evaluate", "run/model/model.json", "model.json", ("run",), folders=("data", "run")),
     Target("evaluate", "run/model/model.safetensors", "safetensors", ("run",), folders=("data", "run")),
