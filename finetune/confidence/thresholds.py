@@ -1,8 +1,9 @@
 """Decision thresholds of a model for several labels: from which probability on an image counts as showing a class.
 
-One half gives the most right answers about single pairs of an image and a class. The F1 score of a rare class wants less: of
-calibrated probabilities it is highest at half of the F1 score that is reached there (Lipton, Elkan and Naryanaswamy 2014,
-arXiv 1402.1892). A threshold is therefore fitted for each class on the validation images, where the run is asked for that score.
+One half gives the most right answers about single pairs of an image and a class. The F1 score of a rare class wants less: it is
+highest at half of the F1 score that is reached there (Lipton, Elkan and Naryanaswamy 2014, arXiv 1402.1892). Calibrated
+probabilities of the validation images tell what is reached at each threshold, without their labels, of which a rare class has too
+few: ``tests/benchmarks/decision_thresholds.py`` compares it with the threshold that is best by the labels.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class ThresholdFit:
 
 
 def fit_thresholds(probabilities_NK: Floats, targets_NK: npt.NDArray[np.integer]) -> ThresholdFit:
-    """Fit the thresholds that give each class the highest F1 score that its calibrated probabilities promise.
+    """Choose the thresholds that give each class the highest F1 score that its calibrated probabilities promise.
 
     Args:
         probabilities_NK: Calibrated probabilities of validation images.
@@ -49,7 +50,7 @@ def fit_thresholds(probabilities_NK: Floats, targets_NK: npt.NDArray[np.integer]
             thresholds.append(THRESHOLD)
             left.append(number)
         else:
-            thresholds.append(best_threshold(probabilities_N, shown_N))
+            thresholds.append(best_threshold(probabilities_N, probabilities_N))
     return ThresholdFit(thresholds=tuple(thresholds), left=tuple(left))
 
 

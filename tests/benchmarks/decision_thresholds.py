@@ -12,7 +12,15 @@ others, made of pictures of ``test``, are printed in per cent for each rule:
     promised   the one with the highest F1 that the calibrated probabilities promise, without looking at the labels
     common     one threshold for all classes, with the highest micro F1 on the validation images
 
-and last the mean difference to ``half`` over all runs with its standard error.
+and last the mean difference to ``half`` over all runs with its standard error. Fashion-MNIST, photographs in eight classes, clip
+art in eight and solar cells in four, the embedded network, 120 validation images, two seeds each:
+
+    rule                   macro F1       micro F1    exact match   difference to half, 8 runs
+    counted            +4.9 ± 1.0     +0.7 ± 0.5     -2.6 ± 0.6
+    promised           +5.5 ± 1.0     +1.5 ± 0.5     -2.2 ± 0.6
+    common             +3.1 ± 0.8     +2.2 ± 0.7     -0.5 ± 0.7
+
+``promised`` against ``counted``, paired: macro F1 +0.6 ± 0.4, micro F1 +0.9 ± 0.2, exact match +0.5 ± 0.7.
 """
 
 import argparse
