@@ -87,6 +87,7 @@ def test_every_part_is_there_with_the_figures_of_the_run(one: Path) -> None:
         "gradients",
         "confusion",
         "calibration",
+        "trust",
         "map-pca",
         "map-t-sne",
     )
@@ -131,7 +132,7 @@ def test_what_does_not_apply_to_several_labels_is_left_out_and_said(several: Pat
     assert "Confusion matrix" not in page
     assert "95% interval" in page
     assert "Can the probabilities be believed?" in page
-    assert "--format onnx" not in page
+    assert "--format onnx" in page
 
 
 @pytest.mark.parametrize("kind", ["one", "several"])
