@@ -222,7 +222,6 @@ _TRANSLATED = {
     "Set trainer.accelerator=auto.",
     "You selected an invalid accelerator name": "trainer.accelerator={accelerator!r}: not known. "
     "Choices: auto, cpu, gpu, mps, tpu.",
-    "You selected an invalid strategy name": "trainer.strategy={strategy!r}: not known. Choices: auto, ddp, fsdp.",
     "You requested gpu": "trainer.devices={devices!r}: this machine has fewer devices. Set trainer.devices=1.",
     "Device should be": "trainer.devices={devices!r}: must be a number of devices, a list of their numbers, or auto.",
     "`devices` selected with": "trainer.devices={devices!r}: must be a positive whole number on a processor.",
@@ -235,8 +234,25 @@ _TRANSLATED = {
 def _translated(error: UserError, config: Config) -> UserError:
     """Translate a message of Lightning's Trainer into one about the setting that caused it."""
     text = str(error)
-    values = {key: config.trainer.get(key) for key in ("accelerator", "devices", "strategy", "precision")}
+    values = {key: config.trainer.get(key) for key in ("accelerator", "devices", "precision")}
     return next((UserError(template.format(**values)) for part, template in _TRANSLATED.items() if part in text), error)
+
+
+# names of Lightning's under which each process holds a whole copy of the network
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+
+
+def _require_copies(strategy: object) -> None:
+    """Refuse the name of a strategy that shards the network or copies this process, before Lightning looks for its libraries.
+
+    Raises:
+        UserError: It is such a name, or none.
+    """
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy={strategy!r}: must be auto or ddp. Each process trains a whole copy of the network, which fits on "
+            f"one device, so that nothing is sharded.{did_you_mean(strategy, STRATEGIES)}"
+        )
 
 
 def _require_room_for_devices(devices: object) -> None:
@@ -263,6 +279,8 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
     Raises:
         UserError: The node sets an argument that the run decides.
     """
+    from finetune.training.rank_monitor import check_strategy
+
     if not isinstance(precision, str):  # from run.json, which someone else may have written
         raise UserError(f"precision={str(precision)[:80]!r}: must be a string such as 32-true.")
 
@@ -272,6 +290,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
                 f"trainer.{taken[0]}={config.trainer[taken[0]]!r}: the run sets {shortened(taken)} itself, phase by phase. "
                 "See schedule.*, checkpoint.*, logger.* and callbacks.*."
             )
+        _require_copies(config.trainer.get("strategy", "auto"))
         _require_room_for_devices(config.trainer.get("devices"))
         if config.trainer.get("num_nodes", 1) != 1 and not knows_other_machines():
             raise UserError(
@@ -279,7 +298,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
                 "forever. Start it by torchrun on each machine (finetune train --help has the line), or by SLURM."
             )
         try:
-            return instantiate(
+            trainer = instantiate(
                 {**_for_lightning(config), "precision": precision},
                 trusted=trusted,
                 run_dir=run_dir,
@@ -287,5 +306,7 @@ def trainer_factory(config: Config, run_dir: Path, *, precision: "Json", trusted
             )
         except UserError as error:
             raise _translated(error, config) from error
+        check_strategy(trainer)
+        return trainer
 
     return build

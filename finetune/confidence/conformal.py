@@ -139,7 +139,8 @@ class PredictionSets:
         Args:
             ranked_K: Probabilities, largest first.
         """
-        return max(1, int((ranked_K >= self.least).sum()))
+        # in double precision, in which the threshold is written
+        return max(1, int((ranked_K.astype(np.float64) >= self.least).sum()))
 
 
 def prediction_sets(*, coverage: float | None, curve: ConformalCurve | None, several: bool) -> PredictionSets | None:

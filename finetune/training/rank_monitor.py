@@ -169,9 +169,9 @@ def check_strategy(trainer: pl.Trainer) -> None:
     if not known or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         name = type(trainer.strategy).__name__
         raise UserError(
-            f"trainer.strategy: Lightning chose {name}, which is not supported. Use trainer.strategy=ddp, which starts the "
-            "program once per device and needs a script or the command, not a notebook. For one device set "
-            "trainer.devices=1."
+            f"trainer.strategy: Lightning chose {name}, which shards the network or copies this process. Set "
+            "trainer.strategy=ddp, which starts the program once for each device and needs a script or the command, not a "
+            "notebook; or trainer.devices=1."
         )
 
 

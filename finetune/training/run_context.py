@@ -25,7 +25,7 @@ from finetune.training.interruption import Interruption, leave_signals_alone
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.quiet_lightning import QUIET_TRAINER
-from finetune.training.rank_monitor import RankMonitor, check_strategy
+from finetune.training.rank_monitor import RankMonitor
 from finetune.training.time_left import TimeLeft
 
 log = logging.getLogger(__name__)
@@ -191,9 +191,8 @@ class RunSession:
         """Check a Trainer before it is called, and watch the processes that the call starts.
 
         Raises:
-            UserError: The strategy is not supported, or a process would get no images.
+            UserError: A process would get no images.
         """
-        check_strategy(trainer)
         context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
         self.rank_monitor.watch(trainer.strategy.launcher)
         leave_signals_alone(trainer)

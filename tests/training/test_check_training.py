@@ -30,7 +30,20 @@ STOP = "lightning.pytorch.callbacks.EarlyStopping"
         ),
         (["trainer.devices='9'"], "trainer.devices=9: at most 8 processes"),
         (["trainer.num_nodes=2"], "trainer.num_nodes=2: this process was not told of other machines"),
-        (["trainer.strategy=dpp"], "trainer.strategy='dpp': not known. Choices: auto, ddp, fsdp."),
+        *(
+            (
+                [f"trainer.strategy={name}"],
+                f"trainer.strategy='{name}': must be auto or ddp. Each process trains a whole copy",
+            )
+            for name in ("dpp", "fsdp", "deepspeed", "ddp_spawn", "dp", "xla")
+        ),
+        (
+            [
+                "trainer.strategy._target_=lightning.pytorch.strategies.DDPStrategy",
+                "+trainer.strategy.start_method=spawn",
+            ],
+            "trainer.strategy: Lightning chose DDPStrategy, which shards the network or copies this process.",
+        ),
         (["trainer.precision=fp16"], "trainer.precision='fp16': not known. Choices: auto, 32-true"),
         (
             ["logger=none", "+logger.comet._target_=lightning.pytorch.loggers.CometLogger"],

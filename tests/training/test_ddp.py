@@ -223,7 +223,6 @@ def test_a_process_that_dies_ends_the_run_with_a_message(how: str, who: int, wor
     [
         (["data.batch_size=1"], "smallest batch has 1 image for 2 processes"),
         (["trainer.devices=4", "data.val_fraction=0.01"], "4 processes share the val split, which has 3 images"),
-        (["trainer.strategy=ddp_spawn"], "is not supported. Use trainer.strategy=ddp"),
     ],
 )
 def test_what_cannot_work_with_two_processes_is_refused_before_the_second_is_started(
