@@ -152,14 +152,15 @@ def _notes(listing: Listing, splits: npt.NDArray[np.int8], skipped: list[tuple[s
         notes.append("No test split: no metrics on unseen images.")
     if skipped:
         first = f"{skipped[0][0]}: {skipped[0][1]}"
-        notes.append(f"{len(skipped)} unreadable files are skipped, the first of them {first}")
+        which = "are skipped, the first of them" if len(skipped) > 1 else "is skipped:"
+        notes.append(f"{counted(len(skipped), 'unreadable file')} {which} {first}")
     if listing.groups is not None:
-        counted = ", ".join(
+        by_split = ", ".join(
             f"{name} {listing.groups.count(np.flatnonzero(splits == number))}" for number, name in enumerate(SPLITS)
         )
         alone = int((listing.groups.numbers == ALONE).sum())
         without = f" {alone} images have no group, so each stands alone." if alone else ""
-        notes.append(f"{listing.groups.setting}: {len(listing.groups.names)} groups; {counted}.{without}")
+        notes.append(f"{listing.groups.setting}: {len(listing.groups.names)} groups; {by_split}.{without}")
     if listing.ignored:
         parts = [f"{count} x {what}" for what, count in sorted(listing.ignored.items(), key=lambda item: -item[1])]
         notes.append(f"Not read: {shortened(parts, 5)}.")

@@ -59,7 +59,9 @@ def short(audit: Audit) -> list[str]:
     for finding in audit.findings:
         if finding.severity != "note":
             first = f": {shortened([' = '.join(group) for group in finding.files], 1)}" if finding.files else ""
-            lines.append(f"{_MARKS[finding.severity]}: {finding.text}{first}. {finding.remedy}")
+            # the reason of a file ends as a sentence
+            told = f"{finding.text}{first}".removesuffix(".")
+            lines.append(f"{_MARKS[finding.severity]}: {told}. {finding.remedy}")
     return lines
 
 

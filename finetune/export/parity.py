@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from finetune.counted import counted
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
 from finetune.data.image_file import UnreadableImage
 from finetune.data.transforms import eval_view
@@ -306,13 +307,13 @@ def compare(
         remarks.append(f"Pillow reads no files of {reference.pixels.shape[1]} channels: compared from decoded pixels")
     elif others.images:
         remarks.append(
-            f"{others.images} files are decoded to other pixels by plain Pillow (transparency, profiles, high bit "
+            f"plain Pillow decodes {counted(others.images, 'file')} to other pixels (transparency, profiles, high bit "
             f"depths); probabilities differ by up to {others.largest:.1e} there, agreement {others.agreement:.1%}"
         )
     if reference.reduced[0]:
         remarks.append(
-            f"finetune reads {reference.reduced[0]} large JPEG files at a reduced scale, here they were read in full; that alone "
-            f"changes the probabilities by up to {reference.reduced[1]:.1e}"
+            f"finetune reads {counted(reference.reduced[0], 'large JPEG file')} at a reduced scale, the export in full; that "
+            f"alone changes the probabilities by up to {reference.reduced[1]:.1e}"
         )
     unknown = None
     if reference.unknown is not None and not scores.shape[1]:

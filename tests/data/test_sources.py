@@ -120,7 +120,7 @@ def test_skipped_files_are_listed_and_replaced_by_nothing(tmp_path):
     index = folder_source(root=str(tmp_path / "data"), on_unreadable="skip").index
     assert len(index) == 8
     assert index.skipped == (("a/empty.jpg", "The file is empty."),)
-    assert any("unreadable files are skipped" in note for note in index.notes)
+    assert "1 unreadable file is skipped: a/empty.jpg: The file is empty." in index.notes
     write_skipped(index, tmp_path / "skipped.csv")
     assert (tmp_path / "skipped.csv").read_text().splitlines() == ["path,reason", "a/empty.jpg,The file is empty."]
 
