@@ -50,6 +50,7 @@ COMMANDS = {
     "resume": Command("resume", "RUN", "continue a stopped run"),
     "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
     "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
+    "pick": Command("pick", "RUN IMAGES... -n N --output FILE.csv", "choose which images to label next"),
     "cache": Command("cache", "list | clear", "list or clear the activation cache"),
     "embed": Command("embed", "RUN IMAGES... --output FILE", "compute image features with a run or backbone=NAME"),
     "search": Command("search", "EMBEDDINGS QUERY...", "find nearest images and near-duplicates, measure retrieval"),

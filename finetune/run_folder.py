@@ -225,6 +225,11 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     @property
+    def split(self) -> Path:
+        """The split of every image, as a table."""
+        return self.path / _SPLIT
+
+    @property
     def movement(self) -> Path:
         """How far each stage moved in each phase, for the report; written before the weights between phases are deleted."""
         return self.path / "movement.json"

@@ -29,6 +29,7 @@ from tests.runs import train_tiny
 
 COMMANDS = {
     "predict": ["IMAGES", "--output", "OUT/p.csv"],
+    "pick": ["IMAGES", "-n", "1", "--output", "OUT/p.csv"],
     "export": ["--format", "timm", "--images", "IMAGES", "--output", "OUT/timm"],
     "evaluate": ["data=folder", "data.root=IMAGES"],
     "serve": ["--port", "0"],

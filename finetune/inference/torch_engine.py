@@ -60,7 +60,17 @@ class TorchEngine:
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> Answers:
         """Return probabilities, and the scores of unknown images if the model has them."""
-        features_BD, unknown = run_in_chunks(self._features, torch.stack(images)), self.classifier.unknown
+        return self.answers(self.features(images))
+
+    @torch.inference_mode()
+    def features(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Return the features (B, D) before the head, of images that have been read."""
+        return run_in_chunks(self._features, torch.stack(images))
+
+    @torch.inference_mode()
+    def answers(self, features_BD: torch.Tensor) -> Answers:
+        """Return what :meth:`classify` does, of features."""
+        unknown = self.classifier.unknown
         return Answers(
             probabilities_NK=self.classifier.probabilities(self.classifier.logits(features_BD)).numpy(),
             unknown_N=None if unknown is None else unknown(features_BD).numpy(),

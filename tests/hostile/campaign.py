@@ -31,6 +31,7 @@ _SLOW = (
     *(
         "cache",
         "runs",
+        "sweep-table",
         "init",
         "audit",
         "report",
@@ -39,6 +40,7 @@ _SLOW = (
         "plan",
         "search",
         "predict",
+        "pick",
         "evaluate",
         "embed",
         "serve",

@@ -177,6 +177,16 @@ TARGETS: list[Target] = [
         needed=False,
         folders=("data", "bundle"),
     ),
+    *_of_bundle("pick", "data", "-n", "2", "--output", "out.csv"),
+    Target(
+        "pick",
+        "data/cat/3.png",
+        "image",
+        ("bundle", "data", "-n", "2", "--output", "out.csv", "--sheet", "out.html"),
+        needed=False,
+        folders=("data", "bundle"),
+    ),
+    Target("pick", "run/split.csv", "csv", ("run", "data", "-n", "2", "--output", "out.csv"), False, ("data", "run")),
     Target(
         "predict", "model.onnx", "onnx", ("model.onnx", "data", "--output", "out.csv"), folders=("data", "model.onnx")
     ),

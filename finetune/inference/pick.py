@@ -1,0 +1,216 @@
+"""What to label next: of images without labels, those that stand for many that no labelled image stands for (active learning)."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from finetune.confidence.thresholds import labels_shown
+from finetune.file_schema import joined_labels
+from finetune.inference.read_ahead import read_ahead
+from finetune.inference.torch_engine import TorchEngine
+
+# N = images without labels, M = images with labels, D = features
+
+Floats = npt.NDArray[np.floating]
+
+# more clusters than that take minutes, and more labelled images than that fill them all
+MOST_CLUSTERS, MOST_LABELLED = 500, 2000
+# neighbours whose mean distance tells how typical an image is of its cluster
+_NEIGHBOURS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickedImage:
+    """An image to label.
+
+    Args:
+        path: The file.
+        predicted: What the network predicts; several labels are joined by ``;``.
+        probability: Probability of its most probable class.
+    """
+
+    path: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picked:
+    """Images to label, the most useful first.
+
+    Args:
+        images: The images.
+        pool: Images that were chosen from.
+        labelled: Images with labels that they were compared with.
+        copies: Images left out because another has the same pixels.
+        known: Images left out because they have labels already.
+        unreadable: Files that cannot be read, each with the reason.
+    """
+
+    images: tuple[PickedImage, ...]
+    pool: int
+    labelled: int
+    copies: int
+    known: int
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def pick(
+    engine: TorchEngine,
+    paths: Iterable[str],
+    count: int,
+    *,
+    labelled: Sequence[str] = (),
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Picked:
+    """Choose images to label by :func:`typical`; four bytes for each image and feature are kept in memory.
+
+    Args:
+        engine: The trained network.
+        paths: Image files.
+        count: Number of images to choose; all are returned where there are fewer.
+        labelled: Files that have labels already; of many, :data:`MOST_LABELLED` of them, spread evenly, are compared with.
+        batch_size: Images in one forward pass.
+        seed: Seed of the choice.
+    """
+    known = {os.path.abspath(path) for path in labelled}
+    some = [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_LABELLED)).astype(int)]
+    taught = _Reading(engine, batch_size)
+    taught.read(some)
+    pool = _Reading(engine, batch_size, seen=taught.seen)
+    left_out = 0
+
+    def wanted() -> Iterator[str]:
+        nonlocal left_out
+        for path in paths:
+            if os.path.abspath(path) in known:
+                left_out += 1
+            else:
+                yield path
+
+    pool.read(wanted())
+    chosen: list[int] = []
+    if pool.paths:
+        chosen = typical(pool.features(), taught.features(), min(count, len(pool.paths)), seed=seed)
+    return Picked(
+        images=tuple(_picked(engine, pool.paths[at], pool.features()[at]) for at in chosen),
+        pool=len(pool.paths),
+        labelled=len(taught.paths),
+        copies=pool.copies,
+        known=left_out,
+        unreadable=tuple(pool.unreadable),
+    )
+
+
+class _Reading:
+    """Images that have been read, each only once, with their features.
+
+    Args:
+        engine: The trained network.
+        batch_size: Images in one forward pass.
+        seen: Digests of images that are copies here.
+    """
+
+    def __init__(
+        self, engine: TorchEngine, batch_size: int, *, seen: frozenset[bytes] | set[bytes] = frozenset()
+    ) -> None:
+        self._engine, self._batch_size = engine, batch_size
+        self.seen = set(seen)
+        self.paths: list[str] = []
+        self.unreadable: list[tuple[str, str]] = []
+        self.copies = 0
+        self._features: list[Floats] = []
+
+    def read(self, paths: Iterable[str]) -> None:
+        """Read files."""
+        for batch in read_ahead(paths, self._engine.read, batch_size=self._batch_size, path_of=str):
+            images = []
+            for result in batch:
+                if result.value is None:
+                    self.unreadable.append((result.item, result.error))
+                    continue
+                digest = hashlib.blake2b(result.value.numpy().tobytes(), digest_size=16).digest()
+                if digest in self.seen:
+                    self.copies += 1
+                    continue
+                self.seen.add(digest)
+                self.paths.append(result.item)
+                images.append(result.value)
+            if images:
+                self._features.append(self._engine.features(images).numpy())
+
+    def features(self) -> Floats:
+        """Return the features (N, D) of the images that could be read."""
+        if len(self._features) != 1:
+            wide = self._engine.classifier.backbone.num_features
+            self._features = [np.concatenate(self._features) if self._features else np.zeros((0, wide), np.float32)]
+        return self._features[0]
+
+
+def _picked(engine: TorchEngine, path: str, features_D: Floats) -> PickedImage:
+    (probabilities_K,) = engine.answers(torch.from_numpy(features_D)[None]).probabilities_NK
+    best = int(probabilities_K.argmax())
+    shown = labels_shown(probabilities_K, engine.thresholds) if engine.multi_label else [best]
+    return PickedImage(
+        path=path, predicted=joined_labels(engine.classes, shown), probability=float(probabilities_K[best])
+    )
+
+
+def typical(pool_ND: Floats, labelled_MD: Floats, count: int, *, seed: int) -> list[int]:
+    """Choose the typical images of clusters that hold no labelled one (TypiClust, Hacohen et al. 2022, arXiv 2202.02794).
+
+    All images are put into as many clusters as there are labelled ones and ones to choose. Of each cluster without a labelled
+    image, the largest first, the one is chosen whose nearest neighbours in it are nearest. Where that gives too few, the clusters
+    with fewest labelled images, then the largest, give further ones.
+
+    Args:
+        pool_ND: Features of images without labels.
+        labelled_MD: Features of images with labels.
+        count: Number of images to choose, at most N.
+        seed: Seed of the clusters.
+
+    Returns:
+        Positions of the images, the most useful first.
+    """
+    from sklearn.cluster import KMeans
+
+    points = _unit(np.concatenate([labelled_MD, pool_ND]))
+    clusters = min(len(labelled_MD) + count, MOST_CLUSTERS, len(points))
+    found = KMeans(clusters, n_init=1, random_state=seed).fit_predict(points)
+    of_labelled, of_pool = found[: len(labelled_MD)], found[len(labelled_MD) :]
+    pool = points[len(labelled_MD) :]
+    labels = np.bincount(of_labelled, minlength=clusters)
+    # in each cluster, the typical first
+    waiting = {int(number): _by_typicality(pool, np.flatnonzero(of_pool == number)) for number in np.unique(of_pool)}
+    sizes = {number: len(members) for number, members in waiting.items()}
+    chosen: list[int] = []
+    while len(chosen) < count:
+        number = min(waiting, key=lambda one: (labels[one], -sizes[one], one))
+        chosen.append(waiting[number].pop(0))
+        labels[number] += 1
+        if not waiting[number]:
+            del waiting[number]
+    return chosen
+
+
+def _unit(features_ND: Floats) -> npt.NDArray[np.float64]:
+    features_ND = features_ND.astype(np.float64)
+    return np.asarray(features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), 1e-12))
+
+
+def _by_typicality(points_ND: Floats, members: npt.NDArray[np.int64]) -> list[int]:
+    """Return the members of a cluster, those with the smallest mean distance to their nearest neighbours in it first."""
+    if len(members) == 1:
+        return [int(members[0])]
+    own = points_ND[members]
+    distances = np.sqrt(np.maximum(2 - 2 * own @ own.T, 0))
+    # an image is no neighbour of its own
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.sort(distances, axis=1)[:, : min(_NEIGHBOURS, len(members) - 1)]
+    return [int(at) for at in members[np.argsort(nearest.mean(1), kind="stable")]]

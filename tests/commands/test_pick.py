@@ -1,0 +1,85 @@
+"""``finetune pick``: what to label next."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune.cli import main
+from finetune.inference.pick import typical
+from tests.conftest import TINY, make_pets, write_images
+from tests.runs import train_tiny
+
+
+def blobs(*sizes: int, seed: int = 0) -> np.ndarray:
+    """Groups of points around directions at right angles to one another."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([np.eye(8)[at] * 5 + random.normal(0, 0.4, (size, 8)) for at, size in enumerate(sizes)])
+
+
+def test_typical_images_of_groups_without_labels_come_first_the_largest_group_first() -> None:
+    pool = blobs(30, 12, 50, 20)
+    group = np.repeat(np.arange(4), (30, 12, 50, 20))
+    chosen = typical(pool, blobs(0, 1), 3, seed=0)
+    assert group[chosen].tolist() == [2, 0, 3]
+    # near the middle of its group
+    centre = pool[group == 2].mean(0)
+    distances = np.linalg.norm(pool[group == 2] - centre, axis=1)
+    assert np.linalg.norm(pool[chosen[0]] - centre) < np.median(distances)
+    # the same seed chooses the same
+    assert typical(pool, blobs(0, 1), 3, seed=0) == chosen
+
+
+def test_as_many_are_chosen_as_are_asked_for_each_once() -> None:
+    pool = blobs(5, 3)
+    for labelled in (np.zeros((0, 8)), blobs(4, 4, seed=1)):
+        assert sorted(typical(pool, labelled, 8, seed=0)) == list(range(8))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pick")
+    make_pets(folder / "pets")
+    words = ["data=folder", f"data.root={folder / 'pets'}", *TINY, "schedule=frozen", "schedule.phases.0.epochs=1"]
+    return train_tiny(words, folder / "run").run_dir
+
+
+def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = tmp_path / "pool"
+    write_images(pool, count=9, hue=(90, 200, 40), seed=7)
+    shutil.copy(sorted(pool.iterdir())[0], pool / "copy.png")
+    (pool / "broken.png").write_bytes(b"no picture")
+    own = run_dir.parent / "pets"
+    output, sheet = tmp_path / "to_label.csv", tmp_path / "to_label.html"
+    words = ["pick", str(run_dir), str(pool), str(own), "-n", "4", "--output", str(output), "--sheet", str(sheet)]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "4 images of 9 to label, beside 48 images with labels" in printed
+    assert "left out: 1 copy, 48 images of the run's own data, 1 unreadable file" in printed
+    assert "unreadable: " in printed
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "predicted", "probability"]
+    assert len({row["path"] for row in rows}) == 4
+    assert all(Path(row["path"]).parent == pool and row["label"] == "" and row["predicted"] for row in rows)
+    assert sheet.read_text().count("<figure") == 4
+    # labels that somebody has filled in are never lost
+    assert main(words) == 2
+    assert "must be a new file, so that no labels in it are lost" in capsys.readouterr().err
+    # filled in, it is a data set
+    filled = [f"{row['path']},{'cat' if at % 2 else 'dog'}" for at, row in enumerate(rows)]
+    output.write_text("\n".join(["path,label", *filled]) + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", "data=manifest", f"data.path={output}"]) == 0
+    assert "Nothing wrong was found" in capsys.readouterr().out
+
+
+def test_nothing_to_choose_from_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pick", str(run_dir), str(run_dir.parent / "pets"), "-n", "2", "--output", str(tmp_path / "a.csv")]
+    assert main(words) == 1
+    assert "nothing to choose from. left out: 48 images of the run's own data" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()
