@@ -23,7 +23,6 @@ from finetune.confidence.selective import curve_problems, read_curve
 from finetune.confidence.temperature import HIGHEST, LOWEST
 from finetune.confidence.thresholds import threshold_problems
 from finetune.confidence.unknown import UnknownScore, score_problems
-from finetune.counted import counted
 from finetune.errors import UserError, first_line, shortened
 from finetune.file_errors import read_error
 from finetune.file_schema import THRESHOLD
@@ -417,7 +416,7 @@ def load_bundle(path: str | Path, *, modules: Mapping[str, nn.Module] | None = N
     broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{weights}: holds values that are not finite, in {counted(len(broken), 'tensor')}: {shortened(broken)}. "
+            f"{weights}: holds values that are not finite: {shortened(broken)}. "
             "Such a network predicts nothing; train it again with a smaller learning rate."
         )
     classifier.temperature = values.get(CALIBRATION, {}).get("temperature", 1.0)

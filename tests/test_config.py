@@ -1,9 +1,12 @@
 """What configuration is refused, and that it survives being written and read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf.errors import ConfigKeyError
 
+from finetune.cli import main
 from finetune.config import compose, find_key, from_yaml, quoted, to_yaml
 from finetune.config.trust import instantiate
 from finetune.errors import ConfigError, UserError
@@ -79,3 +82,24 @@ def test_a_logger_that_is_not_installed_is_one_message() -> None:
 def test_a_trainer_argument_that_does_not_exist_is_one_message() -> None:
     with pytest.raises(UserError, match=r"lightning.pytorch.Trainer: does not take these arguments.*devicess"):
         instantiate({"_target_": "lightning.pytorch.Trainer", "devicess": 2}, trusted=True)
+
+
+def test_an_interruption_that_omegaconf_hides_behind_an_error_of_its_own_stops_as_any_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C inside OmegaConf, whose clean-up then fails, as one of two hundred random strikes found."""
+
+    def interrupted(*given: Any, **more: Any) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise AttributeError("'NoneType' object has no attribute '_invalidate_flags_cache'")
+        except AttributeError as error:
+            raise ConfigKeyError(str(error)) from error
+
+    monkeypatch.setattr("hydra.compose", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compose(["data=digits"])
+    assert main(["plan", "experiment=digits", "--cfg", "job"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"

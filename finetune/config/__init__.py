@@ -226,12 +226,31 @@ PLUGINS = {
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
+def _hidden_interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interruption during whose handling an error was raised, if there is one."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [one.__cause__, one.__context__]
+    return None
+
+
 def hydra_message(error: BaseException) -> str:
     """Return one message from a Hydra error: its first line, and its cause if that says more.
+
+    Raises:
+        KeyboardInterrupt: A signal caused it: OmegaConf may fail while an interruption passes through it, and hide that.
 
     >>> hydra_message(ValueError("Could not find 'hydra/launcher/ray'"))
     'hydra/launcher=ray: its plugin is not installed. Install it: pip install hydra-ray-launcher'
     """
+    if (stopped := _hidden_interruption(error)) is not None:
+        raise stopped
     missing_plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper))/(\w+)'", str(error))
     if missing_plugin:
         group, name = missing_plugin.groups()
