@@ -24,41 +24,37 @@ class Command:
 
     Args:
         module: Module with ``run(argv: list[str]) -> int`` and possibly its own help.
-        usage: Arguments after the command's name.
         summary: Description of one line.
         composes: Whether the command takes a run's configuration as key=value.
     """
 
     module: str
-    usage: str
     summary: str
     composes: bool = False
 
 
 COMMANDS = {
-    "train": Command(
-        "train", "DIR [key=value ...]", "train, test, write the bundle and the report (the default)", True
-    ),
-    "init": Command("init", "DIR", "look at the data, and write settings to start from, each with its reason"),
-    "plan": Command("plan", "DIR [key=value ...]", "show the phases as a table, without training", True),
-    "audit": Command("audit", "DIR [key=value ...]", "check the images and labels before training", True),
-    "lr-find": Command("lr_find", "DIR [key=value ...]", "suggest a learning rate for all stages together", True),
-    "ladder": Command("ladder", "DIR [key=value ...]", "compare the strategies on this data, and recommend one", True),
-    "settings": Command("settings", "[WORD]", "look up a setting: default, allowed values, meaning, example"),
-    "runs": Command("runs", "[list | compare | clean]", "list runs, compare them side by side, free the disk"),
-    "sweep-table": Command("sweep_table", "DIR", "write the table of a sweep again, from what its jobs recorded"),
-    "resume": Command("resume", "RUN", "continue a stopped run"),
-    "evaluate": Command("evaluate", "RUN [DIR]", "test a trained run on any data"),
-    "predict": Command("predict", "RUN IMAGES... --output FILE", "classify images (CSV, JSON Lines or Parquet)"),
-    "pick": Command("pick", "RUN IMAGES... -n N --output FILE.csv", "choose which images to label next"),
-    "cache": Command("cache", "list | clear", "list or clear the activation cache"),
-    "embed": Command("embed", "RUN IMAGES... --output FILE", "compute image features with a run or backbone=NAME"),
-    "search": Command("search", "EMBEDDINGS QUERY...", "find nearest images and near-duplicates, measure retrieval"),
-    "cluster": Command("cluster", "EMBEDDINGS", "group images, and list labels that look wrong"),
-    "classify": Command("classify", "EMBEDDINGS", "fit nearest neighbours and logistic regression on features"),
-    "report": Command("report", "RUN [DIR]", "write the report of a run again"),
-    "serve": Command("serve", "RUN", "serve a trained run over HTTP"),
-    "export": Command("export", "RUN --format FORMAT", "export the model to other formats, and check it"),
+    "train": Command("train", "train, test, write the bundle and the report (the default)", True),
+    "init": Command("init", "look at the data, and write settings to start from, with reasons"),
+    "plan": Command("plan", "show the phases as a table, without training", True),
+    "audit": Command("audit", "check the images and labels before training", True),
+    "lr-find": Command("lr_find", "suggest a learning rate for all stages together", True),
+    "ladder": Command("ladder", "compare the strategies on this data, and recommend one", True),
+    "settings": Command("settings", "look up a setting: default, allowed values, meaning, example"),
+    "runs": Command("runs", "list runs, compare them side by side, free the disk"),
+    "sweep-table": Command("sweep_table", "write the table of a sweep again from its jobs' records"),
+    "resume": Command("resume", "continue a stopped run"),
+    "evaluate": Command("evaluate", "test a trained run on any data"),
+    "predict": Command("predict", "classify images (CSV, JSON Lines or Parquet)"),
+    "pick": Command("pick", "choose which images to label next"),
+    "cache": Command("cache", "list or clear the activation cache"),
+    "embed": Command("embed", "compute image features with a run or backbone=NAME"),
+    "search": Command("search", "find nearest images and near-duplicates, measure retrieval"),
+    "cluster": Command("cluster", "group images, and list labels that look wrong"),
+    "classify": Command("classify", "fit nearest neighbours and logistic regression on features"),
+    "report": Command("report", "write the report of a run again"),
+    "serve": Command("serve", "serve a trained run over HTTP"),
+    "export": Command("export", "export the model to other formats, and check it"),
 }
 
 # commands by the names that other tools give them
@@ -79,26 +75,31 @@ SYNONYMS = {
 
 EXAMPLES = """\
 examples:
-  finetune experiment=digits                              a first run, offline, on the digits inside the package
-  finetune ~/pets                                         your folder: DIR/<class>/*, staged from the head down
-  finetune plan ~/pets freeze=stem,layer1 epochs=5        what would happen, as a table"""
+  finetune experiment=digits
+      a first run, offline, on the digits inside the package
+  finetune ~/pets
+      your folder: DIR/<class>/*, staged from the head down
+  finetune plan ~/pets freeze=stem,layer1 epochs=5
+      what would happen, as a table
+  finetune predict RUN photos --output predictions.csv
+      classify a folder of images with a trained run"""
 
 
 def overview() -> str:
     """Return the text of ``finetune --help``."""
-    width = max(len(name) + 1 + len(command.usage) for name, command in COMMANDS.items())
-    rows = [f"  {f'{name} {c.usage}':{width}}  {c.summary}" for name, c in COMMANDS.items()]
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "finetune: staged transfer learning for images",
             "",
-            "usage: finetune [COMMAND] [DIR] [key=value ...] [--traceback]",
+            "usage: finetune [COMMAND] [DIR | RUN] [key=value ...] [--traceback]",
             "",
             *rows,
             "",
             EXAMPLES,
             "",
-            "Run finetune COMMAND --help for details. RUN is a run folder or a bundle folder.",
+            "finetune COMMAND --help has its arguments. RUN is a run or a bundle folder.",
         ]
     )
 
