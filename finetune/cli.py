@@ -80,9 +80,7 @@ examples:
   finetune ~/pets
       your folder: DIR/<class>/*, staged from the head down
   finetune plan ~/pets freeze=stem,layer1 epochs=5
-      what would happen, as a table
-  finetune predict RUN photos --output predictions.csv
-      classify a folder of images with a trained run"""
+      what would happen, as a table"""
 
 
 def overview() -> str:

@@ -37,6 +37,7 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
     hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "pool\x1b[31m", count=2, hue=(200, 60, 90), seed=7)
     data = ["data=folder", f"data.root='{hostile}'", "data.on_unreadable=skip"]
     words = [*data, *TINY, "schedule=frozen", "schedule.phases.0.epochs=1", "report=true", "run_dir='run\x1b[31m'"]
     run, images = "run\x1b[31m", str(hostile / "cat\x1b[31m")
@@ -48,6 +49,7 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
         "evaluate": [[run, "--at-least", "acc=0"]],
         "report": [[run]],
         "predict": [[run, images, "--output", "p\x1b[31m.csv", "--sheet", "s\x1b[31m.html", "--excel"]],
+        "pick": [[run, "pool\x1b[31m", "-n", "1", "--output", "l\x1b[31m.csv", "--sheet", "l\x1b[31m.html"]],
         "embed": [[run, images, "--output", "e.npz"], [run, "--output", "own.npz"]],
         "search": [["own.npz", "--radius", "0.1"], ["e.npz", images, "-k", "2"]],
         "cluster": [["own.npz", "--clusters", "2"]],
@@ -58,6 +60,7 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
         "runs": [["list", "."], ["compare", run, run], ["clean", ".", "--yes"], ["no\x1b[31m"], ["compare", run]],
         "init": [[str(hostile)], ["no\x1b[31m"]],
         "settings": [["lr"], ["no\x1b[31m"]],
+        "sweep-table": [["no\x1b[31m"]],
         # these take minutes, or do not end: what they say of what they are given
         "ladder": [["data=folder", "data.root='no\x1b[31m'", "--output", "l\x1b[31m"]],
         "serve": [["no\x1b[31m"]],
@@ -73,7 +76,12 @@ def test_no_command_passes_a_control_character_of_a_name_to_the_terminal(
             assert harmless(said.err), (command, call, said.err)
             assert said.out or said.err, (command, call)
     # the first call of each does its work; an audit that finds errors ends with 1
-    assert {command: status for command, status in ended.items() if status} == {"audit": 1, "ladder": 2, "serve": 2}
+    assert {command: status for command, status in ended.items() if status} == {
+        "audit": 1,
+        "sweep-table": 2,
+        "ladder": 2,
+        "serve": 2,
+    }
 
 
 def test_a_stream_without_a_character_gets_it_spelled_out() -> None:

@@ -28,6 +28,9 @@ def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence Lightning's own output, and its warnings about behaviour that is intended here."""
+    # its import sets the levels of its loggers
+    import lightning.pytorch  # noqa: F401
+
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
