@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Picked:
         pool: Images that were chosen from.
         labelled: Images with labels that they were compared with.
         copies: Images left out because another has the same pixels.
-        known: Images left out because they have labels already.
+        known: Images left out because they, or others of the same pixels, have labels already.
         unreadable: Files that cannot be read, each with the reason.
     """
 
@@ -83,7 +83,7 @@ def pick(
     some = [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_LABELLED)).astype(int)]
     taught = _Reading(engine, batch_size)
     taught.read(some)
-    pool = _Reading(engine, batch_size, seen=taught.seen)
+    pool = _Reading(engine, batch_size, labelled=taught.seen)
     left_out = 0
 
     def wanted() -> Iterator[str]:
@@ -103,7 +103,7 @@ def pick(
         pool=len(pool.paths),
         labelled=len(taught.paths),
         copies=pool.copies,
-        known=left_out,
+        known=left_out + pool.known,
         unreadable=tuple(pool.unreadable),
     )
 
@@ -114,17 +114,15 @@ class _Reading:
     Args:
         engine: The trained network.
         batch_size: Images in one forward pass.
-        seen: Digests of images that are copies here.
+        labelled: Digests of images that have labels already.
     """
 
-    def __init__(
-        self, engine: TorchEngine, batch_size: int, *, seen: frozenset[bytes] | set[bytes] = frozenset()
-    ) -> None:
-        self._engine, self._batch_size = engine, batch_size
-        self.seen = set(seen)
+    def __init__(self, engine: TorchEngine, batch_size: int, *, labelled: Collection[bytes] = ()) -> None:
+        self._engine, self._batch_size, self._labelled = engine, batch_size, labelled
+        self.seen: set[bytes] = set()
         self.paths: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
-        self.copies = 0
+        self.copies = self.known = 0
         self._features: list[Floats] = []
 
     def read(self, paths: Iterable[str]) -> None:
@@ -136,6 +134,9 @@ class _Reading:
                     self.unreadable.append((result.item, result.error))
                     continue
                 digest = hashlib.blake2b(result.value.numpy().tobytes(), digest_size=16).digest()
+                if digest in self._labelled:
+                    self.known += 1
+                    continue
                 if digest in self.seen:
                     self.copies += 1
                     continue

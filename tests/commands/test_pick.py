@@ -54,12 +54,13 @@ def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
     shutil.copy(sorted(pool.iterdir())[0], pool / "copy.png")
     (pool / "broken.png").write_bytes(b"no picture")
     own = run_dir.parent / "pets"
+    shutil.copy(next(own.rglob("*.png")), pool / "own.png")
     output, sheet = tmp_path / "to_label.csv", tmp_path / "to_label.html"
     words = ["pick", str(run_dir), str(pool), str(own), "-n", "4", "--output", str(output), "--sheet", str(sheet)]
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "4 images of 9 to label, beside 48 images with labels" in printed
-    assert "left out: 1 copy, 48 images of the run's own data, 1 unreadable file" in printed
+    assert "left out: 1 copy, 49 images of the run's own data, 1 unreadable file" in printed
     assert "unreadable: " in printed
     with output.open() as file:
         rows = list(csv.DictReader(file))

@@ -41,6 +41,8 @@ def make_material(root: Path) -> None:
     root.mkdir(parents=True)
     os.chdir(root)
     _images(root / "data")
+    (root / "pool").mkdir()
+    Image.linear_gradient("L").resize((40, 36)).save(root / "pool" / "0.png")
     (root / "outside").mkdir()
     (root / "outside" / "private.csv").write_text("nothing of yours\n")
 

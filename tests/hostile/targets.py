@@ -186,7 +186,14 @@ TARGETS: list[Target] = [
         needed=False,
         folders=("data", "bundle"),
     ),
-    Target("pick", "run/split.csv", "csv", ("run", "data", "-n", "2", "--output", "out.csv"), False, ("data", "run")),
+    Target(
+        "pick",
+        "run/split.csv",
+        "csv",
+        ("run", "pool", "-n", "1", "--output", "out.csv"),
+        needed=False,
+        folders=("data", "run", "pool"),
+    ),
     Target(
         "predict", "model.onnx", "onnx", ("model.onnx", "data", "--output", "out.csv"), folders=("data", "model.onnx")
     ),
