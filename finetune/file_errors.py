@@ -100,10 +100,6 @@ def file_error(error: BaseException, path: str | Path | None, what: str, *, afte
     return FileError(in_words(error, path, what, after=after))
 
 
-# what could not be done with a folder
-MADE = "cannot be made"
-
-
 def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "", after: str = "") -> str:
     """Describe a failure for the user: file, failed action, the system's reason, and advice.
 
@@ -117,9 +113,6 @@ def in_words(error: BaseException, path: str | Path, what: str, *, name: str = "
     number = errno_of(error)
     unknown = str(error) if number is None else os.strerror(number)
     cause, advice = _CAUSES.get(number or 0, (unknown, "Remove the cause."))
-    if number == errno.ENOENT and what == MADE and Path(path).parent.is_dir():
-        # as in /proc, where the system makes all there is
-        cause, advice = "its file system makes none", "Choose another place."
     if number in (errno.ENOSPC, errno.EDQUOT):
         cause += _free_beside(Path(path))
     return " ".join(part for part in (f"{name or path}: {what}, {cause}.", after, advice) if part)

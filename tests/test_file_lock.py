@@ -187,7 +187,8 @@ def test_a_file_system_that_makes_no_folders_is_named_as_the_reason() -> None:
     config = compose(["data=digits", "run_dir=/proc/x"])
     with (
         pytest.raises(
-            UserError, match=r"^run_dir='/proc/x': cannot be made, its file system makes none\. Choose another place"
+            UserError,
+            match=r"^run_dir='/proc/x': cannot be made, its file system takes no new folders\. Choose another place",
         ),
         make_run_dir(config, choose_run_dir(config)),
     ):

@@ -13,7 +13,7 @@ from finetune.build.paths import data_name
 from finetune.config.schema import Config
 from finetune.distributed import RUN_DIR_OF_RUN, is_rank_zero, started_together
 from finetune.errors import UserError
-from finetune.file_errors import MADE, in_words
+from finetune.file_errors import in_words
 from finetune.file_lock import LOCK, FolderLock
 from finetune.resume_command import resume_command
 
@@ -70,7 +70,11 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
         try:
             make_folder(folder)
         except OSError as error:
-            raise UserError(in_words(error, folder, MADE, name=name)) from error
+            if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
+                # as in /proc, where the system makes all that there is
+                why = f"{name}: cannot be made, its file system takes no new folders. Choose another place."
+                raise UserError(why) from error
+            raise UserError(in_words(error, folder, "cannot be made", name=name)) from error
         with FolderLock(folder, name=name):
             _must_be_empty(folder, config)
             yield folder
@@ -83,7 +87,7 @@ def make_run_dir(config: Config, folder: Path) -> Iterator[Path]:
         except FileExistsError:
             continue
         except OSError as error:
-            reason = in_words(error, free, MADE, name=f"run_dir={str(free)!r}")
+            reason = in_words(error, free, "cannot be made", name=f"run_dir={str(free)!r}")
             raise UserError(f"{reason} Or choose another place: run_dir=DIR.") from error
         with FolderLock(free, name=f"run_dir='{free}'"):
             yield free

@@ -239,7 +239,7 @@ def _translated(error: UserError, config: Config) -> UserError:
 
 
 # names of Lightning's under which each process holds a whole copy of the network
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 
 def _require_copies(strategy: object) -> None:
@@ -248,10 +248,10 @@ def _require_copies(strategy: object) -> None:
     Raises:
         UserError: It is such a name, or none.
     """
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
+    if isinstance(strategy, str) and strategy not in _STRATEGIES:
         raise UserError(
             f"trainer.strategy={strategy!r}: must be auto or ddp. Each process trains a whole copy of the network, which fits on "
-            f"one device, so that nothing is sharded.{did_you_mean(strategy, STRATEGIES)}"
+            f"one device, so that nothing is sharded.{did_you_mean(strategy, _STRATEGIES)}"
         )
 
 

@@ -12,6 +12,8 @@ from finetune.errors import RunError, UserError
 from finetune.runners.bundle_modules import modules_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from finetune.inference.pick import Picked
     from finetune.inference.torch_engine import TorchEngine
 
@@ -78,7 +80,8 @@ def run(argv: Sequence[str]) -> int:
     from finetune.atomic_files import write_text
 
     write_text(given.output, table(picked))
-    beside = f", beside {counted(picked.labelled, 'image')} with labels" if picked.labelled else ""
+    some = "" if picked.compared == picked.labelled else f"{picked.compared:,} of "
+    beside = f", beside {some}{counted(picked.labelled, 'image')} with labels" if picked.labelled else ""
     print(f"{counted(len(picked.images), 'image')} of {picked.pool:,} to label{beside}: {given.output}")
     if left_out := _left_out(picked):
         print(left_out)
@@ -122,7 +125,7 @@ def _sheet(picked: "Picked", engine: "TorchEngine", *, model: str) -> str:
     from finetune.data.image_file import UnreadableImage
     from finetune.report.contact_sheet import Group, Tile, contact_sheet
 
-    def picture(path: str) -> "object":
+    def picture(path: str) -> "Tensor | None":
         try:
             return engine.read(path)
         except (UnreadableImage, OSError):
@@ -138,5 +141,5 @@ def _sheet(picked: "Picked", engine: "TorchEngine", *, model: str) -> str:
             f"{counted(len(tiles), 'image')} of {picked.pool:,}, the most useful first. Below each what is predicted now."
         ],
         groups=[Group(title="To label", tiles=tiles)],
-        pictures=picture,  # type: ignore[arg-type]
+        pictures=picture,
     )

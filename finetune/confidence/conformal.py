@@ -166,7 +166,7 @@ def prediction_sets(*, coverage: float | None, curve: ConformalCurve | None, sev
     if curve is None:
         raise UserError(
             f"--sets {coverage:g}: the model does not say how probable true classes are, as models of earlier versions and those "
-            "not from a run. Use --top-k 3, the three most probable classes."
+            "not from a run. Leave it out; the probabilities are in the table."
         )
     least = curve.threshold(coverage)
     if least is None:

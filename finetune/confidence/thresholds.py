@@ -1,7 +1,7 @@
 """Decision thresholds of a model for several labels: from which probability on an image counts as showing a class.
 
 One half gives the most right answers about single pairs of an image and a class. The F1 score of a rare class wants less: it is
-highest at half of the F1 score that is reached there (Lipton, Elkan and Naryanaswamy 2014, arXiv 1402.1892). Calibrated
+highest at half of the F1 score that is reached there (Lipton et al. 2014, arXiv 1402.1892). Calibrated
 probabilities of the validation images tell what is reached at each threshold, without their labels, of which a rare class has too
 few: ``tests/benchmarks/decision_thresholds.py`` compares it with the threshold that is best by the labels.
 """

@@ -46,7 +46,8 @@ class Picked:
     Args:
         images: The images.
         pool: Images that were chosen from.
-        labelled: Images with labels that they were compared with.
+        compared: Images with labels that they were compared with.
+        labelled: Images that have labels.
         copies: Images left out because another has the same pixels.
         known: Images left out because they, or others of the same pixels, have labels already.
         unreadable: Files that cannot be read, each with the reason.
@@ -54,6 +55,7 @@ class Picked:
 
     images: tuple[PickedImage, ...]
     pool: int
+    compared: int
     labelled: int
     copies: int
     known: int
@@ -101,7 +103,8 @@ def pick(
     return Picked(
         images=tuple(_picked(engine, pool.paths[at], pool.features()[at]) for at in chosen),
         pool=len(pool.paths),
-        labelled=len(taught.paths),
+        compared=len(taught.paths),
+        labelled=len(labelled),
         copies=pool.copies,
         known=left_out + pool.known,
         unreadable=tuple(pool.unreadable),

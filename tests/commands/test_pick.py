@@ -79,6 +79,21 @@ def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
     assert "Nothing wrong was found" in capsys.readouterr().out
 
 
+def test_images_of_the_run_that_are_gone_are_counted(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "pool", count=3, hue=(90, 200, 40), seed=7)
+    gone = next((run_dir.parent / "pets").rglob("*.png"))
+    content = gone.read_bytes()
+    gone.unlink()
+    try:
+        words = [str(run_dir), str(tmp_path / "pool"), "-n", "1", "--output", str(tmp_path / "l.csv")]
+        assert main(["pick", *words]) == 0
+    finally:
+        gone.write_bytes(content)
+    assert "1 image of 3 to label, beside 47 of 48 images with labels" in capsys.readouterr().out
+
+
 def test_nothing_to_choose_from_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["pick", str(run_dir), str(run_dir.parent / "pets"), "-n", "2", "--output", str(tmp_path / "a.csv")]
     assert main(words) == 1

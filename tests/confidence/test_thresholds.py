@@ -33,7 +33,7 @@ def test_no_threshold_has_a_higher_f1_by_given_labels(seed: int) -> None:
 
 
 def test_of_calibrated_probabilities_it_comes_near_half_of_the_f1_that_it_reaches() -> None:
-    # Lipton, Elkan and Naryanaswamy 2014
+    # Lipton et al. 2014
     probabilities, shown = draw(0, 100_000)
     few, labels = draw(1, 2_000)
     for at, threshold in enumerate(fit_thresholds(few, labels).thresholds):

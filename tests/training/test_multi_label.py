@@ -17,6 +17,7 @@ from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
 from finetune.file_schema import MODEL_MULTI_LABEL, PREDICTIONS_MULTI_LABEL, RESULTS_MULTI_LABEL, check_fields, leaves
+from finetune.report.loading_snippets import how_to_load
 from tests.conftest import TINY
 from tests.runs import fields_of_a_tiny_run, outcome, train_tiny
 
@@ -202,6 +203,11 @@ def test_fitted_thresholds_decide_wherever_the_model_goes(
         with (tmp_path / name).open() as file:
             assert [row["predicted"] for row in csv.DictReader(file)] == wanted, name
     assert list(finetune.load(run_dir).predict(files)["predicted"]) == wanted
+    # the code that the card shows, on a file that every client decodes alike
+    code = how_to_load("onnx", model.input_spec, path=str(run_dir / "exports/model.onnx"), multi_label=True)
+    code = code.partition("```python\n")[2].partition("```")[0].replace("photo.jpg", files[5])
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines()[-1] == str(wanted[5].split(";"))
 
 
 def test_thresholds_of_a_damaged_bundle_are_named(with_thresholds: Path, tmp_path: Path) -> None:
