@@ -123,7 +123,7 @@ _UNKNOWN: dict[str, Field] = {
 _THRESHOLDS: dict[str, Field] = {
     "values[]": (float, "decision threshold of each class, in the order of the classes"),
     "images": ((int, type(None)), "validation images that they were fitted on"),
-    "left[]": (str, f"classes left at {THRESHOLD}, because too few validation images show them or do not"),
+    "left[]": (str, f"classes left at {THRESHOLD}, because no validation image shows them, or every one does"),
     "before.*": (
         float,
         f"exact match and F1 of val and test with {THRESHOLD} for every class: val/acc, val/f1_macro, val/f1_micro, test/...",

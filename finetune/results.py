@@ -339,7 +339,7 @@ class DecisionThresholds:
     Args:
         values: Threshold of each class, fitted on the validation images for its F1 score.
         images: Validation images of the fit.
-        left: Classes left at one half, because too few validation images show them or do not.
+        left: Classes left at one half, because no validation image shows them, or every one does.
         before: What exact match and F1 of each split would be with one half for every class: ``val/acc``, ``val/f1_macro``,
             ``val/f1_micro``, ``test/acc``, ``test/f1_macro``, ``test/f1_micro``.
     """

@@ -18,9 +18,6 @@ from finetune.file_schema import THRESHOLD
 
 Floats = npt.NDArray[np.floating]
 
-# of a class with fewer validation images that show it, or that do not, the threshold stays one half
-FEWEST = 5
-
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdFit:
@@ -28,7 +25,8 @@ class ThresholdFit:
 
     Args:
         thresholds: Threshold of each class, four digits.
-        left: Classes, by number, whose threshold is left at one half because too few validation images show them or do not.
+        left: Classes, by number, whose threshold is left at one half because no validation image shows them, or every one
+            does.
     """
 
     thresholds: tuple[float, ...]
@@ -42,15 +40,14 @@ def fit_thresholds(probabilities_NK: Floats, targets_NK: npt.NDArray[np.integer]
         probabilities_NK: Calibrated probabilities of validation images.
         targets_NK: Zeros and ones.
     """
-    images = len(targets_NK)
     thresholds, left = [], []
     for number, (probabilities_N, shown_N) in enumerate(zip(probabilities_NK.T, targets_NK.T > 0, strict=True)):
-        shown = int(shown_N.sum())
-        if min(shown, images - shown) < FEWEST:
+        if shown_N.any() and not shown_N.all():
+            thresholds.append(best_threshold(probabilities_N, probabilities_N))
+        else:
+            # nothing was seen of what the probabilities promise: a class never met could be given to every image
             thresholds.append(THRESHOLD)
             left.append(number)
-        else:
-            thresholds.append(best_threshold(probabilities_N, probabilities_N))
     return ThresholdFit(thresholds=tuple(thresholds), left=tuple(left))
 
 

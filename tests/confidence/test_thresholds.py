@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_curve
 
-from finetune.confidence.thresholds import (
-    FEWEST,
-    best_threshold,
-    fit_thresholds,
-    labels_shown,
-    threshold_problems,
-)
+from finetune.confidence.thresholds import best_threshold, fit_thresholds, labels_shown, threshold_problems
 
 
 def draw(seed: int, images: int, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -42,10 +36,12 @@ def test_of_calibrated_probabilities_it_comes_near_half_of_the_f1_that_it_reache
         assert reached > f1_score(shown[:, at], probabilities[:, at] > 0.5)
 
 
-def test_a_class_that_few_images_show_or_do_not_keeps_one_half() -> None:
+def test_a_class_that_no_image_shows_or_every_one_keeps_one_half() -> None:
     probabilities, shown = draw(1, 200)
     shown[:, 1], shown[:, 2] = 0, 1
-    shown[: FEWEST - 1, 1], shown[: FEWEST - 1, 2] = 1, 0
+    # one is enough
+    shown[0, 0], shown[1:, 0] = 1, 0
+    shown[0, 3], shown[1:, 3] = 0, 1
     fitted = fit_thresholds(probabilities, shown)
     assert fitted.left == (1, 2)
     assert fitted.thresholds[1:3] == (0.5, 0.5)
