@@ -15,7 +15,7 @@ from finetune.input_spec import InputSpec
 if TYPE_CHECKING:
     from finetune.api.figures import plot_confusion, show_batch, top_losses
     from finetune.api.fit import fit, resume
-    from finetune.api.models import embed, load, predict, save_bundle, search
+    from finetune.api.models import embed, load, pick, predict, save_bundle, search
     from finetune.api.phase import Phase
     from finetune.api.steps import Export, Plan, audit, evaluate, export, ladder, plan
     from finetune.embeddings.embeddings import Embeddings
@@ -46,6 +46,7 @@ _LATER = {
     "Table": "finetune.table",
     "TrainedModel": "finetune.inference.trained_model",
     "predict": "finetune.api.models",
+    "pick": "finetune.api.models",
     "show_batch": "finetune.api.figures",
     "plot_confusion": "finetune.api.figures",
     "top_losses": "finetune.api.figures",
@@ -85,6 +86,7 @@ __all__ = [
     "fit",
     "ladder",
     "load",
+    "pick",
     "plan",
     "plot_confusion",
     "predict",

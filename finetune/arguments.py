@@ -87,7 +87,7 @@ KINDS: Mapping[str, Kind] = {
         fits=_is(Real),
     ),
     **dict.fromkeys(("uncertain_below", "accept", "least", "sets"), NUMBER),
-    **dict.fromkeys(("epochs", "batch_size", "channels", "seed", "seeds", "k", "check"), WHOLE),
+    **dict.fromkeys(("epochs", "batch_size", "channels", "seed", "seeds", "k", "count", "check"), WHOLE),
     "size": Kind(
         form="a whole number of pixels, or (height, width)",
         fits=lambda value: _is(Integral)(value) or (_several(value, _is(Integral)) and len(value) == 2),

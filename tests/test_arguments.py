@@ -35,7 +35,7 @@ def test_every_checked_argument_of_every_function_refuses_an_object_with_the_rig
 
     function = finetune.__getattr__(name)
     parameters = inspect.signature(function).parameters
-    given: dict[str, Any] = {"classes": ["a", "b"]}
+    given: dict[str, Any] = {"classes": ["a", "b"], "count": 1}
     if name == "build_classifier":
         given["backbone"] = finetune.build_backbone("resnet10t", weights="none")
     needed = [key for key, at in parameters.items() if at.default is at.empty and at.kind is not at.VAR_KEYWORD]

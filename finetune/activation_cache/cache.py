@@ -231,7 +231,7 @@ def depends_on(
         "model": {"backbone": backbone.describe(), "input_spec": input_spec.to_dict(), "adapt": adapt},
         "cached_stage": cached_stage,
         "data": source.index.fingerprint(),
-        "reading": {**source.decode.to_plain(), "channels": source.decode.channels},
+        "reading": {**source.decode_options.to_plain(), "channels": source.decode_options.channels},
         "dtype": str(dtype),
         "folded": folded,
         "device": device,

@@ -62,13 +62,13 @@ def show_batch(
     config, objects = arguments.config_and_objects()
     source = build_source(config) if objects.source is None else objects.source
     pair = (size, size) if isinstance(size, int) else size
-    spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))
+    spec = InputSpec(channels=source.decode_options.channels, size=pair, mean=(0.5,), std=(0.5,))
     view, index = train_view(spec, augment=augment), source.index
     train = index.rows("train")
     rows = np.random.default_rng(seed).permutation(train)[:images]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pictures = [view(source.read(int(row), at_least=view.at_least)).permute(1, 2, 0).numpy() for row in rows]
+        pictures = [view(source.read(int(row), min_side=view.min_side)).permute(1, 2, 0).numpy() for row in rows]
     titles = [_label(index, int(row)) for row in rows]
     return _pictures(pictures, titles)
 
@@ -130,11 +130,11 @@ def top_losses(run: "Run", *, images: int = 9) -> "Figure":
     if rows and "target_probability" not in rows[0]:
         raise UserError("run: its model predicts several labels, which have no single loss a picture.")
     rows.sort(key=lambda row: float(row["target_probability"]))
-    decode = decode_options_of(folder)
+    decode_options = decode_options_of(folder)
     pictures, titles = [], []
     for row in rows[:images]:
         try:
-            pictures.append(decode_file(row["path"], decode))
+            pictures.append(decode_file(row["path"], decode_options))
         except UnreadableImage as error:
             raise UserError(f"run: its test images are no longer there, or are not files. {error}") from error
         loss = -math.log(max(float(row["target_probability"]), 1e-12))

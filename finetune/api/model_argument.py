@@ -68,7 +68,9 @@ class ModelArgument:
 
         folder = self.require_folder("model")
         modules = {**modules_of(folder, trust=self.trust, given=self.modules), **self.modules}
-        return trained_model(load_bundle(folder, modules=modules), decode=decode_options_of(folder), folder=folder)
+        return trained_model(
+            load_bundle(folder, modules=modules), decode_options=decode_options_of(folder), folder=folder
+        )
 
     def load_saved(self) -> "Classifier":
         """Load the model from its folder, though the caller has it in memory.
@@ -95,7 +97,7 @@ class ModelArgument:
         saved = model.state_dict()
         if set(saved) != set(now) or not all(torch.equal(now[key].cpu(), value) for key, value in saved.items()):
             raise UserError(
-                f"run: this model's weights are no longer those in {folder}. Save it, and export the copy: "
+                f"run: this model's weights are no longer those in {folder}. Save it, and give the copy: "
                 "finetune.save_bundle(model, 'bundle')."
             )
         return model

@@ -1,12 +1,13 @@
 """Trained models in Python: load and save them, compute features, search."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.api.model_argument import model_argument
 from finetune.arguments import public
-from finetune.errors import UserError, type_in_words
+from finetune.errors import RunError, UserError, type_in_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from finetune.embeddings.search import Neighbours
     from finetune.inference.trained_model import TrainedModel
     from finetune.models.classifier import Classifier
+
+log = logging.getLogger(__name__)
 
 
 @public
@@ -48,7 +51,7 @@ def load(path: "Run", *, modules: "Mapping[str, nn.Module] | None" = None, trust
     model = model_argument(path, "path", modules=modules, trust=trust).load()
     if isinstance(model, TrainedModel):
         return model
-    return trained_model(model, decode=DecodeOptions(channels=model.input_spec.channels))
+    return trained_model(model, decode_options=DecodeOptions(channels=model.input_spec.channels))
 
 
 @public
@@ -109,6 +112,70 @@ def predict(
         least=least,
         sets=sets,
     )
+
+
+@public
+def pick(
+    run: "Run",
+    images: Any,
+    count: int,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    modules: "Mapping[str, nn.Module] | None" = None,
+    trust: bool = False,
+) -> Any:
+    """Choose which images without labels to label next: typical ones of groups in which no image of the run's data lies.
+
+        table = finetune.pick("runs/pets", "unlabelled", 100)
+        table.to_csv("to_label.csv", index=False)    # fill in label; then finetune.fit("to_label.csv")
+
+    Args:
+        run: A run or bundle folder, what :func:`finetune.fit` returned, or a model from :func:`load`.
+        images: Files, folders with all images below them, patterns or lists, or a list of them; images of the run's own data and
+            further copies of an image are left out.
+        count: Number of images to choose; all are returned where there are fewer.
+        batch_size: Images in one forward pass.
+        seed: Seed of the choice.
+        modules: Modules of your own that the run needs, as for :func:`load`.
+        trust: Build the classes of your own that the run names.
+
+    Returns:
+        A pandas DataFrame where pandas is installed, else a :class:`finetune.Table`, the most useful image first: ``path``, an
+        empty ``label``, and what is ``predicted`` now with its ``probability``. The method is TypiClust (Hacohen et al. 2022,
+        arXiv 2202.02794).
+
+    Raises:
+        UserError: There is no such run, the model in memory is no longer the one in its folder, a path does not exist, or a
+            number is below its range.
+        RunError: No image is left to choose from.
+    """
+    from finetune.inference.image_paths import find_images
+    from finetune.inference.pick import COLUMNS, labelled_files, left_out, nothing_left
+    from finetune.inference.pick import pick as choose
+    from finetune.inference.torch_engine import TorchEngine
+    from finetune.table import frame
+
+    for name, value, least in (("count", count, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name}={value}: must be at least {least}.")
+    given = [images] if isinstance(images, (str, Path)) else images
+    if not isinstance(given, Sequence) or not all(isinstance(path, (str, Path)) for path in given):
+        raise UserError(f"images: must be a path or a list of paths. It is {type_in_words(images)}.")
+    argument = model_argument(run, modules=modules, trust=trust)
+    folder = argument.require_folder("run")
+    engine = TorchEngine(folder, classifier=argument.load_saved())
+    picked = choose(
+        engine, find_images(given), count, labelled=labelled_files(folder), batch_size=batch_size, seed=seed
+    )
+    for path, reason in picked.unreadable[:10]:
+        log.warning("unreadable: %s: %s", path, reason)
+    if not picked.images:
+        raise RunError(f"images: {nothing_left(picked)}")
+    if left_out(picked):
+        log.info(left_out(picked))
+    rows = [(image.path, "", image.predicted, image.probability) for image in picked.images]
+    return frame(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
 
 
 @public
@@ -186,8 +253,8 @@ def embed(
     else:
         argument = model_argument(model, "model", modules=modules, trust=trust)
         loaded, folder = argument.load(), argument.folder
-        decode = loaded.decode if isinstance(loaded, TrainedModel) else None
-        extractor = extractor_from_classifier(loaded, stage=stage, decode=decode, run=folder)
+        decode_options = loaded.decode_options if isinstance(loaded, TrainedModel) else None
+        extractor = extractor_from_classifier(loaded, stage=stage, decode_options=decode_options, run=folder)
     if images is None:
         images = _data_set(data, folder, extractor, overrides)
     return embed_in_memory(extractor, images, normalize=normalize, batch_size=batch_size)
@@ -211,11 +278,11 @@ def _data_set(
     arguments = None if data is None else FitArguments(data=data, channels=channels, overrides=overrides)
     words = [] if arguments is None else arguments.words_of_data()
     if arguments is not None and words is None:
-        return DatasetRecords(arguments.evaluation_source(read_as=extractor.decode))
+        return DatasetRecords(arguments.evaluation_source(read_as=extractor.decode_options))
     accepted = check_overrides([*(words or []), *overrides])
     config = compose(accepted) if folder is None else data_config(folder, accepted)
     config.input.channels = channels
-    read_as_trained(config, accepted, extractor.decode)
+    read_as_trained(config, accepted, extractor.decode_options)
     # features need no training split
     source = build_source(config, use="audit")
     return DatasetRecords(source, data={"seed": config.seed, "data": asdict(config.data)})

@@ -58,7 +58,7 @@ class FitArguments:
         config = compose([*words, *self.words(), *self.overrides], phases=self._phases())
         source = None if data is None else self._source(data, config)
         if source is not None:
-            config = replace(config, input=replace(config.input, channels=source.decode.channels))
+            config = replace(config, input=replace(config.input, channels=source.decode_options.channels))
         return config, self._objects(config, source)
 
     def words_of_data(self) -> list[str] | None:
@@ -83,7 +83,7 @@ class FitArguments:
         words, data = self._data()
         config = compose([*words, *self.words(), *self.overrides])
         if data is not None:
-            return self._source(data, config, decode=read_as)
+            return self._source(data, config, decode_options=read_as)
         if read_as is not None:
             read_as_trained(config, self.overrides, read_as)
         return build_source(config, use="test", listing=check_paths(config, use="test"))
@@ -182,14 +182,14 @@ class FitArguments:
             raise UserError("data: this run's files are named in its configuration. Leave data= out.")
         return self._source(data, config)
 
-    def _source(self, data: Any, config: Config, *, decode: "DecodeOptions | None" = None) -> "Source":
+    def _source(self, data: Any, config: Config, *, decode_options: "DecodeOptions | None" = None) -> "Source":
         from finetune.config.checks import split_settings
         from finetune.data.decode import DecodeOptions
         from finetune.data.python_datasets import channels_of, dataset_source
 
-        if decode is None:
-            decode = DecodeOptions(channels=config.input.given_channels or channels_of(data))
-        return dataset_source(data, classes=self.classes, decode=decode, split=split_settings(config))
+        if decode_options is None:
+            decode_options = DecodeOptions(channels=config.input.given_channels or channels_of(data))
+        return dataset_source(data, classes=self.classes, decode_options=decode_options, split=split_settings(config))
 
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:
         from torch import nn

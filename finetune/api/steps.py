@@ -170,7 +170,7 @@ def evaluate(
     loaded = argument.load()
     channels = loaded.input_spec.channels
     arguments = FitArguments(data=data, channels=channels, classes=loaded.classes, overrides=overrides)
-    source = arguments.evaluation_source(read_as=loaded.decode if isinstance(loaded, TrainedModel) else None)
+    source = arguments.evaluation_source(read_as=loaded.decode_options if isinstance(loaded, TrainedModel) else None)
     with evaluating(loaded):
         return evaluate_split(loaded, source, split)
 

@@ -115,7 +115,7 @@ def build_model(
     settings: dict[str, Any] = {"name": config.head.name, "drop_rate": config.head.drop_rate}
     if (kind := HEADS.get(config.head.name)) is not None:
         settings |= kind.specific_settings(config.head)
-    if not ADAPTATIONS[config.input.adapt].exact and source.decode.channels == 1:
+    if not ADAPTATIONS[config.input.adapt].exact and source.decode_options.channels == 1:
         import torch
 
         from finetune.data.transforms import eval_view
@@ -136,7 +136,7 @@ def build_model(
         backbone,
         head=settings if own is None else own,
         classes=classes,
-        channels=source.decode.channels,
+        channels=source.decode_options.channels,
         size=size,
         adapt=config.input.adapt,
         seed=config.seed,

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _OF_THE_LOADER = ("source", "balanced", "batch_size", "eval_batch_size", "num_workers", "augment", "transform")
 
 
-def decode_options(config: Config) -> "DecodeOptions":
+def decode_options_from(config: Config) -> "DecodeOptions":
     """Return how the image files of a configuration become pixels.
 
     Raises:
@@ -88,13 +88,17 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
             raise UserError(
                 f"data.{key.name}={value!r}: not a setting of data={data.source}, which takes {', '.join(kind.settings)}."
             )
-    decode = decode_options(config)
-    if kind.decodes and not kind.bands and decode.channels not in (1, 3):
+    decode_options = decode_options_from(config)
+    if kind.decodes and not kind.bands and decode_options.channels not in (1, 3):
         raise UserError(
-            f"input.channels={decode.channels}: data={data.source} reads images as 1 or 3 channels. Use one of these; files of "
-            "other channels are read by data=folder and data=manifest."
+            f"input.channels={decode_options.channels}: data={data.source} reads images as 1 or 3 channels. Use one of these; "
+            "files of other channels are read by data=folder and data=manifest."
         )
-    pixels = {"decode": decode, "on_unreadable": data.on_unreadable} if kind.decodes else {"channels": decode.channels}
+    pixels = (
+        {"decode_options": decode_options, "on_unreadable": data.on_unreadable}
+        if kind.decodes
+        else {"channels": decode_options.channels}
+    )
     meant = {"use": use} if kind.decodes else {}
     known = {"listing": listing} if listing is not None else {}
     source = kind.builder()(**specific, split=split_settings(config), **pixels, **meant, **known)
@@ -113,7 +117,7 @@ def _check_channels(source: "Source", facts: "Facts", *, setting: str) -> None:
     """
     from finetune.data.scan import KINDS
 
-    wanted, stored = source.decode.channels, facts.table["channels"].astype(int)
+    wanted, stored = source.decode_options.channels, facts.table["channels"].astype(int)
     as_stored = wanted not in (1, 3)
     wrong = (stored != wanted if as_stored else facts.bands()).nonzero()[0]
     if len(wrong):
@@ -137,7 +141,7 @@ def _choose_channels(source: "Source") -> None:
     if grey is None or not grey.any():
         return
     if grey.all():
-        source.decode = replace(source.decode, channels=1)
+        source.decode_options = replace(source.decode_options, channels=1)
         note = "1, because all images are grey."
     else:
         note = f"3. {grey.sum():,} of {len(grey):,} images are grey and become three equal channels."

@@ -64,7 +64,7 @@ def task(config: Config, *, output: Path, views: bool) -> int:
 
         size = config.input.size if config.input.size is not None else 128
         pair = (size, size) if isinstance(size, int) else tuple(size)
-        spec = InputSpec(channels=source.decode.channels, size=pair, mean=(0.5,), std=(0.5,))
+        spec = InputSpec(channels=source.decode_options.channels, size=pair, mean=(0.5,), std=(0.5,))
         augment = augment_settings(config.data.augment).text
         view = train_view(spec, augment=augment, lists=build_augment_lists(config, spec=spec, trusted=True))
         words = in_words(spec, augment=augment)

@@ -161,7 +161,7 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
         return extractor_from_run(line.run, stage=stage, modules=modules_of(line.run, trust=trust))
     assert config is not None, "a network that was not trained here has a configuration"
     from finetune.build.classifier import build_pretrained, image_size
-    from finetune.build.data import decode_options
+    from finetune.build.data import decode_options_from
     from finetune.data.sources import source_kind
     from finetune.embeddings.extractor import extractor_from_backbone
 
@@ -174,7 +174,7 @@ def _extractor(line: EmbedArguments, config: Config | None, stage: str | None, *
         adapt=config.input.adapt,
         size=image_size(config.input.size),
         stage=stage,
-        decode=decode_options(config),
+        decode_options=decode_options_from(config),
     )
 
 
@@ -206,7 +206,7 @@ def data_set(
 
     config.input.channels = extractor.spec.channels
     if line.run is not None:
-        read_as_trained(config, line.overrides, extractor.decode)
+        read_as_trained(config, line.overrides, extractor.decode_options)
     # features need no training split; problems that would prevent training are reported as the audit reports them
     source = build_source(config, use="audit")
     for problem in source.index.problems:

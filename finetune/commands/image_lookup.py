@@ -34,9 +34,9 @@ class ImageLookup:
         try:
             if Path(path).is_file():
                 options = DecodeOptions.from_plain(DecodeOptions().to_plain() | self._recorded, channels=3)
-                return to_tensor(decode_to_show(path, options, at_least=SIDE_PX))
+                return to_tensor(decode_to_show(path, options, min_side=SIDE_PX))
             row = self._rows.get(path)
-            return None if row is None or self._source is None else self._source.read(row, at_least=SIDE_PX)
+            return None if row is None or self._source is None else self._source.read(row, min_side=SIDE_PX)
         except (UnreadableImage, ValueError):  # ValueError: the embeddings file names settings that do not exist
             return None
 

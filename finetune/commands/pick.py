@@ -23,8 +23,6 @@ Choose the images to label next: those that are typical of groups in which no im
 predict takes them. The table has the columns path, label, predicted and probability: fill in label, and train with data=manifest
 data.path=FILE. Copies are chosen once; images of the run's own data are left out."""
 
-_COLUMNS = ("path", "label", "predicted", "probability")
-
 
 def run(argv: Sequence[str]) -> int:
     """Run ``finetune pick`` and return the exit status."""
@@ -60,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     find_bundle(given.run)  # reports a wrong path before torch builds a network
     paths = find_images(given.images)
 
-    from finetune.inference.pick import pick
+    from finetune.inference.pick import labelled_files, left_out, nothing_left, pick
     from finetune.inference.torch_engine import TorchEngine
 
     engine = TorchEngine(given.run, modules=modules_of(given.run, trust=given.trust))
@@ -75,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     for path, reason in picked.unreadable[:10]:
         print(f"unreadable: {path}: {reason}")
     if not picked.images:
-        raise RunError(f"{' '.join(given.images)}: nothing to choose from. {_left_out(picked) or 'No image is there.'}")
+        raise RunError(f"{' '.join(given.images)}: {nothing_left(picked)}")
 
     from finetune.atomic_files import write_text
 
@@ -83,42 +81,25 @@ def run(argv: Sequence[str]) -> int:
     some = "" if picked.compared == picked.labelled else f"{picked.compared:,} of "
     beside = f", beside {some}{counted(picked.labelled, 'image')} with labels" if picked.labelled else ""
     print(f"{counted(len(picked.images), 'image')} of {picked.pool:,} to label{beside}: {given.output}")
-    if left_out := _left_out(picked):
-        print(left_out)
+    if left_out(picked):
+        print(left_out(picked))
     if given.sheet is not None:
         write_text(given.sheet, _sheet(picked, engine, model=Path(given.run).name))
         print(f"sheet: {given.sheet}")
     return 0
 
 
-def labelled_files(run: str) -> list[str]:
-    """Return the images of a run's own data, as its ``split.csv`` names them; empty for a bundle."""
-    from finetune.inference.image_paths import find_images
-    from finetune.run_folder import RunFolder
-
-    file = RunFolder(Path(run).expanduser()).split
-    return list(find_images([file])) if file.is_file() else []
-
-
 def table(picked: "Picked") -> str:
     """Return the table to fill in, as CSV."""
+    from finetune.inference.pick import COLUMNS
     from finetune.terminal import csv_cell
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(COLUMNS)
     for image in picked.images:
         writer.writerow([csv_cell(image.path), "", csv_cell(image.predicted), f"{image.probability:.4f}"])
     return text.getvalue()
-
-
-def _left_out(picked: "Picked") -> str:
-    parts = [
-        f"{counted(picked.copies, 'copy', 'copies')}" if picked.copies else "",
-        f"{counted(picked.known, 'image')} of the run's own data" if picked.known else "",
-        f"{counted(len(picked.unreadable), 'unreadable file')}" if picked.unreadable else "",
-    ]
-    return f"left out: {', '.join(filter(None, parts))}" if any(parts) else ""
 
 
 def _sheet(picked: "Picked", engine: "TorchEngine", *, model: str) -> str:

@@ -144,7 +144,7 @@ def write_sheet(sheet: "PredictionSheet", engine: "TorchEngine | OnnxEngine", pa
     view = eval_view(engine.classifier.input_spec if isinstance(engine, TorchEngine) else engine.spec)
 
     def read(file: str) -> torch.Tensor:
-        return view.of_pixels(decode_file(file, engine.options, at_least=view.at_least))
+        return view.of_pixels(decode_file(file, engine.options, min_side=view.min_side))
 
     classifier = engine.classifier if isinstance(engine, TorchEngine) else None
     write_text(path, sheet.render(model=Path(model).name, read=read, classifier=classifier))

@@ -270,8 +270,8 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
         )
     if len(rows) <= MOST_PICTURES:
         threads = threads_here(source)
-        small = small_copies(rows, partial(source.read, at_least=64), threads=threads)
-        copies = near_duplicates(rows, small, partial(source.read, at_least=READ_AT_LEAST), threads=threads)
+        small = small_copies(rows, partial(source.read, min_side=64), threads=threads)
+        copies = near_duplicates(rows, small, partial(source.read, min_side=READ_AT_LEAST), threads=threads)
         alike, of_one_kind = copies.pairs, copies.of_one_kind
         if copies.uncertain:
             yield Finding(
@@ -292,7 +292,7 @@ def _look_alikes(source: Source) -> Iterable[Finding]:
             content=index.content[others],
             splits=index.splits[others],
             ranges=(table["brightest"] - table["darkest"])[others],
-            read=lambda position: source.read(int(others[position]), at_least=64),
+            read=lambda position: source.read(int(others[position]), min_side=64),
         )
     ]
     across = [pair for pair in alike if index.splits[pair[0]] != index.splits[pair[1]]]

@@ -155,13 +155,13 @@ class DecodeOptions:
         return cls(channels=channels, **values)
 
 
-def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:
+def decode_file(path: str, options: DecodeOptions, *, min_side: int | None = None) -> Pixels:
     """Read and decode an image file.
 
     Args:
         path: Path of the file.
         options: Channels, limits and rules.
-        at_least: Fewest pixels of the shorter side; a JPEG may be decoded smaller than it is, down to this. None decodes
+        min_side: Fewest pixels of the shorter side; a JPEG may be decoded smaller than it is, down to this. None decodes
             the full size.
 
     Returns:
@@ -171,25 +171,25 @@ def decode_file(path: str, options: DecodeOptions, *, at_least: int | None = Non
         UnreadableImage: The file is missing, empty, damaged, truncated, too large, not an image, or has other channels.
     """
     data = read_image_file(path, max_pixels=options.max_pixels)
-    return decode_bytes(data, options, path=path, at_least=at_least)
+    return decode_bytes(data, options, path=path, min_side=min_side)
 
 
-def decode_bytes(data: bytes | bytearray, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
+def decode_bytes(data: bytes | bytearray, options: DecodeOptions, *, path: str, min_side: int | None = None) -> Pixels:
     """Decode the bytes of a file as :func:`decode_file` does; ``path`` appears in messages only."""
-    return decode_opened(open_image(data, path=path), options, path=path, at_least=at_least)
+    return decode_opened(open_image(data, path=path), options, path=path, min_side=min_side)
 
 
-def decode_to_show(path: str, options: DecodeOptions, *, at_least: int | None = None) -> Pixels:
+def decode_to_show(path: str, options: DecodeOptions, *, min_side: int | None = None) -> Pixels:
     """Decode a file for a picture of it, uint8 (H, W, 3), or of bands (H, W, all of them); see :func:`decode_file`."""
     data = read_image_file(path, max_pixels=options.max_pixels)
     image = open_image(data, path=path)
     channels = stored_channels(image) if image.mode.startswith("bands") else 3
-    return decode_opened(image, replace(options, channels=channels), path=path, at_least=at_least)
+    return decode_opened(image, replace(options, channels=channels), path=path, min_side=min_side)
 
 
-def decode_image(path: str, *, channels: int, at_least: int | None = None) -> "Tensor":
+def decode_image(path: str, *, channels: int, min_side: int | None = None) -> "Tensor":
     """Decode a file to uint8 (channels, H, W) with the default limits and rules; see :func:`decode_file`."""
-    return to_tensor(decode_file(path, DecodeOptions(channels=channels), at_least=at_least))
+    return to_tensor(decode_file(path, DecodeOptions(channels=channels), min_side=min_side))
 
 
 def to_tensor(pixels_HWC: Pixels) -> "Tensor":
@@ -265,7 +265,7 @@ def _open_tiff(data: bytes | bytearray, path: str) -> Opened:
     return image if pillow_reads(image) else open_by_tifffile(data, path=path)
 
 
-def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least: int | None = None) -> Pixels:
+def decode_opened(image: Opened, options: DecodeOptions, *, path: str, min_side: int | None = None) -> Pixels:
     """Decode an image from :func:`open_image`, as :func:`decode_file` does; this works once per opened image."""
     _check_channels(image, options.channels, path)
     _check_size(image, options.max_pixels, path)
@@ -276,7 +276,7 @@ def decode_opened(image: Opened, options: DecodeOptions, *, path: str, at_least:
         elif isinstance(image, ArrayImage):
             pixels = _pixels_of(image.load(), image, options)
         elif isinstance(image, JpegImagePlugin.JpegImageFile):
-            pixels = _decode_jpeg(image, options, _scale_of(image, at_least))
+            pixels = _decode_jpeg(image, options, _scale_of(image, min_side))
         elif options.rule.narrows_integers and is_deep_colour(image):
             pixels = _decode_deep_colour(image, options)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -326,11 +326,11 @@ def _stored_samples(image: Opened, path: str) -> Samples:
     return Samples(values_HWS=np.asarray(image), space="bands", bits=8)
 
 
-def decode_grey(image: Opened, *, max_pixels: int, path: str, at_least: int) -> Pixels:
+def decode_grey(image: Opened, *, max_pixels: int, path: str, min_side: int) -> Pixels:
     """Decode an opened image to grey, uint8 (H, W), for comparing pictures; of bands, to their mean."""
     bands = image.mode.startswith("bands")
     options = DecodeOptions(channels=stored_channels(image) if bands else 1, max_pixels=max_pixels)
-    pixels_HWC = decode_opened(image, options, path=path, at_least=at_least)
+    pixels_HWC = decode_opened(image, options, path=path, min_side=min_side)
     return np.rint(pixels_HWC.mean(axis=2)).astype(np.uint8) if bands else pixels_HWC[..., 0]
 
 
@@ -380,11 +380,11 @@ def orientation_of(image: Opened) -> int:
         return 1
 
 
-def _scale_of(image: JpegImagePlugin.JpegImageFile, at_least: int | None) -> int:
-    """Return the largest of 8, 4, 2 and 1 that divides a JPEG's size so that the shorter side keeps ``at_least`` pixels."""
-    if at_least is None:
+def _scale_of(image: JpegImagePlugin.JpegImageFile, min_side: int | None) -> int:
+    """Return the largest of 8, 4, 2 and 1 that divides a JPEG's size so that the shorter side keeps ``min_side`` pixels."""
+    if min_side is None:
         return 1
-    return next((scale for scale in (8, 4, 2) if min(image.size) >= scale * at_least), 1)
+    return next((scale for scale in (8, 4, 2) if min(image.size) >= scale * min_side), 1)
 
 
 def _decode_jpeg(image: JpegImagePlugin.JpegImageFile, options: DecodeOptions, scale: int) -> Pixels:

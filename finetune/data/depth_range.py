@@ -39,7 +39,7 @@ def measured(facts: Facts, kind: str) -> Measured | None:
     return Measured(len(rows), float(rows["low"].min()), float(rows["high"].max())) if len(rows) else None
 
 
-def with_ranges(decode: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tuple[str, ...]]:
+def with_ranges(decode_options: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tuple[str, ...]]:
     """Return the options with ranges for the high-bit-depth images of a scan, and notes for the user about them.
 
     Given ranges and ``high_depth=stretch`` are kept.
@@ -47,13 +47,17 @@ def with_ranges(decode: DecodeOptions, facts: Facts) -> tuple[DecodeOptions, tup
     notes: list[str] = []
     for kind, key in (("integer", "integer_range"), ("float", "float_range")):
         numbers = measured(facts, kind)
-        if numbers is None or decode.high_depth != "full":
+        if numbers is None or decode_options.high_depth != "full":
             continue
-        given: Range | None = getattr(decode, key)
+        given: Range | None = getattr(decode_options, key)
         chosen = given or _choose(numbers, kind)
-        decode = replace(decode, integer_range=chosen) if kind == "integer" else replace(decode, float_range=chosen)
+        decode_options = (
+            replace(decode_options, integer_range=chosen)
+            if kind == "integer"
+            else replace(decode_options, float_range=chosen)
+        )
         notes.append(_note(numbers, kind, chosen, given=given is not None))
-    return decode, tuple(notes)
+    return decode_options, tuple(notes)
 
 
 def _choose(numbers: Measured, kind: str) -> Range:

@@ -34,7 +34,7 @@ class TableSource:
         tables: Arrow data sets, their image column undecoded.
         image_column: Name of the image column.
         places: Table and table row of each row of the index, int64 (N, 2).
-        decode: How the images become pixels.
+        decode_options: How the images become pixels.
         facts: Scan facts of each row; None where they are not known.
     """
 
@@ -49,21 +49,21 @@ class TableSource:
         tables: list[Any],
         image_column: str,
         places: npt.NDArray[np.int64],
-        decode: DecodeOptions,
+        decode_options: DecodeOptions,
         facts: Facts | None,
     ) -> None:
         self.index = index
         self.tables = tables
         self.image_column = image_column
         self.places = places
-        self.decode = decode
+        self.decode_options = decode_options
         self.facts = facts
 
-    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Decode the bytes of one row."""
         table, place = self.places[row]
-        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.decode.max_pixels)
-        return to_tensor(decode_bytes(data, self.decode, path=self.index.path(row), at_least=at_least))
+        data = image_bytes(self.tables[table][int(place)][self.image_column], max_pixels=self.decode_options.max_pixels)
+        return to_tensor(decode_bytes(data, self.decode_options, path=self.index.path(row), min_side=min_side))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""
@@ -77,7 +77,7 @@ def huggingface_source(
     label_column: str = "label",
     group_column: str | None = None,
     split: SplitSettings = SplitSettings(),
-    decode: DecodeOptions = DecodeOptions(),
+    decode_options: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
     use: Use = "train",
 ) -> TableSource:
@@ -89,7 +89,7 @@ def huggingface_source(
         label_column: Column of the class labels or strings.
         group_column: Column of the groups, which generated splits never divide. None for no groups.
         split: Rule for the splits that the data set lacks.
-        decode: How the images become pixels.
+        decode_options: How the images become pixels.
         on_unreadable: Treatment of unreadable images, ``error`` or ``skip``.
         use: What the data set is for.
 
@@ -126,18 +126,18 @@ def huggingface_source(
         use=use,
     )
     listing = check_classes(without_rows(listing, np.flatnonzero(hidden)) if hidden.any() else listing)
-    facts = _facts(tables, places, image_column, decode.max_pixels)
+    facts = _facts(tables, places, image_column, decode_options.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
     index, rows = arrange(readable, content=facts.content[kept], split=split, skipped=skipped)
-    decode, notes = with_ranges(decode, facts)
+    decode_options, notes = with_ranges(decode_options, facts)
     index.notes += notes
     return TableSource(
         index=index,
         tables=tables,
         image_column=image_column,
         places=places[kept][rows],
-        decode=decode,
+        decode_options=decode_options,
         facts=facts.take(kept[rows]),
     )
 

@@ -26,22 +26,22 @@ class Source(Protocol):
     """A data set: the table of its samples, and their pixels. It can be pickled, so that workers can be spawned.
 
     ``in_memory`` states that reading costs next to nothing; ``many_threads`` that several threads may read at once and
-    are faster than one. ``facts`` has one row for each row of the index. ``decode`` also holds for files that are
+    are faster than one. ``facts`` has one row for each row of the index. ``decode_options`` also holds for files that are
     predicted later; images in memory have the default limits and rules.
     """
 
     index: Index
-    decode: DecodeOptions
+    decode_options: DecodeOptions
     in_memory: bool
     many_threads: bool
     facts: Facts | None
 
-    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Read the image of one row.
 
         Args:
             row: Row of the index.
-            at_least: Fewest pixels of the shorter side; the image may be read smaller than it is, down to this. None
+            min_side: Fewest pixels of the shorter side; the image may be read smaller than it is, down to this. None
                 reads the full size.
 
         Returns:
@@ -58,19 +58,19 @@ class FileSource:
 
     Args:
         index: The table of samples.
-        decode: How the files become pixels.
+        decode_options: How the files become pixels.
         facts: Scan facts of each row; None where they are not known.
     """
 
     in_memory = False
     many_threads = True
 
-    def __init__(self, *, index: Index, decode: DecodeOptions, facts: Facts | None = None) -> None:
-        self.index, self.decode, self.facts = index, decode, facts
+    def __init__(self, *, index: Index, decode_options: DecodeOptions, facts: Facts | None = None) -> None:
+        self.index, self.decode_options, self.facts = index, decode_options, facts
 
-    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Decode the file of one row."""
-        return to_tensor(decode_file(self.index.path(row), self.decode, at_least=at_least))
+        return to_tensor(decode_file(self.index.path(row), self.decode_options, min_side=min_side))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the facts out: no worker process needs them."""
@@ -102,46 +102,52 @@ class ArraySource:
     ) -> None:
         self.index = index
         self.images = images
-        self.decode = DecodeOptions(channels=channels)
+        self.decode_options = DecodeOptions(channels=channels)
         self.rows = rows
         self.facts = facts
 
-    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Return a copy of one row's image."""
         image = self.images[self.rows[row]]
-        if image.ndim == 3 and self.decode.channels == 1:
+        if image.ndim == 3 and self.decode_options.channels == 1:
             image = np.rint(image @ _LUMA).astype(np.uint8)
         pixels = torch.from_numpy(image.copy())
-        return pixels.permute(2, 0, 1) if image.ndim == 3 else pixels.expand(self.decode.channels, -1, -1).contiguous()
+        return (
+            pixels.permute(2, 0, 1)
+            if image.ndim == 3
+            else pixels.expand(self.decode_options.channels, -1, -1).contiguous()
+        )
 
 
 def files_source(
-    listing: Listing, *, split: SplitSettings, decode: DecodeOptions | None = None, on_unreadable: str = "error"
+    listing: Listing, *, split: SplitSettings, decode_options: DecodeOptions | None = None, on_unreadable: str = "error"
 ) -> FileSource:
     """Build a source from listed files: scan them (or ask the cache), drop unreadable ones, make the splits.
 
     Args:
         listing: The files.
         split: Rule for the splits that the listing lacks.
-        decode: How the files become pixels; None for the defaults.
+        decode_options: How the files become pixels; None for the defaults.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
 
     Raises:
         UserError: A file is unreadable, or the splits cannot be made; see :mod:`finetune.data.assign_splits`.
     """
-    decode = DecodeOptions() if decode is None else decode
-    readable, facts, skipped = _scan(listing, decode, on_unreadable)
+    decode_options = DecodeOptions() if decode_options is None else decode_options
+    readable, facts, skipped = _scan(listing, decode_options, on_unreadable)
     index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
     if listing.use != "test":
         # other data is read as the training data was
-        decode, notes = with_ranges(decode, facts)
+        decode_options, notes = with_ranges(decode_options, facts)
         index.notes += notes
-    return FileSource(index=index, decode=decode, facts=facts.take(rows))
+    return FileSource(index=index, decode_options=decode_options, facts=facts.take(rows))
 
 
-def _scan(listing: Listing, decode: DecodeOptions, on_unreadable: str) -> tuple[Listing, Facts, list[tuple[str, str]]]:
+def _scan(
+    listing: Listing, decode_options: DecodeOptions, on_unreadable: str
+) -> tuple[Listing, Facts, list[tuple[str, str]]]:
     """Return the readable files with their facts, and the paths and reasons of the skipped ones."""
-    facts = cached_facts(listing.root, listing.paths, max_pixels=decode.max_pixels)
+    facts = cached_facts(listing.root, listing.paths, max_pixels=decode_options.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     if skipped:
         facts = facts.take(np.flatnonzero(facts.table["problem"] == 0))

@@ -99,7 +99,7 @@ def views_of_rows(
     row_seeds: Sequence[int | None] = [None] * len(rows) if seeds is None else seeds
 
     # a photograph much larger than the view needs is decoded at a reduced size
-    read = partial(source.read, at_least=view.at_least)
+    read = partial(source.read, min_side=view.min_side)
 
     def whole(row: int, seed: int | None) -> torch.Tensor:
         image = read(row)

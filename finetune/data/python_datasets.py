@@ -33,32 +33,32 @@ class DatasetSource:
     Args:
         index: The table of samples.
         datasets: The data sets.
-        decode: Channels of the images.
+        decode_options: Channels of the images.
         places: Data set and position in it of each row of the index, int64 (N, 2).
     """
 
     many_threads = False
 
     def __init__(
-        self, *, index: Index, datasets: Sequence[Any], decode: DecodeOptions, places: npt.NDArray[np.int64]
+        self, *, index: Index, datasets: Sequence[Any], decode_options: DecodeOptions, places: npt.NDArray[np.int64]
     ) -> None:
-        self.index, self.decode = index, decode
+        self.index, self.decode_options = index, decode_options
         self.facts: Facts | None = None
         self.in_memory = all(isinstance(dataset, TensorDataset) for dataset in datasets)
         self._datasets, self._places = datasets, places
 
-    def read(self, row: int, *, at_least: int | None = None) -> Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> Tensor:
         """Return the pixels of one item, uint8 (C, H, W)."""
         number, position = self._places[row].tolist()
         image, _ = _item(self._datasets[number], position)
-        return to_tensor(pixels_of(image, f"data: the image of item {position}", self.decode))
+        return to_tensor(pixels_of(image, f"data: the image of item {position}", self.decode_options))
 
 
 def dataset_source(
     data: Any,
     *,
     classes: Sequence[str] | None = None,
-    decode: DecodeOptions = DecodeOptions(),
+    decode_options: DecodeOptions = DecodeOptions(),
     split: SplitSettings = SplitSettings(),
 ) -> DatasetSource:
     """Build a source from a data set, or from one for each split; every item is read once, to know its class and content.
@@ -66,7 +66,7 @@ def dataset_source(
     Args:
         data: Map-style data set of ``(image, target)``, or data sets by split: ``train``, ``val``, ``test``.
         classes: Class names in the order of the numbers; None takes ``classes`` of the data set, or the numbers themselves.
-        decode: Channels of the images.
+        decode_options: Channels of the images.
         split: Rule for the splits that are not given.
 
     Raises:
@@ -84,12 +84,12 @@ def dataset_source(
             )
         for position in range(len(dataset)):
             image, target = _item(dataset, position)
-            contents.append(_content(image, position, decode))
+            contents.append(_content(image, position, decode_options))
             targets.append(target)
             splits.append(UNASSIGNED if not name else SPLITS.index(name))
             places.append((number, position))
         if len(dataset):
-            _must_be_the_same_again(dataset, contents[-len(dataset)], decode)
+            _must_be_the_same_again(dataset, contents[-len(dataset)], decode_options)
     if not targets:
         raise UserError("data: the data set is empty.")
     numbers = _targets(targets)
@@ -107,7 +107,10 @@ def dataset_source(
     )
     index, rows = arrange(listing, content=np.array(contents, np.uint64).reshape(-1, 2), split=split)
     return DatasetSource(
-        index=index, datasets=list(by_split.values()), decode=decode, places=np.array(places, np.int64)[rows]
+        index=index,
+        datasets=list(by_split.values()),
+        decode_options=decode_options,
+        places=np.array(places, np.int64)[rows],
     )
 
 
@@ -124,22 +127,22 @@ def _item(dataset: Any, position: int) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _content(image: Any, position: int, decode: DecodeOptions) -> npt.NDArray[np.uint64]:
-    pixels_CHW = to_tensor(pixels_of(image, f"data: the image of item {position}", decode))
+def _content(image: Any, position: int, decode_options: DecodeOptions) -> npt.NDArray[np.uint64]:
+    pixels_CHW = to_tensor(pixels_of(image, f"data: the image of item {position}", decode_options))
     content: npt.NDArray[np.uint64] = content_hash(
         repr(tuple(pixels_CHW.shape)).encode() + pixels_CHW.contiguous().numpy().tobytes()
     )
     return content
 
 
-def _must_be_the_same_again(dataset: Any, first: npt.NDArray[np.uint64], decode: DecodeOptions) -> None:
+def _must_be_the_same_again(dataset: Any, first: npt.NDArray[np.uint64], decode_options: DecodeOptions) -> None:
     """Read the first item again: a random transform inside a data set would also change what is tested.
 
     Raises:
         UserError: It is another image now.
     """
     image, _ = _item(dataset, 0)
-    if not np.array_equal(_content(image, 0, decode), first):
+    if not np.array_equal(_content(image, 0, decode_options), first):
         raise UserError(
             "data: item 0 is another image each time it is read. Splits, tests and a resume need the same. Leave random "
             "transforms out of the data set; augment= and transform= make the training views."

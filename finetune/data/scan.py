@@ -199,7 +199,7 @@ def facts_of_bytes(data: bytearray, row: Table, *, path: str, max_pixels: int) -
     stated_behind = image.format == "PNG"
     row["orientation"] = 1 if stated_behind else orientation_of(image)
     row["profile"] = not is_srgb(image.info.get("icc_profile") or b"")
-    grey = decode_grey(image, max_pixels=max_pixels, path=path, at_least=_LOOK_AT)
+    grey = decode_grey(image, max_pixels=max_pixels, path=path, min_side=_LOOK_AT)
     row["looks"], row["darkest"], row["brightest"] = looks(grey), grey.min(), grey.max()
     if stated_behind:
         row["orientation"] = orientation_of(image)

@@ -42,7 +42,7 @@ def torchvision_source(
     name: str,
     root: str = "data",
     split: SplitSettings = SplitSettings(),
-    decode: DecodeOptions = DecodeOptions(),
+    decode_options: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
     use: Use = "train",
 ) -> Source:
@@ -52,7 +52,7 @@ def torchvision_source(
         name: Name of the class, such as ``OxfordIIITPet``.
         root: Folder that holds the data set, or that it is downloaded to.
         split: Rule for the splits that the data set lacks.
-        decode: How its files, where it has files, become pixels.
+        decode_options: How its files, where it has files, become pixels.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
         use: What the data set is for.
 
@@ -68,8 +68,8 @@ def torchvision_source(
             _listing(name, root, classes, paths, labels[key], key) for key, paths in files.items() if paths is not None
         ]
         listing = replace(_together(listings, tuple(parts)), use=use)
-        return files_source(listing, split=split, decode=decode, on_unreadable=on_unreadable)
-    arrays = {key: _array(part, decode.channels) for key, part in parts.items()}
+        return files_source(listing, split=split, decode_options=decode_options, on_unreadable=on_unreadable)
+    arrays = {key: _array(part, decode_options.channels) for key, part in parts.items()}
     return arrays_source(
         images=np.concatenate(list(arrays.values())),
         targets=np.concatenate(list(labels.values())),
@@ -77,7 +77,7 @@ def torchvision_source(
         name=name,
         splits=np.concatenate([np.full(len(labels[key]), _number(key, parts), np.int8) for key in parts]),
         given=() if len(parts) == 1 else tuple(parts),
-        channels=decode.channels,
+        channels=decode_options.channels,
         split=split,
         use=use,
     )

@@ -25,7 +25,7 @@ from finetune.input_spec import InputSpec
 class View(Protocol):
     """A function from a decoded image to an image of the input size.
 
-    ``at_least`` is the length of the image's shorter side, in pixels, from which the view loses nothing: a decoder may give
+    ``min_side`` is the length of the image's shorter side, in pixels, from which the view loses nothing: a decoder may give
     more, and should give less only if the file has less. ``global_randomness`` tells whether the view draws from torch's global
     generator even if it is passed another one; two threads must not make such views at the same time.
     """
@@ -36,7 +36,7 @@ class View(Protocol):
         ...
 
     @property
-    def at_least(self) -> int:
+    def min_side(self) -> int:
         """Return the length of the shorter side that the view needs, in pixels."""
         ...
 
@@ -179,7 +179,7 @@ class EvalView:
     global_randomness: ClassVar[bool] = False
 
     @property
-    def at_least(self) -> int:
+    def min_side(self) -> int:
         """Return the shorter side at which a smaller decoded JPEG still gives the same view, up to one or two of 256 values."""
         return sharp_side(self.spec)
 
@@ -209,7 +209,7 @@ class TrainView:
         self.global_randomness = self._further is not None or transform is not None
 
     @property
-    def at_least(self) -> int:
+    def min_side(self) -> int:
         """Return the shorter side at which no square crop is enlarged by over a third, and most are not enlarged.
 
         Crops of ``standard`` below 44 % of the area are enlarged, by up to a third. Common practice, which crops a shorter side
@@ -258,9 +258,9 @@ class ListView:
     global_randomness: ClassVar[bool] = True
 
     @property
-    def at_least(self) -> int:
+    def min_side(self) -> int:
         """Return the length of the shorter side that the view needs, in pixels."""
-        return self.base.at_least
+        return self.base.min_side
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn an image, uint8 (C, H, W), into uint8 (C, *size)."""

@@ -39,7 +39,7 @@ class FeatureExtractor(nn.Module):
         spec: Input that the network expects.
         adapt: Method that adapted the images' channels to the stem.
         stage: Stage whose output is pooled; None uses the network's own features.
-        decode: How files are decoded, to the channels of ``spec``; None for the defaults.
+        decode_options: How files are decoded, to the channels of ``spec``; None for the defaults.
         origin: Where the network can be loaded from again: ``run``, or ``weights`` and ``seed``.
 
     Raises:
@@ -53,14 +53,14 @@ class FeatureExtractor(nn.Module):
         spec: InputSpec,
         adapt: str,
         stage: str | None = None,
-        decode: DecodeOptions | None = None,
+        decode_options: DecodeOptions | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.view = spec, eval_view(spec)
-        self.decode = replace(decode or DecodeOptions(), channels=spec.channels)
+        self.decode_options = replace(decode_options or DecodeOptions(), channels=spec.channels)
         # in a tuple, so that its modules are not registered a second time
         self._backbone, self.adapt = (backbone,), adapt
         # everything that the features depend on, and where to load it from again, as plain JSON values
@@ -87,7 +87,7 @@ class FeatureExtractor(nn.Module):
     def identity(self) -> dict[str, Json]:
         """Values that the features depend on: equal values mean equal features."""
         kept = {key: value for key, value in self.model.items() if key not in ("run", "weights", "seed")}
-        return {"model": kept, "stage": self.stage, "reading": self.decode.to_plain()}
+        return {"model": kept, "stage": self.stage, "reading": self.decode_options.to_plain()}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return features ``(B, D)``: maps are averaged over positions, tokens over the sequence."""
@@ -109,7 +109,7 @@ class FeatureExtractor(nn.Module):
         Raises:
             UnreadableImage: The image cannot be read.
         """
-        return self.view.of_pixels(decode_bytes(data, self.decode, path=path, at_least=self.view.at_least))
+        return self.view.of_pixels(decode_bytes(data, self.decode_options, path=path, min_side=self.view.min_side))
 
     @torch.inference_mode()
     def embed(self, images: list[Tensor]) -> npt.NDArray[np.float32]:
@@ -171,7 +171,7 @@ def extractor_from_classifier(
     classifier: Classifier,
     *,
     stage: str | None = None,
-    decode: DecodeOptions | None = None,
+    decode_options: DecodeOptions | None = None,
     run: str | Path | None = None,
 ) -> FeatureExtractor:
     """Build an extractor of the features that a classifier's head receives, or of another stage."""
@@ -180,7 +180,7 @@ def extractor_from_classifier(
         spec=classifier.input_spec,
         adapt=classifier.adapt,
         stage=stage,
-        decode=decode,
+        decode_options=decode_options,
         origin={"run": None if run is None else str(Path(run).expanduser().absolute()), "weights": None, "seed": 0},
     )
 
@@ -199,7 +199,7 @@ def extractor_from_run(
         UserError: There is no complete bundle, or no such stage.
     """
     return extractor_from_classifier(
-        load_bundle(run, modules=modules), stage=stage, decode=decode_options_of(run), run=run
+        load_bundle(run, modules=modules), stage=stage, decode_options=decode_options_of(run), run=run
     )
 
 
@@ -212,7 +212,7 @@ def extractor_from_backbone(
     adapt: str = "expand",
     size: tuple[int, int] | None = None,
     stage: str | None = None,
-    decode: DecodeOptions | None = None,
+    decode_options: DecodeOptions | None = None,
 ) -> FeatureExtractor:
     """Build an extractor from a pretrained backbone.
 
@@ -224,7 +224,7 @@ def extractor_from_backbone(
         adapt: Method that adapts the image channels to the stem.
         size: Height and width in pixels; None uses those that the weights expect.
         stage: Stage whose output is pooled; None uses the network's own features.
-        decode: How files are decoded, to that many channels; None for the defaults.
+        decode_options: How files are decoded, to that many channels; None for the defaults.
 
     Raises:
         UserError: Size, channels or stage do not fit the network.
@@ -239,7 +239,7 @@ def extractor_from_backbone(
         spec=spec,
         adapt=adapt,
         stage=stage,
-        decode=decode,
+        decode_options=decode_options,
         origin={"run": None, "weights": lasting, "seed": seed},
     )
 
@@ -263,7 +263,7 @@ def restore_extractor(
     try:
         model, stage, recorded = metadata["model"], metadata["stage"], metadata["reading"]
         description, spec = model["backbone"], InputSpec.from_dict(model["input"])
-        decode = recorded_options(recorded, channels=spec.channels, name="EMBEDDINGS")
+        decode_options = recorded_options(recorded, channels=spec.channels, name="EMBEDDINGS")
         place = run or model["run"]
         problems = backbone_problems(description)
     except (KeyError, TypeError) as error:
@@ -279,7 +279,7 @@ def restore_extractor(
             raise UserError(f"{error} Queries need the model that made the embeddings: give --model RUN.") from None
         _check_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder, modules=modules)
-        return extractor_from_classifier(classifier, stage=stage, decode=decode, run=place)
+        return extractor_from_classifier(classifier, stage=stage, decode_options=decode_options, run=place)
     backbone = build_backbone(
         source=description["source"],
         name=description["name"],
@@ -297,7 +297,7 @@ def restore_extractor(
         adapt=model["adapt"],
         size=spec.size,
         stage=stage,
-        decode=decode,
+        decode_options=decode_options,
     )
     _check_weights(extractor.model["hash"], model["hash"], f"backbone.weights={model['weights']}")
     return extractor

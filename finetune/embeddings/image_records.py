@@ -86,7 +86,7 @@ class FileRecords:
         self, sample: ImageRecord, extractor: FeatureExtractor, is_known: Callable[[bytes], bool]
     ) -> tuple[bytes, Tensor | npt.NDArray[np.float32] | None]:
         """Read the file, and decode it only if its content is new."""
-        data = read_image_file(sample.path, max_pixels=extractor.decode.max_pixels)
+        data = read_image_file(sample.path, max_pixels=extractor.decode_options.max_pixels)
         content = content_hash(data).tobytes()
         return content, None if is_known(content) else extractor.read(data, sample.path)
 
@@ -145,4 +145,4 @@ class DatasetRecords:
             return content, None
         if (features := self._cached(sample.row)) is not None:
             return content, features
-        return content, extractor.view(self._source.read(sample.row, at_least=extractor.view.at_least))
+        return content, extractor.view(self._source.read(sample.row, min_side=extractor.view.min_side))

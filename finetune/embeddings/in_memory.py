@@ -91,11 +91,11 @@ def _views(images: Any, extractor: FeatureExtractor) -> Iterator[_Image]:
     if not isinstance(images, Tensor):
         for name, image in one_by_one(images):
             if isinstance(image, str):
-                data = read_image_file(image, max_pixels=extractor.decode.max_pixels)
+                data = read_image_file(image, max_pixels=extractor.decode_options.max_pixels)
                 path, content = str(Path(image).absolute()), content_hash(data).tobytes()
                 yield _Image(path=path, content=content, view=extractor.read(data, image))
             else:
-                pixels_HWC = pixels_of(image, name, extractor.decode)
+                pixels_HWC = pixels_of(image, name, extractor.decode_options)
                 content = content_hash(repr(pixels_HWC.shape).encode() + pixels_HWC.tobytes()).tobytes()
                 yield _Image(path=name.replace(" ", "/"), content=content, view=extractor.view.of_pixels(pixels_HWC))
         return

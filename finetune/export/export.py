@@ -87,7 +87,7 @@ def _write(job: ExportJob, staged: Path) -> None:
     (staged if export_format.is_folder else staged.parent).mkdir(parents=True)
     export_format.write(job, staged)
     if export_format.has_readme:
-        reading = None if job.images.decode is None else job.images.decode.to_plain()
+        reading = None if job.images.decode_options is None else job.images.decode_options.to_plain()
         classifier = job.classifier
         readme = how_to_load(
             export_format.name, classifier.input_spec, path=".", reading=reading, multi_label=classifier.multi_label
@@ -122,7 +122,7 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
     """Compare an export's predictions with the model's; measure its speed if the format supports it."""
     request, export_format, images = job.request, job.request.format, job.images
     reference = make_reference(
-        job.classifier, images.files, origin=images.origin, targets=images.targets, decode=images.decode
+        job.classifier, images.files, origin=images.origin, targets=images.targets, decode_options=images.decode_options
     )
     (answer,) = ask_clients([(export_format, staged / export_format.opened_file, reference)])
     report = compare(export_format.name, answer, reference, classes=job.classifier.classes, precision=request.precision)

@@ -19,7 +19,7 @@ def provenance(
     *,
     layout: Layout | None = None,
     precision: str = "fp32",
-    decode: DecodeOptions | None = None,
+    decode_options: DecodeOptions | None = None,
 ) -> dict[str, Json]:
     """Return the metadata of an export as plain JSON values.
 
@@ -27,7 +27,7 @@ def provenance(
         classifier: Trained model.
         layout: Layout of the raw pixels that the export takes; None if it takes prepared images.
         precision: ``fp32``, ``fp16`` or ``int8``.
-        decode: How the run decodes image files; None if not known.
+        decode_options: How the run decodes image files; None if not known.
     """
     spec = classifier.input_spec
     described: dict[str, Json] = {
@@ -50,8 +50,8 @@ def provenance(
         described["selective"] = classifier.selective.to_plain()
     if classifier.conformal is not None:
         described["conformal"] = classifier.conformal.to_plain()
-    if decode is not None:
-        described["reading"] = decode.to_plain()
+    if decode_options is not None:
+        described["reading"] = decode_options.to_plain()
     if layout is not None:
         channels = str(spec.channels)
         described["pixels"] = {

@@ -23,14 +23,14 @@ class CheckImages:
         origin: Where the files come from, for the report.
         targets: Index of the true class of each file, or zeros and ones for several labels; None if not known.
         calibration: Files that determine the ranges of the activations.
-        decode: How the run decodes files; None for the defaults.
+        decode_options: How the run decodes files; None for the defaults.
     """
 
     files: list[str]
     origin: str
     targets: list[int] | list[list[int]] | None = None
     calibration: list[str] = field(default_factory=list)
-    decode: DecodeOptions | None = None
+    decode_options: DecodeOptions | None = None
 
 
 def images_of_source(

@@ -27,7 +27,7 @@ def export_onnx(
     layout: Layout = "nhwc",
     half: bool = False,
     program: torch.export.ExportedProgram | None = None,
-    decode: DecodeOptions | None = None,
+    decode_options: DecodeOptions | None = None,
 ) -> None:
     """Write one ``.onnx`` file with free batch, height and width.
 
@@ -37,7 +37,7 @@ def export_onnx(
         layout: Pixel layout of the input.
         half: Whether weights and network are in half precision.
         program: Result of :func:`trace` for the same arguments; None traces the model here.
-        decode: How the run decodes files, stored for code that predicts with the export.
+        decode_options: How the run decodes files, stored for code that predicts with the export.
 
     Raises:
         UserError: The weights do not fit into one file.
@@ -59,7 +59,9 @@ def export_onnx(
             verbose=False,
         )
     assert written is not None
-    described = provenance(classifier, layout=layout, precision="fp16" if half else "fp32", decode=decode)
+    described = provenance(
+        classifier, layout=layout, precision="fp16" if half else "fp32", decode_options=decode_options
+    )
     written.model.metadata_props[KEY] = as_text(described)
     written.model.metadata_props["classes"] = as_text(list(classifier.classes))
     written.save(path, external_data=False)

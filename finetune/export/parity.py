@@ -60,7 +60,7 @@ class Reference:
         unreadable: Number of files left out because they cannot be read.
         targets: Index of the true class of each image, or zeros and ones (N, K) for several labels; None if not known.
         thresholds: For several labels, the probability above which each class is predicted; None for one label per image.
-        decode: How the run decodes files.
+        decode_options: How the run decodes files.
     """
 
     files: tuple[str, ...]
@@ -69,7 +69,7 @@ class Reference:
     unknown: Shares | None = None
     origin: str
     decoded_otherwise: npt.NDArray[np.bool_]
-    decode: DecodeOptions
+    decode_options: DecodeOptions
     unreadable: int = 0
     reduced: tuple[int, float] = (0, 0.0)
     targets: npt.NDArray[np.int64] | None = None
@@ -93,7 +93,7 @@ def make_reference(
     *,
     origin: str,
     targets: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    decode: DecodeOptions | None = None,
+    decode_options: DecodeOptions | None = None,
 ) -> Reference:
     """Compute the trained model's probabilities as ``finetune predict`` does, but read large JPEGs at full scale.
 
@@ -104,7 +104,7 @@ def make_reference(
         UserError: None of the files can be read.
     """
     view, channels = eval_view(classifier.input_spec), classifier.input_spec.channels
-    options = DecodeOptions(channels=channels) if decode is None else decode
+    options = DecodeOptions(channels=channels) if decode_options is None else decode_options
     smaller: list[tuple[int, torch.Tensor]] = []
     kept: list[str] = []
     views: list[torch.Tensor] = []
@@ -114,7 +114,7 @@ def make_reference(
             image = to_tensor(decode_file(file, options))
         except UnreadableImage:
             continue
-        reduced = to_tensor(decode_file(file, options, at_least=view.at_least))
+        reduced = to_tensor(decode_file(file, options, min_side=view.min_side))
         if reduced.shape != image.shape:
             smaller.append((len(kept), view(reduced)))
         kept.append(file)
@@ -141,7 +141,7 @@ def make_reference(
         unreadable=len(files) - len(kept),
         targets=None if targets is None else np.array(targets, dtype=np.int64)[positions],
         thresholds=classifier.thresholds if classifier.multi_label else None,
-        decode=options,
+        decode_options=options,
     )
 
 
@@ -188,7 +188,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
             decoded = {}
             for at in np.flatnonzero(reference.decoded_otherwise) if issubclass(chosen.client, GraphClient) else ():
                 decoded[str(at)] = str(Path(folder) / f"{number}-{at}.npy")
-                np.save(decoded[str(at)], decode_file(reference.files[at], reference.decode).transpose(2, 0, 1))
+                np.save(decoded[str(at)], decode_file(reference.files[at], reference.decode_options).transpose(2, 0, 1))
             jobs.append(
                 {
                     "target": str(target.resolve()),
@@ -197,7 +197,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                     "by_pillow": reference.pixels.shape[1] in (1, 3),
                     "pixels": str(pixels),
                     "decoded": decoded,
-                    "reading": reference.decode.to_plain(),
+                    "reading": reference.decode_options.to_plain(),
                     "files": [os.path.abspath(file) for file in reference.files],
                     "answers": str(Path(folder) / f"{number}.npz"),
                 }

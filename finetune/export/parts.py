@@ -63,7 +63,7 @@ def check_part(classifier: Classifier, export_format: ExportFormat, path: Path, 
             passed=True,
             remarks=(remark,),
         )
-    reference = make_reference(classifier, images.files, origin=images.origin, decode=images.decode)
+    reference = make_reference(classifier, images.files, origin=images.origin, decode_options=images.decode_options)
     pixels = torch.from_numpy(reference.pixels)
     prepared = torch.cat([classifier.prepare(batch) for batch in torch.split(pixels, BATCH)])
     # expand normalises one channel three ways by broadcasting

@@ -25,7 +25,7 @@ def quantise_onnx(
     *,
     files: Sequence[str],
     layout: str,
-    decode: DecodeOptions,
+    decode_options: DecodeOptions,
 ) -> None:
     """Write an int8 version of an fp32 ONNX file that we exported.
 
@@ -34,7 +34,7 @@ def quantise_onnx(
         target: File to write.
         files: Images that determine the ranges of the activations.
         layout: ``nhwc`` or ``nchw``, layout of the model's input.
-        decode: How the run decodes files.
+        decode_options: How the run decodes files.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -46,7 +46,7 @@ def quantise_onnx(
         quantize_static(
             str(source),
             str(target),
-            _Images(files, layout=layout, decode=decode),
+            _Images(files, layout=layout, decode_options=decode_options),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=QUANTISED,
@@ -84,14 +84,16 @@ def nodes_of_score(graph: Any) -> list[str]:
 class _Images:
     """Raw pixels of image files, one at a time, as ONNX Runtime's calibration expects them."""
 
-    def __init__(self, files: Sequence[str], *, layout: str, decode: DecodeOptions) -> None:
-        self.images = self._read(files[:CALIBRATION_IMAGES], layout, decode)
+    def __init__(self, files: Sequence[str], *, layout: str, decode_options: DecodeOptions) -> None:
+        self.images = self._read(files[:CALIBRATION_IMAGES], layout, decode_options)
 
     @staticmethod
-    def _read(files: Sequence[str], layout: str, decode: DecodeOptions) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
+    def _read(
+        files: Sequence[str], layout: str, decode_options: DecodeOptions
+    ) -> Iterator[dict[str, npt.NDArray[np.uint8]]]:
         for file in files:
             try:
-                image_HWC = decode_file(file, decode)
+                image_HWC = decode_file(file, decode_options)
             except UnreadableImage:
                 continue
             image = image_HWC.transpose(2, 0, 1) if layout == "nchw" else image_HWC

@@ -53,7 +53,7 @@ def given_images(images: Any, *, options: DecodeOptions, view: EvalView) -> Iter
             yield GivenImage(name=name, pixels_CHW=view.of_pixels(pixels_of(image, name, options)))
             continue
         try:
-            pixels_HWC = decode_file(image, options, at_least=view.at_least)
+            pixels_HWC = decode_file(image, options, min_side=view.min_side)
             yield GivenImage(name=name, pixels_CHW=view.of_pixels(pixels_HWC))
         except UnreadableImage as error:
             yield GivenImage(name=name, error=str(error))

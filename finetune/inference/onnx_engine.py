@@ -89,7 +89,7 @@ class OnnxEngine:
         self._path = path
         self.layout, self.channels = described["pixels"]["layout"], described["input"]["channels"]
         self.spec = InputSpec.from_dict(described["input"])
-        self.at_least = sharp_side(self.spec)
+        self.min_side = sharp_side(self.spec)
         # older files lack this entry; they are read with the defaults
         recorded = described.get("reading", {})
         self.options = DecodeOptions(channels=self.channels, **recorded)
@@ -149,12 +149,12 @@ class OnnxEngine:
 
     def read(self, path: str) -> npt.NDArray[np.uint8]:
         """Return the evaluation view of a file, uint8 (1, H, W, C) or (1, C, H, W); see :meth:`prepare`."""
-        return self.prepare(decode_file(path, self.options, at_least=self.at_least))
+        return self.prepare(decode_file(path, self.options, min_side=self.min_side))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         """Return the evaluation view of an image file given as bytes; see :meth:`read`."""
         options = replace(self.options, max_pixels=max_pixels)
-        return self.prepare(decode_bytes(data, options, path=name, at_least=self.at_least))
+        return self.prepare(decode_bytes(data, options, path=name, min_side=self.min_side))
 
     def prepare(self, image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Resize the image to the size that the graph would resize it to, so that the graph leaves it unchanged.

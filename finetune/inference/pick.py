@@ -4,20 +4,26 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from finetune.confidence.thresholds import labels_shown
+from finetune.counted import counted
 from finetune.file_schema import joined_labels
+from finetune.inference.image_paths import find_images
 from finetune.inference.read_ahead import read_ahead
 from finetune.inference.torch_engine import TorchEngine
+from finetune.run_folder import RunFolder
 
 # N = images without labels, M = images with labels, D = features
 
 Floats = npt.NDArray[np.floating]
 
+# columns of the table in which somebody fills in the labels
+COLUMNS = ("path", "label", "predicted", "probability")
 # more clusters than that take minutes, and more labelled images than that fill them all
 MOST_CLUSTERS, MOST_LABELLED = 500, 2000
 # neighbours whose mean distance tells how typical an image is of its cluster
@@ -86,13 +92,13 @@ def pick(
     taught = _Reading(engine, batch_size)
     taught.read(some)
     pool = _Reading(engine, batch_size, labelled=taught.seen)
-    left_out = 0
+    named = 0
 
     def wanted() -> Iterator[str]:
-        nonlocal left_out
+        nonlocal named
         for path in paths:
             if os.path.abspath(path) in known:
-                left_out += 1
+                named += 1
             else:
                 yield path
 
@@ -106,9 +112,30 @@ def pick(
         compared=len(taught.paths),
         labelled=len(labelled),
         copies=pool.copies,
-        known=left_out + pool.known,
+        known=named + pool.known,
         unreadable=tuple(pool.unreadable),
     )
+
+
+def labelled_files(run: str | Path) -> list[str]:
+    """Return the images of a run's own data, as its ``split.csv`` names them; empty for a bundle."""
+    file = RunFolder(Path(run).expanduser()).split
+    return list(find_images([file])) if file.is_file() else []
+
+
+def left_out(picked: Picked) -> str:
+    """Return in words which images were not chosen from; empty for none."""
+    parts = [
+        f"{counted(picked.copies, 'copy', 'copies')}" if picked.copies else "",
+        f"{counted(picked.known, 'image')} of the run's own data" if picked.known else "",
+        f"{counted(len(picked.unreadable), 'unreadable file')}" if picked.unreadable else "",
+    ]
+    return f"left out: {', '.join(filter(None, parts))}" if any(parts) else ""
+
+
+def nothing_left(picked: Picked) -> str:
+    """Return in words that no image is left to choose from, and why."""
+    return f"nothing to choose from. {left_out(picked) or 'No image is there.'}"
 
 
 class _Reading:

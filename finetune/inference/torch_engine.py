@@ -14,6 +14,7 @@ from finetune.inference.answers import Answers
 from finetune.inference.decode_options import decode_options_of
 from finetune.models.batch_norm_folding import fast_features
 from finetune.models.chunks import run_in_chunks
+from finetune.models.classifier import Classifier
 from finetune.plain import Json
 
 
@@ -23,13 +24,20 @@ class TorchEngine:
     Args:
         run: Run folder or bundle folder.
         modules: User-supplied modules that the model needs; see :func:`finetune.bundle.load_bundle`.
+        classifier: Its network, where it is loaded already.
 
     Raises:
         UserError: There is no complete bundle.
     """
 
-    def __init__(self, run: str | Path, *, modules: Mapping[str, nn.Module] | None = None) -> None:
-        self.classifier = load_bundle(run, modules=modules)
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        modules: Mapping[str, nn.Module] | None = None,
+        classifier: Classifier | None = None,
+    ) -> None:
+        self.classifier = load_bundle(run, modules=modules) if classifier is None else classifier
         self.classes, self.multi_label = self.classifier.classes, self.classifier.multi_label
         self.thresholds = self.classifier.thresholds
         self.tells_unknown = self.classifier.unknown is not None
@@ -50,12 +58,12 @@ class TorchEngine:
 
     def read(self, path: str) -> torch.Tensor:
         """Return the evaluation view of a file, uint8 (C, H, W)."""
-        return self.view.of_pixels(decode_file(path, self.options, at_least=self.view.at_least))
+        return self.view.of_pixels(decode_file(path, self.options, min_side=self.view.min_side))
 
     def read_bytes(self, data: bytes, name: str, *, max_pixels: int) -> torch.Tensor:
         """Return the evaluation view of an image file given as bytes; ``name`` is used in messages only."""
         options = replace(self.options, max_pixels=max_pixels)
-        return self.view.of_pixels(decode_bytes(data, options, path=name, at_least=self.view.at_least))
+        return self.view.of_pixels(decode_bytes(data, options, path=name, min_side=self.view.min_side))
 
     @torch.inference_mode()
     def classify(self, images: list[torch.Tensor]) -> Answers:

@@ -62,11 +62,11 @@ class TrainedModel(Classifier):
     A batch of exactly the input size is taken as resized and cropped already; :meth:`predict` resizes and crops every image. The
     two differ on pictures that happen to have the input size, where ``input_spec.crop_pct`` is below 1.
 
-    ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``decode`` how its image files
+    ``classes`` are the names of its classes, ``input_spec`` is what it takes, ``decode_options`` how its image files
     are decoded. ``folder`` is the run or bundle that it was loaded from.
     """
 
-    decode: DecodeOptions
+    decode_options: DecodeOptions
     folder: str | None = None
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -145,12 +145,13 @@ def _check_tensor(images: Any, call: str) -> None:
         )
 
 
-def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str | None = None) -> TrainedModel:
+def trained_model(classifier: Classifier, *, decode_options: DecodeOptions, folder: str | None = None) -> TrainedModel:
     """Return a classifier as a :class:`TrainedModel` of the same modules, in evaluation mode.
 
     Args:
         classifier: Loaded network.
-        decode: How image files were decoded in training, from :func:`finetune.inference.decode_options.decode_options_of`.
+        decode_options: How image files were decoded in training, from
+            :func:`finetune.inference.decode_options.decode_options_of`.
         folder: Run or bundle folder that it was loaded from; None for none.
     """
     model = TrainedModel(
@@ -162,7 +163,7 @@ def trained_model(classifier: Classifier, *, decode: DecodeOptions, folder: str 
         multi_label=classifier.multi_label,
         head_target=classifier.head_target,
     )
-    model.decode, model.folder = decode, folder
+    model.decode_options, model.folder = decode_options, folder
     model.temperature, model.thresholds = classifier.temperature, classifier.thresholds
     model.unknown, model.selective, model.conformal = classifier.unknown, classifier.selective, classifier.conformal
     model.eval()
@@ -217,7 +218,7 @@ def predict(
         names_unknown=unknown,
     )
     spec = model.input_spec
-    decode = model.decode if isinstance(model, TrainedModel) else DecodeOptions(channels=spec.channels)
+    decode_options = model.decode_options if isinstance(model, TrainedModel) else DecodeOptions(channels=spec.channels)
     device = next(model.parameters()).device
     tells_unknown = model.unknown is not None
     answers = _Rows(
@@ -242,7 +243,7 @@ def predict(
                 answers.add(image.name, None if image.pixels_CHW is None else next(rows), image.error)
             waiting.clear()
 
-        for image in given_images(images, options=decode, view=eval_view(spec)):
+        for image in given_images(images, options=decode_options, view=eval_view(spec)):
             waiting.append(image)
             if len(waiting) == options.batch_size:
                 classify()

@@ -32,12 +32,12 @@ class FormulaSource:
 
     def __init__(self, *, index: Index, renderer: FormulaRenderer, image_size: int, channels: int) -> None:
         self.index, self.renderer, self.image_size = index, renderer, image_size
-        self.decode = DecodeOptions(channels=channels)
+        self.decode_options = DecodeOptions(channels=channels)
 
-    def read(self, row: int, *, at_least: int | None = None) -> torch.Tensor:
+    def read(self, row: int, *, min_side: int | None = None) -> torch.Tensor:
         """Draw the image of one row, always at the size of the source."""
         image_3HW = self.renderer.render(torch.tensor([row]), size=self.image_size)[0]
-        if self.decode.channels == 1:
+        if self.decode_options.channels == 1:
             return (image_3HW.float().mean(0, keepdim=True) + 0.5).to(torch.uint8)
         return image_3HW
 

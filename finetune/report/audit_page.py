@@ -111,7 +111,7 @@ def training_views(
         for number in range(views if len(class_rows) else 0):
             row = int(class_rows[number % len(class_rows)])
             torch.manual_seed(key("audit", name, number))
-            images.append(data_url(view(source.read(row, at_least=view.at_least))))
+            images.append(data_url(view(source.read(row, min_side=view.min_side))))
         shown.append(ClassViews(name=name, images=images))
     torch.set_rng_state(before)
     return shown

@@ -422,7 +422,7 @@ def _images(run: RunFiles, classifier: Classifier, source: Source | None) -> Sho
         images: dict[gallery.Answer, torch.Tensor] = {}
         for answer in few:
             with suppress(UnreadableImage):  # missing or damaged since the run
-                images[answer] = view(source.read(answer.row, at_least=view.at_least))
+                images[answer] = view(source.read(answer.row, min_side=view.min_side))
         cam_stage = find_layer(classifier, next(iter(images.values()))) if images else None
         if cam_stage is not None:
             stacked = torch.stack(list(images.values()))

@@ -32,7 +32,7 @@ def source_thumbnail(source: Source, row: int | None) -> str | None:
     if row is None:
         return None
     try:
-        image = source.read(row, at_least=SIDE_PX)
+        image = source.read(row, min_side=SIDE_PX)
     except UnreadableImage:
         return None
     return thumbnail(image)

@@ -71,7 +71,7 @@ def export_run(
     classifier = load_bundle(run, modules=modules_of(run, trust=trust)) if load is None else load()
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
-        chosen = replace(chosen, decode=decode_options_of(run))
+        chosen = replace(chosen, decode_options=decode_options_of(run))
         job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run))
         report = export_checked(job, target)
     if report.speed is not None:

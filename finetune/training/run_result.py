@@ -83,7 +83,7 @@ def run_results(
         unknown: How it tells unknown images; None if it does not.
         thresholds: Its decision thresholds; None for one half.
     """
-    index, decode = data.source.index, data.source.decode
+    index, decode_options = data.source.index, data.source.decode_options
     return Results(
         test=metrics["test"],
         val=metrics["val"],
@@ -97,10 +97,10 @@ def run_results(
             classes=tuple(index.classes),
             counts={split: tuple(counts) for split, counts in index.counts().items()},
             skipped=len(index.skipped),
-            max_pixels=decode.max_pixels,
-            high_depth=decode.high_depth,
-            integer_range=decode.integer_range,
-            float_range=decode.float_range,
+            max_pixels=decode_options.max_pixels,
+            high_depth=decode_options.high_depth,
+            integer_range=decode_options.integer_range,
+            float_range=decode_options.float_range,
         ),
         versions=versions(),
         backbone=facts.backbone,

@@ -65,7 +65,7 @@ def main() -> None:
 
             def ours(paths: list[str] = paths) -> None:
                 for path in paths:
-                    view(decode_image(path, channels=3, at_least=view.at_least))
+                    view(decode_image(path, channels=3, min_side=view.min_side))
 
             ways = {name: (lambda data=data: [data[row] for row in range(len(data))]) for name, data in folders.items()}
             ways["ours"] = ours
@@ -87,8 +87,8 @@ def main() -> None:
                 "training view, with crops rounded to whole pixels": view,
             }
             for name, look in looks.items():
-                at_least = eval_view(InputSpec()).at_least if name.startswith("evaluation") else view.at_least
-                print(f"    {name}, scaled against full decoding: {difference(paths[:12], look, at_least)}")
+                min_side = eval_view(InputSpec()).min_side if name.startswith("evaluation") else view.min_side
+                print(f"    {name}, scaled against full decoding: {difference(paths[:12], look, min_side)}")
 
 
 def smallest_crop(image: torch.Tensor) -> torch.Tensor:
@@ -98,14 +98,14 @@ def smallest_crop(image: torch.Tensor) -> torch.Tensor:
     return eval_view(InputSpec(size=(224, 224), crop_mode="squash"))(middle)
 
 
-def difference(paths: list[str], look: Callable[[torch.Tensor], torch.Tensor], at_least: int) -> str:
+def difference(paths: list[str], look: Callable[[torch.Tensor], torch.Tensor], min_side: int) -> str:
     """Mean and largest difference, in levels of 0..255, of the same view of the two decodings."""
     means, largest = [], 0.0
     for number, path in enumerate(paths):
         views = []
-        for smaller in (None, at_least):
+        for smaller in (None, min_side):
             torch.manual_seed(number)
-            views.append(look(decode_image(path, channels=3, at_least=smaller)).float())
+            views.append(look(decode_image(path, channels=3, min_side=smaller)).float())
         gap = (views[0] - views[1]).abs()
         means.append(float(gap.mean()))
         largest = max(largest, float(gap.max()))

@@ -49,7 +49,9 @@ def main() -> None:
         export_onnx(model, folder / "fp32.onnx")
         export_onnx(model, folder / "fp16.onnx", half=True)
         files = write_files(folder, 64)
-        quantise_onnx(folder / "fp32.onnx", folder / "int8.onnx", files=files, layout="nhwc", decode=DecodeOptions())
+        quantise_onnx(
+            folder / "fp32.onnx", folder / "int8.onnx", files=files, layout="nhwc", decode_options=DecodeOptions()
+        )
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         sessions = {

@@ -220,7 +220,7 @@ def compare_mixed(folders: list[Path], *, most: int, sheet: Path | None) -> None
             break
         try:
             small.append(
-                small_copies(np.arange(1), lambda _, path=path: decode_image(str(path), channels=3, at_least=64))
+                small_copies(np.arange(1), lambda _, path=path: decode_image(str(path), channels=3, min_side=64))
             )
         except UnreadableImage:
             continue
@@ -229,7 +229,7 @@ def compare_mixed(folders: list[Path], *, most: int, sheet: Path | None) -> None
     found = near_duplicates(
         np.arange(len(files)),
         torch.cat(small),
-        lambda row: decode_image(str(files[row]), channels=3, at_least=READ_AT_LEAST),
+        lambda row: decode_image(str(files[row]), channels=3, min_side=READ_AT_LEAST),
     )
     print(f"{len(found.pairs)} pairs among {len(files)} pictures; {found.of_one_kind} pictures are of one kind")
     print(f"{time.process_time() - began:.0f} s of processor time, threshold {found.threshold:.2f}")
@@ -247,7 +247,7 @@ def draw_sheet(pairs: list[tuple[Path, Path]], side: int = 80, across: int = 8) 
     for number, pair in enumerate(pairs):
         left, top = number % across * width, number // across * height
         for place, path in enumerate(pair):
-            seen = decode_image(str(path), channels=3, at_least=side).permute(1, 2, 0).numpy()
+            seen = decode_image(str(path), channels=3, min_side=side).permute(1, 2, 0).numpy()
             image.paste(Image.fromarray(seen).resize((side, side)), (left + place * (side + 2), top))
         draw.text((left, top + side), str(number), fill="black", font_size=10)
     return image

@@ -268,7 +268,7 @@ def outputs_of_files(folder: Path, files: list[str]) -> dict[str, Any]:
     model = finetune.load(folder)
     views, parts = eval_view(model.input_spec), []
     waiting = []
-    for image in given_images(files, options=model.decode, view=views):
+    for image in given_images(files, options=model.decode_options, view=views):
         if image.pixels_CHW is not None:
             waiting.append(image.pixels_CHW)
         if len(waiting) == 32:

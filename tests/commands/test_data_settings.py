@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build.data import build_data, build_source, decode_options
+from finetune.build.data import build_data, build_source, decode_options_from
 from finetune.config import compose
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
@@ -116,14 +116,14 @@ def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
         built = set(inspect.signature(kind.builder()).parameters)
         # what a run hands over beside its settings
         built -= {"listing", "use"}
-        assert built == {*kind.specific, "split", *(("decode", "on_unreadable") if kind.decodes else ("channels",))}, (
+        assert built == {*kind.specific, "split", *(("decode_options", "on_unreadable") if kind.decodes else ("channels",))}, (
             name
         )
 
 
 def test_the_configuration_and_python_have_the_same_defaults():
     assert split_settings(Config()) == SplitSettings()
-    assert decode_options(Config()) == DecodeOptions()
+    assert decode_options_from(Config()) == DecodeOptions()
 
 
 def test_data_without_a_validation_image_says_why(tmp_path):
@@ -161,7 +161,7 @@ def test_a_grey_data_set_is_recognised_and_the_choice_is_noted(kinds, words, cha
             )
             image.save(tmp_path / name / f"{number}.png")
     source = source_of("data=folder", f"data.root={tmp_path}", *words)
-    assert source.decode.channels == source.read(0).shape[0] == channels
+    assert source.decode_options.channels == source.read(0).shape[0] == channels
     assert [line for line in source.index.notes if "input.channels" in line] == ([note] if note else [])
 
 

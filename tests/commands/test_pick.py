@@ -1,12 +1,15 @@
 """``finetune pick``: what to label next."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import finetune
 from finetune.cli import main
 from finetune.inference.pick import typical
 from tests.conftest import TINY, make_pets, write_images
@@ -99,3 +102,39 @@ def test_nothing_to_choose_from_is_said(run_dir: Path, tmp_path: Path, capsys: p
     assert main(words) == 1
     assert "nothing to choose from. left out: 48 images of the run's own data" in capsys.readouterr().err
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_from_python_the_same_images_are_chosen_in_a_table_to_fill_in(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = tmp_path / "pool"
+    write_images(pool, count=9, hue=(90, 200, 40), seed=7)
+    (pool / "broken.png").write_bytes(b"no picture")
+    words = ["pick", str(run_dir), str(pool), "-n", "4", "--output", str(tmp_path / "l.csv")]
+    assert main(words) == 0
+    with (tmp_path / "l.csv").open() as file:
+        expected = [row["path"] for row in csv.DictReader(file)]
+    model = finetune.load(run_dir)
+    for run in (run_dir, model):
+        table = finetune.pick(run, pool, 4)
+        assert list(table.columns) == ["path", "label", "predicted", "probability"]
+        assert list(table["path"]) == expected
+        assert set(table["label"]) == {""}
+        assert set(table["predicted"]) <= set(model.classes)
+    assert "broken.png" in caplog.text
+    two = sorted(pool.glob("*.png"))[:2]
+    assert sorted(finetune.pick(run_dir, [two[0], str(two[1])], 5)["path"]) == [str(path) for path in two]
+    with torch.no_grad():
+        next(model.head.parameters()).add_(1)
+    for call, message in (
+        (lambda: finetune.pick(model, pool, 4), "run: this model's weights are no longer those in "),
+        (lambda: finetune.pick(run_dir, pool, 0), "count=0: must be at least 1"),
+        (lambda: finetune.pick(run_dir, [3], 1), "images: must be a path or a list of paths. It is a list"),
+        (lambda: finetune.pick(run_dir, "nowhere", 1), "images='nowhere': no such file or folder"),
+    ):
+        with pytest.raises(finetune.UserError, match=re.escape(message)):
+            call()
+    with pytest.raises(
+        finetune.RunError, match=r"images: nothing to choose from\. left out: 48 images of the run's own"
+    ):
+        finetune.pick(run_dir, run_dir.parent / "pets", 2)

@@ -90,13 +90,13 @@ def test_a_file_that_is_no_image_is_refused_by_path_and_reason(tmp_path, file, c
     assert again.value.reason == caught.value.reason
 
 
-@pytest.mark.parametrize("at_least", [None, 12])
-def test_a_damaged_file_is_refused_also_where_it_is_decoded_smaller(at_least):
+@pytest.mark.parametrize("min_side", [None, 12])
+def test_a_damaged_file_is_refused_also_where_it_is_decoded_smaller(min_side):
     damaged = [file for file in UNREADABLE if file.name.startswith("jpeg")]
     assert len(damaged) > 20
     for file in damaged:
         with pytest.raises(UnreadableImage):
-            decode_bytes(file.data, DecodeOptions(channels=1), path=file.name, at_least=at_least)
+            decode_bytes(file.data, DecodeOptions(channels=1), path=file.name, min_side=min_side)
 
 
 def test_without_tifffile_a_tiff_is_right_or_refused_with_the_way_to_read_it(monkeypatch):
@@ -219,16 +219,16 @@ def test_without_torch_the_pixels_are_equal(monkeypatch, channels):
     assert sum(taken) == (3 if channels == 3 else 0)
 
 
-@pytest.mark.parametrize("at_least", [None, 20, 10])
+@pytest.mark.parametrize("min_side", [None, 20, 10])
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_a_jpeg_has_the_pixels_that_pillow_gives(mode, at_least):
+def test_a_jpeg_has_the_pixels_that_pillow_gives(mode, min_side):
     for subsampling in (0, 1, 2):
         for progressive in (False, True):
             for size in ((200, 150), (37, 53)):
                 image = Image.fromarray(photo(*size)).convert(mode)
                 data = saved(image, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
                 reference = Image.open(io.BytesIO(data))
-                ours = decode_bytes(data, DecodeOptions(), path="", at_least=at_least)
+                ours = decode_bytes(data, DecodeOptions(), path="", min_side=min_side)
                 scale = round(size[0] / ours.shape[1])
                 reference.draft(mode, (size[0] // scale, size[1] // scale))
                 assert np.array_equal(ours, np.asarray(reference.convert("RGB")))
@@ -272,7 +272,7 @@ def test_a_profile_longer_than_a_segment_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("at_least", "expected"),
+    ("min_side", "expected"),
     [
         (None, (384, 512)),
         (193, (384, 512)),
@@ -283,30 +283,30 @@ def test_a_profile_longer_than_a_segment_is_applied(tmp_path):
         (1, (48, 64)),
     ],
 )
-def test_a_large_jpeg_is_decoded_no_smaller_than_asked(tmp_path, at_least, expected):
+def test_a_large_jpeg_is_decoded_no_smaller_than_asked(tmp_path, min_side, expected):
     path = write(tmp_path, "x.jpg", saved(photo(512, 384), "JPEG", quality=90))
-    assert decode_image(path, channels=3, at_least=at_least).shape[1:] == expected
+    assert decode_image(path, channels=3, min_side=min_side).shape[1:] == expected
 
 
 @pytest.mark.parametrize("size", [(501, 377), (1023, 769), (33, 400)])
-@pytest.mark.parametrize("at_least", [16, 30, 47, 90])
-def test_scaled_decoding_of_uneven_sizes_keeps_the_shorter_side(tmp_path, size, at_least):
+@pytest.mark.parametrize("min_side", [16, 30, 47, 90])
+def test_scaled_decoding_of_uneven_sizes_keeps_the_shorter_side(tmp_path, size, min_side):
     path = write(tmp_path, "x.jpg", saved(photo(*size), "JPEG", quality=90))
-    assert min(decode_image(path, channels=3, at_least=at_least).shape[1:]) >= min(at_least, min(size))
+    assert min(decode_image(path, channels=3, min_side=min_side).shape[1:]) >= min(min_side, min(size))
 
 
 def test_scaled_decoding_shows_the_same_picture(tmp_path):
     pixels = photo(512, 384)
     path = write(tmp_path, "x.jpg", saved(pixels, "JPEG", quality=95, subsampling=0))
     blocks = pixels.reshape(96, 4, 128, 4, 3).mean(axis=(1, 3))
-    assert_close(decode_image(path, channels=3, at_least=96).permute(1, 2, 0).numpy(), blocks, 1.0)
+    assert_close(decode_image(path, channels=3, min_side=96).permute(1, 2, 0).numpy(), blocks, 1.0)
 
 
 def test_scaled_decoding_turns_the_picture_too(tmp_path):
     pixels = photo(512, 384)
     path = write(tmp_path, "x.jpg", saved(stored_for(pixels, 6), "JPEG", quality=95, exif=exif(6)))
     blocks = pixels.reshape(96, 4, 128, 4, 3).mean(axis=(1, 3))
-    assert_close(decode_image(path, channels=3, at_least=96).permute(1, 2, 0).numpy(), blocks, 1.5)
+    assert_close(decode_image(path, channels=3, min_side=96).permute(1, 2, 0).numpy(), blocks, 1.5)
 
 
 def test_stretching_spreads_the_few_levels_an_instrument_used(tmp_path):
@@ -358,7 +358,7 @@ for path in sys.argv[1:]:
             for view in (eval_view(spec), train_view(spec, augment="standard")):
                 Path("/proc/self/clear_refs").write_text("5")
                 before = peak()
-                view(decode_image(path, channels=channels, at_least=view.at_least))
+                view(decode_image(path, channels=channels, min_side=view.min_side))
                 print(Path(path).name, channels, interpolation, peak() - before)
 """
 

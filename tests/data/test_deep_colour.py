@@ -78,7 +78,7 @@ def test_the_range_of_a_set_of_deep_colour_is_measured_and_all_of_its_levels_are
             samples = np.random.default_rng([ord(name), number]).integers(0, 4000, (40, 40, 3)).astype(np.uint16)
             (tmp_path / name / f"{number}.{suffix}").write_bytes((png if suffix == "png" else tiff)(samples))
     source = folder_source(root=str(tmp_path))
-    assert source.decode.integer_range == (0, 4095)
+    assert source.decode_options.integer_range == (0, 4095)
     assert len(np.unique(source.read(0))) > 200
     assert "4095 white (12 bits), measured over the data set" in " ".join(source.index.notes)
 

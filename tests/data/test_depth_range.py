@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.build.data import decode_options
+from finetune.build.data import decode_options_from
 from finetune.config.schema import Config, DataConfig
 from finetune.data.decode import DecodeOptions, decode_file
 from finetune.data.sources.folder import folder_source
@@ -38,7 +38,7 @@ def write_floats(folder, pictures):
 )
 def test_integers_fill_the_fewest_bits_that_hold_the_largest_of_the_set(tmp_path, top, white):
     source = folder_source(root=write_deep(tmp_path, top))
-    assert source.decode.integer_range == (0, white)
+    assert source.decode_options.integer_range == (0, white)
     row = next(row for row in range(len(source.index)) if source.index.path(row).endswith("a/0.png"))
     # equal numbers are equal levels in every image, also in those that do not reach the top
     others = [other for other in range(len(source.index)) if other != row]
@@ -53,16 +53,22 @@ def test_the_start_of_a_run_says_how_deep_images_are_read(tmp_path):
         "set."
     ) or note.startswith("8 images with more than 8 bits (integer, ")
     assert "4095 white (12 bits)" in note
-    wide = folder_source(root=write_deep(tmp_path / "wide", 3912), decode=DecodeOptions(integer_range=(0, 65535)))
+    wide = folder_source(
+        root=write_deep(tmp_path / "wide", 3912), decode_options=DecodeOptions(integer_range=(0, 65535))
+    )
     (note,) = wide.index.notes
     assert note.startswith("warning: ")
     assert "65535 white (16 bits), as given. The images use only 6.0% of that range" in note
-    narrow = folder_source(root=write_deep(tmp_path / "narrow", 3912), decode=DecodeOptions(integer_range=(0, 255)))
+    narrow = folder_source(
+        root=write_deep(tmp_path / "narrow", 3912), decode_options=DecodeOptions(integer_range=(0, 255))
+    )
     (note,) = narrow.index.notes
     assert note.startswith("warning: ")
     assert "255 white (8 bits), as given. All values above 255 become white, up to 3912." in note
     # a window that is not a bit depth is meant
-    window = folder_source(root=write_deep(tmp_path / "window", 3912), decode=DecodeOptions(integer_range=(40, 240)))
+    window = folder_source(
+        root=write_deep(tmp_path / "window", 3912), decode_options=DecodeOptions(integer_range=(40, 240))
+    )
     assert not window.index.notes[0].startswith("warning: ")
 
 
@@ -81,7 +87,7 @@ def test_one_sparkling_pixel_darkens_no_floating_point_picture(tmp_path):
     pictures[0][0, 0] = 1.0001
     pictures[1][3, 3] = 7.5
     source = folder_source(root=write_floats(tmp_path, pictures))
-    assert source.decode.float_range == (0, 1)
+    assert source.decode_options.float_range == (0, 1)
     assert all(int(source.read(row).max()) >= 250 for row in range(len(source.index)))
     assert all(100 < source.read(row).float().mean() < 155 for row in range(len(source.index)))
 
@@ -90,19 +96,19 @@ def test_signed_numbers_share_one_range_over_the_set(tmp_path):
     source = folder_source(
         root=write_floats(tmp_path, [np.full((8, 8), value) for value in (-1000.0, 0.0, 1000.0, 0.0)])
     )
-    assert source.decode.float_range == (-1000, 1000)
+    assert source.decode_options.float_range == (-1000, 1000)
     assert sorted(int(source.read(row)[0, 0, 0]) for row in range(4)) == [0, 128, 128, 255]
 
 
 def test_stretching_needs_no_range(tmp_path):
-    source = folder_source(root=write_deep(tmp_path, 3912), decode=DecodeOptions(high_depth="stretch"))
-    assert source.decode.integer_range is None
+    source = folder_source(root=write_deep(tmp_path, 3912), decode_options=DecodeOptions(high_depth="stretch"))
+    assert source.decode_options.integer_range is None
     assert not source.index.notes
 
 
 def test_settings_of_the_range_are_checked():
     def options(**data):
-        return decode_options(Config(data=DataConfig(**data)))
+        return decode_options_from(Config(data=DataConfig(**data)))
 
     assert options(bit_depth=12).integer_range == (0, 4095)
     assert options(integer_range=[-160, 240]).integer_range == (-160, 240)

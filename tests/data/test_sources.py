@@ -25,7 +25,7 @@ def test_a_folder_gives_every_class_its_share_of_every_split(tmp_path):
     )
     assert source.index.counts() == {"train": [14, 28], "val": [2, 4], "test": [4, 8]}
     assert source.read(0).shape == (3, 10, 12)
-    assert folder_source(root=str(tmp_path), decode=DecodeOptions(channels=1)).read(0).shape == (1, 10, 12)
+    assert folder_source(root=str(tmp_path), decode_options=DecodeOptions(channels=1)).read(0).shape == (1, 10, 12)
 
 
 def test_splits_that_the_folder_names_are_kept_and_the_missing_one_is_made_from_train(tmp_path):

@@ -42,7 +42,10 @@ def write_mnist(root):
 def test_a_data_set_of_arrays_is_kept_in_memory_with_its_own_test_split(tmp_path):
     write_mnist(tmp_path)
     source = torchvision_source(
-        name="MNIST", root=str(tmp_path), split=SplitSettings(val_fraction=0.2), decode=DecodeOptions(channels=1)
+        name="MNIST",
+        root=str(tmp_path),
+        split=SplitSettings(val_fraction=0.2),
+        decode_options=DecodeOptions(channels=1),
     )
     assert source.in_memory
     counts = source.index.counts()

@@ -200,7 +200,7 @@ def test_the_views_of_a_scaled_decoding_are_those_of_the_full_one_to_two_levels(
     for augment in ("none", "light", "standard"):
         view = train_view(spec(size=(64, 64)), augment=augment)
         full = decode_image(str(path), channels=3)
-        scaled = decode_image(str(path), channels=3, at_least=view.at_least)
+        scaled = decode_image(str(path), channels=3, min_side=view.min_side)
         assert min(scaled.shape[1:]) < min(full.shape[1:])
         views = []
         for image in (full, scaled):
@@ -213,6 +213,6 @@ def test_the_views_of_a_scaled_decoding_are_those_of_the_full_one_to_two_levels(
 def test_no_training_view_is_read_less_sharp_than_evaluation_shows_it(augment):
     for crop_pct in (0.875, 1.0):
         spec = InputSpec(size=(224, 224), crop_pct=crop_pct)
-        assert train_view(spec, augment=augment).at_least >= 224 / crop_pct
+        assert train_view(spec, augment=augment).min_side >= 224 / crop_pct
     # no crop of `light`, 80 to 100 % of the area, is enlarged
-    assert train_view(InputSpec(), augment="light").at_least * 0.8**0.5 >= 224
+    assert train_view(InputSpec(), augment="light").min_side * 0.8**0.5 >= 224

@@ -46,8 +46,12 @@ class FakeExtractor:
     """Three features of a file's bytes; counts the images it computes, and can fail after a number of them."""
 
     def __init__(self, *, name: str = "fake", dies_after: int = 10**9, scale: float = 1.0) -> None:
-        self.decode = DecodeOptions()
-        self.identity: dict[str, Any] = {"model": {"hash": name}, "stage": "top", "reading": self.decode.to_plain()}
+        self.decode_options = DecodeOptions()
+        self.identity: dict[str, Any] = {
+            "model": {"hash": name},
+            "stage": "top",
+            "reading": self.decode_options.to_plain(),
+        }
         self.model: dict[str, Any] = {"hash": name, "run": None}
         self.stages = ("stem", "top")
         self.scale, self.left = scale, dies_after

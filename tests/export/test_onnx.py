@@ -81,7 +81,7 @@ def test_half_and_eight_bits_are_smaller_and_stay_within_their_bounds(
     # exporting leaves the model as it was
     assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    quantise_onnx(exported, tmp_path / "int8.onnx", files=files, layout="nhwc", decode=DecodeOptions())
+    quantise_onnx(exported, tmp_path / "int8.onnx", files=files, layout="nhwc", decode_options=DecodeOptions())
     images = batch(20, (48, 60), seed=7)
     wanted = expected(model, images)
     sizes = {path: Path(path).stat().st_size for path in (exported, tmp_path / "half.onnx", tmp_path / "int8.onnx")}

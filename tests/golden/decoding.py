@@ -1,6 +1,7 @@
 """Pixels of every image of the odd corpus, or why it is refused."""
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grey": {"channels": 1},
     "colour stretched": {"channels": 3, "high_depth": "stretch"},
     "grey stretched": {"channels": 1, "high_depth": "stretch"},
-    "colour decoded smaller": {"channels": 3, "at_least": 6},
+    "colour decoded smaller": {"channels": 3, "min_side": 6},
     "few pixels": {"channels": 3, "max_pixels": 900},
 }
 
@@ -31,9 +32,11 @@ def decoder() -> Callable[..., npt.NDArray[np.uint8]]:
     """
     module = importlib.import_module("finetune.data.decode")
     if hasattr(module, "DecodeOptions"):
+        # up to revision e2c5516 min_side had another name
+        named = "min_side" if "min_side" in inspect.signature(module.decode_file).parameters else "at_least"
 
-        def decode(path: str, *, at_least: int | None = None, **options: Any) -> npt.NDArray[np.uint8]:
-            pixels_HWC = module.decode_file(path, module.DecodeOptions(**options), at_least=at_least)
+        def decode(path: str, *, min_side: int | None = None, **options: Any) -> npt.NDArray[np.uint8]:
+            pixels_HWC = module.decode_file(path, module.DecodeOptions(**options), **{named: min_side})
             return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
 
         return decode

@@ -51,7 +51,7 @@ def test_the_bundle_says_how_images_are_read_and_prediction_follows(run_dir: Pat
     assert decode_options_of(run_dir) == DecodeOptions(max_pixels=600, high_depth="stretch", channels=1)
     engine = TorchEngine(run_dir)
     path = str(microscope / "bright/0.png")
-    stretched = decode_file(path, DecodeOptions(high_depth="stretch", channels=1), at_least=engine.view.at_least)
+    stretched = decode_file(path, DecodeOptions(high_depth="stretch", channels=1), min_side=engine.view.min_side)
     assert torch.equal(engine.read(path), engine.view(to_tensor(stretched)))
     assert int(engine.read(path).max()) > 200
 

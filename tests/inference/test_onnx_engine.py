@@ -78,7 +78,7 @@ def test_an_image_is_prepared_to_what_the_graph_makes_of_it_and_a_long_one_to_no
 ):
     spec = {"interpolation": interpolation, "crop_mode": crop_mode, "crop_pct": 0.875}
     model = settled_classifier(name="resnet10t", size=(32, 32), **spec)
-    export_onnx(model, tmp_path / "model.onnx", decode=DecodeOptions(max_pixels=1_000_000))
+    export_onnx(model, tmp_path / "model.onnx", decode_options=DecodeOptions(max_pixels=1_000_000))
     engine, random = OnnxEngine(tmp_path / "model.onnx"), np.random.default_rng(0)
     side = 32 if crop_mode == "squash" else 36
     for size in ((32, 32), (36, 36), (77, 50), (200, 333), (5, 9), (1, 2000), (900, 2)):

@@ -18,7 +18,7 @@ def folder_source(
     layout: str = "auto",
     group_pattern: str | None = None,
     split: SplitSettings = SplitSettings(),
-    decode: "DecodeOptions | None" = None,
+    decode_options: "DecodeOptions | None" = None,
     on_unreadable: str = "error",
     use: "Use" = "train",
     listing: "Listing | None" = None,
@@ -31,7 +31,8 @@ def folder_source(
         group_pattern: Regular expression whose match in a relative path names the group of an image; generated splits never
             divide a group. None for no groups.
         split: Rule for the splits that the folder lacks.
-        decode: How the files become pixels; images of more than ``max_pixels`` count as unreadable. None for the defaults.
+        decode_options: How the files become pixels; images of more than ``max_pixels`` count as unreadable. None for the
+            defaults.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
         use: Purpose of the data set.
         listing: Listing of the folders, if known, so that they are not listed again.
@@ -45,7 +46,7 @@ def folder_source(
 
     listing = list_folders(root, layout=layout, use=use) if listing is None else listing
     return files_source(
-        grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
+        grouped_by_path(listing, group_pattern), split=split, decode_options=decode_options, on_unreadable=on_unreadable
     )
 
 

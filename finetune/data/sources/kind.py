@@ -21,7 +21,7 @@ class SourceKind:
 
     Args:
         builder: Function that imports and returns the builder of the source. The builder takes the settings of ``specific``,
-            ``split``, and for images that are decoded ``decode``, ``on_unreadable`` and ``use``, else ``channels``; and
+            ``split``, and for images that are decoded ``decode_options``, ``on_unreadable`` and ``use``, else ``channels``; and
             ``listing`` if ``check`` returns one.
         specific: Settings under ``data`` that this source gives a meaning.
         needs: Specific settings that must be given, each with what to write.

@@ -26,7 +26,7 @@ def manifest_source(
     group_column: str | None = None,
     group_pattern: str | None = None,
     split: SplitSettings = SplitSettings(),
-    decode: "DecodeOptions | None" = None,
+    decode_options: "DecodeOptions | None" = None,
     on_unreadable: str = "error",
     use: "Use" = "train",
 ) -> "FileSource":
@@ -58,7 +58,7 @@ def manifest_source(
     )
     listing = read_manifest(path, root=root, columns=columns, use=use)
     source = files_source(
-        grouped_by_path(listing, group_pattern), split=split, decode=decode, on_unreadable=on_unreadable
+        grouped_by_path(listing, group_pattern), split=split, decode_options=decode_options, on_unreadable=on_unreadable
     )
     one_label = label_separator is None and not label_columns
     if use == "train" and one_label and (note := joined_classes_note(source.index.classes)):

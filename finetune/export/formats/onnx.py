@@ -58,15 +58,17 @@ print([name for name, p, t in zip(described["classes"], probabilities, described
 def _write(job: ExportJob, path: Path) -> None:
     from finetune.export.onnx import export_onnx
 
-    request, decode = job.request, job.images.decode
+    request, decode_options = job.request, job.images.decode_options
     full = path.with_name(FULL) if request.precision == "int8" else path
-    export_onnx(job.classifier, full, layout=request.layout, half=request.precision == "fp16", decode=decode)
+    export_onnx(
+        job.classifier, full, layout=request.layout, half=request.precision == "fp16", decode_options=decode_options
+    )
     if request.precision == "int8":
         from finetune.data.decode import DecodeOptions
         from finetune.export.quantize import quantise_onnx
 
-        decode = decode or DecodeOptions(channels=job.classifier.input_spec.channels)
-        quantise_onnx(full, path, files=job.images.calibration, layout=request.layout, decode=decode)
+        decode_options = decode_options or DecodeOptions(channels=job.classifier.input_spec.channels)
+        quantise_onnx(full, path, files=job.images.calibration, layout=request.layout, decode_options=decode_options)
 
 
 def _measure(job: ExportJob, path: Path) -> Speed:

@@ -66,7 +66,7 @@ def export_torch(
     *,
     layout: "Layout" = "nhwc",
     program: "ExportedProgram | None" = None,
-    decode: "DecodeOptions | None" = None,
+    decode_options: "DecodeOptions | None" = None,
 ) -> None:
     """Write a ``.pt2`` file with free batch, height and width; its extra file ``finetune.json`` holds the class names.
 
@@ -75,7 +75,7 @@ def export_torch(
         path: File to write.
         layout: Pixel layout of the input.
         program: Result of :func:`finetune.export.onnx.trace` for the same arguments; None traces the model here.
-        decode: How the run decodes files, stored for code that predicts with the export.
+        decode_options: How the run decodes files, stored for code that predicts with the export.
     """
     import torch
 
@@ -86,13 +86,13 @@ def export_torch(
         with quiet_exporter():
             program = trace(classifier, layout=layout)
     # an open file, because torch insists on the suffix .pt2 for a path, and the temporary name lacks it
-    described = as_text(provenance(classifier, layout=layout, decode=decode))
+    described = as_text(provenance(classifier, layout=layout, decode_options=decode_options))
     with path.open("wb") as file, quiet_exporter():
         torch.export.save(program, file, extra_files={f"{KEY}.json": described})
 
 
 def _write(job: ExportJob, path: Path) -> None:
-    export_torch(job.classifier, path, layout=job.request.layout, decode=job.images.decode)
+    export_torch(job.classifier, path, layout=job.request.layout, decode_options=job.images.decode_options)
 
 
 TORCH_EXPORT = ExportFormat(

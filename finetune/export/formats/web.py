@@ -49,8 +49,8 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
         raise UserError(
             f"--format web: browsers read grey and colour. This model takes {spec.channels} channels. Use --format onnx."
         )
-    decode = images.decode or DecodeOptions(channels=spec.channels)
-    export_onnx(classifier, folder / MODEL, decode=images.decode)
+    decode_options = images.decode_options or DecodeOptions(channels=spec.channels)
+    export_onnx(classifier, folder / MODEL, decode_options=images.decode_options)
     write_json(
         folder / "model.json",
         {
@@ -58,12 +58,14 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
             # with several labels, the probability above which each class is predicted
             "thresholds": list(classifier.thresholds) if classifier.multi_label else None,
             "channels": spec.channels,
-            "maxPixels": decode.max_pixels,
+            "maxPixels": decode_options.max_pixels,
             "longestSide": _LONGEST_SQUASHED if spec.crop_mode == "squash" else None,
             # finetune itself reads JPEG files whose shorter side has at least this many pixels at a reduced scale
-            "reducedFrom": 2 * eval_view(spec).at_least,
+            "reducedFrom": 2 * eval_view(spec).min_side,
             # a rule, or the numbers that become black and white
-            "highDepth": list(decode.integer_range) if decode.integer_range else decode.high_depth,
+            "highDepth": list(decode_options.integer_range)
+            if decode_options.integer_range
+            else decode_options.high_depth,
             KEY: provenance(classifier, layout="nhwc"),
         },
     )
