@@ -4,7 +4,9 @@ A data set is a folder written by ``save_to_disk``, or one that ``load_dataset``
 bytes and decoded by this package, so that all its rules for unusual images apply.
 """
 
+import hashlib
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from finetune.data.index import SPLITS, Index
 from finetune.data.label_cells import LabelColumn, hidden_labels
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
 from finetune.data.path_table import path_table
-from finetune.data.scan import FACT_TYPE, Facts, facts_of_bytes
+from finetune.data.scan import Facts, facts_of_bytes, gather_by
+from finetune.data.scan_cache import STAMP_TYPE, cached_facts_by, file_stamp
 from finetune.data.split_names import split_names
 from finetune.errors import UserError, did_you_mean, first_line
 from finetune.split_settings import SplitSettings
@@ -126,7 +129,8 @@ def huggingface_source(
         use=use,
     )
     listing = check_classes(without_rows(listing, np.flatnonzero(hidden)) if hidden.any() else listing)
-    facts = _facts(tables, places, image_column, decode_options.max_pixels)
+    cells = _Cells(tables, places, image_column)
+    facts = cells.facts(os.path.abspath(path), max_pixels=decode_options.max_pixels)
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
     index, rows = arrange(readable, content=facts.content[kept], split=split, skipped=skipped)
@@ -224,15 +228,76 @@ def _targets(
     return classes, targets.astype(np.int64), hidden
 
 
-def _facts(tables: list[Any], places: npt.NDArray[np.int64], image_column: str, max_pixels: int) -> Facts:
-    table = np.zeros(len(places), FACT_TYPE)
-    problems: dict[str, int] = {}
-    for row, (number, place) in enumerate(places.tolist()):
-        try:
-            data = image_bytes(tables[number][place][image_column], max_pixels=max_pixels)
-            facts_of_bytes(data, table[row : row + 1], path="", max_pixels=max_pixels)
-        except UnreadableImage as error:
-            # where a cell names a file, the user knows the image by that path
-            reason = f"{error.path}: {error.reason}" if error.path else error.reason
-            table["problem"][row] = problems.setdefault(reason, len(problems) + 1)
-    return Facts(table, tuple(problems))
+class _Cells:
+    """The undecoded image cells of a data set.
+
+    Args:
+        tables: Arrow data sets, their image column undecoded.
+        places: Table and table row of each cell, int64 (N, 2).
+        column: Name of the image column.
+    """
+
+    def __init__(self, tables: list[Any], places: npt.NDArray[np.int64], column: str) -> None:
+        self._tables, self._places, self._column = tables, places, column
+        self._arrow = [table.with_format("arrow") for table in tables]
+        self._one_at_a_time = threading.Lock()
+
+    def facts(self, folder: str, *, max_pixels: int) -> Facts:
+        """Return the facts of all images; those of unchanged Arrow files come from the scan cache."""
+
+        def gather_rows(rows: npt.NDArray[np.int64]) -> Facts:
+            def fill(table: npt.NDArray[np.void], positions: range) -> list[str]:
+                cells = self._read(rows[positions.start : positions.stop])
+                return [
+                    _fill(table[number : number + 1], cell, max_pixels=max_pixels) for number, cell in enumerate(cells)
+                ]
+
+            return gather_by(fill, len(rows))
+
+        if not all(table.cache_files for table in self._tables):
+            # tables in memory have nothing to tell whether they changed
+            return gather_rows(np.arange(len(self._places)))
+        return cached_facts_by(gather_rows, self._stamps(), name=f"{max_pixels}\0{folder}\0{self._column}")
+
+    def _read(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return some cells, in order."""
+        found: list[dict[str, Any]] = []
+        numbers, places = self._places[rows].T
+        # nothing guarantees that the reader behind a table is thread-safe
+        with self._one_at_a_time:
+            for number in np.unique(numbers):
+                found += self._arrow[number][places[numbers == number]][self._column].to_pylist()
+        return found
+
+    def _stamps(self) -> npt.NDArray[np.void]:
+        """Return the stamp of each cell: that of the file that it names, or of its table's Arrow files."""
+        import pyarrow.compute as pc
+
+        stamps = np.zeros(len(self._places), STAMP_TYPE)
+        # places are in the order of the tables
+        stamps["path"] = self._places[:, 0] << 40 | self._places[:, 1]
+        for number, table in enumerate(self._tables):
+            files = [(file["filename"], *file_stamp(file["filename"])) for file in table.cache_files]
+            digest = hashlib.blake2b(repr(files).encode(), digest_size=8).digest()
+            of_table = np.flatnonzero(self._places[:, 0] == number)
+            stamps["size"][of_table] = sum(size for _, size, *_ in files)
+            stamps["changed"][of_table] = max(changed for _, _, changed, *_ in files)
+            stamps["inode"][of_table] = int.from_bytes(digest, "little")
+            column = self._arrow[number][self._column]
+            named = np.asarray(pc.is_null(pc.struct_field(column, "bytes")))[self._places[of_table, 1]]
+            if named.any():
+                paths = pc.struct_field(column, "path")
+                for row in of_table[named]:
+                    stamp = file_stamp(paths[int(self._places[row, 1])].as_py() or "")
+                    stamps[row] = (stamps["path"][row], *stamp)
+        return stamps
+
+
+def _fill(row: npt.NDArray[np.void], cell: dict[str, Any], *, max_pixels: int) -> str:
+    """Write the facts of an image cell into a one-row view of a table; return the reason if it is unreadable, else empty."""
+    try:
+        facts_of_bytes(image_bytes(cell, max_pixels=max_pixels), row, path="", max_pixels=max_pixels)
+    except UnreadableImage as error:
+        # where a cell names a file, the user knows the image by that path
+        return f"{error.path}: {error.reason}" if error.path else error.reason
+    return ""

@@ -6,7 +6,7 @@ cache (:mod:`finetune.data.scan_cache`), so a file is opened again only after it
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -130,21 +130,36 @@ def gather(
         max_pixels: Largest number of pixels; larger images count as unreadable.
     """
     chosen = np.arange(len(paths)) if rows is None else rows
-    table = np.zeros(len(chosen), FACT_TYPE)
-    problems: dict[str, int] = {}
-    progress = Progress("checking images", total=len(chosen))
 
-    def fill(positions: range) -> list[str]:
+    def fill(table: Table, positions: range) -> list[str]:
         return [
-            _fill(table[position : position + 1], os.path.join(root, paths[int(chosen[position])]), max_pixels)
-            for position in positions
+            _fill(table[number : number + 1], os.path.join(root, paths[int(chosen[position])]), max_pixels)
+            for number, position in enumerate(positions)
         ]
 
+    return gather_by(fill, len(chosen))
+
+
+def gather_by(fill: Callable[[Table, range], list[str]], count: int) -> Facts:
+    """Gather facts with several threads.
+
+    Args:
+        fill: Writes the facts of some images, by their positions, into the rows of a table; returns of each the reason why it is
+            unreadable, else empty.
+        count: Number of images.
+    """
+    table = np.zeros(count, FACT_TYPE)
+    problems: dict[str, int] = {}
+    progress = Progress("checking images", total=count)
+
+    def filled(positions: range) -> list[str]:
+        return fill(table[positions.start : positions.stop], positions)
+
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(chosen), _CHUNK):
-            positions = range(start, min(start + _CHUNK, len(chosen)))
+        for start in range(0, count, _CHUNK):
+            positions = range(start, min(start + _CHUNK, count))
             tasks = [positions[first : first + _FILES_A_TASK] for first in range(0, len(positions), _FILES_A_TASK)]
-            for position, reason in zip(positions, chain.from_iterable(pool.map(fill, tasks)), strict=True):
+            for position, reason in zip(positions, chain.from_iterable(pool.map(filled, tasks)), strict=True):
                 if reason:
                     table["problem"][position] = problems.setdefault(reason, len(problems) + 1)
             progress.advance(len(positions))

@@ -1,4 +1,4 @@
-"""The scan cache: facts of files kept between runs, one cache file per data folder, in the user's cache.
+"""The scan cache: facts of images kept between runs, one cache file per data set, in the user's cache.
 
 An entry is valid while the file's path, size, inode, and times of modification and of change of status are the same. So a
 file is opened again if it was replaced by one of its size and date. A file changed less than two seconds
@@ -12,6 +12,7 @@ import logging
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,61 +33,79 @@ _VERSION = 7
 _SETTLED_NS = 2_000_000_000
 
 # hash of the path, size in bytes, times of modification and of change of status in ns, inode
-_STAMP_TYPE = np.dtype(
+STAMP_TYPE = np.dtype(
     [("path", np.uint64), ("size", np.int64), ("changed", np.int64), ("status", np.int64), ("inode", np.uint64)]
 )
 
 
 def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
     """Return the facts of all files, opening only those that are new or changed since the last scan."""
+    return cached_facts_by(
+        lambda rows: gather(root, paths, rows, max_pixels=max_pixels),
+        _stamps(root, paths),
+        name=f"{max_pixels}\0{root}",
+    )
+
+
+def cached_facts_by(
+    gather_rows: Callable[[npt.NDArray[np.int64]], Facts], stamps: npt.NDArray[np.void], *, name: str
+) -> Facts:
+    """Return the facts of all images, gathering those whose stamps are new.
+
+    Args:
+        gather_rows: Returns the facts of some rows, in their order.
+        stamps: Stamp of each image, array of ``STAMP_TYPE`` (N,).
+        name: Name of the data set, the same from run to run.
+    """
     folder = cache_folder("facts")
-    stamps = _stamps(root, paths)
-    file = None if folder is None else folder / f"{_file_key(root, max_pixels)}.npz"
+    file = None if folder is None else folder / f"{_file_key(name)}.npz"
     cached = None if file is None else _load(file)
-    table = np.zeros(len(paths), FACT_TYPE)
+    table = np.zeros(len(stamps), FACT_TYPE)
     problems: dict[str, int] = {}
-    fresh = np.ones(len(paths), np.bool_)
+    fresh = np.ones(len(stamps), np.bool_)
     if cached is not None:
         old_stamps, old = cached
         problems = {reason: code for code, reason in enumerate(old.problems, start=1)}
         order = np.argsort(old_stamps["path"], kind="stable")
         place = np.searchsorted(old_stamps["path"], stamps["path"], sorter=order)
-        candidate = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(paths), np.int64)
+        candidate = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(stamps), np.int64)
         if len(order):
             fresh = old_stamps[candidate] != stamps
             table[~fresh] = old.table[candidate[~fresh]]
     rows = np.flatnonzero(fresh)
     if len(rows):
-        new = gather(root, paths, rows, max_pixels=max_pixels)
+        new = gather_rows(rows)
         # codes of new problems follow those in the cache
         codes = np.array([0, *(problems.setdefault(reason, len(problems) + 1) for reason in new.problems)], np.uint32)
         table[rows] = new.table
         table["problem"][rows] = codes[new.table["problem"]]
     facts = Facts(table, tuple(problems))
-    if file is not None and (len(rows) or cached is None or len(cached[0]) != len(paths)):
+    if file is not None and (len(rows) or cached is None or len(cached[0]) != len(stamps)):
         _save(file, stamps, facts)
     return facts
 
 
-def _file_key(root: str, max_pixels: int) -> str:
-    return hashlib.blake2b(
-        f"{_VERSION}\0{max_pixels}\0{root}".encode(errors="surrogateescape"), digest_size=12
-    ).hexdigest()
+def _file_key(name: str) -> str:
+    return hashlib.blake2b(f"{_VERSION}\0{name}".encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 def _stamps(root: str, paths: PathTable) -> npt.NDArray[np.void]:
     """Return the stamp of each file; its size is -1 if it cannot be read."""
-    stamps = np.zeros(len(paths), _STAMP_TYPE)
+    stamps = np.zeros(len(paths), STAMP_TYPE)
     for row in range(len(paths)):
         path = paths[row]
         key = int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
-        try:
-            status = os.stat(os.path.join(root, path))
-        except OSError:
-            stamps[row] = (key, -1, 0, 0, 0)
-        else:
-            stamps[row] = (key, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        stamps[row] = (key, *file_stamp(os.path.join(root, path)))
     return stamps
+
+
+def file_stamp(path: str) -> tuple[int, int, int, int]:
+    """Return a file's size, times of modification and of change of status, and inode; the size is -1 if it cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, 0, 0, 0)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
@@ -111,7 +130,7 @@ def _load(file: Path) -> tuple[npt.NDArray[np.void], Facts] | None:
         AttributeError,
     ):
         return None
-    if stamps.dtype != _STAMP_TYPE or table.dtype != FACT_TYPE or len(stamps) != len(table):
+    if stamps.dtype != STAMP_TYPE or table.dtype != FACT_TYPE or len(stamps) != len(table):
         return None
     if not all(isinstance(reason, str) for reason in reasons) or (table["problem"] > len(reasons)).any():
         return None

@@ -1,4 +1,7 @@
+import io
+import os
 import pickle
+import shutil
 
 import datasets
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune.data.decode import DecodeOptions
 from finetune.data.huggingface_datasets import huggingface_source
 from finetune.errors import UserError
 from finetune.split_settings import SplitSettings
@@ -125,3 +129,85 @@ def test_a_data_set_without_a_training_part_is_all_tested(tmp_path):
     }
     with pytest.raises(UserError, match="must have a split train"):
         huggingface_source(path=str(tmp_path / "one"))
+
+
+@pytest.fixture
+def scanned(monkeypatch):
+    """Rows whose images were opened by the scan, counted since the fixture was last emptied."""
+    from finetune.data import huggingface_datasets
+
+    opened = []
+    real = huggingface_datasets.facts_of_bytes
+
+    def counted(data, row, **options):
+        opened.append(len(data))
+        real(data, row, **options)
+
+    monkeypatch.setattr(huggingface_datasets, "facts_of_bytes", counted)
+    return opened
+
+
+def age(folder):
+    """Make files older than the two seconds in which a change could go unseen."""
+    for path in folder.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+
+def facts_of(source):
+    return {source.index.path(row): source.facts.table[row].tobytes() for row in range(len(source.index))}
+
+
+def test_images_in_arrow_files_are_opened_once_and_again_when_the_files_changed(tmp_path, scanned):
+    place = tmp_path / "saved"
+    datasets.DatasetDict({"train": table(60, 2), "validation": table(9, 1)}).save_to_disk(str(place))
+    age(place)
+    first = huggingface_source(path=str(place))
+    assert len(scanned) == 69
+    scanned.clear()
+    second = huggingface_source(path=str(place))
+    assert scanned == []
+    assert facts_of(second) == facts_of(first)
+    # with another limit of pixels, other images are readable
+    assert huggingface_source(path=str(place), decode_options=DecodeOptions(max_pixels=121)).index
+    assert len(scanned) == 69
+    scanned.clear()
+    shutil.rmtree(place)
+    datasets.DatasetDict({"train": table(60, 3), "validation": table(9, 1)}).save_to_disk(str(place))
+    age(place)
+    third = huggingface_source(path=str(place))
+    assert len(scanned) in (60, 69)
+    assert facts_of(third) != facts_of(first)
+
+
+def test_images_that_cells_name_are_opened_again_one_by_one(tmp_path, scanned):
+    write_folder(tmp_path / "images", {"train/a": 8, "train/b": 8})
+    age(tmp_path / "images")
+    first = huggingface_source(path=str(tmp_path / "images"))
+    assert len(scanned) == 16
+    scanned.clear()
+    changed = next((tmp_path / "images" / "train" / "a").iterdir())
+    Image.fromarray(np.full((20, 12, 3), 9, np.uint8)).save(changed)
+    second = huggingface_source(path=str(tmp_path / "images"))
+    assert len(scanned) == 1
+    assert sum(one != facts_of(first)[path] for path, one in facts_of(second).items()) == 1
+
+
+def test_a_damaged_image_is_told_alike_at_the_second_start(tmp_path, scanned):
+    images = [{"bytes": b"no image", "path": None}, {"bytes": png(3), "path": None}] * 4
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
+    broken = datasets.Dataset.from_dict({"image": images, "label": ["a", "b"] * 4}, features=features)
+    broken.save_to_disk(str(tmp_path / "saved"))
+    age(tmp_path / "saved")
+    said = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="4 files cannot be read") as error:
+            huggingface_source(path=str(tmp_path / "saved"))
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert len(scanned) == 8
+
+
+def png(seed):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (10, 12, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
