@@ -28,6 +28,8 @@ from PIL import Image, ImageCms
 from finetune.errors import UserError, did_you_mean
 
 HighDepth = Literal["full", "stretch"]
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 HIGH_DEPTHS: tuple[str, ...] = get_args(HighDepth)
 
 Pixels = npt.NDArray[np.uint8]
@@ -38,6 +40,12 @@ _TILE_PIXELS = 2**20
 _SAME_COLOR = 2
 
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+
+
+def luma(image_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the grey of a colour image, (H, W), by the luma of ITU-R BT.601."""
+    grey: npt.NDArray[np.uint8] = np.rint(image_HWC @ _LUMA).astype(np.uint8)
+    return grey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -352,10 +352,11 @@ def _check_stored_bytes(image: Opened, path: str) -> None:
 
 
 def numbers_of(image: Opened) -> npt.NDArray[Any] | None:
-    """Return the sample values of a decoded image of more than 8 bits, of any shape; None for 8 bits."""
+    """Return the sample values of a decoded image whose range is measured, of any shape; None for 0 to 255 at most."""
     if isinstance(image, ArrayImage):
         samples = image.load()
-        return samples.values_HWS[..., : samples.colours] if samples.bits == 0 or samples.bits > 8 else None
+        ranged = samples.bits == 0 or samples.bits > 8 or samples.values_HWS.dtype.kind == "i"
+        return samples.values_HWS[..., : samples.colours] if ranged else None
     deep = image.mode.startswith("I;16") or image.mode in ("I", "F")
     return np.asarray(image) if deep else None
 
@@ -542,7 +543,7 @@ def _file_of(image: ImageFile.ImageFile) -> BytesIO:
 def _naming_damage(path: str) -> Iterator[None]:
     try:
         yield
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):  # the machine's memory is no fault of the file
         raise
     except Exception as error:  # decoders raise many types on damaged files; a bare crash would not name the file
         words = first_line(error).rstrip(".")

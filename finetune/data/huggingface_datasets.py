@@ -134,8 +134,10 @@ def huggingface_source(
     readable, skipped = leave_out_unreadable(listing, facts.unreadable(), on_unreadable=on_unreadable)
     kept = np.flatnonzero(facts.table["problem"] == 0)
     index, rows = arrange(readable, content=facts.content[kept], split=split, skipped=skipped)
-    decode_options, notes = with_ranges(decode_options, facts)
-    index.notes += notes
+    if use != "test":
+        # measured on training data; test data is read with the ranges of the run
+        decode_options, notes = with_ranges(decode_options, facts)
+        index.notes += notes
     return TableSource(
         index=index,
         tables=tables,

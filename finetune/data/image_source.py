@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from finetune.data.assign_splits import arrange, leave_out_unreadable
+from finetune.data.color import luma
 from finetune.data.decode import DecodeOptions, decode_file, to_tensor
 from finetune.data.depth_range import with_ranges
 from finetune.data.index import Index
@@ -17,9 +18,6 @@ from finetune.data.path_table import path_table
 from finetune.data.scan import Facts, facts_of_arrays
 from finetune.data.scan_cache import cached_facts
 from finetune.split_settings import SplitSettings
-
-# luma of ITU-R BT.601, as in finetune.data.color
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 class Source(Protocol):
@@ -110,7 +108,7 @@ class ArraySource:
         """Return a copy of one row's image."""
         image = self.images[self.rows[row]]
         if image.ndim == 3 and self.decode_options.channels == 1:
-            image = np.rint(image @ _LUMA).astype(np.uint8)
+            image = luma(image)
         pixels = torch.from_numpy(image.copy())
         return (
             pixels.permute(2, 0, 1)
@@ -137,7 +135,7 @@ def files_source(
     readable, facts, skipped = _scan(listing, decode_options, on_unreadable)
     index, rows = arrange(readable, content=facts.content, split=split, skipped=skipped)
     if listing.use != "test":
-        # other data is read as the training data was
+        # measured on training data; test data is read with the ranges of the run
         decode_options, notes = with_ranges(decode_options, facts)
         index.notes += notes
     return FileSource(index=index, decode_options=decode_options, facts=facts.take(rows))
@@ -166,7 +164,7 @@ def arrays_source(
     split: SplitSettings,
     use: Use = "train",
 ) -> ArraySource:
-    """Build a source from images in memory; sample 7 is called ``name/0007``."""
+    """Build a source from images in memory; a sample is called ``name/`` and its row, with zeros before it to equal length."""
     width = len(str(len(images) - 1))
     listing = Listing(
         origin=f"data.source={name!r}",

@@ -7,15 +7,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from finetune.data.color import Pixels, to_pixels
+from finetune.data.color import Pixels, luma, to_pixels
 from finetune.data.decode import DecodeOptions
 from finetune.errors import UserError, type_in_words
 from finetune.input_spec import check_float_range
 
 # C = channels, H/W = image height/width
 
-# luma of ITU-R BT.601, as in finetune.data.color
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 FORMS = "Give a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W), of uint8 or of floats in [0, 1]."
 
 
@@ -61,8 +59,7 @@ def _in_channels(pixels_HWC: npt.NDArray[np.uint8], channels: int, name: str) ->
     if given == 1:
         return np.repeat(pixels_HWC, channels, axis=2)
     if given == 3 and channels == 1:
-        grey: npt.NDArray[np.uint8] = np.rint(pixels_HWC @ _LUMA).astype(np.uint8)[..., None]
-        return grey
+        return luma(pixels_HWC)[..., None]
     raise UserError(
         f"{name} of shape {pixels_HWC.shape}, as (H, W, C): must have {' or '.join(map(str, sorted({channels, 1, 3})))} "
         f"channels. {_hint(pixels_HWC.shape)}"

@@ -2,7 +2,7 @@
 
 Each file is read once, then hashed and decoded (a large JPEG at an eighth) by several threads: the decoders and the
 hash release the interpreter's lock. The facts are compact arrays, about 80 bytes per file, and are kept in the user's
-cache (:mod:`finetune.data.scan_cache`), so a file is opened again only after its size or modification time changed.
+cache (:mod:`finetune.data.scan_cache`), so a file is opened again only after its path, size, inode or one of its times changed.
 """
 
 import os
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.array_image import ArrayImage
-from finetune.data.color import is_srgb
+from finetune.data.color import is_srgb, luma
 from finetune.data.decode import Opened, decode_grey, numbers_of, open_image, orientation_of, stored_channels
 from finetune.data.deep_colour import deep_samples, is_deep_colour
 from finetune.data.image_file import MAX_PIXELS, UnreadableImage, content_hash, read_image_file, sniff
@@ -171,7 +171,7 @@ def facts_of_arrays(images: Sequence[npt.NDArray[np.uint8]]) -> Facts:
     """Compute the facts of images in memory, each (H, W) or (H, W, 3)."""
     table = np.zeros(len(images), FACT_TYPE)
     for row, image in zip(table, images, strict=True):
-        grey = image if image.ndim == 2 else image.mean(axis=2).astype(np.uint8)
+        grey = image if image.ndim == 2 else luma(image)
         row["content"] = content_hash(repr(image.shape).encode() + image.tobytes())
         row["height"], row["width"] = image.shape[:2]
         row["mode"] = MODES.index("L" if image.ndim == 2 else "RGB")

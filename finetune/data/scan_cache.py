@@ -2,7 +2,8 @@
 
 An entry is valid while the file's path, size, inode, and times of modification and of change of status are the same. So a
 file is opened again if it was replaced by one of its size and date. A file changed less than two seconds
-before the cache was written is not stored, because a second change in the same clock tick would not be noticed.
+before the cache was written is not stored, because a second change in the same clock tick would not be noticed, nor is one that
+could not be read, because the reason may lie outside of it.
 ``FINETUNE_CACHE`` names another cache folder; ``off`` turns the cache off.
 """
 
@@ -29,7 +30,7 @@ from finetune.safe_files import check_zip, open_regular, parse_json
 log = logging.getLogger(__name__)
 
 # increase it when the meaning of a fact changes, so that old files are not read
-_VERSION = 7
+_VERSION = 8
 _SETTLED_NS = 2_000_000_000
 
 # hash of the path, size in bytes, times of modification and of change of status in ns, inode
@@ -103,7 +104,7 @@ def file_stamp(path: str) -> tuple[int, int, int, int]:
     """Return a file's size, times of modification and of change of status, and inode; the size is -1 if it cannot be read."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a path may hold a null byte
         return (-1, 0, 0, 0)
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
@@ -141,6 +142,8 @@ def _save(file: Path, stamps: npt.NDArray[np.void], facts: Facts) -> None:
     """Write the cache file atomically; if that fails, log a warning and continue without it."""
     settled = stamps["changed"] < time.time_ns() - _SETTLED_NS
     settled &= stamps["size"] >= 0
+    # what could not be read may be readable next time: by a library installed since, or once the disk answers again
+    settled &= facts.table["problem"] == 0
     try:
         with atomic_path(file) as part, part.open("wb") as target:
             problems = np.frombuffer(json.dumps(facts.problems).encode(), np.uint8)

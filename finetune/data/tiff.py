@@ -149,6 +149,9 @@ def open_by_tifffile(data: bytes | bytearray, *, path: str) -> ArrayImage:
     depth, number = page.bitspersample, page.samplesperpixel
     sampled = page.imagedepth == 1 and page.sampleformat in (_UNSIGNED, _SIGNED, _FLOAT)
     bands = photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and len(extra) > 1
+    if number == 3 and photometric == _BLACK_IS_ZERO and extra == [0, 0]:
+        # GDAL and others write colours so; read as three channels of a NumPy array are
+        photometric, bands, extra, colours, stored = _RGB, False, [], 3, 3
     if not (sampled and colours and number == stored + len(extra)):
         raise UnreadableImage(
             path,

@@ -116,9 +116,11 @@ def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
         built = set(inspect.signature(kind.builder()).parameters)
         # what a run hands over beside its settings
         built -= {"listing", "use"}
-        assert built == {*kind.specific, "split", *(("decode_options", "on_unreadable") if kind.decodes else ("channels",))}, (
-            name
-        )
+        assert built == {
+            *kind.specific,
+            "split",
+            *(("decode_options", "on_unreadable") if kind.decodes else ("channels",)),
+        }, name
 
 
 def test_the_configuration_and_python_have_the_same_defaults():

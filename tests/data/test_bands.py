@@ -16,7 +16,7 @@ from finetune.config import compose
 from finetune.data.decode import DecodeOptions, decode_bytes, decode_file, decode_to_show
 from finetune.data.image_file import UnreadableImage
 from finetune.data.image_folder import list_folders
-from finetune.data.scan import MODES
+from finetune.data.scan import FACT_TYPE, MODES, facts_of_bytes
 from finetune.data.scan_cache import cached_facts
 from finetune.errors import UserError
 from finetune.runners.train import train
@@ -84,6 +84,17 @@ def test_the_transparency_of_colour_is_a_fourth_channel_and_is_not_multiplied_in
     file = io.BytesIO()
     Image.fromarray(grey, "LA").save(file, "PNG")
     assert np.array_equal(decode_bytes(file.getvalue(), DecodeOptions(channels=2), path="x"), grey)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_three_channels_of_a_tiff_that_calls_them_grey_are_colours(kind: str) -> None:
+    """As GDAL writes them."""
+    array = values(3, kind)
+    shown = decode_bytes(as_tiff(array), DecodeOptions(channels=3), path="x.tif")
+    assert (shown == decode_bytes(as_npy(array), DecodeOptions(channels=3), path="x.npy")).all()
+    row = np.zeros(1, FACT_TYPE)
+    facts_of_bytes(bytearray(as_tiff(array)), row, path="x.tif", max_pixels=10**6)
+    assert row["channels"][0] == 3
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "float64", ">u2"])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from finetune.build.data import decode_options_from
@@ -97,6 +98,16 @@ def test_signed_numbers_share_one_range_over_the_set(tmp_path):
         root=write_floats(tmp_path, [np.full((8, 8), value) for value in (-1000.0, 0.0, 1000.0, 0.0)])
     )
     assert source.decode_options.float_range == (-1000, 1000)
+    assert sorted(int(source.read(row)[0, 0, 0]) for row in range(4)) == [0, 128, 128, 255]
+
+
+def test_signed_numbers_of_8_bits_share_one_range_too(tmp_path):
+    for number, value in enumerate((-100, 0, 100, 0)):
+        path = tmp_path / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, np.full((8, 8), value, np.int8))
+    source = folder_source(root=str(tmp_path))
+    assert source.decode_options.integer_range == (-100, 100)
     assert sorted(int(source.read(row)[0, 0, 0]) for row in range(4)) == [0, 128, 128, 255]
 
 

@@ -3,17 +3,19 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from finetune.data import scan_cache as facts_cache
-from finetune.data.image_file import content_hash
+from finetune.data.image_file import UnreadableImage, content_hash
 from finetune.data.image_folder import list_training_folders
 from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
 from finetune.data.scan import facts_of_arrays, gather
 from finetune.data.scan_cache import cached_facts
-from finetune.errors import FileError
+from finetune.data.sources.manifest import manifest_source
+from finetune.errors import FileError, UserError
 from tests.data.folders import write_folder, write_image
 from tests.data.odd_images import picture, saved, stored_for
 from tests.data.raw_formats import exif
@@ -71,7 +73,8 @@ def test_the_second_time_no_file_is_opened(tmp_path, opened):
     assert len(opened) == 6
     opened.clear()
     second = cached_facts(listing.root, listing.paths)
-    assert opened == []
+    # what could not be read may be readable by now
+    assert opened == ["a/broken.png"]
     assert (first.table == second.table).all()
     assert first.unreadable() == second.unreadable()
 
@@ -219,3 +222,41 @@ def test_a_cache_that_the_disk_does_not_give_back_is_named_and_made_again(
     monkeypatch.setattr(facts_cache, "check_zip", fail)
     assert facts_cache._load(Path("facts.npz")) is None
     assert "facts.npz: could not be read, the disk reports an input/output error. The images are opened" in caplog.text
+
+
+@pytest.mark.parametrize("step", ["read_image_file", "open_image"])
+def test_a_file_that_could_not_be_read_once_is_opened_the_next_time(tmp_path, monkeypatch, step):
+    """Too many files were open, or a library was missing."""
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    settle(tmp_path)
+    listing = list_training_folders(str(tmp_path))
+
+    def fails(*args, **options):
+        raise UnreadableImage("x", "The reason lies elsewhere.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"finetune.data.scan.{step}", fails)
+        assert len(cached_facts(listing.root, listing.paths).unreadable()) == 4
+    assert not cached_facts(listing.root, listing.paths).unreadable()
+
+
+def test_memory_that_runs_out_is_no_fault_of_a_file(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    listing = list_training_folders(str(tmp_path))
+
+    def fails(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("finetune.data.decode._pixels_of", fails)
+    monkeypatch.setattr("finetune.data.decode._decode_with_pillow", fails)
+    with pytest.raises(MemoryError):
+        gather(listing.root, listing.paths)
+
+
+def test_a_path_with_a_null_byte_is_told_as_an_unreadable_file(tmp_path):
+    table = tmp_path / "table.parquet"
+    write_folder(tmp_path, {"a": 2, "b": 2})
+    paths = [*(str(path) for path in sorted(tmp_path.glob("[ab]/*"))), "a\0b.png"]
+    pyarrow.parquet.write_table(pyarrow.table({"path": paths, "label": ["a", "a", "b", "b", "b"]}), table)
+    with pytest.raises(UserError, match="1 file cannot be read"):
+        manifest_source(path=str(table))
