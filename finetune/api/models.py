@@ -151,9 +151,9 @@ def pick(
         RunError: No image is left to choose from.
     """
     from finetune.inference.image_paths import find_images
-    from finetune.inference.pick import COLUMNS, labelled_files, left_out, nothing_left
-    from finetune.inference.pick import pick as choose
+    from finetune.inference.pick import COLUMNS, left_out, nothing_left
     from finetune.inference.torch_engine import TorchEngine
+    from finetune.runners.pick import pick_for_run
     from finetune.table import frame
 
     for name, value, least in (("count", count, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
@@ -165,11 +165,7 @@ def pick(
     argument = model_argument(run, modules=modules, trust=trust)
     folder = argument.require_folder("run")
     engine = TorchEngine(folder, classifier=argument.load_saved())
-    picked = choose(
-        engine, find_images(given), count, labelled=labelled_files(folder), batch_size=batch_size, seed=seed
-    )
-    for path, reason in picked.unreadable[:10]:
-        log.warning("unreadable: %s: %s", path, reason)
+    picked = pick_for_run(folder, engine, find_images(given), count, batch_size=batch_size, seed=seed)
     if not picked.images:
         raise RunError(f"images: {nothing_left(picked)}")
     if left_out(picked):

@@ -58,26 +58,20 @@ def run(argv: Sequence[str]) -> int:
     find_bundle(given.run)  # reports a wrong path before torch builds a network
     paths = find_images(given.images)
 
-    from finetune.inference.pick import labelled_files, left_out, nothing_left, pick
+    from finetune.inference.pick import left_out, nothing_left
     from finetune.inference.torch_engine import TorchEngine
+    from finetune.runners.pick import pick_for_run
 
     engine = TorchEngine(given.run, modules=modules_of(given.run, trust=given.trust))
-    picked = pick(
-        engine,
-        paths,
-        given.count,
-        labelled=labelled_files(given.run),
-        batch_size=given.batch_size,
-        seed=given.seed,
-    )
-    for path, reason in picked.unreadable[:10]:
-        print(f"unreadable: {path}: {reason}")
+    picked = pick_for_run(given.run, engine, paths, given.count, batch_size=given.batch_size, seed=given.seed)
     if not picked.images:
         raise RunError(f"{' '.join(given.images)}: {nothing_left(picked)}")
 
-    from finetune.atomic_files import write_text
+    from finetune.atomic_files import atomic_path, write_text
 
-    write_text(given.output, table(picked))
+    # names of files may be no UTF-8; a table for training has them as they are
+    with atomic_path(given.output) as part:
+        part.write_text(table(picked), encoding="utf-8", errors="surrogateescape", newline="")
     some = "" if picked.compared == picked.labelled else f"{picked.compared:,} of "
     beside = f", beside {some}{counted(picked.labelled, 'image')} with labels" if picked.labelled else ""
     print(f"{counted(len(picked.images), 'image')} of {picked.pool:,} to label{beside}: {given.output}")
@@ -98,7 +92,7 @@ def table(picked: "Picked") -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for image in picked.images:
-        writer.writerow([csv_cell(image.path), "", csv_cell(image.predicted), f"{image.probability:.4f}"])
+        writer.writerow([image.path, "", csv_cell(image.predicted), f"{image.probability:.4f}"])
     return text.getvalue()
 
 

@@ -1,22 +1,28 @@
-"""What to label next: of images without labels, those that stand for many that no labelled image stands for (active learning)."""
+"""What to label next: of images without labels, those most typical of groups that hold no labelled image (active learning)."""
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from finetune.confidence.thresholds import labels_shown
 from finetune.counted import counted
+from finetune.data.image_file import UnreadableImage, content_hash, read_image_file
+from finetune.data.image_source import FileSource, Source
+from finetune.data.transforms import EvalView
 from finetune.file_schema import joined_labels
-from finetune.inference.image_paths import find_images
 from finetune.inference.read_ahead import read_ahead
 from finetune.inference.torch_engine import TorchEngine
-from finetune.run_folder import RunFolder
+
+Item = TypeVar("Item")
 
 # N = images without labels, M = images with labels, D = features
 
@@ -28,6 +34,8 @@ COLUMNS = ("path", "label", "predicted", "probability")
 MOST_CLUSTERS, MOST_LABELLED = 500, 2000
 # neighbours whose mean distance tells how typical an image is of its cluster
 _NEIGHBOURS = 20
+# rows of a cluster's distances that are computed at once
+_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,59 +76,108 @@ class Picked:
     unreadable: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """The images with labels.
+
+    Args:
+        source: Their data set.
+    """
+
+    source: Source
+
+    def paths(self) -> set[str]:
+        """Return where its files lie, without links; empty where its images are no files."""
+        index = self.source.index
+        return (
+            {os.path.realpath(index.path(row)) for row in range(len(index))}
+            if isinstance(self.source, FileSource)
+            else set()
+        )
+
+    def contents(self) -> set[bytes]:
+        """Return the content hash of each file."""
+        facts = self.source.facts
+        return set() if facts is None else {content.tobytes() for content in facts.content}
+
+    def some(self) -> list[int]:
+        """Return the rows that are compared with: of many, :data:`MOST_LABELLED`, spread evenly."""
+        count = len(self.source.index)
+        return [int(row) for row in np.linspace(0, count - 1, min(count, MOST_LABELLED))]
+
+    def reader(self, view: EvalView) -> Callable[[int], Tensor]:
+        """Return a function that several threads may call, from a row to its evaluation view."""
+        one_at_a_time = nullcontext() if self.source.many_threads else threading.Lock()
+
+        def read(row: int) -> Tensor:
+            with one_at_a_time:
+                return view(self.source.read(row, min_side=view.min_side))
+
+        return read
+
+
 def pick(
     engine: TorchEngine,
     paths: Iterable[str],
     count: int,
     *,
-    labelled: Sequence[str] = (),
+    labelled: Labelled | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Picked:
-    """Choose images to label by :func:`typical`; four bytes for each image and feature are kept in memory.
+    """Choose images to label by :func:`typical`; twelve bytes for each image and feature are kept in memory.
+
+    An image has labels already if it is a file of the data set, or has the bytes of one, or the pixels of one that is compared
+    with.
 
     Args:
         engine: The trained network.
         paths: Image files.
         count: Number of images to choose; all are returned where there are fewer.
-        labelled: Files that have labels already; of many, :data:`MOST_LABELLED` of them, spread evenly, are compared with.
+        labelled: The images with labels; None for none.
         batch_size: Images in one forward pass.
         seed: Seed of the choice.
     """
-    known = {os.path.abspath(path) for path in labelled}
-    some = [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MOST_LABELLED)).astype(int)]
     taught = _Reading(engine, batch_size)
-    taught.read(some)
+    if labelled is not None:
+        taught.read(labelled.some(), labelled.reader(engine.view), name=labelled.source.index.path)
+    known_paths = set() if labelled is None else labelled.paths()
+    known_contents = set() if labelled is None else labelled.contents()
     pool = _Reading(engine, batch_size, labelled=taught.seen)
     named = 0
 
     def wanted() -> Iterator[str]:
         nonlocal named
         for path in paths:
-            if os.path.abspath(path) in known:
+            if (
+                os.path.realpath(path) in known_paths
+                or _content(path, max_pixels=engine.options.max_pixels) in known_contents
+            ):
                 named += 1
             else:
                 yield path
 
-    pool.read(wanted())
+    pool.read(wanted(), engine.read, name=str)
     chosen: list[int] = []
-    if pool.paths:
-        chosen = typical(pool.features(), taught.features(), min(count, len(pool.paths)), seed=seed)
+    if pool.names:
+        chosen = typical(pool.features(), taught.features(), min(count, len(pool.names)), seed=seed)
     return Picked(
-        images=tuple(_picked(engine, pool.paths[at], pool.features()[at]) for at in chosen),
-        pool=len(pool.paths),
-        compared=len(taught.paths),
-        labelled=len(labelled),
+        images=tuple(_picked(engine, os.path.abspath(pool.names[at]), pool.features()[at]) for at in chosen),
+        pool=len(pool.names),
+        compared=len(taught.names),
+        labelled=0 if labelled is None else len(labelled.source.index),
         copies=pool.copies,
         known=named + pool.known,
         unreadable=tuple(pool.unreadable),
     )
 
 
-def labelled_files(run: str | Path) -> list[str]:
-    """Return the images of a run's own data, as its ``split.csv`` names them; empty for a bundle."""
-    file = RunFolder(Path(run).expanduser()).split
-    return list(find_images([file])) if file.is_file() else []
+def _content(path: str, *, max_pixels: int) -> bytes:
+    """Return the content hash of a file; empty if it cannot be read, which its decoder will say."""
+    try:
+        return content_hash(read_image_file(path, max_pixels=max_pixels)).tobytes()
+    except UnreadableImage:
+        return b""
 
 
 def left_out(picked: Picked) -> str:
@@ -150,18 +207,24 @@ class _Reading:
     def __init__(self, engine: TorchEngine, batch_size: int, *, labelled: Collection[bytes] = ()) -> None:
         self._engine, self._batch_size, self._labelled = engine, batch_size, labelled
         self.seen: set[bytes] = set()
-        self.paths: list[str] = []
+        self.names: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
         self.copies = self.known = 0
         self._features: list[Floats] = []
 
-    def read(self, paths: Iterable[str]) -> None:
-        """Read files."""
-        for batch in read_ahead(paths, self._engine.read, batch_size=self._batch_size, path_of=str):
+    def read(self, items: Iterable[Item], read: Callable[[Item], Tensor], *, name: Callable[[Item], str]) -> None:
+        """Read images.
+
+        Args:
+            items: What stands for each image.
+            read: Function from that to its evaluation view, uint8 (C, H, W); it may raise UserError.
+            name: Function from that to its path.
+        """
+        for batch in read_ahead(items, read, batch_size=self._batch_size, path_of=name):
             images = []
             for result in batch:
                 if result.value is None:
-                    self.unreadable.append((result.item, result.error))
+                    self.unreadable.append((name(result.item), result.error))
                     continue
                 digest = hashlib.blake2b(result.value.numpy().tobytes(), digest_size=16).digest()
                 if digest in self._labelled:
@@ -171,7 +234,7 @@ class _Reading:
                     self.copies += 1
                     continue
                 self.seen.add(digest)
-                self.paths.append(result.item)
+                self.names.append(name(result.item))
                 images.append(result.value)
             if images:
                 self._features.append(self._engine.features(images).numpy())
@@ -197,8 +260,8 @@ def typical(pool_ND: Floats, labelled_MD: Floats, count: int, *, seed: int) -> l
     """Choose the typical images of clusters that hold no labelled one (TypiClust, Hacohen et al. 2022, arXiv 2202.02794).
 
     All images are put into as many clusters as there are labelled ones and ones to choose. Of each cluster without a labelled
-    image, the largest first, the one is chosen whose nearest neighbours in it are nearest. Where that gives too few, the clusters
-    with fewest labelled images, then the largest, give further ones.
+    image, the largest first, the image with the smallest mean distance to its nearest neighbours in the cluster is chosen.
+    Where that gives too few, the clusters with fewest labelled images, then the largest, give further ones.
 
     Args:
         pool_ND: Features of images without labels.
@@ -239,9 +302,13 @@ def _by_typicality(points_ND: Floats, members: npt.NDArray[np.int64]) -> list[in
     """Return the members of a cluster, those with the smallest mean distance to their nearest neighbours in it first."""
     if len(members) == 1:
         return [int(members[0])]
-    own = points_ND[members]
-    distances = np.sqrt(np.maximum(2 - 2 * own @ own.T, 0))
-    # an image is no neighbour of its own
-    np.fill_diagonal(distances, np.inf)
-    nearest = np.sort(distances, axis=1)[:, : min(_NEIGHBOURS, len(members) - 1)]
-    return [int(at) for at in members[np.argsort(nearest.mean(1), kind="stable")]]
+    own, neighbours = points_ND[members], min(_NEIGHBOURS, len(members) - 1)
+    means_N = np.empty(len(members))
+    # a large cluster's distances would fill the memory
+    for start in range(0, len(members), _ROWS):
+        squared = np.maximum(2 - 2 * own[start : start + _ROWS] @ own.T, 0)
+        # an image is no neighbour of its own
+        squared[np.arange(len(squared)), np.arange(start, start + len(squared))] = np.inf
+        nearest = np.partition(squared, neighbours - 1, axis=1)[:, :neighbours]
+        means_N[start : start + len(squared)] = np.sqrt(nearest).mean(1)
+    return [int(at) for at in members[np.argsort(means_N, kind="stable")]]

@@ -1,6 +1,7 @@
 """``finetune pick``: what to label next."""
 
 import csv
+import os
 import re
 import shutil
 from pathlib import Path
@@ -61,10 +62,10 @@ def test_the_command_writes_a_table_to_fill_in_and_leaves_out_what_has_labels(
     output, sheet = tmp_path / "to_label.csv", tmp_path / "to_label.html"
     words = ["pick", str(run_dir), str(pool), str(own), "-n", "4", "--output", str(output), "--sheet", str(sheet)]
     assert main(words) == 0
-    printed = capsys.readouterr().out
-    assert "4 images of 9 to label, beside 48 images with labels" in printed
-    assert "left out: 1 copy, 49 images of the run's own data, 1 unreadable file" in printed
-    assert "unreadable: " in printed
+    printed = capsys.readouterr()
+    assert "4 images of 9 to label, beside 48 images with labels" in printed.out
+    assert "left out: 1 copy, 49 images of the run's own data, 1 unreadable file" in printed.out
+    assert "warning: unreadable: " in printed.err
     with output.open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "label", "predicted", "probability"]
@@ -94,7 +95,7 @@ def test_images_of_the_run_that_are_gone_are_counted(
         assert main(["pick", *words]) == 0
     finally:
         gone.write_bytes(content)
-    assert "1 image of 3 to label, beside 47 of 48 images with labels" in capsys.readouterr().out
+    assert "1 image of 3 to label, beside 47 images with labels" in capsys.readouterr().out
 
 
 def test_nothing_to_choose_from_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,3 +139,65 @@ def test_from_python_the_same_images_are_chosen_in_a_table_to_fill_in(
         finetune.RunError, match=r"images: nothing to choose from\. left out: 48 images of the run's own"
     ):
         finetune.pick(run_dir, run_dir.parent / "pets", 2)
+
+
+def test_what_has_labels_is_known_by_its_place_and_its_bytes_however_many_there_are(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.inference.pick.MOST_LABELLED", 3)
+    pets, pool = run_dir.parent / "pets", tmp_path / "pool"
+    (tmp_path / "link").symlink_to(pets)
+    shutil.copytree(pets, pool)
+    write_images(pool / "new", count=2, hue=(90, 200, 40), seed=7)
+    words = ["pick", str(run_dir), str(tmp_path / "link"), str(pool), "-n", "9", "--output", str(tmp_path / "l.csv")]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "2 images of 2 to label, beside 3 of 48 images with labels" in printed
+    assert "left out: 96 images of the run's own data" in printed
+
+
+def test_the_table_is_read_from_wherever_it_lies_and_has_every_name_as_it_is(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("@pool"), count=2, hue=(90, 200, 40), seed=7)
+    odd = Path(os.fsdecode(b"@pool/caf\xe9.png"))
+    write_images(Path("more"), count=1, hue=(9, 200, 140), seed=8)
+    next(Path("more").iterdir()).rename(odd)
+    Path("labels").mkdir()
+    assert main(["pick", str(run_dir), "@pool", "-n", "3", "--output", "labels/next.csv"]) == 0
+    with open("labels/next.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    assert sorted(paths) == sorted(str(path.absolute()) for path in Path("@pool").iterdir())
+
+
+def test_a_run_whose_images_are_gone_or_no_files_is_told(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "pool", count=3, hue=(90, 200, 40), seed=7)
+    shutil.copytree(run_dir.parent, tmp_path / "moved")
+    pets = run_dir.parent / "pets"
+    pets.rename(run_dir.parent / "elsewhere")
+    try:
+        words = [str(run_dir), str(tmp_path / "pool"), "-n", "1", "--output", str(tmp_path / "l.csv")]
+        assert main(["pick", *words]) == 0
+    finally:
+        (run_dir.parent / "elsewhere").rename(pets)
+    said = capsys.readouterr()
+    assert (
+        "warning: The run's own images cannot be read, so images are chosen as if none had labels: data.root="
+        in said.err
+    )
+    assert said.out.startswith("1 image of 3 to label: ")
+    # images in memory are compared with all the same
+    digits = train_tiny(["data=digits", "data.limit_per_class=4", *TINY, "schedule=probe"], tmp_path / "digits")
+    words = [str(digits.run_dir), str(tmp_path / "pool"), "-n", "1", "--output", str(tmp_path / "d.csv")]
+    assert main(["pick", *words]) == 0
+    assert "1 image of 3 to label, beside 578 images with labels" in capsys.readouterr().out
+
+
+def test_a_large_cluster_is_ordered_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = blobs(300)
+    at_once = typical(points, blobs(0, 1), 5, seed=0)
+    monkeypatch.setattr("finetune.inference.pick._ROWS", 7)
+    assert typical(points, blobs(0, 1), 5, seed=0) == at_once
