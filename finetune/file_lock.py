@@ -27,6 +27,8 @@ except ImportError:  # Windows
 LOCK = ".lock"
 # far beyond the file's contents, because Windows lets no other process read a locked byte
 _AT = 2**20
+# further tries, 0.05 s apart
+_TRIES = 3
 
 
 def lock_byte(descriptor: int, at: int, *, wait: bool = False) -> bool:
@@ -125,6 +127,12 @@ class FolderLock:
             ) from error
         try:
             free = lock_byte(self._descriptor, _AT)
+            for _ in range(_TRIES):
+                if free:
+                    break
+                # a process that only asks whether the folder is held has the lock for a moment
+                time.sleep(0.05)
+                free = lock_byte(self._descriptor, _AT)
         except OSError:
             # a file system without locks, such as some network mounts: the holder recorded in the file decides
             free = not self._holder_lives()
@@ -141,12 +149,7 @@ class FolderLock:
             return False
 
     def _holder(self) -> dict[str, object]:
-        try:
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            holder = json.loads(os.read(self._descriptor, 4096))
-        except (OSError, ValueError):
-            return {}
-        return holder if isinstance(holder, dict) else {}
+        return holder_in(self._descriptor)
 
     def _holder_lives(self) -> bool:
         """Whether the recorded holder is a living process of this machine; holders on other machines cannot be checked."""
@@ -187,6 +190,40 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether another process holds a folder, without a change to its lock file.
+
+    Where the file system has no locks, a holder on another machine counts as living.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        if not lock_byte(descriptor, _AT):
+            return True
+        unlock_byte(descriptor, _AT)
+        return False
+    except OSError:
+        holder = holder_in(descriptor)
+        if holder.get("host") != socket.gethostname():
+            return "host" in holder
+        pid = holder.get("pid")
+        return isinstance(pid, int) and process_lives(pid)
+    finally:
+        os.close(descriptor)
+
+
+def holder_in(descriptor: int) -> dict[str, object]:
+    """Return the process that an open lock file records: its number, host and time; empty if it records none."""
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        holder = json.loads(os.read(descriptor, 4096))
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def remove_left_lock(folder: Path) -> None:

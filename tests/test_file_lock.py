@@ -1,5 +1,6 @@
 """A folder that one process writes is refused to others, until that process is gone."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from finetune.build.run_dir import choose_run_dir, make_run_dir
 from finetune.config import check_overrides, compose
 from finetune.errors import UserError
-from finetune.file_lock import LOCK, FolderLock, remove_left_lock
+from finetune.file_lock import LOCK, FolderLock, is_held, remove_left_lock
 
 FORK = multiprocessing.get_context("fork")
 
@@ -180,6 +181,28 @@ def test_a_lock_that_a_killed_process_left_is_removed_and_one_that_is_held_is_no
     assert (tmp_path / LOCK).is_file()
     remove_left_lock(tmp_path)
     assert not (tmp_path / LOCK).exists()
+
+
+def test_whether_a_folder_is_held_is_asked_without_touching_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_held(tmp_path)
+    assert not (tmp_path / LOCK).exists()
+    process = holder(tmp_path)
+    before = (tmp_path / LOCK).read_bytes()
+    assert is_held(tmp_path)
+    process.kill()
+    process.join()
+    assert not is_held(tmp_path)
+    assert (tmp_path / LOCK).read_bytes() == before
+
+    def no_locks(*arguments: object, **settings: object) -> bool:
+        raise OSError("no locks available")
+
+    # a process of another machine cannot be asked, so it counts as living
+    monkeypatch.setattr("finetune.file_lock.lock_byte", no_locks)
+    assert not is_held(tmp_path)
+    (tmp_path / LOCK).write_text(json.dumps({"pid": process.pid, "host": "node7"}))
+    assert is_held(tmp_path)
+    assert json.loads((tmp_path / LOCK).read_text())["host"] == "node7"
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="no file system here that makes no folders")

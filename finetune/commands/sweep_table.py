@@ -15,7 +15,7 @@ from finetune.atomic_files import write_text
 from finetune.commands.jobs import JobRecord, with_metrics
 from finetune.commands.options import Arguments, home_path
 from finetune.errors import RunError, UserError, first_line
-from finetune.file_lock import LOCK, FolderLock
+from finetune.file_lock import is_held
 from finetune.plain import from_plain
 from finetune.resume_command import resume_command
 from finetune.run_folder import JOBS, RunFolder
@@ -57,20 +57,9 @@ def _as_it_stands(folder: Path, record: JobRecord) -> JobRecord:
     record = replace(record, run_dir=str(beside)) if beside.is_dir() else record
     if RunFolder(Path(record.run_dir)).is_finished:
         return replace(with_metrics(record), status="finished", message=None, mistake=None)
-    if record.status == "running" and not _in_use(Path(record.run_dir)):
+    if record.status == "running" and not is_held(Path(record.run_dir)):
         return replace(record, status="stopped")
     return record
-
-
-def _in_use(run_dir: Path) -> bool:
-    """Tell whether a process holds a run's folder."""
-    if not (run_dir / LOCK).is_file():
-        return False
-    try:
-        with FolderLock(run_dir, name=str(run_dir)):
-            return False
-    except UserError:
-        return True
 
 
 def conclude(folder: Path, *, ended: bool, cause: BaseException | None = None) -> None:

@@ -174,7 +174,8 @@ def _network_size(run_dir: Path) -> int:
 
 def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> None:
     """Create the folder, or check that it belongs to this ladder."""
-    networks = [network.label for network in options.networks]
+    # the file of weights too: one of the same name elsewhere, or written again, is another network
+    networks = [network.identity() for network in options.networks]
     settings = {"overrides": list(overrides), "epochs": options.epochs} | ({"networks": networks} if networks else {})
     path = folder / "begun.json"
     if os.path.lexists(path):

@@ -1,5 +1,6 @@
 """Networks that a ladder compares (``--backbones``), and the overrides that choose each."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from finetune.config import check_overrides
 from finetune.config.overrides import TypedLine
 from finetune.errors import UserError
+from finetune.plain import Json
 
 AUTO = "auto"
 # with ``auto``, from small to large, where their weights are in the hub's cache
@@ -29,6 +31,14 @@ class Network:
     def label(self) -> str:
         """Return its name in tables and folders."""
         return self.name if self.weights is None else f"{self.name}-{Path(self.weights).stem}"
+
+    def identity(self) -> dict[str, Json]:
+        """Return what tells it from others, as plain values: of a file of weights, its path, size and time of modification."""
+        described: dict[str, Json] = {"name": self.name, "weights": self.weights}
+        if self.weights is not None and os.path.isfile(path := Path(self.weights).expanduser()):
+            status = os.stat(path)
+            described |= {"weights": os.path.realpath(path), "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+        return described
 
     def overrides(self) -> list[str]:
         """Return the checked overrides that choose it.

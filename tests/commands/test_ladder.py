@@ -16,6 +16,7 @@ from finetune.errors import UserError
 from finetune.ladder.networks import parse_networks
 from finetune.ladder.recommend import Rung, more_data, recommend
 from finetune.ladder_result import LadderResult
+from finetune.models.build import build_backbone
 from finetune.plain import from_plain
 from finetune.report.ladder_page import ladder_page
 from tests.test_file_lock import holder
@@ -243,6 +244,25 @@ def test_networks_are_compared_by_a_solved_head_and_the_best_is_trained(networks
     assert by_name["resnet18-embedded"].parameters == 11_176_512 + 3 * 513
     assert by_name["resnet18-embedded"].licence == "apache-2.0"
     assert by_name["test_resnet-none"].licence is None
+
+
+def test_weights_of_the_same_name_are_told_apart(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    from tests.conftest import TINY
+
+    for seed, folder in enumerate(("old", "new")):
+        (tmp_path / folder).mkdir()
+        state = build_backbone(source="timm", name="test_resnet", weights="none", seed=seed).net.state_dict()
+        save_file(state, tmp_path / folder / "w.safetensors")
+    others = [word for word in TINY if not word.startswith("backbone")]
+    words = ["ladder", str(pets), *others, "--output", str(tmp_path / "out"), "--seeds", "1", "--rungs", "probe"]
+    assert main([*words, "--backbones", f"test_resnet={tmp_path / 'old' / 'w.safetensors'}"]) == 0
+    assert main([*words, "--backbones", f"test_resnet={tmp_path / 'old' / 'w.safetensors'}"]) == 0
+    assert main([*words, "--backbones", f"test_resnet={tmp_path / 'new' / 'w.safetensors'}"]) == 2
+    assert "is of a ladder with other settings" in capsys.readouterr().err
 
 
 def test_the_command_of_the_recommended_network_trains_it(networks: tuple[Path, list[str]], tmp_path: Path) -> None:
