@@ -3,8 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune.errors import UserError
 from finetune.export.formats.timm import export_timm
@@ -12,6 +14,7 @@ from finetune.export.formats.torchvision import export_torchvision
 from finetune.export.formats.transformers import export_transformers
 from finetune.export.library_formats import colour_stem
 from finetune.models.classifier import Classifier
+from finetune.report.loading_snippets import how_to_load
 from tests.export.pictures import CLASSES
 from tests.export.trained import settled_classifier
 
@@ -82,3 +85,25 @@ def test_class_names_and_the_whole_preparation_are_in_each_folder(tmp_path: Path
             told = json.loads((tmp_path / "classes.json").read_text())
             assert told["classes"] == list(CLASSES)
             assert told["preprocessing"]["resize"] == [35, 35]
+
+
+@pytest.mark.parametrize(
+    ("form", "write"),
+    [("timm", export_timm), ("torchvision", export_torchvision), ("transformers", export_transformers)],
+)
+def test_the_code_to_copy_names_all_of_many_labels(
+    form: str, write: Callable[[Classifier, Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"Käfer {number}" for number in range(7))
+    model = settled_classifier(classes=names)
+    # more labels than the five that a pipeline returns by itself, and not all
+    model.multi_label, model.thresholds = True, (0.0,) * 6 + (0.9999,)
+    write(model, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).save("photo.png")
+    section = how_to_load(form, model.input_spec, path=str(tmp_path), multi_label=True)
+    code = section.partition("```python\n")[2].partition("```")[0].replace("photo.jpg", "photo.png")
+    printed: list[Any] = []
+    exec(code, {"print": printed.append})  # what a user would paste
+    shown = [row["label"] if isinstance(row, dict) else row for row in printed[0]]
+    assert sorted(shown) == list(names[:6])

@@ -40,11 +40,12 @@ print(model.pretrained_cfg["label_names"][int(probabilities.argmax())], float(pr
 """
 _SNIPPET_MULTI_LABEL = """\
 import json
+import pathlib
 import timm
 {image}
 model = timm.create_model("local-dir:{path}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-described = json.load(open("{path}/config.json"))["finetune"]
+described = json.loads(pathlib.Path("{path}/config.json").read_text(encoding="utf-8"))["finetune"]
 probabilities = model(transform(image{rgb})[None]).sigmoid()[0].tolist()
 print([name for name, p, t in zip(described["classes"], probabilities, described["thresholds"]) if p > t])
 """

@@ -61,7 +61,7 @@ classify = transformers.pipeline("image-classification", model="{path}")
 # without timm, up to a pixel beside: image_processor="{path}/without_timm"
 described = classify.model.config.finetune
 thresholds = dict(zip(described["classes"], described["thresholds"]))
-print([row for row in classify(image, top_k=None) if row["score"] > thresholds[row["label"]]])
+print([row for row in classify(image, top_k=len(thresholds)) if row["score"] > thresholds[row["label"]]])
 """
 
 
