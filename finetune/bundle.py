@@ -92,7 +92,7 @@ def save_bundle(
     Raises:
         UserError: A module keeps state that is not a tensor.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     model, kept = classifier.describe(), classifier.state_dict()
     if odd := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
         raise UserError(

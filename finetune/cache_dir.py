@@ -16,5 +16,9 @@ def cache_folder(name: str) -> Path | None:
     named = os.environ.get("FINETUNE_CACHE")
     if named == "off":
         return None
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    base = (
+        Path(named).expanduser()
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    )
     return base / name

@@ -33,7 +33,7 @@ class Reliability:
 
     Args:
         confidence: Mean confidence of each bin; NaN for an empty bin.
-        accuracy: Fraction of correct answers in each bin; NaN for an empty bin.
+        accuracy: Share of the answers in each bin that came true; NaN for an empty bin.
         counts: Number of answers in each bin.
         ece: Expected calibration error: mean gap between confidence and accuracy, weighted by the counts.
     """
@@ -57,10 +57,10 @@ def reliability(confidence_N: Floats, right_N: npt.NDArray[np.bool_]) -> Reliabi
 
 
 def answers(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return the confidence of each answer, and whether it is correct.
+    """Return the confidence of each answer, and whether it came true.
 
-    Single-label, the answer of an image is its most probable class; multi-label, every pair of an image and a class is an
-    answer to whether the image shows the class.
+    Single-label, the answer of an image is its most probable class, which is right or wrong; multi-label, every pair of an image
+    and a class is an answer, and comes true if the image shows the class.
 
     Args:
         probabilities_NK: Probabilities of the classes.
@@ -164,6 +164,8 @@ def fit_temperature(probabilities_NK: Floats, targets: npt.NDArray[np.integer]) 
     if len(targets) > most:
         rows = np.linspace(0, len(targets) - 1, most).astype(np.int64)
         probabilities_NK, targets = probabilities_NK[rows], targets[rows]
+    if len(targets) < 2 * _FOLDS:
+        return _unsupported(f"{counted(len(targets), 'validation image')} of at least {2 * _FOLDS} that it takes")
     shown = (probabilities_NK > THRESHOLD) == (targets > 0) if several else probabilities_NK.argmax(axis=1) == targets
     wrong = int(shown.size - shown.sum())
     if wrong < FEWEST_MISTAKES:

@@ -11,8 +11,8 @@ The files are written atomically and in this order, so that a run killed between
 Heads that train side by side are kept in ``trials.ckpt`` in place of 2: after a signal, and once all of them are trained; it
 is deleted after 3.
 
-All but the checkpoints have their SHA-256 in ``checksums.json`` beside them, which is written first and which a resumed run
-checks.
+All but the checkpoints have their SHA-256 in ``checksums.json``, which is written first and which a resumed run checks;
+``metrics.csv`` has it from the end of the run on.
 """
 
 import contextlib
@@ -83,6 +83,7 @@ class PhaseRunner:
         self._phase, self._policy = context.schedule[number], context.cache_policies[number]
         self._folder = context.phase_folder(number)
         self._begins_with = passed_on(before)
+        self._validates_all = True
         self._offset = Offset(sum(result.epochs for result in before), sum(result.steps for result in before))
 
     def run(self, optimizer_state: OptimizerState | None = None) -> PhaseOutcome:
@@ -170,9 +171,9 @@ class PhaseRunner:
         return None if own is None else minimizes(monitor, higher_is_better=own.higher_is_better)
 
     def _start_was_better(self, trained: Trained) -> bool:
-        """Tell whether no epoch was as good as the weights that the phase began with, where the best are kept."""
+        """Tell whether no epoch was better than the weights that the phase began with, where the best are kept."""
         begun = self._begins_with
-        if begun is None or self._phase.restore == "last" or self._phase.solves_head:
+        if begun is None or self._phase.restore == "last" or self._phase.solves_head or not self._validates_all:
             return False
         monitor = self._context.settings.monitor
         history = EpochHistory(monitor=monitor, minimize=self._minimize)
@@ -313,12 +314,15 @@ class PhaseRunner:
             processes: Number of processes that wrote the checkpoint; None if there is none.
         """
         trainer = self._session.fit_trainer(self._context, self._number)
+        # metrics of a part of the images are not compared with those of the phase before; 1 is one batch, 1.0 is all of them
+        limit = trainer.limit_val_batches
+        self._validates_all = isinstance(limit, float) and limit == 1.0
         if processes not in (None, trainer.world_size):
             self._context.show(
                 f"  started with {counted(processes, 'process')}, continuing with {trainer.world_size}: gradients are summed in "
                 "a different order and each process draws its own dropout and mixup, so the result will not be bitwise identical"
             )
-        self._session.watch(self._context, trainer)
+        self._session.prepare_trainer(self._context, trainer)
         with module.restoring(self._folder.last):
             trainer.fit(
                 module,

@@ -35,6 +35,13 @@ def test_the_calibration_error_is_that_of_torchmetrics() -> None:
     assert ours == pytest.approx(float(theirs), abs=1e-6)
 
 
+def test_a_few_images_of_many_labels_support_none() -> None:
+    probabilities = np.full((1, 40), 0.9, np.float32)
+    fitted = fit_temperature(probabilities, np.zeros((1, 40), np.int64))
+    assert (fitted.temperature, fitted.interval) == (1.0, None)
+    assert fitted.why_not == "1 validation image of at least 10 that it takes"
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_the_scale_of_the_logits(scale: float) -> None:
     logits, targets = drawn(scale)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import finetune
+from finetune.cache_dir import cache_folder
 from finetune.cli import main
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
@@ -163,3 +164,14 @@ def test_a_batch_of_the_input_size_is_a_finished_view_and_predict_crops_a_pictur
     assert not torch.allclose(finished, cropped)
     shares = finetune.predict(model, image)[list(model.classes)].to_numpy()
     np.testing.assert_allclose(shares, model.probabilities(cropped).numpy(), atol=1e-5)
+
+
+def test_a_bundle_in_the_home_is_saved_where_it_is_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    finetune.save_bundle(settled_classifier(name="test_resnet", classes=("a", "b")), "~/bundle")
+    assert (tmp_path / "bundle/model.json").is_file()
+    assert finetune.load("~/bundle").classes == ("a", "b")
+    assert not (tmp_path / "~").exists()
+    monkeypatch.setenv("FINETUNE_CACHE", "~/cache")
+    assert cache_folder("facts") == tmp_path / "cache/facts"

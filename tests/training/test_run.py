@@ -147,6 +147,12 @@ def test_a_phase_that_only_made_it_worse_passes_on_what_it_began_with(
     assert [phase.restored for phase in again.results.phases] == ["best", "start", "last"]
 
 
+def test_metrics_of_a_part_of_the_validation_images_do_not_keep_a_start(words: Words, tmp_path: Path) -> None:
+    more = ["schedule=lp_ft", "schedule.phases.1.epochs=1", "schedule.phases.1.lr=30", "+trainer.limit_val_batches=1"]
+    run = train_tiny(words(*more, "data.batch_size=2"), tmp_path / "run")
+    assert [phase.restored for phase in run.results.phases] == ["best", "best"]
+
+
 def test_the_start_of_a_phase_is_what_the_phases_before_it_passed_on() -> None:
     def phase(restored: str, *values: float) -> PhaseResult:
         rows = tuple(EpochRow(phase="p", epoch=n, step=n, values={"val/acc": v}) for n, v in enumerate(values))
