@@ -169,6 +169,12 @@ def test_the_plan_names_phases_that_train_a_solved_head_again(
     assert main(["plan", *words("schedule=lp_ft", "freeze=backbone")]) == 0
     said = capsys.readouterr()
     assert "all trains only the head, which probe has solved" in said.err + caplog.text
+    # the head that is trained before it is solved is not trained again
+    caplog.clear()
+    head = "{name: head, train: [head], epochs: 1, lr: 0.01}"
+    assert main(["plan", *words(f"schedule.phases=[{head},{{name: probe, train: [head], solver: lbfgs}}]")]) == 0
+    said = capsys.readouterr()
+    assert "has solved" not in said.err + caplog.text
 
 
 def test_the_plan_names_what_the_crop_leaves_out() -> None:

@@ -54,6 +54,8 @@ FIRST_GUESSES = {
 # line after `finetune` -> the line that the answer gives
 MISTAKES = {
     "pets --epochs 3": "finetune pets epochs=3",
+    "pets --calibrate true seed=1": "finetune pets calibrate=true seed=1",
+    "pets --calibrate seed=1": "finetune pets calibrate=true seed=1",
     "plan pets unfreeze=layer4": "finetune plan pets schedule=full schedule.phases.0.train=layer4,head",
     "pets train=layer4,head": "finetune pets schedule=full schedule.phases.0.train=layer4,head",
     "pets unfreeze=all": "finetune pets schedule=full",

@@ -140,10 +140,11 @@ class ComposingArguments(Arguments):
         key = option.lstrip("-").replace("-", "_")
         words = list(argv)
         at = words.index(word)
+        takes_next = not joined and _is_value(words[at + 1 :])
         if not joined:
-            value = words[at + 1] if _is_value(words[at + 1 :]) else "true"
+            value = words[at + 1] if takes_next else "true"
         setting = f"{key}={value}"
-        rest = [*words[:at], setting, *words[at + 1 + (not joined and value != "true") :]]
+        rest = [*words[:at], setting, *words[at + 1 + takes_next :]]
         if value.endswith((".yaml", ".yml")):
             file = Path(value)
             named = ["--config-dir", str(file.parent), "--config-name", file.stem]

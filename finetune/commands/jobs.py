@@ -58,8 +58,8 @@ class SweepStart:
             )
         if direction not in (None, expected):
             raise Refused(
-                f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, of which "
-                f"{'less' if expected == 'minimize' else 'more'} is better. Set hydra.sweeper.direction={expected}."
+                f"hydra.sweeper.direction={direction}: does not fit monitor={config.monitor}, for which "
+                f"{'smaller' if expected == 'minimize' else 'larger'} values are better. Set hydra.sweeper.direction={expected}."
             )
         try:
             # created at once: if two sweeps want the same folder, only one gets it
@@ -90,7 +90,7 @@ class JobRecord:
         run_dir: Its run folder.
         monitor: Metric that decides which job is best.
         status: ``running``, ``finished``, ``failed`` or ``stopped``.
-        val: Validation accuracy; None for a command that does not train, likewise below.
+        val: Validation accuracy; None for a command that does not train; the same holds for test and monitored.
         test: Test accuracy.
         monitored: Validation value of the monitored metric.
         minimize: Whether smaller values of it are better.
@@ -185,7 +185,7 @@ class Job:
         return None
 
     def _swept(self, composed: Any, hydra: Any) -> float | None:
-        """Run one job of a sweep; never raise, so that the other jobs run and every launcher and sweeper continues."""
+        """Run one job of a sweep; raise only where a signal stops it, so that the other jobs run and every launcher continues."""
         number, folder = int(hydra.job.num), Path(hydra.sweep.dir).absolute() / JOBS
         # a job that its launcher has requeued goes on with its run
         composed.run_dir, composed.resume = hydra.runtime.output_dir, "auto"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ABOUT = """\
 Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then
 the network is restored. Suggests a rate by two rules (valley, steepest), with the command that uses it, and writes
-lr_find.csv, lr_find.json and lr_find.svg. Takes the same key=value as finetune train, which comes next."""
+lr_find.csv, lr_find.json and lr_find.svg. Takes the same settings as finetune train, which you run next."""
 
 
 log = logging.getLogger(__name__)
@@ -74,20 +74,20 @@ def run(argv: Sequence[str]) -> int:
         "weights at the start: weights=PATH and head.weights=PATH can name better ones",
     )
     steps = numeric(int, least=10, why=", to give a usable curve")
-    parser.add_argument("--steps", type=steps, default=Options.steps, metavar="N", help="of the sweep (100)")
+    parser.add_argument("--steps", type=steps, default=Options.steps, metavar="N", help="number of steps (100)")
     parser.add_argument(
         "--lowest",
         type=numeric(float),
         default=Options.lowest,
         metavar="RATE",
-        help="where the fastest stage begins (1e-7)",
+        help="rate of the fastest stage at the first step (1e-7)",
     )
     parser.add_argument(
         "--highest",
         type=numeric(float),
         default=Options.highest,
         metavar="RATE",
-        help="where it ends, unless the loss diverges before (10)",
+        help="its rate at the last step, unless the loss diverges before (10)",
     )
     given, line = parser.parse(argv)
     options = Options(phase=given.phase, steps=given.steps, lowest=given.lowest, highest=given.highest)
@@ -162,7 +162,7 @@ def task(config: Config, *, options: Options) -> int:
         )
     if len(sweep.losses) < 3:
         raise UserError(
-            f"--lowest {options.lowest:g}: the loss became NaN after {len(sweep.losses)} steps. Start at a lower rate, or "
+            f"--lowest {options.lowest:g}: the loss diverged after {len(sweep.losses)} steps. Start at a lower rate, or "
             "check the data: finetune plan shows what is trained."
         )
     if sweep.diverged:
@@ -220,9 +220,11 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
         show(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
     if len(sweep.losses) < _FEW_STEPS:
         log.warning(
-            "--steps: %s give a rough curve, and its suggestion may be far off. --steps %s, the default, draws it well.",
+            "%s give a rough curve, and its suggestion may be far off. %s",
             counted(len(sweep.losses), "step"),
-            Options.steps,
+            f"Start at a lower rate: --lowest {sweep.rates[0] / 100:.3g}."
+            if sweep.diverged
+            else f"--steps {Options.steps}, the default, draws it well.",
         )
     if described:
         show(f"use: {described.get('valley', next(iter(described.values()))).command}")

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         "--accept",
         type=numeric(float),
         metavar="ACCURACY",
-        help="accept the confident answers that are together so accurate, 0.99 for example; a column accepted",
+        help="add a column accepted: true for the most confident answers that together reach this accuracy, for example 0.99",
     )
     parser.add_argument(
         "--least", type=numeric(float), metavar="P", help="accept the answers of at least this probability"
@@ -64,7 +64,8 @@ def run(argv: Sequence[str]) -> int:
         "--sets",
         type=numeric(float),
         metavar="COVERAGE",
-        help="a column set: so many classes that the true one is among them in 0.95 of all images, for example",
+        help="add a column set: as many classes as it takes for the true one to be among them in this share of images, for "
+        "example 0.95",
     )
     parser.add_argument(
         "--runtime", choices=["torch", "onnx"], help="default: by RUN; onnx with a run takes its export"

@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
     """Run ``finetune runs`` and return the exit status."""
     parser = Arguments("runs", ABOUT, ending="")
     parser.add_argument("words", metavar="list | compare | clean, and folders", nargs="*", help="default: list runs")
-    parser.add_argument("--yes", action="store_true", help="of clean: delete")
+    parser.add_argument("--yes", action="store_true", help="with clean: really delete the files")
     given = parser.read(argv)
     action, *places = given.words or ["list"]
     if action not in _ACTIONS:
@@ -124,7 +124,8 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"runs: no such folder. Name the folder of your runs: {line.removesuffix('.')}DIR")
     found = [path for folder in folders or [Path("runs")] for path in runs_below(folder)]
     if action == "clean":
-        print("\n".join(_delete_unneeded(found, delete=given.yes)))
+        line = " ".join(["finetune runs clean", *map(shlex.quote, places), "--yes"])
+        print("\n".join(_clean(found, delete=given.yes, line=line)))
         return 0
     runs, problems = [], []
     for path in found:
@@ -259,8 +260,8 @@ def comparison(runs: Sequence[RunSummary]) -> list[str]:
     return lines
 
 
-def _delete_unneeded(paths: Sequence[Path], *, delete: bool) -> list[str]:
-    """Delete, or count, what finished runs no longer need."""
+def _clean(paths: Sequence[Path], *, delete: bool, line: str) -> list[str]:
+    """Delete what finished runs no longer need, or only count it and name the command line that deletes it."""
     from finetune.run_folder import RunFolder
 
     lines, total = [], 0
@@ -273,7 +274,7 @@ def _delete_unneeded(paths: Sequence[Path], *, delete: bool) -> list[str]:
         lines.append(f"{size / 1e6:>10.1f} MB  {path}")
         if delete:
             RunFolder(path).delete_spare_files()
-    what = "deleted" if delete else "can be deleted: finetune runs clean --yes"
+    what = "deleted" if delete else f"can be deleted: {line}"
     return [*lines, f"{total / 1e6:.1f} MB in {len(lines)} finished runs {what}" if lines else "nothing to delete"]
 
 

@@ -1,9 +1,9 @@
 """Prediction sets: as many classes for an image as it takes for the true one to be among them as often as is wanted.
 
-Split conformal prediction: of the validation images, the probability of the true class is below a threshold in as many cases as
-may be wrong; a set holds the classes whose probability is not below it (Sadinle, Lei and Wasserman 2019, the smallest sets on
-average; Angelopoulos and Bates 2021, arXiv 2107.07511, for the count). Other images of the same kind find their class in the set
-at least as often, on average over draws of the validation images.
+Split conformal prediction: a threshold is chosen so that the probability of the true class falls below it in no larger a share
+of the validation images than may be wrong; a set holds every class at or above it (Sadinle, Lei and Wasserman 2019, the
+smallest sets on average; Angelopoulos and Bates 2021, arXiv 2107.07511, for the count). Other images of the same kind find
+their class in the set at least as often, on average over draws of the validation images.
 """
 
 import math
@@ -134,7 +134,7 @@ class PredictionSets:
     least: float
 
     def count(self, ranked_K: npt.NDArray[np.floating]) -> int:
-        """Return how many of the most probable classes are in the set: at least one, which makes the true class no rarer.
+        """Return how many of the most probable classes are in the set: at least one, which can only raise the coverage.
 
         Args:
             ranked_K: Probabilities, largest first.

@@ -40,7 +40,7 @@ class RiskCoverage:
     points: tuple[CurvePoint, ...]
 
     def threshold(self, accuracy: float) -> CurvePoint | None:
-        """Return the point from whose confidence on the accuracy is promised; None if there is none.
+        """Return the point at and above whose confidence the accuracy is promised; None if there is none.
 
         Other images are as accurate from that confidence on, in all but one of twenty draws of the validation images. The points
         are tested in order, by the lower end of the Clopper-Pearson interval (95 %, one-sided), beginning with the first that has

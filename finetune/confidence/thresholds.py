@@ -1,9 +1,9 @@
 """Decision thresholds of a model for several labels: from which probability on an image counts as showing a class.
 
 One half gives the most right answers about single pairs of an image and a class. The F1 score of a rare class wants less: it is
-highest at half of the F1 score that is reached there (Lipton et al. 2014, arXiv 1402.1892). Calibrated
-probabilities of the validation images tell what is reached at each threshold, without their labels, of which a rare class has too
-few: ``tests/benchmarks/decision_thresholds.py`` compares it with the threshold that is best by the labels.
+highest at half of the F1 score that is reached there (Lipton et al. 2014, arXiv 1402.1892). Calibrated probabilities of the
+validation images give the expected F1 score at each threshold without their labels, of which a rare class has too few:
+``tests/benchmarks/decision_thresholds.py`` compares it with the threshold that is best by the labels.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ def fit_thresholds(probabilities_NK: Floats, targets_NK: npt.NDArray[np.integer]
     thresholds, left = [], []
     for number, (probabilities_N, shown_N) in enumerate(zip(probabilities_NK.T, targets_NK.T > 0, strict=True)):
         if shown_N.any() and not shown_N.all():
+            # each image counts as showing the class with its probability: the expected F1 score
             thresholds.append(best_threshold(probabilities_N, probabilities_N))
         else:
             # nothing was seen of what the probabilities promise: a class never met could be given to every image

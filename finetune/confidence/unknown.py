@@ -35,7 +35,8 @@ class UnknownScore:
     """The parameters of the score, float32; the threshold is part of them.
 
     Args:
-        centre_D: Mean of the class means; the others are of features and means from there, which keeps their digits.
+        centre_D: Mean of the class means; the other parameters apply to features and means relative to it, which preserves
+            precision.
         precision: Precision of small directions.
         basis_DR: Directions of large variance, each scaled by the root of the precision that it lacks.
         linear_DK: Twice the precision times the mean of each class.
@@ -191,7 +192,10 @@ class _Precision:
 
 
 def _fit_covariance(centred_ND: Floats) -> tuple[Floats, Floats, float] | None:
-    """Return the largest directions (R, D) of a shrunk covariance, their variances, and the mean variance of all others."""
+    """Return the directions of largest variance (R, D) of a shrunk covariance, their variances, and the mean of the others.
+
+    None if the features do not vary.
+    """
     from scipy.linalg import eigh
 
     images, wide = centred_ND.shape
@@ -231,7 +235,9 @@ def ledoit_wolf_shrinkage(centred_ND: Floats) -> float:
 
 
 def sample_by_class(targets_N: npt.NDArray[np.integer], classes: int) -> npt.NDArray[np.int64]:
-    """Return positions of at most ``MOST_IMAGES`` images, equally many of each class where it has them, but at least five.
+    """Return positions of about ``MOST_IMAGES`` images, as many of each class where it has them, and at least five of each.
+
+    So they are more in total where there are over 200 classes.
 
     >>> sample_by_class(np.repeat([0, 1], [3, 4000]), 2).size
     503

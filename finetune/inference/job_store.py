@@ -50,7 +50,7 @@ class JobRow:
         stamp: :func:`file_stamp` of its file, taken before the file was read.
         error: Reason why the item could not be read; empty if it was read.
         result: What the job computed, as a JSON value.
-        data: Numbers of the result as raw bytes.
+        data: Further bytes: numbers of the result, or of ``finetune predict`` the path as its list gave it.
     """
 
     path: str

@@ -32,7 +32,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from finetune.confidence.thresholds import labels_shown
 from finetune.errors import UserError
-from finetune.inference.answers import ImageAnswer
+from finetune.inference.answers import ImageAnswer, is_known
 from finetune.inference.batching import Batcher
 from finetune.inference.predict import Classifies
 from finetune.inference.serve_metrics import Metrics
@@ -262,7 +262,7 @@ class Server:
         if self.engine.multi_label:
             row["predicted"] = [classes[at] for at in labels_shown(probabilities, self.engine.thresholds)]
         if unknown_score is not None:
-            known = unknown_score <= 1
+            known = bool(is_known(unknown_score))
             self.metrics.classified(known)
             row |= {"known": known, "unknown_score": unknown_score}
         return row | {"top": [{"class": classes[at], "probability": float(probabilities[at])} for at in best]}

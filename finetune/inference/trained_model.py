@@ -73,7 +73,7 @@ class TrainedModel(Classifier):
         """Compute the logits ``(B, K)`` of raw images, as :meth:`finetune.Classifier.forward` does.
 
         Raises:
-            UserError: It is not a tensor of images.
+            UserError: The argument is not a tensor of images.
         """
         _check_tensor(images_BCHW, "model.predict(images)")
         return super().forward(images_BCHW)
@@ -82,7 +82,7 @@ class TrainedModel(Classifier):
         """Compute the features ``(B, D)`` of raw images, as :meth:`finetune.Classifier.embed` does.
 
         Raises:
-            UserError: It is no tensor of images.
+            UserError: The argument is not a tensor of images.
         """
         _check_tensor(images_BCHW, "finetune.embed(model, images)")
         return super().embed(images_BCHW)

@@ -202,7 +202,7 @@ def _tune_for_report() -> None:
 
 
 def _show_results(result: "RunResult", config: Config, index: "Index") -> None:
-    """Show the table of phases, the test, its temperature, a phase that was better than the last one, and the bundle."""
+    """Show the table of phases, the test metrics, what was fitted on validation, a phase better than the last, and the bundle."""
     from finetune.report.better_phase import better_phase, wrapped_sentences
     from finetune.report.result_table import result_table
 
@@ -284,7 +284,8 @@ def saving_traceback(folder: "RunFolder") -> Iterator[None]:
     """Save the traceback of an unexpected error in the run folder, and explain how to continue.
 
     Raises:
-        RunError: Replaces the unexpected error.
+        FileError: As inside, with the command that goes on.
+        RunError: Replaces any other unexpected error.
     """
     try:
         yield

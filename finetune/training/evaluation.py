@@ -90,7 +90,7 @@ def evaluate(
     classifier: Classifier,
     data: ImageDataModule,
     trainer: pl.Trainer,
-    watch: Callable[[pl.Trainer], None],
+    prepare: Callable[[pl.Trainer], None],
     user_metrics: Mapping[str, Metric] | None = None,
     train_rows: Rows | None = None,
 ) -> dict[str, SplitEvaluation]:
@@ -103,7 +103,7 @@ def evaluate(
         classifier: Network with the final weights.
         data: Batches of the splits.
         trainer: Trainer that writes nothing.
-        watch: Function called before each call of the Trainer.
+        prepare: Function called before each call of the Trainer.
         user_metrics: User-supplied metrics by name; None for none.
         train_rows: Rows of training images that are evaluated too, as ``train``, all with embeddings; None for none.
     """
@@ -132,7 +132,7 @@ def evaluate(
         # passed explicitly: the data module has no Trainer yet if every phase was finished before a resume
         rank, world = trainer.global_rank, trainer.world_size
         batches = data.eval_dataloader(split, rows=rows, rank=rank, world=world, activations=cache)
-        watch(trainer)
+        prepare(trainer)
         trainer.test(module, dataloaders=batches, verbose=False)
         if cache is not None:
             cache.close()

@@ -47,7 +47,7 @@ class FineTuner(StagedModule):
 
     Args:
         classifier: Network to train, for instance from :func:`finetune.build_classifier`.
-        train: Stages to train, or ``all``, ``backbone`` or ``last`` (the last stage of the backbone).
+        train: Stages to train, or ``all``, ``backbone`` or ``last`` (the last fifth of the backbone's stages).
         lr: Peak learning rate of the head.
         layer_decay: ``lr(stage) = lr * layer_decay ** (distance from the head)``; the first stage is five away.
         stage_lr: Peak rates of single stages, which override ``layer_decay``.
@@ -136,7 +136,7 @@ class FineTuner(StagedModule):
     def setup(self, stage: str) -> None:
         """Freeze before the optimizer is made and DDP wraps the network."""
         if stage == "fit":
-            # it was fitted for the weights that training changes
+            # temperature, thresholds and curves were fitted to weights that will now change
             self.classifier.unfit()
             apply_phase(self.classifier, self.phase)
             # Lightning warns about each module that is in evaluation mode before on_train_start, where modes are set

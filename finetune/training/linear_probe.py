@@ -222,7 +222,6 @@ def smallest(values: Sequence[float]) -> int:
 def probe_phase(
     *,
     classifier: Classifier,
-    phase: ResolvedPhase,
     cache: ActivationCache,
     data: ImageDataModule,
     loss: nn.Module,
@@ -234,7 +233,6 @@ def probe_phase(
 
     Args:
         classifier: Network with a linear head.
-        phase: Phase that trains only the head.
         cache: Cache of the features.
         data: Data module that gives rows and targets.
         loss: Training loss, from logits (N, K) and targets to losses (N,); its mean on the validation images chooses the
@@ -302,7 +300,6 @@ def solve_phase(
     """
     solved = probe_phase(
         classifier=classifier,
-        phase=phase,
         cache=cache,
         data=data,
         loss=loss,

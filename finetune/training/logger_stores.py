@@ -215,7 +215,7 @@ class WandbStore(LoggerStore):
         run.log_artifact(others)
 
     def end(self, status: Status) -> None:
-        """Write the status, and finish the run; a status that is not zero marks it as failed."""
+        """Write the status, and finish the run; a non-zero exit code marks it as failed."""
         run = self.logger.experiment
         run.summary["status"] = status
         run.finish(exit_code=0 if status == "finished" else 1)

@@ -29,7 +29,7 @@ from finetune.training.quiet_lightning import QUIET_TRAINER
 
 Curve = npt.NDArray[np.float64]
 # fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the sweep
-_FORGET, _DIVERGED = 0.98, 4.0
+_KEPT, _DIVERGED = 0.98, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +208,8 @@ class RateSweep(PhaseModule):
             self.diverged = not math.isfinite(loss)
             if not self.diverged:
                 self.losses.append(loss)
-                self._running = _FORGET * self._running + (1 - _FORGET) * loss
-                running = self._running / (1 - _FORGET ** len(self.losses))
+                self._running = _KEPT * self._running + (1 - _KEPT) * loss
+                running = self._running / (1 - _KEPT ** len(self.losses))
                 self._lowest_running = min(running, self._lowest_running)
                 self.diverged = running > _DIVERGED * self._lowest_running
         self.trainer.should_stop = self.diverged or len(self.losses) >= self.total_steps

@@ -156,13 +156,15 @@ def plan_table(plan: Sequence[PlannedPhase]) -> str:
 
 def repeated_heads(phases: Sequence[ResolvedPhase]) -> list[str]:
     """Return a line where phases train the head alone again after one that solved it; empty where none does."""
-    solved = next((phase.name for phase in phases if phase.solves_head), None)
-    later = [phase.name for phase in phases if phase.train == ("head",) and not phase.solves_head]
-    if solved is None or not later or any("head" not in phase.train or len(phase.train) > 1 for phase in phases):
+    if any(phase.train != ("head",) for phase in phases):
+        return []
+    first = next((number for number, phase in enumerate(phases) if phase.solves_head), len(phases))
+    later = [phase.name for phase in phases[first + 1 :] if not phase.solves_head]
+    if not later:
         return []
     return [
-        f"schedule: {', '.join(later)} train{'s' * (len(later) == 1)} only the head, which {solved} has solved; nothing else "
-        "is left to train (freeze). schedule=probe solves it and stops."
+        f"schedule: {', '.join(later)} train{'s' * (len(later) == 1)} only the head, which {phases[first].name} has solved; "
+        "nothing else is left to train (freeze). schedule=probe solves it and stops."
     ]
 
 

@@ -93,7 +93,7 @@ class Run:
             data=context.data,
             trainer=context.quiet_trainer(),
             user_metrics=context.make.metrics,
-            watch=partial(session.watch, context),
+            prepare=partial(session.prepare_trainer, context),
             train_rows=rows_to_fit(context.data.source.index) if self._tells_unknown else None,
         )
 

@@ -187,8 +187,8 @@ class RunSession:
             callbacks=[*context.callbacks, display, checkpoints],
         )
 
-    def watch(self, context: RunContext, trainer: pl.Trainer) -> None:
-        """Check a Trainer before it is called, and watch the processes that the call starts.
+    def prepare_trainer(self, context: RunContext, trainer: pl.Trainer) -> None:
+        """Check a Trainer before it is called, watch the processes that the call starts, and leave signals to the run.
 
         Raises:
             UserError: A process would get no images.

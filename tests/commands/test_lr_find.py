@@ -50,6 +50,20 @@ def test_it_writes_the_table_the_numbers_and_the_picture_and_says_the_command(
     assert config.trainer["devices"] == 2
 
 
+def test_a_rough_curve_is_told_with_what_would_draw_a_better_one(
+    words: Words, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = words("schedule=full")
+    few = ["lr-find", "--steps=15", *asked, "--lowest", "1e-6", "--highest", "1e-3", f"run_dir={tmp_path / 'few'}"]
+    assert main(few) == 0
+    assert "15 steps give a rough curve, and its suggestion may be far off. --steps 100, the default" in caplog.text
+    caplog.clear()
+    # more steps would not help where the loss diverges at once
+    steep = ["lr-find", "--steps=60", *asked, "--lowest", "0.5", "--highest", "1e4", f"run_dir={tmp_path / 'steep'}"]
+    assert main(steep) == 0
+    assert "Start at a lower rate: --lowest 0.005." in caplog.text
+
+
 def test_a_phase_is_given_by_number_or_name_and_else_the_first_with_a_rate() -> None:
     common = {"train": ("head",), "stages": ("stem", "head"), "lr": 0.1}
     phases = [ResolvedPhase(name=name, solver=solver, **common) for name, solver in (("a", "lbfgs"), ("b", "gradient"))]

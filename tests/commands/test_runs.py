@@ -115,7 +115,8 @@ def test_clean_deletes_checkpoints_of_finished_runs_only_and_only_when_told(
         for name in ("last.ckpt", "best.ckpt", "start.safetensors"):
             (folder / f"phases/1-all/{name}").write_bytes(b"0" * 1000)
     assert main(["runs", "clean", str(tmp_path)]) == 0
-    assert "can be deleted: finetune runs clean --yes" in capsys.readouterr().out
+    # the line deletes what was counted, not what lies in runs/
+    assert f"can be deleted: finetune runs clean {tmp_path} --yes" in capsys.readouterr().out
     assert len(RunFolder(done).spare_files()) == 3
     assert main(["runs", "clean", str(tmp_path), "--yes"]) == 0
     assert RunFolder(done).spare_files() == []
