@@ -31,7 +31,7 @@ from finetune.models.classifier import Classifier, classifier_from_description
 from finetune.models.heads import sizes_of_heads
 from finetune.models.pools import POOLS
 from finetune.models.size_limit import TooManyParametersError, parameters_at_most
-from finetune.models.sources import FILE_KEYS, OWNED_KEYS, SOURCES
+from finetune.models.sources import FILE_KEYS, NETWORK_SOURCES, OWNED_KEYS
 from finetune.models.user_modules import OWN, modules_text, user_classes, user_targets
 from finetune.models.weights import hash_of_backbone, save_head
 from finetune.near_paths import did_you_mean_path
@@ -310,8 +310,8 @@ def backbone_problems(backbone: Mapping[str, Any]) -> list[str]:
         backbone["kwargs"], dict
     ):
         return ["model.backbone: needs the keys input_spec, kwargs, name, source"]
-    if backbone["source"] not in (*SOURCES, OWN):
-        problems.append(f"model.backbone.source: must be one of {', '.join((*SOURCES, OWN))}")
+    if backbone["source"] not in (*NETWORK_SOURCES, OWN):
+        problems.append(f"model.backbone.source: must be one of {', '.join((*NETWORK_SOURCES, OWN))}")
     if not isinstance(backbone["name"], str) or not isinstance(backbone["input_spec"], dict):
         return [*problems, "model.backbone: name must be a string, and input_spec an object"]
     if backbone["source"] == OWN:

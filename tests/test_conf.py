@@ -80,12 +80,12 @@ def test_the_files_of_a_section_name_all_its_keys_with_the_meanings_of_the_schem
 
 def test_the_words_that_the_schema_allows_are_those_that_the_program_knows() -> None:
     from finetune.data.color import HIGH_DEPTHS
-    from finetune.data.sources import SOURCES
+    from finetune.data.sources import DATA_SOURCES
 
     known = {field.name: setting_of(field).choices for field in fields(Config().data)}
     assert tuple(known["high_depth"]) == HIGH_DEPTHS
     # each file of a source names the settings that it takes
-    for name, source in SOURCES.items():
+    for name, source in DATA_SOURCES.items():
         assert set(source.settings) <= {key for key, _ in lines_of(conf_dir() / f"data/{name}.yaml")}
 
 

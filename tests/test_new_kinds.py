@@ -16,7 +16,7 @@ from finetune.cli import main
 from finetune.config import compose
 from finetune.config.overrides import data_words, looks_like_a_path, moved_data
 from finetune.data.image_source import ArraySource, arrays_source
-from finetune.data.sources import SOURCES, place_settings
+from finetune.data.sources import DATA_SOURCES, place_settings
 from finetune.data.sources.kind import SourceKind
 from finetune.errors import UserError
 from finetune.export.client import Array, PartClient
@@ -109,7 +109,7 @@ def kinds() -> Iterator[None]:
             channels=1,
             check=check_stripes,
         )
-        patch.setitem(SOURCES, "stripes", stripes)
+        patch.setitem(DATA_SOURCES, "stripes", stripes)
         in_range = HeadSetting(default=0.25, holds=lambda value: abs(value) <= 1, rule="must lie between -1 and 1")
         centred = HeadKind(module=CentredHead, logits_alone=logits_alone, specific={"centre": in_range})
         patch.setitem(HEADS, "centred", centred)
@@ -213,7 +213,7 @@ def test_a_file_that_a_new_source_recognises_needs_no_setting(monkeypatch: pytes
     volumes = SourceKind(
         builder=lambda: stripes_source, specific=("name",), place="name", recognises=lambda path: path.suffix == ".vol"
     )
-    monkeypatch.setitem(SOURCES, "volumes", volumes)
+    monkeypatch.setitem(DATA_SOURCES, "volumes", volumes)
     assert data_words("a.vol") == ["data=volumes", "data.name='a.vol'"]
     assert moved_data("a.vol") == "data.name='a.vol'"
     assert looks_like_a_path("a.vol")

@@ -151,7 +151,7 @@ def pick(
         RunError: No image is left to choose from.
     """
     from finetune.inference.image_paths import find_images
-    from finetune.inference.pick import COLUMNS, left_out, nothing_left
+    from finetune.inference.pick import COLUMNS, left_out_in_words, nothing_left_in_words
     from finetune.inference.torch_engine import TorchEngine
     from finetune.runners.pick import pick_for_run
     from finetune.table import frame
@@ -167,9 +167,9 @@ def pick(
     engine = TorchEngine(folder, classifier=argument.load_saved())
     picked = pick_for_run(folder, engine, find_images(given), count, batch_size=batch_size, seed=seed)
     if not picked.images:
-        raise RunError(f"images: {nothing_left(picked)}")
-    if left_out(picked):
-        log.info(left_out(picked))
+        raise RunError(f"images: {nothing_left_in_words(picked)}")
+    if left_out_in_words(picked):
+        log.info(left_out_in_words(picked))
     rows = [(image.path, "", image.predicted, image.probability) for image in picked.images]
     return frame(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
 

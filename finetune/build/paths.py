@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.keys import path_keys
 from finetune.config.schema import Config, DataConfig
-from finetune.data.sources import SOURCES
+from finetune.data.sources import DATA_SOURCES
 from finetune.errors import UserError
 
 if TYPE_CHECKING:  # a wrong path is reported before NumPy is loaded
@@ -24,7 +24,7 @@ def with_absolute_paths(config: Config) -> Config:
         UserError: A path is not valid UTF-8, so the files of a run cannot store it.
     """
     backbone, head = config.backbone, config.head
-    kind = SOURCES.get(config.data.source)
+    kind = DATA_SOURCES.get(config.data.source)
     defaults = {} if kind is None else kind.defaults
     data = {}
     for name in (key.removeprefix("data.") for key in path_keys() if key.startswith("data.")):
@@ -51,7 +51,7 @@ def check_data_is_there(config: Config, *, command: str) -> None:
     Raises:
         UserError: The data is no longer there.
     """
-    kind = SOURCES.get(config.data.source)
+    kind = DATA_SOURCES.get(config.data.source)
     key = kind.place if kind is not None else None
     for place in _places(config.data):
         if place and not Path(place).exists():
@@ -63,7 +63,7 @@ def check_data_is_there(config: Config, *, command: str) -> None:
 
 def _places(data: DataConfig) -> list[Any]:
     """Return the user's files or folders that the data is read from; empty for data of another kind."""
-    kind = SOURCES.get(data.source)
+    kind = DATA_SOURCES.get(data.source)
     value = getattr(data, kind.place) if kind is not None and kind.place is not None else []
     return value if isinstance(value, list) else [value]
 
@@ -123,7 +123,7 @@ def check_paths(config: Config, *, use: "Use" = "train") -> "Listing | None":
     Raises:
         UserError: The folder is missing, holds no images, or does not suit its use.
     """
-    kind = SOURCES.get(config.data.source)
+    kind = DATA_SOURCES.get(config.data.source)
     listing = None
     if kind is not None and kind.check is not None:
         listing = kind.check(**kind.specific_settings(config.data), use=use)

@@ -40,11 +40,11 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=home_path, metavar="DIR", help="default: beside EMBEDDINGS, NAME-classify")
     given = parser.read(argv)
 
-    from finetune.embeddings.embeddings import naming
+    from finetune.embeddings.embeddings import errors_naming
     from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
-    with naming(file):
+    with errors_naming(file):
         return _classify(given, file)
 
 

@@ -49,11 +49,11 @@ def run(argv: Sequence[str]) -> int:
     if given.clusters is not None and given.method != "kmeans":
         parser.error(f"--clusters {given.clusters}: belongs to --method kmeans; hdbscan finds the number itself")
 
-    from finetune.embeddings.embeddings import naming
+    from finetune.embeddings.embeddings import errors_naming
     from finetune.embeddings.files import check_embeddings_file
 
     file = check_embeddings_file(given.embeddings)
-    with naming(file):
+    with errors_naming(file):
         return _cluster(given, file)
 
 

@@ -22,7 +22,7 @@ from finetune.plain import to_plain
 
 if TYPE_CHECKING:
     from finetune.phases import ResolvedPhase
-    from finetune.training.lr_finder import Sweep
+    from finetune.training.lr_finder import RangeTest
 
 ABOUT = """\
 Find a learning rate: the rates of all stages rise together, in constant ratios, while a few batches are trained on; then
@@ -32,7 +32,7 @@ lr_find.csv, lr_find.json and lr_find.svg. Takes the same settings as finetune t
 
 log = logging.getLogger(__name__)
 
-# a sweep of fewer steps is called rough
+# a range test of fewer steps is called rough
 _FEW_STEPS = 50
 
 
@@ -148,7 +148,7 @@ def task(config: Config, *, options: Options) -> int:
         f"{phase.batch_size * phase.accumulate} images, rates from {options.lowest:g} to {options.highest:g}"
     )
     with quiet_lightning():
-        sweep = find_rate(
+        test = find_rate(
             classifier=parts.classifier,
             data=parts.data,
             phase=phase,
@@ -160,27 +160,27 @@ def task(config: Config, *, options: Options) -> int:
             highest=options.highest,
             steps=options.steps,
         )
-    if len(sweep.losses) < 3:
+    if len(test.losses) < 3:
         raise UserError(
-            f"--lowest {options.lowest:g}: the loss diverged after {len(sweep.losses)} steps. Start at a lower rate, or "
+            f"--lowest {options.lowest:g}: the loss diverged after {len(test.losses)} steps. Start at a lower rate, or "
             "check the data: finetune plan shows what is trained."
         )
-    if sweep.diverged:
-        show(f"stopped after {len(sweep.losses)} steps: the loss diverges at a rate of {sweep.rates[-1]:.3g}")
+    if test.diverged:
+        show(f"stopped after {len(test.losses)} steps: the loss diverges at a rate of {test.rates[-1]:.3g}")
     with make_run_dir(config, folder) as made:
-        tell(sweep, config=config, number=number, words=words, folder=made)
+        report_range_test(test, config=config, number=number, words=words, folder=made)
     return 0
 
 
-def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], folder: Path) -> None:
+def report_range_test(test: "RangeTest", *, config: Config, number: int, words: Sequence[str], folder: Path) -> None:
     """Print the suggestions, and write the table, the numbers and the chart."""
     from finetune.atomic_files import write_json, write_text
     from finetune.report.lr_find_chart import write_lr_find_chart
     from finetune.terminal_log import show
     from finetune.training.lr_finder import table
 
-    suggestions = sweep.suggestions()
-    rows = table(sweep)
+    suggestions = test.suggestions()
+    rows = table(test)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -189,41 +189,41 @@ def tell(sweep: "Sweep", *, config: Config, number: int, words: Sequence[str], f
     described = {
         name: Suggestion(
             lr=rate,
-            stages=sweep.stage_rates(rate),
-            overrides=tuple(sweep.overrides(rate, number)),
-            command=command_with(sweep.overrides(rate, number), words),
+            stages=test.stage_rates(rate),
+            overrides=tuple(test.overrides(rate, number)),
+            command=command_with(test.overrides(rate, number), words),
         )
         for name, rate in suggestions.items()
     }
     write_json(
         folder / "lr_find.json",
         {
-            "phase": sweep.phase.name,
-            "fastest_stage": sweep.stage,
-            "configured": sweep.phase.rates(),
-            "steps": len(sweep.losses),
-            "diverged": sweep.diverged,
+            "phase": test.phase.name,
+            "fastest_stage": test.stage,
+            "configured": test.phase.rates(),
+            "steps": len(test.losses),
+            "diverged": test.diverged,
             "seed": config.seed,
             "suggestions": {name: to_plain(suggestion) for name, suggestion in described.items()},
         },
     )
     write_lr_find_chart(
         folder / "lr_find.svg",
-        rates=sweep.rates.tolist(),
-        losses=sweep.losses.tolist(),
-        smoothed=sweep.smoothed.tolist(),
+        rates=test.rates.tolist(),
+        losses=test.losses.tolist(),
+        smoothed=test.smoothed.tolist(),
         suggestions=suggestions,
-        stage=sweep.stage,
-        title=f"phase {number + 1} ({sweep.phase.name}) of schedule {config.schedule.name}",
+        stage=test.stage,
+        title=f"phase {number + 1} ({test.phase.name}) of schedule {config.schedule.name}",
     )
     for name, entry in described.items():
         show(f"{name:9} {', '.join(f'{stage} {rate:.3g}' for stage, rate in entry.stages.items())}")
-    if len(sweep.losses) < _FEW_STEPS:
+    if len(test.losses) < _FEW_STEPS:
         log.warning(
             "%s give a rough curve, and its suggestion may be far off. %s",
-            counted(len(sweep.losses), "step"),
-            f"Start at a lower rate: --lowest {sweep.rates[0] / 100:.3g}."
-            if sweep.diverged
+            counted(len(test.losses), "step"),
+            f"Start at a lower rate: --lowest {test.rates[0] / 100:.3g}."
+            if test.diverged
             else f"--steps {Options.steps}, the default, draws it well.",
         )
     if described:

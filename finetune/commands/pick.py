@@ -58,14 +58,14 @@ def run(argv: Sequence[str]) -> int:
     find_bundle(given.run)  # reports a wrong path before torch builds a network
     paths = find_images(given.images)
 
-    from finetune.inference.pick import left_out, nothing_left
+    from finetune.inference.pick import left_out_in_words, nothing_left_in_words
     from finetune.inference.torch_engine import TorchEngine
     from finetune.runners.pick import pick_for_run
 
     engine = TorchEngine(given.run, modules=modules_of(given.run, trust=given.trust))
     picked = pick_for_run(given.run, engine, paths, given.count, batch_size=given.batch_size, seed=given.seed)
     if not picked.images:
-        raise RunError(f"{' '.join(given.images)}: {nothing_left(picked)}")
+        raise RunError(f"{' '.join(given.images)}: {nothing_left_in_words(picked)}")
 
     from finetune.atomic_files import atomic_path, write_text
 
@@ -75,8 +75,8 @@ def run(argv: Sequence[str]) -> int:
     some = "" if picked.compared == picked.labelled else f"{picked.compared:,} of "
     beside = f", beside {some}{counted(picked.labelled, 'image')} with labels" if picked.labelled else ""
     print(f"{counted(len(picked.images), 'image')} of {picked.pool:,} to label{beside}: {given.output}")
-    if left_out(picked):
-        print(left_out(picked))
+    if left_out_in_words(picked):
+        print(left_out_in_words(picked))
     if given.sheet is not None:
         write_text(given.sheet, _sheet(picked, engine, model=Path(given.run).name))
         print(f"sheet: {given.sheet}")

@@ -51,13 +51,13 @@ def run(argv: Sequence[str]) -> int:
     given = parser.read(argv)
     _check(given, parser)
 
-    from finetune.embeddings.embeddings import naming
+    from finetune.embeddings.embeddings import errors_naming
     from finetune.embeddings.files import check_embeddings_file
     from finetune.embeddings.search_hits import check_hits_output
 
     check_hits_output(given.output)
     check_embeddings_file(given.embeddings)
-    with naming(given.embeddings):
+    with errors_naming(given.embeddings):
         return _search(given)
 
 

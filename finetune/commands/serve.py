@@ -107,7 +107,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
 
     from finetune.inference.http_server import BoundedServer, connection_with, end_now
     from finetune.inference.serve import Limits, Server
-    from finetune.inference.serve_pages import serve_pages
+    from finetune.inference.serve_pages import render_pages
 
     limits = Limits(
         upload_bytes=int(given.max_upload_mb * 2**20),
@@ -124,7 +124,7 @@ def _serve(given: argparse.Namespace, engine: "TorchEngine | OnnxEngine", listen
         raise _cannot_listen(given.host, given.port, error) from None
     host, port = listening.getsockname()[:2]
     print(f"serving {given.run} at http://{host}:{port}/predict (a page to try it: http://{host}:{port}/)", flush=True)
-    pages = serve_pages(
+    pages = render_pages(
         name=Path(given.run).resolve().name,
         classes=engine.classes,
         multi_label=engine.multi_label,

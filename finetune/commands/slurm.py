@@ -1,7 +1,7 @@
 """Jobs of SLURM: requeue one that was stopped by a signal, and know those of a sweep that have ended.
 
-Lightning's own handler of the signal is off (:func:`finetune.training.interruption.leave_signals_alone`): it writes another
-checkpoint, ``hpc_ckpt_1.ckpt``, which the next phase then takes for its own (lightning#10601).
+Lightning's own handler of the signal is off (:func:`finetune.training.interruption.disable_lightning_signal_handlers`): it writes
+another checkpoint, ``hpc_ckpt_1.ckpt``, which the next phase then takes for its own (lightning#10601).
 """
 
 import os

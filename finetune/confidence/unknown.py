@@ -136,14 +136,14 @@ def fit_unknown(train_ND: Floats, targets_N: npt.NDArray[np.integer], val_ND: Fl
             f"it takes {needed:,} validation images to accept {accept:.4g} of them, and there are {len(val_ND):,}"
         )
     classes_K, targets_N = np.unique(targets_N, return_inverse=True)
-    unit_ND = _unit(train_ND)
+    unit_ND = unit_length(train_ND)
     means_KD = np.stack([unit_ND[targets_N == number].mean(0) for number in range(len(classes_K))])
     gaussian = _fit_covariance(unit_ND - means_KD[targets_N])
     if gaussian is None:
         return _unsupported("the features of the training images of a class do not differ")
     directions_RD, variances_R, rest = gaussian
     precision_DD = _Precision(directions_RD, 1 / variances_R, 1 / rest)
-    distances_N = np.sqrt(precision_DD.squared_distances(_unit(val_ND), means_KD).min(1))
+    distances_N = np.sqrt(precision_DD.squared_distances(unit_length(val_ND), means_KD).min(1))
     threshold = float(np.sort(distances_N)[math.ceil(round((len(val_ND) + 1) * accept, 6)) - 1])
     if threshold <= 0:
         return _unsupported("the features of the validation images do not differ from the class means")
@@ -166,7 +166,8 @@ def _unsupported(why: str) -> UnknownFit:
     return UnknownFit(score=None, threshold=None, why_not=why)
 
 
-def _unit(features_ND: Floats) -> npt.NDArray[np.float64]:
+def unit_length(features_ND: Floats) -> npt.NDArray[np.float64]:
+    """Return features scaled to length one; zeros stay."""
     features_ND = features_ND.astype(np.float64)
     return np.asarray(features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), _TINY))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.augment_settings import augment_settings
 from finetune.config.schema import Config, PhaseSettings, setting_of
-from finetune.data.sources import SOURCES
+from finetune.data.sources import DATA_SOURCES
 from finetune.errors import ConfigError, UserError, did_you_mean, shortened
 from finetune.models.adaptations import ADAPTATIONS
 from finetune.models.pools import POOLS
@@ -173,7 +173,7 @@ def check(config: Config) -> None:
     for name in names:
         if not name or any(letter in name for letter in "/\\=") or name.startswith("."):
             problems.append(f"schedule.phases: {name!r} becomes a folder name and cannot contain '/', '\\' or '='.")
-    if (kind := SOURCES.get(config.data.source)) is not None:
+    if (kind := DATA_SOURCES.get(config.data.source)) is not None:
         problems += [
             f"data.{key}: must be given. Set data.{key}={what}."
             for key, what in kind.needs.items()

@@ -14,7 +14,7 @@ from finetune.augment_settings import AUGMENTS
 from finetune.config.groups import group_choices, phase_names
 from finetune.config.keys import all_keys, find_key, path_keys, type_of
 from finetune.config.timm_names import is_timm_name, timm_names
-from finetune.data.sources import ANY_FOLDER, SOURCES, place_settings, recognised
+from finetune.data.sources import ANY_FOLDER, DATA_SOURCES, place_settings, recognised
 from finetune.errors import ConfigError, did_you_mean, first_line
 from finetune.foreign_words import FOREIGN, MISPLACED
 from finetune.near_paths import near_path
@@ -247,7 +247,7 @@ def data_words(place: str) -> list[str]:
     """
     typed = Path(place)
     name = recognised(typed.expanduser()) or ANY_FOLDER
-    return [f"data={name}", f"data.{SOURCES[name].place}={quoted(typed)}"]
+    return [f"data={name}", f"data.{DATA_SOURCES[name].place}={quoted(typed)}"]
 
 
 def moved_data(word: str) -> str:
@@ -259,7 +259,7 @@ def moved_data(word: str) -> str:
     path = Path(word).expanduser()
     if "=" in word and not path.exists():
         return word
-    return f"data.{SOURCES[recognised(path) or ANY_FOLDER].place}={quoted(word)}"
+    return f"data.{DATA_SOURCES[recognised(path) or ANY_FOLDER].place}={quoted(word)}"
 
 
 class _Reader:
@@ -356,7 +356,7 @@ class _Reader:
         if group == "data" and len(strange) == len(parts) and all(looks_like_a_path(part) for part in parts):
             if len(parts) == 1:
                 return data_words(value)
-            place = SOURCES[ANY_FOLDER].place
+            place = DATA_SOURCES[ANY_FOLDER].place
             return [f"data={ANY_FOLDER}", f"data.{place}={','.join(quoted(Path(part)) for part in parts)}"]
         if group == "augment" and len(parts) == 1 and value in AUGMENTS:
             return self._checked(f"{sign}data.augment={value}", "data.augment")

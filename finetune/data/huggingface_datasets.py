@@ -22,7 +22,7 @@ from finetune.data.index import SPLITS, Index
 from finetune.data.label_cells import LabelColumn, hidden_labels
 from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes, without_rows
 from finetune.data.path_table import path_table
-from finetune.data.scan import Facts, facts_of_bytes, gather_by
+from finetune.data.scan import Facts, facts_of_bytes, scan_by
 from finetune.data.scan_cache import STAMP_TYPE, cached_facts_by, file_stamp
 from finetune.data.split_names import split_names
 from finetune.errors import UserError, did_you_mean, first_line
@@ -247,19 +247,19 @@ class _Cells:
     def facts(self, folder: str, *, max_pixels: int) -> Facts:
         """Return the facts of all images; those of unchanged Arrow files come from the scan cache."""
 
-        def gather_rows(rows: npt.NDArray[np.int64]) -> Facts:
+        def scan_rows(rows: npt.NDArray[np.int64]) -> Facts:
             def fill(table: npt.NDArray[np.void], positions: range) -> list[str]:
                 cells = self._read(rows[positions.start : positions.stop])
                 return [
                     _fill(table[number : number + 1], cell, max_pixels=max_pixels) for number, cell in enumerate(cells)
                 ]
 
-            return gather_by(fill, len(rows))
+            return scan_by(fill, len(rows))
 
         if not all(table.cache_files for table in self._tables):
             # tables in memory have nothing to tell whether they changed
-            return gather_rows(np.arange(len(self._places)))
-        return cached_facts_by(gather_rows, self._stamps(), name=f"{max_pixels}\0{folder}\0{self._column}")
+            return scan_rows(np.arange(len(self._places)))
+        return cached_facts_by(scan_rows, self._stamps(), name=f"{max_pixels}\0{folder}\0{self._column}")
 
     def _read(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
         """Return some cells, in order."""

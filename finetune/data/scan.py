@@ -118,7 +118,7 @@ class Facts:
         return Facts(self.table[rows], self.problems)
 
 
-def gather(
+def scan_files(
     root: str, paths: PathTable, rows: npt.NDArray[np.int64] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Facts:
     """Scan files: open each and record its facts.
@@ -137,10 +137,10 @@ def gather(
             for number, position in enumerate(positions)
         ]
 
-    return gather_by(fill, len(chosen))
+    return scan_by(fill, len(chosen))
 
 
-def gather_by(fill: Callable[[Table, range], list[str]], count: int) -> Facts:
+def scan_by(fill: Callable[[Table, range], list[str]], count: int) -> Facts:
     """Gather facts with several threads.
 
     Args:

@@ -23,7 +23,7 @@ from finetune.atomic_files import atomic_path
 from finetune.cache_dir import cache_folder
 from finetune.data.image_file import MAX_PIXELS
 from finetune.data.path_table import PathTable
-from finetune.data.scan import FACT_TYPE, Facts, gather
+from finetune.data.scan import FACT_TYPE, Facts, scan_files
 from finetune.errors import FileError
 from finetune.safe_files import check_zip, open_regular, parse_json
 
@@ -42,19 +42,19 @@ STAMP_TYPE = np.dtype(
 def cached_facts(root: str, paths: PathTable, *, max_pixels: int = MAX_PIXELS) -> Facts:
     """Return the facts of all files, opening only those that are new or changed since the last scan."""
     return cached_facts_by(
-        lambda rows: gather(root, paths, rows, max_pixels=max_pixels),
+        lambda rows: scan_files(root, paths, rows, max_pixels=max_pixels),
         _stamps(root, paths),
         name=f"{max_pixels}\0{root}",
     )
 
 
 def cached_facts_by(
-    gather_rows: Callable[[npt.NDArray[np.int64]], Facts], stamps: npt.NDArray[np.void], *, name: str
+    scan_rows: Callable[[npt.NDArray[np.int64]], Facts], stamps: npt.NDArray[np.void], *, name: str
 ) -> Facts:
     """Return the facts of all images, gathering those whose stamps are new.
 
     Args:
-        gather_rows: Returns the facts of some rows, in their order.
+        scan_rows: Returns the facts of some rows, in their order.
         stamps: Stamp of each image, array of ``STAMP_TYPE`` (N,).
         name: Name of the data set, the same from run to run.
     """
@@ -75,7 +75,7 @@ def cached_facts_by(
             table[~fresh] = old.table[candidate[~fresh]]
     rows = np.flatnonzero(fresh)
     if len(rows):
-        new = gather_rows(rows)
+        new = scan_rows(rows)
         # codes of new problems follow those in the cache
         codes = np.array([0, *(problems.setdefault(reason, len(problems) + 1) for reason in new.problems)], np.uint32)
         table[rows] = new.table

@@ -30,7 +30,7 @@ class EmbeddingsError(UserError):
     """Raised for embeddings that do not suit what is asked of them, by code that does not know their file.
 
     Args:
-        problem: Message without the name of the file, which :func:`naming` adds.
+        problem: Message without the name of the file, which :func:`errors_naming` adds.
     """
 
     def __init__(self, problem: str) -> None:
@@ -39,7 +39,7 @@ class EmbeddingsError(UserError):
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def errors_naming(path: str | Path) -> Iterator[None]:
     """Name the file of embeddings in the messages about them."""
     try:
         yield

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune.confidence.thresholds import labels_shown
+from finetune.confidence.unknown import unit_length
 from finetune.counted import counted
 from finetune.data.image_file import UnreadableImage, content_hash, read_image_file
 from finetune.data.image_source import FileSource, Source
@@ -63,7 +64,7 @@ class Picked:
         compared: Images with labels that they were compared with.
         labelled: Images that have labels.
         copies: Images left out because another has the same pixels.
-        known: Images left out because they, or others of the same pixels, have labels already.
+        already_labelled: Images left out because they, or others of the same pixels, have labels already.
         unreadable: Files that cannot be read, each with the reason.
     """
 
@@ -72,7 +73,7 @@ class Picked:
     compared: int
     labelled: int
     copies: int
-    known: int
+    already_labelled: int
     unreadable: tuple[tuple[str, str], ...]
 
 
@@ -167,7 +168,7 @@ def pick(
         compared=len(taught.names),
         labelled=0 if labelled is None else len(labelled.source.index),
         copies=pool.copies,
-        known=named + pool.known,
+        already_labelled=named + pool.already_labelled,
         unreadable=tuple(pool.unreadable),
     )
 
@@ -180,19 +181,19 @@ def _content(path: str, *, max_pixels: int) -> bytes:
         return b""
 
 
-def left_out(picked: Picked) -> str:
+def left_out_in_words(picked: Picked) -> str:
     """Return in words which images were not chosen from; empty for none."""
     parts = [
         f"{counted(picked.copies, 'copy', 'copies')}" if picked.copies else "",
-        f"{counted(picked.known, 'image')} of the run's own data" if picked.known else "",
+        f"{counted(picked.already_labelled, 'image')} of the run's own data" if picked.already_labelled else "",
         f"{counted(len(picked.unreadable), 'unreadable file')}" if picked.unreadable else "",
     ]
     return f"left out: {', '.join(filter(None, parts))}" if any(parts) else ""
 
 
-def nothing_left(picked: Picked) -> str:
+def nothing_left_in_words(picked: Picked) -> str:
     """Return in words that no image is left to choose from, and why."""
-    return f"nothing to choose from. {left_out(picked) or 'No image is there.'}"
+    return f"nothing to choose from. {left_out_in_words(picked) or 'No image is there.'}"
 
 
 class _Reading:
@@ -209,7 +210,7 @@ class _Reading:
         self.seen: set[bytes] = set()
         self.names: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
-        self.copies = self.known = 0
+        self.copies = self.already_labelled = 0
         self._features: list[Floats] = []
 
     def read(self, items: Iterable[Item], read: Callable[[Item], Tensor], *, name: Callable[[Item], str]) -> None:
@@ -228,7 +229,7 @@ class _Reading:
                     continue
                 digest = hashlib.blake2b(result.value.numpy().tobytes(), digest_size=16).digest()
                 if digest in self._labelled:
-                    self.known += 1
+                    self.already_labelled += 1
                     continue
                 if digest in self.seen:
                     self.copies += 1
@@ -274,7 +275,7 @@ def typical(pool_ND: Floats, labelled_MD: Floats, count: int, *, seed: int) -> l
     """
     from sklearn.cluster import KMeans
 
-    points = _unit(np.concatenate([labelled_MD, pool_ND]))
+    points = unit_length(np.concatenate([labelled_MD, pool_ND]))
     clusters = min(len(labelled_MD) + count, MOST_CLUSTERS, len(points))
     found = KMeans(clusters, n_init=1, random_state=seed).fit_predict(points)
     of_labelled, of_pool = found[: len(labelled_MD)], found[len(labelled_MD) :]
@@ -291,11 +292,6 @@ def typical(pool_ND: Floats, labelled_MD: Floats, count: int, *, seed: int) -> l
         if not waiting[number]:
             del waiting[number]
     return chosen
-
-
-def _unit(features_ND: Floats) -> npt.NDArray[np.float64]:
-    features_ND = features_ND.astype(np.float64)
-    return np.asarray(features_ND / np.maximum(np.linalg.norm(features_ND, axis=1, keepdims=True), 1e-12))
 
 
 def _by_typicality(points_ND: Floats, members: npt.NDArray[np.int64]) -> list[int]:

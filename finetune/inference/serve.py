@@ -92,7 +92,7 @@ class Server:
         limits: Limits on uploads, and batch settings.
         log: Function that is called with one line of JSON per request.
         allowed_hosts: Host names that requests may use besides loopback names and IP addresses; ``*`` allows any.
-        pages: Files to serve, by their path; see :func:`finetune.inference.serve_pages.serve_pages`.
+        pages: Files to serve, by their path; see :func:`finetune.inference.serve_pages.render_pages`.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class ServedPage:
     media_type: str
 
 
-def serve_pages(
+def render_pages(
     *,
     name: str,
     classes: Sequence[str],

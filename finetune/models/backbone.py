@@ -24,7 +24,8 @@ class Backbone(nn.Module):
 
     Args:
         net: Network of the library, with its classifier removed.
-        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`, or ``own`` for a user-supplied module.
+        source: Library of the network, one of :data:`finetune.models.sources.NETWORK_SOURCES`, or ``own`` for a user-supplied
+            module.
         name: Name of the network in that library; of a user-supplied module, its class.
         kwargs: Further keywords of its constructor; plain values.
         stage_map: Stage of each parameter and module.

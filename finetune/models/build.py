@@ -38,7 +38,7 @@ def build_backbone(
             ``(B, D, h, w)``, which are averaged over their pixels.
         weights: ``none`` (random, from ``seed``), or a value that :func:`finetune.models.pretrained.load_weights`
             takes: ``imagenet``, a path, ... None: ``imagenet`` for a library's network; a module keeps those it has.
-        source: Library of the network, one of :data:`finetune.models.sources.SOURCES`; of no meaning for a module.
+        source: Library of the network, one of :data:`finetune.models.sources.NETWORK_SOURCES`; of no meaning for a module.
         stages: For a module: the child modules of each stage, in order from the input, for instance
             ``{"stem": ["conv1", "bn1"], "layer1": ["layer1"]}``. Together they hold every parameter once.
         input_spec: For a module: input that its weights expect. None: 224 x 224 pixels, three channels, ImageNet's mean

@@ -145,7 +145,7 @@ def _settings(named: Config, classifier: "Classifier", *, precision: str) -> "Ru
         cache_limit_bytes=int(named.cache.max_gb * 1e9),
         compiled=compiled,
         calibrate=named.calibrate,
-        fit_thresholds=classifier.multi_label and named.thresholds == "f1",
+        fits_thresholds=classifier.multi_label and named.thresholds == "f1",
         timeout_s=timeout_s(named),
         accept_known=named.accept_known,
         facts=RunFacts(

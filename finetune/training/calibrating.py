@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from finetune.confidence.temperature import fit_temperature
-from finetune.confidence.thresholds import fit_thresholds as fit
+from finetune.confidence.thresholds import fit_thresholds
 from finetune.metrics import metrics_of_outputs
 from finetune.models.classifier import Classifier
 from finetune.results import Calibration, DecisionThresholds
@@ -56,7 +56,7 @@ def calibrate(
     return calibration, calibrated
 
 
-def fit_thresholds(
+def apply_thresholds(
     classifier: Classifier,
     evaluated: Mapping[str, SplitEvaluation],
     *,
@@ -73,7 +73,7 @@ def fit_thresholds(
         What was fitted, and metrics and outputs of the network with it.
     """
     val = evaluated["val"].outputs
-    fitted = fit(classifier.probabilities(val["logits"]).numpy(), val["targets"].numpy())
+    fitted = fit_thresholds(classifier.probabilities(val["logits"]).numpy(), val["targets"].numpy())
     thresholds = DecisionThresholds(
         values=fitted.thresholds,
         images=len(val["rows"]),

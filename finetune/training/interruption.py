@@ -68,7 +68,7 @@ class Interruption:
         # Lightning turns a KeyboardInterrupt into SystemExit(1); torch's writers turn one into an error of their own
         hidden = self._raised and isinstance(error, Exception) and not isinstance(error, (UserError, RunError))
         if isinstance(error, (KeyboardInterrupt, SystemExit)) or hidden:
-            raise self.stopped() from None
+            raise self.interruption_error() from None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -80,9 +80,9 @@ class Interruption:
             return
         self.number, self._since = number, time.monotonic()
         if not self._training:
-            raise self.stopped()
+            raise self.interruption_error()
 
-    def stopped(self, number: int | None = None) -> Interrupted:
+    def interruption_error(self, number: int | None = None) -> Interrupted:
         """Return the exception that ends the run.
 
         Args:
@@ -112,7 +112,7 @@ class Interruption:
             Interrupted: A signal has arrived.
         """
         if self.number:
-            raise self.stopped()
+            raise self.interruption_error()
 
     def agreed(self, trainer: pl.Trainer) -> int:
         """Return the number of the signal that any process of the run has received, the same on all of them; 0 for none.
@@ -125,7 +125,7 @@ class Interruption:
         return self.number
 
 
-def leave_signals_alone(trainer: pl.Trainer) -> None:
+def disable_lightning_signal_handlers(trainer: pl.Trainer) -> None:
     """Keep Lightning from installing its own signal handlers; :class:`Interruption` stops the run instead.
 
     Lightning's handler of SIGTERM broadcasts from inside the handler, whatever the processes are doing at that moment, and the

@@ -21,27 +21,27 @@ from finetune.data.loading import Batch
 from finetune.models.classifier import Classifier
 from finetune.phases import ResolvedPhase
 from finetune.training.freezing import apply_phase, module_mode_flags
-from finetune.training.interruption import Interruption, leave_signals_alone
+from finetune.training.interruption import Interruption, disable_lightning_signal_handlers
 from finetune.training.low_rank import low_rank
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.phase_module import FitSettings, PhaseModule
 from finetune.training.quiet_lightning import QUIET_TRAINER
 
 Curve = npt.NDArray[np.float64]
-# fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the sweep
+# fastai's constants (callback/schedule.py): smoothing of the running loss, and the multiple of its minimum that ends the test
 _KEPT, _DIVERGED = 0.98, 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """Holds the rates and losses of a sweep.
+class RangeTest:
+    """Holds the rates and losses of a range test.
 
     Args:
         phase: Phase whose rates were swept.
         stage: Trainable stage with the highest rate, which stands for all of them.
         rates: Rate of that stage at each step.
         losses: Training loss of each step.
-        diverged: Whether the sweep ended early, because the loss was not finite or far above its minimum.
+        diverged: Whether the range test ended early, because the loss was not finite or far above its minimum.
     """
 
     phase: ResolvedPhase
@@ -88,7 +88,7 @@ def _short(rate: float) -> str:
 def smooth(losses: Curve) -> Curve:
     """Return a weighted mean around each step, with a Gaussian whose width is a 25th of the steps.
 
-    fastai plots a running mean, which lags: its value at a rate comes from lower rates. After the sweep both sides are known,
+    fastai plots a running mean, which lags: its value at a rate comes from lower rates. After the test both sides are known,
     so no lag is needed. Losses are clipped to twice those at the start, so that the divergence at the end does not affect the
     rates before it.
     """
@@ -137,7 +137,7 @@ def valley(losses: Curve) -> int | None:
     return slope[len(slope) // 2]
 
 
-class RateSweep(PhaseModule):
+class RangeTestModule(PhaseModule):
     """Trains a phase at rates that grow by a constant factor per step, until the loss diverges.
 
     Args:
@@ -191,7 +191,7 @@ class RateSweep(PhaseModule):
         return {stage: rate * factor for stage, rate in rates.items()}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Return no callbacks: a sweep is meant to diverge, and writes nothing."""
+        """Return no callbacks: a range test is meant to diverge, and writes nothing."""
         return []
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
@@ -248,11 +248,11 @@ def find_rate(
     lowest: float = 1e-7,
     highest: float = 10.0,
     steps: int = 100,
-) -> Sweep:
-    """Sweep the rates of a phase on its own first batches; the network is left unchanged.
+) -> RangeTest:
+    """Raise the rates of a phase on its own first batches; the network is left unchanged.
 
     Args:
-        classifier: Network with the weights from which to sweep.
+        classifier: Network with the weights from which to start.
         data: Batches of the run.
         phase: Phase whose stages, optimizer, loss, mixing and clipping are used.
         seed: Seed of the run; batches and views are those that the phase would train on.
@@ -267,7 +267,7 @@ def find_rate(
     with low_rank(classifier, phase, seed=seed, merge=False), restoring_state(classifier):
         apply_phase(classifier, phase)
         data.begin_phase(name=phase.name, batch_size=phase.batch_size, augment=phase.augment)
-        module = RateSweep(
+        module = RangeTestModule(
             lowest=lowest,
             highest=highest,
             steps=steps,
@@ -287,11 +287,11 @@ def find_rate(
             use_distributed_sampler=False,
             **QUIET_TRAINER,
         )
-        leave_signals_alone(trainer)
+        disable_lightning_signal_handlers(trainer)
         with Interruption("nothing is kept; the same command begins again"):
             trainer.fit(module, datamodule=data)
     rates = phase.rates()
-    return Sweep(
+    return RangeTest(
         phase=phase,
         stage=max(rates, key=lambda stage: rates[stage]),
         rates=np.array([module.rate_at(step) for step in range(len(module.losses))]),
@@ -300,10 +300,10 @@ def find_rate(
     )
 
 
-def table(sweep: Sweep) -> list[dict[str, float]]:
+def table(test: RangeTest) -> list[dict[str, float]]:
     """Return one row per step: the rate of every stage, the loss and the smoothed loss."""
-    stages: Sequence[dict[str, float]] = [sweep.stage_rates(float(rate)) for rate in sweep.rates]
+    stages: Sequence[dict[str, float]] = [test.stage_rates(float(rate)) for rate in test.rates]
     return [
         {"step": step, "loss": float(loss), "smoothed": float(mean)} | {f"lr/{s}": rate for s, rate in rates.items()}
-        for step, (rates, loss, mean) in enumerate(zip(stages, sweep.losses, sweep.smoothed, strict=True))
+        for step, (rates, loss, mean) in enumerate(zip(stages, test.losses, test.smoothed, strict=True))
     ]

@@ -19,7 +19,7 @@ from finetune.metrics import build_metrics, correct_predictions, split_metrics, 
 from finetune.models.classifier import Classifier
 from finetune.phases import ResolvedPhase
 from finetune.results import EpochRow, Offset
-from finetune.training.callbacks.checkpoint_contents import check_progress, naming
+from finetune.training.callbacks.checkpoint_contents import check_progress, errors_naming
 from finetune.training.callbacks.ema import StageEma
 from finetune.training.callbacks.epoch_log import EpochLog
 from finetune.training.callbacks.gradient_norms import GradientNorms
@@ -172,7 +172,7 @@ class PhaseModule(StagedModule):
             UserError: Lightning cannot resume from it.
         """
         try:
-            with naming(checkpoint):
+            with errors_naming(checkpoint):
                 yield
         except (UserError, RunError, OSError, MemoryError, torch.OutOfMemoryError):
             raise

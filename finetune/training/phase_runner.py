@@ -32,7 +32,7 @@ from finetune.errors import UserError
 from finetune.monitors import minimizes
 from finetune.phases import ResolvedPhase
 from finetune.results import Offset, PhaseResult
-from finetune.training.callbacks.checkpoint_contents import check_last, is_finished, naming, saved_processes
+from finetune.training.callbacks.checkpoint_contents import check_last, errors_naming, is_finished, saved_processes
 from finetune.training.callbacks.checkpoints import by_parameter, read_checkpoint
 from finetune.training.callbacks.progress_display import rates_in_words
 from finetune.training.epoch_history import EpochHistory
@@ -159,7 +159,7 @@ class PhaseRunner:
         file = self._context.phase_folder(number).last
         checkpoint = read_checkpoint(file)
         apply_phase(classifier, phase)
-        with naming(file):
+        with errors_naming(file):
             self._check_last(checkpoint, phase)
         return by_parameter(checkpoint["optimizer_states"][0], classifier, phase)
 
@@ -252,7 +252,7 @@ class PhaseRunner:
         module = self._module(cache, carried)
         checkpoint = read_checkpoint(self._folder.last) if os.path.lexists(self._folder.last) else None
         if checkpoint is not None:
-            with naming(self._folder.last):
+            with errors_naming(self._folder.last):
                 self._check_last(checkpoint, self._phase, averages=module.averages)
         optimizer_state: OptimizerState | None = None
         if checkpoint is not None and is_finished(checkpoint):

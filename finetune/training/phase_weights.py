@@ -17,7 +17,7 @@ from finetune.phases import ResolvedPhase
 from finetune.run_folder import PhaseFolder
 from finetune.safe_files import inside, load_tensors
 from finetune.safetensors_writer import write_tensors
-from finetune.training.callbacks.checkpoint_contents import check_best, check_tensors, naming, saved_averages
+from finetune.training.callbacks.checkpoint_contents import check_best, check_tensors, errors_naming, saved_averages
 from finetune.training.callbacks.checkpoints import read_checkpoint
 from finetune.training.freezing import tensors_of
 from finetune.training.staged_module import PREFIX, checkpoint_tensors
@@ -66,7 +66,7 @@ def restore_chosen_epoch(classifier: Classifier, phase: ResolvedPhase, folder: P
     chosen = folder.best if phase.restore == "best" else folder.last
     checkpoint, own = read_checkpoint(chosen), tensors_of(classifier, phase.train)
     averages: Mapping[str, torch.Tensor] | None = None
-    with naming(chosen):
+    with errors_naming(chosen):
         check_best(checkpoint, phase=phase.name, weights=checkpoint_tensors(classifier, phase))
         if phase.restore == "last" and phase.ema_decay:
             averages = saved_averages(checkpoint)

@@ -104,7 +104,7 @@ class RankMonitor:
         while (message := self._lost()) is None and self._has_other_ranks() and time.monotonic() < deadline:
             time.sleep(0.05)
         if message is not None and (number := self._signal()):
-            return self._interruption.stopped(number)
+            return self._interruption.interruption_error(number)
         broken = any(words in str(error) for words in _CONNECTION_LOST)
         if message is None and broken and dist.is_available() and dist.is_initialized():
             message = (
@@ -145,7 +145,7 @@ class RankMonitor:
             if self._over.wait(self._patience_s):
                 return
             # the main thread may hang in a call that no exception can interrupt
-            stopped = self._interruption.stopped(number) if (number := self._signal()) else None
+            stopped = self._interruption.interruption_error(number) if (number := self._signal()) else None
             text = str(stopped) if stopped is not None else f"{process_name()}: {message}\n{self._hint}"
             print(text, file=sys.stderr, flush=True)
             for process in self._processes():

@@ -35,7 +35,7 @@ from finetune.training.callbacks.checkpoint_contents import (
     check_rows,
     check_sums,
     check_tensors,
-    naming,
+    errors_naming,
 )
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, read_checkpoint
 from finetune.training.epoch_history import EpochHistory
@@ -348,7 +348,7 @@ def train_trials(
     epoch = steps = 0
     if os.path.lexists(checkpoint):
         saved = read_checkpoint(checkpoint)
-        with naming(checkpoint):
+        with errors_naming(checkpoint):
             heads.load(saved)
             steps = check_count(saved.get("steps"), "steps", most=total)
             epoch = check_count(saved.get("epoch"), "epoch", most=steps // per_epoch)

@@ -15,7 +15,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.memory_format import memory_format_for
 from finetune.plain import to_plain
 from finetune.results import PhaseResult, Results
-from finetune.training.calibrating import calibrate, fit_thresholds, with_probabilities
+from finetune.training.calibrating import apply_thresholds, calibrate, with_probabilities
 from finetune.training.eval_outputs import SplitEvaluation, Validation, save_outputs
 from finetune.training.evaluation import evaluate, require_finite
 from finetune.training.knowing import fit_curves, fit_unknown_images, rows_to_fit
@@ -117,8 +117,8 @@ class Run:
         evaluated = {split: evaluation for split, evaluation in evaluated.items() if split != "train"}
         if context.settings.calibrate:
             calibration, evaluated = calibrate(context.classifier, evaluated, user_metrics=context.make.metrics)
-        if context.settings.fit_thresholds:
-            thresholds, evaluated = fit_thresholds(context.classifier, evaluated, user_metrics=context.make.metrics)
+        if context.settings.fits_thresholds:
+            thresholds, evaluated = apply_thresholds(context.classifier, evaluated, user_metrics=context.make.metrics)
         fit_curves(context.classifier, evaluated)
         results = run_results(
             classifier=context.classifier,

@@ -21,7 +21,7 @@ from finetune.run_folder import PhaseFolder, RunFolder
 from finetune.training.callbacks.checkpoints import AtomicCheckpointIO, PhaseCheckpoints
 from finetune.training.callbacks.progress_display import EpochLines, PhaseProgressBar
 from finetune.training.heartbeats import heartbeats_of
-from finetune.training.interruption import Interruption, leave_signals_alone
+from finetune.training.interruption import Interruption, disable_lightning_signal_handlers
 from finetune.training.metrics_csv import MetricsCsv
 from finetune.training.param_groups import OptimizerFactory
 from finetune.training.quiet_lightning import QUIET_TRAINER
@@ -43,7 +43,7 @@ class RunSettings:
         cache_limit_bytes: Limit of the whole activation cache, in bytes.
         compiled: Whether ``torch.compile`` compiles the trainable part.
         calibrate: Whether a temperature is fitted on the validation images at the end.
-        fit_thresholds: Whether decision thresholds are; only for several labels.
+        fits_thresholds: Whether decision thresholds are; only for several labels.
         timeout_s: Seconds without a sign of life after which a process on another machine counts as gone.
         accept_known: Share of the validation images that count as known; None fits no score of unknown images.
     """
@@ -55,7 +55,7 @@ class RunSettings:
     cache_limit_bytes: int = 20 * 10**9
     compiled: bool = False
     calibrate: bool = True
-    fit_thresholds: bool = False
+    fits_thresholds: bool = False
     timeout_s: float = 300.0
     accept_known: float | None = 0.95
 
@@ -195,7 +195,7 @@ class RunSession:
         """
         context.data.check_processes(trainer.world_size, [phase.batch_size for phase in context.schedule])
         self.rank_monitor.watch(trainer.strategy.launcher)
-        leave_signals_alone(trainer)
+        disable_lightning_signal_handlers(trainer)
 
 
 @contextmanager

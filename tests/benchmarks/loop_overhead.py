@@ -27,7 +27,7 @@ from finetune.build.phases import build_phases
 from finetune.build.training import loss_of, optimizer_factory
 from finetune.config import compose
 from finetune.data.image_source import ArraySource, arrays_source
-from finetune.data.sources import SOURCES
+from finetune.data.sources import DATA_SOURCES
 from finetune.data.sources.kind import SourceKind
 from finetune.runners.train import train
 from finetune.split_settings import SplitSettings
@@ -114,7 +114,7 @@ def main() -> None:
     os.environ["FINETUNE_CACHE"] = "off"
     torch.set_num_threads(options.threads)
     source = memory_source(options.steps * options.batch)
-    SOURCES["memory"] = SourceKind(builder=lambda: lambda *, channels, split: source)
+    DATA_SOURCES["memory"] = SourceKind(builder=lambda: lambda *, channels, split: source)
     words = ["data=digits", "data.source=memory", "input.channels=3", f"input.size={SIZE}", "input.crop_pct=1.0"]
     words += ["data.augment=none", f"data.batch_size={options.batch}", "backbone.weights=embedded", "report=false"]
     words += [f"schedule={options.schedule}", "schedule.phases.0.epochs=1", f"trainer.precision={options.precision}"]

@@ -13,7 +13,7 @@ from finetune.config import compose
 from finetune.config.checks import split_settings
 from finetune.config.schema import Config, DataConfig
 from finetune.data.decode import DecodeOptions
-from finetune.data.sources import SOURCES
+from finetune.data.sources import DATA_SOURCES
 from finetune.errors import ConfigError, UserError
 from finetune.input_spec import InputSpec
 from finetune.split_settings import SplitSettings
@@ -111,7 +111,7 @@ def test_settings_of_the_splits_are_refused_before_the_data_is_looked_at():
 
 def test_every_setting_that_a_source_takes_is_a_key_of_the_configuration():
     keys = {field.name for field in fields(DataConfig)}
-    for name, kind in SOURCES.items():
+    for name, kind in DATA_SOURCES.items():
         assert set(kind.settings) <= keys, name
         built = set(inspect.signature(kind.builder()).parameters)
         # what a run hands over beside its settings

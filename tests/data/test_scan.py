@@ -12,7 +12,7 @@ from finetune.data.image_file import UnreadableImage, content_hash
 from finetune.data.image_folder import list_training_folders
 from finetune.data.path_table import path_table
 from finetune.data.perceptual_hash import distance, looks
-from finetune.data.scan import facts_of_arrays, gather
+from finetune.data.scan import facts_of_arrays, scan_files
 from finetune.data.scan_cache import cached_facts
 from finetune.data.sources.manifest import manifest_source
 from finetune.errors import FileError, UserError
@@ -32,13 +32,13 @@ def settle(folder):
 def opened(monkeypatch):
     """The paths that are opened from now on."""
     seen = []
-    original = facts_cache.gather
+    original = facts_cache.scan_files
 
     def spy(root, paths, rows, **options):
         seen.extend(paths[int(row)] for row in rows)
         return original(root, paths, rows, **options)
 
-    monkeypatch.setattr(facts_cache, "gather", spy)
+    monkeypatch.setattr(facts_cache, "scan_files", spy)
     return seen
 
 
@@ -53,7 +53,7 @@ def test_facts_say_what_the_files_are(tmp_path):
     }  # fmt: skip
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    facts = gather(str(tmp_path), path_table(files))
+    facts = scan_files(str(tmp_path), path_table(files))
     assert [facts.mode_of(row) for row in range(4)] == ["PNG RGB", "JPEG RGB", "GIF P", "PNG L"]
     assert facts.table["width"][:4].tolist() == [40, 24, 40, 6]
     assert facts.table["height"][:4].tolist() == [24, 40, 24, 5]
@@ -94,7 +94,7 @@ def test_only_new_changed_and_renamed_files_are_opened_again(tmp_path, opened):
     listing = list_training_folders(str(tmp_path))
     facts = cached_facts(listing.root, listing.paths)
     assert sorted(opened) == sorted([f"a/{first.name}", "a/renamed.png", "b/new.png"])
-    fresh = gather(listing.root, listing.paths)
+    fresh = scan_files(listing.root, listing.paths)
     assert (facts.table == fresh.table).all()
 
 
@@ -250,7 +250,7 @@ def test_memory_that_runs_out_is_no_fault_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.data.decode._pixels_of", fails)
     monkeypatch.setattr("finetune.data.decode._decode_with_pillow", fails)
     with pytest.raises(MemoryError):
-        gather(listing.root, listing.paths)
+        scan_files(listing.root, listing.paths)
 
 
 def test_a_path_with_a_null_byte_is_told_as_an_unreadable_file(tmp_path):

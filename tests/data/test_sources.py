@@ -10,7 +10,7 @@ from finetune.data.audit_text import short
 from finetune.data.decode import DecodeOptions
 from finetune.data.image_file import UnreadableImage
 from finetune.data.manifest import write_skipped
-from finetune.data.sources import SOURCES
+from finetune.data.sources import DATA_SOURCES
 from finetune.data.sources.digits import digits_source
 from finetune.data.sources.folder import folder_source
 from finetune.data.sources.manifest import manifest_source
@@ -216,7 +216,7 @@ def test_few_digits_are_read_by_their_own_row():
 
 
 def test_every_source_has_a_name_and_survives_the_way_to_a_worker(tmp_path):
-    assert {"folder", "manifest", "digits"} <= set(SOURCES)
+    assert {"folder", "manifest", "digits"} <= set(DATA_SOURCES)
     write_folder(tmp_path, {"a": 4, "b": 4})
     for source in (folder_source(root=str(tmp_path)), digits_source()):
         copy = pickle.loads(pickle.dumps(source))

@@ -31,7 +31,7 @@ from finetune.inference.answers import Answers
 from finetune.inference.batching import Batcher
 from finetune.inference.http_server import connection_with
 from finetune.inference.serve import Limits, Server
-from finetune.inference.serve_pages import serve_pages
+from finetune.inference.serve_pages import render_pages
 from finetune.inference.torch_engine import TorchEngine
 from tests.bundles import small_bundle
 from tests.export.odd_files import write_files
@@ -407,7 +407,7 @@ def test_an_address_that_another_server_takes_while_the_model_is_loaded_is_one_m
     assert f"--port {port}: cannot listen there. Address already in use" in capsys.readouterr().err
 
 
-PAGES = serve_pages(
+PAGES = render_pages(
     name="a <model>",
     classes=["a", "<b>", "c"],
     multi_label=False,
@@ -418,7 +418,7 @@ PAGES = serve_pages(
 
 
 def test_the_page_for_callers_has_lines_to_copy_with_the_address() -> None:
-    pages = serve_pages(
+    pages = render_pages(
         name="m", classes=["a"], multi_label=False, upload_bytes=9, top_k=1, address="http://127.0.0.1:8124"
     )
     page = pages["/docs"].content.decode()

@@ -15,7 +15,7 @@ from finetune.build.training import loss_of, optimizer_factory, trainer_factory
 from finetune.config import compose
 from finetune.data.sampling import TrainBatches
 from finetune.training.freezing import module_mode_flags
-from finetune.training.lr_finder import RateSweep, Sweep, find_rate, smooth, steepest, table, valley
+from finetune.training.lr_finder import RangeTest, RangeTestModule, find_rate, smooth, steepest, table, valley
 from finetune.training.quiet_lightning import quiet_lightning
 
 Words = Callable[..., list[str]]
@@ -29,7 +29,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def swept(words: list[str], *, number: int = 1, **settings: Any) -> tuple[Sweep, RunParts]:
+def swept(words: list[str], *, number: int = 1, **settings: Any) -> tuple[RangeTest, RunParts]:
     """A sweep of one phase of the network that overrides describe."""
     from pathlib import Path
 
@@ -65,9 +65,9 @@ def state_of(parts: RunParts) -> dict[str, Any]:
 def test_the_network_is_the_same_to_the_bit_afterwards(end: str, words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     rough = ["schedule.batch_norm=train", "schedule.mixup=0.4", "schedule.ema_decay=0.9", "head.drop_rate=0.3"]
     seen: dict[str, Any] = {}
-    real = RateSweep.training_step
+    real = RangeTestModule.training_step
 
-    def watched(self: RateSweep, batch: Any, batch_idx: int) -> Any:
+    def watched(self: RangeTestModule, batch: Any, batch_idx: int) -> Any:
         step = real(self, batch, batch_idx)
         now = {n: t.detach().numpy().tobytes() for n, t in self.classifier.state_dict().items()}
         seen.setdefault("first", now)
@@ -76,7 +76,7 @@ def test_the_network_is_the_same_to_the_bit_afterwards(end: str, words: Words, m
             raise OSError("no more")
         return step
 
-    monkeypatch.setattr(RateSweep, "training_step", watched)
+    monkeypatch.setattr(RangeTestModule, "training_step", watched)
     config = compose(words(*JOB, *rough))
     parts = assemble(config)
     # as a caller may have left it: one module training, one parameter frozen
@@ -101,13 +101,13 @@ def test_all_groups_rise_together_in_the_ratios_of_the_phase_as_the_optimizer_us
     words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[dict[str, float]] = []
-    real = RateSweep.optimizer_step
+    real = RangeTestModule.optimizer_step
 
-    def watched(self: RateSweep, *args: Any, **kwargs: Any) -> None:
+    def watched(self: RangeTestModule, *args: Any, **kwargs: Any) -> None:
         used.append({group["name"]: group["lr"] for group in self.trainer.optimizers[0].param_groups})
         real(self, *args, **kwargs)
 
-    monkeypatch.setattr(RateSweep, "optimizer_step", watched)
+    monkeypatch.setattr(RangeTestModule, "optimizer_step", watched)
     sweep, parts = swept(words(*JOB))
     rates = parts.phases[1].rates()
     assert sweep.stage == "head"
@@ -125,13 +125,13 @@ def test_it_sweeps_over_the_batches_that_the_phase_would_train_on(
     words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    real = RateSweep.training_step
+    real = RangeTestModule.training_step
 
-    def watched(self: RateSweep, batch: Any, batch_idx: int) -> Any:
+    def watched(self: RangeTestModule, batch: Any, batch_idx: int) -> Any:
         seen.append(batch.rows.tolist())
         return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(RateSweep, "training_step", watched)
+    monkeypatch.setattr(RangeTestModule, "training_step", watched)
     sweep, parts = swept(words(*JOB, "schedule.accumulate=2", "data.num_workers=2"), steps=10)
     # two batches a step; the odd one at an epoch's end is a step of its own
     batches = TrainBatches(rows=parts.source.index.rows("train"), batch_size=8, seed=0, phase="all")
@@ -171,7 +171,7 @@ def test_the_overrides_set_the_suggested_rates(own: list[str], words: Words) -> 
     phase = phase_of()
     rates = phase.rates()
     stage = max(rates, key=lambda name: rates[name])
-    sweep = Sweep(phase=phase, stage=stage, rates=np.ones(1), losses=np.ones(1), diverged=False)
+    sweep = RangeTest(phase=phase, stage=stage, rates=np.ones(1), losses=np.ones(1), diverged=False)
     wanted = sweep.stage_rates(0.037)
     assert wanted[stage] == pytest.approx(0.037)
     assert phase_of(*sweep.overrides(0.037, 1)).rates() == pytest.approx(wanted, rel=5e-3)
@@ -204,7 +204,7 @@ def test_an_explosion_does_not_reach_back_to_lower_rates() -> None:
 
 def test_a_loss_that_never_falls_has_no_suggestion(words: Words) -> None:
     phase = build_phases(compose(words(*JOB)), stages=("stem", "head"), network="two")[0]
-    rising = Sweep(
+    rising = RangeTest(
         phase=replace(phase), stage="head", rates=np.geomspace(1, 2, 20), losses=np.linspace(1, 2, 20), diverged=False
     )
     assert rising.suggestions() == {}

@@ -1,6 +1,6 @@
 """The kinds of data: ``data.source`` names one.
 
-A new one is a file like those beside this, and a line in :data:`SOURCES`; its settings are fields of ``DataConfig`` in
+A new one is a file like those beside this, and a line in :data:`DATA_SOURCES`; its settings are fields of ``DataConfig`` in
 ``config/schema.py``, and a preset is a file in ``conf/data/``.
 """
 
@@ -15,7 +15,7 @@ from finetune.data.sources.manifest import MANIFEST
 from finetune.data.sources.torchvision import TORCHVISION
 from finetune.errors import UserError, did_you_mean
 
-SOURCES: dict[str, SourceKind] = {
+DATA_SOURCES: dict[str, SourceKind] = {
     "folder": FOLDER,
     "manifest": MANIFEST,
     "digits": DIGITS,
@@ -30,7 +30,9 @@ ANY_FOLDER = "folder"
 
 def recognised(path: Path) -> str | None:
     """Return the name of the kind that recognises a file or folder as its own; None if none does, as for folders of images."""
-    return next((name for name, kind in SOURCES.items() if kind.recognises is not None and kind.recognises(path)), None)
+    return next(
+        (name for name, kind in DATA_SOURCES.items() if kind.recognises is not None and kind.recognises(path)), None
+    )
 
 
 def place_settings() -> tuple[str, ...]:
@@ -39,7 +41,7 @@ def place_settings() -> tuple[str, ...]:
     >>> place_settings()
     ('data.root', 'data.path')
     """
-    return tuple(dict.fromkeys(f"data.{kind.place}" for kind in SOURCES.values() if kind.place is not None))
+    return tuple(dict.fromkeys(f"data.{kind.place}" for kind in DATA_SOURCES.values() if kind.place is not None))
 
 
 def naming_settings() -> tuple[str, ...]:
@@ -48,7 +50,7 @@ def naming_settings() -> tuple[str, ...]:
     >>> naming_settings()
     ('data.root', 'data.path', 'data.name')
     """
-    return tuple(dict.fromkeys(f"data.{key}" for kind in SOURCES.values() for key in kind.needs))
+    return tuple(dict.fromkeys(f"data.{key}" for kind in DATA_SOURCES.values() for key in kind.needs))
 
 
 def source_kind(name: str) -> SourceKind:
@@ -62,6 +64,8 @@ def source_kind(name: str) -> SourceKind:
             "data.source='python': this run's images came from Python as an object, which no file holds. Give it again in "
             "Python, as data=, or give other data: data=DIR."
         )
-    if name not in SOURCES:
-        raise UserError(f"data.source={name!r}: not known. Sources: {', '.join(SOURCES)}.{did_you_mean(name, SOURCES)}")
-    return SOURCES[name]
+    if name not in DATA_SOURCES:
+        raise UserError(
+            f"data.source={name!r}: not known. Sources: {', '.join(DATA_SOURCES)}.{did_you_mean(name, DATA_SOURCES)}"
+        )
+    return DATA_SOURCES[name]

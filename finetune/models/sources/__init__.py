@@ -4,7 +4,8 @@ Each module has three functions: ``architecture(name, kwargs)`` builds a :class:
 random weights and downloads at most a configuration; ``load_imagenet(backbone, member)`` loads the library's own
 weights into it (``member`` names one of several; None is the default); ``network_alone(name, kwargs, channels, size)`` builds
 the network without this package, and is None where no library can. A new source is such a module, and a name in
-``SOURCES``; the text of ``backbone.source`` in ``config/schema.py`` names it, and a preset is a file in ``conf/backbone/``.
+``NETWORK_SOURCES``; the text of ``backbone.source`` in ``config/schema.py`` names it, and a preset is a file in
+``conf/backbone/``.
 """
 
 import importlib
@@ -18,7 +19,7 @@ from finetune.models.user_modules import OWN
 if TYPE_CHECKING:  # the modules of the sources import it
     from finetune.models.backbone import Backbone
 
-SOURCES = ("timm", "torchvision", "transformers", "residual")
+NETWORK_SOURCES = ("timm", "torchvision", "transformers", "residual")
 OWNED_KEYS = ("num_classes", "in_chans", "pretrained", "weights", "global_pool", "features_only")
 # keywords of timm's and torchvision's builders that open files or addresses, whose pickles may execute code
 FILE_KEYS = frozenset(
@@ -38,9 +39,9 @@ def source_module(source: str) -> ModuleType:
             "backbone.source='own': needs the class of the network. Give backbone._target_=my.module.Net and backbone.stages, "
             "or in Python finetune.build_backbone(module, stages={...})."
         )
-    if source not in SOURCES:
-        hint = did_you_mean(source, SOURCES)
-        raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(SOURCES)}.{hint}")
+    if source not in NETWORK_SOURCES:
+        hint = did_you_mean(source, NETWORK_SOURCES)
+        raise UserError(f"backbone.source={source!r}: unknown. Sources: {', '.join(NETWORK_SOURCES)}.{hint}")
     try:
         return importlib.import_module(f"finetune.models.sources.from_{source}")
     except ModuleNotFoundError as error:

@@ -26,7 +26,7 @@ class ContentsError(ValueError):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """Name the checkpoint in the message if a check in the block fails.
 
     Raises:

@@ -182,7 +182,7 @@ class PhaseCheckpoints(Checkpoint):
         self._interruption.where = (
             f"at step {trainer.global_step} of {module.total_steps} {self._interruption.where}{when}"
         )
-        raise self._interruption.stopped()
+        raise self._interruption.interruption_error()
 
     def _stop_in_validation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a checkpoint that is due for validation, and stop.
