@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from finetune.data.decode import DecodeOptions
     from finetune.data.image_source import Source
+    from finetune.data.listing import Use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,11 @@ class FitArguments:
         words, data = self._data()
         return words if data is None else None
 
-    def evaluation_source(self, *, read_as: "DecodeOptions | None" = None) -> "Source":
+    def evaluation_source(self, *, read_as: "DecodeOptions | None" = None, use: "Use" = "test") -> "Source":
         """Build the source of data that need not be valid for training.
 
         Args:
+            use: Purpose of the data.
             read_as: How images of more than 8 bits were read in training, for those given as objects or as files; an override
                 takes precedence. None reads them as new data.
 
@@ -83,10 +85,10 @@ class FitArguments:
         words, data = self._data()
         config = compose([*words, *self.words(), *self.overrides])
         if data is not None:
-            return self._source(data, config, decode_options=read_as)
+            return self._source(data, config, decode_options=read_as, use=use)
         if read_as is not None:
             read_as_trained(config, self.overrides, read_as)
-        return build_source(config, use="test", listing=check_paths(config, use="test"))
+        return build_source(config, use=use, listing=check_paths(config, use=use), download=True)
 
     def _data(self) -> tuple[list[str], Any]:
         """Return the words that name the data, and the data sets where they are objects."""
@@ -182,14 +184,18 @@ class FitArguments:
             raise UserError("data: this run's files are named in its configuration. Leave data= out.")
         return self._source(data, config)
 
-    def _source(self, data: Any, config: Config, *, decode_options: "DecodeOptions | None" = None) -> "Source":
+    def _source(
+        self, data: Any, config: Config, *, decode_options: "DecodeOptions | None" = None, use: "Use" = "train"
+    ) -> "Source":
         from finetune.config.checks import split_settings
         from finetune.data.decode import DecodeOptions
         from finetune.data.python_datasets import channels_of, dataset_source
 
         if decode_options is None:
             decode_options = DecodeOptions(channels=config.input.given_channels or channels_of(data))
-        return dataset_source(data, classes=self.classes, decode_options=decode_options, split=split_settings(config))
+        return dataset_source(
+            data, classes=self.classes, decode_options=decode_options, split=split_settings(config), use=use
+        )
 
     def _objects(self, config: Config, source: "Source | None") -> PythonObjects:
         from torch import nn

@@ -11,7 +11,7 @@ from finetune.arguments import public
 from finetune.errors import UserError, did_you_mean
 from finetune.html import html_text
 from finetune.ladder.networks import networks_chosen
-from finetune.ladder.strategies import PROBE_ALONE, STRATEGIES, LadderOptions
+from finetune.ladder.strategies import PROBE_ALONE, STRATEGIES, LadderOptions, refuse_own_settings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -149,6 +149,7 @@ def evaluate(
     """
     from finetune.api.settings import FitArguments
     from finetune.config import check_overrides
+    from finetune.data.python_datasets import class_names
     from finetune.inference.evaluate import evaluate_split
     from finetune.inference.trained_model import TrainedModel
     from finetune.models.modes import evaluating
@@ -163,13 +164,15 @@ def evaluate(
         raise UserError(
             "data: must be given for a classifier, which does not know what it was trained on. Give the data, or a run."
         )
-    words = [] if data is None else FitArguments(data=data).words_of_data()
+    words = [] if data is None else FitArguments(data=data, overrides=overrides).words_of_data()
     if words is not None and argument.folder is not None:
         accepted = check_overrides([*words, *overrides])
         return evaluate_run(argument.folder, accepted, split=split, trust=trust, load=argument.load)[0]
     loaded = argument.load()
     channels = loaded.input_spec.channels
-    arguments = FitArguments(data=data, channels=channels, classes=loaded.classes, overrides=overrides)
+    # numbers without names count as the model's classes; named classes are aligned by their names
+    classes = None if words is not None or class_names(data) else loaded.classes
+    arguments = FitArguments(data=data, channels=channels, classes=classes, overrides=overrides)
     source = arguments.evaluation_source(read_as=loaded.decode_options if isinstance(loaded, TrainedModel) else None)
     with evaluating(loaded):
         return evaluate_split(loaded, source, split)
@@ -274,6 +277,7 @@ def ladder(
     from finetune.api.settings import FitArguments
     from finetune.ladder.ladder import run_ladder
 
+    refuse_own_settings(overrides)
     chosen = tuple(STRATEGIES) if rungs is None else tuple(rungs)
     if unknown := [name for name in chosen if name not in STRATEGIES]:
         raise UserError(

@@ -13,7 +13,7 @@ from finetune.data.assign_splits import arrange
 from finetune.data.decode import DecodeOptions, to_tensor
 from finetune.data.image_file import content_hash
 from finetune.data.index import SPLITS, Index
-from finetune.data.listing import UNASSIGNED, Listing, check_classes
+from finetune.data.listing import UNASSIGNED, Listing, Use, check_classes
 from finetune.data.path_table import path_table
 from finetune.data.python_images import pixels_of
 from finetune.data.scan import Facts
@@ -60,6 +60,7 @@ def dataset_source(
     classes: Sequence[str] | None = None,
     decode_options: DecodeOptions = DecodeOptions(),
     split: SplitSettings = SplitSettings(),
+    use: Use = "train",
 ) -> DatasetSource:
     """Build a source from a data set, or from one for each split; every item is read once, to know its class and content.
 
@@ -68,6 +69,7 @@ def dataset_source(
         classes: Class names in the order of the numbers; None takes ``classes`` of the data set, or the numbers themselves.
         decode_options: Channels of the images.
         split: Rule for the splits that are not given.
+        use: Purpose of the data set.
 
     Raises:
         UserError: An item is not an image with a target, the classes do not fit, or an item differs each time it is read.
@@ -103,6 +105,7 @@ def dataset_source(
             targets=numbers,
             splits=np.array(splits, np.int8),
             given=tuple(name for name in SPLITS if name in by_split),
+            use=use,
         )
     )
     index, rows = arrange(listing, content=np.array(contents, np.uint64).reshape(-1, 2), split=split)
@@ -172,6 +175,14 @@ def _names(
     if len(names) < least or (numbers.ndim == 2 and len(names) != least):
         raise UserError(f"classes={shortened(names)}: must name {least} classes, as many as the targets have.")
     return names
+
+
+def class_names(data: Any) -> list[str]:
+    """Return the classes that data sets name, given as for :func:`dataset_source` or as a LightningDataModule; empty for none."""
+    if hasattr(data, "train_dataloader"):
+        data = datasets_of_module(data)
+    datasets = list(data.values()) if isinstance(data, Mapping) else [data]
+    return next((names for names in map(_classes_of, datasets) if names), [])
 
 
 def _classes_of(dataset: Any) -> list[str]:

@@ -1,5 +1,6 @@
 """The steps beside training, from Python: typed results that show themselves in a notebook, and figures."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 import finetune
 from finetune.errors import UserError
-from tests.api.test_fit import QUICK
+from tests.api.test_fit import QUICK, Pairs
 from tests.conftest import make_pets, write_images
 
 
@@ -73,6 +74,28 @@ def test_evaluate_repeats_the_test_of_a_run_and_takes_other_data_and_loaded_mode
     assert "16 images" in some._repr_html_()
     with pytest.raises(UserError, match="data: must be given for a classifier"):
         finetune.evaluate(model)
+
+
+def test_a_data_set_of_fewer_classes_in_another_order_is_aligned_by_their_names(run: Any, pets: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    everything = finetune.evaluate(run, pets, split="all")
+    some = pets.parent / "some"
+    for name in ("2 dog", "10 owl"):
+        shutil.copytree(pets / name, some / name)
+    part = ImageFolder(str(some))
+    part.classes = ["10 owl", "2 dog"]
+    # without splits, all of it is tested; a part named test is no training data
+    for data in (part, {"test": part}):
+        tested = finetune.evaluate(run, data)
+        assert tested.images == 32
+        assert set(tested.missing_classes) == {"1 cat", "<b>bold"}
+        for name in part.classes:
+            assert tested.metrics.recall[run.results.data.classes.index(name)] == pytest.approx(
+                everything.metrics.recall[run.results.data.classes.index(name)]
+            )
+    only = [(np.asarray(Image.open(path)), 0) for path in sorted((some / "2 dog").iterdir())]
+    assert len(finetune.embed(run, data=Pairs(*only)).features) == 16
 
 
 @pytest.mark.parametrize("form", ["result", "model", "folder"])
