@@ -56,11 +56,10 @@ def show_batch(
     from finetune.data.transforms import train_view
     from finetune.input_spec import InputSpec
 
-    if type(images) is not int or images < 1:
-        raise UserError(f"images={images!r}: must be a whole number of at least 1.")
+    _check_number(images)
     arguments = FitArguments(data=data, channels=channels, classes=classes, seed=seed, overrides=overrides)
     config, objects = arguments.config_and_objects()
-    source = build_source(config) if objects.source is None else objects.source
+    source = build_source(config, download=True) if objects.source is None else objects.source
     pair = (size, size) if isinstance(size, int) else size
     spec = InputSpec(channels=source.decode_options.channels, size=pair, mean=(0.5,), std=(0.5,))
     view, index = train_view(spec, augment=augment), source.index
@@ -106,6 +105,11 @@ def plot_confusion(result: "Run | Evaluation") -> "Figure":
     return figure
 
 
+def _check_number(images: int) -> None:
+    if type(images) is not int or images < 1:
+        raise UserError(f"images={images!r}: must be a whole number of at least 1.")
+
+
 @public(images=WHOLE)
 def top_losses(run: "Run", *, images: int = 9) -> "Figure":
     """Return the test images of a run that the model was most wrong about, with true class, answer and loss.
@@ -124,6 +128,7 @@ def top_losses(run: "Run", *, images: int = 9) -> "Figure":
     from finetune.run_folder import RunFolder
     from finetune.safe_files import inside, read_text
 
+    _check_number(images)
     folder = check_run(run_folder(run))
     file = RunFolder(folder).predictions
     rows = list(csv.DictReader(io.StringIO(read_text(inside(folder, file.name)), newline="")))

@@ -274,13 +274,13 @@ def _data_set(
     arguments = None if data is None else FitArguments(data=data, channels=channels, overrides=overrides)
     words = [] if arguments is None else arguments.words_of_data()
     if arguments is not None and words is None:
-        return DatasetRecords(arguments.evaluation_source(read_as=extractor.decode_options))
+        return DatasetRecords(arguments.evaluation_source(read_as=extractor.decode_options, use="audit"))
     accepted = check_overrides([*(words or []), *overrides])
     config = compose(accepted) if folder is None else data_config(folder, accepted)
     config.input.channels = channels
     read_as_trained(config, accepted, extractor.decode_options)
     # features need no training split
-    source = build_source(config, use="audit")
+    source = build_source(config, use="audit", download=data is not None)
     return DatasetRecords(source, data={"seed": config.seed, "data": asdict(config.data)})
 
 

@@ -79,7 +79,9 @@ def assemble(
     Raises:
         UserError: Parts of the configuration do not fit together, or objects do not fit the configuration.
     """
-    source = build_source(config, listing=check_paths(config)) if objects.source is None else objects.source
+    source = objects.source
+    if source is None:
+        source = build_source(config, listing=check_paths(config), download=trusted)
     if description is None:
         from finetune.build.input_lines import input_lines
 

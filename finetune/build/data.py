@@ -67,13 +67,17 @@ def _integer_range(data: DataConfig) -> "Range | None":
     return whole
 
 
-def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | None" = None) -> "Source":
+def build_source(
+    config: Config, *, use: "Use" = "train", listing: "Listing | None" = None, download: bool = False
+) -> "Source":
     """Build the source of the images.
 
     Args:
         config: Checked configuration.
         use: Purpose of the data; test data need not be valid for training.
         listing: Listing from :func:`finetune.build.paths.check_paths`, so that the data is not listed again.
+        download: Whether data that is not there may be fetched: only where the user typed its name, since what is read from a
+            run or another file may decide neither whom this machine contacts nor where it writes.
 
     Raises:
         UserError: There is no such source, it does not take a setting that is set, or its data cannot be used.
@@ -99,7 +103,7 @@ def build_source(config: Config, *, use: "Use" = "train", listing: "Listing | No
         if kind.decodes
         else {"channels": decode_options.channels}
     )
-    meant = {"use": use} if kind.decodes else {}
+    meant = ({"use": use} if kind.decodes else {}) | ({"download": download} if kind.downloads else {})
     known = {"listing": listing} if listing is not None else {}
     source = kind.builder()(**specific, split=split_settings(config), **pixels, **meant, **known)
     if kind.decodes and source.facts is not None:

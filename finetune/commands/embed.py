@@ -208,7 +208,8 @@ def data_set(
     if line.run is not None:
         read_as_trained(config, line.overrides, extractor.decode_options)
     # features need no training split; problems that would prevent training are reported as the audit reports them
-    source = build_source(config, use="audit")
+    typed = line.run is None or any(word.startswith("data=") for word in line.overrides)
+    source = build_source(config, use="audit", download=typed)
     for problem in source.index.problems:
         if problem.severity == "error":
             print(f"warning: {problem.text}. Embedding it anyway.")

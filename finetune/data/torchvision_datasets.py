@@ -6,6 +6,7 @@ that torchvision keeps as one array (MNIST, CIFAR, SVHN, STL10) stay in memory; 
 
 import inspect
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,7 @@ def torchvision_source(
     decode_options: DecodeOptions = DecodeOptions(),
     on_unreadable: str = "error",
     use: Use = "train",
+    download: bool = True,
 ) -> Source:
     """Build a source from a data set of ``torchvision.datasets``; keep its splits and make missing ones from train.
 
@@ -55,11 +57,12 @@ def torchvision_source(
         decode_options: How its files, where it has files, become pixels.
         on_unreadable: Treatment of unreadable files, ``error`` or ``skip``.
         use: What the data set is for.
+        download: Whether to fetch it if it is not there.
 
     Raises:
-        UserError: There is no such data set, it is not for classification, or it could not be downloaded.
+        UserError: There is no such data set, it is not for classification, or it is not there and was not downloaded.
     """
-    parts = _open(name, root)
+    parts = _open(name, root, download=download)
     classes = _classes(parts)
     labels = {key: _labels(name, part) for key, part in parts.items()}
     files = {key: _files(part) for key, part in parts.items()}
@@ -83,7 +86,7 @@ def torchvision_source(
     )
 
 
-def _open(name: str, root: str) -> dict[str, Any]:
+def _open(name: str, root: str, *, download: bool) -> dict[str, Any]:
     """Open the data set's splits under our names; a data set without splits is all ``train``."""
     from torchvision import datasets
 
@@ -95,7 +98,7 @@ def _open(name: str, root: str) -> dict[str, Any]:
         )
     make = getattr(datasets, name)
     parameters = inspect.signature(make).parameters
-    common: dict[str, Any] = {"root": root} | ({"download": True} if "download" in parameters else {})
+    common: dict[str, Any] = {"root": root} | ({"download": download} if "download" in parameters else {})
     if "train" in parameters:
         split_arguments: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
     elif "split" in parameters:
@@ -114,6 +117,11 @@ def _open(name: str, root: str) -> dict[str, Any]:
                 continue  # a data set raises ValueError for a split that it does not have
             raise UserError(f"data.name={name!r}: cannot be opened. {error}") from None
         except Exception as error:  # networks, disks and archives fail in many ways
+            if not download:
+                raise UserError(
+                    f"data.name={name!r}: is not in data.root={root!r}, and is downloaded only where you type its name. Get it "
+                    f"with: finetune audit data=torchvision data.name={name} data.root={shlex.quote(root)}"
+                ) from None
             raise UserError(
                 f"data.name={name!r}: is not in data.root={root!r} and could not be downloaded. {_first_line(error)} "
                 "Download it on a machine with a network, and copy that folder here."

@@ -23,7 +23,9 @@ from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
+from finetune.models.hub import cached_revision
 from finetune.models.modes import evaluating
+from finetune.models.pretrained import WORDS
 from finetune.models.sources import fit_to_size
 from finetune.models.weights import hash_of_backbone
 from finetune.plain import Json
@@ -58,6 +60,8 @@ class FeatureExtractor(nn.Module):
     ) -> None:
         super().__init__()
         self.input = InputAdapter(channels=spec.channels, adapt=adapt, mean=spec.mean, std=spec.std)
+        if (parameter := next(backbone.net.parameters(), None)) is not None:
+            self.input.to(parameter.device)
         self.stage, self.stages = _check_stage(backbone, stage), backbone.stages
         self.spec, self.view = spec, eval_view(spec)
         self.decode_options = replace(decode_options or DecodeOptions(), channels=spec.channels)
@@ -116,8 +120,9 @@ class FeatureExtractor(nn.Module):
         """Return features (N, D) of views, or of any images of one size, with the network in evaluation mode."""
         with evaluating(self):
             net = self._for_inference()
-            features_BD = run_in_chunks(lambda part: self._pooled(net, part), torch.stack(images))
-        features: npt.NDArray[np.float32] = features_BD.float().numpy()
+            images_BCHW = torch.stack(images).to(self.input.mean.device)
+            features_BD = run_in_chunks(lambda part: self._pooled(net, part), images_BCHW)
+        features: npt.NDArray[np.float32] = features_BD.float().cpu().numpy()
         return features
 
     def _for_inference(self) -> nn.Module:
@@ -233,7 +238,9 @@ def extractor_from_backbone(
     spec = replace(backbone.input_spec, channels=channels, size=size or backbone.input_spec.size)
     backbone.adapt_input(channels=channels, adapt=adapt, seed=seed)
     path = Path(weights).expanduser()
-    lasting = str(path.absolute()) if path.exists() else weights
+    # a folder of images may have the name of the weights
+    named = weights in WORDS or str(weights).startswith("hub:")
+    lasting = str(path.absolute()) if not named and path.exists() else weights
     return FeatureExtractor(
         backbone=backbone,
         spec=spec,
@@ -280,6 +287,13 @@ def restore_extractor(
         _check_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder, modules=modules)
         return extractor_from_classifier(classifier, stage=stage, decode_options=decode_options, run=place)
+    repo = str(model["weights"]).removeprefix("hub:")
+    if str(model["weights"]).startswith("hub:") and cached_revision(repo) is None:
+        # a file may not decide whom this machine contacts
+        raise UserError(
+            f"backbone.weights=hub:{repo}: the embeddings were made with these weights, which are not in the hub's cache here. "
+            f"Fetch them if you trust them: finetune plan data=digits backbone={description['name']} backbone.weights=hub:{repo}"
+        )
     backbone = build_backbone(
         source=description["source"],
         name=description["name"],

@@ -27,7 +27,7 @@ def audit_source(config: Config) -> "tuple[Audit, Source]":
     if kind.decodes:
         # unreadable files are findings, so they must not end the audit
         config = replace(config, data=replace(config.data, on_unreadable="skip"))
-    source = build_source(config, use="audit", listing=listing)
+    source = build_source(config, use="audit", listing=listing, download=True)
     if source.facts is None:
         raise UserError(f"data.source={config.data.source!r}: has no files to audit.")
     left_out = kind.left_out(**kind.specific_settings(config.data)) if kind.left_out is not None else ()

@@ -15,6 +15,7 @@ from finetune.runners.run_data import data_config, read_as_trained
 
 if TYPE_CHECKING:
     from finetune.data.image_source import Source
+    from finetune.data.listing import Use
     from finetune.inference.evaluate import Evaluation
     from finetune.models.classifier import Classifier
 
@@ -74,7 +75,8 @@ def evaluate_run(
     if source is None:
         with _naming_config(run, overrides):
             # all of other data is tested, unless it has its own splits
-            source = build_source(config, use="test" if other_data else "train", listing=listing)
+            use: Use = "test" if other_data else "train"
+            source = build_source(config, use=use, listing=listing, download=other_data)
     split = split or _default_split(source, other_data=other_data)
     rows = np.arange(len(source.index)) if split == "all" else source.index.rows(split)
     if not len(rows):

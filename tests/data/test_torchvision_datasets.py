@@ -8,6 +8,9 @@ import scipy.io
 import torch
 from PIL import Image
 
+from finetune.build import assemble
+from finetune.build.data import build_source
+from finetune.config.schema import Config, DataConfig
 from finetune.data.decode import DecodeOptions
 from finetune.data.torchvision_datasets import torchvision_source
 from finetune.errors import UserError
@@ -109,3 +112,13 @@ def test_an_unknown_data_set_is_answered_with_the_nearest(name, hint):
     with pytest.raises(UserError, match=f"data.name='{name}': not a data set of torchvision") as caught:
         torchvision_source(name=name)
     assert hint in str(caught.value)
+
+
+def test_what_a_file_names_is_not_downloaded(tmp_path):
+    config = Config(data=DataConfig(source="torchvision", name="MNIST", root=str(tmp_path / "data")))
+    with pytest.raises(UserError, match=r"is downloaded only where you type its name. Get it with: finetune audit"):
+        build_source(config)
+    assert not (tmp_path / "data" / "MNIST" / "raw").exists()
+    # a run of somebody else's, whose data is not here
+    with pytest.raises(UserError, match="is downloaded only where you type its name"):
+        assemble(config)

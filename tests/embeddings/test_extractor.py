@@ -115,6 +115,17 @@ def test_a_record_of_somebody_elses_opens_no_files(tmp_path: Path) -> None:
         restore_extractor(metadata)
     with pytest.raises(UserError, match="record of the model is damaged"):
         restore_extractor({"model": {}})
+    # nor does it decide whom this machine contacts
+    with pytest.raises(UserError, match=r"hub:someone/net.*not in the hub's cache here"):
+        restore_extractor({**first.identity, "model": {**first.model, "weights": "hub:someone/net"}})
+
+
+def test_a_folder_of_the_name_of_the_weights_is_not_recorded_as_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    assert bare().model["weights"] == "none"
 
 
 def test_a_model_in_training_gives_the_same_features_and_stays_as_it_is(images: torch.Tensor) -> None:

@@ -33,6 +33,7 @@ class SourceKind:
         decodes: Whether its images are decoded from files; it then takes ``FILE_KEYS``.
         bands: Whether they may have any number of channels.
         channels: Number of channels of its images where the configuration does not say.
+        downloads: Whether it fetches data that is not there; its builder then takes ``download``.
         check: Checks the place without loading torch; takes the specific settings, and ``use``: what the data is for. It may
             return the listing of the data.
         left_out: Returns the files at the place that are pictures but are not read; takes the specific settings.
@@ -48,6 +49,7 @@ class SourceKind:
     decodes: bool = False
     bands: bool = False
     channels: int = 3
+    downloads: bool = False
     check: "Callable[..., Listing | None] | None" = None
     left_out: Callable[..., Sequence[str]] | None = None
 

@@ -22,4 +22,5 @@ TORCHVISION = SourceKind(
     # the folder that holds the data set, or that it is downloaded to
     defaults={"root": "data"},
     decodes=True,
+    downloads=True,
 )
