@@ -9,7 +9,7 @@ from finetune.config import check_overrides
 from finetune.config.overrides import TypedLine
 from finetune.errors import UserError, did_you_mean
 from finetune.ladder.networks import networks_chosen
-from finetune.ladder.strategies import PROBE_ALONE, STRATEGIES, LadderOptions
+from finetune.ladder.strategies import PROBE_ALONE, STRATEGIES, LadderOptions, refuse_own_settings
 
 ABOUT = """\
 Train the same network on the same data in every way, from guessing the largest class to training from scratch, over several
@@ -19,7 +19,6 @@ head solved on its frozen features, and train the best of them by --rungs. Takes
 schedule and experiment, which the rungs set."""
 
 # keys that the ladder sets for each strategy
-_OWN = dict.fromkeys(("schedule", "experiment", "seed", "run_dir", "name"), "") | {"epochs": " Use --epochs N."}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,10 +48,7 @@ def run(argv: Sequence[str]) -> int:
     given, line = parser.parse(argv)
     chosen = {name: getattr(given, name) for name in ("seeds", "epochs", "rungs", "output", "finalists")}
     overrides = check_overrides(line.overrides, line=TypedLine("ladder"))
-    for word in overrides:
-        key = word.lstrip("+~").partition("=")[0]
-        if key in _OWN:
-            raise UserError(f"{word}: the ladder sets {key} itself, rung by rung.{_OWN[key]}")
+    refuse_own_settings(overrides)
     if given.backbones is not None:
         chosen["networks"] = networks_chosen(given.backbones.split(","), given.rungs, overrides)
         chosen["rungs"] = given.rungs or PROBE_ALONE

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.atomic_files import write_json, write_text
 from finetune.build import assemble
 from finetune.build.classifier import weights_origin
+from finetune.build.data import build_source
 from finetune.build.paths import check_paths, data_name
 from finetune.build.training import trainer_factory
 from finetune.checksums import verify
@@ -176,11 +177,21 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
     """Create the folder, or check that it belongs to this ladder."""
     # the file of weights too: one of the same name elsewhere, or written again, is another network
     networks = [network.identity() for network in options.networks]
+    config = compose(_words(overrides, 0))
     settings = {"overrides": list(overrides), "epochs": options.epochs} | ({"networks": networks} if networks else {})
+    used = {
+        "data": build_source(config, download=True).index.fingerprint(),
+        "weights": Network(name=config.backbone.name, weights=config.backbone.weights).identity(),
+    }
     path = folder / "begun.json"
     if os.path.lexists(path):
         stored = read_json(path, dict)
         need(stored, {"overrides": list, "epochs": int}, name=str(path))
+        if changed := [name for name, value in used.items() if stored.pop(name, None) != value]:
+            raise UserError(
+                f"--output {folder}: the {' and the '.join(changed)} have changed since this ladder began, so its finished runs "
+                "cannot stand beside new ones. Choose another folder."
+            )
         if stored != settings:
             raise UserError(
                 f"--output {folder}: its {path.name} is of a ladder with other settings: "
@@ -190,7 +201,7 @@ def _begin(folder: Path, overrides: Sequence[str], options: LadderOptions) -> No
         return
     if any(child.name != LOCK for child in folder.iterdir()):
         raise UserError(f"--output {folder}: must be new, or of an interrupted ladder. It holds other files.")
-    write_json(path, settings)
+    write_json(path, settings | used)
 
 
 def _words(overrides: Sequence[str], seed: int) -> list[str]:

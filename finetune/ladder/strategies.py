@@ -1,8 +1,10 @@
 """The strategies that a ladder compares, cheapest first, and the overrides that each adds to the command line."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from finetune.errors import UserError
 from finetune.ladder.networks import Network
 from finetune.plain import Json
 
@@ -42,6 +44,22 @@ STRATEGIES: dict[str, tuple[str, ...] | None] = {
 }
 # of networks that are only compared
 PROBE_ALONE = ("probe",)
+
+
+# settings that the ladder gives each of its runs, with what to write in their place
+_OWN = dict.fromkeys(("schedule", "experiment", "seed", "run_dir", "name"), "") | {"epochs": " Use --epochs N."}
+
+
+def refuse_own_settings(overrides: Sequence[str]) -> None:
+    """Refuse settings that the ladder gives each of its runs.
+
+    Raises:
+        UserError: One of them is among the overrides.
+    """
+    for word in overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in _OWN:
+            raise UserError(f"{word}: the ladder sets {key} itself, rung by rung.{_OWN[key]}")
 
 
 @dataclass(frozen=True, kw_only=True)

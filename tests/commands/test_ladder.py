@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,32 @@ def test_weights_of_the_same_name_are_told_apart(
     assert main([*words, "--backbones", f"test_resnet={tmp_path / 'old' / 'w.safetensors'}"]) == 0
     assert main([*words, "--backbones", f"test_resnet={tmp_path / 'new' / 'w.safetensors'}"]) == 2
     assert "is of a ladder with other settings" in capsys.readouterr().err
+
+
+def test_finished_runs_do_not_stand_beside_those_of_changed_data(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.conftest import TINY
+
+    shutil.copytree(pets, tmp_path / "pets")
+    words = [
+        "ladder",
+        str(tmp_path / "pets"),
+        *TINY,
+        "--output",
+        str(tmp_path / "out"),
+        "--seeds",
+        "1",
+        "--rungs",
+        "probe",
+    ]
+    assert main(words) == 0
+    assert main(words) == 0
+    shutil.copy(next((tmp_path / "pets").rglob("*.png")), next((tmp_path / "pets").iterdir()) / "new.png")
+    assert main(words) == 2
+    assert "the data have changed since this ladder began" in capsys.readouterr().err
+    with pytest.raises(UserError, match="epochs=3: the ladder sets epochs itself"):
+        finetune.ladder(pets, overrides=["epochs=3"])
 
 
 def test_the_command_of_the_recommended_network_trains_it(networks: tuple[Path, list[str]], tmp_path: Path) -> None:
