@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from finetune.commands.hydra_job import ComposingArguments, run_composed
@@ -180,6 +181,7 @@ def report_range_test(test: "RangeTest", *, config: Config, number: int, words: 
     from finetune.training.lr_finder import table
 
     suggestions = test.suggestions()
+    rates = {at: phase.lr for at, phase in enumerate(config.schedule.phases) if phase.lr is not None}
     rows = table(test)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -191,7 +193,7 @@ def report_range_test(test: "RangeTest", *, config: Config, number: int, words: 
             lr=rate,
             stages=test.stage_rates(rate),
             overrides=tuple(test.overrides(rate, number)),
-            command=command_with(test.overrides(rate, number), words),
+            command=command_with(test.overrides(rate, number), words, rates=rates),
         )
         for name, rate in suggestions.items()
     }
@@ -236,12 +238,24 @@ def report_range_test(test: "RangeTest", *, config: Config, number: int, words: 
     show(f"wrote: {folder / 'lr_find.svg'}, lr_find.csv and lr_find.json beside it")
 
 
-def command_with(overrides: Sequence[str], words: Sequence[str]) -> str:
+def command_with(
+    overrides: Sequence[str], words: Sequence[str], *, rates: Mapping[int, float] = MappingProxyType({})
+) -> str:
     """Return the training command with the given overrides in place of earlier values of the same settings.
+
+    Args:
+        overrides: Settings of the suggestion.
+        words: The words that were typed.
+        rates: Rates of the phases, by number, which stand in place of a typed ``lr``, because that would scale the suggestion.
 
     >>> command_with(["schedule.phases.0.lr=0.01"], ["data.root='pets'", "run_dir=here", "schedule.phases.0.lr=1"])
     'finetune data.root=pets schedule.phases.0.lr=0.01'
+    >>> command_with(["schedule.phases.1.lr=0.02"], ["data=digits", "lr=0.1"], rates={0: 0.1, 1: 0.05})
+    'finetune data=digits schedule.phases.0.lr=0.1 schedule.phases.1.lr=0.02'
     """
+    if any(word.startswith("lr=") for word in words):
+        of_phases = [f"schedule.phases.{number}.lr={rate:.6g}" for number, rate in rates.items()]
+        words = [*(word for word in words if not word.startswith("lr=")), *of_phases]
     replaced = {word.partition("=")[0] for word in overrides} | {"run_dir"}
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in replaced]
     return command_line("train", [*plain_words(kept), *overrides])

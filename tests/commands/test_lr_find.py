@@ -59,9 +59,9 @@ def test_a_rough_curve_is_told_with_what_would_draw_a_better_one(
     assert "15 steps give a rough curve, and its suggestion may be far off. --steps 100, the default" in caplog.text
     caplog.clear()
     # more steps would not help where the loss diverges at once
-    steep = ["lr-find", "--steps=60", *asked, "--lowest", "0.5", "--highest", "1e4", f"run_dir={tmp_path / 'steep'}"]
+    steep = ["lr-find", "--steps=60", *asked, "--lowest", "0.01", "--highest", "1e3", f"run_dir={tmp_path / 'steep'}"]
     assert main(steep) == 0
-    assert "Start at a lower rate: --lowest 0.005." in caplog.text
+    assert "Start at a lower rate: --lowest 0.0001." in caplog.text
 
 
 def test_a_phase_is_given_by_number_or_name_and_else_the_first_with_a_rate() -> None:
