@@ -40,7 +40,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     try:
         make_folder(target.parent)
         yield part
-        with part.open("rb") as written:
+        with part.open("r+b") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())
         open_to_umask(part)
         os.replace(part, target)

@@ -1,5 +1,6 @@
 """What configuration is refused, and that it survives being written and read."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,9 @@ def test_an_interruption_that_omegaconf_hides_behind_an_error_of_its_own_stops_a
         compose(["data=digits"])
     assert main(["plan", "experiment=digits", "--cfg", "job"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_a_separator_that_is_a_tilde_stays_one() -> None:
+    config = compose(["data=manifest", "data.path=~/t.csv", "data.label_separator=~"])
+    assert config.data.label_separator == "~"
+    assert config.data.path == os.path.expanduser("~/t.csv")

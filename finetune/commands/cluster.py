@@ -82,9 +82,10 @@ def _cluster(given: argparse.Namespace, file: Path) -> int:
     )
     figures = quality(embeddings, clusters, metric=given.metric, seed=given.seed)
     doubts = None
-    labelled = len(embeddings.labelled_rows())
-    if labelled > 2 and not embeddings.multi_label:
-        neighbours = min(given.neighbours, labelled - 1)
+    labelled = embeddings.labelled_rows()
+    # labels of one class contradict none
+    if len(labelled) > 2 and not embeddings.multi_label and len(set(embeddings.labels[labelled].tolist())) > 1:
+        neighbours = min(given.neighbours, len(labelled) - 1)
         doubts = find_label_errors(embeddings, neighbours=neighbours, metric=given.metric)
         write_label_errors(folder / "doubtful.csv", embeddings, doubts)
         write_relabelled(folder / "manifest.csv", embeddings, doubts)

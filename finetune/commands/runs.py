@@ -67,7 +67,14 @@ class RunSummary:
     @property
     def test_images(self) -> int:
         """Number of test images; 0 where it is not known."""
-        return 0 if self.results is None else sum(self.results.data.counts.get("test", ()))
+        if self.results is None:
+            return 0
+        if self.results.test.map is None:
+            return sum(self.results.data.counts.get("test", ()))
+        # the counts are of labels, of which an image has several
+        from finetune.report.confusion import images_counted
+
+        return images_counted(self.results.test, len(self.results.data.classes))
 
     def accuracy(self) -> str:
         """Return the test accuracy with its interval."""

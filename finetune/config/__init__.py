@@ -65,7 +65,7 @@ def to_config(composed: Any) -> Config:
 
 
 def _with_home(values: Any) -> Any:
-    """Return a configuration with every text that begins with ``~`` as a path from the home folder."""
+    """Return a configuration with every text that begins with ``~`` as a path from the home folder, but ``~`` alone."""
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
     if isinstance(values, (DictConfig, ListConfig)):
@@ -74,7 +74,9 @@ def _with_home(values: Any) -> Any:
         return {key: _with_home(value) for key, value in values.items()}
     if isinstance(values, list):
         return [_with_home(value) for value in values]
-    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") else values
+    return (
+        os.path.expanduser(values) if isinstance(values, str) and values.startswith("~") and values != "~" else values
+    )
 
 
 def with_overrides(config: Config, accepted: Sequence[str]) -> Config:

@@ -230,11 +230,17 @@ def _silhouettes(values: npt.NDArray[np.float32], most: int, seed: int) -> dict[
 
     if most < 2:
         raise EmbeddingsError("fewer than three images differ, so no number of clusters can be chosen.")
+    rows = np.random.RandomState(seed).permutation(len(values))[:_SILHOUETTE_OF]
     silhouettes = {}
     for number in range(2, most + 1):
         labels, _ = _kmeans(values, number, starts=1, seed=seed)
-        size = min(len(values), _SILHOUETTE_OF)
-        silhouettes[number] = float(silhouette_score(values, labels, sample_size=size, random_state=seed))
+        # beside far outliers in a cluster of their own, the others may all be in one
+        if len(np.unique(labels[rows])) > 1:
+            silhouettes[number] = float(silhouette_score(values[rows], labels[rows]))
+    if not silhouettes:
+        raise EmbeddingsError(
+            "a few images lie far from all others, so no number of clusters can be chosen. Give --clusters."
+        )
     return silhouettes
 
 
@@ -243,6 +249,8 @@ def _hdbscan(values: npt.NDArray[np.float32], least_members: int) -> npt.NDArray
 
     if least_members < 2:
         raise UserError(f"--least-members {least_members}: must be at least 2.")
+    if least_members > len(values):
+        raise UserError(f"--least-members {least_members}: must be at most {len(values)}, the number of images.")
     labels: npt.NDArray[np.int64] = HDBSCAN(min_cluster_size=least_members, copy=True).fit(values).labels_
     if not (labels >= 0).any():
         raise UserError(

@@ -133,7 +133,7 @@ def _check_whole(job: ExportJob, staged: Path) -> ParityReport:
 
 def _move_into_place(made: Path, target: Path) -> None:
     """Rename into place; move an earlier folder aside first, because a folder cannot be renamed onto a non-empty one."""
-    with (made if made.is_file() else made / PARITY).open("rb") as written:
+    with (made if made.is_file() else made / PARITY).open("r+b") as written:
         os.fsync(written.fileno())
     if not target.is_dir():
         os.replace(made, target)

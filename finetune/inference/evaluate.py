@@ -119,6 +119,7 @@ def evaluate(
     class_counts = torch.zeros(len(classifier.classes), dtype=torch.int64)
     embed, known = fast_features(classifier), 0
     thresholds = classifier.thresholds if classifier.multi_label else None
+    device = next(classifier.parameters()).device
     for batch in data.rows_dataloader(rows):
         if classifier.multi_label:
             targets = torch.zeros(len(batch.targets), len(class_counts), dtype=torch.int64)
@@ -127,8 +128,8 @@ def evaluate(
         else:
             targets = positions[batch.targets]
             class_counts += torch.bincount(targets, minlength=len(class_counts))
-        features_BD = run_in_chunks(embed, batch.images)
-        update_metrics(metrics, logits=classifier.logits(features_BD), targets=targets, thresholds=thresholds)
+        features_BD = run_in_chunks(embed, batch.images.to(device))
+        update_metrics(metrics, logits=classifier.logits(features_BD).cpu(), targets=targets, thresholds=thresholds)
         if classifier.unknown is not None:
             known += int((classifier.unknown(features_BD) <= 1).sum())
     missing = [name for name, count in zip(classifier.classes, class_counts.tolist(), strict=True) if count == 0]

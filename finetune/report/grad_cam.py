@@ -43,11 +43,18 @@ def find_layer(classifier: Classifier, image_CHW: Tensor) -> Where | None:
         image_CHW: One image of the model's input size.
     """
     stage_of = {id(module): stage for stage, inside in classifier.stage_modules().items() for module in inside}
+    for module in classifier.backbone.net.modules():
+        if "attention" in type(module).__name__.lower():
+            # its weights are maps too, of tokens by tokens
+            for inside in module.modules():
+                stage_of.pop(id(inside), None)
     candidates: list[Where] = []
     height, width = image_CHW.shape[-2:]
 
     def look(module: nn.Module, inputs: object, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[-2:]) < _FEWEST_CELLS:
+        if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != 1:
+            return
+        if min(output.shape[-2:]) < _FEWEST_CELLS:
             return
         h, w = output.shape[-2:]
         # some networks keep their channels last: the shape of their maps does not match the image's

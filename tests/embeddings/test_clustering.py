@@ -1,6 +1,7 @@
 """Clusters of points with known groups, and labels made wrong on purpose."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from finetune.cli import main
 from finetune.embeddings import clustering as module
 from finetune.embeddings.clustering import OUTLIER, cluster, label_shares, quality
-from finetune.embeddings.embeddings import Embeddings
+from finetune.embeddings.embeddings import Embeddings, EmbeddingsError
 from finetune.embeddings.label_errors import find_label_errors
 from finetune.errors import UserError
 from finetune.plain import to_plain
@@ -97,6 +99,7 @@ def test_images_without_labels_have_no_agreement_with_labels() -> None:
         ({"clusters": 200}, "--clusters 200"),
         ({"metric": "dot"}, "--metric dot"),
         ({"method": "hdbscan", "least_members": 190, "metric": "l2"}, "found no cluster of 190 images"),
+        ({"method": "hdbscan", "least_members": 201}, "--least-members 201: must be at most 200, the number of images"),
     ],
 )
 def test_settings_out_of_range_are_told(settings: dict[str, Any], message: str) -> None:
@@ -132,3 +135,23 @@ def test_an_image_whose_neighbours_all_say_otherwise_is_the_most_doubtful() -> N
     assert set(doubts.agreeing[1:].tolist()) <= {4, 5}
     with pytest.raises(UserError, match="--neighbours 200: must be from 1 to one less"):
         find_label_errors(made, neighbours=200)
+
+
+def test_a_far_outlier_beside_a_sample_of_the_others_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.embeddings.clustering._SILHOUETTE_OF", 20)
+    features = np.random.default_rng(0).normal(0, 1, (400, 4)).astype(np.float32)
+    features[7] = 1e4
+    far = embeddings_of(features, [0] * 400)
+    assert 2 not in cluster(far, metric="l2", most_clusters=6).silhouette_by_count
+    with pytest.raises(EmbeddingsError, match="a few images lie far from all others"):
+        cluster(far, metric="l2", most_clusters=2)
+
+
+def test_images_of_one_label_have_clusters_and_no_doubtful_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = blobs()
+    replace(made, labels=np.zeros_like(made.labels)).save(tmp_path / "one.npz")
+    assert main(["cluster", str(tmp_path / "one.npz"), "--clusters", "4"]) == 0
+    assert "labels that their neighbours contradict" not in capsys.readouterr().out
+    assert (tmp_path / "one-clusters" / "clusters.csv").is_file()

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from finetune.models.build import build_backbone
+from finetune.models.classifier import build_classifier
 from finetune.report.grad_cam import find_layer, heat_maps, overlay
 from tests.export.trained import settled_classifier
 
@@ -70,3 +72,12 @@ def test_an_overlay_of_a_grey_image_is_a_pair_of_pictures() -> None:
     plain, hot = overlay(pictures(32, channels=1)[0], torch.rand(32, 32))
     assert plain != hot
     assert all(url.startswith("data:image/jpeg;base64,") for url in (plain, hot))
+
+
+@pytest.mark.parametrize("size", [224, 448])
+def test_weights_of_attention_are_no_maps(size: int) -> None:
+    backbone = build_backbone(
+        source="timm", name="swin_tiny_patch4_window7_224", weights="none", seed=0, depths=(1, 1, 1, 1), embed_dim=12
+    )
+    model = build_classifier(backbone=backbone, head={"name": "linear"}, classes=("a", "b"), size=(size, size)).eval()
+    assert find_layer(model, pictures(size)[0]) is None

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import finetune
 from finetune.bundle import load_bundle, read_model_json
 from finetune.cli import main
+from finetune.commands.runs import summary_of
 from finetune.data.decode import decode_image
 from finetune.data.transforms import eval_view
 from finetune.errors import UserError
@@ -72,6 +73,10 @@ def test_results_count_skipped_files(run_dir: Path) -> None:
     results = json.loads((run_dir / "results.json").read_text())
     assert results["data"]["skipped"] == 1
     assert "damaged.png" in (run_dir / "skipped.csv").read_text()
+
+
+def test_a_list_of_runs_counts_images_and_not_their_labels(run_dir: Path) -> None:
+    assert summary_of(run_dir).test_images == len((run_dir / "predictions.csv").read_text().splitlines()) - 1
 
 
 def test_training_moves_the_weights_and_ends_better_than_it_began(run_dir: Path) -> None:
