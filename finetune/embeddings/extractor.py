@@ -23,7 +23,7 @@ from finetune.models.build import build_backbone
 from finetune.models.channels import InputAdapter
 from finetune.models.chunks import run_in_chunks
 from finetune.models.classifier import Classifier
-from finetune.models.hub import cached_revision
+from finetune.models.hub import cache_alone
 from finetune.models.modes import evaluating
 from finetune.models.pretrained import WORDS
 from finetune.models.sources import fit_to_size
@@ -287,21 +287,15 @@ def restore_extractor(
         _check_weights(read_model_json(folder)["backbone_hash"], model["hash"], str(place))
         classifier = load_bundle(folder, modules=modules)
         return extractor_from_classifier(classifier, stage=stage, decode_options=decode_options, run=place)
-    repo = str(model["weights"]).removeprefix("hub:")
-    if str(model["weights"]).startswith("hub:") and cached_revision(repo) is None:
-        # a file may not decide whom this machine contacts
-        raise UserError(
-            f"backbone.weights=hub:{repo}: the embeddings were made with these weights, which are not in the hub's cache here. "
-            f"Fetch them if you trust them: finetune plan data=digits backbone={description['name']} backbone.weights=hub:{repo}"
+    with cache_alone():
+        backbone = build_backbone(
+            source=description["source"],
+            name=description["name"],
+            weights=model["weights"],
+            pool=description.get("pool"),
+            seed=model["seed"],
+            **description["kwargs"],
         )
-    backbone = build_backbone(
-        source=description["source"],
-        name=description["name"],
-        weights=model["weights"],
-        pool=description.get("pool"),
-        seed=model["seed"],
-        **description["kwargs"],
-    )
     backbone.input_spec = InputSpec.from_dict(description["input_spec"])
     extractor = extractor_from_backbone(
         backbone,

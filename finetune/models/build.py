@@ -10,6 +10,7 @@ from torch import nn
 from finetune.errors import UserError
 from finetune.input_spec import InputSpec
 from finetune.models.backbone import Backbone
+from finetune.models.hub import cache_alone
 from finetune.models.pretrained import WORDS, load_weights
 from finetune.models.sources import FILE_KEYS, OWNED_KEYS, fit_pool, fit_to_size, source_module
 from finetune.models.sources.from_own import backbone_of
@@ -109,7 +110,8 @@ def backbone_from_description(description: Mapping[str, Any], *, module: nn.Modu
         kwargs = description["kwargs"]
         spec = InputSpec.from_dict(description["input_spec"])
         return backbone_of(module, stages=kwargs["stages"], input_spec=spec, target=kwargs.get("target"))
-    backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
+    with cache_alone():
+        backbone = _architecture(description["source"], description["name"], description["kwargs"], seed=0)
     spec = InputSpec.from_dict(description["input_spec"])
     fit_pool(backbone, description.get("pool"))
     fit_to_size(backbone, spec.size)

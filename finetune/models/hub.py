@@ -1,12 +1,27 @@
 """Files of the Hugging Face hub, from its cache or downloaded; fails quickly where neither is possible."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from finetune.errors import first_line, shortened
 
 # seconds; the hub's own client retries for about a minute before it gives up
 PROBE_TIMEOUT = 5.0
+
+
+_CACHE_ALONE = ContextVar("_CACHE_ALONE", default=False)
+
+
+@contextmanager
+def cache_alone() -> Iterator[None]:
+    """Ask no server inside the block: a name that is read from a file may not decide whom this machine contacts."""
+    token = _CACHE_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _CACHE_ALONE.reset(token)
 
 
 class UnavailableError(Exception):
@@ -42,6 +57,8 @@ def hub_file(repo: str, filenames: Sequence[str], *, revision: str | None = None
         except HFValidationError:
             raise UnavailableError(f"nothing: {repo!r} is not a name of the hub; names are OWNER/NAME") from None
     cache = f"the hub's cache {constants.HF_HUB_CACHE}"
+    if _CACHE_ALONE.get():
+        raise UnavailableError(f"{cache} (no file of {repo}), and no server, because a file names it and not you")
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT)
     except Exception as error:  # offline mode, no route, proxy, certificate: each raises another class

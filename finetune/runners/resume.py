@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,17 +235,19 @@ def _assemble(
 ) -> "RunParts":
     """Build the objects of the run; their weights are loaded from its folder later."""
     from finetune.build import assemble
+    from finetune.models.hub import cache_alone
 
     # if the run was killed before its initial weights were saved, they are loaded from their source again
     begun = any(path for name in ("start.safetensors", "result.json") for path in run_dir.glob(f"phases/0-*/{name}"))
-    return assemble(
-        config,
-        show,
-        description=record.model if begun else None,
-        worker_init=release_freed_blocks if tune_process else None,
-        trusted=trusted,
-        objects=objects,
-    )
+    with nullcontext() if trusted else cache_alone():
+        return assemble(
+            config,
+            show,
+            description=record.model if begun else None,
+            worker_init=release_freed_blocks if tune_process else None,
+            trusted=trusted,
+            objects=objects,
+        )
 
 
 def _refuse_other_data(run_dir: Path, record: "RunRecord", parts: "RunParts") -> None:

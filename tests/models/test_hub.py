@@ -9,7 +9,12 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 import pytest
 
-from finetune.models.hub import UnavailableError, hub_file
+from finetune.build.python_objects import PythonObjects
+from finetune.config.schema import Config
+from finetune.errors import UserError
+from finetune.models.build import backbone_from_description
+from finetune.models.hub import _CACHE_ALONE, UnavailableError, cache_alone, hub_file
+from finetune.runners import resume
 
 FILES = {"/someone/net/resolve/main/config.json": b"{}", "/someone/net/resolve/main/pytorch_model.bin": b"weights"}
 
@@ -80,3 +85,33 @@ def test_a_repository_without_the_file_and_one_that_does_not_exist_are_told_apar
 def test_a_name_that_no_repository_can_have_is_unavailable_and_not_a_traceback(asked: list[str]) -> None:
     with pytest.raises(UnavailableError, match="a//b"):
         hub_file("a//b", ["model.safetensors"])
+
+
+def test_a_name_from_a_file_asks_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **settings: object) -> None:
+        raise AssertionError("a server was asked")
+
+    monkeypatch.setattr("huggingface_hub.get_session", asked)
+    with cache_alone(), pytest.raises(UnavailableError, match="no server, because a file names it and not you"):
+        hub_file("someone/net", ["config.json"])
+    # a description of a network whose fields are left to the hub
+    description = {"source": "transformers", "name": "someone/net", "kwargs": {}, "input_spec": {}}
+    with pytest.raises(UserError, match="no server, because a file names it and not you"):
+        backbone_from_description(description)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_run_that_is_built_anew_asks_the_cache_alone_unless_it_is_trusted(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr("finetune.build.assemble", lambda *args, **settings: found.append(_CACHE_ALONE.get()))
+    resume._assemble(
+        tmp_path,
+        None,
+        Config(),
+        trusted=trusted,
+        tune_process=False,
+        objects=PythonObjects(),  # type: ignore[arg-type]
+    )
+    assert found == [not trusted]
