@@ -378,6 +378,7 @@ PARITY: dict[str, Field] = {
     "precision": (str, "'fp32', 'fp16' or 'int8'"),
     "opened_by": (str, "the client that opened the export in a process without finetune, and its version"),
     "images": (str, "the images that it was compared on"),
+    "weights": (str, "SHA-256 of the weights in the bundle that was exported"),
     "passed": (bool, "whether it passed; an export that did not was deleted"),
     "problems[]": (str, "why it did not pass"),
     "remarks[]": (str, "what to know although it passed"),

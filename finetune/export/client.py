@@ -66,6 +66,7 @@ class ClientJob(TypedDict, total=False):
     pixels: str  # .npy file of prepared images, uint8 (N, C, H, W)
     by_pillow: bool  # whether Pillow reads files of so many channels
     decoded: dict[str, str]  # .npy file of the pixels by number, where plain Pillow decodes to others
+    unopened: list[int]  # numbers of the files that plain Pillow cannot open
     files: list[str]
     reading: Mapping[str, Any]  # how the run reads files: high_depth, and the ranges of images of high bit depth
     # of a part
@@ -224,9 +225,14 @@ def answer(job: ClientJob) -> Opened:
     decoded = job["decoded"]
     # files of other channels than 1 and 3 are not opened with Pillow
     alone = not job["by_pillow"] and isinstance(client, GraphClient)
-    from_files = np.stack(
-        [client.decoded(decoded[str(n)]) if alone else client.file(path) for n, path in enumerate(job["files"])]
-    )
+    unopened, rows = set(job["unopened"]), []
+    for at, file in enumerate(job["files"]):
+        if isinstance(client, GraphClient) and (alone or at in unopened):
+            rows.append(client.decoded(decoded[str(at)]))
+        else:
+            # a library that takes files gives no answer to one that it cannot open
+            rows.append(np.full(len(client.classes), np.nan) if at in unopened else client.file(file))
+    from_files = np.stack(rows)
     if isinstance(client, GraphClient):
         # where Pillow decodes to exactly the pixels that the trained model saw, the file's answer is also the pixels' answer
         from_pixels = from_files.copy()

@@ -40,7 +40,7 @@ def export_checked(job: ExportJob, target: Path) -> ParityReport:
     staged = work / target.name
     try:
         _write(job, staged)
-        report = _check(job, staged)
+        report = replace(_check(job, staged), weights=job.weights)
         if not report.passed:
             raise _refused(job.request.format, target, report)
         if job.request.format.is_folder:

@@ -54,7 +54,8 @@ class Reference:
         shares: Probabilities, float32 (N, K).
         unknown: Scores of unknown images, float32 (N,); None for a model that has none.
         origin: Where the images come from, for the report.
-        decoded_otherwise: Whether plain Pillow decodes each file to other pixels than our decoder, bool (N,).
+        decoded_otherwise: Whether plain Pillow decodes each file to other pixels than our decoder, or cannot open it, bool (N,).
+        unopened: Whether plain Pillow cannot open each file, bool (N,).
         reduced: Number of files that training and ``finetune predict`` read at a reduced scale, and the largest difference of
             a probability that this causes.
         unreadable: Number of files left out because they cannot be read.
@@ -69,6 +70,7 @@ class Reference:
     unknown: Shares | None = None
     origin: str
     decoded_otherwise: npt.NDArray[np.bool_]
+    unopened: npt.NDArray[np.bool_]
     decode_options: DecodeOptions
     unreadable: int = 0
     reduced: tuple[int, float] = (0, 0.0)
@@ -108,7 +110,7 @@ def make_reference(
     smaller: list[tuple[int, torch.Tensor]] = []
     kept: list[str] = []
     views: list[torch.Tensor] = []
-    otherwise, positions = [], []
+    otherwise, unopened, positions = [], [], []
     for number, file in enumerate(files):
         try:
             image = to_tensor(decode_file(file, options))
@@ -120,7 +122,9 @@ def make_reference(
         kept.append(file)
         views.append(view(image))
         positions.append(number)
-        otherwise.append(channels not in (1, 3) or not _pillow_agrees(file, image, options))
+        by_pillow = _by_pillow(file, options) if channels in (1, 3) else None
+        unopened.append(by_pillow is None and channels in (1, 3))
+        otherwise.append(by_pillow is None or not np.array_equal(by_pillow, image.numpy()))
     if not kept:
         raise UserError(f"--images: none of the {len(files)} files can be read as an image. Give others.")
     pixels = torch.stack(views)
@@ -138,6 +142,7 @@ def make_reference(
         unknown=None if classifier.unknown is None else classifier.unknown(features).numpy(),
         origin=origin,
         decoded_otherwise=np.array(otherwise),
+        unopened=np.array(unopened),
         unreadable=len(files) - len(kept),
         targets=None if targets is None else np.array(targets, dtype=np.int64)[positions],
         thresholds=classifier.thresholds if classifier.multi_label else None,
@@ -145,12 +150,13 @@ def make_reference(
     )
 
 
-def _pillow_agrees(file: str, image: torch.Tensor, options: DecodeOptions) -> bool:
+def _by_pillow(file: str, options: DecodeOptions) -> npt.NDArray[np.uint8] | None:
+    """Return the pixels (C, H, W) that plain Pillow gives for a file; None if it cannot open it."""
     try:
-        theirs = client.pixels_of(client.pillow(file, grey=image.shape[0] == 1, reading=options.to_plain()), "nchw")[0]
+        image = client.pillow(file, grey=options.channels == 1, reading=options.to_plain())
+        return np.asarray(client.pixels_of(image, "nchw")[0])
     except Exception:  # any error of Pillow's plain conversion
-        return False
-    return theirs.shape == tuple(image.shape) and bool(np.array_equal(theirs, image.numpy()))
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +203,7 @@ def ask_clients(exports: Sequence[tuple[ExportFormat, Path, Reference]]) -> list
                     "by_pillow": reference.pixels.shape[1] in (1, 3),
                     "pixels": str(pixels),
                     "decoded": decoded,
+                    "unopened": np.flatnonzero(reference.unopened).tolist(),
                     "reading": reference.decode_options.to_plain(),
                     "files": [os.path.abspath(file) for file in reference.files],
                     "answers": str(Path(folder) / f"{number}.npz"),
@@ -264,9 +271,8 @@ else:
 
 
 def library_folders() -> list[str]:
-    """Return the folders this process imports libraries from, without the folder in which this package is developed."""
-    here = str(Path(client.__file__).parents[2])
-    return [entry for entry in sys.path if entry and os.path.isdir(entry) and os.path.realpath(entry) != here]
+    """Return the folders this process imports libraries from; this package may lie in one of them."""
+    return [entry for entry in sys.path if entry and os.path.isdir(entry)]
 
 
 def compare(
@@ -284,8 +290,8 @@ def compare(
     bounds, width = BOUNDS[precision], len(classes)
     pixels, scores = np.split(np.asarray(answer.from_pixels), [width], axis=1)
     files = np.asarray(answer.from_files)[:, :width]
-    decoded = reference.decoded_otherwise
-    same = ~decoded
+    decoded = reference.decoded_otherwise & ~reference.unopened
+    same = ~reference.decoded_otherwise
     by_pixels = difference(reference, pixels)
     by_files = difference(reference, files, same)
     others = difference(reference, files, decoded)
@@ -303,6 +309,11 @@ def compare(
         problems.append(f"from the file a probability differs by {by_files.largest:.1e}, limit {bounds.from_files:.0e}")
     if by_files.agreement < bounds.agreement:
         problems.append(f"from the file the answers agree in {by_files.agreement:.1%}")
+    if unopened := int(reference.unopened.sum()):
+        remarks.append(
+            f"plain Pillow cannot open {counted(unopened, 'file')} that the model was compared on: of these the export got "
+            "pixels that finetune decoded"
+        )
     if others.images and reference.pixels.shape[1] not in (1, 3):
         remarks.append(f"Pillow reads no files of {reference.pixels.shape[1]} channels: compared from decoded pixels")
     elif others.images:

@@ -106,6 +106,7 @@ class ParityReport:
         accuracy: Accuracies; None where the true classes are not known.
         speed: Speed of an ONNX export; None for the other formats.
         unknown: Difference of the scores of unknown images, from the same pixels; None where the model or the export has none.
+        weights: SHA-256 of the weights in the model's bundle; empty where it is not known.
     """
 
     format: str
@@ -123,6 +124,7 @@ class ParityReport:
     accuracy: Accuracies | None = None
     speed: Speed | None = None
     unknown: Difference | None = None
+    weights: str = ""
 
     def _verdict(self) -> str:
         if not self.passed:

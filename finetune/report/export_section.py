@@ -12,17 +12,19 @@ from finetune.terminal import markdown
 _BEGIN, _END = "<!-- exports: begin -->", "<!-- exports: end -->"
 
 
-def tell_card(card: Path, exports: Path) -> bool:
+def tell_card(card: Path, exports: Path, *, weights: str) -> bool:
     """Write or update the section on exports in a model card.
 
     Args:
         card: ``README.md`` of a bundle; left alone if it does not exist or cannot be written.
-        exports: Folder with the parity reports of exports.
+        exports: Folder with the parity reports of exports, perhaps of other models too.
+        weights: Hash of the bundle's weights; reports of other weights are left out.
 
     Returns:
         Whether the card was written.
     """
-    reports = [report for path in sorted(exports.glob("*.parity.json")) if (report := _report(path))]
+    found = [report for path in sorted(exports.glob("*.parity.json")) if (report := _report(path))]
+    reports = [report for report in found if report.weights == weights]
     if not reports or not card.is_file():
         return False
     text = read_text(card)

@@ -60,7 +60,7 @@ def export_run(
 
     find_bundle(run)  # reports a wrong path before torch is loaded
 
-    from finetune.bundle import CARD, load_bundle
+    from finetune.bundle import CARD, load_bundle, read_model_json
     from finetune.export.export import check_target, export_checked
     from finetune.inference.decode_options import decode_options_of
 
@@ -72,12 +72,13 @@ def export_run(
     with tempfile.TemporaryDirectory() as folder:
         chosen = choose_images(run, classifier, images, count=check, int8=precision == "int8", folder=Path(folder))
         chosen = replace(chosen, decode_options=decode_options_of(run))
-        job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run))
+        weights = read_model_json(find_bundle(run))["weights_sha256"]
+        job = ExportJob(classifier=classifier, request=request, images=chosen, card=_model_card(run), weights=weights)
         report = export_checked(job, target)
     if report.speed is not None:
         from finetune.report.export_section import tell_card
 
-        tell_card(find_bundle(run) / CARD, target.parent)
+        tell_card(find_bundle(run) / CARD, target.parent, weights=weights)
     notes = [request.format.caution.replace("`", ""), request.format.hint.format(target=shlex.quote(str(target)))]
     return target, [*report.summary(), *filter(None, notes)]
 

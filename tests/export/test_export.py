@@ -3,6 +3,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from finetune.export.export import _move_into_place, export_checked
 from finetune.export.formats import FORMATS
 from finetune.export.formats.kind import ExportJob, ExportRequest
 from finetune.export.images import synthetic_images
-from finetune.export.parity import ClientAnswer, compare, make_reference
+from finetune.export.parity import ClientAnswer, ask_clients, compare, library_folders, make_reference
 from finetune.file_schema import PARITY, check_fields
 from finetune.report.export_section import tell_card
 from tests.bundles import small_bundle
@@ -29,7 +30,10 @@ def test_the_command_hands_over_a_checked_export_and_says_so(
     small_bundle(tmp_path / "run", size=(32, 32))
     (tmp_path / "images").mkdir()
     write_files(tmp_path / "images", 8)
-    command = ["export", str(tmp_path / "run"), "--format", "onnx", "--images", str(tmp_path / "images")]
+    # the export's own client reads it by no library
+    np.save(tmp_path / "array.npy", np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    images = [str(tmp_path / "images"), str(tmp_path / "array.npy")]
+    command = ["export", str(tmp_path / "run"), "--format", "onnx", "--images", *images]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "parity: passed (onnxruntime" in printed
@@ -42,9 +46,14 @@ def test_the_command_hands_over_a_checked_export_and_says_so(
     card = (tmp_path / "run" / "README.md").read_text()
     assert card.startswith("# A model")
     assert "| onnx fp32 | not labelled | not labelled | 100.0% |" in card
-    tell_card(tmp_path / "run" / "README.md", tmp_path / "run" / "exports")
+    tell_card(tmp_path / "run" / "README.md", folder, weights=report["weights"])
     assert (tmp_path / "run" / "README.md").read_text() == card
-    assert report["from_files"]["images"] == 8
+    # the exports of another run in the same folder are none of its own
+    (folder / "other.onnx.parity.json").write_text(json.dumps({**report, "weights": "0" * 64}))
+    tell_card(tmp_path / "run" / "README.md", folder, weights=report["weights"])
+    assert (tmp_path / "run" / "README.md").read_text() == card
+    assert (report["from_pixels"]["images"], report["from_files"]["images"]) == (9, 8)
+    assert "plain Pillow cannot open 1 file" in report["remarks"][0]
     assert report["from_files"]["largest"] < 1e-5
 
 
@@ -131,3 +140,33 @@ def test_precisions_that_a_format_does_not_have_are_refused(tmp_path: Path, caps
     small_bundle(tmp_path / "run", size=(32, 32))
     assert main(["export", str(tmp_path / "run"), "--format", "timm", "--precision", "int8"]) == 2
     assert "--precision int8: exists for --format onnx only" in capsys.readouterr().err
+
+
+def test_libraries_are_found_where_the_package_lies_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment into which a wheel was installed."""
+    beside = Path(np.__file__).parents[1]
+    monkeypatch.setattr("finetune.export.client.__file__", str(beside / "finetune" / "export" / "client.py"))
+    assert str(beside) in library_folders()
+
+
+def test_a_library_that_takes_files_is_not_asked_about_one_that_it_cannot_open(tmp_path: Path) -> None:
+    model = settled_classifier()
+    (tmp_path / "images").mkdir()
+    files = write_files(tmp_path / "images", 3)
+    np.save(tmp_path / "array.npy", np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    reference = make_reference(model, [*files, str(tmp_path / "array.npy")], origin="files")
+    (tmp_path / "timm").mkdir()
+    FORMATS["timm"].write(
+        ExportJob(
+            classifier=model,
+            request=ExportRequest(format=FORMATS["timm"]),
+            images=synthetic_images(tmp_path, channels=3, count=1),
+        ),
+        tmp_path / "timm",
+    )
+    (answer,) = ask_clients([(FORMATS["timm"], tmp_path / "timm", reference)])
+    report = compare("timm", answer, reference, classes=CLASSES)
+    assert report.passed
+    assert report.from_pixels is not None
+    assert report.from_files is not None
+    assert (report.from_pixels.images, report.from_files.images) == (4, 3)

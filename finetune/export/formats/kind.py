@@ -89,9 +89,11 @@ class ExportJob:
         request: Format, precision and layout.
         images: Images to check the export on; int8 is calibrated on them.
         card: Model card in Markdown, for formats that show it.
+        weights: SHA-256 of the weights in the bundle, for the report; empty for a model that has none.
     """
 
     classifier: "Classifier"
     request: ExportRequest
     images: "CheckImages"
     card: str = ""
+    weights: str = ""

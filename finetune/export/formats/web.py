@@ -64,7 +64,7 @@ def export_web(classifier: "Classifier", folder: Path, images: "CheckImages", *,
             "reducedFrom": 2 * eval_view(spec).min_side,
             # a rule, or the numbers that become black and white
             "highDepth": list(decode_options.integer_range)
-            if decode_options.integer_range
+            if decode_options.integer_range and decode_options.high_depth == "full"
             else decode_options.high_depth,
             KEY: provenance(classifier, layout="nhwc"),
         },

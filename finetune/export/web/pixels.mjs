@@ -17,7 +17,8 @@ export async function readImage(file, { channels, maxPixels, longestSide, highDe
   if (kind === "PNG") {
     const png = readPng(bytes);
     checkSize(png.width, png.height, { maxPixels, longestSide });
-    const profile = png.chunks.iCCP ? await inflate([profileOf(png.chunks.iCCP)], LONGEST_PROFILE) : null;
+    // a damaged profile is ignored, as Pillow does
+    const profile = png.chunks.iCCP ? await inflate([profileOf(png.chunks.iCCP)], LONGEST_PROFILE).catch(() => null) : null;
     if (!profile || isSrgb(profile)) return fromPng(png, { channels, highDepth });
     if (png.depth === 16) {
       const notes = ["Its colour profile is not followed, because browsers keep 8 bits: the answer may differ from Python's."];
