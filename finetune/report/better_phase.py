@@ -23,6 +23,9 @@ def better_phase(
             what one image more or less often is. None asks for no margin.
     """
     numbered = [(number, phase) for number, phase in enumerate(phases) if phase.restored != "start"]
+    if any(phase.restored == "last" and phase.best_epoch + 1 != phase.epochs for _, phase in numbered):
+        # the best epochs of these phases are known, and not what their weights were passed on with
+        return ""
     _, last = numbered[-1]
     metric, end = next(iter(last.best.items()))
     if metric not in built_in(multi_label=True):

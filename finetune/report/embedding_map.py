@@ -60,14 +60,17 @@ def map_chart(
         listed = len(shown) <= _LISTED
         figure = new_figure(4.1, 3.8 + (0.2 * -(-len(shown) // 3) if listed else 0.0))
         axes = figure.subplots()
+        points, labels = [], []
         for place, k in enumerate(shown):
             members = points_N2[groups == k]
             name, colour = printable(names[k]), _colour(place, len(shown))
             name = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
-            axes.scatter(members[:, 0], members[:, 1], s=9, color=colour, linewidths=0, label=name)
+            points.append(axes.scatter(members[:, 0], members[:, 1], s=9, color=colour, linewidths=0))
+            # of itself Matplotlib leaves out names that begin with an underscore
+            labels.append(f"\u200b{name}" if name.startswith("_") else name)
         if listed:
             # below the map, so that it covers no point
-            figure.legend(loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
+            figure.legend(points, labels, loc="outside lower center", ncols=3, fontsize=8, markerscale=2)
         ringed = points_N2[wrong]
         axes.scatter(ringed[:, 0], ringed[:, 1], s=26, facecolors="none", edgecolors=INK, linewidths=0.7)
         if _LISTED < len(shown) <= _NAMED:

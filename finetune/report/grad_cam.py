@@ -1,5 +1,6 @@
 """Grad-CAM heat maps of where the network looked (Selvaraju et al. 2017, arXiv 1610.02391), computed by Captum."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,9 +50,11 @@ def find_layer(classifier: Classifier, image_CHW: Tensor) -> Where | None:
             for inside in module.modules():
                 stage_of.pop(id(inside), None)
     candidates: list[Where] = []
+    calls: Counter[nn.Module] = Counter()
     height, width = image_CHW.shape[-2:]
 
     def look(module: nn.Module, inputs: object, output: object) -> None:
+        calls[module] += 1
         if not isinstance(output, Tensor) or output.ndim != 4 or len(output) != 1:
             return
         if min(output.shape[-2:]) < _FEWEST_CELLS:
@@ -70,7 +73,8 @@ def find_layer(classifier: Classifier, image_CHW: Tensor) -> Where | None:
     finally:
         for hook in hooks:
             hook.remove()
-    deep = [where for where in candidates if where.stage != classifier.stages[0]]
+    # of a module that runs several times the gradient would be that of another map
+    deep = [where for where in candidates if where.stage != classifier.stages[0] and calls[where.layer] == 1]
     return deep[-1] if deep else None
 
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -115,9 +115,11 @@ PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
         """Kill the node's daemon and all of its jobs without a word, as a power cut does."""
         self.daemons.pop("slurmd").kill()
         for process in Path("/proc").glob("[0-9]*"):
-            line = (process / "cmdline").read_bytes()
-            if b"slurmstepd" in line or b"submitit.core._submit" in line:
-                os.kill(int(process.name), signal.SIGKILL)
+            # one that has just ended has no file, and is no process any more
+            with suppress(FileNotFoundError, ProcessLookupError):
+                line = (process / "cmdline").read_bytes()
+                if b"slurmstepd" in line or b"submitit.core._submit" in line:
+                    os.kill(int(process.name), signal.SIGKILL)
         output("scontrol", "update", "nodename=node", "state=down", "reason=power")
         # as after a restart of the machine
         for left in (self._folder / "spool").glob("job*"):
