@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import finetune
 from finetune.api.settings import FitArguments
 from finetune.cli import main, split_command
 from finetune.commands.hydra_job import ComposingArguments
@@ -13,6 +14,7 @@ from finetune.config import check_overrides, compose
 from finetune.config.ineffective_settings import notes
 from finetune.config.schema import Config
 from finetune.errors import UserError
+from tests.conftest import TINY
 
 Captured = pytest.CaptureFixture[str]
 
@@ -165,9 +167,17 @@ def test_the_lines_of_the_answers_are_accepted() -> None:
 
 
 def test_epochs_and_rate_of_the_whole_schedule_are_those_of_each_phase() -> None:
-    each = [f"schedule.phases.{n}.{word}" for n in range(3) for word in ("epochs=5", f"lr={(2e-3, 1e-3, 6e-4)[n]}")]
+    each = [f"schedule.phases.{n}.epochs=5" for n in range(3)]
+    rates = [f"schedule.phases.{n}.lr={(1e-3, 6e-4)[n - 1]}" for n in (1, 2)]
     whole = compose(["data=digits", "epochs=5", "lr=2e-3"])
-    assert whole == compose(["data=digits", *each, "schedule.epochs=5", "schedule.lr=2e-3"])
+    # the head, which is solved where it can be, has no rate of its own
+    assert whole == compose(["data=digits", *each, *rates, "schedule.epochs=5", "schedule.lr=2e-3"])
+
+
+def test_a_rate_of_the_whole_schedule_leaves_the_head_to_be_solved(pets: Path) -> None:
+    plan = finetune.plan(pets, lr=1e-3, overrides=[*TINY])
+    assert plan.phases[0].settings.solves_head
+    assert [phase.settings.lr for phase in plan.phases[1:]] == [5e-4, 3e-4]
 
 
 def test_lists_in_a_sweep_are_values_of_it(composed: list[Config]) -> None:
@@ -262,13 +272,16 @@ def test_a_run_names_its_data_as_it_was_typed(
         ),
         (["head.hidden=3"], "head.hidden=3: has no effect. It belongs to head=mlp."),
         (["loss.focal_gamma=1"], "loss.focal_gamma=1: has no effect. It belongs to loss=focal."),
-        (["epochs=2"], "epochs=2: of each phase (head, top, all), 6 in all"),
+        (["epochs=2"], "epochs=2: of each phase (top, all, head unless it is solved), 4 in all, 6 if it is not"),
         (["schedule=probe", "epochs=3"], "epochs=3: has no effect. probe solves the head, without epochs."),
         (
             ["schedule=lp_ft", "epochs=3"],
             "epochs=3: of each phase (all), 3 in all; probe solves the head, without epochs",
         ),
-        (["lr=2e-3"], "lr=0.002: head 0.002, top 0.001, all 0.0006; the ratios of the schedule are kept"),
+        (
+            ["lr=2e-3"],
+            "lr=0.002: head 0.002 unless it is solved, top 0.001, all 0.0006; the ratios of the schedule are kept",
+        ),
     ],
 )
 def test_a_setting_that_reaches_less_than_it_seems_is_named(words: list[str], line: str) -> None:

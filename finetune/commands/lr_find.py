@@ -181,7 +181,9 @@ def report_range_test(test: "RangeTest", *, config: Config, number: int, words: 
     from finetune.training.lr_finder import table
 
     suggestions = test.suggestions()
-    rates = {at: phase.lr for at, phase in enumerate(config.schedule.phases) if phase.lr is not None}
+    phases = config.schedule.phases
+    of_phases = {f"schedule.phases.{at}.lr": phase.lr for at, phase in enumerate(phases) if phase.lr is not None}
+    rates = of_phases | ({} if config.schedule.lr is None else {"schedule.lr": config.schedule.lr})
     rows = table(test)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -239,23 +241,24 @@ def report_range_test(test: "RangeTest", *, config: Config, number: int, words: 
 
 
 def command_with(
-    overrides: Sequence[str], words: Sequence[str], *, rates: Mapping[int, float] = MappingProxyType({})
+    overrides: Sequence[str], words: Sequence[str], *, rates: Mapping[str, float] = MappingProxyType({})
 ) -> str:
     """Return the training command with the given overrides in place of earlier values of the same settings.
 
     Args:
         overrides: Settings of the suggestion.
         words: The words that were typed.
-        rates: Rates of the phases, by number, which stand in place of a typed ``lr``, because that would scale the suggestion.
+        rates: The rates of the schedule by their keys, in place of a typed ``lr``, which would scale the suggestion.
 
     >>> command_with(["schedule.phases.0.lr=0.01"], ["data.root='pets'", "run_dir=here", "schedule.phases.0.lr=1"])
     'finetune data.root=pets schedule.phases.0.lr=0.01'
-    >>> command_with(["schedule.phases.1.lr=0.02"], ["data=digits", "lr=0.1"], rates={0: 0.1, 1: 0.05})
-    'finetune data=digits schedule.phases.0.lr=0.1 schedule.phases.1.lr=0.02'
+    >>> rates = {"schedule.lr": 0.1, "schedule.phases.1.lr": 0.05}
+    >>> command_with(["schedule.phases.1.lr=0.02"], ["data=digits", "lr=0.1"], rates=rates)
+    'finetune data=digits schedule.lr=0.1 schedule.phases.1.lr=0.02'
     """
     if any(word.startswith("lr=") for word in words):
-        of_phases = [f"schedule.phases.{number}.lr={rate:.6g}" for number, rate in rates.items()]
-        words = [*(word for word in words if not word.startswith("lr=")), *of_phases]
+        settled = [f"{key}={rate:.6g}" for key, rate in rates.items()]
+        words = [*(word for word in words if not word.startswith("lr=")), *settled]
     replaced = {word.partition("=")[0] for word in overrides} | {"run_dir"}
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in replaced]
     return command_line("train", [*plain_words(kept), *overrides])

@@ -83,7 +83,8 @@ def _shared(config: Config, key: str, value: Any, setting: str, typed: Mapping[s
         elif key.startswith("data.") and getattr(config.schedule, setting) is not None:
             return f"{key}={value}: has no effect. schedule.{setting} replaces it."
         else:
-            reached.append(phase.name)
+            solvable = (phase.solver or config.schedule.solver) == "auto" and setting in _OF_STEPS
+            reached.append(f"{phase.name}{' (unless it is solved)' * solvable}")
     if not other and not (unread and not reached):
         return None
     remedy = ""

@@ -9,7 +9,9 @@ from finetune.errors import ConfigError
 def spread(config: Config) -> Config:
     """Return the configuration with ``epochs`` and ``lr`` in the phases and no longer at the top.
 
-    Every phase trains for ``epochs``. ``lr`` becomes the highest rate of the schedule; other phases keep their ratio to it.
+    Every phase trains for ``epochs``. ``lr`` becomes the highest rate of the schedule; other phases keep their ratio to it. A
+    phase that solves its head where it can (``solver: auto``) gets its rate from ``schedule.lr``, because one of its own would
+    mean that it is trained step by step.
 
     Raises:
         ConfigError: ``lr`` reaches no phase, or a phase sets its rates by other keys.
@@ -29,10 +31,12 @@ def spread(config: Config) -> Config:
         rates = _rates(config)
         factor = config.lr / max(rates.values())
         phases = [
-            replace(phase, lr=float(f"{rates[number] * factor:.6g}")) if number in rates else phase
+            replace(phase, lr=_scaled(rates[number], factor))
+            if number in rates and not (_is_auto(config, phase) and phase.lr is None)
+            else phase
             for number, phase in enumerate(phases)
         ]
-        schedule = replace(schedule, lr=config.lr)
+        schedule = replace(schedule, lr=None if schedule.lr is None else _scaled(schedule.lr, factor))
     return replace(config, schedule=replace(schedule, phases=phases), epochs=None, lr=None)
 
 
@@ -47,16 +51,22 @@ def notes(config: Config, *, epochs: int | None, lr: float | None) -> list[str]:
     phases = config.schedule.phases
     lines = []
     if epochs is not None:
-        stepping = [phase.name for phase in phases if _inherited(config, phase, "solver") != "lbfgs"]
-        solved = [phase.name for phase in phases if phase.name not in stepping]
+        stepping = [phase.name for phase in phases if _inherited(config, phase, "solver") == "gradient"]
+        solved = [phase.name for phase in phases if _inherited(config, phase, "solver") == "lbfgs"]
+        perhaps = [phase.name for phase in phases if _is_auto(config, phase)]
         without = f"{', '.join(solved)} solve{'s' * (len(solved) == 1)} the head, without epochs"
-        if not stepping:
+        if not stepping and not perhaps:
             lines.append(f"epochs={epochs}: has no effect. {without}.")
         elif len(phases) > 1:
-            of_each = f"epochs={epochs}: of each phase ({', '.join(stepping)}), {epochs * len(stepping)} in all"
+            named = [*stepping, *(f"{name} unless it is solved" for name in perhaps)]
+            of_each = f"epochs={epochs}: of each phase ({', '.join(named)}), {epochs * len(stepping)} in all"
+            of_each += f", {epochs * len(named)} if it is not" if perhaps else ""
             lines.append(f"{of_each}; {without}" if solved else of_each)
     if lr is not None and len(rates := _rates(config)) > 1:
-        given = ", ".join(f"{phases[number].name} {rate:g}" for number, rate in rates.items())
+        given = ", ".join(
+            f"{phases[number].name} {rate:g}{' unless it is solved' * _is_auto(config, phases[number])}"
+            for number, rate in rates.items()
+        )
         lines.append(f"lr={lr:g}: {given}; the ratios of the schedule are kept")
     return lines
 
@@ -85,6 +95,14 @@ def _rates(config: Config) -> dict[int, float]:
             ]
         )
     return rates
+
+
+def _scaled(rate: float, factor: float) -> float:
+    return float(f"{rate * factor:.6g}")
+
+
+def _is_auto(config: Config, phase: PhaseConfig) -> bool:
+    return _inherited(config, phase, "solver") == "auto"
 
 
 def _inherited(config: Config, phase: PhaseConfig, key: str) -> object:
