@@ -25,7 +25,7 @@ Write features of images to a file that finetune search, cluster and classify re
 
   finetune embed RUN IMAGES... --output FILE              files, folders, patterns, lists, or - (as finetune predict)
   finetune embed RUN [data=... key=value] --output FILE   a data set with its labels and splits; alone, the run's own
-  finetune embed backbone=resnet50 [key=value] IMAGES...  a pretrained network that was never trained here
+  finetune embed backbone=resnet50 [key=value] IMAGES... --output FILE   a pretrained network, never trained here
 
 If FILE exists, only images whose content it lacks are computed, and rows whose image is no longer given are removed.
 If interrupted, run the same command to continue. Unreadable images are left out and listed beside FILE."""

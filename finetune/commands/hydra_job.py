@@ -36,11 +36,11 @@ often used:
   epochs=5   lr=1e-3            of the whole schedule: epochs of each phase; the highest rate, the others keep their ratio
   batch_size=8                  images in a step
   backbone=NAME                 a choice above, or any network of timm: backbone=efficientnet_b0
-  weights=PATH                  imagenet | none | a .safetensors or .pth file
+  weights=PATH                  imagenet | package | embedded | none | hub:NAME | a file or folder
   freeze=stem,layer1            stages that never train
   schedule.phases.1.epochs=5    of one phase, counted from 0; also train, lr, layer_decay, stage_lr, ...
-  input.channels=1              grey images; input.adapt=expand | fold | sum | reinit
-  trainer.devices=2             and any other argument of Lightning's Trainer
+  input.channels=1              grey images; input.adapt=expand | fold | sum | tile | reinit
+  trainer.devices=2             and other arguments of Lightning's Trainer
   seed=0   name=NAME   run_dir=DIR
 finetune settings lists every key with its default and its meaning; finetune settings WORD those about WORD."""
 

@@ -16,7 +16,7 @@ Train the same network on the same data in every way, from guessing the largest 
 seeds and at an equal budget of passes over the images; recommend one, and write a table, a picture and a learning
 curve. Features of the frozen network are computed only once. With --backbones, compare pretrained networks instead, each by a
 head solved on its frozen features, and train the best of them by --rungs. Takes the same key=value as finetune train, except
-schedule and experiment, which the rungs set."""
+schedule, experiment, seed, epochs, run_dir and name, which it gives each run itself."""
 
 # keys that the ladder sets for each strategy
 

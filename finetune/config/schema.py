@@ -163,9 +163,9 @@ class DataConfig:
         least=1,
         example="batch_size=64",
     )
-    eval_batch_size: int = setting(64, "images in one step of validation and test", least=1)
+    eval_batch_size: int = setting(64, "images in one step of validation and test, on each device", least=1)
     num_workers: Optional[int] = setting(
-        None, "loader processes; null: none for data in memory, else one fewer than the cores of this process", least=0
+        None, "loader processes; null: none for data in memory or on few cores, else up to 8", least=0
     )
     augment: Any = setting(
         "standard",
@@ -232,7 +232,8 @@ class BackboneConfig:
     name: str = setting("resnet18", "name of the network in its library", example="backbone=efficientnet_b0")
     weights: str = setting(
         "imagenet",
-        "imagenet | none (random, or as your own class initialises them) | embedded | hub:NAME | a weights file | a bundle",
+        "imagenet | package (of an installed package) | embedded (resnet18) | none (random, or as your own class initialises them) | "
+        "hub:NAME | a weights file or folder | a bundle",
         example="weights=path/to/resnet18.safetensors",
         is_path=True,
     )
@@ -360,7 +361,7 @@ class PhaseConfig(PhaseSettings):
     name: str = setting("phase", "name of the phase, and of its folder")
     train: list[str] = setting(
         list,
-        "stages that train: names of the network's stages, head, all, backbone, or last (the last stage of the backbone)",
+        "stages that train: names of the network's stages, head, all, backbone, or last (the last fifth of the backbone's stages)",
         example="schedule.phases.1.train=layer4,head",
     )
 
