@@ -22,7 +22,8 @@ ABOUT = f"""\
 Classify images into a table: CSV, JSON Lines or Parquet by the suffix of --output.
 IMAGES are files, folders with all images below them, patterns ('photos/**/*.jpg'), lists (.csv, .tsv or .parquet with a
 column path, .txt with one path per line), or - for a list on standard input. Unreadable images become rows with the reason.
-A multi-label model predicts all classes above their thresholds, {THRESHOLD} or those of thresholds=f1, joined by ';'; probability is that of the top one.
+A multi-label model predicts all classes above their thresholds ({THRESHOLD}, or those of thresholds=f1), joined by ';';
+probability is that of the top one.
 The column known is false, and unknown_score above 1, for images unlike the training images; predicted is their nearest class.
 If interrupted, run the same command to continue. In CSV, a name that a spreadsheet would take for a formula gets an
 apostrophe before it.

@@ -232,8 +232,8 @@ class BackboneConfig:
     name: str = setting("resnet18", "name of the network in its library", example="backbone=efficientnet_b0")
     weights: str = setting(
         "imagenet",
-        "imagenet | package (of an installed package) | embedded (resnet18) | none (random, or as your own class initialises them) | "
-        "hub:NAME | a weights file or folder | a bundle",
+        "imagenet | package (of an installed package) | embedded (resnet18) | none (random, or as your own class initialises "
+        "them) | hub:NAME | a weights file or folder | a bundle",
         example="weights=path/to/resnet18.safetensors",
         is_path=True,
     )
@@ -361,7 +361,8 @@ class PhaseConfig(PhaseSettings):
     name: str = setting("phase", "name of the phase, and of its folder")
     train: list[str] = setting(
         list,
-        "stages that train: names of the network's stages, head, all, backbone, or last (the last fifth of the backbone's stages)",
+        "stages that train: names of the network's stages, head, all, backbone, or last (the last fifth of the backbone's "
+        "stages)",
         example="schedule.phases.1.train=layer4,head",
     )
 

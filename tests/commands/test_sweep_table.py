@@ -175,9 +175,9 @@ def test_optuna_searches_by_the_figure_on_validation(words: Words, tmp_path: Pat
     assert len(set(losses)) == 3
     best = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
     assert best["best_value"] == min(losses)
-    drawn = rows(sweep)[losses.index(min(losses))]["schedule.lr"]
-    assert f"{best['best_params']['schedule.lr']:.4g}" == drawn
-    assert all(1e-4 <= float(row["schedule.lr"]) <= 1e-2 for row in rows(sweep))
+    drawn = rows(sweep)[losses.index(min(losses))]["lr"]
+    assert f"{best['best_params']['lr']:.4g}" == drawn
+    assert all(1e-4 <= float(row["lr"]) <= 1e-2 for row in rows(sweep))
 
 
 @pytest.mark.slow
