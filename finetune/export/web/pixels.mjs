@@ -5,6 +5,7 @@
 // white.
 
 const text = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
+const beginning = (bytes) => new TextDecoder("latin1").decode(bytes.subarray(0, 1 << 16));
 
 export class Refused extends Error {}
 
@@ -22,7 +23,8 @@ export async function readImage(file, { channels, maxPixels, longestSide, highDe
     if (!profile || isSrgb(profile)) return fromPng(png, { channels, highDepth });
     if (png.depth === 16) {
       const notes = ["Its colour profile is not followed, because browsers keep 8 bits: the answer may differ from Python's."];
-      return { ...(await fromPng(png, { channels, highDepth })), notes };
+      const read = await fromPng(png, { channels, highDepth });
+      return { ...read, notes: [...notes, ...read.notes] };
     }
   }
   let profiled = false;
@@ -116,6 +118,8 @@ function isSrgbCurve(view, at) {
 }
 
 function hasProfile(kind, bytes) {
+  // the property of an AVIF file that holds an ICC profile
+  if (kind === "AVIF") return /colr(prof|rICC)/.test(beginning(bytes));
   return kind === "WebP" && text(bytes, 12, 4) === "VP8X" && (bytes[20] & 0x20) !== 0;
 }
 
@@ -229,6 +233,7 @@ function readPng(bytes) {
     const name = text(bytes, at + 4, 4);
     const body = bytes.subarray(at + 8, at + 8 + length);
     if (body.length < length) break;
+    if (name.endsWith("Xt") && turnsByText(body)) png.turnsByText = true;
     if (name === "IDAT") png.parts.push(body);
     else if (!(name in png.chunks)) png.chunks[name] = body;
     ended = name === "IEND";
@@ -241,6 +246,13 @@ function readPng(bytes) {
   [png.depth, png.type, , , png.interlaced] = head.subarray(8);
   if (!(png.type in SAMPLES)) throw new Refused("It is damaged or cut short.");
   return png;
+}
+
+/** Whether a text chunk states an orientation, which Python follows where there is no eXIf chunk. */
+function turnsByText(body) {
+  const start = beginning(body);
+  const stated = /tiff:Orientation(?:="|>)(\d)/.exec(start);
+  return start.startsWith("Raw profile type exif") || (stated !== null && stated[1] !== "1");
 }
 
 /** Return the compressed profile of an iCCP chunk, which follows its name. */
@@ -281,7 +293,9 @@ function rawLength({ width, height, depth, type, interlaced }) {
 async function fromPng(png, { channels, highDepth }) {
   const samples = unpack(png, await inflate(png.parts, rawLength(png)));
   const upright = applyOrientation(toRgba(png, samples, highDepth), png.width, png.height, orientation(png.chunks.eXIf));
-  return { data: toChannels(upright.rgba, channels), width: upright.width, height: upright.height, notes: [] };
+  const turned = "Its orientation stands in a text that this page does not read: it may lie on its side here, and not in Python.";
+  const notes = png.turnsByText && !png.chunks.eXIf ? [turned] : [];
+  return { data: toChannels(upright.rgba, channels), width: upright.width, height: upright.height, notes };
 }
 
 /** Undo the filters, and return all samples at the file's own depth. */
